@@ -1,0 +1,27 @@
+"""Ground floor: structures to neighbour graphs in a Zarr store, and how the work is spread over Dask."""
+
+from .block import GraphBlock
+from .errors import EquiscreenError
+from .featurize import FeaturizeReport, featurize
+from .labels import LabelMapping, LabelRule
+from .neighbors import NeighborList, neighbor_list
+from .readers import ReadOptions
+from .store import GraphStore
+from .structure import Structure
+from .tables import NeighborTable, neighbor_table
+
+__all__ = [
+    "EquiscreenError",
+    "FeaturizeReport",
+    "GraphBlock",
+    "GraphStore",
+    "LabelMapping",
+    "LabelRule",
+    "NeighborList",
+    "NeighborTable",
+    "ReadOptions",
+    "Structure",
+    "featurize",
+    "neighbor_list",
+    "neighbor_table",
+]

@@ -1,0 +1,201 @@
+"""Compaction: parts become the sharded arrays of a Zarr store. One task owns a whole shard of every array it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from .errors import StoreError
+from .parts import read_part, write_text_atomically
+from .schema import ATOM, EDGE, FIXED_DIMS, STRUCTURE, TEXT, ArraySpec
+
+# Rows of an inner chunk (what is read at once) and of a shard (what is one file).
+CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
+SHARD_CHUNKS = 64
+COUNT_ARRAYS = {ATOM: "n_atoms", EDGE: "n_edges"}
+START_ARRAYS = {"atom_start": ATOM, "edge_start": EDGE}
+CHECKSUMS_FILE = "checksums.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What the compaction tasks need to know. Anything of the size of the data stands in files.
+
+    Attributes:
+        parts: Folder of the parts.
+        store: The store being written.
+        specs: Its arrays.
+        numbers: The parts, in order.
+        part_rows: For every sharded dim, int64[n_parts + 1], offsets of the kept rows of each part in the output.
+        keep: A .npy file, bool[structures in all parts], or None to keep everything.
+        status: A .npy file of the `status` of every structure, or None where the parts hold it.
+        structure_offsets: int64[n_parts + 1], offsets of each part into `keep` and `status`.
+    """
+
+    parts: Path
+    store: Path
+    specs: tuple[ArraySpec, ...]
+    numbers: tuple[int, ...]
+    part_rows: Mapping[str, NDArray[np.int64]]
+    keep: Path | None
+    status: Path | None
+    structure_offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """The shard number `shard` of all arrays along `dim`."""
+
+    dim: str
+    shard: int
+
+
+def create_arrays(compaction: Compaction) -> None:
+    """Create the store's arrays, empty."""
+    root = zarr.open_group(compaction.store, mode="w", zarr_format=3)
+    for spec in compaction.specs:
+        length = int(compaction.part_rows[spec.dims[0]][-1])
+        chunk = CHUNK_ROWS[spec.dims[0]]
+        shard = _shard_rows(spec.dims[0], length)
+        inner = tuple(FIXED_DIMS[dim] for dim in spec.dims[1:])
+        # The checksum makes damage to a chunk an error at reading, never a wrong number.
+        compressors = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+        root.create_array(
+            spec.name,
+            shape=(length, *inner),
+            dtype="string" if spec.dtype == TEXT else spec.dtype,
+            chunks=(min(chunk, shard), *inner),
+            shards=(shard, *inner),
+            dimension_names=spec.dims,
+            compressors=compressors,
+            fill_value=np.nan if spec.dtype.startswith("float") else None,
+            attributes=dict(spec.attrs),
+        )
+
+
+def shard_tasks(compaction: Compaction) -> list[ShardTask]:
+    """One task for every shard along every dim that some array is sharded along."""
+    tasks = []
+    for dim in dict.fromkeys(spec.dims[0] for spec in compaction.specs):
+        length = int(compaction.part_rows[dim][-1])
+        tasks.extend(ShardTask(dim, shard) for shard in range(-(-length // _shard_rows(dim, length))))
+    return tasks
+
+
+def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
+    """Gather the rows of one shard from the parts and write them.
+
+    Returns:
+        sha256 of the rows of each array, by ``name/shard``.
+    """
+    offsets = compaction.part_rows[task.dim]
+    rows = _shard_rows(task.dim, int(offsets[-1]))
+    begin, end = task.shard * rows, min((task.shard + 1) * rows, int(offsets[-1]))
+    first = int(np.searchsorted(offsets, begin, side="right")) - 1
+    last = int(np.searchsorted(offsets, end, side="left"))
+    specs = [spec for spec in compaction.specs if spec.dims[0] == task.dim]
+    pieces: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
+    for place in range(first, last):
+        window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
+        for name, values in _kept_rows(compaction, place, specs):
+            pieces[name].append(values[window])
+    digests = {}
+    for spec in specs:
+        values = np.concatenate(pieces[spec.name])
+        if spec.dtype == TEXT:
+            values = values.astype(np.dtypes.StringDType())
+        else:
+            values = values.astype(spec.dtype, copy=False)
+        # A shard of nothing but zeros has to be written too: a missing one is taken for damage.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
+        digests[f"{spec.name}/{task.shard}"] = rows_digest(values)
+    return digests
+
+
+def rows_digest(values: NDArray[Any]) -> str:
+    """sha256 of rows, independent of how they are compressed."""
+    if values.dtype.kind == "T":
+        return hashlib.sha256("\0".join(values.tolist()).encode()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
+    """Write checksums and root attributes, `complete` among them: the last thing that happens to a store.
+
+    Returns:
+        The store's hash: sha256 over the checksums of all its rows.
+    """
+    text = json.dumps(dict(sorted(digests.items())), indent=0)
+    write_text_atomically(store / CHECKSUMS_FILE, text)
+    store_hash = hashlib.sha256(text.encode()).hexdigest()
+    root = zarr.open_group(store, mode="r+")
+    root.update_attributes({**attrs, "store_hash": store_hash, "complete": True})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component")  # the tables
+        zarr.consolidate_metadata(store)
+    return store_hash
+
+
+def stored_digests(root: zarr.Group, specs_dims: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Compute the checksums of a store anew, shard by shard, as (``name/shard``, sha256)."""
+    for name, dim in specs_dims.items():
+        array = root[name]
+        if not isinstance(array, zarr.Array):
+            raise StoreError(f"{name} is no array")
+        length = array.shape[0]
+        rows = _shard_rows(dim, length)
+        for shard in range(-(-length // rows)):
+            values = np.asarray(array[shard * rows : (shard + 1) * rows])
+            yield f"{name}/{shard}", rows_digest(values)
+
+
+def offsets_of(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Prefix sums with a leading zero: int64[n + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def _shard_rows(dim: str, length: int) -> int:
+    """Rows of a shard: whole chunks, and no more of them than the array has."""
+    chunk = CHUNK_ROWS[dim]
+    return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
+
+
+def _kept_rows(
+    compaction: Compaction, place: int, specs: Sequence[ArraySpec]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The rows of one part that go into the store, for each array."""
+    part = read_part(compaction.parts, compaction.numbers[place])
+    structures = slice(int(compaction.structure_offsets[place]), int(compaction.structure_offsets[place + 1]))
+    keep = None if compaction.keep is None else np.load(compaction.keep, mmap_mode="r")[structures]
+    dim = specs[0].dims[0]
+    select = _row_selector(part, dim, keep)
+    for spec in specs:
+        if spec.name in START_ARRAYS:
+            start_dim = START_ARRAYS[spec.name]
+            counts = select(part[COUNT_ARRAYS[start_dim]])
+            yield spec.name, np.cumsum(counts, dtype=np.int64) - counts + compaction.part_rows[start_dim][place]
+        elif spec.name == "status" and compaction.status is not None:
+            yield spec.name, select(np.array(np.load(compaction.status, mmap_mode="r")[structures]))
+        else:
+            yield spec.name, select(part[spec.name])
+
+
+def _row_selector(
+    part: Mapping[str, NDArray[Any]], dim: str, keep: NDArray[np.bool_] | None
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    if keep is None or keep.all():
+        return lambda values: values
+    mask = keep if dim == STRUCTURE else np.repeat(keep, part[COUNT_ARRAYS[dim]])
+    return lambda values: values[mask]

@@ -1,0 +1,41 @@
+"""Errors that a user can mend. The command line prints their message as one line, without a traceback."""
+
+
+class EquiscreenError(Exception):
+    """Base of all errors that name what is wrong and what to do about it."""
+
+
+class SourceError(EquiscreenError):
+    """A structure file is missing, empty or of no known format."""
+
+
+class LabelError(EquiscreenError):
+    """A label mapping does not fit the data."""
+
+
+class InvalidStructureError(EquiscreenError):
+    """One structure cannot become a graph; it becomes a row of the failures table."""
+
+
+class OutputExistsError(EquiscreenError):
+    """The output path is taken."""
+
+
+class StoreError(EquiscreenError):
+    """A store is missing, unfinished, damaged or of another schema."""
+
+
+class ConfigError(EquiscreenError):
+    """A configuration file or setting is wrong."""
+
+
+class CheckpointError(EquiscreenError):
+    """A file is no checkpoint of ours."""
+
+
+class ModelFileError(EquiscreenError):
+    """A file is no ONNX model of ours, or does not fit the store."""
+
+
+class ExportError(EquiscreenError):
+    """The lowered network failed one of its checks."""

@@ -1,0 +1,110 @@
+"""What a graph store holds: its arrays, their dims, types and units. docs: the table in the README of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .labels import ENERGY, FORCES, STRESS, LabelMapping
+
+GRAPH_SCHEMA = "equiscreen-graphs/1"
+STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
+CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
+FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
+TEXT = "text"
+
+STATUS_MEANINGS = ("ok", "duplicate_with_other_labels")
+STATUS_OK, STATUS_OTHER_LABELS = range(len(STATUS_MEANINGS))
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a store.
+
+    Attributes:
+        name: Its name.
+        dims: Names of its dims; the first is the one that it is sharded along.
+        dtype: A numpy type name, or `TEXT`.
+        attrs: Units, a description, CF flags.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def shape(self, length: int) -> tuple[int, ...]:
+        """The shape of an array with `length` rows."""
+        return (length, *(FIXED_DIMS[dim] for dim in self.dims[1:]))
+
+
+def flags(meanings: tuple[str, ...]) -> dict[str, Any]:
+    """CF attributes of a status array."""
+    return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
+
+
+def _spec(name: str, dims: tuple[str, ...], dtype: str, description: str, units: str = "") -> ArraySpec:
+    return ArraySpec(name, dims, dtype, {"description": description, **({"units": units} if units else {})})
+
+
+_GRAPH_ARRAYS = (
+    _spec("n_atoms", (STRUCTURE,), "int32", "number of atoms", "1"),
+    _spec("n_edges", (STRUCTURE,), "int32", "number of directed edges", "1"),
+    _spec("atom_start", (STRUCTURE,), "int64", "first row of the structure along dim atom", "1"),
+    _spec("edge_start", (STRUCTURE,), "int64", "first row of the structure along dim edge", "1"),
+    _spec("cell", (STRUCTURE, LATTICE_VECTOR, CARTESIAN), "float64", "lattice vectors as rows", "angstrom"),
+    _spec("pbc", (STRUCTURE, LATTICE_VECTOR), "bool", "whether the lattice vector is periodic"),
+    _spec("structure_id", (STRUCTURE,), TEXT, "name of the structure in its source"),
+    _spec("structure_hash", (STRUCTURE, HASH_BYTE), "uint8", "content hash of elements, cell and coordinates"),
+    replace(
+        _spec("status", (STRUCTURE,), "uint8", "what is known of the structure"),
+        attrs={"description": "what is known of the structure", **flags(STATUS_MEANINGS)},
+    ),
+    _spec("source", (STRUCTURE,), TEXT, "file that the structure came from"),
+    _spec("source_index", (STRUCTURE,), "int64", "place in that file, from 0", "1"),
+    _spec("atomic_number", (ATOM,), "uint8", "atomic number", "1"),
+    _spec("frac_coord", (ATOM, CARTESIAN), "float64", "fractional coordinates (Cartesian where cell is 1)", "1"),
+    _spec("n_neighbors", (ATOM,), "uint16", "number of edges that the atom receives", "1"),
+    _spec("neighbor", (EDGE,), "uint16", "sending atom, counted within the structure", "1"),
+    _spec(
+        "image",
+        (EDGE, CARTESIAN),
+        "int16",
+        "lattice image of the sender: displacement = (frac_coord[sender] + image - frac_coord[receiver]) @ cell",
+        "1",
+    ),
+)
+
+_LABEL_DIMS = {
+    ENERGY: ((STRUCTURE,), "total energy"),
+    FORCES: ((ATOM, CARTESIAN), "forces"),
+    STRESS: ((STRUCTURE, CARTESIAN, CARTESIAN_2), "stress (1/V) dE/d(strain), positive under tension as in ASE"),
+}
+
+
+def label_spec(name: str, units: str) -> ArraySpec:
+    """The array of a label; any name but energy, forces and stress is a number per structure."""
+    dims, description = _LABEL_DIMS.get(name, ((STRUCTURE,), name.replace("_", " ")))
+    spec = _spec(name, dims, "float64", f"{description}; NaN = absent", units)
+    return replace(spec, attrs={**spec.attrs, "role": "label"})
+
+
+def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
+    """All arrays of a graph store with the labels and columns of `mapping`."""
+    labels = tuple(label_spec(name, mapping.unit_in_store(name)) for name in mapping.labels)
+    columns = tuple(
+        ArraySpec(name, (STRUCTURE,), TEXT, {"description": f"input column {name}", "role": "column"})
+        for name in mapping.columns
+    )
+    return (*_GRAPH_ARRAYS, *labels, *columns)
+
+
+def empty_rows(spec: ArraySpec, length: int) -> np.ndarray[Any, Any]:
+    """Rows of an array that nothing was found for."""
+    if spec.dtype == TEXT:
+        return np.full(length, "", dtype="U1")
+    fill = np.nan if spec.dtype.startswith("float") else 0
+    return np.full(spec.shape(length), fill, dtype=spec.dtype)

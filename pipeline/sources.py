@@ -1,0 +1,262 @@
+"""Where structures come from: files are found, their format told, and their records divided into partitions."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import SourceError
+
+# A partition ends at whichever comes first. Neither depends on the number of workers.
+PARTITION_RECORDS = 4096
+PARTITION_BYTES = 4 << 20
+
+
+class Format(StrEnum):
+    """Formats that can be read."""
+
+    CIF = "cif"
+    CSV = "csv"
+    EXTXYZ = "extxyz"
+    JSON = "json"
+
+
+SUFFIXES = {
+    ".cif": Format.CIF,
+    ".csv": Format.CSV,
+    ".xyz": Format.EXTXYZ,
+    ".extxyz": Format.EXTXYZ,
+    ".json": Format.JSON,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input file.
+
+    Attributes:
+        name: As the user gave it (or the folder it is in); this is what the store remembers.
+        format: How it is read.
+    """
+
+    name: str
+    format: Format
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is read through gzip."""
+        return self.name.endswith(".gz")
+
+    def open(self) -> BinaryIO:
+        """Open for reading, decompressed."""
+        return gzip.open(self.name, "rb") if self.compressed else Path(self.name).open("rb")  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A run of records that one task reads.
+
+    Attributes:
+        number: Its place in the order of sources.
+        files: One file, or several small ones that hold few records each.
+        first: Index of the first record within its file (0 for several files).
+        offset: Where that record begins in the decompressed file.
+        length: Decompressed bytes to read; None reads to the end.
+        limit: At most so many records; None reads all.
+    """
+
+    number: int
+    files: tuple[SourceFile, ...]
+    first: int = 0
+    offset: int = 0
+    length: int | None = None
+    limit: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes of a partition of a single file.
+
+        Raises:
+            SourceError: The file cannot be read, or ends early.
+        """
+        source = self.files[0]
+        try:
+            with source.open() as file:
+                file.seek(self.offset)
+                return file.read() if self.length is None else file.read(self.length)
+        except (OSError, EOFError) as error:
+            raise SourceError(f"{source.name}: cannot be read ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All partitions of a run, and what identifies its inputs.
+
+    Attributes:
+        partitions: In the order of sources.
+        n_records: How many records they hold, as far as it is known before reading; JSON files count as one.
+        inputs: (name, bytes, sha256) of every file.
+    """
+
+    partitions: tuple[Partition, ...]
+    n_records: int
+    inputs: tuple[tuple[str, int, str], ...]
+
+
+def find_files(sources: Sequence[str | Path]) -> list[SourceFile]:
+    """Resolve paths and folders to files. A folder gives its CIF files, sorted by name, with those of its subfolders.
+
+    Raises:
+        SourceError: A path that does not exist, is empty, or has an unknown suffix.
+    """
+    files: list[SourceFile] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".cif" and p.is_file())
+            if not inside:
+                raise SourceError(f"{source}: a folder without .cif files")
+            files.extend(SourceFile(p.as_posix(), Format.CIF) for p in inside)
+        elif not path.exists():
+            raise SourceError(f"{source}: no such file or folder")
+        elif path.stat().st_size == 0:
+            raise SourceError(f"{source}: the file is empty")
+        else:
+            files.append(SourceFile(path.as_posix(), _format_of(path)))
+    if not files:
+        raise SourceError("no sources given")
+    return files
+
+
+def make_plan(files: Sequence[SourceFile], limit: int | None = None) -> Plan:
+    """Divide the records of all files into partitions, reading every file once.
+
+    Args:
+        files: In the order in which the first of two equal structures wins.
+        limit: Stop after so many records.
+
+    Raises:
+        SourceError: A file that cannot be read.
+    """
+    partitions: list[Partition] = []
+    inputs: list[tuple[str, int, str]] = []
+    n_records = 0
+    small: list[SourceFile] = []
+    small_bytes = 0
+
+    def add(files: tuple[SourceFile, ...], first: int, offset: int, length: int | None, count: int | None) -> None:
+        nonlocal n_records
+        left = None if limit is None else limit - n_records
+        if left is not None and left <= 0:
+            return
+        known = 1 if count is None else count
+        cap = left if left is not None and (count is None or left < count) else None
+        partitions.append(Partition(len(partitions), files, first, offset, length, cap))
+        n_records += known if cap is None else min(known, cap)
+
+    def flush() -> None:
+        nonlocal small, small_bytes
+        if small:
+            add(tuple(small), 0, 0, None, len(small))
+        small, small_bytes = [], 0
+
+    for file in files:
+        size, digest = _fingerprint(file)
+        inputs.append((file.name, size, digest))
+        if file.format is Format.CIF:
+            small.append(file)
+            small_bytes += size
+            if small_bytes >= PARTITION_BYTES or len(small) >= PARTITION_RECORDS:
+                flush()
+            continue
+        flush()
+        if file.format is Format.JSON:
+            add((file,), 0, 0, None, None)
+            continue
+        for first, offset, length, count in _cut(file):
+            add((file,), first, offset, length, count)
+    flush()
+    return Plan(tuple(partitions), n_records, tuple(inputs))
+
+
+def _format_of(path: Path) -> Format:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SourceError(f"{path}: unknown format {suffix!r}; known are {', '.join(sorted(SUFFIXES))}, also with .gz")
+    return SUFFIXES[suffix]
+
+
+def _fingerprint(file: SourceFile) -> tuple[int, str]:
+    try:
+        with Path(file.name).open("rb") as raw:
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()
+            return raw.tell(), digest
+    except OSError as error:
+        raise SourceError(f"{file.name}: cannot be read ({error})") from error
+
+
+def _cut(file: SourceFile) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a file of many records into (first record, offset, length, number of records)."""
+    try:
+        with file.open() as stream:
+            buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type]
+            lengths = _csv_records(buffered) if file.format is Format.CSV else _extxyz_frames(buffered)
+            # A CSV's first line names its columns; every partition of it reads that line anew.
+            offset = next(lengths, 0) if file.format is Format.CSV else 0
+            first = count = length = 0
+            for size in lengths:
+                length += size
+                count += 1
+                if count >= PARTITION_RECORDS or length >= PARTITION_BYTES:
+                    yield first, offset, length, count
+                    first, offset, count, length = first + count, offset + length, 0, 0
+            if count:
+                yield first, offset, length, count
+    except (OSError, EOFError) as error:
+        raise SourceError(f"{file.name}: cannot be read ({error})") from error
+
+
+def _csv_records(stream: io.BufferedReader) -> Iterator[int]:
+    """Byte lengths of CSV records: a line break within quotes does not end one."""
+    length = quotes = 0
+    for line in stream:
+        length += len(line)
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            if line.strip():
+                yield length
+                length = 0
+            quotes = 0
+    if length:
+        yield length
+
+
+def _extxyz_frames(stream: io.BufferedReader) -> Iterator[int]:
+    """Byte lengths of frames. Where a frame does not begin with a number of atoms the rest is one piece, and fails."""
+    blank = 0
+    for head in iter(stream.readline, b""):
+        if not head.strip():
+            blank += len(head)
+            continue
+        try:
+            n_lines = int(head) + 1
+        except ValueError:
+            yield blank + len(head) + _rest(stream)
+            return
+        yield blank + len(head) + sum(len(stream.readline()) for _ in range(n_lines))
+        blank = 0
+
+
+def _rest(stream: io.BufferedReader) -> int:
+    return sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
+
+
+def inputs_digest(inputs: Sequence[tuple[str, int, str]]) -> str:
+    """One sha256 over names, sizes and checksums of all inputs."""
+    return hashlib.sha256(json.dumps([list(item) for item in inputs]).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""A run that can be killed at any moment and run again: parts in ``OUT.partial``, and one rename at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .cluster import run_tasks
+from .compaction import Compaction, create_arrays, shard_tasks, write_shard
+from .errors import OutputExistsError
+from .lock import locked
+from .parts import Receipt, committed, write_text_atomically
+from .progress import ProgressReport
+
+Task = TypeVar("Task")
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Folders of a run in progress.
+
+    Attributes:
+        out: The output that will appear at the end.
+        folder: ``OUT.partial``.
+    """
+
+    out: Path
+    folder: Path
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the parts."""
+        return self.folder / "parts"
+
+    @property
+    def store(self) -> Path:
+        """The store while it is being written."""
+        return self.folder / "store"
+
+    def publish(self) -> None:
+        """Give the finished store its name and remove the parts."""
+        self.store.rename(self.out)
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def staged(out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Staging]:
+    """Open or take up the run that writes `out`, holding its lock.
+
+    Args:
+        out: The output.
+        identity: Everything that the result depends on. A run can only be resumed with an equal one.
+        overwrite: Remove an existing output, and an unfinished run, first.
+
+    Raises:
+        OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
+    """
+    staging = Staging(out, out.with_name(f"{out.name}.partial"))
+    if out.exists() and not overwrite:
+        raise OutputExistsError(f"{out}: exists; choose another --out, or say --overwrite")
+    staging.folder.mkdir(parents=True, exist_ok=True)
+    with locked(staging.folder / "lock.json"):
+        plan = staging.folder / "plan.json"
+        wanted = json.loads(json.dumps(identity))
+        if overwrite:
+            _remove(out)
+            shutil.rmtree(staging.parts, ignore_errors=True)
+        elif plan.exists():
+            found = json.loads(plan.read_text())
+            different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            if different:
+                raise OutputExistsError(
+                    f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
+                    "use the same words to resume it, or say --overwrite"
+                )
+        write_text_atomically(plan, json.dumps(wanted, indent=1))
+        staging.parts.mkdir(exist_ok=True)
+        for scratch in staging.parts.glob(".*"):  # of tasks that were killed; the lock says that none is at work
+            scratch.unlink()
+        yield staging
+
+
+def make_parts(
+    client: Any,
+    staging: Staging,
+    function: Callable[[Task], Receipt],
+    tasks: Mapping[int, Task],
+    progress: ProgressReport,
+) -> dict[int, Receipt]:
+    """Run the tasks whose parts are not there yet.
+
+    Args:
+        client: Dask client.
+        staging: The run.
+        function: Makes one part.
+        tasks: By part number.
+        progress: Advanced by what each part has read.
+
+    Returns:
+        The receipts of all parts, in order.
+    """
+    receipts = {number: receipt for number, receipt in committed(staging.parts).items() if number in tasks}
+    progress.advance(sum(receipt.counts["read"] for receipt in receipts.values()))
+    missing: Iterable[Task] = [task for number, task in tasks.items() if number not in receipts]
+    for receipt in run_tasks(client, function, missing):
+        receipts[receipt.number] = receipt
+        progress.advance(receipt.counts["read"])
+    return dict(sorted(receipts.items()))
+
+
+def compact(client: Any, compaction: Compaction) -> dict[str, str]:
+    """Write all shards of the store, on the workers.
+
+    Returns:
+        sha256 of the rows of every array, by ``name/shard``.
+    """
+    create_arrays(compaction)
+    digests: dict[str, str] = {}
+    for part in run_tasks(client, partial(write_shard, compaction), shard_tasks(compaction)):
+        digests.update(part)
+    return digests
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
