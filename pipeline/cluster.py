@@ -48,9 +48,10 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             n_workers=(os.cpu_count() or 1) if processes else 1,
             threads_per_worker=1,
             processes=processes,
+            host="127.0.0.1" if processes else None,
             dashboard_address="127.0.0.1:0",
             memory_limit="auto",
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,  # what fails is raised to the caller
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -149,8 +149,7 @@ def featurize(
         tasks = {p.number: FeaturizeTask(p, settings, staging.parts.resolve()) for p in plan.partitions}
         with connect(scheduler) as client:
             with ProgressReport("featurize", plan.n_records, enabled=progress) as bar:
-                if progress:
-                    bar.note(f"Dask dashboard: {dashboard(client)}")
+                bar.note(f"Dask dashboard: {dashboard(client)}")
                 receipts = make_parts(client, staging, featurize_partition, tasks, bar)
             counts, reasons = _totals(receipts)
             if counts["stored"] == 0:
@@ -266,15 +265,16 @@ class _Rows:
         self.structures.append(record.structure)
         self.neighbors.append(neighbors)
         self.labels.append(labels)
-        self.labels_found.update(labels)
+        self.labels_found.update(labels.keys())
         self.origins.append(origin)
         self.columns.append(tuple(str(record.fields.get(name, "")) for name in self.settings.mapping.columns))
 
     def _structure_id(self, record: RawRecord) -> str:
         names = (self.settings.id_field,) if self.settings.id_field else ID_FIELDS
         for name in names:
-            if name is not None and record.fields.get(name) not in (None, ""):
-                return str(record.fields[name])
+            value = record.fields.get(name)
+            if isinstance(value, str | int) and value != "":
+                return str(value)
         stem = Path(record.source).name.split(".")[0]
         alone = Path(record.source).suffix == ".cif" and record.index == 0
         return stem if alone else f"{stem}:{record.index}"

@@ -154,7 +154,7 @@ class LabelMapping(BaseModel):
         for name, rules in self.labels.items():
             for rule in rules:
                 value = lookup(fields, rule.path) if rule.applies(fields) else None
-                if value is not None and value != "":
+                if value is not None and not (isinstance(value, str) and not value.strip()):
                     found[name] = _converted(name, rule, value, n_atoms)
                     break
         return found

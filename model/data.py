@@ -1,0 +1,198 @@
+"""Batches for training: structures of a graph store as padded tables with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ..pipeline.block import GraphBlock
+from ..pipeline.errors import ConfigError
+from ..pipeline.labels import ENERGY, FORCES, STRESS
+from ..pipeline.store import GraphStore
+from ..pipeline.tables import INPUT_NAMES, neighbor_table
+from .network import DataStatistics
+
+READ_STRUCTURES = 256
+# So many structures are mixed with one another; what is read in one go is rarely in random order.
+SHUFFLE_STRUCTURES = 16 * READ_STRUCTURES
+# Batches are cut from runs of so many batches ordered by size, which keeps padding low and order random.
+SORTED_BATCHES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A table with its labels; labels that are absent are NaN.
+
+    Attributes:
+        inputs: The network's inputs, in the order of `INPUT_NAMES`.
+        energy: float64[G], eV.
+        forces: float64[N, 3], eV/angstrom.
+        stress: float64[G, 3, 3], eV/angstrom^3.
+        n_atoms: float64[G].
+    """
+
+    inputs: tuple[Tensor, ...]
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    n_atoms: Tensor
+
+
+def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The network's inputs for all structures of a block."""
+    arrays = neighbor_table(block, cutoff, np.float64 if dtype == torch.float64 else np.float32).arrays()
+    return tuple(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
+
+
+def make_batch(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> Batch:
+    """A batch of all structures of a block."""
+    n_atoms = len(block.atomic_number)
+    stress = _label(block.structure_labels, STRESS, (len(block), 3, 3))
+    return Batch(
+        inputs=table_tensors(block, cutoff, dtype),
+        energy=torch.from_numpy(_label(block.structure_labels, ENERGY, (len(block),))),
+        forces=torch.from_numpy(_label(block.atom_labels, FORCES, (n_atoms, 3))),
+        stress=torch.from_numpy(np.where(block.pbc.all(axis=1)[:, None, None], stress, np.nan)),
+        n_atoms=torch.from_numpy(block.n_atoms.astype(np.float64)),
+    )
+
+
+class StructureBatches(IterableDataset[Batch]):
+    """Batches of some structures of a store, read in blocks.
+
+    Args:
+        store: The store.
+        chosen: bool[n_structures].
+        batch_size: Structures in a batch.
+        cutoff: Of the network, angstrom.
+        dtype: Of the network.
+        shuffle: Seeds of the order, or None for the order of the store.
+    """
+
+    def __init__(
+        self,
+        store: GraphStore,
+        chosen: NDArray[np.bool_],
+        batch_size: int,
+        cutoff: float,
+        dtype: torch.dtype,
+        shuffle: tuple[int, int] | None = None,
+    ) -> None:
+        self.store, self.chosen, self.batch_size = store, chosen, batch_size
+        self.cutoff, self.dtype, self.shuffle = cutoff, dtype, shuffle
+
+    def __len__(self) -> int:
+        """Batches in an epoch, which does not depend on the shuffling of windows."""
+        starts = range(0, len(self.store), READ_STRUCTURES)
+        counts = [int(self.chosen[start : start + READ_STRUCTURES].sum()) for start in starts]
+        return -(-sum(counts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = None if self.shuffle is None else np.random.default_rng(self.shuffle)
+        starts = np.arange(0, len(self.store), READ_STRUCTURES)
+        if rng is not None:
+            starts = rng.permutation(starts)
+        waiting: list[GraphBlock] = []
+        for place, start in enumerate(starts):
+            stop = min(int(start) + READ_STRUCTURES, len(self.store))
+            rows = np.flatnonzero(self.chosen[start:stop])
+            if len(rows):
+                waiting.append(self.store.block(int(start), stop).take(rows))
+            last = place == len(starts) - 1
+            if waiting and (last or sum(map(len, waiting)) >= SHUFFLE_STRUCTURES):
+                window = GraphBlock.concatenate(waiting)
+                rest = 0 if last else len(window) % self.batch_size
+                order = np.arange(len(window)) if rng is None else rng.permutation(len(window))
+                waiting = [window.take(order[len(order) - rest :])] if rest else []
+                yield from self._cut(window.take(order[: len(order) - rest]), rng)
+
+    def _cut(self, window: GraphBlock, rng: np.random.Generator | None) -> Iterator[Batch]:
+        run = self.batch_size * SORTED_BATCHES
+        rows: list[NDArray[np.int64]] = []
+        for begin in range(0, len(window), run):
+            some = np.arange(begin, min(begin + run, len(window)))
+            some = some[np.argsort(window.max_neighbors[some], kind="stable")]
+            rows.extend(some[i : i + self.batch_size] for i in range(0, len(some), self.batch_size))
+        for place in range(len(rows)) if rng is None else rng.permutation(len(rows)):
+            yield make_batch(window.take(rows[place]), self.cutoff, self.dtype)
+
+
+def split(n_structures: int, validation_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Choose structures for validation, at random: bool[n_structures], at least one of each kind.
+
+    Raises:
+        ConfigError: Fewer than two structures.
+    """
+    if n_structures < 2:
+        raise ConfigError(f"{n_structures} structures in the store; training and validation need one each, at least")
+    n_validation = min(n_structures - 1, max(1, round(n_structures * validation_fraction)))
+    chosen = np.zeros(n_structures, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(n_structures)[:n_validation]] = True
+    return chosen
+
+
+def fit_statistics(store: GraphStore, chosen: NDArray[np.bool_], cutoff: float) -> tuple[tuple[int, ...], DataStatistics]:
+    """Elements and statistics of some structures: reference energies by least squares of energy on composition.
+
+    Returns:
+        The elements, ascending, and the statistics.
+
+    Raises:
+        ConfigError: No structure has an energy.
+    """
+    elements = tuple(int(number) for number in store.elements)
+    normal, moment = np.zeros((len(elements), len(elements))), np.zeros(len(elements))
+    n_energies = 0
+    force_squares = force_count = 0.0
+    n_edges = n_atoms = 0
+    for counts, block in _chosen_compositions(store, chosen, elements):
+        energy = _label(block.structure_labels, ENERGY, (len(block),))
+        known = np.isfinite(energy)
+        n_energies += int(known.sum())
+        normal += counts[known].T @ counts[known]
+        moment += counts[known].T @ energy[known]
+        forces = _label(block.atom_labels, FORCES, (len(block.atomic_number), 3))
+        force_squares += float(np.nansum(forces**2))
+        force_count += float(np.isfinite(forces).sum())
+        n_edges += int(((block.displacements() ** 2).sum(axis=1) < cutoff**2).sum())
+        n_atoms += len(block.atomic_number)
+    if n_energies == 0:
+        raise ConfigError(f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`")
+    references = np.linalg.lstsq(normal, moment, rcond=None)[0]
+    if force_count:
+        scale = float(np.sqrt(force_squares / force_count))
+    else:
+        residuals = [
+            (_label(block.structure_labels, ENERGY, (len(block),)) - counts @ references) / block.n_atoms
+            for counts, block in _chosen_compositions(store, chosen, elements)
+        ]
+        scale = float(np.nanstd(np.concatenate(residuals)))
+    # One structure alone has no spread.
+    scale = scale if np.isfinite(scale) and scale > 1e-3 else 1.0
+    mean_neighbors = max(1.0, n_edges / max(n_atoms, 1))
+    return elements, DataStatistics(tuple(float(r) for r in references), scale, mean_neighbors)
+
+
+def _chosen_compositions(
+    store: GraphStore, chosen: NDArray[np.bool_], elements: tuple[int, ...]
+) -> Iterator[tuple[NDArray[np.float64], GraphBlock]]:
+    """float64[n, n_elements], numbers of atoms, with the block that they belong to."""
+    index = np.zeros(256, dtype=np.int64)
+    index[list(elements)] = np.arange(len(elements))
+    for start in range(0, len(store), READ_STRUCTURES):
+        rows = np.flatnonzero(chosen[start : start + READ_STRUCTURES])
+        if len(rows):
+            block = store.block(start, min(start + READ_STRUCTURES, len(store))).take(rows)
+            flat = block.atom_structure * len(elements) + index[block.atomic_number]
+            counts = np.bincount(flat, minlength=len(block) * len(elements)).reshape(len(block), -1)
+            yield counts.astype(np.float64), block
+
+
+def _label(labels: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    return labels[name] if name in labels else np.full(shape, np.nan)

@@ -1,0 +1,349 @@
+"""Training from a graph store with Lightning: loss on energy, forces and stress, running mean of weights, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..pipeline.errors import ConfigError, EquiscreenError, OutputExistsError
+from ..pipeline.store import GraphStore
+from .checkpoint import ModelCard, save_checkpoint
+from .config import Config, TrainingConfig
+from .data import Batch, StructureBatches, fit_statistics, split
+from .network import EquivariantNetwork
+
+UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
+LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training ended with.
+
+    Attributes:
+        checkpoint: The model.
+        validation: Mean absolute errors on the validation structures, in the units of `UNITS`; NaN without labels.
+        n_training, n_validation: Structures.
+        epochs: Trained in all.
+        seconds: Of this call.
+    """
+
+    checkpoint: Path
+    validation: dict[str, float]
+    n_training: int
+    n_validation: int
+    epochs: int
+    seconds: float
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in self.validation.items())
+        return (
+            f"{self.checkpoint}: {self.epochs} epochs on {self.n_training:,} structures in {self.seconds:.0f} s; "
+            f"validation MAE on {self.n_validation:,}: {errors}"
+        )
+
+
+def train(
+    store: str | Path,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> TrainingReport:
+    """Train a network on a graph store with energies, and forces and stresses where it has them.
+
+    A training that was stopped goes on from its last epoch when it is called again with the same arguments.
+
+    Args:
+        store: Graph store.
+        out: Run folder; the model becomes ``model.ckpt`` in it.
+        config: Of network and training.
+        limit: Use only the first structures.
+        overwrite: Begin anew in an existing folder.
+        progress: Show progress on standard error.
+
+    Raises:
+        ConfigError: The store does not fit the configuration.
+        OutputExistsError: The folder holds a finished run, or one with another configuration.
+    """
+    begin = time.monotonic()
+    graphs = GraphStore(store)
+    settings = _with_cutoff(config or Config(), graphs)
+    folder = Path(out)
+    _open_run(folder, settings, graphs, limit, overwrite=overwrite)
+    lightning.seed_everything(settings.training.seed, verbose=False)
+    torch.set_num_threads(settings.training.threads or torch.get_num_threads())
+    size = len(graphs) if limit is None else min(limit, len(graphs))
+    held_out = np.zeros(len(graphs), dtype=bool)
+    held_out[:size] = split(size, settings.training.validation_fraction, settings.training.seed)
+    used = ~held_out
+    used[size:] = False
+    np.savez(folder / "split.npz", training=np.flatnonzero(used), validation=np.flatnonzero(held_out))
+    assert settings.network.cutoff is not None  # noqa: S101 - _with_cutoff has set it
+    elements, statistics = fit_statistics(graphs, used, settings.network.cutoff)
+    network = EquivariantNetwork(settings.network, elements, statistics)
+    network.to(torch.float64 if settings.training.dtype == "float64" else torch.float32)
+    module = TrainingModule(network, settings.training, graphs, used, held_out)
+    with _quiet_lightning():
+        trainer = _trainer(folder, settings.training, progress=progress)
+        last = folder / "checkpoints" / "last.ckpt"
+        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        _load_best(module, trainer)
+        trainer.validate(module, verbose=False)
+    errors = {name: float(trainer.callback_metrics[f"validation/{name}_mae"]) for name in UNITS}
+    card = ModelCard(training_data=graphs.store_hash, validation={f"{k} {UNITS[k]}": v for k, v in errors.items()})
+    save_checkpoint(folder / "model.ckpt", network, card)
+    return TrainingReport(
+        folder / "model.ckpt",
+        errors,
+        int(used.sum()),
+        int(held_out.sum()),
+        trainer.current_epoch,
+        time.monotonic() - begin,
+    )
+
+
+class TrainingModule(lightning.LightningModule):
+    """Steps, losses and data of a training, for Lightning.
+
+    Args:
+        network: What is trained.
+        config: How.
+        store: The structures.
+        training: bool[n_structures], those to train on.
+        validation: bool[n_structures], those to validate on.
+    """
+
+    def __init__(
+        self,
+        network: EquivariantNetwork,
+        config: TrainingConfig,
+        store: GraphStore,
+        training: np.ndarray[Any, np.dtype[np.bool_]],
+        validation: np.ndarray[Any, np.dtype[np.bool_]],
+    ) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        self._data = (store, training, validation)
+        self._sums: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
+        """A copy of the weights for the running mean; the data is shared."""
+        import copy  # noqa: PLC0415 - only here
+
+        return TrainingModule(copy.deepcopy(self.network, memo), self.config, *self._data)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Another order in every epoch, the same in every run."""
+        store, training, _ = self._data
+        order = (self.config.seed, self.trainer.current_epoch)
+        return self._loader(store, training, order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In the order of the store."""
+        store, _, validation = self._data
+        return self._loader(store, validation, None)
+
+    def _loader(
+        self, store: GraphStore, chosen: np.ndarray[Any, np.dtype[np.bool_]], order: tuple[int, int] | None
+    ) -> DataLoader[Batch]:
+        batches = StructureBatches(
+            store, chosen, self.config.batch_size, self.network.cutoff, self.network.dtype, order
+        )
+        return DataLoader(batches, batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Move all tensors of a batch."""
+        return Batch(
+            tuple(x.to(device) for x in batch.inputs),
+            *(x.to(device) for x in (batch.energy, batch.forces, batch.stress, batch.n_atoms)),
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch.
+
+        Raises:
+            EquiscreenError: It is not finite.
+        """
+        loss = self._loss(self._errors(batch))
+        if not torch.isfinite(loss):
+            raise EquiscreenError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}: "
+                "check the labels, or lower training.learning_rate"
+            )
+        self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.energy))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin new sums."""
+        self._sums = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Add up the errors of one batch."""
+        for name, errors in self._errors(batch).items():
+            for kind, value in (("absolute", errors.abs()), ("square", errors**2), ("count", torch.ones_like(errors))):
+                key = f"{name}/{kind}"
+                self._sums[key] = self._sums.get(key, torch.zeros(())) + value.detach().double().sum()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mean errors over all validation structures."""
+        loss = torch.zeros((), dtype=torch.float64)
+        for name, weight in self._weights().items():
+            count = self._sums[f"{name}/count"]
+            self.log(f"validation/{name}_mae", self._sums[f"{name}/absolute"] / count)
+            if count > 0:
+                loss = loss + weight * self._sums[f"{name}/square"] / count
+        self.log("validation/loss", loss)
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with a warm-up and a cosine to zero over all steps."""
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate, amsgrad=True)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = min(self.config.warmup_steps, total // 10)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - warmup) / max(1, total - warmup)))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _weights(self) -> dict[str, float]:
+        loss = self.config.loss
+        return {"energy": loss.energy, "forces": loss.forces, "stress": loss.stress}
+
+    def _errors(self, batch: Batch) -> dict[str, Tensor]:
+        """Errors of what is labelled: energy per atom, force and stress components, each as one flat tensor."""
+        energy, forces, stress = self.network(*batch.inputs)
+        errors = {
+            "energy": (energy - batch.energy) / batch.n_atoms,
+            "forces": forces - batch.forces,
+            "stress": stress - batch.stress,
+        }
+        return {name: error[torch.isfinite(error.detach())] for name, error in errors.items()}
+
+    def _loss(self, errors: dict[str, Tensor]) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float64)
+        for name, weight in self._weights().items():
+            if weight and errors[name].numel():
+                loss = loss + weight * errors[name].double().square().mean()
+        return loss
+
+
+class _EpochLines(Callback):
+    """One line of errors now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        if trainer.sanity_checking or time.monotonic() - self._last < LINE_EVERY_S:
+            return
+        self._last = time.monotonic()
+        metrics = trainer.callback_metrics
+        errors = ", ".join(f"{name} {float(metrics[f'validation/{name}_mae']):.4g} {UNITS[name]}" for name in UNITS)
+        line = f"train: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; validation MAE {errors}"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - a log line is what it is for
+
+
+def _trainer(folder: Path, config: TrainingConfig, *, progress: bool) -> lightning.Trainer:
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints", filename="best", monitor="validation/loss", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [checkpoints, EMAWeightAveraging(decay=config.ema_decay)]
+    if config.early_stop_epochs is not None:
+        callbacks.append(EarlyStopping("validation/loss", patience=config.early_stop_epochs))
+    bar = progress and sys.stderr.isatty()
+    if bar:
+        callbacks.append(RichProgressBar())
+    elif progress:
+        callbacks.append(_EpochLines())
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=config.max_epochs,
+        max_time=None if config.max_minutes is None else {"minutes": config.max_minutes},  # type: ignore[dict-item]
+        gradient_clip_val=config.gradient_clip,
+        inference_mode=False,  # forces are gradients, in validation too
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        logger=CSVLogger(folder, name="", version="log"),
+        callbacks=callbacks,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+
+
+def _load_best(module: TrainingModule, trainer: lightning.Trainer) -> None:
+    path = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    module.load_state_dict(torch.load(path, map_location=module.device, weights_only=True)["state_dict"])
+
+
+def _with_cutoff(config: Config, store: GraphStore) -> Config:
+    """The configuration with the store's cutoff where none is set."""
+    cutoff = config.network.cutoff or store.cutoff
+    if cutoff > store.cutoff:
+        raise ConfigError(
+            f"network.cutoff {cutoff} is above the {store.cutoff} angstrom of {store.path}; lower it, or "
+            f"run `equiscreen featurize ... --cutoff {cutoff}`"
+        )
+    return config.model_copy(update={"network": config.network.model_copy(update={"cutoff": cutoff})})
+
+
+def _open_run(folder: Path, config: Config, store: GraphStore, limit: int | None, *, overwrite: bool) -> None:
+    """Make the run folder, or find that the unfinished run in it is this one."""
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if (folder / "model.ckpt").exists():
+        raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
+    identity = {"config": config.model_dump(mode="json"), "store": store.store_hash, "limit": limit}
+    mark = folder / "run.json"
+    if mark.exists() and json.loads(mark.read_text()) != identity:
+        raise OutputExistsError(
+            f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
+            "--overwrite"
+        )
+    if folder.exists() and not mark.exists() and any(folder.iterdir()):
+        raise OutputExistsError(f"{folder}: exists and is no run; choose another --out, or say --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(identity, indent=1))
+    (folder / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notices on devices and data loaders."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
+            yield
+    finally:
+        logger.setLevel(level)
