@@ -23,7 +23,7 @@ class NetworkConfig(_Section):
         hidden_irreps: Features of an atom between interactions, in e3nn's notation: multiplicity, l, parity.
         l_max: Highest degree of the spherical harmonics.
         n_interactions: How often atoms look at their neighbours.
-        n_bessel: Radial basis functions.
+        n_basis: Radial basis functions that the learned ones are made from.
         n_radial: Learned radial functions that the sum over neighbours keeps apart.
         radial_hidden: Width of the perceptron that makes them.
         correlation: Highest order of products of an atom's density with itself (body order minus one).
@@ -34,7 +34,7 @@ class NetworkConfig(_Section):
     hidden_irreps: str = "32x0e + 16x1o + 8x2e"
     l_max: int = Field(default=2, ge=0, le=6)
     n_interactions: int = Field(default=2, ge=1)
-    n_bessel: int = Field(default=8, ge=1)
+    n_basis: int = Field(default=8, ge=1)
     n_radial: int = Field(default=8, ge=1)
     radial_hidden: int = Field(default=32, ge=1)
     correlation: int = Field(default=3, ge=1, le=3)

@@ -54,19 +54,19 @@ class DataStatistics:
 
 
 class RadialBasis(nn.Module):
-    """Learned radial functions: a perceptron without biases on Bessel functions with a smooth envelope.
+    """Learned radial functions: a perceptron without biases on Chebyshev polynomials with a smooth envelope.
 
-    Bessel functions and envelope (with p = 6, so three times differentiable at the cutoff) are those of Gasteiger et
-    al., "Directional message passing", ICLR 2020.
+    The envelope (with p = 6: twice differentiable at the cutoff) is that of Gasteiger et al., "Directional message
+    passing", ICLR 2020. Their Bessel functions would need a sine, whose last bit depends, in ONNX Runtime on the CPU,
+    on the element's place in the tensor, and so on the number of threads; polynomials have no such trouble.
     """
 
     def __init__(self, config: NetworkConfig, cutoff: float) -> None:
         super().__init__()
-        self.cutoff = cutoff
-        self.register_buffer("frequencies", torch.arange(1, config.n_bessel + 1) * math.pi, persistent=False)
+        self.cutoff, self.n_basis = cutoff, config.n_basis
         self.perceptrons = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(config.n_bessel, config.radial_hidden, bias=False),
+                nn.Linear(config.n_basis, config.radial_hidden, bias=False),
                 nn.SiLU(),
                 nn.Linear(config.radial_hidden, config.n_radial, bias=False),
             )
@@ -79,8 +79,12 @@ class RadialBasis(nn.Module):
         cube = u * u * u
         polynomial = 1 + cube * cube * (-28 + u * (48 - 21 * u))
         envelope = torch.where(u < 1, polynomial, torch.zeros_like(u))
-        bessel = torch.sin(self.frequencies * u) * (envelope / u) * math.sqrt(2.0)
-        return [perceptron(bessel) for perceptron in self.perceptrons]
+        x = 1 - 2 * u
+        chebyshev = [torch.ones_like(x), x]
+        for _ in range(2, self.n_basis):
+            chebyshev.append(2 * x * chebyshev[-1] - chebyshev[-2])
+        basis = torch.cat(chebyshev[: self.n_basis], dim=-1) * envelope
+        return [perceptron(basis) for perceptron in self.perceptrons]
 
 
 class Density(nn.Module):

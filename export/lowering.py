@@ -1,0 +1,146 @@
+"""Lowering: a network with its gradients becomes one ONNX graph.
+
+The route has three steps, each with its own check. ``make_fx`` turns energy and ``autograd.grad`` into one plain graph of
+ATen operations; it is traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is
+frozen in. ``torch.export`` gives the sizes names. ``torch.onnx.export`` translates.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..model.data import table_tensors
+from ..model.network import EquivariantNetwork
+from ..pipeline.block import GraphBlock
+from ..pipeline.errors import ExportError
+from ..pipeline.tables import INPUT_NAMES
+from .probes import probe_structures
+
+OUTPUT_NAMES = ("energy", "forces", "stress")
+OPSET = 20
+# Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.
+TRACED_STRUCTURES = ((7, 1), (5, 2))
+
+
+def lower(network: EquivariantNetwork) -> onnx.ModelProto:
+    """Translate a network, in its dtype, to ONNX with energy, forces and stress as outputs.
+
+    Args:
+        network: In evaluation mode, on the CPU (tracing on another device bakes gradients in as constants).
+
+    Raises:
+        ExportError: The traces on tables of two sizes differ.
+    """
+    network = network.eval().requires_grad_(requires_grad=False)
+    with _quiet_exporter():
+        examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
+        traced, again = (_trace(network, example) for example in examples)
+        if _operations(traced) != _operations(again):
+            raise ExportError("the graph depends on the size of its example: a size is frozen in")
+        return _translate(traced, examples[0])
+
+
+def _example(network: EquivariantNetwork, count: int, seed: int) -> tuple[Tensor, ...]:
+    block = GraphBlock.from_structures(probe_structures(network.elements, count, seed), network.cutoff)
+    return table_tensors(block, network.cutoff, network.dtype)
+
+
+def _trace(network: EquivariantNetwork, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    aten = torch.ops.aten
+    # What has no ONNX translation, or one with a scatter, is decomposed into what has a good one.
+    decompositions = torch._decomp.get_decompositions(  # noqa: SLF001 - the documented place, in spite of its name
+        [aten.silu_backward, aten.slice_backward, aten.select_backward, aten.new_zeros, aten.detach]
+    )
+    return make_fx(
+        lambda *inputs: network(*inputs),
+        tracing_mode="symbolic",
+        decomposition_table=decompositions,
+        _allow_non_fake_inputs=True,
+    )(*example)
+
+
+def _operations(graph: torch.fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+class _Plain(nn.Module):
+    """A traced graph with named inputs."""
+
+    def __init__(self, traced: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced  # an attribute called "graph" breaks torch.export
+
+    def forward(
+        self,
+        atomic_number: Tensor,
+        vectors: Tensor,
+        neighbors: Tensor,
+        reverse: Tensor,
+        structure: Tensor,
+        volume: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out: tuple[Tensor, Tensor, Tensor] = self.traced(atomic_number, vectors, neighbors, reverse, structure, volume)
+        return out
+
+
+def _translate(traced: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> onnx.ModelProto:
+    n, k, g = (torch.export.Dim(name, min=1) for name in ("atoms", "slots", "structures"))
+    sizes = {
+        "atomic_number": {0: n},
+        "vectors": {0: n, 1: k},
+        "neighbors": {0: n, 1: k},
+        "reverse": {0: n, 1: k},
+        "structure": {0: n},
+        "volume": {0: g},
+    }
+    program = torch.export.export(_Plain(traced), example, dynamic_shapes=sizes)
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUT_NAMES),
+        output_names=list(OUTPUT_NAMES),
+        verbose=False,
+    )
+    if exported is None:
+        raise ExportError("the ONNX exporter returned nothing")
+    model: onnx.ModelProto = exported.model_proto
+    return _without_debris(model)
+
+
+def _without_debris(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove stack traces and names of source files that the exporter leaves on every node."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        if hasattr(value, "metadata_props"):
+            del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's notices on operators of packages that are not installed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

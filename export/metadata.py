@@ -1,0 +1,78 @@
+"""What an ONNX model file says of itself, in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ..pipeline.errors import ModelFileError
+
+ONNX_SCHEMA = "equiscreen-onnx/1"
+UNITS = {"energy": "eV", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
+_PREFIX = "equiscreen."
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """The contract of a model file.
+
+    Attributes:
+        cutoff: Angstrom.
+        elements: Atomic numbers that the model knows.
+        dtype: Of the vectors: "float32" or "float64".
+        symmetry: Group under which the model is equivariant.
+        energy_scheme: Which energies it speaks.
+        training_data: Hash of the graph store that it was trained on.
+        weights_sha256: Of all its constants.
+        parity: Largest differences from PyTorch, measured at export.
+        validation: Mean absolute errors on the validation structures.
+        equiscreen: Version that exported it.
+        schema: Version of this contract.
+        outputs: Names.
+        units: Of the outputs.
+    """
+
+    cutoff: float
+    elements: tuple[int, ...]
+    dtype: str
+    symmetry: str
+    energy_scheme: str
+    training_data: str
+    weights_sha256: str
+    parity: Mapping[str, float]
+    validation: Mapping[str, float] = field(default_factory=dict)
+    equiscreen: str = ""
+    schema: str = ONNX_SCHEMA
+    outputs: tuple[str, ...] = ("energy", "forces", "stress")
+    units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
+
+    def to_props(self) -> dict[str, str]:
+        """As strings, each a JSON value."""
+        return {f"{_PREFIX}{name}": json.dumps(_plain(getattr(self, name))) for name in self.__slots__}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], where: str) -> Self:
+        """Read back.
+
+        Raises:
+            ModelFileError: Not ours, or of another schema.
+        """
+        found = {key.removeprefix(_PREFIX): value for key, value in props.items() if key.startswith(_PREFIX)}
+        try:
+            values: dict[str, Any] = {name: json.loads(value) for name, value in found.items()}
+        except ValueError as error:
+            raise ModelFileError(f"{where}: unreadable metadata") from error
+        schema = values.get("schema")
+        if schema != ONNX_SCHEMA:
+            raise ModelFileError(f"{where}: schema {schema!r} where {ONNX_SCHEMA!r} is wanted; was it exported by us?")
+        missing = {"cutoff", "elements", "dtype", "parity"} - values.keys()
+        if missing:
+            raise ModelFileError(f"{where}: metadata lacks {', '.join(sorted(missing))}")
+        values["elements"], values["outputs"] = tuple(values["elements"]), tuple(values["outputs"])
+        return cls(**{name: value for name, value in values.items() if name in cls.__slots__})
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value

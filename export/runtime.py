@@ -1,0 +1,126 @@
+"""Evaluating an exported model with ONNX Runtime; neither PyTorch nor e3nn is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.block import GraphBlock
+from ..pipeline.errors import ModelFileError
+from ..pipeline.structure import Structure
+from ..pipeline.tables import INPUT_NAMES
+from .metadata import ModelMetadata
+from .modelfile import check_model_bytes
+from ..pipeline.potential import Evaluation, evaluate_in_buckets
+
+# Slots of one run: intermediates of about a thousand edges stay in cache (docs: tests/benchmarks/screen_rate.txt).
+DEFAULT_SLOTS = 2_048
+
+
+class OnnxPotential:
+    """An exported model, loaded for evaluation.
+
+    Example:
+        >>> potential = OnnxPotential.load("model.onnx")  # doctest: +SKIP
+        >>> potential.evaluate_structures([structure]).energy  # doctest: +SKIP
+
+    Args:
+        data: The file's bytes.
+        name: Of the file, for messages.
+        threads: Of ONNX Runtime, which does not look at OMP_NUM_THREADS.
+        slots: Neighbour slots evaluated at once.
+
+    Raises:
+        ModelFileError: No model of ours, or ONNX Runtime is not installed.
+    """
+
+    def __init__(self, data: bytes, name: str = "model", *, threads: int = 1, slots: int = DEFAULT_SLOTS) -> None:
+        try:
+            import onnxruntime  # noqa: PLC0415 - an extra; reading stores and scores works without
+        except ImportError as error:
+            raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
+        check_model_bytes(data, name)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads that spin take time from the other processes of a worker pool.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            # From bytes: given a path, ONNX Runtime would follow references to other files.
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base
+            raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:200]}") from error
+        self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.slots = slots
+        self._inputs = [item.name for item in self._session.get_inputs()]
+        unknown = set(self._inputs) - set(INPUT_NAMES)
+        if unknown:
+            raise ModelFileError(f"{name}: wants inputs that are not known here: {', '.join(sorted(unknown))}")
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, slots: int = DEFAULT_SLOTS) -> OnnxPotential:
+        """Load a model file.
+
+        Args:
+            path: ONNX file.
+            threads: None takes all cores.
+            slots: Neighbour slots evaluated at once.
+
+        Raises:
+            ModelFileError: Missing, damaged, or no model of ours.
+        """
+        return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.metadata.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows."""
+        return self.metadata.elements
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """Energy, forces and stress of all structures of a block.
+
+        Args:
+            block: Graphs whose cutoff is at least the model's, of elements that the model knows.
+
+        Raises:
+            ModelFileError: An element that the model does not know.
+        """
+        unknown = np.setdiff1d(block.atomic_number, self.elements)
+        if len(unknown):
+            raise ModelFileError(f"the model does not know the elements {unknown.tolist()}")
+        return evaluate_in_buckets(block, self.cutoff, np.dtype(self.metadata.dtype), self.slots, self.run_table)
+
+    def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
+        """Energy, forces and stress of structures, whose graphs are made here."""
+        return self.evaluate(GraphBlock.from_structures(structures, self.cutoff))
+
+    def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Energy, forces and stress of one padded table."""
+        feed = {name: arrays[name] for name in self._inputs}
+        energy, forces, stress = self._session.run(["energy", "forces", "stress"], feed)
+        return energy, forces, stress
+
+
+def read_model(path: str | Path) -> bytes:
+    """The bytes of a model file.
+
+    Raises:
+        ModelFileError: No such file.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: no model file can be read there ({error.strerror})") from error

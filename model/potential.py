@@ -1,0 +1,50 @@
+"""A network as a potential: graphs in, energies, forces and stresses out, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..pipeline.block import GraphBlock
+from ..pipeline.potential import Evaluation, evaluate_in_buckets
+from ..pipeline.tables import INPUT_NAMES
+from .network import EquivariantNetwork
+
+DEFAULT_SLOTS = 8_192
+
+
+class TorchPotential:
+    """A network, evaluated eagerly.
+
+    Args:
+        network: In evaluation mode.
+        slots: Neighbour slots evaluated at once.
+    """
+
+    def __init__(self, network: EquivariantNetwork, slots: int = DEFAULT_SLOTS) -> None:
+        self.network = network.eval()
+        self.slots = slots
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.network.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the network knows."""
+        return self.network.elements
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """Energy, forces and stress of all structures of a block."""
+        dtype = np.dtype(np.float64 if self.network.dtype == torch.float64 else np.float32)
+        return evaluate_in_buckets(block, self.cutoff, dtype, self.slots, self._run_table)
+
+    def _run_table(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        inputs = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
+        energy, forces, stress = (x.detach().numpy() for x in self.network(*inputs))
+        return energy, forces, stress
