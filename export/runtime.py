@@ -19,8 +19,8 @@ from .metadata import ModelMetadata
 from .modelfile import check_model_bytes
 from ..pipeline.potential import Evaluation, evaluate_in_buckets
 
-# Slots of one run: intermediates of about a thousand edges stay in cache (docs: tests/benchmarks/screen_rate.txt).
-DEFAULT_SLOTS = 2_048
+# Slots of one run: beyond this, intermediates leave the cache (tests/benchmarks/runtime_rate.txt).
+DEFAULT_SLOTS = 4_096
 
 
 class OnnxPotential:

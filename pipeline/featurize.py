@@ -24,7 +24,7 @@ from .compaction import Compaction, finish_store, offsets_of
 from .errors import InvalidStructureError, LabelError, SourceError
 from .labels import ASE_DEFAULTS, FORCES, LabelMapping, key_paths
 from .neighbors import MIN_DISTANCE, neighbor_list
-from .parts import Receipt, read_part, write_part
+from .parts import Receipt, read_part, text_array, write_part
 from .progress import ProgressReport
 from .readers import RawRecord, ReadOptions, read_partition
 from .schema import ATOM, EDGE, GRAPH_SCHEMA, STATUS_OTHER_LABELS, STRUCTURE, ArraySpec, empty_rows, graph_schema
@@ -297,18 +297,18 @@ class _Rows:
             "n_neighbors": _joined([x.n_neighbors for x in self.neighbors], specs["n_neighbors"]),
             "neighbor": _joined([x.neighbor for x in self.neighbors], specs["neighbor"]),
             "image": _joined([x.image for x in self.neighbors], specs["image"]),
-            "source": _text([origin[0] for origin in self.origins]),
+            "source": text_array([origin[0] for origin in self.origins]),
             "source_index": np.array([origin[1] for origin in self.origins], dtype=np.int64),
-            "structure_id": _text([origin[2] for origin in self.origins]),
+            "structure_id": text_array([origin[2] for origin in self.origins]),
         }
         for name in self.settings.mapping.labels:
             out[name] = _label_rows(specs[name], [labels.get(name) for labels in self.labels], n_atoms)
         for place, name in enumerate(self.settings.mapping.columns):
-            out[name] = _text([values[place] for values in self.columns])
+            out[name] = text_array([values[place] for values in self.columns])
         out["label_digest"] = self._label_digests()
         for place, name in enumerate(_FAILURE_FIELDS):
             values = [failure[place] for failure in self.failures]
-            out[name] = np.array(values, dtype=np.int64) if name == "failure_index" else _text(values)
+            out[name] = np.array(values, dtype=np.int64) if name == "failure_index" else text_array(values)
         return out
 
     def _label_digests(self) -> NDArray[np.uint64]:
@@ -327,11 +327,6 @@ def _stacked(rows: list[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
 
 def _joined(rows: list[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
     return np.concatenate(rows).astype(spec.dtype, copy=False) if rows else empty_rows(spec, 0)
-
-
-def _text(values: Sequence[str]) -> NDArray[np.str_]:
-    # A NUL would end a numpy string early.
-    return np.array([value.replace("\0", "") for value in values], dtype=np.str_) if values else np.array([], "U1")
 
 
 def _label_rows(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,13 @@ def read_part(folder: Path, number: int) -> Mapping[str, NDArray[Any]]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); run the same command again") from error
     return arrays
+
+
+def text_array(values: Iterable[str]) -> NDArray[np.str_]:
+    """Strings as a part keeps them, of fixed width: they need no pickle."""
+    # A NUL would end a numpy string early.
+    listed = [value.replace("\0", "") for value in values]
+    return np.array(listed, dtype=np.str_) if listed else np.array([], dtype="U1")
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,183 @@
+"""Screening: score every structure of a graph store with an exported model, on Dask workers."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..pipeline.cluster import connect, dashboard
+from ..pipeline.compaction import Compaction, finish_store, offsets_of
+from ..pipeline.errors import ConfigError, ModelFileError, StoreError
+from ..pipeline.progress import ProgressReport
+from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
+from ..pipeline.staging import compact, make_parts, staged
+from ..pipeline.store import GraphStore
+from .runtime import DEFAULT_SLOTS, OnnxPotential
+from .scores import COORDINATES, OK, SCORE_ARRAYS, SCORES_SCHEMA, open_scores, score_block, status_counts
+
+# A part ends at whichever comes first; a killed worker loses at most one.
+PART_EDGES = 250_000
+PART_STRUCTURES = 4_096
+ESTIMATE_STRUCTURES = 500
+
+
+def screen(
+    store: str | Path,
+    model: str | Path,
+    out: str | Path,
+    *,
+    slots: int = DEFAULT_SLOTS,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Score every structure of a graph store.
+
+    A run that was killed is taken up where it was by calling it again with the same arguments. Structures that cannot be
+    scored have a `status` that says why, and NaN scores.
+
+    Args:
+        store: Graph store.
+        model: ONNX file made by `export_onnx`.
+        out: Scores dataset to write.
+        slots: Neighbour slots evaluated at once.
+        scheduler: See `pipeline.cluster.connect`.
+        limit: Score only the first structures.
+        overwrite: Replace an existing dataset.
+        progress: Show progress on standard error.
+
+    Returns:
+        The scores, opened; `scores.SCORE_ARRAYS` lists its variables.
+
+    Raises:
+        StoreError: The store cannot be read, or nothing in it could be scored.
+        ModelFileError: The model cannot be used, or looks further than the store's graphs.
+        OutputExistsError: The output exists, or is being written by another run.
+    """
+    from .worker import ModelPlugin, ScreenTask, screen_part  # noqa: PLC0415 - imports distributed, which takes 0.7 s
+
+    begin = time.monotonic()
+    graphs = GraphStore(store)
+    potential = OnnxPotential.load(model, threads=1)
+    _check_cutoff(graphs, potential, model)
+    size = len(graphs) if limit is None else min(limit, len(graphs))
+    if size < 1:
+        raise ConfigError("a limit below one structure")
+    target = Path(out)
+    identity = {
+        "schema": SCORES_SCHEMA,
+        "store_hash": graphs.store_hash,
+        "model_sha256": potential.sha256,
+        "limit": limit,
+        "slots": slots,
+    }
+    columns = column_names(graphs)
+    with staged(target, identity, overwrite=overwrite) as staging:
+        tasks = {
+            number: ScreenTask(
+                number, start, stop, graphs.path.resolve(), columns, potential.sha256, staging.parts.resolve()
+            )
+            for number, (start, stop) in enumerate(cut(graphs.n_edges[:size]))
+        }
+        with connect(scheduler) as client, ProgressReport("screen", size, enabled=progress) as bar:
+            bar.note(f"Dask dashboard: {dashboard(client)}")
+            client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots))
+            receipts = make_parts(client, staging, screen_part, tasks, bar)
+            rows = offsets_of([receipt.counts["read"] for receipt in receipts.values()])
+            specs = (*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns))
+            compaction = Compaction(
+                staging.parts.resolve(), staging.store.resolve(), specs, tuple(receipts), {STRUCTURE: rows}, None, None, rows
+            )
+            digests = compact(client, compaction)
+        counts = np.sum([receipt.notes["status"] for receipt in receipts.values()], axis=0)
+        statuses = dict(zip(status_counts(np.zeros(0, dtype=np.uint8)), counts.tolist(), strict=True))
+        if counts[OK] == 0:
+            raise StoreError(f"{store}: not one of {size} structures could be scored: {_listed(statuses)}")
+        seconds = time.monotonic() - begin
+        finish_store(
+            staging.store,
+            digests,
+            {
+                "schema": SCORES_SCHEMA,
+                "coordinates": " ".join((*COORDINATES, *columns)),
+                "graph_store": {"path": str(graphs.path), "store_hash": graphs.store_hash},
+                "model": {
+                    "path": str(model),
+                    "sha256": potential.sha256,
+                    "weights_sha256": potential.metadata.weights_sha256,
+                    "energy_scheme": potential.metadata.energy_scheme,
+                    "symmetry": potential.metadata.symmetry,
+                    "cutoff": potential.cutoff,
+                },
+                "settings": {"slots": slots, "limit": limit},
+                "status_counts": statuses,
+                "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
+                "timing": {"seconds": round(seconds, 3), "structures_per_second": round(size / seconds, 1)},
+            },
+        )
+        staging.publish()
+    return open_scores(target)
+
+
+def account(scores: xr.Dataset, path: str | Path) -> str:
+    """One line on a finished screen."""
+    timing = scores.attrs["timing"]
+    return (
+        f"{path}: {scores.sizes[STRUCTURE]:,} structures ({_listed(scores.attrs['status_counts'])}); "
+        f"{timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
+    )
+
+
+def estimate(store: str | Path, model: str | Path, limit: int | None = None) -> str:
+    """Score the first structures in this process and scale up to the store, by edges.
+
+    Raises:
+        StoreError: As for `screen`.
+        ModelFileError: As for `screen`.
+    """
+    graphs = GraphStore(store)
+    potential = OnnxPotential.load(model, threads=1)
+    _check_cutoff(graphs, potential, model)
+    size = len(graphs) if limit is None else min(limit, len(graphs))
+    sample = min(size, ESTIMATE_STRUCTURES)
+    begin = time.monotonic()
+    score_block(graphs.block(0, sample, labels=False), potential)
+    seconds = (time.monotonic() - begin) * graphs.n_edges[:size].sum() / max(1, graphs.n_edges[:sample].sum())
+    row = sum(np.dtype(spec.dtype).itemsize * len(spec.dims) for spec in SCORE_ARRAYS if spec.dtype != TEXT)
+    return f"{size:,} structures: {seconds:,.0f} s of work for one core, about {size * row / 1e6:,.1f} MB on disk"
+
+
+def cut(n_edges: np.ndarray[Any, np.dtype[np.int32]]) -> list[tuple[int, int]]:
+    """Divide structures into parts by their edges: (start, stop) of each. Workers play no role in it."""
+    spans, start, edges = [], 0, 0
+    for index, count in enumerate(n_edges.tolist()):
+        edges += count
+        if edges >= PART_EDGES or index + 1 - start >= PART_STRUCTURES:
+            spans.append((start, index + 1))
+            start, edges = index + 1, 0
+    if start < len(n_edges):
+        spans.append((start, len(n_edges)))
+    return spans
+
+
+def column_names(graphs: GraphStore) -> tuple[str, ...]:
+    """Input columns that the store carries along."""
+    return tuple(graphs.attrs["recipe"]["labels"]["columns"])
+
+
+def _check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:
+    if graphs.cutoff < potential.cutoff:
+        raise ModelFileError(
+            f"{graphs.path}: its graphs end at {graphs.cutoff} angstrom, the model looks {potential.cutoff} far; "
+            f"run `equiscreen featurize SOURCE... --out NEW.zarr --model {model}`"
+        )
+
+
+def _listed(statuses: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in statuses.items() if count)
