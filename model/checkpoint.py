@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,3 +94,22 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: a folder without model.ckpt; run the same `equiscreen train` again to finish it")
     return inside
 
+
+
+def describe_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Facts on a checkpoint, for people.
+
+    Raises:
+        CheckpointError: As for `load_checkpoint`.
+    """
+    file = find_checkpoint(path)
+    network, card = load_checkpoint(file)
+    return {
+        "path": str(file),
+        "schema": MODEL_SCHEMA,
+        "network": network.config.model_dump(mode="json"),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "elements": list(network.elements),
+        **asdict(network.statistics),
+        **asdict(card),
+    }

@@ -1,0 +1,219 @@
+"""The command line: every verb calls one public function and ends with one line on what it did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .pipeline.errors import ConfigError, EquiscreenError
+
+app = typer.Typer(
+    help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
+    "The usual way: featurize structure files into a graph store, train a network on it, export it to ONNX, and screen "
+    "a store of candidates with that file. `equiscreen demo` does all of it on an example in a few minutes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Overwrite = Annotated[bool, typer.Option(help="Replace what is at --out.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N structures.")]
+Estimate = Annotated[bool, typer.Option(help="Say what the run would take, from a sample, and stop.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the work is done: nothing starts one Dask worker process for each core, tcp://HOST:PORT takes a "
+        "running cluster, `threads` stays in this process (for debugging)."
+    ),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for store, model, scores and plot.")] = Path("equiscreen-demo"),
+    candidates: Annotated[int, typer.Option(min=10, help="New structures to screen.")] = 5000,
+    training: Annotated[int, typer.Option(min=20, help="Structures to train on.")] = 1500,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 40,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Run the main job, end to end, on alloys whose energies are known.
+
+    Alloys of seven metals are made from real prototypes and labelled with ASE's EMT, a cheap classical potential; a
+    network is trained on some, exported to ONNX, and ranks several thousand others, which EMT then checks.
+    """
+    from .demo import run_demo
+
+    print(run_demo(out, n_candidates=candidates, n_training=training, epochs=epochs, overwrite=overwrite,
+                   scheduler=scheduler))
+
+
+@app.command()
+def featurize(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="CIF files or folders of them, CSV with a CIF column, extended XYZ, pymatgen JSON; also as .gz.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Graph store to write (Zarr).")],
+    cutoff: Annotated[float | None, typer.Option(help="Of the neighbour graph, angstrom.  [default: 5.0]")] = None,
+    model: Annotated[Path | None, typer.Option(help="Take the cutoff from this ONNX model.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Where labels stand: a YAML file, or a shipped mapping such as `mlearn`.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="One label, as NAME=KEY.PATH[unit]: energy=outputs.E[eV], gap=band_gap[eV]. Repeatable."),
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Input column to carry along. Repeatable.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Column or key that names a structure.")] = None,
+    cif_column: Annotated[str | None, typer.Option(help="Column of a CSV that holds CIF text.")] = None,
+    structure_key: Annotated[str | None, typer.Option(help="Key of the structure in a JSON record.")] = None,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Turn structure files into a store of periodic neighbour graphs.
+
+    Every structure is accounted for: read = stored + failed + duplicate; failures.parquet in the store says why. A run
+    that was stopped goes on where it was when the same words are said again.
+
+    Extended XYZ brings energy, forces and stress as ASE reads them; for other formats say where labels stand.
+    """
+    from .pipeline import featurize as work
+    from .pipeline.labels import LabelMapping
+    from .pipeline.readers import ReadOptions
+
+    if cutoff is not None and model is not None:
+        raise ConfigError("--cutoff and --model both set the cutoff; say one of them")
+    if model is not None:
+        from .export.runtime import OnnxPotential
+
+        cutoff = OnnxPotential.load(model, threads=1).cutoff
+    mapping = LabelMapping.load(labels) if labels else None
+    if label or column:
+        mapping = (mapping or LabelMapping()).with_inline(label or (), column or ())
+    settings: dict[str, Any] = {
+        "cutoff": cutoff if cutoff is not None else work.DEFAULT_CUTOFF,
+        "labels": mapping,
+        "options": ReadOptions(cif_column, structure_key),
+        "id_field": id_field,
+    }
+    if estimate:
+        print(work.estimate(sources, limit=limit, **settings))
+        return
+    print(work.featurize(sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings))
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(metavar="G.zarr", help="Graph store with energies; better with forces.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the model becomes model.ckpt in it.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with the sections network and training; what it leaves out has defaults.")
+    ] = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a network on a graph store.
+
+    Loss on energies, forces and stresses, as far as the store has them. A training that was stopped goes on from its
+    last epoch when the same words are said again. config.yaml in the run folder shows every setting.
+    """
+    from .model import Config
+    from .model import train as work
+
+    print(work(store, out, Config.load(config) if config else None, limit=limit, overwrite=overwrite, progress=True))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="M.ckpt", help="A checkpoint, or the run folder with one.")],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    float64: Annotated[bool, typer.Option("--float64", help="Compute in float64; several times slower.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Lower a network, with forces and stress, to one ONNX file, and check it.
+
+    The graph has to hold no reducing scatter, to agree with PyTorch on fresh structures of other sizes, and to give the
+    same bits with one and with two threads. The figures go into the file's metadata: `equiscreen info M.onnx`.
+    """
+    from .export.exporting import export_onnx
+
+    print(export_onnx(checkpoint, out, float64=float64, overwrite=overwrite))
+
+
+@app.command()
+def screen(
+    store: Annotated[Path, typer.Argument(metavar="G.zarr", help="Graph store of the candidates.")],
+    model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`.")],
+    out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    limit: Limit = None,
+    estimate: Estimate = False,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Score every structure of a graph store.
+
+    Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress, with units, for each
+    structure, and a status that says why one could not be scored. A run that was stopped goes on when the same words are
+    said again.
+    """
+    from .export import screen as work
+
+    if estimate:
+        print(work.estimate(store, model, limit))
+        return
+    scores = work.screen(store, model, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True)
+    print(work.account(scores, out))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A store, run folder, checkpoint, ONNX model or scores dataset.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compute a graph store's checksums anew.")] = False,
+) -> None:
+    """Say what a file or folder is."""
+    from .export.inspection import describe, verify_store
+
+    print(json.dumps(describe(path), indent=2))
+    if verify:
+        print(verify_store(path))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user become one line and exit code 1."""
+    try:
+        app()
+    except EquiscreenError as error:
+        print(f"equiscreen: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("equiscreen: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

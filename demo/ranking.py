@@ -1,0 +1,142 @@
+"""The ranking of the candidates, the model's beside EMT's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from ..pipeline import GraphStore
+from .alloys import METALS
+
+TOP_FRACTION = 0.02
+SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of the list of the best; energies in eV/atom."""
+
+    structure_id: str
+    formula: str
+    prototype: str
+    predicted: float
+    emt: float
+    emt_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Formation energies of all candidates, and how well they are ranked.
+
+    Attributes:
+        predicted: float64[n], the model's, eV/atom.
+        emt: float64[n], EMT's, eV/atom.
+        mae: eV/atom.
+        spearman: Rank correlation.
+        n_top: Size of the two lists of the best that are compared.
+        n_shared: How many stand in both.
+        best: The model's first ones.
+    """
+
+    predicted: NDArray[np.float64]
+    emt: NDArray[np.float64]
+    mae: float
+    spearman: float
+    n_top: int
+    n_shared: int
+    best: tuple[Candidate, ...]
+
+
+def compare(store: Path, scores: xr.Dataset) -> Ranking:
+    """Rank candidates by formation energy from the pure metals, each side with its own energies of the metals.
+
+    Args:
+        store: Graph store of the candidates, with `emt_energy`, and the pure metals named ``reference-*`` in it.
+        scores: Of that store.
+    """
+    graphs = GraphStore(store)
+    block = graphs.block(0, len(graphs))
+    fractions = _fractions(block.atomic_number, block.atom_structure, block.n_atoms)
+    names = scores["structure_id"].values.astype(object)
+    pure = np.array([int(np.flatnonzero(names == f"reference-{metal}")[0]) for metal in METALS])
+    predicted = scores["energy_per_atom"].values
+    emt = block.structure_labels["emt_energy"] / block.n_atoms
+    chosen = np.ones(len(names), dtype=bool)
+    chosen[pure] = False
+    model_formation = (predicted - fractions @ predicted[pure])[chosen]
+    emt_formation = (emt - fractions @ emt[pure])[chosen]
+    order = np.argsort(model_formation)
+    emt_rank = np.empty(len(order), dtype=np.int64)
+    emt_rank[np.argsort(emt_formation)] = np.arange(1, len(order) + 1)
+    n_top = max(SHOWN, round(TOP_FRACTION * len(order)))
+    rows = np.flatnonzero(chosen)
+    best = tuple(
+        Candidate(
+            str(names[rows[i]]),
+            str(scores["formula"].values[rows[i]]),
+            str(scores["prototype"].values[rows[i]]),
+            float(model_formation[i]),
+            float(emt_formation[i]),
+            int(emt_rank[i]),
+        )
+        for i in order[:SHOWN]
+    )
+    return Ranking(
+        model_formation,
+        emt_formation,
+        mae=float(np.abs(model_formation - emt_formation).mean()),
+        spearman=float(spearmanr(model_formation, emt_formation).statistic),
+        n_top=n_top,
+        n_shared=int((emt_rank[order[:n_top]] <= n_top).sum()),
+        best=best,
+    )
+
+
+def draw(ranking: Ranking, path: Path) -> None:
+    """Draw the model's formation energies against EMT's, and how many of EMT's best a list of the model's best holds."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second, and only for this
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    left.scatter(ranking.emt, ranking.predicted, s=4, alpha=0.4, linewidths=0)
+    ends = [float(ranking.emt.min()), float(ranking.emt.max())]
+    left.plot(ends, ends, color="black", linewidth=0.8)
+    left.set(
+        xlabel="formation energy, EMT (eV/atom)",
+        ylabel="formation energy, model (eV/atom)",
+        title=f"{len(ranking.emt):,} candidates, MAE {1e3 * ranking.mae:.1f} meV/atom",
+    )
+    n = len(ranking.emt)
+    best = np.zeros(n, dtype=bool)
+    best[np.argsort(ranking.emt)[: ranking.n_top]] = True
+    found = np.cumsum(best[np.argsort(ranking.predicted)]) / ranking.n_top
+    right.plot(np.arange(1, n + 1), found)
+    right.axvline(ranking.n_top, color="black", linewidth=0.8, linestyle=":")
+    right.set(
+        xscale="log",
+        xlabel="candidates taken, in the model's order",
+        ylabel=f"share of EMT's best {ranking.n_top} among them",
+        title=f"{ranking.n_shared} of {ranking.n_top} in the first {ranking.n_top}",
+        ylim=(0, 1.02),
+    )
+    figure.suptitle("Labels are ASE's EMT, not DFT")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _fractions(
+    numbers: NDArray[np.uint8], owner: NDArray[np.int64], n_atoms: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """float64[n_structures, n_metals], share of each metal."""
+    counts = np.zeros((len(n_atoms), len(METALS)))
+    for place, metal in enumerate(METALS):
+        counts[:, place] = np.bincount(owner[numbers == chemical_symbols.index(metal)], minlength=len(n_atoms))
+    return counts / n_atoms[:, None]
