@@ -50,8 +50,11 @@ def demo(
     """
     from .demo import run_demo
 
-    print(run_demo(out, n_candidates=candidates, n_training=training, epochs=epochs, overwrite=overwrite,
-                   scheduler=scheduler))
+    print(
+        run_demo(
+            out, n_candidates=candidates, n_training=training, epochs=epochs, overwrite=overwrite, scheduler=scheduler
+        )
+    )
 
 
 @app.command()
@@ -89,7 +92,7 @@ def featurize(
 
     Extended XYZ brings energy, forces and stress as ASE reads them; for other formats say where labels stand.
     """
-    from .pipeline import featurize as work
+    from .pipeline import featurization as work
     from .pipeline.labels import LabelMapping
     from .pipeline.readers import ReadOptions
 
@@ -111,7 +114,9 @@ def featurize(
     if estimate:
         print(work.estimate(sources, limit=limit, **settings))
         return
-    print(work.featurize(sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings))
+    print(
+        work.featurize(sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings)
+    )
 
 
 @app.command()
@@ -165,10 +170,10 @@ def screen(
     """Score every structure of a graph store.
 
     Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress, with units, for each
-    structure, and a status that says why one could not be scored. A run that was stopped goes on when the same words are
-    said again.
+    structure, and a status that says why one could not be scored. A run that was stopped goes on when the same words
+    are said again.
     """
-    from .export import screen as work
+    from .export import screening as work
 
     if estimate:
         print(work.estimate(store, model, limit))
@@ -198,7 +203,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

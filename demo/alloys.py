@@ -21,18 +21,46 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
-# AFLOW labels of structures in which metals and alloys are found: A1, A2, A3, A6, A15, L1_0, L1_1, L1_2, L1_3, L6_0, B2,
-# B11, B19, B32, B33, D0_3, D0_19, D0_22, D0_23, D0_a, C11_b, C14, C15, C15_b, C16, D1_3, D1_a, D2_d, D5_13, MoPt2,
+# AFLOW labels of structures in which metals and alloys are found: A1, A2, A3, A6, A15, L1_0, L1_1, L1_2, L1_3, L6_0,
+# B2, B11, B19, B32, B33, D0_3, D0_19, D0_22, D0_23, D0_a, C11_b, C14, C15, C15_b, C16, D1_3, D1_a, D2_d, D5_13, MoPt2,
 # TiPt8, L2_1, C1_b and E2_1.
 PROTOTYPES = frozenset(
-    """
-    A_cF4_225_a A_cI2_229_a A_hP2_194_c A_tI2_139_a A3B_cP8_223_c_a AB_tP2_123_a_d AB_hR2_166_a_b AB3_cP4_221_a_c
-    AB3_oC8_65_a_bf AB3_tP4_123_a_ce AB_cP2_221_b_a AB_tP4_129_c_c AB_oP4_51_e_f AB_cF16_227_a_b AB_oC8_63_c_c
-    AB3_cF16_225_a_bc A3B_hP8_194_h_c A3B_tI8_139_bd_a A3B_tI16_139_cde_e A3B_oP8_59_bf_a AB2_tI6_139_a_e
-    AB2_hP12_194_f_ah A2B_cF24_227_d_a AB5_cF24_216_a_ce A2B_tI12_140_h_a A4B_tI10_139_de_a AB4_tI10_87_a_h
-    AB5_hP6_191_a_cg A3B2_hP5_164_ad_d AB2_oI6_71_a_g A8B_tI18_139_hi_a AB2C_cF16_225_a_c_b ABC_cF12_216_b_c_a
-    AB3C_cP5_221_a_c_b
-    """.split()
+    [
+        "A_cF4_225_a",
+        "A_cI2_229_a",
+        "A_hP2_194_c",
+        "A_tI2_139_a",
+        "A3B_cP8_223_c_a",
+        "AB_tP2_123_a_d",
+        "AB_hR2_166_a_b",
+        "AB3_cP4_221_a_c",
+        "AB3_oC8_65_a_bf",
+        "AB3_tP4_123_a_ce",
+        "AB_cP2_221_b_a",
+        "AB_tP4_129_c_c",
+        "AB_oP4_51_e_f",
+        "AB_cF16_227_a_b",
+        "AB_oC8_63_c_c",
+        "AB3_cF16_225_a_bc",
+        "A3B_hP8_194_h_c",
+        "A3B_tI8_139_bd_a",
+        "A3B_tI16_139_cde_e",
+        "A3B_oP8_59_bf_a",
+        "AB2_tI6_139_a_e",
+        "AB2_hP12_194_f_ah",
+        "A2B_cF24_227_d_a",
+        "AB5_cF24_216_a_ce",
+        "A2B_tI12_140_h_a",
+        "A4B_tI10_139_de_a",
+        "AB4_tI10_87_a_h",
+        "AB5_hP6_191_a_cg",
+        "A3B2_hP5_164_ad_d",
+        "AB2_oI6_71_a_g",
+        "A8B_tI18_139_hi_a",
+        "AB2C_cF16_225_a_c_b",
+        "ABC_cF12_216_b_c_a",
+        "AB3C_cP5_221_a_c_b",
+    ]
 )
 # Nearest neighbours stand at this many times the sum of their metallic radii.
 SPACING = (0.96, 1.06)

@@ -73,11 +73,11 @@ class DemoReport:
             f"  ranking      formation energy against EMT's: MAE {1e3 * r.mae:.1f} meV/atom, Spearman "
             f"{r.spearman:.3f}; of EMT's best {r.n_top}, {r.n_shared} are among the model's best {r.n_top}",
             "",
-            f"  {'rank':>4}  {'candidate':<18}{'formula':<12}{'prototype':<22}{'model':>10}{'EMT':>10}{'rank in EMT':>13}",
+            f"  {'rank':>4}  {'candidate':<18}{'formula':<12}{'prototype':<22}{'model':>10}{'EMT':>10}{'EMT rank':>10}",
         ]
         lines.extend(
             f"  {place:>4}  {row.structure_id:<18}{row.formula:<12}{row.prototype:<22}{row.predicted:>10.3f}"
-            f"{row.emt:>10.3f}{row.emt_rank:>13}"
+            f"{row.emt:>10.3f}{row.emt_rank:>10}"
             for place, row in enumerate(r.best, start=1)
         )
         steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
@@ -85,7 +85,8 @@ class DemoReport:
             "  (formation energies in eV/atom, unrelaxed)",
             "",
             f"  time         {sum(self.seconds.values()):.0f} s: {steps}",
-            f"  left in      {self.out}: training.zarr, candidates.zarr, run/model.ckpt, model.onnx, scores.zarr, ranking.png",
+            f"  left in      {self.out}: training.zarr, candidates.zarr, run/model.ckpt, model.onnx, scores.zarr, "
+            "ranking.png",
         ]
         return "\n".join(lines)
 
@@ -136,7 +137,11 @@ def run_demo(
         exported = export_onnx(folder / "run", folder / "model.onnx")
     with _timed(seconds, "screen"):
         scores = screen(
-            folder / "candidates.zarr", folder / "model.onnx", folder / "scores.zarr", scheduler=scheduler, progress=True
+            folder / "candidates.zarr",
+            folder / "model.onnx",
+            folder / "scores.zarr",
+            scheduler=scheduler,
+            progress=True,
         )
     with _timed(seconds, "compare"):
         ranking = compare(folder / "candidates.zarr", scores)
@@ -148,7 +153,7 @@ def run_demo(
 def _make_alloys(
     folder: Path, n_training: int, n_candidates: int, scheduler: str | None
 ) -> tuple[list[Path], list[Path]]:
-    """Write all structures, on the workers; the files for training, and those of the candidates with the pure metals."""
+    """Write all structures, on the workers; returns the files to train on, and those of the candidates."""
     folder.mkdir()
     tasks: dict[bool, list[AlloyTask]] = {True: [], False: []}
     for teach, total, seed in ((True, n_training, TRAINING_SEED), (False, n_candidates, CANDIDATE_SEED)):

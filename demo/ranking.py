@@ -99,7 +99,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
 
 
 def draw(ranking: Ranking, path: Path) -> None:
-    """Draw the model's formation energies against EMT's, and how many of EMT's best a list of the model's best holds."""
+    """Draw the model's formation energies against EMT's, and which share of EMT's best the model's list holds."""
     import matplotlib as mpl  # noqa: PLC0415 - half a second, and only for this
 
     mpl.use("Agg")
@@ -132,9 +132,7 @@ def draw(ranking: Ranking, path: Path) -> None:
     plt.close(figure)
 
 
-def _fractions(
-    numbers: NDArray[np.uint8], owner: NDArray[np.int64], n_atoms: NDArray[np.int32]
-) -> NDArray[np.float64]:
+def _fractions(numbers: NDArray[np.uint8], owner: NDArray[np.int64], n_atoms: NDArray[np.int32]) -> NDArray[np.float64]:
     """float64[n_structures, n_metals], share of each metal."""
     counts = np.zeros((len(n_atoms), len(METALS)))
     for place, metal in enumerate(METALS):

@@ -7,7 +7,7 @@ from typing import Any
 
 from .runtime import OnnxPotential
 from .scores import open_scores
-from .screen import screen
+from .screening import screen
 
 __all__ = ["OnnxPotential", "export_onnx", "open_scores", "screen"]
 

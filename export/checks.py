@@ -18,15 +18,16 @@ from .modelfile import STANDARD_DOMAINS
 from .probes import probe_structures
 from .runtime import OnnxPotential
 
-# Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an element's
-# place in its tensor (vector code and scalar remainder differ), and so on how threads divide it (onnxruntime 1.32).
+# Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an
+# element's place in its tensor (vector code and scalar remainder differ), so on how threads divide it (seen in
+# onnxruntime 1.32; tests/export/test_checks.py shows it).
 FORBIDDEN = frozenset({"Einsum", "If", "Loop", "Scan", "NonZero", "Sin", "Cos"})
 SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 
 # Other sizes than the traced ones: (structures, seed, largest number of atoms).
 PARITY_PROBES = ((1, 11, 4), (3, 12, 30), (40, 13, 12))
-# Largest differences allowed between ONNX Runtime and PyTorch, in eV/atom, eV/angstrom and eV/angstrom^3. The probes are
-# no relaxed crystals: where forces exceed 1 eV/angstrom the limits grow with them, as rounding does.
+# Largest differences allowed between ONNX Runtime and PyTorch, in eV/atom, eV/angstrom and eV/angstrom^3. The probes
+# are no relaxed crystals: where forces exceed 1 eV/angstrom the limits grow with them, as rounding does.
 LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
 REPEATS = 3
 # In float64 the same holds of Sigmoid and Exp: with another number of threads the last bits may differ.
@@ -80,9 +81,7 @@ def check_parity(network: EquivariantNetwork, potential: OnnxPotential) -> dict[
     report: dict[str, float] = {}
     references = {potential.metadata.dtype: network, "float64": copy.deepcopy(network).double()}
     for count, seed, max_atoms in PARITY_PROBES:
-        block = GraphBlock.from_structures(
-            probe_structures(network.elements, count, seed, max_atoms), network.cutoff
-        )
+        block = GraphBlock.from_structures(probe_structures(network.elements, count, seed, max_atoms), network.cutoff)
         found = potential.evaluate(block)
         for dtype, reference in references.items():
             expected = TorchPotential(reference).evaluate(block)
@@ -135,5 +134,5 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
 
 
 def torch_dtype_name(network: EquivariantNetwork) -> str:
-    """ "float32" or "float64"."""
+    """As a name, float32 or float64."""
     return "float64" if network.dtype == torch.float64 else "float32"

@@ -44,8 +44,8 @@ class ExportReport:
             for name, value in ((n, self.metadata.parity[f"{n}/{self.metadata.dtype}"]) for n in units)
         )
         return (
-            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing scatter; "
-            f"largest differences from PyTorch: {parity}"
+            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing "
+            f"scatter; largest differences from PyTorch: {parity}"
         )
 
 

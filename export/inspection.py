@@ -50,7 +50,11 @@ def _describe_store(path: Path) -> dict[str, Any]:
     except StoreError:
         root = open_root(path, SCORES_SCHEMA)
     arrays = {
-        name: {"shape": list(array.shape), "units": array.attrs.get("units", ""), "description": array.attrs.get("description", "")}
+        name: {
+            "shape": list(array.shape),
+            "units": array.attrs.get("units", ""),
+            "description": array.attrs.get("description", ""),
+        }
         for name, array in sorted(root.arrays())
         if isinstance(array, zarr.Array)
     }

@@ -1,8 +1,8 @@
 """Lowering: a network with its gradients becomes one ONNX graph.
 
-The route has three steps, each with its own check. ``make_fx`` turns energy and ``autograd.grad`` into one plain graph of
-ATen operations; it is traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is
-frozen in. ``torch.export`` gives the sizes names. ``torch.onnx.export`` translates.
+The route has three steps. ``make_fx`` turns energy and ``autograd.grad`` into one plain graph of ATen operations; it is
+traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is frozen in.
+``torch.export`` gives the sizes names. ``torch.onnx.export`` translates.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def _trace(network: EquivariantNetwork, example: tuple[Tensor, ...]) -> torch.fx
         [aten.silu_backward, aten.slice_backward, aten.select_backward, aten.new_zeros, aten.detach]
     )
     return make_fx(
-        lambda *inputs: network(*inputs),
+        network.__call__,
         tracing_mode="symbolic",
-        decomposition_table=decompositions,
+        decomposition_table=decompositions,  # type: ignore[arg-type]
         _allow_non_fake_inputs=True,
     )(*example)
 

@@ -107,11 +107,11 @@ def open_scores(path: str | Path) -> xr.Dataset:
         StoreError: Missing, unfinished, or no scores.
     """
     open_root(Path(path), SCORES_SCHEMA)
-    return xr.open_zarr(path)
+    scores: xr.Dataset = xr.open_zarr(path)
+    return scores
 
 
 def status_counts(status: NDArray[np.uint8]) -> dict[str, int]:
     """How many structures have which status."""
     counts = np.bincount(status, minlength=len(STATUS_MEANINGS))
     return {meaning: int(count) for meaning, count in zip(STATUS_MEANINGS, counts, strict=True)}
-

@@ -91,9 +91,10 @@ def find_checkpoint(path: str | Path) -> Path:
         return file
     inside = file / "model.ckpt"
     if not inside.is_file():
-        raise CheckpointError(f"{path}: a folder without model.ckpt; run the same `equiscreen train` again to finish it")
+        raise CheckpointError(
+            f"{path}: a folder without model.ckpt; run the same `equiscreen train` again to finish it"
+        )
     return inside
-
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -53,12 +54,13 @@ def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple
 def make_batch(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> Batch:
     """A batch of all structures of a block."""
     n_atoms = len(block.atomic_number)
-    stress = _label(block.structure_labels, STRESS, (len(block), 3, 3))
+    stress = _label(block.structure_labels, STRESS, (len(block), 3, 3)).copy()
+    stress[~np.all(block.pbc, axis=1)] = np.nan
     return Batch(
         inputs=table_tensors(block, cutoff, dtype),
         energy=torch.from_numpy(_label(block.structure_labels, ENERGY, (len(block),))),
         forces=torch.from_numpy(_label(block.atom_labels, FORCES, (n_atoms, 3))),
-        stress=torch.from_numpy(np.where(block.pbc.all(axis=1)[:, None, None], stress, np.nan)),
+        stress=torch.from_numpy(stress),
         n_atoms=torch.from_numpy(block.n_atoms.astype(np.float64)),
     )
 
@@ -89,9 +91,7 @@ class StructureBatches(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Batches in an epoch, which does not depend on the shuffling of windows."""
-        starts = range(0, len(self.store), READ_STRUCTURES)
-        counts = [int(self.chosen[start : start + READ_STRUCTURES].sum()) for start in starts]
-        return -(-sum(counts) // self.batch_size)
+        return math.ceil(int(self.chosen.sum()) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         rng = None if self.shuffle is None else np.random.default_rng(self.shuffle)
@@ -120,7 +120,7 @@ class StructureBatches(IterableDataset[Batch]):
             some = some[np.argsort(window.max_neighbors[some], kind="stable")]
             rows.extend(some[i : i + self.batch_size] for i in range(0, len(some), self.batch_size))
         for place in range(len(rows)) if rng is None else rng.permutation(len(rows)):
-            yield make_batch(window.take(rows[place]), self.cutoff, self.dtype)
+            yield make_batch(window.take(rows[int(place)]), self.cutoff, self.dtype)
 
 
 def split(n_structures: int, validation_fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -137,7 +137,9 @@ def split(n_structures: int, validation_fraction: float, seed: int) -> NDArray[n
     return chosen
 
 
-def fit_statistics(store: GraphStore, chosen: NDArray[np.bool_], cutoff: float) -> tuple[tuple[int, ...], DataStatistics]:
+def fit_statistics(
+    store: GraphStore, chosen: NDArray[np.bool_], cutoff: float
+) -> tuple[tuple[int, ...], DataStatistics]:
     """Elements and statistics of some structures: reference energies by least squares of energy on composition.
 
     Returns:
@@ -163,7 +165,9 @@ def fit_statistics(store: GraphStore, chosen: NDArray[np.bool_], cutoff: float) 
         n_edges += int(((block.displacements() ** 2).sum(axis=1) < cutoff**2).sum())
         n_atoms += len(block.atomic_number)
     if n_energies == 0:
-        raise ConfigError(f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`")
+        raise ConfigError(
+            f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`"
+        )
     references = np.linalg.lstsq(normal, moment, rcond=None)[0]
     if force_count:
         scale = float(np.sqrt(force_squares / force_count))

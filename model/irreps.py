@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from e3nn import o3
+from e3nn.o3 import Irrep as Irrep  # noqa: PLC0414 - the package's own name for it
 from torch import Tensor, nn
 
-Irrep = o3.Irrep
 Features = dict[Irrep, Tensor]
 
 
@@ -36,7 +36,8 @@ def product_paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[I
 
 def coupling(path: Path) -> Tensor:
     """Clebsch-Gordan coefficients of a path: float64[left, right, out], normalised to keep variance."""
-    return o3.wigner_3j(path.left.l, path.right.l, path.out.l, dtype=torch.float64) * math.sqrt(path.out.dim)
+    matrix: Tensor = o3.wigner_3j(path.left.l, path.right.l, path.out.l, dtype=torch.float64)
+    return matrix * math.sqrt(path.out.dim)
 
 
 def natural_irreps(l_max: int) -> list[Irrep]:
@@ -115,6 +116,7 @@ class ChannelwiseProduct(nn.Module):
         self.left, self.right = list(left), list(right)
         self.paths = product_paths(left, right, out)
         columns = [_embedded(path, self.left, self.right) for path in self.paths]
+        self.coupling: Tensor
         self.register_buffer("coupling", torch.cat(columns, dim=1).T.contiguous(), persistent=False)
         self.channels_out: dict[Irrep, int] = {}
         for path in self.paths:

@@ -12,13 +12,12 @@ per atom, not once per edge.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from .config import NetworkConfig
 from .gather import gather_senders, permute_slots
@@ -157,7 +156,8 @@ class Density(nn.Module):
             coupled = torch.matmul(getattr(self, f"coupling_{irrep}"), moments)
             for out, piece in split_paths(coupled, self.paths[irrep]).items():
                 by_irrep.setdefault(out, []).append(piece)
-        return self.mix({irrep: torch.cat(pieces, dim=-1) for irrep, pieces in by_irrep.items()})
+        mixed: Features = self.mix({irrep: torch.cat(pieces, dim=-1) for irrep, pieces in by_irrep.items()})
+        return mixed
 
 
 class Interaction(nn.Module):
@@ -196,16 +196,17 @@ class Interaction(nn.Module):
         outs = list(channels_out)
         self.products = nn.ModuleList()
         self.reduce = nn.ModuleList()
-        self.mix = nn.ModuleList([IrrepsLinear(dict.fromkeys(irreps, channels), channels_out)])
+        mixes = [IrrepsLinear(dict.fromkeys(irreps, channels), channels_out)]
         for order in range(2, config.correlation + 1):
             wanted = sorted({*outs, *irreps}) if order < config.correlation else outs
             product = ChannelwiseProduct(irreps, irreps, wanted, channels)
             self.products.append(product)
-            self.mix.append(IrrepsLinear(product.channels_out, channels_out))
+            mixes.append(IrrepsLinear(product.channels_out, channels_out))
             if order < config.correlation:
                 self.reduce.append(IrrepsLinear(product.channels_out, dict.fromkeys(irreps, channels)))
         # What the products reach; an irrep of `channels_out` may need one more interaction to be filled.
-        self.channels_out = {ir: channels_out[ir] for ir in outs if any(ir in mix.irreps for mix in self.mix)}
+        self.channels_out = {ir: channels_out[ir] for ir in outs if any(ir in mix.irreps for mix in mixes)}
+        self.mix = nn.ModuleList(mixes)
         self.norm = 1 / math.sqrt(len(self.mix))
         self.residual = IrrepsLinear(channels_in, channels_out) if residual else None
 
@@ -245,6 +246,7 @@ class EquivariantNetwork(nn.Module):
         scalars = {SCALAR: hidden[SCALAR]}
         index = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.int64)
         index[torch.tensor(self.elements)] = torch.arange(len(self.elements))
+        self.species_index: Tensor
         self.register_buffer("species_index", index, persistent=False)
         self.embedding = nn.Embedding(len(self.elements), hidden[SCALAR])
         self.radial = RadialBasis(config, self.cutoff)
@@ -276,10 +278,10 @@ class EquivariantNetwork(nn.Module):
         """Of weights and features."""
         return self.embedding.weight.dtype
 
-    def _apply(self, fn: object, recurse: bool = True) -> EquivariantNetwork:  # noqa: FBT001
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EquivariantNetwork:
         """Change dtype or device; reference energies stay in float64."""
         references = self.reference_energies
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference_energies = references.to(self.reference_energies.device)
         return self
 
@@ -320,7 +322,7 @@ class EquivariantNetwork(nn.Module):
             meaning where the volume is not).
         """
         species = self.species_index[atomic_number]
-        vectors = vectors.detach().requires_grad_(True)
+        vectors = vectors.detach().requires_grad_(requires_grad=True)
         with torch.enable_grad():
             energies = self.atom_energies(species, vectors, neighbors, reverse)
             (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=self.training)
@@ -343,4 +345,4 @@ def _both(l_max: int) -> list[Irrep]:
 
 
 def _added(a: Features, b: Features) -> Features:
-    return {irrep: a[irrep] + b[irrep] if irrep in a and irrep in b else a.get(irrep, b.get(irrep)) for irrep in {**a, **b}}
+    return {ir: a[ir] + b[ir] if ir in a and ir in b else (a if ir in a else b)[ir] for ir in {**a, **b}}

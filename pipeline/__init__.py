@@ -2,7 +2,7 @@
 
 from .block import GraphBlock
 from .errors import EquiscreenError
-from .featurize import FeaturizeReport, featurize
+from .featurization import FeaturizeReport, featurize
 from .labels import LabelMapping, LabelRule
 from .neighbors import NeighborList, neighbor_list
 from .readers import ReadOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ class GraphBlock:
     @cached_property
     def sender(self) -> NDArray[np.int64]:
         """int64[n_edges], sending atom of each edge, counted through the block."""
-        return self.neighbor + np.repeat(self.atom_start, self.n_edges)
+        return self.neighbor.astype(np.int64) + np.repeat(self.atom_start, self.n_edges)
 
     @cached_property
     def max_neighbors(self) -> NDArray[np.int64]:
@@ -141,7 +142,7 @@ class GraphBlock:
     @staticmethod
     def concatenate(blocks: Sequence[GraphBlock]) -> GraphBlock:
         """Blocks one after the other; all have to carry the same labels."""
-        joined = {}
+        joined: dict[str, Any] = {}
         for item in fields(GraphBlock):
             parts = [getattr(block, item.name) for block in blocks]
             if isinstance(parts[0], dict):
@@ -163,5 +164,5 @@ def ragged_rows(start: NDArray[np.int64], count: NDArray[np.integer]) -> NDArray
     return np.repeat(start, count) + within
 
 
-def _joined(arrays: list[NDArray[np.generic]], empty: tuple[int, ...], dtype: type[np.generic]) -> NDArray[np.generic]:
+def _joined(arrays: list[NDArray[Any]], empty: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=dtype)

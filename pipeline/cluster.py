@@ -86,4 +86,4 @@ def run_tasks(client: Any, function: Callable[[Item], Result], items: Iterable[I
                 running.add(client.submit(function, item, pure=False))
     finally:
         # On an error or an interrupt the rest is of no use; after a normal end this is empty.
-        client.cancel([future for future in running.futures], force=True)
+        client.cancel(list(running.futures), force=True)

@@ -85,7 +85,7 @@ def create_arrays(compaction: Compaction) -> None:
 
 def shard_tasks(compaction: Compaction) -> list[ShardTask]:
     """One task for every shard along every dim that some array is sharded along."""
-    tasks = []
+    tasks: list[ShardTask] = []
     for dim in dict.fromkeys(spec.dims[0] for spec in compaction.specs):
         length = int(compaction.part_rows[dim][-1])
         tasks.extend(ShardTask(dim, shard) for shard in range(-(-length // _shard_rows(dim, length))))
@@ -112,10 +112,7 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
     digests = {}
     for spec in specs:
         values = np.concatenate(pieces[spec.name])
-        if spec.dtype == TEXT:
-            values = values.astype(np.dtypes.StringDType())
-        else:
-            values = values.astype(spec.dtype, copy=False)
+        values = values.astype(np.dtypes.StringDType() if spec.dtype == TEXT else spec.dtype, copy=False)
         # A shard of nothing but zeros has to be written too: a missing one is taken for damage.
         with zarr.config.set({"array.write_empty_chunks": True}):
             zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
@@ -172,9 +169,7 @@ def _shard_rows(dim: str, length: int) -> int:
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
 
 
-def _kept_rows(
-    compaction: Compaction, place: int, specs: Sequence[ArraySpec]
-) -> Iterator[tuple[str, NDArray[Any]]]:
+def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The rows of one part that go into the store, for each array."""
     part = read_part(compaction.parts, compaction.numbers[place])
     structures = slice(int(compaction.structure_offsets[place]), int(compaction.structure_offsets[place + 1]))

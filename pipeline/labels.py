@@ -162,9 +162,7 @@ class LabelMapping(BaseModel):
 
 # What ASE's extended XYZ reader delivers under these names is in ASE's units, order and sign.
 ASE_DEFAULTS = LabelMapping(
-    labels={
-        name: (LabelRule(path=name, unit=unit, optional=True),) for name, unit in KNOWN_UNITS.items()
-    }
+    labels={name: (LabelRule(path=name, unit=unit, optional=True),) for name, unit in KNOWN_UNITS.items()}
 )
 
 

@@ -67,10 +67,9 @@ def _living_holder(path: Path) -> str | None:
         host, pid = str(holder["host"]), int(holder["pid"])
     except (OSError, ValueError, KeyError):
         return None
-    if host == socket.gethostname():
-        alive = pid != os.getpid() and _runs(pid)  # our own number in an old lock: the number was given out again
-    else:
-        alive = silent_s < STALE_AFTER_S
+    here = host == socket.gethostname()
+    # Our own number in an old lock: the number was given out again.
+    alive = pid != os.getpid() and _runs(pid) if here else silent_s < STALE_AFTER_S
     return f"process {pid} on {host}" if alive else None
 
 

@@ -98,9 +98,7 @@ def edge_keys(
     return key * n_senders + sender
 
 
-def _dense_keys(
-    receiver: NDArray[np.int64], image: NDArray[np.int64], sender: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _dense_keys(receiver: NDArray[np.int64], image: NDArray[np.int64], sender: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rank edges instead of packing them, for images so far apart that packed keys overflow 64 bits."""
     columns = np.stack([receiver, *image.T, sender], axis=1)
     return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

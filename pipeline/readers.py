@@ -81,7 +81,7 @@ def _cif_records(file: SourceFile) -> Iterator[RawRecord]:
     if not blocks:
         yield RawRecord(file.name, 0, None, reason="CIF without a data block")
     for index, block in enumerate(blocks):
-        yield _record(file.name, index, lambda b: _from_cif_block(b), block, {"block": block.name})
+        yield _record(file.name, index, _from_cif_block, block, {"block": block.name})
 
 
 def structure_from_cif(text: str | bytes) -> Structure:

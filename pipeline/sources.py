@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 from .errors import SourceError
 
@@ -54,9 +53,9 @@ class SourceFile:
         """Whether it is read through gzip."""
         return self.name.endswith(".gz")
 
-    def open(self) -> BinaryIO:
+    def open(self) -> IO[bytes]:
         """Open for reading, decompressed."""
-        return gzip.open(self.name, "rb") if self.compressed else Path(self.name).open("rb")  # type: ignore[return-value]
+        return cast("IO[bytes]", gzip.open(self.name, "rb")) if self.compressed else Path(self.name).open("rb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +204,7 @@ def _cut(file: SourceFile) -> Iterator[tuple[int, int, int, int]]:
     """Cut a file of many records into (first record, offset, length, number of records)."""
     try:
         with file.open() as stream:
-            buffered = io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type]
-            lengths = _csv_records(buffered) if file.format is Format.CSV else _extxyz_frames(buffered)
+            lengths = _csv_records(stream) if file.format is Format.CSV else _extxyz_frames(stream)
             # A CSV's first line names its columns; every partition of it reads that line anew.
             offset = next(lengths, 0) if file.format is Format.CSV else 0
             first = count = length = 0
@@ -222,7 +220,7 @@ def _cut(file: SourceFile) -> Iterator[tuple[int, int, int, int]]:
         raise SourceError(f"{file.name}: cannot be read ({error})") from error
 
 
-def _csv_records(stream: io.BufferedReader) -> Iterator[int]:
+def _csv_records(stream: IO[bytes]) -> Iterator[int]:
     """Byte lengths of CSV records: a line break within quotes does not end one."""
     length = quotes = 0
     for line in stream:
@@ -237,7 +235,7 @@ def _csv_records(stream: io.BufferedReader) -> Iterator[int]:
         yield length
 
 
-def _extxyz_frames(stream: io.BufferedReader) -> Iterator[int]:
+def _extxyz_frames(stream: IO[bytes]) -> Iterator[int]:
     """Byte lengths of frames. Where a frame does not begin with a number of atoms the rest is one piece, and fails."""
     blank = 0
     for head in iter(stream.readline, b""):
@@ -253,7 +251,7 @@ def _extxyz_frames(stream: io.BufferedReader) -> Iterator[int]:
         blank = 0
 
 
-def _rest(stream: io.BufferedReader) -> int:
+def _rest(stream: IO[bytes]) -> int:
     return sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 

@@ -39,8 +39,8 @@ def screen(
 ) -> xr.Dataset:
     """Score every structure of a graph store.
 
-    A run that was killed is taken up where it was by calling it again with the same arguments. Structures that cannot be
-    scored have a `status` that says why, and NaN scores.
+    A run that was killed is taken up where it was by calling it again with the same arguments. Structures that cannot
+    be scored have a `status` that says why, and NaN scores.
 
     Args:
         store: Graph store.
@@ -92,7 +92,14 @@ def screen(
             rows = offsets_of([receipt.counts["read"] for receipt in receipts.values()])
             specs = (*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns))
             compaction = Compaction(
-                staging.parts.resolve(), staging.store.resolve(), specs, tuple(receipts), {STRUCTURE: rows}, None, None, rows
+                staging.parts.resolve(),
+                staging.store.resolve(),
+                specs,
+                tuple(receipts),
+                {STRUCTURE: rows},
+                None,
+                None,
+                rows,
             )
             digests = compact(client, compaction)
         counts = np.sum([receipt.notes["status"] for receipt in receipts.values()], axis=0)

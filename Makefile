@@ -1,0 +1,36 @@
+# make demo   the main job, end to end, in a virtual environment of its own
+# make test   tests, ruff and mypy, likewise
+# make slow   full grids and benchmarks; hours
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= equiscreen-demo
+# mypy wants the package under its own name; the repository's folder may have any.
+TYPES := build/types
+
+.PHONY: demo test lint slow clean
+
+demo: $(VENV)/installed
+	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 7200
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/equiscreen
+	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
+	  -p equiscreen.export -p equiscreen.demo -m equiscreen.__main__
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
