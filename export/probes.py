@@ -11,30 +11,29 @@ from ase.data import covalent_radii
 
 from ..pipeline.structure import Structure
 
-# Neighbours stand at this many times the sum of their covalent radii, on a jittered grid.
+# Neighbours stand at this many times the mean sum of covalent radii, give or take the jitter in angstrom.
 SPACING = 1.15
 JITTER = 0.08
 
 
 def probe_structures(elements: Sequence[int], count: int, seed: int, max_atoms: int = 14) -> list[Structure]:
-    """Random crystals: sites of a jittered grid in a slightly sheared cell.
+    """Random crystals: a jittered cubic grid of sites in a slightly sheared cell.
 
     Args:
         elements: Atomic numbers to draw from.
         count: How many.
         seed: Of all random numbers.
-        max_atoms: The largest has at most so many.
+        max_atoms: The largest has at most so many; up to 27 are made.
     """
     rng = np.random.default_rng(seed)
+    boxes = [box for box in itertools.product((1, 2, 3), repeat=3) if 2 <= math.prod(box) <= max_atoms]
     structures = []
     for _ in range(count):
-        n_atoms = int(rng.integers(2, max_atoms + 1))
-        side = math.ceil(n_atoms ** (1 / 3))
-        numbers = rng.choice(np.asarray(elements), n_atoms)
+        box = np.array(boxes[int(rng.integers(len(boxes)))])
+        sites = np.array(list(itertools.product(*map(range, box))), dtype=float) / box
+        numbers = rng.choice(np.asarray(elements), len(sites))
         spacing = 2 * SPACING * float(np.mean(covalent_radii[numbers]))
-        sites = np.array(list(itertools.product(range(side), repeat=3)), dtype=float)
-        sites = sites[rng.permutation(side**3)[:n_atoms]] / side
-        cell = np.eye(3) * spacing * side + rng.normal(0, JITTER, (3, 3))
-        frac = sites + rng.normal(0, JITTER / (spacing * side), sites.shape)
+        cell = np.diag(box * spacing) + rng.normal(0, JITTER, (3, 3))
+        frac = sites + rng.normal(0, JITTER, sites.shape) / (box * spacing)
         structures.append(Structure.from_fractional(numbers, cell, frac))
     return structures

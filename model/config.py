@@ -88,8 +88,8 @@ class TrainingConfig(_Section):
     seed: int = 0
     max_epochs: int = Field(default=200, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=5e-3, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-2, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)

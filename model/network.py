@@ -32,6 +32,7 @@ from .irreps import (
     product_paths,
     split_paths,
 )
+from .perceptron import Perceptron
 
 SCALAR = Irrep("0e")
 MAX_ATOMIC_NUMBER = 118
@@ -64,12 +65,7 @@ class RadialBasis(nn.Module):
         super().__init__()
         self.cutoff, self.n_basis = cutoff, config.n_basis
         self.perceptrons = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(config.n_basis, config.radial_hidden, bias=False),
-                nn.SiLU(),
-                nn.Linear(config.radial_hidden, config.n_radial, bias=False),
-            )
-            for _ in range(config.n_interactions)
+            Perceptron(config.n_basis, config.radial_hidden, config.n_radial) for _ in range(config.n_interactions)
         )
 
     def forward(self, distance: Tensor) -> list[Tensor]:
@@ -260,16 +256,8 @@ class EquivariantNetwork(nn.Module):
             )
             self.interactions.append(interaction)
             sent = interaction.channels_out
-        self.readouts = nn.ModuleList(
-            nn.Linear(hidden[SCALAR], 1, bias=False) for _ in range(config.n_interactions - 1)
-        )
-        self.readouts.append(
-            nn.Sequential(
-                nn.Linear(hidden[SCALAR], config.readout_hidden, bias=False),
-                nn.SiLU(),
-                nn.Linear(config.readout_hidden, 1, bias=False),
-            )
-        )
+        self.readouts = nn.ModuleList(Perceptron(hidden[SCALAR], 1) for _ in range(config.n_interactions - 1))
+        self.readouts.append(Perceptron(hidden[SCALAR], config.readout_hidden, 1))
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
 
@@ -322,7 +310,7 @@ class EquivariantNetwork(nn.Module):
             meaning where the volume is not).
         """
         species = self.species_index[atomic_number]
-        vectors = vectors.detach().requires_grad_(requires_grad=True)
+        vectors = vectors.detach().requires_grad_(True)  # noqa: FBT003
         with torch.enable_grad():
             energies = self.atom_energies(species, vectors, neighbors, reverse)
             (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=self.training)

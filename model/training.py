@@ -238,12 +238,13 @@ class TrainingModule(lightning.LightningModule):
     def _errors(self, batch: Batch) -> dict[str, Tensor]:
         """Errors of what is labelled: energy per atom, force and stress components, each as one flat tensor."""
         energy, forces, stress = self.network(*batch.inputs)
-        errors = {
-            "energy": (energy - batch.energy) / batch.n_atoms,
-            "forces": forces - batch.forces,
-            "stress": stress - batch.stress,
+        pairs = {
+            "energy": (energy / batch.n_atoms, batch.energy / batch.n_atoms),
+            "forces": (forces, batch.forces),
+            "stress": (stress, batch.stress),
         }
-        return {name: error[torch.isfinite(error.detach())] for name, error in errors.items()}
+        labelled = {name: torch.isfinite(label) for name, (_, label) in pairs.items()}
+        return {name: found[labelled[name]] - label[labelled[name]] for name, (found, label) in pairs.items()}
 
     def _loss(self, errors: dict[str, Tensor]) -> Tensor:
         loss = torch.zeros((), dtype=torch.float64)

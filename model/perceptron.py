@@ -1,0 +1,37 @@
+"""Perceptrons without biases, scaled so that features keep a variance of about one from layer to layer.
+
+Weights are drawn with variance one and divided by the square root of their fan-in when they are used, as in e3nn: then
+one learning rate suits layers of all widths.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+# 1 / sqrt(E[silu(x)^2]) for a normal x, so that silu keeps the second moment.
+SILU_SCALE = 1.677
+
+
+class Perceptron(nn.Module):
+    """Linear maps with SiLU between them; zero goes to zero.
+
+    Args:
+        *widths: Of input, hidden layers and output.
+    """
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., widths[0]] to float[..., widths[-1]]."""
+        for place, weight in enumerate(self.weights):
+            if place:
+                x = silu(x) * SILU_SCALE
+            x = x @ (weight / math.sqrt(weight.shape[0]))
+        return x

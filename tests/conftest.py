@@ -1,0 +1,118 @@
+"""What many tests share: real data, small networks, and their exported files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+
+from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.probes import probe_structures
+from equiscreen.model.checkpoint import ModelCard, save_checkpoint
+from equiscreen.model.config import NetworkConfig
+from equiscreen.model.network import DataStatistics, EquivariantNetwork
+from equiscreen.pipeline import GraphBlock, Structure
+from equiscreen.pipeline.potential import Evaluation, Potential
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+CUTOFF = 4.5
+ELEMENTS = (13, 29, 79)
+REFERENCES = (-1.5, -3.25, -9.0)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the real data sets, which are not part of the repository."""
+    if not DATA.is_dir():
+        pytest.skip("the real data sets are not beside the repository")
+    return DATA
+
+
+def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: int) -> EquivariantNetwork:
+    """An untrained network of three metals, in float64."""
+    torch.manual_seed(3)
+    config = NetworkConfig(cutoff=CUTOFF, hidden_irreps=hidden_irreps, n_radial=4, radial_hidden=8, **settings)
+    return EquivariantNetwork(config, ELEMENTS, DataStatistics(REFERENCES, 0.7, 20.0)).double().eval()
+
+
+@pytest.fixture(scope="session")
+def network() -> EquivariantNetwork:
+    """Natural parity, correlation 2: what the exported fixtures hold."""
+    return small_network(correlation=2)
+
+
+@pytest.fixture(scope="session")
+def exported(network: EquivariantNetwork, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The network's ONNX file in a dtype, exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def file(dtype: str) -> Path:
+        path = folder / f"{dtype}.onnx"
+        if not path.exists():
+            save_checkpoint(folder / "model.ckpt", network, ModelCard())  # also rounds nothing: weights are float64
+            cast = small_network(correlation=2).to(getattr(torch, dtype))
+            path.write_bytes(lower_and_check(cast, ModelCard(training_data="none"))[0].SerializeToString())
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network: EquivariantNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"
+    save_checkpoint(path, network, ModelCard())
+    return path
+
+
+def evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluation:
+    return potential.evaluate(GraphBlock.from_structures(structures, potential.cutoff))
+
+
+def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] = ELEMENTS) -> Path:
+    """Random crystals with energies, forces and stresses that mean nothing."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for structure in probe_structures(elements, count, seed):
+        atoms = structure.to_ase()
+        atoms.info.update(energy=rng.normal(), stress=rng.normal(size=(3, 3)))
+        atoms.arrays["forces"] = rng.normal(size=(len(atoms), 3))
+        images.append(atoms)
+    ase.io.write(path, images, format="extxyz")
+    return path
+
+
+def pymatgen_dict(structure: Structure) -> dict[str, object]:
+    """The form in which pymatgen writes a structure to JSON."""
+    symbols = structure.to_ase().get_chemical_symbols()
+    return {
+        "@module": "pymatgen.core.structure",
+        "@class": "Structure",
+        "lattice": {"matrix": structure.cell.tolist()},
+        "sites": [
+            {"species": [{"element": symbol, "occu": 1}], "abc": abc.tolist()}
+            for symbol, abc in zip(symbols, structure.frac_coord, strict=True)
+        ],
+    }
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def cif_text(structure: Structure) -> str:
+    """A CIF in P1."""
+    a, b, c, alpha, beta, gamma = structure.to_ase().cell.cellpar()
+    lines = ["data_x", f"_cell_length_a {a:.12f}", f"_cell_length_b {b:.12f}", f"_cell_length_c {c:.12f}"]
+    lines += [f"_cell_angle_alpha {alpha:.12f}", f"_cell_angle_beta {beta:.12f}", f"_cell_angle_gamma {gamma:.12f}"]
+    lines += ["_symmetry_Int_Tables_number 1", "loop_", "_symmetry_equiv_pos_as_xyz", "'x, y, z'", "loop_"]
+    lines += [f"_atom_site_{x}" for x in ("type_symbol", "label", "fract_x", "fract_y", "fract_z", "occupancy")]
+    for i, atom in enumerate(structure.to_ase()):
+        x, y, z = structure.frac_coord[i]
+        lines.append(f"{atom.symbol} {atom.symbol}{i} {x:.12f} {y:.12f} {z:.12f} 1")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,210 @@
+"""Training: it learns, resumes, validates apart, and says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.calculators.emt import EMT
+from ase.io import write
+
+from equiscreen.export.probes import probe_structures
+from equiscreen.model import Config, load_checkpoint, train
+from equiscreen.model.checkpoint import ModelCard, describe_checkpoint, save_checkpoint
+from equiscreen.model.data import StructureBatches, fit_statistics, split
+from equiscreen.model.potential import TorchPotential
+from equiscreen.pipeline import GraphStore, featurize
+from equiscreen.pipeline.errors import CheckpointError, ConfigError, EquiscreenError, OutputExistsError
+
+from ..conftest import ELEMENTS, evaluate, small_network
+
+SMALL = {
+    "network": {"hidden_irreps": "4x0e + 2x1o", "n_radial": 4, "correlation": 2},
+    "training": {"max_epochs": 3, "batch_size": 8, "validation_fraction": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Alloys with EMT's energies, forces and stresses."""
+    folder = tmp_path_factory.mktemp("training")
+    images = []
+    for structure in probe_structures(ELEMENTS, 40, seed=30):
+        atoms = structure.to_ase()
+        atoms.calc = EMT()
+        atoms.get_forces()
+        atoms.get_stress()
+        images.append(atoms)
+    write(folder / "s.extxyz", images)
+    featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")
+    return folder / "g.zarr"
+
+
+def config(**training: object) -> Config:
+    return Config.parse({**SMALL, "training": {**SMALL["training"], **training}}, "test")
+
+
+def test_training_learns_and_leaves_a_model_that_repeats_its_validation(store: Path, tmp_path: Path) -> None:
+    first = train(store, tmp_path / "a", config(max_epochs=1))
+    longer = train(store, tmp_path / "b", config(max_epochs=20))
+    assert longer.validation["forces"] < 0.7 * first.validation["forces"]
+    assert longer.validation["energy"] < first.validation["energy"]
+    network, card = load_checkpoint(longer.checkpoint)
+    graphs = GraphStore(store)
+    assert card.training_data == graphs.store_hash
+    held_out = np.load(tmp_path / "b" / "split.npz")["validation"]
+    assert len(held_out) == longer.n_validation == 10
+    block = graphs.block(0, len(graphs)).take(held_out)
+    found = TorchPotential(network).evaluate(block)
+    mae = np.abs((found.energy - block.structure_labels["energy"]) / block.n_atoms).mean()
+    assert mae == pytest.approx(longer.validation["energy"], rel=1e-4)
+    force_mae = np.abs(found.forces - block.atom_labels["forces"]).mean()
+    assert force_mae == pytest.approx(longer.validation["forces"], rel=1e-4)
+    assert card.validation["forces eV/angstrom"] == longer.validation["forces"]
+
+
+def test_reference_energies_solve_the_least_squares_problem(store: Path) -> None:
+    graphs = GraphStore(store)
+    elements, statistics = fit_statistics(graphs, np.ones(len(graphs), dtype=bool), graphs.cutoff)
+    block = graphs.block(0, len(graphs))
+    counts = np.stack(
+        [np.bincount(block.atom_structure[block.atomic_number == z], minlength=len(block)) for z in elements], axis=1
+    )
+    expected = np.linalg.lstsq(counts, block.structure_labels["energy"], rcond=None)[0]
+    assert elements == ELEMENTS
+    assert np.allclose(statistics.reference_energies, expected, atol=1e-8)
+    assert statistics.mean_neighbors == pytest.approx(block.n_edges.sum() / block.n_atoms.sum())
+
+
+def test_every_structure_comes_once_in_an_epoch_and_in_another_order_in_the_next(store: Path) -> None:
+    graphs = GraphStore(store)
+    chosen = ~split(len(graphs), 0.25, seed=1)
+    energies = []
+    for epoch in (0, 1, 1):
+        batches = StructureBatches(graphs, chosen, 8, graphs.cutoff, torch.float32, (0, epoch))
+        got = list(batches)
+        assert len(got) == len(batches)
+        energies.append(torch.cat([batch.energy for batch in got]).tolist())
+    assert energies[1] == energies[2] != energies[0]
+    assert sorted(energies[0]) == sorted(energies[1])
+    assert sorted(energies[0]) == sorted(graphs.block(0, len(graphs)).structure_labels["energy"][chosen].tolist())
+
+
+def test_labels_that_are_absent_do_not_count(tmp_path: Path) -> None:
+    images = []
+    for place, structure in enumerate(probe_structures(ELEMENTS, 12, seed=31)):
+        atoms = structure.to_ase()
+        atoms.calc = EMT()
+        if place % 2:
+            atoms.get_forces()
+        else:
+            atoms.get_potential_energy()
+            atoms.calc.results = {"energy": atoms.calc.results["energy"]}
+        images.append(atoms)
+    write(tmp_path / "s.extxyz", images)
+    featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=4.5, scheduler="threads")
+    report = train(tmp_path / "g.zarr", tmp_path / "run", config(max_epochs=1))
+    assert np.isfinite(report.validation["energy"])
+    assert np.isnan(report.validation["stress"]) or report.validation["stress"] > 0
+
+
+def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(store: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "config.yaml"
+    settings.write_text(yaml.safe_dump({**SMALL, "training": {**SMALL["training"], "max_epochs": 12, "threads": 1}}))
+    command = [sys.executable, "-m", "equiscreen", "train", store, "--config", settings, "--out"]
+    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert last.exists()
+    assert not (tmp_path / "killed" / "model.ckpt").exists()
+    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    killed, whole = (load_checkpoint(tmp_path / name / "model.ckpt")[0].state_dict() for name in ("killed", "whole"))
+    assert killed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.allclose(killed[name], tensor, rtol=1e-5, atol=1e-6), name
+
+
+def test_a_finished_or_other_run_is_not_touched(store: Path, tmp_path: Path) -> None:
+    train(store, tmp_path / "run", config(max_epochs=1))
+    with pytest.raises(OutputExistsError, match="finished run"):
+        train(store, tmp_path / "run", config(max_epochs=1))
+    (tmp_path / "run" / "model.ckpt").unlink()
+    with pytest.raises(OutputExistsError, match="another configuration"):
+        train(store, tmp_path / "run", config(max_epochs=2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(OutputExistsError, match="no run"):
+        train(store, tmp_path / "mine", config())
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(EquiscreenError, match="learning_rate"):
+        train(store, tmp_path / "run", config(learning_rate=1e30, warmup_steps=0, gradient_clip=1e30))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {max_epoch: 3}", "training.max_epoch"),
+        ("network: {hidden_irreps: 3y7}", "no irreps"),
+        ("network: {hidden_irreps: 4x1o}", "needs scalars"),
+        ("network: {l_max: -1}", "network.l_max"),
+        ("training: {dtype: float16}", "training.dtype"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Config.load(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="no such file"):
+        Config.load(tmp_path / "none.yaml")
+
+
+def test_a_cutoff_beyond_the_stores_is_refused(store: Path, tmp_path: Path) -> None:
+    settings = Config.parse({"network": {"cutoff": 6.0}}, "test")
+    with pytest.raises(ConfigError, match=r"featurize .* --cutoff 6.0"):
+        train(store, tmp_path / "run", settings)
+
+
+def test_a_store_without_energies_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "s.extxyz", [s.to_ase() for s in probe_structures(ELEMENTS, 3, seed=1)])
+    featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=4.5, scheduler="threads")
+    with pytest.raises(ConfigError, match="no structure has an energy"):
+        train(tmp_path / "g.zarr", tmp_path / "run", config())
+
+
+def test_checkpoints_give_the_network_back(tmp_path: Path) -> None:
+    network = small_network()
+    save_checkpoint(tmp_path / "m.ckpt", network, ModelCard(validation={"energy eV/atom": 0.1}))
+    again, card = load_checkpoint(tmp_path / "m.ckpt")
+    structures = probe_structures(ELEMENTS, 3, seed=1)
+    assert np.array_equal(
+        evaluate(TorchPotential(network), structures).forces, evaluate(TorchPotential(again), structures).forces
+    )
+    assert card.validation == {"energy eV/atom": 0.1}
+    assert describe_checkpoint(tmp_path / "m.ckpt")["elements"] == list(ELEMENTS)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return eval, ("1 + 1",)
+
+    torch.save({"schema": Evil()}, tmp_path / "evil.ckpt")
+    torch.save({"schema": "other"}, tmp_path / "other.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    for name, message in (("evil", "not a checkpoint"), ("other", "'other'"), ("text", "not a ch"), ("no", "no such")):
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path / f"{name}.ckpt")

@@ -1,0 +1,78 @@
+"""Structures: wrapping, validation, hashing, and the way to ASE and back."""
+
+from __future__ import annotations
+
+import ase
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equiscreen.pipeline import Structure
+from equiscreen.pipeline.errors import InvalidStructureError
+
+CUBE = np.eye(3) * 4.0
+
+
+@given(shift=st.tuples(*[st.integers(-3, 3)] * 3), seed=st.integers(0, 2**16))
+def test_hash_does_not_depend_on_whole_cells(shift: tuple[int, int, int], seed: int) -> None:
+    frac = np.random.default_rng(seed).random((4, 3))
+    a = Structure.from_fractional([6, 7, 8, 9], CUBE, frac)
+    b = Structure.from_fractional([6, 7, 8, 9], CUBE, frac + np.array(shift))
+    assert a.content_hash() == b.content_hash()
+
+
+@pytest.mark.parametrize("what", ["element", "coordinate", "cell", "pbc", "order"])
+def test_hash_depends_on_everything_else(what: str) -> None:
+    numbers, cell, frac = [6, 7], CUBE, np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]])
+    base = Structure.from_fractional(numbers, cell, frac)
+    other = {
+        "element": lambda: Structure.from_fractional([6, 8], cell, frac),
+        "coordinate": lambda: Structure.from_fractional(numbers, cell, frac + [[1e-7, 0, 0], [0, 0, 0]]),
+        "cell": lambda: Structure.from_fractional(numbers, cell * (1 + 1e-8), frac),
+        "pbc": lambda: Structure.from_fractional(numbers, cell, frac, (True, True, False)),
+        "order": lambda: Structure.from_fractional(numbers[::-1], cell, frac[::-1]),
+    }[what]()
+    assert base.content_hash() != other.content_hash()
+
+
+def test_hash_forgives_rounding_and_the_seam_of_the_cell() -> None:
+    a = Structure.from_fractional([6], CUBE, [[1 - 1e-12, 0.5, -1e-17]])
+    b = Structure.from_fractional([6], CUBE, [[0.0, 0.5 + 1e-12, 0.0]])
+    assert a.content_hash() == b.content_hash()
+    assert (a.frac_coord >= 0).all()
+    assert (a.frac_coord < 1).all()
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, False, False), (False, True, False)])
+def test_ase_there_and_back(pbc: tuple[bool, bool, bool]) -> None:
+    rng = np.random.default_rng(0)
+    cell = np.where(np.array(pbc)[:, None], CUBE + rng.normal(0, 0.3, (3, 3)), 0.0)
+    atoms = ase.Atoms("CuAuNi", positions=rng.random((3, 3)) * 3, cell=cell, pbc=pbc)
+    structure = Structure.from_ase(atoms)
+    back = structure.to_ase()
+    assert (back.numbers == atoms.numbers).all()
+    assert (back.pbc == atoms.pbc).all()
+    assert np.allclose(back.get_all_distances(mic=True), atoms.get_all_distances(mic=True), rtol=0, atol=1e-12)
+    assert Structure.from_ase(back).content_hash() == structure.content_hash()
+    if not any(pbc):
+        assert not back.cell.array.any()
+        assert np.array_equal(structure.cell, np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], CUBE, np.zeros((0, 3))), "no atoms"),
+        (([0], CUBE, [[0, 0, 0]]), "unknown element"),
+        (([119], CUBE, [[0, 0, 0]]), "unknown element"),
+        (([6], CUBE, [[0, np.nan, 0]]), "not finite"),
+        (([6], CUBE * np.inf, [[0, 0, 0]]), "not finite"),
+        (([6], np.zeros((3, 3)), [[0, 0, 0]]), "zero volume"),
+        (([6], [[1, 0, 0], [0, 1, 0], [1, 1, 0]], [[0, 0, 0]]), "zero volume"),
+        (([6, 7], CUBE, [[0, 0, 0]]), "2 elements for 1 coordinates"),
+    ],
+)
+def test_what_is_no_structure_says_why(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(InvalidStructureError, match=message):
+        Structure.from_fractional(*arguments)
