@@ -8,10 +8,12 @@ traced twice, on tables of different sizes, and the graphs have to be equal, so 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ def lower(network: EquivariantNetwork) -> onnx.ModelProto:
         traced, again = (_trace(network, example) for example in examples)
         if _operations(traced) != _operations(again):
             raise ExportError("the graph depends on the size of its example: a size is frozen in")
+        _keep_scalars_exact(traced)
         return _translate(traced, examples[0])
 
 
@@ -69,6 +72,28 @@ def _trace(network: EquivariantNetwork, example: tuple[Tensor, ...]) -> torch.fx
 
 def _operations(graph: torch.fx.GraphModule) -> list[str]:
     return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def _keep_scalars_exact(traced: torch.fx.GraphModule) -> None:
+    """Turn numbers in formulas into constants of the dtype in which they are used.
+
+    The exporter writes them as float32 attributes (onnxscript 0.7, `aten_scalar_tensor`): 0.7 would be off by 1e-8 in a
+    float64 graph, and in the float64 sums of a float32 graph.
+
+    Raises:
+        ExportError: A number that float32 does not hold stands where a tensor cannot.
+    """
+    for place, node in enumerate(list(traced.graph.nodes)):
+        for position, value in enumerate(node.args):
+            if not isinstance(value, float) or float(np.float32(value)) == value or not math.isfinite(value):
+                continue
+            if "Tensor" not in str(node.target):
+                raise ExportError(f"{node.target} would round {value} to float32")
+            name = f"scalar_{place}_{position}"
+            traced.register_buffer(name, torch.tensor(value, dtype=node.meta["val"].dtype))
+            with traced.graph.inserting_before(node):
+                node.update_arg(position, traced.graph.get_attr(name))
+    traced.recompile()
 
 
 class _Plain(nn.Module):

@@ -105,6 +105,7 @@ def screen(
         counts = np.sum([receipt.notes["status"] for receipt in receipts.values()], axis=0)
         statuses = dict(zip(status_counts(np.zeros(0, dtype=np.uint8)), counts.tolist(), strict=True))
         if counts[OK] == 0:
+            staging.discard()
             raise StoreError(f"{store}: not one of {size} structures could be scored: {_listed(statuses)}")
         seconds = time.monotonic() - begin
         finish_store(

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import lightning
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -274,7 +274,11 @@ def _trainer(folder: Path, config: TrainingConfig, *, progress: bool) -> lightni
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="best", monitor="validation/loss", save_last=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [checkpoints, EMAWeightAveraging(decay=config.ema_decay)]
+    # Buffers are constants, some of them integers, which an average would round.
+    callbacks: list[Callback] = [
+        checkpoints,
+        WeightAveraging(use_buffers=False, avg_fn=_running_mean(config.ema_decay)),
+    ]
     if config.early_stop_epochs is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.early_stop_epochs))
     bar = progress and sys.stderr.isatty()
@@ -297,6 +301,16 @@ def _trainer(folder: Path, config: TrainingConfig, *, progress: bool) -> lightni
         enable_model_summary=False,
         log_every_n_steps=1,
     )
+
+
+def _running_mean(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """An exponential mean that forgets fast while it is young, so as not to hold back a short training."""
+
+    def average(mean: Tensor, value: Tensor, updates: Tensor) -> Tensor:
+        n = float(updates)
+        return torch.lerp(mean, value, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return average
 
 
 def _load_best(module: TrainingModule, trainer: lightning.Trainer) -> None:

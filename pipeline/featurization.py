@@ -116,9 +116,10 @@ def featurize(
                 bar.note(f"Dask dashboard: {dashboard(client)}")
                 receipts = make_parts(client, staging, featurize_partition, tasks, bar)
             counts, reasons = totals(receipts)
-            if counts["stored"] == 0:
-                raise SourceError(_nothing_stored(staging, receipts))
-            _check_labels_found(mapping, receipts)
+            problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
+            if problem is not None:
+                staging.discard()
+                raise problem
             selection = select_distinct(staging, receipts)
             counts["stored"] = int(selection.keep.sum())
             counts["duplicate"] = int((~selection.keep).sum())
@@ -201,11 +202,12 @@ def _check_labels_exist(plan: Plan, settings: FeaturizeSettings) -> None:
             raise LabelError(f"column {column!r}: none of {where} has it; keys there: {keys}")
 
 
-def _check_labels_found(mapping: LabelMapping, receipts: Mapping[int, Receipt]) -> None:
+def _label_not_found(mapping: LabelMapping, receipts: Mapping[int, Receipt]) -> LabelError | None:
     found = {name for receipt in receipts.values() for name in receipt.notes["labels"]}
     for name, rules in mapping.labels.items():
         if name not in found and not all(rule.optional for rule in rules):
-            raise LabelError(f"label {name!r}: not one structure has it")
+            return LabelError(f"label {name!r}: not one structure has it")
+    return None
 
 
 def _identity(settings: FeaturizeSettings, plan: Plan, limit: int | None) -> dict[str, Any]:
@@ -240,8 +242,12 @@ def _root_attrs(
     }
 
 
-def _nothing_stored(staging: Staging, receipts: Mapping[int, Receipt]) -> str:
+def _nothing_stored(staging: Staging, receipts: Mapping[int, Receipt]) -> SourceError | None:
+    if any(receipt.counts["stored"] for receipt in receipts.values()):
+        return None
     for table in failures(staging, receipts):
         for row in table.slice(0, 1).to_pylist():
-            return f"{row['source']}: not one structure could be stored; record {row['source_index']}: {row['reason']}"
-    return f"{staging.out}: the sources hold no structures"
+            return SourceError(
+                f"{row['source']}: not one structure could be stored; record {row['source_index']}: {row['reason']}"
+            )
+    return SourceError(f"{staging.out}: the sources hold no structures")

@@ -46,6 +46,10 @@ class Staging:
     def publish(self) -> None:
         """Give the finished store its name and remove the parts."""
         self.store.rename(self.out)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the parts, when nothing can come of them or all is done."""
         shutil.rmtree(self.folder)
 
 
@@ -74,7 +78,7 @@ def staged(out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -
         elif plan.exists():
             found = json.loads(plan.read_text())
             different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            if different:
+            if different and any(staging.parts.glob("[0-9]*.json")):
                 raise OutputExistsError(
                     f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
                     "use the same words to resume it, or say --overwrite"

@@ -10,7 +10,6 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-
 from equiscreen.export.exporting import lower_and_check
 from equiscreen.export.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint

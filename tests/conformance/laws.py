@@ -1,18 +1,17 @@
 """The physics that every potential has to obey, eager or exported: inherit `PotentialLaws` and give a `potential`.
 
-Tolerances are relative to the largest force of the structures at hand. In float32 a sum over some fifty neighbours, in two
-layers, keeps five digits; in float64 thirteen, of which ten are asked for.
+Tolerances are relative to the largest force of the structures at hand. In float32 a sum over some fifty neighbours, in
+two layers, keeps five digits; in float64 thirteen, of which ten are asked for.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
-
 from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.potential import Evaluation, Potential
+from scipy.spatial.transform import Rotation
 
 from ..conftest import ELEMENTS, REFERENCES, evaluate
 
@@ -54,7 +53,8 @@ class PotentialLaws:
 
     def test_translation(self, potential: Potential, structures: list[Structure]) -> None:
         moved = [
-            Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + [0.3, 0.71, 0.123]) for s in structures
+            Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + np.array([0.3, 0.71, 0.123]))
+            for s in structures
         ]
         self.same(evaluate(potential, structures), evaluate(potential, moved))
 

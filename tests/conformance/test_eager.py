@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from equiscreen.model.potential import TorchPotential
 
 from ..conftest import small_network

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from equiscreen.export import OnnxPotential
 from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import GraphBlock

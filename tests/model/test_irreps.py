@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
-
 from equiscreen.export.probes import probe_structures
 from equiscreen.model.data import table_tensors
 from equiscreen.model.gather import gather_senders
@@ -26,7 +25,7 @@ def test_harmonics_are_those_of_e3nn(l_max: int) -> None:
 
 def test_products_are_those_of_e3nn() -> None:
     left, right = [Irrep("0e"), Irrep("1o"), Irrep("2e")], [Irrep("1o"), Irrep("1e")]
-    out = [Irrep(l, p) for l in range(4) for p in (1, -1)]
+    out = [Irrep(degree, parity) for degree in range(4) for parity in (1, -1)]
     product = ChannelwiseProduct(left, right, out, channels=3).double()
     a = {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in left}
     b = {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in right}
@@ -55,10 +54,16 @@ def test_linear_maps_mix_channels_of_one_irrep_only() -> None:
 def test_features_of_every_layer_turn_by_their_wigner_matrices(hidden: str, mirror: bool) -> None:
     network = small_network(hidden, n_interactions=3)
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=4), CUTOFF)
-    # By angles: e3nn's way from a matrix to angles is an arc cosine, which keeps half the digits.
+    # By angles: e3nn's way from a matrix to angles is an arc cosine, which keeps half the digits. Its generators of
+    # rotation have torch's default dtype.
     angles = tuple(torch.tensor(a, dtype=torch.float64) for a in (0.4, 1.1, -2.3))
     inversions = torch.tensor(1 if mirror else 0)
     turn = o3.angles_to_matrix(*angles) * (-1 if mirror else 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        wigner_matrices = {ir: ir.D_from_angles(*angles, inversions) for _, ir in o3.Irreps(hidden)}
+    finally:
+        torch.set_default_dtype(torch.float32)
     inputs = table_tensors(block, CUTOFF, torch.float64)
     turned = (inputs[0], inputs[1] @ turn.T, *inputs[2:])
     features: list[dict[Irrep, torch.Tensor]] = []
@@ -72,7 +77,7 @@ def test_features_of_every_layer_turn_by_their_wigner_matrices(hidden: str, mirr
     for a, b in zip(before, after, strict=True):
         assert a.keys() == b.keys()
         for irrep in a:
-            wigner = irrep.D_from_angles(*angles, inversions)
+            wigner = wigner_matrices[irrep]
             expected = torch.einsum("ij,njc->nic", wigner, a[irrep])
             largest = float(a[irrep].detach().abs().max())
             assert torch.allclose(b[irrep], expected, rtol=0, atol=1e-10 * largest + 1e-14), irrep

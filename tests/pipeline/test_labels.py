@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import units
-
 from equiscreen.pipeline import LabelMapping, LabelRule
 from equiscreen.pipeline.errors import LabelError
 

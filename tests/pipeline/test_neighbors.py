@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase.neighborlist import primitive_neighbor_list
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
+from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
 from equiscreen.pipeline.errors import InvalidStructureError
 from equiscreen.pipeline.neighbors import edge_keys
+from equiscreen.pipeline.readers import structure_from_cif
 from equiscreen.pipeline.tables import size_buckets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.core import Structure as PymatgenStructure
+
+from ..conftest import ELEMENTS
 
 
 @st.composite
@@ -33,8 +41,7 @@ def structures(draw: st.DrawFn) -> Structure:
 def test_pairs_are_those_of_ase(structure: Structure, cutoff: float) -> None:
     try:
         block = GraphBlock.from_structures([structure], cutoff)
-    except InvalidStructureError as error:
-        assert "at one place" in str(error)  # random atoms may fall on one another
+    except InvalidStructureError:  # random atoms may fall on one another
         return
     vectors = block.displacements()
     i, j, image, distance = primitive_neighbor_list(
@@ -43,9 +50,7 @@ def test_pairs_are_those_of_ase(structure: Structure, cutoff: float) -> None:
     sure = distance < cutoff - 1e-6  # finders may differ for a pair at the cutoff itself
     expected = {(int(a), int(b), *map(int, s)) for a, b, s in zip(i[sure], j[sure], image[sure], strict=True)}
     possible = {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, image, strict=True)}
-    found = {
-        (int(a), int(b), *map(int, s)) for a, b, s in zip(block.receiver, block.sender, block.image, strict=True)
-    }
+    found = {(int(a), int(b), *map(int, s)) for a, b, s in zip(block.receiver, block.sender, block.image, strict=True)}
     assert expected <= found <= possible
     assert len(found) == len(vectors)
     assert (np.linalg.norm(vectors, axis=1) < cutoff + 1e-9).all()
@@ -98,9 +103,6 @@ def test_two_atoms_at_one_place_are_refused() -> None:
 @given(slots=st.integers(1, 2000))
 @settings(deadline=None, max_examples=30)
 def test_buckets_hold_every_structure_once_and_keep_to_the_limit(slots: int) -> None:
-    from ..conftest import ELEMENTS
-    from equiscreen.export.probes import probe_structures
-
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 30, seed=1), 4.0)
     groups = list(size_buckets(block, slots))
     assert sorted(np.concatenate(groups).tolist()) == list(range(30))
@@ -110,16 +112,8 @@ def test_buckets_hold_every_structure_once_and_keep_to_the_limit(slots: int) -> 
 
 
 @pytest.mark.slow
-def test_pairs_of_real_crystals_are_those_of_pymatgen(data: object) -> None:
-    import csv
-    import gzip
-    from pathlib import Path
-
-    from pymatgen.core import Structure as PymatgenStructure
-
-    from equiscreen.pipeline.readers import structure_from_cif
-
-    with gzip.open(Path(str(data)) / "mp/mp_20_val.csv.gz", "rt") as file:
+def test_pairs_of_real_crystals_are_those_of_pymatgen(data: Path) -> None:
+    with gzip.open(data / "mp/mp_20_val.csv.gz", "rt") as file:
         rows = [row["cif"] for _, row in zip(range(500), csv.DictReader(file), strict=False)]
     for cif in rows:
         block = GraphBlock.from_structures([structure_from_cif(cif)], 5.0)

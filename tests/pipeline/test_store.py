@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import StoreError
 

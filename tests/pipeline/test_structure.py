@@ -5,11 +5,10 @@ from __future__ import annotations
 import ase
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.errors import InvalidStructureError
+from hypothesis import given
+from hypothesis import strategies as st
 
 CUBE = np.eye(3) * 4.0
 
@@ -28,7 +27,7 @@ def test_hash_depends_on_everything_else(what: str) -> None:
     base = Structure.from_fractional(numbers, cell, frac)
     other = {
         "element": lambda: Structure.from_fractional([6, 8], cell, frac),
-        "coordinate": lambda: Structure.from_fractional(numbers, cell, frac + [[1e-7, 0, 0], [0, 0, 0]]),
+        "coordinate": lambda: Structure.from_fractional(numbers, cell, frac + np.array([[1e-7, 0, 0], [0, 0, 0]])),
         "cell": lambda: Structure.from_fractional(numbers, cell * (1 + 1e-8), frac),
         "pbc": lambda: Structure.from_fractional(numbers, cell, frac, (True, True, False)),
         "order": lambda: Structure.from_fractional(numbers[::-1], cell, frac[::-1]),
@@ -67,7 +66,7 @@ def test_ase_there_and_back(pbc: tuple[bool, bool, bool]) -> None:
         (([0], CUBE, [[0, 0, 0]]), "unknown element"),
         (([119], CUBE, [[0, 0, 0]]), "unknown element"),
         (([6], CUBE, [[0, np.nan, 0]]), "not finite"),
-        (([6], CUBE * np.inf, [[0, 0, 0]]), "not finite"),
+        (([6], CUBE + np.inf, [[0, 0, 0]]), "not finite"),
         (([6], np.zeros((3, 3)), [[0, 0, 0]]), "zero volume"),
         (([6], [[1, 0, 0], [0, 1, 0], [1, 1, 0]], [[0, 0, 0]]), "zero volume"),
         (([6, 7], CUBE, [[0, 0, 0]]), "2 elements for 1 coordinates"),

@@ -1,0 +1,108 @@
+"""Screening: scores equal the network's, with units, statuses and provenance; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import xarray as xr
+from equiscreen.export import OnnxPotential, open_scores, screen
+from equiscreen.export.inspection import describe
+from equiscreen.export.probes import probe_structures
+from equiscreen.export.screening import account, cut, estimate
+from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.potential import TorchPotential
+from equiscreen.pipeline import GraphStore, LabelMapping, featurize
+from equiscreen.pipeline.errors import ModelFileError, OutputExistsError, StoreError
+
+from ..conftest import CUTOFF, ELEMENTS
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 crystals that the model knows, one with uranium, one molecule."""
+    folder = tmp_path_factory.mktemp("candidates")
+    images = [s.to_ase() for s in probe_structures(ELEMENTS, 30, seed=60)]
+    images.insert(7, probe_structures([92, 29], 1, seed=61)[0].to_ase())
+    images[7].numbers[0] = 92
+    images.append(ase.Atoms("Cu2", positions=[[0, 0, 0], [2.2, 0, 0]]))
+    for place, atoms in enumerate(images):
+        atoms.info.update(structure_id=f"c{place}", batch=f"b{place % 3}")
+    ase.io.write(folder / "c.extxyz", images)
+    mapping = LabelMapping(columns=("batch",))
+    featurize(folder / "c.extxyz", folder / "c.zarr", cutoff=5.0, labels=mapping, scheduler="threads")
+    return folder / "c.zarr"
+
+
+def test_scores_are_the_networks_with_units_and_provenance(
+    candidates: Path, exported: Callable[[str], Path], network: EquivariantNetwork, tmp_path: Path
+) -> None:
+    model = exported("float32")
+    scores = screen(candidates, model, tmp_path / "s.zarr", scheduler="threads")
+    graphs = GraphStore(candidates)
+    known = np.array([i for i in range(32) if i != 7])
+    block = graphs.block(0, 32).take(known)
+    expected = TorchPotential(network).evaluate(block)
+    assert np.allclose(scores["energy"].values[known], expected.energy, rtol=0, atol=1e-4)
+    per_atom = scores["energy_per_atom"].values[known]
+    assert np.allclose(per_atom, expected.energy / block.n_atoms, rtol=0, atol=1e-5)
+    largest = np.maximum.reduceat(np.linalg.norm(expected.forces, axis=1), block.atom_start)
+    assert np.allclose(scores["max_force"].values[known], largest, atol=1e-4)
+    assert np.allclose(scores["stress"].values[known], expected.stress, atol=1e-5, equal_nan=True)
+
+    assert scores["status"].values.tolist() == [1 if i == 7 else 0 for i in range(32)]
+    assert np.isnan(scores["energy"].values[7])
+    assert np.isnan(scores["stress"].values[31]).all()
+    assert np.isnan(scores["volume"].values[31])
+    assert scores["structure_id"].values.tolist() == [f"c{i}" for i in range(32)]
+    assert scores["batch"].values.tolist()[:4] == ["b0", "b1", "b2", "b0"]
+    assert scores["formula"].values[31] == "Cu"
+    assert {"structure_id", "formula", "n_atoms", "volume", "status", "batch"} <= set(scores.coords)
+    assert scores["energy"].attrs["units"] == "eV"
+    assert scores["stress"].attrs["units"] == "eV/angstrom^3"
+    assert scores.attrs["graph_store"] == {"path": str(candidates), "store_hash": graphs.store_hash}
+    assert scores.attrs["model"]["sha256"] == OnnxPotential.load(model).sha256
+    assert scores.attrs["status_counts"] == {"ok": 31, "unknown_element": 1, "not_finite": 0}
+    assert "31 ok, 1 unknown element" in account(scores, "s.zarr")
+    assert json.dumps(describe(tmp_path / "s.zarr"))
+    xr.testing.assert_identical(open_scores(tmp_path / "s.zarr"), scores)
+
+
+def test_a_model_that_looks_further_than_the_graphs_is_refused(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "c.extxyz", [s.to_ase() for s in probe_structures(ELEMENTS, 2, seed=1)])
+    featurize(tmp_path / "c.extxyz", tmp_path / "c.zarr", cutoff=CUTOFF - 0.5, scheduler="threads")
+    with pytest.raises(ModelFileError, match=r"featurize .* --model"):
+        screen(tmp_path / "c.zarr", exported("float32"), tmp_path / "s.zarr", scheduler="threads")
+
+
+def test_a_store_of_unknown_elements_gives_no_scores(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "c.extxyz", [s.to_ase() for s in probe_structures([92], 3, seed=1)])
+    featurize(tmp_path / "c.extxyz", tmp_path / "c.zarr", cutoff=CUTOFF, scheduler="threads")
+    with pytest.raises(StoreError, match="not one of 3 structures could be scored: 3 unknown element"):
+        screen(tmp_path / "c.zarr", exported("float32"), tmp_path / "s.zarr", scheduler="threads")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_an_output_that_exists_and_a_limit(candidates: Path, exported: Callable[[str], Path], tmp_path: Path) -> None:
+    scores = screen(candidates, exported("float32"), tmp_path / "s.zarr", scheduler="threads", limit=5)
+    assert scores.sizes["structure"] == 5
+    with pytest.raises(OutputExistsError):
+        screen(candidates, exported("float32"), tmp_path / "s.zarr", scheduler="threads")
+
+
+def test_parts_cover_all_structures_and_do_not_depend_on_workers() -> None:
+    edges = np.random.default_rng(0).integers(0, 60_000, 1000).astype(np.int32)
+    spans = cut(edges)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == 1000
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    assert max(edges[a:b].sum() for a, b in spans) < 250_000 + 60_000
+
+
+def test_estimate(candidates: Path, exported: Callable[[str], Path]) -> None:
+    assert estimate(candidates, exported("float32")).startswith("32 structures")

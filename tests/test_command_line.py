@@ -1,0 +1,99 @@
+"""The command line: bad input gives one clear line and an exit code, and help teaches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from equiscreen import __version__
+
+from .conftest import write_extxyz
+
+
+def equiscreen(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "equiscreen", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("Dask dashboard")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("equiscreen: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of 6 crystals, and files that are none."""
+    path = tmp_path_factory.mktemp("cli")
+    write_extxyz(path / "s.extxyz", 6)
+    done = equiscreen("featurize", path / "s.extxyz", "--out", path / "g.zarr", "--scheduler", "threads")
+    assert done.returncode == 0
+    assert "read 6 = stored 6 + failed 0 + duplicate 0" in done.stdout
+    (path / "empty.csv").write_text("")
+    (path / "bad.cif").write_text("data_x\n_cell_length_a 4\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("featurize", "{}/nothing.cif", "--out", "{}/o.zarr"), ("nothing.cif", "no such file")),
+        (("featurize", "{}/empty.csv", "--out", "{}/o.zarr"), ("empty.csv", "empty")),
+        (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "not one")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys there")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME=KEY.PATH[unit]",)),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"), ("shipped mapping (mlearn)",)),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--cutoff", "-1"), ("cutoff of -1",)),
+        (
+            ("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--scheduler", "tcp://127.0.0.1:1"),
+            ("tcp://127.0.0.1:1",),
+        ),
+        (("train", "{}/nothing.zarr", "--out", "{}/run"), ("nothing.zarr", "no such store")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/none.yaml"), ("none.yaml", "no such file")),
+        (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
+        (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "no ONNX file")),
+        (("screen", "{}/none.zarr", "--model", "{}/m.onnx", "--out", "{}/s.zarr"), ("none.zarr", "no such store")),
+        (("info", "{}/nothing"), ("nothing", "no such file")),
+        (("info", "{}/s.extxyz"), ("s.extxyz", "neither")),
+    ],
+)
+def test_mistakes_are_one_line(folder: Path, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    assert_one_line(equiscreen(*(word.format(folder) for word in words)), *parts)
+
+
+def test_screening_from_the_command_line(folder: Path, exported: Callable[[str], Path]) -> None:
+    out = folder / "scores.zarr"
+    done = equiscreen("screen", folder / "g.zarr", "--model", exported("float32"), "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "6 structures (6 ok)" in done.stdout
+    assert '"equiscreen-scores/1"' in equiscreen("info", out).stdout
+    verified = equiscreen("info", folder / "g.zarr", "--verify")
+    assert "all checksums hold" in verified.stdout
+
+
+def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path]) -> None:
+    out = folder / "short.zarr"
+    words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
+    assert equiscreen(*words).returncode == 0
+    assert '"cutoff": 4.5' in equiscreen("info", out).stdout
+    assert_one_line(equiscreen(*words, "--cutoff", "3"), "--cutoff and --model")
+
+
+@pytest.mark.parametrize("verb", ["demo", "featurize", "train", "export", "screen", "info"])
+def test_help_teaches(verb: str) -> None:
+    done = equiscreen(verb, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 10
+    assert verb in equiscreen("--help").stdout
+
+
+def test_version() -> None:
+    assert equiscreen("--version").stdout.strip() == __version__
