@@ -32,8 +32,10 @@ def say(*words: str | Path) -> None:
     """Run one command of equiscreen and print what it prints."""
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "equiscreen", *map(str, words)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "equiscreen", *map(str, words)], check=False, capture_output=True, text=True
     )
+    if done.returncode:
+        raise SystemExit(done.stderr)
     print(f"$ equiscreen {words[0]}  ({time.monotonic() - begin:.0f} s)\n  {done.stdout.strip()}", flush=True)
 
 
