@@ -260,7 +260,7 @@ class _EpochLines(Callback):
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         if trainer.sanity_checking or time.monotonic() - self._last < LINE_EVERY_S:
             return
         self._last = time.monotonic()

@@ -28,7 +28,7 @@ from equiscreen.pipeline import GraphBlock, GraphStore
 from equiscreen.pipeline.potential import Evaluation
 
 
-def say(*words: str | Path) -> None:
+def say(folder: Path, *words: str | Path) -> None:
     """Run one command of equiscreen and print what it prints."""
     begin = time.monotonic()
     done = subprocess.run(
@@ -36,7 +36,8 @@ def say(*words: str | Path) -> None:
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    print(f"$ equiscreen {words[0]}  ({time.monotonic() - begin:.0f} s)\n  {done.stdout.strip()}", flush=True)
+    printed = done.stdout.strip().replace(f"{folder}/", "")
+    print(f"$ equiscreen {words[0]}  ({time.monotonic() - begin:.0f} s)\n  {printed}", flush=True)
 
 
 def mean_errors(found: Evaluation, block: GraphBlock) -> str:
@@ -65,9 +66,10 @@ def main() -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         print(f"config.yaml: {config}; everything else is default")
         store, run, model = folder / "graphs.zarr", folder / "run", folder / "model.onnx"
-        say("featurize", arguments.data / f"mlearn/{arguments.element}.json.gz", "--labels", "mlearn", "--out", store)
-        say("train", store, "--out", run, "--config", folder / "config.yaml")
-        say("export", run, "--out", model)
+        source = arguments.data / f"mlearn/{arguments.element}.json.gz"
+        say(folder, "featurize", source, "--labels", "mlearn", "--out", store)
+        say(folder, "train", store, "--out", run, "--config", folder / "config.yaml")
+        say(folder, "export", run, "--out", model)
         graphs = GraphStore(store)
         held_out = np.load(run / "split.npz")["validation"]
         block = graphs.block(0, len(graphs)).take(held_out)

@@ -207,3 +207,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     for name, message in (("evil", "not a checkpoint"), ("other", "'other'"), ("text", "not a ch"), ("no", "no such")):
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(tmp_path / f"{name}.ckpt")
+
+
+def test_a_log_has_lines_from_the_first_epoch_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("equiscreen.model.training.LINE_EVERY_S", 0.0)  # as where every epoch takes longer than that
+    train(store, tmp_path / "run", config(max_epochs=2), progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: epoch")]
+    assert [line.split(";")[0] for line in lines] == ["train: epoch 1 of 2", "train: epoch 2 of 2"]
+    assert lines[0].split("MAE")[1] != lines[1].split("MAE")[1]
