@@ -260,6 +260,7 @@ class EquivariantNetwork(nn.Module):
         self.readouts.append(Perceptron(hidden[SCALAR], config.readout_hidden, 1))
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
+        self.to(torch.get_default_dtype())  # the constants of the algebra are made in float64
 
     @property
     def dtype(self) -> torch.dtype:

@@ -261,7 +261,7 @@ class _EpochLines(Callback):
         self._last = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        if trainer.sanity_checking or time.monotonic() - self._last < LINE_EVERY_S:
+        if trainer.state.fn != "fit" or time.monotonic() - self._last < LINE_EVERY_S:
             return
         self._last = time.monotonic()
         metrics = trainer.callback_metrics
