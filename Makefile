@@ -1,6 +1,6 @@
 # make demo   the main job, end to end, in a virtual environment of its own
 # make test   tests, ruff and mypy, likewise
-# make slow   full grids and benchmarks; hours
+# make slow   full grids and benchmarks; minutes as yet
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,8 @@ test: lint
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 7200
+	$(BIN)/python tests/benchmarks/runtime_rate.py
+	$(BIN)/python tests/benchmarks/featurize_rate.py ../shared/data
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

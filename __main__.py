@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,9 +116,11 @@ def featurize(
     if estimate:
         print(work.estimate(sources, limit=limit, **settings))
         return
-    print(
-        work.featurize(sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings)
-    )
+    with _resumable():
+        report = work.featurize(
+            sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings
+        )
+    print(report)
 
 
 @app.command()
@@ -137,7 +141,10 @@ def train(
     from .model import Config
     from .model import train as work
 
-    print(work(store, out, Config.load(config) if config else None, limit=limit, overwrite=overwrite, progress=True))
+    settings = Config.load(config) if config else None
+    with _resumable():
+        report = work(store, out, settings, limit=limit, overwrite=overwrite, progress=True)
+    print(report)
 
 
 @app.command()
@@ -150,7 +157,7 @@ def export(
     """Lower a network, with forces and stress, to one ONNX file, and check it.
 
     The graph has to hold no reducing scatter, to agree with PyTorch on fresh structures of other sizes, and to give the
-    same bits with one and with two threads. The figures go into the file's metadata: `equiscreen info M.onnx`.
+    same bits with one and with two threads (in float64: the same but for rounding). The figures go into the file's metadata: `equiscreen info M.onnx`.
     """
     from .export.exporting import export_onnx
 
@@ -178,7 +185,8 @@ def screen(
     if estimate:
         print(work.estimate(store, model, limit))
         return
-    scores = work.screen(store, model, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True)
+    with _resumable():
+        scores = work.screen(store, model, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True)
     print(work.account(scores, out))
 
 
@@ -210,6 +218,16 @@ def _options(
     pass
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Tell that an interrupted run is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("equiscreen: interrupted; the same command goes on where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
 def main() -> None:
     """Run the command line; mistakes of the user become one line and exit code 1."""
     try:
@@ -217,9 +235,12 @@ def main() -> None:
     except EquiscreenError as error:
         print(f"equiscreen: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("equiscreen: interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    except ModuleNotFoundError as error:
+        print(f"equiscreen: {error.name} is not installed: pip install 'equiscreen[cpu,train]'", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"equiscreen: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -114,9 +114,11 @@ def run_demo(
         OutputExistsError: The folder exists.
     """
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
             raise OutputExistsError(f"{folder}: exists; choose another --out, or say --overwrite")
+        if not (folder / "structures" / "references.extxyz").is_file():
+            raise OutputExistsError(f"{folder}: exists and is no demo, so it is not overwritten")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+import torch
 
 from ..model.checkpoint import ModelCard, find_checkpoint, load_checkpoint
 from ..model.network import EquivariantNetwork
@@ -71,9 +72,9 @@ def export_onnx(
     target = Path(out)
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
-    network, card = load_checkpoint(find_checkpoint(checkpoint))
+    network, card = load_checkpoint(find_checkpoint(checkpoint), torch.float64 if float64 else None)
     begin = time.monotonic()
-    model, metadata = lower_and_check(network.double() if float64 else network, card)
+    model, metadata = lower_and_check(network, card)
     data = model.SerializeToString()
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.tmp")

@@ -45,10 +45,7 @@ def verify_store(path: str | Path) -> str:
 
 
 def _describe_store(path: Path) -> dict[str, Any]:
-    try:
-        root = open_root(path, GRAPH_SCHEMA)
-    except StoreError:
-        root = open_root(path, SCORES_SCHEMA)
+    root = open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA)
     arrays = {
         name: {
             "shape": list(array.shape),

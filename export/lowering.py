@@ -52,7 +52,9 @@ def lower(network: EquivariantNetwork) -> onnx.ModelProto:
 
 
 def _example(network: EquivariantNetwork, count: int, seed: int) -> tuple[Tensor, ...]:
-    block = GraphBlock.from_structures(probe_structures(network.elements, count, seed), network.cutoff)
+    block = GraphBlock.from_structures(
+        probe_structures(network.elements, count, seed, cutoff=network.cutoff), network.cutoff
+    )
     return table_tensors(block, network.cutoff, network.dtype)
 
 

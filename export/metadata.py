@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from ..pipeline.errors import ModelFileError
@@ -67,7 +67,7 @@ class ModelMetadata:
         schema = values.get("schema")
         if schema != ONNX_SCHEMA:
             raise ModelFileError(f"{where}: schema {schema!r} where {ONNX_SCHEMA!r} is wanted; was it exported by us?")
-        missing = {"cutoff", "elements", "dtype", "parity"} - values.keys()
+        missing = {item.name for item in fields(cls)} - values.keys()
         if missing:
             raise ModelFileError(f"{where}: metadata lacks {', '.join(sorted(missing))}")
         values["elements"], values["outputs"] = tuple(values["elements"]), tuple(values["outputs"])

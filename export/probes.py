@@ -16,7 +16,9 @@ SPACING = 1.15
 JITTER = 0.08
 
 
-def probe_structures(elements: Sequence[int], count: int, seed: int, max_atoms: int = 14) -> list[Structure]:
+def probe_structures(
+    elements: Sequence[int], count: int, seed: int, max_atoms: int = 14, cutoff: float = math.inf
+) -> list[Structure]:
     """Random crystals: a jittered cubic grid of sites in a slightly sheared cell.
 
     Args:
@@ -24,6 +26,7 @@ def probe_structures(elements: Sequence[int], count: int, seed: int, max_atoms: 
         count: How many.
         seed: Of all random numbers.
         max_atoms: The largest has at most so many; up to 27 are made.
+        cutoff: Neighbours stand well within it, angstrom.
     """
     rng = np.random.default_rng(seed)
     boxes = [box for box in itertools.product((1, 2, 3), repeat=3) if 2 <= math.prod(box) <= max_atoms]
@@ -32,7 +35,7 @@ def probe_structures(elements: Sequence[int], count: int, seed: int, max_atoms: 
         box = np.array(boxes[int(rng.integers(len(boxes)))])
         sites = np.array(list(itertools.product(*map(range, box))), dtype=float) / box
         numbers = rng.choice(np.asarray(elements), len(sites))
-        spacing = 2 * SPACING * float(np.mean(covalent_radii[numbers]))
+        spacing = min(2 * SPACING * float(np.mean(covalent_radii[numbers])), 0.75 * cutoff)
         cell = np.diag(box * spacing) + rng.normal(0, JITTER, (3, 3))
         frac = sites + rng.normal(0, JITTER, sites.shape) / (box * spacing)
         structures.append(Structure.from_fractional(numbers, cell, frac))

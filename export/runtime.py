@@ -98,12 +98,10 @@ class OnnxPotential:
             block: Graphs whose cutoff is at least the model's, of elements that the model knows.
 
         Raises:
-            ModelFileError: An element that the model does not know.
+            UnknownElementError: An element that the model does not know.
         """
-        unknown = np.setdiff1d(block.atomic_number, self.elements)
-        if len(unknown):
-            raise ModelFileError(f"the model does not know the elements {unknown.tolist()}")
-        return evaluate_in_buckets(block, self.cutoff, np.dtype(self.metadata.dtype), self.slots, self.run_table)
+        dtype = np.dtype(self.metadata.dtype)
+        return evaluate_in_buckets(block, self.elements, self.cutoff, dtype, self.slots, self.run_table)
 
     def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
         """Energy, forces and stress of structures, whose graphs are made here."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -70,20 +73,23 @@ def screen(
     if size < 1:
         raise ConfigError("a limit below one structure")
     target = Path(out)
+    spans = cut(graphs.n_edges[:size])
     identity = {
         "schema": SCORES_SCHEMA,
         "store_hash": graphs.store_hash,
         "model_sha256": potential.sha256,
         "limit": limit,
         "slots": slots,
+        "parts": hashlib.sha256(repr(spans).encode()).hexdigest(),
+        "equiscreen": version("equiscreen"),
     }
     columns = column_names(graphs)
-    with staged(target, identity, overwrite=overwrite) as staging:
+    with staged(target, identity, [graphs.path, Path(model)], overwrite=overwrite) as staging:
         tasks = {
             number: ScreenTask(
                 number, start, stop, graphs.path.resolve(), columns, potential.sha256, staging.parts.resolve()
             )
-            for number, (start, stop) in enumerate(cut(graphs.n_edges[:size]))
+            for number, (start, stop) in enumerate(spans)
         }
         with connect(scheduler) as client, ProgressReport("screen", size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
@@ -157,8 +163,12 @@ def estimate(store: str | Path, model: str | Path, limit: int | None = None) -> 
     begin = time.monotonic()
     score_block(graphs.block(0, sample, labels=False), potential)
     seconds = (time.monotonic() - begin) * graphs.n_edges[:size].sum() / max(1, graphs.n_edges[:sample].sum())
-    row = sum(np.dtype(spec.dtype).itemsize * len(spec.dims) for spec in SCORE_ARRAYS if spec.dtype != TEXT)
-    return f"{size:,} structures: {seconds:,.0f} s of work for one core, about {size * row / 1e6:,.1f} MB on disk"
+    row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in SCORE_ARRAYS if spec.dtype != TEXT)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        f"{size:,} structures: about {seconds:,.0f} s of work for one core, at most {size * row / 1e6:,.1f} MB on disk "
+        f"besides names, {memory / 1e6:,.0f} MB of memory per worker"
+    )
 
 
 def cut(n_edges: np.ndarray[Any, np.dtype[np.int32]]) -> list[tuple[int, int]]:

@@ -50,8 +50,8 @@ def save_checkpoint(path: str | Path, network: EquivariantNetwork, card: ModelCa
     scratch.rename(target)
 
 
-def load_checkpoint(path: str | Path) -> tuple[EquivariantNetwork, ModelCard]:
-    """Read a network, in evaluation mode.
+def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[EquivariantNetwork, ModelCard]:
+    """Read a network, in evaluation mode and in the dtype given (None: in its own).
 
     The file is read with `weights_only`: it cannot run code.
 
@@ -68,12 +68,19 @@ def load_checkpoint(path: str | Path) -> tuple[EquivariantNetwork, ModelCard]:
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: schema {found!r} where {MODEL_SCHEMA!r} is wanted")
-    statistics = dict(content["statistics"])
-    statistics["reference_energies"] = tuple(statistics["reference_energies"])
-    network = EquivariantNetwork(NetworkConfig(**content["network"]), content["elements"], DataStatistics(**statistics))
-    network.to(_dtype(content["dtype"]))
-    network.load_state_dict(content["state"])
-    return network.eval(), ModelCard(**content["card"])
+    try:
+        statistics = dict(content["statistics"])
+        statistics["reference_energies"] = tuple(statistics["reference_energies"])
+        network = EquivariantNetwork(
+            NetworkConfig(**content["network"]),
+            content["elements"],
+            DataStatistics(**statistics),
+            dtype or _dtype(content["dtype"]),
+        )
+        network.load_state_dict(content["state"])
+        return network.eval(), ModelCard(**content["card"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _dtype(name: str) -> torch.dtype:

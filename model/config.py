@@ -114,9 +114,11 @@ class Config(_Section):
             ConfigError: Missing, not YAML, or with a key or value that does not exist.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            content = yaml.safe_load(Path(path).read_text(errors="replace"))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
         return cls.parse(content or {}, str(path))

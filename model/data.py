@@ -20,6 +20,7 @@ from ..pipeline.tables import INPUT_NAMES, neighbor_table
 from .network import DataStatistics
 
 READ_STRUCTURES = 256
+_ALL_ELEMENTS = 119
 # So many structures are mixed with one another; what is read in one go is rarely in random order.
 SHUFFLE_STRUCTURES = 16 * READ_STRUCTURES
 # Batches are cut from runs of so many batches ordered by size, which keeps padding low and order random.
@@ -123,78 +124,96 @@ class StructureBatches(IterableDataset[Batch]):
             yield make_batch(window.take(rows[int(place)]), self.cutoff, self.dtype)
 
 
-def split(n_structures: int, validation_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose structures for validation, at random: bool[n_structures], at least one of each kind.
+def split(usable: NDArray[np.bool_], validation_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Choose some of the usable structures for validation, at random: bool[n_structures], and leave one at least.
 
     Raises:
         ConfigError: Fewer than two structures.
     """
-    if n_structures < 2:
-        raise ConfigError(f"{n_structures} structures in the store; training and validation need one each, at least")
-    n_validation = min(n_structures - 1, max(1, round(n_structures * validation_fraction)))
-    chosen = np.zeros(n_structures, dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(n_structures)[:n_validation]] = True
+    rows = np.flatnonzero(usable)
+    if len(rows) < 2:
+        raise ConfigError(f"{len(rows)} labelled structures in the store; training and validation need one each")
+    n_validation = min(len(rows) - 1, max(1, round(len(rows) * validation_fraction)))
+    chosen = np.zeros(len(usable), dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(rows)[:n_validation]] = True
     return chosen
+
+
+def with_energy(store: GraphStore) -> NDArray[np.bool_]:
+    """bool[n_structures], which structures have an energy.
+
+    Raises:
+        ConfigError: None has.
+    """
+    has = ENERGY in store.label_names[0]
+    known: NDArray[np.bool_] = np.isfinite(store.column(ENERGY)) if has else np.zeros(len(store), dtype=bool)
+    if not known.any():
+        raise ConfigError(
+            f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`"
+        )
+    return known
+
+
+def of_elements(store: GraphStore, elements: tuple[int, ...]) -> NDArray[np.bool_]:
+    """bool[n_structures], which structures hold no other elements."""
+    known = np.ones(len(store), dtype=bool)
+    for start in range(0, len(store), READ_STRUCTURES):
+        block = store.block(start, min(start + READ_STRUCTURES, len(store)), labels=False)
+        known[start + block.atom_structure[~np.isin(block.atomic_number, elements)]] = False
+    return known
 
 
 def fit_statistics(
     store: GraphStore, chosen: NDArray[np.bool_], cutoff: float
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Elements and statistics of some structures: reference energies by least squares of energy on composition.
+    """Elements and statistics of structures with energies: reference energies by least squares on composition.
+
+    Args:
+        store: The store.
+        chosen: bool[n_structures], structures to train on, all with energies.
+        cutoff: Of the network, angstrom.
 
     Returns:
-        The elements, ascending, and the statistics.
-
-    Raises:
-        ConfigError: No structure has an energy.
+        The elements of those structures, ascending, and the statistics.
     """
-    elements = tuple(int(number) for number in store.elements)
-    normal, moment = np.zeros((len(elements), len(elements))), np.zeros(len(elements))
-    n_energies = 0
+    normal, moment = np.zeros((_ALL_ELEMENTS, _ALL_ELEMENTS)), np.zeros(_ALL_ELEMENTS)
     force_squares = force_count = 0.0
     n_edges = n_atoms = 0
-    for counts, block in _chosen_compositions(store, chosen, elements):
-        energy = _label(block.structure_labels, ENERGY, (len(block),))
-        known = np.isfinite(energy)
-        n_energies += int(known.sum())
-        normal += counts[known].T @ counts[known]
-        moment += counts[known].T @ energy[known]
+    for counts, block in _chosen_compositions(store, chosen):
+        normal += counts.T @ counts
+        moment += counts.T @ block.structure_labels[ENERGY]
         forces = _label(block.atom_labels, FORCES, (len(block.atomic_number), 3))
         force_squares += float(np.nansum(forces**2))
         force_count += float(np.isfinite(forces).sum())
         n_edges += int(((block.displacements() ** 2).sum(axis=1) < cutoff**2).sum())
         n_atoms += len(block.atomic_number)
-    if n_energies == 0:
-        raise ConfigError(
-            f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`"
-        )
-    references = np.linalg.lstsq(normal, moment, rcond=None)[0]
+    elements = np.flatnonzero(np.diag(normal))
+    references = np.zeros(_ALL_ELEMENTS)
+    references[elements] = np.linalg.lstsq(normal[np.ix_(elements, elements)], moment[elements], rcond=None)[0]
     if force_count:
         scale = float(np.sqrt(force_squares / force_count))
     else:
         residuals = [
-            (_label(block.structure_labels, ENERGY, (len(block),)) - counts @ references) / block.n_atoms
-            for counts, block in _chosen_compositions(store, chosen, elements)
+            (block.structure_labels[ENERGY] - counts @ references) / block.n_atoms
+            for counts, block in _chosen_compositions(store, chosen)
         ]
-        scale = float(np.nanstd(np.concatenate(residuals)))
+        scale = float(np.std(np.concatenate(residuals)))
     # One structure alone has no spread.
-    scale = scale if np.isfinite(scale) and scale > 1e-3 else 1.0
-    mean_neighbors = max(1.0, n_edges / max(n_atoms, 1))
-    return elements, DataStatistics(tuple(float(r) for r in references), scale, mean_neighbors)
+    scale = scale if scale > 1e-3 else 1.0
+    statistics = DataStatistics(tuple(references[elements].tolist()), scale, max(1.0, n_edges / n_atoms))
+    return tuple(elements.tolist()), statistics
 
 
 def _chosen_compositions(
-    store: GraphStore, chosen: NDArray[np.bool_], elements: tuple[int, ...]
+    store: GraphStore, chosen: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.float64], GraphBlock]]:
-    """float64[n, n_elements], numbers of atoms, with the block that they belong to."""
-    index = np.zeros(256, dtype=np.int64)
-    index[list(elements)] = np.arange(len(elements))
+    """float64[n, 119], numbers of atoms by atomic number, with the block that they belong to."""
     for start in range(0, len(store), READ_STRUCTURES):
         rows = np.flatnonzero(chosen[start : start + READ_STRUCTURES])
         if len(rows):
             block = store.block(start, min(start + READ_STRUCTURES, len(store))).take(rows)
-            flat = block.atom_structure * len(elements) + index[block.atomic_number]
-            counts = np.bincount(flat, minlength=len(block) * len(elements)).reshape(len(block), -1)
+            flat = block.atom_structure * _ALL_ELEMENTS + block.atomic_number
+            counts = np.bincount(flat, minlength=len(block) * _ALL_ELEMENTS).reshape(len(block), _ALL_ELEMENTS)
             yield counts.astype(np.float64), block
 
 

@@ -230,9 +230,17 @@ class EquivariantNetwork(nn.Module):
         config: Architecture; its cutoff has to be set.
         elements: Atomic numbers that it knows, ascending.
         statistics: Of the training set.
+        dtype: Of weights and features. The constants of the algebra are made in float64 and rounded to it; a network
+            that is cast to float64 afterwards keeps them rounded.
     """
 
-    def __init__(self, config: NetworkConfig, elements: Sequence[int], statistics: DataStatistics) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        elements: Sequence[int],
+        statistics: DataStatistics,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         if config.cutoff is None:
             raise ValueError("the network's cutoff is not set")
@@ -260,7 +268,7 @@ class EquivariantNetwork(nn.Module):
         self.readouts.append(Perceptron(hidden[SCALAR], config.readout_hidden, 1))
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
-        self.to(torch.get_default_dtype())  # the constants of the algebra are made in float64
+        self.to(dtype)
 
     @property
     def dtype(self) -> torch.dtype:

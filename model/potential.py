@@ -40,9 +40,13 @@ class TorchPotential:
         return self.network.elements
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Energy, forces and stress of all structures of a block."""
+        """Energy, forces and stress of all structures of a block.
+
+        Raises:
+            UnknownElementError: An element that the network does not know.
+        """
         dtype = np.dtype(np.float64 if self.network.dtype == torch.float64 else np.float32)
-        return evaluate_in_buckets(block, self.cutoff, dtype, self.slots, self._run_table)
+        return evaluate_in_buckets(block, self.elements, self.cutoff, dtype, self.slots, self._run_table)
 
     def _run_table(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         inputs = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)

@@ -20,15 +20,19 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..pipeline.errors import ConfigError, EquiscreenError, OutputExistsError
+from ..pipeline.lock import locked
+from ..pipeline.parts import write_text_atomically
+from ..pipeline.staging import check_place
 from ..pipeline.store import GraphStore
 from .checkpoint import ModelCard, save_checkpoint
 from .config import Config, TrainingConfig
-from .data import Batch, StructureBatches, fit_statistics, split
-from .network import EquivariantNetwork
+from .data import Batch, StructureBatches, fit_statistics, of_elements, split, with_energy
+from .network import DataStatistics, EquivariantNetwork
 
 UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 LINE_EVERY_S = 10.0
@@ -91,25 +95,27 @@ def train(
     settings = _with_cutoff(config or Config(), graphs)
     folder = Path(out)
     _open_run(folder, settings, graphs, limit, overwrite=overwrite)
+    with locked(folder / "lock"):
+        return _train(graphs, folder, settings, limit, begin, progress=progress)
+
+
+def _train(
+    graphs: GraphStore, folder: Path, settings: Config, limit: int | None, begin: float, *, progress: bool
+) -> TrainingReport:
     lightning.seed_everything(settings.training.seed, verbose=False)
     torch.set_num_threads(settings.training.threads or torch.get_num_threads())
-    size = len(graphs) if limit is None else min(limit, len(graphs))
-    held_out = np.zeros(len(graphs), dtype=bool)
-    held_out[:size] = split(size, settings.training.validation_fraction, settings.training.seed)
-    used = ~held_out
-    used[size:] = False
+    used, held_out, elements, statistics = _prepare(graphs, settings, limit)
     np.savez(folder / "split.npz", training=np.flatnonzero(used), validation=np.flatnonzero(held_out))
-    assert settings.network.cutoff is not None  # noqa: S101 - _with_cutoff has set it
-    elements, statistics = fit_statistics(graphs, used, settings.network.cutoff)
-    network = EquivariantNetwork(settings.network, elements, statistics)
-    network.to(torch.float64 if settings.training.dtype == "float64" else torch.float32)
+    dtype = torch.float64 if settings.training.dtype == "float64" else torch.float32
+    network = EquivariantNetwork(settings.network, elements, statistics, dtype)
     module = TrainingModule(network, settings.training, graphs, used, held_out)
     with _quiet_lightning():
         trainer = _trainer(folder, settings.training, progress=progress)
         last = folder / "checkpoints" / "last.ckpt"
-        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
         _load_best(module, trainer)
         trainer.validate(module, verbose=False)
     errors = {name: float(trainer.callback_metrics[f"validation/{name}_mae"]) for name in UNITS}
@@ -123,6 +129,26 @@ def train(
         trainer.current_epoch,
         time.monotonic() - begin,
     )
+
+
+def _prepare(
+    graphs: GraphStore, settings: Config, limit: int | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[int, ...], DataStatistics]:
+    """Structures to train on and to validate on, and what the network takes from the former.
+
+    Structures without an energy are left out, and those to validate on with an element that is not trained on.
+    """
+    usable = with_energy(graphs)
+    if limit is not None:
+        usable[limit:] = False
+    held_out = split(usable, settings.training.validation_fraction, settings.training.seed)
+    used = usable & ~held_out
+    cutoff = settings.network.cutoff or graphs.cutoff
+    elements, statistics = fit_statistics(graphs, used, cutoff)
+    held_out &= of_elements(graphs, elements)
+    if not held_out.any():
+        raise ConfigError(f"{graphs.path}: no validation structure is made of elements that are trained on")
+    return used, held_out, elements, statistics
 
 
 class TrainingModule(lightning.LightningModule):
@@ -141,8 +167,8 @@ class TrainingModule(lightning.LightningModule):
         network: EquivariantNetwork,
         config: TrainingConfig,
         store: GraphStore,
-        training: np.ndarray[Any, np.dtype[np.bool_]],
-        validation: np.ndarray[Any, np.dtype[np.bool_]],
+        training: NDArray[np.bool_],
+        validation: NDArray[np.bool_],
     ) -> None:
         super().__init__()
         self.network, self.config = network, config
@@ -166,9 +192,7 @@ class TrainingModule(lightning.LightningModule):
         store, _, validation = self._data
         return self._loader(store, validation, None)
 
-    def _loader(
-        self, store: GraphStore, chosen: np.ndarray[Any, np.dtype[np.bool_]], order: tuple[int, int] | None
-    ) -> DataLoader[Batch]:
+    def _loader(self, store: GraphStore, chosen: NDArray[np.bool_], order: tuple[int, int] | None) -> DataLoader[Batch]:
         batches = StructureBatches(
             store, chosen, self.config.batch_size, self.network.cutoff, self.network.dtype, order
         )
@@ -247,7 +271,8 @@ class TrainingModule(lightning.LightningModule):
         return {name: found[labelled[name]] - label[labelled[name]] for name, (found, label) in pairs.items()}
 
     def _loss(self, errors: dict[str, Tensor]) -> Tensor:
-        loss = torch.zeros((), dtype=torch.float64)
+        # A batch may lack what has weight; its gradient is zero then, but has to be one.
+        loss = torch.stack([error.double().sum() for error in errors.values()]).sum() * 0.0
         for name, weight in self._weights().items():
             if weight and errors[name].numel():
                 loss = loss + weight * errors[name].double().square().mean()
@@ -331,21 +356,22 @@ def _with_cutoff(config: Config, store: GraphStore) -> Config:
 
 def _open_run(folder: Path, config: Config, store: GraphStore, limit: int | None, *, overwrite: bool) -> None:
     """Make the run folder, or find that the unfinished run in it is this one."""
+    check_place(folder.resolve(), [store.path])
+    mark = folder / "run.json"
+    if folder.exists() and not mark.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder}: exists and is no run; choose another --out")
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     if (folder / "model.ckpt").exists():
         raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
     identity = {"config": config.model_dump(mode="json"), "store": store.store_hash, "limit": limit}
-    mark = folder / "run.json"
     if mark.exists() and json.loads(mark.read_text()) != identity:
         raise OutputExistsError(
             f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
             "--overwrite"
         )
-    if folder.exists() and not mark.exists() and any(folder.iterdir()):
-        raise OutputExistsError(f"{folder}: exists and is no run; choose another --out, or say --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(identity, indent=1))
+    write_text_atomically(mark, json.dumps(identity, indent=1))
     (folder / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
 
 

@@ -41,7 +41,7 @@ def select_distinct(staging: Staging, receipts: Mapping[int, Receipt]) -> Select
 
     Which ones are kept, and their status, is left in ``keep.npy`` and ``status.npy`` for the compaction.
     """
-    parts = [read_part(staging.parts, number) for number in receipts]
+    parts = [read_part(staging.parts, number, ("structure_hash", "label_digest")) for number in receipts]
     hashes = np.concatenate([np.ascontiguousarray(part["structure_hash"]).view(np.uint64) for part in parts])
     labels = np.concatenate([part["label_digest"] for part in parts])
     first = first_equal(hashes)
@@ -79,7 +79,7 @@ def plan_compaction(
             rows[ATOM].append(receipt.counts[ATOM])
             rows[EDGE].append(receipt.counts[EDGE])
         else:
-            part = read_part(staging.parts, receipt.number)
+            part = read_part(staging.parts, receipt.number, ("n_atoms", "n_edges"))
             rows[ATOM].append(int(part["n_atoms"][kept].sum()))
             rows[EDGE].append(int(part["n_edges"][kept].sum()))
     return Compaction(
@@ -108,7 +108,7 @@ def failures(staging: Staging, receipts: Mapping[int, Receipt]) -> Iterator[pa.T
     """A table of failures for each part: source, source_index, structure_id, reason."""
     schema = pa.schema([*_ORIGIN, ("reason", pa.string())])
     for number in receipts:
-        part = read_part(staging.parts, number)
+        part = read_part(staging.parts, number, FAILURE_ARRAYS)
         yield pa.table([part[name].tolist() for name in FAILURE_ARRAYS], schema=schema)
 
 
@@ -135,7 +135,7 @@ def _origins(
     found: list[tuple[str, int, str]] = [("", 0, "")] * len(rows)
     place = np.searchsorted(selection.part_offsets, rows, side="right") - 1
     for here in np.unique(place):
-        part = read_part(staging.parts, numbers[int(here)])
+        part = read_part(staging.parts, numbers[int(here)], ("source", "source_index", "structure_id"))
         sources, indices, names = part["source"], part["source_index"], part["structure_id"]
         for out in np.flatnonzero(place == here):
             row = int(rows[out] - selection.part_offsets[here])

@@ -37,10 +37,11 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
     if scheduler not in (None, IN_PROCESS):
         try:
-            with Client(scheduler, timeout="10s") as client:
-                yield client
+            client = Client(scheduler, timeout="10s")
         except (OSError, TimeoutError, ValueError) as error:
             raise EquiscreenError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            yield client
         return
     processes = scheduler is None
     with (
@@ -70,9 +71,10 @@ def run_tasks(client: Any, function: Callable[[Item], Result], items: Iterable[I
     run more than once (a worker died, or was thought to be dead), so it has to be idempotent.
 
     Raises:
+        EquiscreenError: A task killed several workers.
         Exception: What a task raised; the tasks in flight are cancelled.
     """
-    from distributed import as_completed  # noqa: PLC0415 - see connect
+    from distributed import KilledWorker, as_completed  # noqa: PLC0415 - see connect
 
     waiting = iter(items)
     window = TASKS_IN_FLIGHT * max(1, len(client.scheduler_info()["workers"]))
@@ -80,7 +82,12 @@ def run_tasks(client: Any, function: Callable[[Item], Result], items: Iterable[I
     running = as_completed(futures)
     try:
         for future in running:
-            yield future.result()
+            try:
+                yield future.result()
+            except KilledWorker as error:
+                raise EquiscreenError(
+                    f"a task killed every worker that tried it, by memory or a crash: {error}"
+                ) from error
             future.release()
             for item in islice(waiting, 1):
                 running.add(client.submit(function, item, pure=False))

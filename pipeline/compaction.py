@@ -133,6 +133,8 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
     Returns:
         The store's hash: sha256 over the checksums of all its rows.
     """
+    for scratch in store.rglob("*.partial"):  # of a worker that was killed while zarr wrote
+        scratch.unlink()
     text = json.dumps(dict(sorted(digests.items())), indent=0)
     write_text_atomically(store / CHECKSUMS_FILE, text)
     store_hash = hashlib.sha256(text.encode()).hexdigest()
@@ -171,16 +173,22 @@ def _shard_rows(dim: str, length: int) -> int:
 
 def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The rows of one part that go into the store, for each array."""
-    part = read_part(compaction.parts, compaction.numbers[place])
+    wanted = {spec.name for spec in specs}
+    if compaction.status is not None:
+        wanted.discard("status")
+    counts = {COUNT_ARRAYS[START_ARRAYS[name]] for name in wanted & START_ARRAYS.keys()}
+    dim = specs[0].dims[0]
+    if dim != STRUCTURE:
+        counts.add(COUNT_ARRAYS[dim])
+    part = read_part(compaction.parts, compaction.numbers[place], (wanted - START_ARRAYS.keys()) | counts)
     structures = slice(int(compaction.structure_offsets[place]), int(compaction.structure_offsets[place + 1]))
     keep = None if compaction.keep is None else np.load(compaction.keep, mmap_mode="r")[structures]
-    dim = specs[0].dims[0]
     select = _row_selector(part, dim, keep)
     for spec in specs:
         if spec.name in START_ARRAYS:
             start_dim = START_ARRAYS[spec.name]
-            counts = select(part[COUNT_ARRAYS[start_dim]])
-            yield spec.name, np.cumsum(counts, dtype=np.int64) - counts + compaction.part_rows[start_dim][place]
+            kept = select(part[COUNT_ARRAYS[start_dim]])
+            yield spec.name, np.cumsum(kept, dtype=np.int64) - kept + compaction.part_rows[start_dim][place]
         elif spec.name == "status" and compaction.status is not None:
             yield spec.name, select(np.array(np.load(compaction.status, mmap_mode="r")[structures]))
         else:

@@ -37,5 +37,9 @@ class ModelFileError(EquiscreenError):
     """A file is no ONNX model of ours, or does not fit the store."""
 
 
+class UnknownElementError(EquiscreenError):
+    """A model is asked about an element that it has never seen."""
+
+
 class ExportError(EquiscreenError):
     """The lowered network failed one of its checks."""

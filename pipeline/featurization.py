@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,7 @@ from .accounts import failures, plan_compaction, select_distinct, totals, write_
 from .cluster import IN_PROCESS, connect, dashboard
 from .compaction import finish_store
 from .errors import LabelError, SourceError
-from .labels import ASE_DEFAULTS, LabelMapping, key_paths
+from .labels import LabelMapping, key_paths, lookup
 from .neighbors import MIN_DISTANCE
 from .partition import FeaturizeSettings, FeaturizeTask, featurize_partition
 from .parts import Receipt
@@ -26,8 +29,10 @@ from .sources import Format, Plan, find_files, inputs_digest, make_plan
 from .staging import Staging, compact, make_parts, staged
 
 DEFAULT_CUTOFF = 5.0
+MAX_CUTOFF = 100.0
 # A mapped label that none of so many first records has is taken for a mistake.
 PEEK_RECORDS = 50
+PEEK_SOURCES = 20
 ESTIMATE_RECORDS = 500
 LISTED_INPUTS = 100
 _SOFTWARE = ("equiscreen", "numpy", "zarr", "vesin", "gemmi", "ase")
@@ -86,7 +91,8 @@ def featurize(
         sources: CIF files, folders of them, CSV with a CIF column, extended XYZ, pymatgen JSON; each also as .gz.
         out: The store to write.
         cutoff: Of the neighbour graph, angstrom.
-        labels: Where labels stand in the records. None takes what ASE finds in extended XYZ, and nothing elsewhere.
+        labels: Where labels stand in the records. Energy, forces and stress of extended XYZ are taken as ASE finds
+            them unless something else is said; in other formats nothing is guessed.
         options: How files are read.
         id_field: Field of a record that names its structure.
         scheduler: See `cluster.connect`.
@@ -96,20 +102,24 @@ def featurize(
 
     Raises:
         SourceError: No such file, or none of its structures could be stored.
-        LabelError: A mapped label is nowhere in the data.
+        LabelError: A mapped label is nowhere in the data, or a name is taken.
         OutputExistsError: The output exists, or is being written by another run.
     """
     begin = time.monotonic()
-    if not cutoff > MIN_DISTANCE:
-        raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be above {MIN_DISTANCE}")
+    if not MIN_DISTANCE < cutoff < MAX_CUTOFF:
+        raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
     files = find_files([sources] if isinstance(sources, str | Path) else sources)
-    mapping = labels if labels is not None else _default_mapping([file.format for file in files])
+    mapping = labels or LabelMapping()
+    if any(file.format is Format.EXTXYZ for file in files):
+        mapping = mapping.with_ase_defaults()
     mapping.check_units()
+    specs = graph_schema(mapping)
     settings = FeaturizeSettings(float(cutoff), mapping, options or ReadOptions(), id_field)
     plan = make_plan(files, limit)
-    _check_labels_exist(plan, settings)
+    _check_fields_exist(plan, settings)
     target = Path(out)
-    with staged(target, _identity(settings, plan, limit), overwrite=overwrite) as staging:
+    inputs = [Path(file.path) for file in files]
+    with staged(target, _identity(settings, plan, limit), inputs, overwrite=overwrite) as staging:
         tasks = {p.number: FeaturizeTask(p, settings, staging.parts.resolve()) for p in plan.partitions}
         with connect(scheduler) as client:
             with ProgressReport("featurize", plan.n_records, enabled=progress) as bar:
@@ -123,7 +133,7 @@ def featurize(
             selection = select_distinct(staging, receipts)
             counts["stored"] = int(selection.keep.sum())
             counts["duplicate"] = int((~selection.keep).sum())
-            digests = compact(client, plan_compaction(staging, receipts, graph_schema(mapping), selection))
+            digests = compact(client, plan_compaction(staging, receipts, specs, selection))
         write_tables(staging, receipts, selection)
         finish_store(staging.store, digests, _root_attrs(settings, plan, counts, limit))
         staging.publish()
@@ -139,19 +149,21 @@ class FeaturizeEstimate:
     """What a run would take, from a sample of its first records.
 
     Attributes:
-        records: How many there are to read; a JSON file counts as one until it is read.
-        seconds: On the cores of this machine, without the start of the workers.
+        records: How many there are to read.
+        seconds: Of work for one core, without the start of the workers.
         bytes_on_disk: Of the store.
+        bytes_in_memory: Of one worker.
     """
 
     records: int
     seconds: float
     bytes_on_disk: int
+    bytes_in_memory: int
 
     def __str__(self) -> str:
         return (
-            f"about {self.records:,} records: {self.seconds:,.0f} s of work for one core, "
-            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk"
+            f"{self.records:,} records: about {self.seconds:,.0f} s of work for one core, "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk, {self.bytes_in_memory / 1e6:,.0f} MB of memory per worker"
         )
 
 
@@ -162,44 +174,51 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
         sources: As for `featurize`.
         **settings: As for `featurize`; `limit` is the size of the run that is asked about.
     """
-    wanted = settings.pop("limit", None)
-    n_records = make_plan(find_files(sources), wanted).n_records
-    sample = min(ESTIMATE_RECORDS, wanted or ESTIMATE_RECORDS)
+    n_records = make_plan(find_files(sources), settings.pop("limit", None) or sys.maxsize).n_records
     with tempfile.TemporaryDirectory() as scratch:
-        report = featurize(sources, Path(scratch) / "sample.zarr", limit=sample, scheduler=IN_PROCESS, **settings)
-    total = max(n_records, report.read)
-    scale = total / report.read
-    return FeaturizeEstimate(total, report.seconds * scale, round(report.bytes_on_disk * scale))
+        report = featurize(
+            sources,
+            Path(scratch) / "sample.zarr",
+            limit=min(ESTIMATE_RECORDS, n_records),
+            scheduler=IN_PROCESS,
+            **settings,
+        )
+    scale = max(n_records, report.read) / report.read
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return FeaturizeEstimate(
+        max(n_records, report.read), report.seconds * scale, round(report.bytes_on_disk * scale), memory
+    )
 
 
-def _default_mapping(formats: Sequence[Format]) -> LabelMapping:
-    return ASE_DEFAULTS if Format.EXTXYZ in formats else LabelMapping()
-
-
-def _check_labels_exist(plan: Plan, settings: FeaturizeSettings) -> None:
-    """Fail on a label that is nowhere in the first records, before the long work begins."""
-    required = {
-        name: rules for name, rules in settings.mapping.labels.items() if not all(rule.optional for rule in rules)
+def _check_fields_exist(plan: Plan, settings: FeaturizeSettings) -> None:
+    """Fail on a label, column or name that is nowhere in the first records, before the long work begins."""
+    rules = {
+        name: [rule.path for rule in rules]
+        for name, rules in settings.mapping.labels.items()
+        if not all(rule.optional for rule in rules)
     }
-    if not required and not settings.mapping.columns:
+    wanted = {f"label {name!r}": paths for name, paths in rules.items()}
+    wanted |= {f"column {name!r}": [name] for name in settings.mapping.columns}
+    if settings.id_field is not None:
+        wanted["--id-field"] = [settings.id_field]
+    beginnings = [partition for partition in plan.partitions if partition.first == 0][:PEEK_SOURCES]
+    if not wanted or len(beginnings) == 0:
         return
-    try:
-        records = list(islice(read_partition(plan.partitions[0], settings.options), PEEK_RECORDS))
-    except SourceError:
-        return  # becomes a row of the failures table
-    readable = [record for record in records if record.structure is not None]
-    if not readable:
-        return
-    where = f"the first {len(readable)} structures of {readable[0].source}"
-    keys = ", ".join(key_paths(readable[0].fields)[:30])
-    for name, rules in required.items():
-        mapping = LabelMapping(labels={name: rules})
-        if not any(mapping.extract(record.fields, len(record.structure or ())) for record in readable):
-            paths = " or ".join(sorted({rule.path for rule in rules}))
-            raise LabelError(f"label {name!r}: none of {where} has {paths!r}; keys there: {keys}")
-    for column in settings.mapping.columns:
-        if not any(column in record.fields for record in readable):
-            raise LabelError(f"column {column!r}: none of {where} has it; keys there: {keys}")
+    records = [
+        record
+        for partition in beginnings
+        for record in islice(read_partition(partition, settings.options), PEEK_RECORDS)
+        if record.structure is not None
+    ]
+    if not records:
+        return  # the reasons become rows of the failures table
+    for what, paths in wanted.items():
+        if not any(lookup(record.fields, path) is not None for record in records for path in paths):
+            keys = ", ".join(key_paths(max((record.fields for record in records), key=len))[:30])
+            raise LabelError(
+                f"{what}: none of the first {len(records)} structures of {records[0].source} has "
+                f"{' or '.join(repr(path) for path in sorted(set(paths)))}; keys there: {keys}"
+            )
 
 
 def _label_not_found(mapping: LabelMapping, receipts: Mapping[int, Receipt]) -> LabelError | None:
@@ -211,7 +230,13 @@ def _label_not_found(mapping: LabelMapping, receipts: Mapping[int, Receipt]) -> 
 
 
 def _identity(settings: FeaturizeSettings, plan: Plan, limit: int | None) -> dict[str, Any]:
-    return {**_recipe(settings, limit), "inputs": inputs_digest(plan.inputs)}
+    cuts = hashlib.sha256(repr(plan.partitions).encode()).hexdigest()
+    return {
+        **_recipe(settings, limit),
+        "inputs": inputs_digest(plan.inputs),
+        "partitions": cuts,
+        "equiscreen": version("equiscreen"),
+    }
 
 
 def _recipe(settings: FeaturizeSettings, limit: int | None) -> dict[str, Any]:

@@ -88,12 +88,12 @@ class LabelMapping(BaseModel):
         if shipped.is_file():
             text = shipped.read_text()
         elif Path(name_or_path).is_file():
-            text = Path(name_or_path).read_text()
+            text = Path(name_or_path).read_text(errors="replace")
         else:
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
             raise LabelError(f"{name_or_path}: neither a YAML file nor a shipped mapping ({', '.join(known)})")
         try:
-            return cls.model_validate(yaml.safe_load(text))
+            return cls.model_validate(yaml.safe_load(text) or {})
         except (ValidationError, yaml.YAMLError) as error:
             raise LabelError(f"{name_or_path}: {error}".replace("\n", "; ")) from error
 
@@ -111,6 +111,15 @@ class LabelMapping(BaseModel):
             name, unit = match["name"], match["unit"]
             labels[name] = (LabelRule(path=match["path"], unit=KNOWN_UNITS.get(name, "") if unit is None else unit),)
         return self.model_copy(update={"labels": labels, "columns": (*self.columns, *columns)})
+
+    def with_ase_defaults(self) -> Self:
+        """Add what ASE's extended XYZ reader delivers, where nothing else is said."""
+        return self.model_copy(update={"labels": {**ASE_DEFAULTS, **self.labels}})
+
+    def without_ase_defaults(self) -> Self:
+        """What was said, without those defaults: for files of other formats, where nothing is guessed."""
+        labels = {name: rules for name, rules in self.labels.items() if rules != ASE_DEFAULTS.get(name)}
+        return self.model_copy(update={"labels": labels})
 
     def unit_in_store(self, name: str) -> str:
         """Unit of a label in the store.
@@ -161,9 +170,9 @@ class LabelMapping(BaseModel):
 
 
 # What ASE's extended XYZ reader delivers under these names is in ASE's units, order and sign.
-ASE_DEFAULTS = LabelMapping(
-    labels={name: (LabelRule(path=name, unit=unit, optional=True),) for name, unit in KNOWN_UNITS.items()}
-)
+ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
+    name: (LabelRule(path=name, unit=unit, optional=True),) for name, unit in KNOWN_UNITS.items()
+}
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
@@ -199,7 +208,7 @@ def _converted(name: str, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[
     if name == STRESS:
         return _stress_matrix(numbers, rule.order)
     shape = (n_atoms, 3) if name == FORCES else ()
-    if numbers.size != math.prod(shape):
+    if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
         raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, not {shape}")
     if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
         numbers = numbers * n_atoms

@@ -15,6 +15,9 @@ MAX_NEIGHBORS = 65_535  # counts are uint16
 MAX_IMAGE = 32_767  # images are int16
 # No two atoms of matter are closer: a hydrogen molecule has 0.74 angstrom.
 MIN_DISTANCE = 0.1
+# What vesin 0.6 can search: beyond, it takes all memory, or divides by zero and takes its process along.
+MAX_IMAGES = 1_000_000
+MAX_BOXES_ALONG, MAX_BOXES = 10_000, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ def neighbor_list(structure: Structure, cutoff: float, min_distance: float = MIN
     Raises:
         InvalidStructureError: Two atoms at one place, or counts beyond what the store can hold.
     """
+    _check_extent(structure, cutoff)
     finder = vesin.NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
     i, j, image, distance = finder.compute(
         points=structure.positions, box=structure.cell, periodic=structure.pbc, quantities="ijSd"
@@ -70,6 +74,18 @@ def neighbor_list(structure: Structure, cutoff: float, min_distance: float = MIN
     return NeighborList(
         count.astype(np.uint16), sender[order].astype(np.uint16), images[order].astype(np.int16, copy=False)
     )
+
+
+def _check_extent(structure: Structure, cutoff: float) -> None:
+    """Refuse what no finder can search: cells with images without number, atoms with nothing but space between them."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(structure.cell), axis=0)
+    images = np.prod(np.where(structure.pbc, np.ceil(cutoff / heights) * 2 + 1, 1))
+    if images * len(structure) > MAX_IMAGES:
+        raise InvalidStructureError(f"cell of zero volume (lattice planes {heights.min():.2g} angstrom apart)")
+    spread = np.ptp(structure.frac_coord, axis=0) * np.linalg.norm(structure.cell, axis=1)
+    boxes = np.maximum(np.where(structure.pbc, heights, spread) / cutoff, 1)
+    if boxes.max() > MAX_BOXES_ALONG or boxes.prod() > MAX_BOXES:
+        raise InvalidStructureError(f"atoms too far apart (over {np.max(boxes * cutoff):.3g} angstrom)")
 
 
 def edge_keys(

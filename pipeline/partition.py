@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidStructureError, LabelError, SourceError
+from .errors import InvalidStructureError, LabelError
 from .labels import LabelMapping
 from .neighbors import NeighborList, neighbor_list
 from .parts import Receipt, text_array, write_part
 from .readers import RawRecord, ReadOptions, read_partition
 from .schema import ATOM, EDGE, ArraySpec, empty_rows, graph_schema
-from .sources import Partition
+from .sources import Format, Partition
 from .structure import HASH_BYTES, Structure
 
 # Fields that name a structure where no other is said.
@@ -31,7 +32,7 @@ class FeaturizeSettings:
 
     Attributes:
         cutoff: Angstrom.
-        mapping: Labels and columns; None takes energy, forces and stress of extended XYZ and nothing elsewhere.
+        mapping: Labels and columns, with ASE's defaults if some source is extended XYZ.
         options: How files are read.
         id_field: Field that names a structure; None tries `ID_FIELDS`.
     """
@@ -53,13 +54,12 @@ class FeaturizeTask:
 
 def featurize_partition(task: FeaturizeTask) -> Receipt:
     """Read one partition and write its part; the body of a Dask task."""
-    rows = _Rows(task.settings)
-    try:
-        for record in read_partition(task.partition, task.settings.options):
-            rows.add(record)
-    except SourceError as error:  # the rest of this partition is lost, and says so
-        name = task.partition.files[0].name
-        rows.add(RawRecord(name, task.partition.first + rows.read, None, reason=str(error).removeprefix(f"{name}: ")))
+    mapping = task.settings.mapping
+    if task.partition.files[0].format is not Format.EXTXYZ:
+        mapping = mapping.without_ase_defaults()
+    rows = _Rows(task.settings, mapping)
+    for record in read_partition(task.partition, task.settings.options):
+        rows.add(record)
     arrays = rows.arrays()
     counts = {
         "read": rows.read,
@@ -83,6 +83,7 @@ class _Rows:
     """Collects what one partition yields, and lays it out as arrays."""
 
     settings: FeaturizeSettings
+    mapping: LabelMapping
     read: int = 0
     structures: list[Structure] = field(default_factory=list)
     neighbors: list[NeighborList] = field(default_factory=list)
@@ -100,7 +101,7 @@ class _Rows:
             return
         try:
             neighbors = neighbor_list(record.structure, self.settings.cutoff)
-            labels = self.settings.mapping.extract(record.fields, len(record.structure))
+            labels = self.mapping.extract(record.fields, len(record.structure))
         except (InvalidStructureError, LabelError) as error:
             self.failures.append((*origin, str(error)))
             return
@@ -115,10 +116,10 @@ class _Rows:
         names = (self.settings.id_field,) if self.settings.id_field else ID_FIELDS
         for name in names:
             value = record.fields.get(name)
-            if isinstance(value, str | int) and value != "":
+            if isinstance(value, str | int | np.integer) and value != "":
                 return str(value)
-        stem = Path(record.source).name.split(".")[0]
-        alone = Path(record.source).suffix == ".cif" and record.index == 0
+        stem = re.sub(r"(\.(cif|csv|xyz|extxyz|json))?(\.gz)?$", "", Path(record.source).name)
+        alone = ".cif" in Path(record.source).suffixes and record.index == 0
         return stem if alone else f"{stem}:{record.index}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -72,18 +72,18 @@ def committed(folder: Path) -> dict[int, Receipt]:
     return receipts
 
 
-def read_part(folder: Path, number: int) -> Mapping[str, NDArray[Any]]:
-    """The arrays of a part, each read when it is asked for.
+def read_part(folder: Path, number: int, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Some arrays of a part.
 
     Raises:
         StoreError: The part is missing or damaged.
     """
     path = _array_path(folder, number)
     try:
-        arrays: Mapping[str, NDArray[Any]] = np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); run the same command again") from error
-    return arrays
 
 
 def text_array(values: Iterable[str]) -> NDArray[np.str_]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .block import GraphBlock, ragged_rows
+from .errors import UnknownElementError
 from .tables import neighbor_table, size_buckets
 
 
@@ -50,17 +51,24 @@ RunTable = Callable[[Mapping[str, NDArray[Any]]], tuple[NDArray[Any], NDArray[An
 
 
 def evaluate_in_buckets(
-    block: GraphBlock, cutoff: float, dtype: np.dtype[Any], slots: int, run: RunTable
+    block: GraphBlock, elements: tuple[int, ...], cutoff: float, dtype: np.dtype[Any], slots: int, run: RunTable
 ) -> Evaluation:
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
     Args:
         block: Graphs.
+        elements: That the model knows.
         cutoff: Of the model, angstrom.
         dtype: Of the model.
         slots: Neighbour slots of a bucket.
         run: Maps the arrays of one table to energy, forces and stress.
+
+    Raises:
+        UnknownElementError: An element that the model does not know.
     """
+    unknown = np.setdiff1d(block.atomic_number, elements)
+    if len(unknown):
+        raise UnknownElementError(f"the model does not know the elements {unknown.tolist()}")
     energy = np.empty(len(block))
     forces = np.empty((len(block.atomic_number), 3))
     stress = np.empty((len(block), 3, 3))

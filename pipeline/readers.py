@@ -5,22 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import gemmi
 import numpy as np
 
+from .cif import CELL_TAG, parse_cif, structure_from_block, structure_from_cif
 from .errors import InvalidStructureError, SourceError
-from .sources import Format, Partition, SourceFile
+from .labels import lookup
+from .pymatgen_json import is_structure, json_records, structure_from_pymatgen, structure_keys
+from .sources import Format, Partition, SourceFile, extxyz_pieces
 from .structure import Structure
 
 csv.field_size_limit(1 << 27)  # a CIF of a large cell is one field; the default is 128 kB
-
-CIF_CELL_TAG = "_cell_length_a"
-FULL_OCCUPANCY = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
     """Read all records of a partition; a record that cannot be read does not stop the others.
 
     Raises:
-        SourceError: The file as a whole is not what it was taken for.
+        SourceError: The file cannot be read at all; no record is made up for what it holds.
     """
     records = _READERS[partition.files[0].format](partition, options)
     return islice(records, partition.limit)
@@ -72,68 +71,34 @@ def _read_cif_files(partition: Partition, options: ReadOptions) -> Iterator[RawR
 
 def _cif_records(file: SourceFile) -> Iterator[RawRecord]:
     try:
-        with file.open() as stream:
-            document = gemmi.cif.read_string(stream.read())
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
-        yield RawRecord(file.name, 0, None, reason=_one_line("CIF does not parse", error))
+        document = parse_cif(file.read())
+    except InvalidStructureError as error:
+        yield RawRecord(file.name, 0, None, reason=str(error))
         return
-    blocks = [block for block in document if block.find_values(CIF_CELL_TAG)] or list(document)[:1]
+    blocks = [block for block in document if block.find_values(CELL_TAG)] or list(document)[:1]
     if not blocks:
         yield RawRecord(file.name, 0, None, reason="CIF without a data block")
     for index, block in enumerate(blocks):
-        yield _record(file.name, index, _from_cif_block, block, {"block": block.name})
-
-
-def structure_from_cif(text: str | bytes) -> Structure:
-    """Read the first crystal of a CIF text.
-
-    Raises:
-        InvalidStructureError: It does not parse, is disordered, or lacks cell or sites.
-    """
-    try:
-        document = gemmi.cif.read_string(text)
-    except (ValueError, RuntimeError) as error:
-        raise InvalidStructureError(_one_line("CIF does not parse", error)) from error
-    for block in document:
-        if block.find_values(CIF_CELL_TAG):
-            return _from_cif_block(block)
-    raise InvalidStructureError("CIF without a unit cell")
-
-
-def _from_cif_block(block: gemmi.cif.Block) -> Structure:
-    if not block.find_values(CIF_CELL_TAG):
-        raise InvalidStructureError("CIF without a unit cell")
-    small = gemmi.make_small_structure_from_block(block)
-    for site in small.sites:
-        if not np.isfinite(site.occ) or site.occ < FULL_OCCUPANCY:
-            raise InvalidStructureError(f"partial occupancy (site {site.label}, {site.occ:g})")
-        if site.element.atomic_number == 0:
-            raise InvalidStructureError(f"unknown element (site {site.label}, {site.type_symbol!r})")
-        if not np.isfinite(site.fract.tolist()).all():  # before symmetry is applied: NaN has no images
-            raise InvalidStructureError(f"coordinates that are not finite (site {site.label})")
-    sites = small.get_all_unit_cell_sites()
-    # The columns of gemmi's orthogonalisation matrix are the lattice vectors.
-    cell = np.array(small.cell.orth.mat.tolist()).T
-    return Structure.from_fractional(
-        [site.element.atomic_number for site in sites], cell, [site.fract.tolist() for site in sites]
-    )
+        yield _record(file.name, index, structure_from_block, block, {"block": block.name})
 
 
 def _read_csv(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
     source = partition.files[0]
     header = csv_header(source)
     text = io.StringIO(partition.read().decode("utf-8", errors="replace"), newline="")
-    column = options.cif_column
+    column = options.cif_column or next((name for name in header if name.lower() == "cif"), None)
     rows = (values for values in csv.reader(text) if values)
     for index, values in enumerate(rows, start=partition.first):
         row = dict(zip(header, values, strict=False))
-        column = column or _cif_column(source, row)
-        if column not in row:
-            reason = f"row of {len(values)} fields, without column {column!r}"
+        column = column or next((name for name, value in row.items() if CELL_TAG in value), None)
+        if column is None:
+            names = ", ".join(name or "(no name)" for name in header)
+            reason = f"no column holds CIF text (columns: {names}); name it with --cif-column"
             yield RawRecord(source.name, index, None, row, reason)
-            continue
-        cif = row.pop(column)
-        yield _record(source.name, index, structure_from_cif, cif, row)
+        elif column not in row:
+            yield RawRecord(source.name, index, None, row, f"row of {len(values)} fields, without column {column!r}")
+        else:
+            yield _record(source.name, index, structure_from_cif, row.pop(column), row)
 
 
 def csv_header(source: SourceFile) -> list[str]:
@@ -144,37 +109,22 @@ def csv_header(source: SourceFile) -> list[str]:
     """
     try:
         with source.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as text:
-            return next(csv.reader(text), [])
+            return next((row for row in csv.reader(text) if row), [])
     except (OSError, EOFError) as error:
         raise SourceError(f"{source.name}: cannot be read ({error})") from error
 
 
-def _cif_column(source: SourceFile, row: Mapping[str, str]) -> str:
-    named = [name for name in row if name.lower() == "cif"]
-    holding = [name for name, value in row.items() if CIF_CELL_TAG in value]
-    if not named and not holding:
-        columns = ", ".join(name or "(no name)" for name in row)
-        raise SourceError(f"{source.name}: no column holds CIF text (columns: {columns}); name it with --cif-column")
-    return (named or holding)[0]
-
-
 def _read_extxyz(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:  # noqa: ARG001
     source = partition.files[0]
-    text = partition.read().decode("utf-8", errors="replace")
-    lines = text.splitlines(keepends=True)
-    start, index = 0, partition.first
-    while start < len(lines):
-        if not lines[start].strip():
-            start += 1
-            continue
-        try:
-            stop = start + int(lines[start]) + 2
-        except ValueError:
-            reason = f"no number of atoms where a frame should begin: {lines[start].strip()[:40]!r}; the rest is lost"
+    stream = io.BytesIO(partition.read())
+    for index, (length, is_frame) in enumerate(extxyz_pieces(stream), start=partition.first):
+        end = stream.tell()
+        text = stream.getbuffer()[end - length : end].tobytes().decode("utf-8", errors="replace")
+        if is_frame:
+            yield _extxyz_record(source.name, index, text.lstrip())
+        else:
+            reason = f"no number of atoms where a frame should begin: {text.strip()[:40]!r}"
             yield RawRecord(source.name, index, None, reason=reason)
-            return
-        yield _extxyz_record(source.name, index, "".join(lines[start:stop]))
-        start, index = stop, index + 1
 
 
 def _extxyz_record(source: str, index: int, frame: str) -> RawRecord:
@@ -195,56 +145,27 @@ def _read_json(partition: Partition, options: ReadOptions) -> Iterator[RawRecord
     try:
         content = json.loads(partition.read())
     except ValueError as error:
-        raise SourceError(f"{source.name}: {_one_line('not valid JSON', error)}") from error
-    records: Sequence[Any] = content if isinstance(content, list) else [content]
-    for index, record in enumerate(records):
-        yield _json_record(source.name, index, record, options.structure_key)
+        yield RawRecord(source.name, 0, None, reason=_one_line("not valid JSON", error))
+        return
+    for index, (key, record) in enumerate(json_records(content)):
+        yield _json_record(source.name, index, key, record, options.structure_key)
 
 
-def _json_record(source: str, index: int, record: Any, key: str | None) -> RawRecord:
+def _json_record(source: str, index: int, name: str | None, record: Any, key: str | None) -> RawRecord:
     if not isinstance(record, Mapping):
         return RawRecord(source, index, None, reason=f"no record but {type(record).__name__}")
-    if key is None and _is_structure(record):
-        return _record(source, index, structure_from_pymatgen, record, {})
-    found = [key] if key is not None else [name for name, value in record.items() if _is_structure(value)]
-    if not found or not _is_structure(record.get(found[0])):
-        return RawRecord(source, index, None, record, f"no pymatgen structure under {key or 'any key'}")
-    fields = {name: value for name, value in record.items() if name != found[0]}
-    return _record(source, index, structure_from_pymatgen, record[found[0]], fields)
-
-
-def _is_structure(value: Any) -> bool:
-    return isinstance(value, Mapping) and "sites" in value and ("lattice" in value or value.get("@class") == "Molecule")
-
-
-def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
-    """Read the dictionary form of a pymatgen `Structure` or `Molecule`, without pymatgen.
-
-    Raises:
-        InvalidStructureError: It is disordered, or lacks what it should have.
-    """
-    try:
-        numbers = [_pymatgen_element(site["species"], index) for index, site in enumerate(data["sites"])]
-        if "lattice" not in data:
-            return Structure.from_cartesian(numbers, [site["xyz"] for site in data["sites"]])
-        lattice = data["lattice"]
-        frac = [site["abc"] for site in data["sites"]]
-        pbc = lattice.get("pbc", (True, True, True))
-        if all(pbc):
-            return Structure.from_fractional(numbers, lattice["matrix"], frac)
-        return Structure.from_cartesian(numbers, np.array(frac) @ np.array(lattice["matrix"]), lattice["matrix"], pbc)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidStructureError(_one_line("not a pymatgen structure", error)) from error
-
-
-def _pymatgen_element(species: Sequence[Mapping[str, Any]], index: int) -> int:
-    if len(species) != 1 or species[0].get("occu", 1) < FULL_OCCUPANCY:
-        raise InvalidStructureError(f"partial occupancy (atom {index})")
-    symbol = species[0]["element"]
-    number: int = gemmi.Element(symbol).atomic_number
-    if number == 0:
-        raise InvalidStructureError(f"unknown element (atom {index}, {symbol!r})")
-    return number
+    named = {} if name is None else {"id": name}
+    if key is None and is_structure(record):
+        return _record(source, index, structure_from_pymatgen, record, named)
+    keys = structure_keys(record) if key is None else [key]
+    fields = {**named, **{field: value for field, value in record.items() if field not in keys}}
+    if len(keys) > 1:
+        reason = f"structures under {', '.join(keys)}; say which with --structure-key"
+        return RawRecord(source, index, None, fields, reason)
+    found = lookup(record, keys[0]) if keys else None
+    if not is_structure(found):
+        return RawRecord(source, index, None, fields, f"no pymatgen structure under {key or 'any key'}")
+    return _record(source, index, structure_from_pymatgen, found, fields)
 
 
 def _record(source: str, index: int, build: Any, content: Any, fields: Mapping[str, Any]) -> RawRecord:

@@ -1,4 +1,4 @@
-"""What a graph store holds: its arrays, their dims, types and units. docs: the table in the README of the store."""
+"""What a graph store holds: its arrays, their dims, types and units."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import LabelError
 from .labels import ENERGY, FORCES, STRESS, LabelMapping
 
 GRAPH_SCHEMA = "equiscreen-graphs/1"
@@ -15,9 +16,11 @@ STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
 TEXT = "text"
+# Scores carry the columns of their store along, beside these.
+SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "formula", "volume")
 
 STATUS_MEANINGS = ("ok", "duplicate_with_other_labels")
-STATUS_OK, STATUS_OTHER_LABELS = range(len(STATUS_MEANINGS))
+STATUS_OTHER_LABELS = STATUS_MEANINGS.index("duplicate_with_other_labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,16 @@ def label_spec(name: str, units: str) -> ArraySpec:
 
 
 def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
-    """All arrays of a graph store with the labels and columns of `mapping`."""
+    """All arrays of a graph store with the labels and columns of `mapping`.
+
+    Raises:
+        LabelError: A name that an array of the store, or of the scores, has already.
+    """
+    taken = [spec.name for spec in _GRAPH_ARRAYS] + list(SCORE_NAMES)
+    for name in (*mapping.labels, *mapping.columns):
+        if name in taken:
+            raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken, or said twice")
+        taken.append(name)
     labels = tuple(label_spec(name, mapping.unit_in_store(name)) for name in mapping.labels)
     columns = tuple(
         ArraySpec(name, (STRUCTURE,), TEXT, {"description": f"input column {name}", "role": "column"})

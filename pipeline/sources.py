@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from .errors import SourceError
+from .pymatgen_json import json_records
 
 # A partition ends at whichever comes first. Neither depends on the number of workers.
 PARTITION_RECORDS = 4096
@@ -43,10 +44,12 @@ class SourceFile:
     Attributes:
         name: As the user gave it (or the folder it is in); this is what the store remembers.
         format: How it is read.
+        path: Where it is, for workers whose working directory is another.
     """
 
     name: str
     format: Format
+    path: str
 
     @property
     def compressed(self) -> bool:
@@ -55,7 +58,20 @@ class SourceFile:
 
     def open(self) -> IO[bytes]:
         """Open for reading, decompressed."""
-        return cast("IO[bytes]", gzip.open(self.name, "rb")) if self.compressed else Path(self.name).open("rb")
+        return cast("IO[bytes]", gzip.open(self.path, "rb")) if self.compressed else Path(self.path).open("rb")
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the decompressed file.
+
+        Raises:
+            SourceError: It cannot be read, or ends early.
+        """
+        try:
+            with self.open() as file:
+                file.seek(offset)
+                return file.read() if length is None else file.read(length)
+        except (OSError, EOFError) as error:
+            raise SourceError(f"{self.name}: cannot be read ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +100,7 @@ class Partition:
         Raises:
             SourceError: The file cannot be read, or ends early.
         """
-        source = self.files[0]
-        try:
-            with source.open() as file:
-                file.seek(self.offset)
-                return file.read() if self.length is None else file.read(self.length)
-        except (OSError, EOFError) as error:
-            raise SourceError(f"{source.name}: cannot be read ({error})") from error
+        return self.files[0].read(self.offset, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +128,16 @@ def find_files(sources: Sequence[str | Path]) -> list[SourceFile]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".cif" and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith((".cif", ".cif.gz")) and p.is_file())
             if not inside:
                 raise SourceError(f"{source}: a folder without .cif files")
-            files.extend(SourceFile(p.as_posix(), Format.CIF) for p in inside)
+            files.extend(_source_file(p, Format.CIF) for p in inside)
         elif not path.exists():
             raise SourceError(f"{source}: no such file or folder")
         elif path.stat().st_size == 0:
             raise SourceError(f"{source}: the file is empty")
         else:
-            files.append(SourceFile(path.as_posix(), _format_of(path)))
+            files.append(_source_file(path, _format_of(path)))
     if not files:
         raise SourceError("no sources given")
     return files
@@ -176,12 +186,17 @@ def make_plan(files: Sequence[SourceFile], limit: int | None = None) -> Plan:
             continue
         flush()
         if file.format is Format.JSON:
-            add((file,), 0, 0, None, None)
+            # Counting means reading it all; only a limit needs to know.
+            add((file,), 0, 0, None, None if limit is None else _json_count(file))
             continue
         for first, offset, length, count in _cut(file):
             add((file,), first, offset, length, count)
     flush()
     return Plan(tuple(partitions), n_records, tuple(inputs))
+
+
+def _source_file(path: Path, form: Format) -> SourceFile:
+    return SourceFile(path.as_posix(), form, path.resolve().as_posix())
 
 
 def _format_of(path: Path) -> Format:
@@ -193,7 +208,7 @@ def _format_of(path: Path) -> Format:
 
 def _fingerprint(file: SourceFile) -> tuple[int, str]:
     try:
-        with Path(file.name).open("rb") as raw:
+        with Path(file.path).open("rb") as raw:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
             return raw.tell(), digest
     except OSError as error:
@@ -204,7 +219,7 @@ def _cut(file: SourceFile) -> Iterator[tuple[int, int, int, int]]:
     """Cut a file of many records into (first record, offset, length, number of records)."""
     try:
         with file.open() as stream:
-            lengths = _csv_records(stream) if file.format is Format.CSV else _extxyz_frames(stream)
+            lengths = _csv_records(stream) if file.format is Format.CSV else (n for n, _ in extxyz_pieces(stream))
             # A CSV's first line names its columns; every partition of it reads that line anew.
             offset = next(lengths, 0) if file.format is Format.CSV else 0
             first = count = length = 0
@@ -218,6 +233,13 @@ def _cut(file: SourceFile) -> Iterator[tuple[int, int, int, int]]:
                 yield first, offset, length, count
     except (OSError, EOFError) as error:
         raise SourceError(f"{file.name}: cannot be read ({error})") from error
+
+
+def _json_count(file: SourceFile) -> int:
+    try:
+        return sum(1 for _ in json_records(json.loads(file.read())))
+    except ValueError:
+        return 1  # one row of the failures table
 
 
 def _csv_records(stream: IO[bytes]) -> Iterator[int]:
@@ -235,24 +257,30 @@ def _csv_records(stream: IO[bytes]) -> Iterator[int]:
         yield length
 
 
-def _extxyz_frames(stream: IO[bytes]) -> Iterator[int]:
-    """Byte lengths of frames. Where a frame does not begin with a number of atoms the rest is one piece, and fails."""
-    blank = 0
+def extxyz_pieces(stream: IO[bytes]) -> Iterator[tuple[int, bool]]:
+    """Cut extended XYZ into frames: (bytes, True) for each, with the blank lines before it.
+
+    Lines where a frame should begin, but none that holds a number of atoms, are one piece (bytes, False); reading goes
+    on at the next line that does.
+    """
+    waiting = 0
+    junk = False
     for head in iter(stream.readline, b""):
-        if not head.strip():
-            blank += len(head)
+        n_atoms = int(head) if head.strip().isdigit() else 0
+        if n_atoms < 1:
+            waiting += len(head)
+            junk = junk or bool(head.strip())
             continue
-        try:
-            n_lines = int(head) + 1
-        except ValueError:
-            yield blank + len(head) + _rest(stream)
-            return
-        yield blank + len(head) + sum(len(stream.readline()) for _ in range(n_lines))
-        blank = 0
-
-
-def _rest(stream: IO[bytes]) -> int:
-    return sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
+        if junk:
+            stream.seek(-len(head), 1)
+            yield waiting, False
+            stream.readline()
+            waiting, junk = 0, False
+        frame = len(head) + sum(len(stream.readline()) for _ in range(n_atoms + 1))
+        yield waiting + frame, True
+        waiting = 0
+    if junk:
+        yield waiting, False
 
 
 def inputs_digest(inputs: Sequence[tuple[str, int, str]]) -> str:

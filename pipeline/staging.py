@@ -44,7 +44,9 @@ class Staging:
         return self.folder / "store"
 
     def publish(self) -> None:
-        """Give the finished store its name and remove the parts."""
+        """Give the finished store its name, in the place of an older one, and remove the parts."""
+        if self.out.exists():
+            self.out.rename(self.folder / "replaced")
         self.store.rename(self.out)
         self.discard()
 
@@ -54,31 +56,38 @@ class Staging:
 
 
 @contextmanager
-def staged(out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Staging]:
+def staged(
+    out: Path, identity: Mapping[str, Any], inputs: Iterable[Path] = (), *, overwrite: bool = False
+) -> Iterator[Staging]:
     """Open or take up the run that writes `out`, holding its lock.
 
     Args:
         out: The output.
         identity: Everything that the result depends on. A run can only be resumed with an equal one.
-        overwrite: Remove an existing output, and an unfinished run, first.
+        inputs: What is read; the output may not hold or replace any of it.
+        overwrite: Replace an existing output, when the new one is finished, and an unfinished run of other settings.
 
     Raises:
         OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
     """
+    out = out.resolve()
+    check_place(out, inputs)
     staging = Staging(out, out.with_name(f"{out.name}.partial"))
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out}: exists; choose another --out, or say --overwrite")
-    staging.folder.mkdir(parents=True, exist_ok=True)
-    with locked(staging.folder / "lock.json"):
+    _check_free(out, overwrite=overwrite)
+    try:
+        staging.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
+    with locked(staging.folder / "lock"):
+        _check_free(out, overwrite=overwrite)  # again: a run may have ended since
         plan = staging.folder / "plan.json"
         wanted = json.loads(json.dumps(identity))
-        if overwrite:
-            _remove(out)
-            shutil.rmtree(staging.parts, ignore_errors=True)
-        elif plan.exists():
+        if plan.exists():
             found = json.loads(plan.read_text())
             different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-            if different and any(staging.parts.glob("[0-9]*.json")):
+            if different and overwrite:
+                shutil.rmtree(staging.parts, ignore_errors=True)
+            elif different and any(staging.parts.glob("[0-9]*.json")):
                 raise OutputExistsError(
                     f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
                     "use the same words to resume it, or say --overwrite"
@@ -88,6 +97,26 @@ def staged(out: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -
         for scratch in staging.parts.glob(".*"):  # of tasks that were killed; the lock says that none is at work
             scratch.unlink()
         yield staging
+
+
+def check_place(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is, holds, or stands inside one of the inputs.
+
+    Raises:
+        OutputExistsError: It does.
+    """
+    for source in (path.resolve() for path in inputs):
+        if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
+            raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
+
+
+def _check_free(out: Path, *, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{out}: exists; choose another --out, or say --overwrite")
+    if not (out / "zarr.json").is_file() or "equiscreen-" not in (out / "zarr.json").read_text():
+        raise OutputExistsError(f"{out}: exists and is no store of equiscreen, so it is not overwritten")
 
 
 def make_parts(
@@ -129,10 +158,3 @@ def compact(client: Any, compaction: Compaction) -> dict[str, str]:
     for part in run_tasks(client, partial(write_shard, compaction), shard_tasks(compaction)):
         digests.update(part)
     return digests
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

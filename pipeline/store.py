@@ -25,8 +25,8 @@ _BLOCK_ARRAYS = {
 }
 
 
-def open_root(path: Path, schema: str) -> zarr.Group:
-    """Open the root of a finished store.
+def open_root(path: Path, *schemas: str) -> zarr.Group:
+    """Open the root of a finished store of one of some schemas.
 
     Raises:
         StoreError: Missing, unfinished, no store, or of another schema.
@@ -40,8 +40,8 @@ def open_root(path: Path, schema: str) -> zarr.Group:
     except (OSError, ValueError, KeyError, zarr.errors.GroupNotFoundError) as error:
         raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
     found = root.attrs.get("schema")
-    if found != schema:
-        raise StoreError(f"{path}: schema {found!r} where {schema!r} is wanted")
+    if found not in schemas:
+        raise StoreError(f"{path}: schema {found!r} where {' or '.join(map(repr, schemas))} is wanted")
     if root.attrs.get("complete") is not True:
         raise StoreError(f"{path}: unfinished; write it again")
     return root
@@ -66,8 +66,10 @@ class GraphStore:
         self.path = Path(path)
         self._root = open_root(self.path, GRAPH_SCHEMA)
         self.attrs: Mapping[str, Any] = dict(self._root.attrs)
-        self.cutoff = float(self.attrs["cutoff"])
-        self.store_hash = str(self.attrs["store_hash"])
+        try:
+            self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{self.path}: its attributes lack {error}; featurize again") from error
         self._check_shards()
 
     def __len__(self) -> int:
@@ -203,10 +205,3 @@ class GraphStore:
             for shard in range(-(-array.shape[0] // rows)):
                 if not (self.path / name / f"c/{shard}{tail}").is_file():
                     raise StoreError(f"{self.path}: damaged: shard {shard} of {name!r} is missing; featurize again")
-
-
-def gather(store: GraphStore, indices: NDArray[np.int64]) -> GraphBlock:
-    """Read single structures by index, each contiguous run at once; for few of them."""
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    runs = np.split(indices, breaks)
-    return GraphBlock.concatenate([store.block(int(run[0]), int(run[-1]) + 1) for run in runs])

@@ -36,7 +36,7 @@ def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: int) ->
     """An untrained network of three metals, in float64."""
     torch.manual_seed(3)
     config = NetworkConfig(cutoff=CUTOFF, hidden_irreps=hidden_irreps, n_radial=4, radial_hidden=8, **settings)
-    return EquivariantNetwork(config, ELEMENTS, DataStatistics(REFERENCES, 0.7, 20.0)).double().eval()
+    return EquivariantNetwork(config, ELEMENTS, DataStatistics(REFERENCES, 0.7, 20.0), torch.float64).eval()
 
 
 @pytest.fixture(scope="session")

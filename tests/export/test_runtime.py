@@ -16,7 +16,7 @@ from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock
-from equiscreen.pipeline.errors import CheckpointError, ModelFileError, OutputExistsError
+from equiscreen.pipeline.errors import CheckpointError, ModelFileError, OutputExistsError, UnknownElementError
 from onnx import TensorProto, helper, numpy_helper
 
 from ..conftest import ELEMENTS, small_network
@@ -43,7 +43,7 @@ def test_structures_can_be_evaluated_without_a_store(exported: Callable[[str], P
 
 
 def test_an_unknown_element_is_an_error(exported: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelFileError, match=r"elements \[92\]"):
+    with pytest.raises(UnknownElementError, match=r"elements \[92\]"):
         OnnxPotential.load(exported("float32")).evaluate_structures(probe_structures([92], 1, seed=0))
 
 

@@ -1,0 +1,91 @@
+"""CIF, read with gemmi; what gemmi would quietly replace by a default is an error here."""
+
+from __future__ import annotations
+
+import gemmi
+import numpy as np
+
+from .errors import InvalidStructureError
+from .pymatgen_json import FULL_OCCUPANCY
+from .structure import Structure
+
+CELL_TAG = "_cell_length_a"
+_CELL_TAGS = (
+    *(f"_cell_length_{edge}" for edge in "abc"),
+    *(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")),
+)
+_GROUP_TAGS = (
+    "_space_group_IT_number",
+    "_symmetry_Int_Tables_number",
+    "_space_group_name_H-M_alt",
+    "_symmetry_space_group_name_H-M",
+    "_space_group_name_Hall",
+    "_symmetry_space_group_name_Hall",
+)
+_TRIVIAL_GROUPS = frozenset({"", "?", ".", "1", "P1", "P 1"})
+
+
+def structure_from_cif(text: str | bytes) -> Structure:
+    """Read the first crystal of a CIF text.
+
+    Raises:
+        InvalidStructureError: It does not parse, is disordered, or lacks cell or sites.
+    """
+    for block in parse_cif(text):
+        if block.find_values(CELL_TAG):
+            return structure_from_block(block)
+    raise InvalidStructureError("CIF without a unit cell")
+
+
+def parse_cif(text: str | bytes) -> gemmi.cif.Document:
+    """Parse CIF text.
+
+    Raises:
+        InvalidStructureError: It does not parse.
+    """
+    try:
+        return gemmi.cif.read_string(text)
+    except (ValueError, RuntimeError) as error:
+        raise InvalidStructureError(f"CIF does not parse: {' '.join(str(error).split())[:200]}") from error
+
+
+def structure_from_block(block: gemmi.cif.Block) -> Structure:
+    """Read the crystal of a data block, with all sites that its symmetry makes.
+
+    Raises:
+        InvalidStructureError: It is disordered, lacks cell or sites, or its symmetry is not understood.
+    """
+    if not block.find_values(CELL_TAG):
+        raise InvalidStructureError("CIF without a unit cell")
+    for tag in _CELL_TAGS:
+        value = gemmi.cif.as_number(block.find_value(tag) or "?")
+        if not np.isfinite(value) or value < 0:
+            raise InvalidStructureError(f"{tag} is {block.find_value(tag)}, no number of a cell")
+    small = gemmi.make_small_structure_from_block(block)
+    _check_symmetry(block, small)
+    for site in small.sites:
+        if not np.isfinite(site.occ) or site.occ < FULL_OCCUPANCY:
+            raise InvalidStructureError(f"partial occupancy (site {site.label}, {site.occ:g})")
+        if site.element.atomic_number == 0:
+            raise InvalidStructureError(f"unknown element (site {site.label}, {site.type_symbol!r})")
+        if not np.isfinite(site.fract.tolist()).all():  # before symmetry is applied: NaN has no images
+            raise InvalidStructureError(f"coordinates that are not finite (site {site.label})")
+    sites = small.get_all_unit_cell_sites()
+    # The columns of gemmi's orthogonalisation matrix are the lattice vectors.
+    cell = np.array(small.cell.orth.mat.tolist()).T
+    return Structure.from_fractional(
+        [site.element.atomic_number for site in sites], cell, [site.fract.tolist() for site in sites]
+    )
+
+
+def _check_symmetry(block: gemmi.cif.Block, small: gemmi.SmallStructure) -> None:
+    """Without a group that it knows gemmi takes the listed sites for all of them."""
+    n_operators = len(small.symops)
+    if len(small.cell.images) + 1 >= max(2, n_operators):
+        return
+    named = [str(gemmi.cif.as_string(block.find_value(tag) or "?")).strip() for tag in _GROUP_TAGS]
+    foreign = [name for name in named if name not in _TRIVIAL_GROUPS]
+    if n_operators > 1 or (foreign and n_operators == 0):
+        raise InvalidStructureError(
+            f"symmetry not understood ({foreign[0] if foreign else f'{n_operators} operators'})"
+        )
