@@ -19,7 +19,13 @@ from equiscreen.model.checkpoint import ModelCard, describe_checkpoint, save_che
 from equiscreen.model.data import StructureBatches, fit_statistics, split
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphStore, featurize
-from equiscreen.pipeline.errors import CheckpointError, ConfigError, EquiscreenError, OutputExistsError
+from equiscreen.pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    EquiscreenError,
+    OutputExistsError,
+    UnknownElementError,
+)
 
 from ..conftest import ELEMENTS, evaluate, small_network
 
@@ -217,3 +223,31 @@ def test_a_log_has_lines_from_the_first_epoch_on(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: epoch")]
     assert [line.split(";")[0] for line in lines] == ["train: epoch 1 of 2", "train: epoch 2 of 2"]
     assert lines[0].split("MAE")[1] != lines[1].split("MAE")[1]
+
+
+def test_only_elements_that_were_trained_on_are_known(tmp_path: Path) -> None:
+    copper = probe_structures([29], 8, seed=40)
+    images = []
+    for structure in [*copper, *probe_structures([79], 3, seed=41)]:
+        atoms = structure.to_ase()
+        if 79 not in atoms.numbers:
+            atoms.calc = EMT()
+            atoms.get_forces()
+        images.append(atoms)
+    write(tmp_path / "s.extxyz", images)
+    featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=4.5, scheduler="threads")
+    report = train(tmp_path / "g.zarr", tmp_path / "run", config(max_epochs=1, batch_size=1))
+    network, _ = load_checkpoint(report.checkpoint)
+    assert network.elements == (29,)
+    assert report.n_training + report.n_validation == 8
+    with pytest.raises(UnknownElementError, match=r"\[79\]"):
+        evaluate(TorchPotential(network), probe_structures([79], 1, seed=0))
+
+
+def test_a_run_does_not_replace_its_input_or_what_is_no_run(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match="is read by this run"):
+        train(store, store.parent, config(), overwrite=True)
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(OutputExistsError, match="no run"):
+        train(store, tmp_path, config(), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()

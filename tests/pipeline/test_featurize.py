@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import re
+import resource
 from pathlib import Path
 
 import ase.io
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from equiscreen.export.probes import probe_structures
-from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, Structure, featurize
+from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization import estimate
 from equiscreen.pipeline.sources import find_files, make_plan
@@ -343,3 +345,130 @@ def test_real_mp_crystals_are_all_accounted_for(tmp_path: Path, data: Path) -> N
     assert {"n_atoms", "cell", "atomic_number", "frac_coord", "neighbor", "image"} <= set(opened.data_vars)
     assert opened["cell"].attrs["units"] == "angstrom"
     assert opened["structure_id"].values[0] == "mp-865981"
+
+
+@pytest.mark.parametrize(
+    ("atoms", "reason"),
+    [
+        (ase.Atoms("H3", positions=[[0, 0, 0], [1e4, 0, 0], [0, 1e4, 1]]), "too far apart"),
+        (ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]]), "too far apart"),
+        (ase.Atoms("H", cell=np.eye(3) * 5e-4, pbc=True), "zero volume"),
+        (ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]], cell=[3, 3, 0], pbc=(1, 1, 0)), "too far apart"),
+    ],
+)
+def test_what_no_finder_can_search_costs_only_itself(tmp_path: Path, atoms: ase.Atoms, reason: str) -> None:
+    ase.io.write(tmp_path / "s.extxyz", [STRUCTURES[0].to_ase(), atoms, STRUCTURES[1].to_ase()])
+    report = run(tmp_path / "s.extxyz", tmp_path / "g.zarr")
+    assert (report.stored, report.failed) == (2, 1)
+    assert reason in str(failures(tmp_path / "g.zarr")[0]["reason"])
+
+
+def test_defaults_of_extended_xyz_stay_with_it(tmp_path: Path) -> None:
+    xyz = write_extxyz(tmp_path / "s.extxyz", 2)
+    table = write_csv(tmp_path / "t.csv", [{"energy": "-999", "mine": "a", "cif": cif_text(STRUCTURES[0])}])
+    run([xyz, table], tmp_path / "g.zarr", labels=LabelMapping(columns=("mine",)))
+    store = GraphStore(tmp_path / "g.zarr")
+    energy = store.block(0, 3).structure_labels["energy"]
+    assert np.isfinite(energy[:2]).all()
+    assert np.isnan(energy[2])
+    assert store.column("mine").tolist() == ["", "", "a"]
+
+
+def test_json_that_is_a_dictionary_of_structures(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "s.json", {f"mp-{i}": pymatgen_dict(s) for i, s in enumerate(STRUCTURES[:3])})
+    assert run(source, tmp_path / "g.zarr").stored == 3
+    assert GraphStore(tmp_path / "g.zarr").column("structure_id").tolist() == ["mp-0", "mp-1", "mp-2"]
+    two = [{"initial": pymatgen_dict(STRUCTURES[0]), "data": {"final": pymatgen_dict(STRUCTURES[1])}, "E": 1}]
+    two[0]["final"] = pymatgen_dict(STRUCTURES[2])
+    source = write_json(tmp_path / "two.json", two)
+    with pytest.raises(SourceError, match="--structure-key"):
+        run(source, tmp_path / "h.zarr")
+    run(source, tmp_path / "h.zarr", options=ReadOptions(structure_key="data.final"))
+    assert GraphStore(tmp_path / "h.zarr").column("n_atoms").tolist() == [len(STRUCTURES[1])]
+
+
+def test_a_limit_holds_across_json_files(tmp_path: Path) -> None:
+    sources = [write_json(tmp_path / f"{k}.json", [pymatgen_dict(s) for s in STRUCTURES[k : k + 4]]) for k in (0, 4)]
+    assert run(sources, tmp_path / "g.zarr", limit=6).read == 6
+
+
+def test_a_bad_first_row_costs_only_itself(tmp_path: Path) -> None:
+    rows = [{"name": "a", "text": ""}, {"name": "b", "text": cif_text(STRUCTURES[0])}]
+    report = run(write_csv(tmp_path / "s.csv", rows), tmp_path / "g.zarr")
+    assert (report.read, report.stored, report.failed) == (2, 1, 1)
+
+
+def test_junk_between_frames_costs_no_frame(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "s.extxyz", [s.to_ase() for s in STRUCTURES[:4]])
+    lines = (tmp_path / "s.extxyz").read_text().splitlines(keepends=True)
+    after = len(STRUCTURES[0]) + 2
+    lines.insert(after, "junk\n-2\nmore\n\n")
+    (tmp_path / "s.extxyz").write_text("".join(lines))
+    report = run(tmp_path / "s.extxyz", tmp_path / "g.zarr")
+    assert (report.read, report.stored, report.failed) == (5, 4, 1)
+    assert failures(tmp_path / "g.zarr")[0]["source_index"] == 1
+
+
+def test_one_bad_label_costs_only_its_structure(tmp_path: Path) -> None:
+    records = [{"s": pymatgen_dict(s), "gap": "n/a" if i == 0 else i} for i, s in enumerate(STRUCTURES[:3])]
+    source = write_json(tmp_path / "s.json", records)
+    report = run(source, tmp_path / "g.zarr", labels=LabelMapping().with_inline(["gap=gap[eV]"]))
+    assert (report.stored, report.failed) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["n_atoms", "volume", "source"])
+def test_names_that_are_taken_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LabelError, match="is taken"):
+        run(make_source("CSV", tmp_path), tmp_path / "g.zarr", labels=LabelMapping(columns=(name,)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("_symmetry_Int_Tables_number 1", "_symmetry_space_group_name_H-M 'nonsense'", "symmetry not understood"),
+        ("'x, y, z'", "'x, y, z'\n'x+q, y, z'", "symmetry not understood"),
+        ("_cell_length_a", "_cell_length_a ?\n_old_a", "_cell_length_a is ?"),
+    ],
+)
+def test_a_cif_that_gemmi_would_guess_at(tmp_path: Path, old: str, new: str, reason: str) -> None:
+    text = cif_text(STRUCTURES[0]).replace(old, new, 1)
+    if "operator" not in reason and "nonsense" in new:
+        text = text.replace("loop_\n_symmetry_equiv_pos_as_xyz\n'x, y, z'\n", "", 1)
+    (tmp_path / "s.cif").write_text(text)
+    with pytest.raises(SourceError, match=re.escape(reason)):
+        run(tmp_path / "s.cif", tmp_path / "g.zarr")
+
+
+def test_overwriting_waits_for_the_new_store_and_spares_what_is_not_ours(tmp_path: Path) -> None:
+    good, bad = make_source("CSV", tmp_path), tmp_path / "bad.cif"
+    bad.write_text("data_x\n")
+    run(good, tmp_path / "g.zarr")
+    with pytest.raises(SourceError):
+        run(bad, tmp_path / "g.zarr", overwrite=True)
+    assert len(GraphStore(tmp_path / "g.zarr")) == 9
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(OutputExistsError, match="no store of equiscreen"):
+        run(good, tmp_path / "thesis", overwrite=True)
+    with pytest.raises(OutputExistsError, match="is read by this run"):
+        run(good, tmp_path, overwrite=True)
+
+
+def test_many_parts_do_not_need_many_open_files(tmp_path: Path) -> None:
+    sources = [write_json(tmp_path / f"{i}.json", pymatgen_dict(s)) for i, s in enumerate(STRUCTURES * 12)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 60, before[1]))
+    try:
+        report = run(sources, tmp_path / "g.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (report.read, report.stored, report.duplicate) == (108, 9, 99)
+
+
+def test_a_store_without_any_edge_and_a_part_of_duplicates_only(tmp_path: Path) -> None:
+    for name, x in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
+        ase.io.write(tmp_path / f"{name}.extxyz", [ase.Atoms("He", positions=[[x, 0, 0]])])
+    report = run([tmp_path / f"{name}.extxyz" for name in "abc"], tmp_path / "g.zarr")
+    assert (report.stored, report.duplicate) == (2, 1)
+    block = GraphStore(tmp_path / "g.zarr").block(0, 2)
+    assert block.n_edges.tolist() == [0, 0]
