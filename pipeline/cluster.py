@@ -37,7 +37,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
     if scheduler not in (None, IN_PROCESS):
         try:
-            client = Client(scheduler, timeout="10s")
+            client = Client(scheduler, timeout="5s")
         except (OSError, TimeoutError, ValueError) as error:
             raise EquiscreenError(f"no Dask scheduler answers at {scheduler}: {error}") from error
         with client:

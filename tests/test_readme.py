@@ -49,6 +49,7 @@ def test_the_configuration_is_the_default() -> None:
     assert Config.parse(yaml.safe_load(block("yaml")), "README") == Config()
 
 
+@pytest.mark.slow
 def test_the_shell_lines(folder: Path) -> None:
     lines = block("sh").strip().splitlines()
     assert len(lines) == 5

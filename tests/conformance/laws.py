@@ -37,7 +37,7 @@ class PotentialLaws:
 
     def same(self, a: Evaluation, b: Evaluation) -> None:
         scale = float(np.abs(a.forces).max())
-        assert scale > 1e-2, "the structures say nothing: no forces"
+        assert scale > 1e-3, "the structures say nothing: no forces"
         assert self.close(a.energy, b.energy, max(scale, float(np.abs(a.energy).max())))
         assert self.close(a.forces, b.forces, scale)
         assert self.close(a.stress, b.stress, scale)
