@@ -6,6 +6,7 @@ import hashlib
 import math
 import resource
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import xarray as xr
 from ..pipeline.cluster import connect, dashboard
 from ..pipeline.compaction import Compaction, finish_store, offsets_of
 from ..pipeline.errors import ConfigError, ModelFileError, StoreError
+from ..pipeline.parts import Receipt
 from ..pipeline.progress import ProgressReport
 from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
-from ..pipeline.staging import compact, make_parts, staged
+from ..pipeline.staging import Staging, compact, make_parts, staged
 from ..pipeline.store import GraphStore
 from .runtime import DEFAULT_SLOTS, OnnxPotential
-from .scores import COORDINATES, OK, SCORE_ARRAYS, SCORES_SCHEMA, open_scores, score_block, status_counts
+from .scores import COORDINATES, OK, SCORE_ARRAYS, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_block
 
 # A part ends at whichever comes first; a killed worker loses at most one.
 PART_EDGES = 250_000
@@ -86,57 +88,62 @@ def screen(
     columns = column_names(graphs)
     with staged(target, identity, [graphs.path, Path(model)], overwrite=overwrite) as staging:
         tasks = {
-            number: ScreenTask(
-                number, start, stop, graphs.path.resolve(), columns, potential.sha256, staging.parts.resolve()
-            )
+            number: ScreenTask(number, start, stop, graphs.path.resolve(), columns, potential.sha256, staging.parts)
             for number, (start, stop) in enumerate(spans)
         }
         with connect(scheduler) as client, ProgressReport("screen", size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots))
             receipts = make_parts(client, staging, screen_part, tasks, bar)
-            rows = offsets_of([receipt.counts["read"] for receipt in receipts.values()])
-            specs = (*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns))
-            compaction = Compaction(
-                staging.parts.resolve(),
-                staging.store.resolve(),
-                specs,
-                tuple(receipts),
-                {STRUCTURE: rows},
-                None,
-                None,
-                rows,
-            )
-            digests = compact(client, compaction)
+            digests = compact(client, _compaction(staging, receipts, columns))
         counts = np.sum([receipt.notes["status"] for receipt in receipts.values()], axis=0)
-        statuses = dict(zip(status_counts(np.zeros(0, dtype=np.uint8)), counts.tolist(), strict=True))
+        statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
             staging.discard()
             raise StoreError(f"{store}: not one of {size} structures could be scored: {_listed(statuses)}")
         seconds = time.monotonic() - begin
-        finish_store(
-            staging.store,
-            digests,
-            {
-                "schema": SCORES_SCHEMA,
-                "coordinates": " ".join((*COORDINATES, *columns)),
-                "graph_store": {"path": str(graphs.path), "store_hash": graphs.store_hash},
-                "model": {
-                    "path": str(model),
-                    "sha256": potential.sha256,
-                    "weights_sha256": potential.metadata.weights_sha256,
-                    "energy_scheme": potential.metadata.energy_scheme,
-                    "symmetry": potential.metadata.symmetry,
-                    "cutoff": potential.cutoff,
-                },
-                "settings": {"slots": slots, "limit": limit},
-                "status_counts": statuses,
-                "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
-                "timing": {"seconds": round(seconds, 3), "structures_per_second": round(size / seconds, 1)},
-            },
-        )
+        attrs = {
+            "coordinates": " ".join((*COORDINATES, *columns)),
+            **_provenance(graphs, model, potential),
+            "settings": {"slots": slots, "limit": limit},
+            "status_counts": statuses,
+            "timing": {"seconds": round(seconds, 3), "structures_per_second": round(size / seconds, 1)},
+        }
+        finish_store(staging.store, digests, attrs)
         staging.publish()
     return open_scores(target)
+
+
+def _compaction(staging: Staging, receipts: Mapping[int, Receipt], columns: tuple[str, ...]) -> Compaction:
+    """All rows of all parts, one after the other."""
+    rows = offsets_of([receipt.counts["read"] for receipt in receipts.values()])
+    return Compaction(
+        parts=staging.parts,
+        store=staging.store,
+        specs=(*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns)),
+        numbers=tuple(receipts),
+        part_rows={STRUCTURE: rows},
+        keep=None,
+        status=None,
+        structure_offsets=rows,
+    )
+
+
+def _provenance(graphs: GraphStore, model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
+    """Which data and which model the scores come from."""
+    return {
+        "schema": SCORES_SCHEMA,
+        "graph_store": {"path": str(graphs.path), "store_hash": graphs.store_hash},
+        "model": {
+            "path": str(model),
+            "sha256": potential.sha256,
+            "weights_sha256": potential.metadata.weights_sha256,
+            "energy_scheme": potential.metadata.energy_scheme,
+            "symmetry": potential.metadata.symmetry,
+            "cutoff": potential.cutoff,
+        },
+        "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
+    }
 
 
 def account(scores: xr.Dataset, path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -177,8 +178,6 @@ class TrainingModule(lightning.LightningModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
         """A copy of the weights for the running mean; the data is shared."""
-        import copy  # noqa: PLC0415 - only here
-
         return TrainingModule(copy.deepcopy(self.network, memo), self.config, *self._data)
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -83,13 +83,13 @@ def plan_compaction(
             rows[ATOM].append(int(part["n_atoms"][kept].sum()))
             rows[EDGE].append(int(part["n_edges"][kept].sum()))
     return Compaction(
-        parts=staging.parts.resolve(),
-        store=staging.store.resolve(),
+        parts=staging.parts,
+        store=staging.store,
         specs=specs,
         numbers=tuple(receipts),
         part_rows={dim: offsets_of(counts) for dim, counts in rows.items()},
-        keep=(staging.folder / "keep.npy").resolve(),
-        status=(staging.folder / "status.npy").resolve(),
+        keep=staging.folder / "keep.npy",
+        status=staging.folder / "status.npy",
         structure_offsets=offsets,
     )
 

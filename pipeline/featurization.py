@@ -120,7 +120,7 @@ def featurize(
     target = Path(out)
     inputs = [Path(file.path) for file in files]
     with staged(target, _identity(settings, plan, limit), inputs, overwrite=overwrite) as staging:
-        tasks = {p.number: FeaturizeTask(p, settings, staging.parts.resolve()) for p in plan.partitions}
+        tasks = {p.number: FeaturizeTask(p, settings, staging.parts) for p in plan.partitions}
         with connect(scheduler) as client:
             with ProgressReport("featurize", plan.n_records, enabled=progress) as bar:
                 bar.note(f"Dask dashboard: {dashboard(client)}")

@@ -26,7 +26,7 @@ class Staging:
     """Folders of a run in progress.
 
     Attributes:
-        out: The output that will appear at the end.
+        out: The output that will appear at the end, an absolute path.
         folder: ``OUT.partial``.
     """
 

@@ -10,6 +10,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.calculators.emt import EMT
 from equiscreen.export.exporting import lower_and_check
 from equiscreen.export.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
@@ -80,6 +81,19 @@ def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] 
         atoms = structure.to_ase()
         atoms.info.update(energy=rng.normal(), stress=rng.normal(size=(3, 3)))
         atoms.arrays["forces"] = rng.normal(size=(len(atoms), 3))
+        images.append(atoms)
+    ase.io.write(path, images, format="extxyz")
+    return path
+
+
+def write_emt_labelled(path: Path, structures: Sequence[Structure]) -> Path:
+    """Structures with EMT's energies, forces and stresses, as extended XYZ."""
+    images = []
+    for structure in structures:
+        atoms = structure.to_ase()
+        atoms.calc = EMT()
+        atoms.get_forces()
+        atoms.get_stress()
         images.append(atoms)
     ase.io.write(path, images, format="extxyz")
     return path

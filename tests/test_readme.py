@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ase.calculators.emt import EMT
-from ase.io import write
 from equiscreen.export import open_scores
 from equiscreen.export.probes import probe_structures
 from equiscreen.model import Config
 
-from .conftest import ELEMENTS, cif_text
+from .conftest import ELEMENTS, cif_text, write_emt_labelled
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 QUICK = {"network": {"hidden_irreps": "4x0e + 2x1o", "correlation": 2}, "training": {"max_epochs": 2}}
@@ -30,14 +28,7 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    images = []
-    for structure in probe_structures(ELEMENTS, 20, seed=70):
-        atoms = structure.to_ase()
-        atoms.calc = EMT()
-        atoms.get_forces()
-        atoms.get_stress()
-        images.append(atoms)
-    write(tmp_path / "training.extxyz", images)
+    write_emt_labelled(tmp_path / "training.extxyz", probe_structures(ELEMENTS, 20, seed=70))
     (tmp_path / "candidates").mkdir()
     for number, structure in enumerate(probe_structures(ELEMENTS, 12, seed=71)):
         (tmp_path / "candidates" / f"c{number}.cif").write_text(cif_text(structure))

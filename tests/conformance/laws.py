@@ -35,7 +35,7 @@ class PotentialLaws:
     def close(self, a: np.ndarray, b: np.ndarray, scale: float) -> bool:
         return bool(np.abs(a - b).max() <= self.tolerance * max(1.0, scale))
 
-    def same(self, a: Evaluation, b: Evaluation) -> None:
+    def assert_same(self, a: Evaluation, b: Evaluation) -> None:
         scale = float(np.abs(a.forces).max())
         assert scale > 1e-3, "the structures say nothing: no forces"
         assert self.close(a.energy, b.energy, max(scale, float(np.abs(a.energy).max())))
@@ -49,21 +49,21 @@ class PotentialLaws:
         turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix() * (-1 if mirror else 1)
         turned = [Structure.from_fractional(s.atomic_number, s.cell @ turn.T, s.frac_coord) for s in structures]
         before, after = evaluate(potential, structures), evaluate(potential, turned)
-        self.same(Evaluation(before.energy, before.forces @ turn.T, turn @ before.stress @ turn.T), after)
+        self.assert_same(Evaluation(before.energy, before.forces @ turn.T, turn @ before.stress @ turn.T), after)
 
     def test_translation(self, potential: Potential, structures: list[Structure]) -> None:
         moved = [
             Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + np.array([0.3, 0.71, 0.123]))
             for s in structures
         ]
-        self.same(evaluate(potential, structures), evaluate(potential, moved))
+        self.assert_same(evaluate(potential, structures), evaluate(potential, moved))
 
     def test_permutation(self, potential: Potential, structures: list[Structure]) -> None:
         for s in structures:
             order = np.random.default_rng(2).permutation(len(s))
             other = Structure.from_fractional(s.atomic_number[order], s.cell, s.frac_coord[order])
             before, after = evaluate(potential, [s]), evaluate(potential, [other])
-            self.same(Evaluation(before.energy, before.forces[order], before.stress), after)
+            self.assert_same(Evaluation(before.energy, before.forces[order], before.stress), after)
 
     def test_another_cell_of_the_same_crystal(self, potential: Potential, structures: list[Structure]) -> None:
         basis = np.array([[1, 1, 0], [0, 1, -1], [0, 0, 1]])  # determinant one
@@ -71,7 +71,7 @@ class PotentialLaws:
             Structure.from_fractional(s.atomic_number, basis @ s.cell, s.frac_coord @ np.linalg.inv(basis))
             for s in structures
         ]
-        self.same(evaluate(potential, structures), evaluate(potential, other))
+        self.assert_same(evaluate(potential, structures), evaluate(potential, other))
 
     @pytest.mark.parametrize("times", [(2, 1, 1), (2, 1, 3)])
     def test_supercell(self, potential: Potential, structures: list[Structure], times: tuple[int, int, int]) -> None:
@@ -79,7 +79,7 @@ class PotentialLaws:
         for s in structures:
             large = Structure.from_ase(s.to_ase().repeat(times))
             small, tiled = evaluate(potential, [s]), evaluate(potential, [large])
-            self.same(Evaluation(small.energy * k, np.tile(small.forces, (k, 1)), small.stress), tiled)
+            self.assert_same(Evaluation(small.energy * k, np.tile(small.forces, (k, 1)), small.stress), tiled)
 
     def test_one_atom_that_sees_only_its_images(self, potential: Potential) -> None:
         cell = np.array([[2.1, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 2.2]])  # cutoff beyond twice its edges
@@ -95,7 +95,7 @@ class PotentialLaws:
     def test_batch_equals_single(self, potential: Potential, structures: list[Structure]) -> None:
         together = evaluate(potential, structures)
         alone = [evaluate(potential, [s]) for s in structures]
-        self.same(
+        self.assert_same(
             together,
             Evaluation(*(np.concatenate([getattr(e, x) for e in alone]) for x in ("energy", "forces", "stress"))),
         )

@@ -27,7 +27,7 @@ from equiscreen.pipeline.errors import (
     UnknownElementError,
 )
 
-from ..conftest import ELEMENTS, evaluate, small_network
+from ..conftest import ELEMENTS, evaluate, small_network, write_emt_labelled
 
 SMALL = {
     "network": {"hidden_irreps": "4x0e + 2x1o", "n_radial": 4, "correlation": 2},
@@ -39,14 +39,7 @@ SMALL = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Alloys with EMT's energies, forces and stresses."""
     folder = tmp_path_factory.mktemp("training")
-    images = []
-    for structure in probe_structures(ELEMENTS, 40, seed=30):
-        atoms = structure.to_ase()
-        atoms.calc = EMT()
-        atoms.get_forces()
-        atoms.get_stress()
-        images.append(atoms)
-    write(folder / "s.extxyz", images)
+    write_emt_labelled(folder / "s.extxyz", probe_structures(ELEMENTS, 40, seed=30))
     featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")
     return folder / "g.zarr"
 
