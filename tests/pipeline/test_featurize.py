@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+from distributed import LocalCluster
 from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
@@ -472,3 +473,14 @@ def test_a_store_without_any_edge_and_a_part_of_duplicates_only(tmp_path: Path) 
     assert (report.stored, report.duplicate) == (2, 1)
     block = GraphStore(tmp_path / "g.zarr").block(0, 2)
     assert block.n_edges.tolist() == [0, 0]
+
+
+def test_a_running_cluster_whose_workers_stand_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_extxyz(tmp_path / "s.extxyz", 4)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        monkeypatch.chdir(tmp_path)
+        report = featurize("s.extxyz", "g.zarr", cutoff=4.0, scheduler=cluster.scheduler_address)
+    assert report.stored == 4
+    assert GraphStore("g.zarr").column("source").tolist() == ["s.extxyz"] * 4
