@@ -13,6 +13,8 @@ import typer
 
 from . import __version__
 from .pipeline.errors import ConfigError, EquiscreenError
+from .pipeline.formats import Format
+from .pipeline.schema import Dedup
 
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
@@ -60,15 +62,65 @@ def demo(
 
 
 @app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    prototypes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROTOTYPES.zarr",
+            help="Graph stores of crystals to start from; structure files first go through `equiscreen featurize`. "
+            "Nothing: the AFLOW prototypes that pymatgen ships.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Candidates to make.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other candidates; the same one, the same.")] = 0,
+    elements: Annotated[
+        str | None, typer.Option(help="Elements that candidates may have: Li,Na,O.  [default: all]")
+    ] = None,
+    max_atoms: Annotated[int | None, typer.Option(min=2, help="Leave out prototypes with more atoms.")] = None,
+    min_probability: Annotated[float, typer.Option(help="Leave out substitutions that are less likely.")] = 1e-4,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make new candidate crystals from real ones, by ion substitution.
+
+    Prototypes are given oxidation states; those that cannot have any (metals and alloys) are left out. Their ions are
+    replaced with the probabilities that Hautier et al. (2011) mined from known compounds, the likelier the earlier;
+    charge neutrality is kept, and the volume follows the ionic radii. When all likely substitutions are used up,
+    slightly strained and rattled copies follow, so that every --count is reached; no two candidates are equal.
+
+    The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
+    substitution_probability.
+    """
+    from .pipeline import substitution as work
+
+    symbols = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
+    print(
+        work.generate(
+            prototypes or (),
+            out,
+            count,
+            seed=seed,
+            elements=symbols,
+            max_atoms=max_atoms,
+            min_probability=min_probability,
+            overwrite=overwrite,
+            progress=True,
+        )
+    )
+
+
+@app.command()
 def featurize(
     sources: Annotated[
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="CIF files or folders of them, CSV with a CIF column, extended XYZ, pymatgen JSON; also as .gz.",
+            help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, CSV or parquet with a column "
+            "of structures, extended XYZ, JSON and JSON lines, ASE databases; compressed or in zip and tar archives. "
+            "optimade:URL asks a server.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Graph store to write (Zarr).")],
+    out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
     cutoff: Annotated[float | None, typer.Option(help="Of the neighbour graph, angstrom.  [default: 5.0]")] = None,
     model: Annotated[Path | None, typer.Option(help="Take the cutoff from this ONNX model.")] = None,
     labels: Annotated[
@@ -76,12 +128,30 @@ def featurize(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="One label, as NAME=KEY.PATH[unit]: energy=outputs.E[eV], gap=band_gap[eV]. Repeatable."),
+        typer.Option(
+            help="One label, as NAME[:SHAPE]=KEY.PATH[unit]: energy=outputs.E[eV], dielectric:3x3=e_total, "
+            "charge:atom=charges[e]. Repeatable."
+        ),
     ] = None,
+    save_labels: Annotated[Path | None, typer.Option(help="Write what --labels and --label say to a YAML file.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Input column to carry along. Repeatable.")] = None,
     id_field: Annotated[str | None, typer.Option(help="Column or key that names a structure.")] = None,
-    cif_column: Annotated[str | None, typer.Option(help="Column of a CSV that holds CIF text.")] = None,
-    structure_key: Annotated[str | None, typer.Option(help="Key of the structure in a JSON record.")] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Of all sources; it is told from their content if not said.")
+    ] = None,
+    structure_field: Annotated[
+        str | None, typer.Option(help="Column, or dotted path in JSON, that holds the structure, if it is not found.")
+    ] = None,
+    dedup: Annotated[
+        Dedup,
+        typer.Option(
+            help="What counts as the same structure: `exact` the same cell, coordinates and order; `crystal` the same "
+            "crystal in any cell, origin, order and orientation."
+        ),
+    ] = Dedup.EXACT,
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Larger structures are failures.")] = None,
+    max_edges: Annotated[int | None, typer.Option(min=1, help="Structures with more edges are failures.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to the store at --out.")] = False,
     limit: Limit = None,
     estimate: Estimate = False,
     overwrite: Overwrite = False,
@@ -92,7 +162,8 @@ def featurize(
     Every structure is accounted for: read = stored + failed + duplicate; failures.parquet in the store says why. A run
     that was stopped goes on where it was when the same words are said again.
 
-    Extended XYZ brings energy, forces and stress as ASE reads them; for other formats say where labels stand.
+    What ASE reads (extended XYZ, its databases) brings energy, forces and stress along; for other formats say where
+    labels stand.
     """
     from .pipeline import featurization as work
     from .pipeline.labels import LabelMapping
@@ -100,27 +171,60 @@ def featurize(
 
     if cutoff is not None and model is not None:
         raise ConfigError("--cutoff and --model both set the cutoff; say one of them")
+    if append and overwrite:
+        raise ConfigError("--append adds to a store and --overwrite replaces it; say one of them")
     if model is not None:
         from .export.runtime import OnnxPotential
 
         cutoff = OnnxPotential.load(model, threads=1).cutoff
-    mapping = LabelMapping.load(labels) if labels else None
-    if label or column:
-        mapping = (mapping or LabelMapping()).with_inline(label or (), column or ())
+    mapping = (LabelMapping.load(labels) if labels else LabelMapping()).with_inline(label or (), column or ())
+    if save_labels is not None:
+        mapping.save(save_labels)
     settings: dict[str, Any] = {
-        "cutoff": cutoff if cutoff is not None else work.DEFAULT_CUTOFF,
+        "cutoff": cutoff,
         "labels": mapping,
-        "options": ReadOptions(cif_column, structure_key),
+        "options": ReadOptions(file_format, structure_field),
         "id_field": id_field,
+        "dedup": dedup,
+        "max_atoms": max_atoms or work.MAX_ATOMS,
+        "max_edges": max_edges or work.MAX_EDGES,
     }
     if estimate:
         print(work.estimate(sources, limit=limit, **settings))
         return
     with _resumable():
         report = work.featurize(
-            sources, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True, **settings
+            sources,
+            out,
+            limit=limit,
+            append=append,
+            overwrite=overwrite,
+            scheduler=scheduler,
+            progress=True,
+            **settings,
         )
     print(report)
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[str], typer.Argument(metavar="G.zarr...", help="Graph stores, of one cutoff.")],
+    out: Annotated[str, typer.Option(help="Graph store to write.")],
+    dedup: Annotated[Dedup, typer.Option(help="What counts as the same structure; see `featurize --help`.")] = (
+        Dedup.EXACT
+    ),
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Put graph stores together into one, without what they have in common.
+
+    The first of two equal structures stays. Labels and columns that only some of the stores have are empty for the
+    others; those of one name have to be of one shape and unit.
+    """
+    from .pipeline.merging import merge as work
+
+    with _resumable():
+        print(work(stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=True))
 
 
 @app.command()

@@ -106,7 +106,7 @@ def open_scores(path: str | Path) -> xr.Dataset:
     Raises:
         StoreError: Missing, unfinished, or no scores.
     """
-    open_root(Path(path), SCORES_SCHEMA)
+    open_root(path, SCORES_SCHEMA)
     scores: xr.Dataset = xr.open_zarr(path)
     return scores
 

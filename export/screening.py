@@ -6,7 +6,7 @@ import hashlib
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..pipeline.compaction import Compaction, finish_store, offsets_of
 from ..pipeline.errors import ConfigError, ModelFileError, StoreError
 from ..pipeline.parts import Receipt
 from ..pipeline.progress import ProgressReport
+from ..pipeline.rows import PartRows, absolute
 from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
 from ..pipeline.staging import Staging, compact, make_parts, staged
 from ..pipeline.store import GraphStore
@@ -74,7 +75,6 @@ def screen(
     size = len(graphs) if limit is None else min(limit, len(graphs))
     if size < 1:
         raise ConfigError("a limit below one structure")
-    target = Path(out)
     spans = cut(graphs.n_edges[:size])
     identity = {
         "schema": SCORES_SCHEMA,
@@ -86,17 +86,19 @@ def screen(
         "equiscreen": version("equiscreen"),
     }
     columns = column_names(graphs)
-    with staged(target, identity, [graphs.path, Path(model)], overwrite=overwrite) as staging:
-        tasks = {
-            number: ScreenTask(number, start, stop, graphs.path.resolve(), columns, potential.sha256, staging.parts)
+    inputs = [Path(path) for path in (graphs.path, model) if "://" not in str(path)]
+    with staged(out, identity, inputs, overwrite=overwrite) as staging:
+        tasks = [
+            ScreenTask(number, start, stop, absolute(graphs.path), columns, potential.sha256, staging.parts)
             for number, (start, stop) in enumerate(spans)
-        }
+        ]
+        done = staging.receipts()
         with connect(scheduler) as client, ProgressReport("screen", size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots))
-            receipts = make_parts(client, staging, screen_part, tasks, bar)
+            receipts = make_parts(client, staging, screen_part, [task for task in tasks if task.key not in done], bar)
             digests = compact(client, _compaction(staging, receipts, columns))
-        counts = np.sum([receipt.notes["status"] for receipt in receipts.values()], axis=0)
+        counts = np.sum([receipt.notes["status"] for receipt in receipts], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
             staging.discard()
@@ -111,18 +113,17 @@ def screen(
         }
         finish_store(staging.store, digests, attrs)
         staging.publish()
-    return open_scores(target)
+    return open_scores(out)
 
 
-def _compaction(staging: Staging, receipts: Mapping[int, Receipt], columns: tuple[str, ...]) -> Compaction:
+def _compaction(staging: Staging, receipts: Sequence[Receipt], columns: tuple[str, ...]) -> Compaction:
     """All rows of all parts, one after the other."""
-    rows = offsets_of([receipt.counts["read"] for receipt in receipts.values()])
+    rows = offsets_of([receipt.counts["read"] for receipt in receipts])
     return Compaction(
-        parts=staging.parts,
         store=staging.store,
         specs=(*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns)),
-        numbers=tuple(receipts),
-        part_rows={STRUCTURE: rows},
+        sources=tuple(PartRows(staging.parts, receipt.key, {}) for receipt in receipts),
+        source_rows={STRUCTURE: rows},
         keep=None,
         status=None,
         structure_offsets=rows,
@@ -193,7 +194,7 @@ def cut(n_edges: np.ndarray[Any, np.dtype[np.int32]]) -> list[tuple[int, int]]:
 
 def column_names(graphs: GraphStore) -> tuple[str, ...]:
     """Input columns that the store carries along."""
-    return tuple(graphs.attrs["recipe"]["labels"]["columns"])
+    return tuple(name for name, spec in graphs.specs.items() if spec.attrs.get("role") == "column")
 
 
 def _check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 
 from ..pipeline.errors import ModelFileError
-from ..pipeline.parts import Receipt, text_array, write_part
+from ..pipeline.parts import PartKey, Receipt, write_part
 from ..pipeline.store import GraphStore
 from .runtime import OnnxPotential, read_model
 from .scores import score_block, status_counts
@@ -34,10 +34,15 @@ class ScreenTask:
     number: int
     start: int
     stop: int
-    store: Path
+    store: Path | str
     columns: tuple[str, ...]
     model_sha256: str
     folder: Path
+
+    @property
+    def key(self) -> PartKey:
+        """Of its part."""
+        return PartKey(self.number, 0, self.stop - self.start)
 
 
 class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
@@ -80,6 +85,6 @@ def screen_part(task: ScreenTask) -> Receipt:
     arrays = score_block(graphs.block(task.start, task.stop, labels=False), potential)
     for name in (*CARRIED, *task.columns):
         values = graphs.column(name, task.start, task.stop)
-        arrays[name] = text_array(values.tolist()) if values.dtype.kind == "T" else values
+        arrays[name] = values.tolist() if values.dtype.kind == "T" else values
     statuses = list(status_counts(arrays["status"]).values())
-    return write_part(task.folder, task.number, arrays, {"read": task.stop - task.start}, {"status": statuses})
+    return write_part(task.folder, task.key, arrays, {"read": task.stop - task.start}, {"status": statuses})

@@ -15,16 +15,12 @@ from torch.utils.data import IterableDataset
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ConfigError
 from ..pipeline.labels import ENERGY, FORCES, STRESS
+from ..pipeline.reading import EpochReader
 from ..pipeline.store import GraphStore
 from ..pipeline.tables import INPUT_NAMES, neighbor_table
 from .network import DataStatistics
 
-READ_STRUCTURES = 256
 _ALL_ELEMENTS = 119
-# So many structures are mixed with one another; what is read in one go is rarely in random order.
-SHUFFLE_STRUCTURES = 16 * READ_STRUCTURES
-# Batches are cut from runs of so many batches ordered by size, which keeps padding low and order random.
-SORTED_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ def make_batch(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> Batch:
 
 
 class StructureBatches(IterableDataset[Batch]):
-    """Batches of some structures of a store, read in blocks.
+    """Batches of some structures of a store, in the order of an `EpochReader`, which reads ahead.
 
     Args:
         store: The store.
@@ -95,33 +91,9 @@ class StructureBatches(IterableDataset[Batch]):
         return math.ceil(int(self.chosen.sum()) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = None if self.shuffle is None else np.random.default_rng(self.shuffle)
-        starts = np.arange(0, len(self.store), READ_STRUCTURES)
-        if rng is not None:
-            starts = rng.permutation(starts)
-        waiting: list[GraphBlock] = []
-        for place, start in enumerate(starts):
-            stop = min(int(start) + READ_STRUCTURES, len(self.store))
-            rows = np.flatnonzero(self.chosen[start:stop])
-            if len(rows):
-                waiting.append(self.store.block(int(start), stop).take(rows))
-            last = place == len(starts) - 1
-            if waiting and (last or sum(map(len, waiting)) >= SHUFFLE_STRUCTURES):
-                window = GraphBlock.concatenate(waiting)
-                rest = 0 if last else len(window) % self.batch_size
-                order = np.arange(len(window)) if rng is None else rng.permutation(len(window))
-                waiting = [window.take(order[len(order) - rest :])] if rest else []
-                yield from self._cut(window.take(order[: len(order) - rest]), rng)
-
-    def _cut(self, window: GraphBlock, rng: np.random.Generator | None) -> Iterator[Batch]:
-        run = self.batch_size * SORTED_BATCHES
-        rows: list[NDArray[np.int64]] = []
-        for begin in range(0, len(window), run):
-            some = np.arange(begin, min(begin + run, len(window)))
-            some = some[np.argsort(window.max_neighbors[some], kind="stable")]
-            rows.extend(some[i : i + self.batch_size] for i in range(0, len(some), self.batch_size))
-        for place in range(len(rows)) if rng is None else rng.permutation(len(rows)):
-            yield make_batch(window.take(rows[int(place)]), self.cutoff, self.dtype)
+        reader = EpochReader([self.store], [self.chosen], shuffle=self.shuffle, labels=(ENERGY, FORCES, STRESS))
+        for rows in reader.batches(structures=self.batch_size):
+            yield make_batch(rows.block, self.cutoff, self.dtype)
 
 
 def split(usable: NDArray[np.bool_], validation_fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -157,9 +129,9 @@ def with_energy(store: GraphStore) -> NDArray[np.bool_]:
 def of_elements(store: GraphStore, elements: tuple[int, ...]) -> NDArray[np.bool_]:
     """bool[n_structures], which structures hold no other elements."""
     known = np.ones(len(store), dtype=bool)
-    for start in range(0, len(store), READ_STRUCTURES):
-        block = store.block(start, min(start + READ_STRUCTURES, len(store)), labels=False)
-        known[start + block.atom_structure[~np.isin(block.atomic_number, elements)]] = False
+    for rows in EpochReader([store], labels=False).blocks():
+        block = rows.block
+        known[rows.row[block.atom_structure[~np.isin(block.atomic_number, elements)]]] = False
     return known
 
 
@@ -208,13 +180,11 @@ def _chosen_compositions(
     store: GraphStore, chosen: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.float64], GraphBlock]]:
     """float64[n, 119], numbers of atoms by atomic number, with the block that they belong to."""
-    for start in range(0, len(store), READ_STRUCTURES):
-        rows = np.flatnonzero(chosen[start : start + READ_STRUCTURES])
-        if len(rows):
-            block = store.block(start, min(start + READ_STRUCTURES, len(store))).take(rows)
-            flat = block.atom_structure * _ALL_ELEMENTS + block.atomic_number
-            counts = np.bincount(flat, minlength=len(block) * _ALL_ELEMENTS).reshape(len(block), _ALL_ELEMENTS)
-            yield counts.astype(np.float64), block
+    for rows in EpochReader([store], [chosen], labels=(ENERGY, FORCES)).blocks():
+        block = rows.block
+        flat = block.atom_structure * _ALL_ELEMENTS + block.atomic_number
+        counts = np.bincount(flat, minlength=len(block) * _ALL_ELEMENTS).reshape(len(block), _ALL_ELEMENTS)
+        yield counts.astype(np.float64), block
 
 
 def _label(labels: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:

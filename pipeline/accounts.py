@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,47 +14,129 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .compaction import Compaction, offsets_of
-from .partition import FAILURE_ARRAYS
+from .crystal import composition_key, crystal_vector, first_same_crystal
+from .labels import LabelMapping
+from .partition import FAILURE_ARRAYS, id_digests, label_digests
 from .parts import Receipt, read_part
-from .schema import ATOM, EDGE, STATUS_OTHER_LABELS, STRUCTURE, ArraySpec
+from .rows import PartRows, Rows, StoreRows, opened
+from .schema import (
+    ATOM,
+    EDGE,
+    STATUS_OTHER_LABELS,
+    STATUS_REPEATED_ID,
+    STRUCTURE,
+    ArraySpec,
+    Dedup,
+)
 from .staging import Staging
+from .store import GraphStore
+from .structure import Structure
 
 FAILURES_FILE, DUPLICATES_FILE = "failures.parquet", "duplicates.parquet"
 _ORIGIN = [("source", pa.string()), ("source_index", pa.int64()), ("structure_id", pa.string())]
+FAILURE_SCHEMA = pa.schema([*_ORIGIN, ("reason", pa.string())])
+DUPLICATE_SCHEMA = pa.schema([*_ORIGIN, ("duplicate_of", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which structures of all parts go into the store.
+    """Which structures of all sources go into the store.
 
     Attributes:
-        keep: bool[n_structures in parts].
-        first: int64[n_structures in parts], the first structure with the same content.
-        part_offsets: int64[n_parts + 1], offsets of the parts into these.
+        keep: bool[n_structures in sources].
+        first: int64[n_structures in sources], the first structure that is the same.
+        offsets: int64[n_sources + 1], offsets of the sources into these.
     """
 
     keep: NDArray[np.bool_]
     first: NDArray[np.int64]
-    part_offsets: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
 
-def select_distinct(staging: Staging, receipts: Mapping[int, Receipt]) -> Selection:
-    """Keep the first of equal structures, in the order of sources, and those whose labels differ from its labels.
+def select_distinct(
+    staging: Staging, sources: Sequence[Rows], mapping: LabelMapping, dedup: Dedup = Dedup.EXACT
+) -> Selection:
+    """Keep the first of equal structures, in the order of sources.
+
+    Structures that are equal to the last digit but for their labels are kept too, and flagged. Where crystals are
+    compared, labels are not: those of another cell in another orientation are other numbers.
 
     Which ones are kept, and their status, is left in ``keep.npy`` and ``status.npy`` for the compaction.
     """
-    parts = [read_part(staging.parts, number, ("structure_hash", "label_digest")) for number in receipts]
-    hashes = np.concatenate([np.ascontiguousarray(part["structure_hash"]).view(np.uint64) for part in parts])
-    labels = np.concatenate([part["label_digest"] for part in parts])
-    first = first_equal(hashes)
-    first_with_labels = first_equal(np.concatenate([hashes, labels], axis=1))
+    offsets = offsets_of([source.counts[STRUCTURE] for source in sources])
+    found = [_identities(source, mapping, dedup) for source in sources]
+    hashes = np.concatenate([item["structure_hash"] for item in found])
+    ids = np.concatenate([item["id_digest"] for item in found])
+    status = np.concatenate([item["status"] for item in found])
     here = np.arange(len(hashes))
-    # A repetition without any label adds nothing, also where the first has one.
-    other_labels = (first != here) & (first_with_labels == here) & labels.any(axis=1)
-    keep = (first == here) | other_labels
+    if dedup is Dedup.CRYSTAL:
+        keys = np.concatenate([item["crystal_key"] for item in found])
+        vectors = np.concatenate([item["crystal_vector"] for item in found])
+        first = first_same_crystal(keys, vectors, lambda row: _structure(tuple(sources), offsets, row))
+        keep = first == here
+    else:
+        labels = np.concatenate([item["label_digest"] for item in found])
+        first = first_equal(hashes)
+        first_with_labels = first_equal(np.concatenate([hashes, labels], axis=1))
+        # A repetition without any label adds nothing, also where the first has one.
+        other_labels = (first != here) & (first_with_labels == here) & labels.any(axis=1)
+        keep = (first == here) | other_labels
+        status[other_labels] |= STATUS_OTHER_LABELS
+    _, place, times = np.unique(ids[keep], return_inverse=True, return_counts=True)
+    status[np.flatnonzero(keep)[times[place] > 1]] |= STATUS_REPEATED_ID
     np.save(staging.folder / "keep.npy", keep)
-    np.save(staging.folder / "status.npy", np.where(other_labels, STATUS_OTHER_LABELS, 0).astype(np.uint8))
-    return Selection(keep, first, offsets_of([receipt.counts["stored"] for receipt in receipts.values()]))
+    np.save(staging.folder / "status.npy", status)
+    return Selection(keep, first, offsets)
+
+
+def _identities(source: Rows, mapping: LabelMapping, dedup: Dedup) -> dict[str, NDArray[Any]]:
+    """What tells the structures of a source from others."""
+    names = ["structure_hash", "status"]
+    if isinstance(source, PartRows):
+        names += ["id_digest", "label_digest", *(["crystal_key", "crystal_vector"] if dedup is Dedup.CRYSTAL else [])]
+        found = source.read(names)
+    else:
+        found = {**source.read(names), **_identities_of_store(source, mapping, dedup)}
+    found["structure_hash"] = np.ascontiguousarray(found["structure_hash"]).view(np.uint64)
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup) -> dict[str, NDArray[Any]]:
+    """A store does not keep what only comparing needs, so it is computed anew."""
+    store = opened(source.path)
+    block = store.block(source.start, source.stop, labels=True)
+    per_atom = {
+        name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items() if name in mapping.labels
+    }
+    labels = []
+    for row in range(len(block)):
+        found = {name: values[row] for name, values in block.structure_labels.items() if name in mapping.labels}
+        found |= {name: values[row] for name, values in per_atom.items()}
+        labels.append({name: np.asarray(values) for name, values in found.items() if not np.isnan(values).all()})
+    out: dict[str, NDArray[Any]] = {
+        "label_digest": label_digests(labels),
+        "id_digest": id_digests(source.read(["structure_id"])["structure_id"]),
+    }
+    if dedup is Dedup.CRYSTAL:
+        structures = [block.structure(row) for row in range(len(block))]
+        out["crystal_key"] = np.array([composition_key(s) for s in structures], dtype=np.uint64)
+        out["crystal_vector"] = np.array([crystal_vector(s) for s in structures])
+    return out
+
+
+@lru_cache(maxsize=32)
+def _geometry(source: Rows) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    found = source.read(("n_atoms", "cell", "pbc", "atomic_number", "frac_coord"))
+    return found, offsets_of(np.asarray(found["n_atoms"]).tolist())
+
+
+def _structure(sources: tuple[Rows, ...], offsets: NDArray[np.int64], row: int) -> Structure:
+    """A structure, counted through all sources."""
+    place = int(np.searchsorted(offsets, row, side="right")) - 1
+    found, atoms = _geometry(sources[place])
+    here = row - int(offsets[place])
+    span = slice(int(atoms[here]), int(atoms[here + 1]))
+    return Structure(found["atomic_number"][span], found["cell"][here], found["frac_coord"][span], found["pbc"][here])
 
 
 def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -67,77 +151,87 @@ def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def plan_compaction(
-    staging: Staging, receipts: Mapping[int, Receipt], specs: tuple[ArraySpec, ...], selection: Selection
+    staging: Staging, sources: Sequence[Rows], specs: tuple[ArraySpec, ...], selection: Selection
 ) -> Compaction:
-    """Where the kept rows of every part go in the store."""
-    offsets = selection.part_offsets
+    """Where the kept rows of every source go in the store."""
     rows: dict[str, list[int]] = {STRUCTURE: [], ATOM: [], EDGE: []}
-    for place, receipt in enumerate(receipts.values()):
-        kept = selection.keep[offsets[place] : offsets[place + 1]]
+    for place, source in enumerate(sources):
+        kept = selection.keep[selection.offsets[place] : selection.offsets[place + 1]]
         rows[STRUCTURE].append(int(kept.sum()))
         if kept.all():
-            rows[ATOM].append(receipt.counts[ATOM])
-            rows[EDGE].append(receipt.counts[EDGE])
+            rows[ATOM].append(source.counts[ATOM])
+            rows[EDGE].append(source.counts[EDGE])
         else:
-            part = read_part(staging.parts, receipt.number, ("n_atoms", "n_edges"))
-            rows[ATOM].append(int(part["n_atoms"][kept].sum()))
-            rows[EDGE].append(int(part["n_edges"][kept].sum()))
+            counts = source.read(("n_atoms", "n_edges"))
+            rows[ATOM].append(int(np.asarray(counts["n_atoms"])[kept].sum()))
+            rows[EDGE].append(int(np.asarray(counts["n_edges"])[kept].sum()))
     return Compaction(
-        parts=staging.parts,
         store=staging.store,
         specs=specs,
-        numbers=tuple(receipts),
-        part_rows={dim: offsets_of(counts) for dim, counts in rows.items()},
+        sources=tuple(sources),
+        source_rows={dim: offsets_of(counts) for dim, counts in rows.items()},
         keep=staging.folder / "keep.npy",
         status=staging.folder / "status.npy",
-        structure_offsets=offsets,
+        structure_offsets=selection.offsets,
     )
 
 
-def totals(receipts: Mapping[int, Receipt]) -> tuple[Counter[str], dict[str, int]]:
-    """Sums of read, stored and failed over all parts, and the failures by reason."""
-    counts: Counter[str] = Counter(read=0, stored=0, failed=0)
+def totals(receipts: Iterable[Receipt]) -> tuple[Counter[str], dict[str, int]]:
+    """Sums of read and failed over all parts, and the failures by reason."""
+    counts: Counter[str] = Counter(read=0, failed=0)
     reasons: Counter[str] = Counter()
-    for receipt in receipts.values():
-        counts.update({name: receipt.counts[name] for name in ("read", "stored", "failed")})
+    for receipt in receipts:
+        counts.update({name: receipt.counts[name] for name in ("read", "failed")})
         reasons.update(receipt.notes["reasons"])
     return counts, dict(reasons)
 
 
-def failures(staging: Staging, receipts: Mapping[int, Receipt]) -> Iterator[pa.Table]:
-    """A table of failures for each part: source, source_index, structure_id, reason."""
-    schema = pa.schema([*_ORIGIN, ("reason", pa.string())])
-    for number in receipts:
-        part = read_part(staging.parts, number, FAILURE_ARRAYS)
-        yield pa.table([part[name].tolist() for name in FAILURE_ARRAYS], schema=schema)
+def failures(staging: Staging, receipts: Iterable[Receipt]) -> Iterator[pa.Table]:
+    """A table of failures for each part that has some: source, source_index, structure_id, reason."""
+    for receipt in receipts:
+        if receipt.counts["failed"]:
+            part = read_part(staging.parts, receipt.key, FAILURE_ARRAYS)
+            yield pa.table([part[name] for name in FAILURE_ARRAYS], schema=FAILURE_SCHEMA)
 
 
-def write_tables(staging: Staging, receipts: Mapping[int, Receipt], selection: Selection) -> None:
-    """Write the tables of failures and of duplicates into the store."""
-    with pq.ParquetWriter(staging.store / FAILURES_FILE, pa.schema([*_ORIGIN, ("reason", pa.string())])) as writer:
+def write_tables(
+    staging: Staging,
+    receipts: Iterable[Receipt],
+    sources: Sequence[Rows],
+    selection: Selection,
+    base: Sequence[GraphStore],
+) -> None:
+    """Write the tables of failures and of duplicates into the store.
+
+    Args:
+        staging: The run.
+        receipts: Of its parts.
+        sources: Of the rows of the store.
+        selection: Which of them are kept.
+        base: Stores whose tables are carried on.
+    """
+    with pq.ParquetWriter(staging.store / FAILURES_FILE, FAILURE_SCHEMA) as writer:
+        for store in base:
+            writer.write_table(store.table(FAILURES_FILE))
         for table in failures(staging, receipts):
             writer.write_table(table)
     dropped = np.flatnonzero(~selection.keep)
-    origins = _origins(staging, receipts, selection, dropped)
-    originals = _origins(staging, receipts, selection, selection.first[dropped])
+    origins = _origins(sources, selection, dropped)
+    originals = _origins(sources, selection, selection.first[dropped])
     columns = [list(column) for column in zip(*origins, strict=True)] or [[], [], []]
-    table = pa.table(
-        [*columns, [name for _, _, name in originals]], schema=pa.schema([*_ORIGIN, ("duplicate_of", pa.string())])
-    )
-    pq.write_table(table, staging.store / DUPLICATES_FILE)
+    with pq.ParquetWriter(staging.store / DUPLICATES_FILE, DUPLICATE_SCHEMA) as writer:
+        for store in base:
+            writer.write_table(store.table(DUPLICATES_FILE))
+        writer.write_table(pa.table([*columns, [name for _, _, name in originals]], schema=DUPLICATE_SCHEMA))
 
 
-def _origins(
-    staging: Staging, receipts: Mapping[int, Receipt], selection: Selection, rows: NDArray[np.int64]
-) -> list[tuple[str, int, str]]:
-    """source, source_index and structure_id of structures, counted through all parts."""
-    numbers = list(receipts)
+def _origins(sources: Sequence[Rows], selection: Selection, rows: NDArray[np.int64]) -> list[tuple[str, int, str]]:
+    """source, source_index and structure_id of structures, counted through all sources."""
     found: list[tuple[str, int, str]] = [("", 0, "")] * len(rows)
-    place = np.searchsorted(selection.part_offsets, rows, side="right") - 1
-    for here in np.unique(place):
-        part = read_part(staging.parts, numbers[int(here)], ("source", "source_index", "structure_id"))
-        sources, indices, names = part["source"], part["source_index"], part["structure_id"]
-        for out in np.flatnonzero(place == here):
-            row = int(rows[out] - selection.part_offsets[here])
-            found[out] = (str(sources[row]), int(indices[row]), str(names[row]))
+    places = np.searchsorted(selection.offsets, rows, side="right") - 1
+    for place in np.unique(places):
+        part = sources[int(place)].read(("source", "source_index", "structure_id"))
+        for out in np.flatnonzero(places == place):
+            row = int(rows[out] - selection.offsets[place])
+            found[out] = (str(part["source"][row]), int(part["source_index"][row]), str(part["structure_id"][row]))
     return found

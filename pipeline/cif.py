@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import gemmi
 import numpy as np
 
+from .elements import atomic_number
 from .errors import InvalidStructureError
 from .pymatgen_json import FULL_OCCUPANCY
 from .structure import Structure
@@ -25,15 +29,15 @@ _GROUP_TAGS = (
 _TRIVIAL_GROUPS = frozenset({"", "?", ".", "1", "P1", "P 1"})
 
 
-def structure_from_cif(text: str | bytes) -> Structure:
-    """Read the first crystal of a CIF text.
+def structure_from_cif(text: str | bytes) -> tuple[Structure, str]:
+    """Read the first crystal of a CIF text, and the name of its data block.
 
     Raises:
         InvalidStructureError: It does not parse, is disordered, or lacks cell or sites.
     """
     for block in parse_cif(text):
         if block.find_values(CELL_TAG):
-            return structure_from_block(block)
+            return structure_from_block(block), block.name
     raise InvalidStructureError("CIF without a unit cell")
 
 
@@ -55,37 +59,46 @@ def structure_from_block(block: gemmi.cif.Block) -> Structure:
     Raises:
         InvalidStructureError: It is disordered, lacks cell or sites, or its symmetry is not understood.
     """
-    if not block.find_values(CELL_TAG):
-        raise InvalidStructureError("CIF without a unit cell")
     for tag in _CELL_TAGS:
         value = gemmi.cif.as_number(block.find_value(tag) or "?")
-        if not np.isfinite(value) or value < 0:
+        if not 0 <= value < math.inf:
             raise InvalidStructureError(f"{tag} is {block.find_value(tag)}, no number of a cell")
     small = gemmi.make_small_structure_from_block(block)
     _check_symmetry(block, small)
-    for site in small.sites:
-        if not np.isfinite(site.occ) or site.occ < FULL_OCCUPANCY:
-            raise InvalidStructureError(f"partial occupancy (site {site.label}, {site.occ:g})")
-        if site.element.atomic_number == 0:
-            raise InvalidStructureError(f"unknown element (site {site.label}, {site.type_symbol!r})")
-        if not np.isfinite(site.fract.tolist()).all():  # before symmetry is applied: NaN has no images
-            raise InvalidStructureError(f"coordinates that are not finite (site {site.label})")
-    sites = small.get_all_unit_cell_sites()
+    numbers, frac = _checked_sites(small.sites)
+    if small.cell.images:  # symmetry is applied to what has been checked: a coordinate that is not finite has none
+        sites = small.get_all_unit_cell_sites()
+        numbers, frac = [site.element.atomic_number for site in sites], [site.fract.tolist() for site in sites]
     # The columns of gemmi's orthogonalisation matrix are the lattice vectors.
-    cell = np.array(small.cell.orth.mat.tolist()).T
-    return Structure.from_fractional(
-        [site.element.atomic_number for site in sites], cell, [site.fract.tolist() for site in sites]
-    )
+    return Structure.from_fractional(numbers, np.array(small.cell.orth.mat.tolist()).T, frac)
+
+
+def _checked_sites(sites: Iterable[gemmi.SmallStructure.Site]) -> tuple[list[int], list[list[float]]]:
+    numbers, coordinates = [], []
+    for site in sites:
+        element, fract = site.element, site.fract.tolist()
+        number = element.atomic_number
+        if not site.occ >= FULL_OCCUPANCY:
+            raise InvalidStructureError(f"partial occupancy (site {site.label}, {site.occ:g})")
+        if number <= 1:
+            atomic_number(element.name if number else site.type_symbol, f"site {site.label}")
+        if not math.isfinite(fract[0] + fract[1] + fract[2]):
+            raise InvalidStructureError(f"coordinates that are not finite (site {site.label})")
+        numbers.append(number)
+        coordinates.append(fract)
+    return numbers, coordinates
 
 
 def _check_symmetry(block: gemmi.cif.Block, small: gemmi.SmallStructure) -> None:
     """Without a group that it knows gemmi takes the listed sites for all of them."""
     n_operators = len(small.symops)
+    if n_operators == 1:  # the identity: all sites are listed, whatever the group is called
+        return
     if len(small.cell.images) + 1 >= max(2, n_operators):
         return
     named = [str(gemmi.cif.as_string(block.find_value(tag) or "?")).strip() for tag in _GROUP_TAGS]
     foreign = [name for name in named if name not in _TRIVIAL_GROUPS]
-    if n_operators > 1 or (foreign and n_operators == 0):
+    if n_operators or foreign:
         raise InvalidStructureError(
             f"symmetry not understood ({foreign[0] if foreign else f'{n_operators} operators'})"
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import EquiscreenError
 
@@ -17,6 +18,8 @@ Result = TypeVar("Result")
 IN_PROCESS = "threads"
 # Tasks in flight for each worker: enough that none waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
+# Workers that may die under a task before it is suspected; more would only cost time, since it is tried again anyway.
+ALLOWED_DEATHS = 1
 
 
 @contextmanager
@@ -33,6 +36,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
     Raises:
         EquiscreenError: No cluster answers at the address.
     """
+    import dask  # noqa: PLC0415 - see below
     from distributed import Client, LocalCluster  # noqa: PLC0415 - 0.7 s, and reading a store needs none of it
 
     if scheduler not in (None, IN_PROCESS):
@@ -45,6 +49,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         return
     processes = scheduler is None
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}),
         LocalCluster(
             n_workers=(os.cpu_count() or 1) if processes else 1,
             threads_per_worker=1,
@@ -64,33 +69,83 @@ def dashboard(client: Any) -> str:
     return str(client.dashboard_link)
 
 
-def run_tasks(client: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+@dataclass(frozen=True, slots=True)
+class Salvage(Generic[Item]):
+    """What to do about a task whose workers die.
+
+    Attributes:
+        halves: The same work in smaller tasks; empty if it cannot be divided.
+        give_up: A task that does without what cannot be done.
+    """
+
+    halves: Callable[[Item], Sequence[Item]]
+    give_up: Callable[[Item], Item]
+
+
+def run_tasks(
+    client: Any,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    salvage: Salvage[Item] | None = None,
+) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
     Results come in the order in which they finish. They should be small: a receipt, with the data on disk. A task may
     run more than once (a worker died, or was thought to be dead), so it has to be idempotent.
 
+    An item whose workers die is divided. One that cannot be divided is tried again at the end with no other beside it,
+    since Dask also suspects those that only waited on the same worker, and then given up.
+
+    Args:
+        client: Dask client.
+        function: Of one item.
+        items: Taken as workers become free.
+        salvage: How items are divided and given up; without it a death is an error.
+
     Raises:
-        EquiscreenError: A task killed several workers.
+        EquiscreenError: A task killed its workers.
         Exception: What a task raised; the tasks in flight are cancelled.
     """
     from distributed import KilledWorker, as_completed  # noqa: PLC0415 - see connect
 
     waiting = iter(items)
     window = TASKS_IN_FLIGHT * max(1, len(client.scheduler_info()["workers"]))
-    futures = [client.submit(function, item, pure=False) for item in islice(waiting, window)]
-    running = as_completed(futures)
-    try:
+    items_of: dict[Any, Item] = {}
+    running = as_completed()
+    suspects: list[Item] = []
+
+    def submit(some: Iterable[Item]) -> None:
+        for item in some:
+            future = client.submit(function, item, pure=False)
+            items_of[future] = item
+            running.add(future)
+
+    def finished(alone: bool) -> Iterator[Result]:
         for future in running:
+            item = items_of.pop(future)
             try:
-                yield future.result()
+                result = future.result()
             except KilledWorker as error:
-                raise EquiscreenError(
-                    f"a task killed every worker that tried it, by memory or a crash: {error}"
-                ) from error
+                if salvage is None:
+                    raise EquiscreenError(f"a task killed its workers, by memory or a crash: {error}") from error
+                halves = salvage.halves(item)
+                if halves:
+                    submit(halves)
+                elif alone:
+                    submit([salvage.give_up(item)])
+                else:
+                    suspects.append(item)
+            else:
+                yield result
             future.release()
-            for item in islice(waiting, 1):
-                running.add(client.submit(function, item, pure=False))
+            submit(islice(waiting, 1))
+
+    try:
+        submit(islice(waiting, window))
+        yield from finished(alone=False)
+        for suspect in suspects:
+            submit([suspect])
+            yield from finished(alone=True)
     finally:
         # On an error or an interrupt the rest is of no use; after a normal end this is empty.
-        client.cancel(list(running.futures), force=True)
+        client.cancel(list(items_of), force=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .errors import StoreError
-from .parts import read_part, write_text_atomically
-from .schema import ATOM, EDGE, FIXED_DIMS, STRUCTURE, TEXT, ArraySpec
+from .parts import PartArray, write_text_atomically
+from .rows import Rows
+from .schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
 
 # Rows of an inner chunk (what is read at once) and of a shard (what is one file).
 CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
@@ -32,21 +34,19 @@ class Compaction:
     """What the compaction tasks need to know. Anything of the size of the data stands in files.
 
     Attributes:
-        parts: Folder of the parts.
-        store: The store being written.
+        store: The store being written, on this machine's file systems.
         specs: Its arrays.
-        numbers: The parts, in order.
-        part_rows: For every sharded dim, int64[n_parts + 1], offsets of the kept rows of each part in the output.
-        keep: A .npy file, bool[structures in all parts], or None to keep everything.
-        status: A .npy file of the `status` of every structure, or None where the parts hold it.
-        structure_offsets: int64[n_parts + 1], offsets of each part into `keep` and `status`.
+        sources: Where its rows come from, in order.
+        source_rows: For every sharded dim, int64[n_sources + 1], offsets of the kept rows of each source in the output.
+        keep: A .npy file, bool[structures in all sources], or None to keep everything.
+        status: A .npy file of the `status` of every structure, or None where the sources hold it.
+        structure_offsets: int64[n_sources + 1], offsets of each source into `keep` and `status`.
     """
 
-    parts: Path
     store: Path
     specs: tuple[ArraySpec, ...]
-    numbers: tuple[int, ...]
-    part_rows: Mapping[str, NDArray[np.int64]]
+    sources: tuple[Rows, ...]
+    source_rows: Mapping[str, NDArray[np.int64]]
     keep: Path | None
     status: Path | None
     structure_offsets: NDArray[np.int64]
@@ -64,10 +64,10 @@ def create_arrays(compaction: Compaction) -> None:
     """Create the store's arrays, empty."""
     root = zarr.open_group(compaction.store, mode="w", zarr_format=3)
     for spec in compaction.specs:
-        length = int(compaction.part_rows[spec.dims[0]][-1])
+        length = int(compaction.source_rows[spec.dims[0]][-1])
         chunk = CHUNK_ROWS[spec.dims[0]]
         shard = _shard_rows(spec.dims[0], length)
-        inner = tuple(FIXED_DIMS[dim] for dim in spec.dims[1:])
+        inner = spec.inner
         # The checksum makes damage to a chunk an error at reading, never a wrong number.
         compressors = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
         root.create_array(
@@ -87,7 +87,7 @@ def shard_tasks(compaction: Compaction) -> list[ShardTask]:
     """One task for every shard along every dim that some array is sharded along."""
     tasks: list[ShardTask] = []
     for dim in dict.fromkeys(spec.dims[0] for spec in compaction.specs):
-        length = int(compaction.part_rows[dim][-1])
+        length = int(compaction.source_rows[dim][-1])
         tasks.extend(ShardTask(dim, shard) for shard in range(-(-length // _shard_rows(dim, length))))
     return tasks
 
@@ -98,26 +98,31 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
     Returns:
         sha256 of the rows of each array, by ``name/shard``.
     """
-    offsets = compaction.part_rows[task.dim]
+    offsets = compaction.source_rows[task.dim]
     rows = _shard_rows(task.dim, int(offsets[-1]))
     begin, end = task.shard * rows, min((task.shard + 1) * rows, int(offsets[-1]))
     first = int(np.searchsorted(offsets, begin, side="right")) - 1
     last = int(np.searchsorted(offsets, end, side="left"))
     specs = [spec for spec in compaction.specs if spec.dims[0] == task.dim]
-    pieces: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in specs}
+    pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in specs}
     for place in range(first, last):
         window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
         for name, values in _kept_rows(compaction, place, specs):
             pieces[name].append(values[window])
     digests = {}
     for spec in specs:
-        values = np.concatenate(pieces[spec.name])
-        values = values.astype(np.dtypes.StringDType() if spec.dtype == TEXT else spec.dtype, copy=False)
+        values = _joined(spec, pieces.pop(spec.name))
         # A shard of nothing but zeros has to be written too: a missing one is taken for damage.
         with zarr.config.set({"array.write_empty_chunks": True}):
             zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
         digests[f"{spec.name}/{task.shard}"] = rows_digest(values)
     return digests
+
+
+def _joined(spec: ArraySpec, pieces: list[PartArray]) -> NDArray[Any]:
+    if spec.dtype == TEXT:
+        return np.array([value for piece in pieces for value in piece], dtype=np.dtypes.StringDType())
+    return np.concatenate(pieces).astype(spec.dtype, copy=False)
 
 
 def rows_digest(values: NDArray[Any]) -> str:
@@ -171,8 +176,10 @@ def _shard_rows(dim: str, length: int) -> int:
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
 
 
-def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The rows of one part that go into the store, for each array."""
+def _kept_rows(
+    compaction: Compaction, place: int, specs: Sequence[ArraySpec]
+) -> Iterator[tuple[str, PartArray]]:
+    """The rows of one source that go into the store, for each array."""
     wanted = {spec.name for spec in specs}
     if compaction.status is not None:
         wanted.discard("status")
@@ -180,25 +187,32 @@ def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -
     dim = specs[0].dims[0]
     if dim != STRUCTURE:
         counts.add(COUNT_ARRAYS[dim])
-    part = read_part(compaction.parts, compaction.numbers[place], (wanted - START_ARRAYS.keys()) | counts)
+    source = compaction.sources[place]
+    found = source.read((wanted - START_ARRAYS.keys()) | counts)
     structures = slice(int(compaction.structure_offsets[place]), int(compaction.structure_offsets[place + 1]))
     keep = None if compaction.keep is None else np.load(compaction.keep, mmap_mode="r")[structures]
-    select = _row_selector(part, dim, keep)
+    mask = _mask(found, dim, keep)
     for spec in specs:
         if spec.name in START_ARRAYS:
             start_dim = START_ARRAYS[spec.name]
-            kept = select(part[COUNT_ARRAYS[start_dim]])
-            yield spec.name, np.cumsum(kept, dtype=np.int64) - kept + compaction.part_rows[start_dim][place]
+            kept = np.asarray(_selected(found[COUNT_ARRAYS[start_dim]], mask))
+            yield spec.name, np.cumsum(kept, dtype=np.int64) - kept + compaction.source_rows[start_dim][place]
         elif spec.name == "status" and compaction.status is not None:
-            yield spec.name, select(np.array(np.load(compaction.status, mmap_mode="r")[structures]))
-        else:
-            yield spec.name, select(part[spec.name])
+            yield spec.name, _selected(np.array(np.load(compaction.status, mmap_mode="r")[structures]), mask)
+        elif spec.name in found:
+            yield spec.name, _selected(found[spec.name], mask)
+        else:  # a label or column that another source has
+            yield spec.name, _selected(empty_rows(spec, source.counts[dim]), mask)
 
 
-def _row_selector(
-    part: Mapping[str, NDArray[Any]], dim: str, keep: NDArray[np.bool_] | None
-) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _mask(found: Mapping[str, PartArray], dim: str, keep: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Which rows along a dim are kept; None for all."""
     if keep is None or keep.all():
-        return lambda values: values
-    mask = keep if dim == STRUCTURE else np.repeat(keep, part[COUNT_ARRAYS[dim]])
-    return lambda values: values[mask]
+        return None
+    return keep if dim == STRUCTURE else np.repeat(keep, np.asarray(found[COUNT_ARRAYS[dim]]))
+
+
+def _selected(values: PartArray, mask: NDArray[np.bool_] | None) -> PartArray:
+    if mask is None:
+        return values
+    return list(compress(values, mask)) if isinstance(values, list) else values[mask]

@@ -7,26 +7,31 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .accounts import failures, plan_compaction, select_distinct, totals, write_tables
-from .cluster import IN_PROCESS, connect, dashboard
-from .compaction import finish_store
-from .errors import LabelError, SourceError
+from .accounts import failures, totals
+from .assembly import assemble, bytes_of, described
+from .cluster import IN_PROCESS, Salvage, connect, dashboard
+from .errors import LabelError, SourceError, StoreError
+from .files import SourceFile
+from .formats import Format
 from .labels import LabelMapping, key_paths, lookup
-from .neighbors import MIN_DISTANCE
-from .partition import FeaturizeSettings, FeaturizeTask, featurize_partition
+from .neighbors import MAX_EDGES, MIN_DISTANCE
+from .partition import ID_FIELDS, FeaturizeSettings, FeaturizeTask, featurize_partition
 from .parts import Receipt
+from .plan import Plan, count_records, read_partition
 from .progress import ProgressReport
-from .readers import ReadOptions, read_partition
-from .schema import GRAPH_SCHEMA, graph_schema
-from .sources import Format, Plan, find_files, inputs_digest, make_plan
-from .staging import Staging, compact, make_parts, staged
+from .readers import RawRecord, ReadOptions
+from .schema import GRAPH_SCHEMA, STRUCTURE, Dedup, graph_schema
+from .sources import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
+from .staging import Staging, make_parts, recover, staged, whole_parts
+from .store import GraphStore
+from .structure import MAX_ATOMS
+from .target import Target
 
 DEFAULT_CUTOFF = 5.0
 MAX_CUTOFF = 100.0
@@ -35,7 +40,7 @@ PEEK_RECORDS = 50
 PEEK_SOURCES = 20
 ESTIMATE_RECORDS = 500
 LISTED_INPUTS = 100
-_SOFTWARE = ("equiscreen", "numpy", "zarr", "vesin", "gemmi", "ase")
+SOFTWARE = ("equiscreen", "numpy", "zarr", "gemmi", "ase", "moyopy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,16 @@ class FeaturizeReport:
     """The account of a run: read = stored + failed + duplicate.
 
     Attributes:
-        path: The store.
-        read, stored, failed, duplicate: Structures.
+        path: The store, as it was named.
+        read, stored, failed, duplicate: Structures of this run.
         reasons: Failures by reason.
         seconds: Wall time of this run.
         bytes_on_disk: Of the store.
+        in_store: Structures in the store: more than `stored` after appending.
+        aside: Members of archives that hold no structures by their names.
     """
 
-    path: Path
+    path: str
     read: int
     stored: int
     failed: int
@@ -58,14 +65,18 @@ class FeaturizeReport:
     reasons: dict[str, int]
     seconds: float
     bytes_on_disk: int
+    in_store: int
+    aside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rate = self.read / max(self.seconds, 1e-9)
-        reasons = "".join(f"; {count} {reason}" for reason, count in sorted(self.reasons.items()))
+        reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+        total = f" ({self.in_store:,} in the store)" if self.in_store != self.stored else ""
+        aside = f"; {len(self.aside):,} other files left aside ({', '.join(self.aside[:3])})" if self.aside else ""
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
-            f"{self.duplicate:,}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
-            f"{self.bytes_on_disk / max(self.stored, 1):,.0f} bytes/structure{reasons}"
+            f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
+            f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}"
         )
 
 
@@ -73,12 +84,16 @@ def featurize(
     sources: Sequence[str | Path] | str | Path,
     out: str | Path,
     *,
-    cutoff: float = DEFAULT_CUTOFF,
+    cutoff: float | None = None,
     labels: LabelMapping | None = None,
     options: ReadOptions | None = None,
     id_field: str | None = None,
+    dedup: Dedup | str = Dedup.EXACT,
+    max_atoms: int = MAX_ATOMS,
+    max_edges: int = MAX_EDGES,
     scheduler: str | None = None,
     limit: int | None = None,
+    append: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> FeaturizeReport:
@@ -88,15 +103,21 @@ def featurize(
     become graphs are rows of ``failures.parquet`` in the store, repeated ones of ``duplicates.parquet``.
 
     Args:
-        sources: CIF files, folders of them, CSV with a CIF column, extended XYZ, pymatgen JSON; each also as .gz.
-        out: The store to write.
-        cutoff: Of the neighbour graph, angstrom.
-        labels: Where labels stand in the records. Energy, forces and stress of extended XYZ are taken as ASE finds
+        sources: Files, folders, globs and URLs (see `sources.find_files`) of CIF, POSCAR, CSV, parquet, extended XYZ,
+            JSON, JSON lines, ASE databases, and zip and tar archives of such files; ``optimade:URL`` asks a server.
+        out: The store to write: a path, or the URL of an object store; then the work goes on in the current folder.
+        cutoff: Of the neighbour graph, angstrom; 5 if not said, and that of the store where one is appended to.
+        labels: Where labels stand in the records. Energy, forces and stress of what ASE reads are taken as it finds
             them unless something else is said; in other formats nothing is guessed.
         options: How files are read.
         id_field: Field of a record that names its structure.
+        dedup: ``exact`` drops structures that are equal in cell, coordinates and order; ``crystal`` those that are the
+            same crystal in any cell, origin, order and orientation.
+        max_atoms: Larger structures are failures.
+        max_edges: Structures with more edges are failures.
         scheduler: See `cluster.connect`.
         limit: Read only so many records.
+        append: Add to the store that is there.
         overwrite: Replace an existing store.
         progress: Show progress on standard error.
 
@@ -104,44 +125,131 @@ def featurize(
         SourceError: No such file, or none of its structures could be stored.
         LabelError: A mapped label is nowhere in the data, or a name is taken.
         OutputExistsError: The output exists, or is being written by another run.
+        StoreError: The store to append to cannot be read or has another cutoff.
     """
     begin = time.monotonic()
+    named = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    options = options or ReadOptions()
+    live = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
+    files = find_files([name for name in named if name not in live], options.format) if len(live) < len(named) else []
+    base = _stores_to_extend(out, cutoff) if append else []
+    cutoff = base[0].cutoff if base else DEFAULT_CUTOFF if cutoff is None else float(cutoff)
     if not MIN_DISTANCE < cutoff < MAX_CUTOFF:
         raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
-    files = find_files([sources] if isinstance(sources, str | Path) else sources)
-    mapping = labels or LabelMapping()
-    if any(file.format is Format.EXTXYZ for file in files):
-        mapping = mapping.with_ase_defaults()
+    mapping = (labels or LabelMapping()).with_ase_defaults()
     mapping.check_units()
-    specs = graph_schema(mapping)
-    settings = FeaturizeSettings(float(cutoff), mapping, options or ReadOptions(), id_field)
-    plan = make_plan(files, limit)
-    _check_fields_exist(plan, settings)
-    target = Path(out)
-    inputs = [Path(file.path) for file in files]
-    with staged(target, _identity(settings, plan, limit), inputs, overwrite=overwrite) as staging:
-        tasks = {p.number: FeaturizeTask(p, settings, staging.parts) for p in plan.partitions}
-        with connect(scheduler) as client:
-            with ProgressReport("featurize", plan.n_records, enabled=progress) as bar:
-                bar.note(f"Dask dashboard: {dashboard(client)}")
-                receipts = make_parts(client, staging, featurize_partition, tasks, bar)
-            counts, reasons = totals(receipts)
-            problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
-            if problem is not None:
-                staging.discard()
-                raise problem
-            selection = select_distinct(staging, receipts)
-            counts["stored"] = int(selection.keep.sum())
-            counts["duplicate"] = int((~selection.keep).sum())
-            digests = compact(client, plan_compaction(staging, receipts, specs, selection))
-        write_tables(staging, receipts, selection)
-        finish_store(staging.store, digests, _root_attrs(settings, plan, counts, limit))
+    graph_schema(mapping)  # refuses names that are taken
+    settings = FeaturizeSettings(cutoff, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
+    identity = {
+        **_recipe(settings, limit),
+        "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in live)]),
+        "base": [store.store_hash for store in base],
+        "equiscreen": version("equiscreen"),
+    }
+    local = [Path(file.path) for file in files if file.local]
+    with staged(out, identity, local, overwrite=overwrite or append) as staging, connect(scheduler) as client:
+        files = [*files, *(_download(name, staging, limit, progress=progress) for name in live)]
+        with staging.discarded_if_new():
+            _check_fields_exist(client, files, settings)
+        with ProgressReport("featurize", 0, enabled=progress) as bar:
+            bar.note(f"Dask dashboard: {dashboard(client)}")
+            plan, receipts = _featurize_all(client, staging, files, settings, limit, bar)
+            bar.note("writing the store")
+        problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
+        if problem is not None:
+            staging.discard()
+            raise problem
+        mapping = mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
+        attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
+        counts = assemble(client, staging, receipts, base, graph_schema(mapping), mapping, settings.dedup, attrs)
+        size = bytes_of(staging.store)
         staging.publish()
-    seconds = time.monotonic() - begin
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    new, reasons = totals(receipts)
+    new["duplicate"] = counts["duplicate"] - sum(store.attrs["counts"]["duplicate"] for store in base)
     return FeaturizeReport(
-        target, counts["read"], counts["stored"], counts["failed"], counts["duplicate"], reasons, seconds, size
+        path=str(out),
+        read=new["read"],
+        stored=new["read"] - new["failed"] - new["duplicate"],
+        failed=new["failed"],
+        duplicate=new["duplicate"],
+        reasons=reasons,
+        seconds=time.monotonic() - begin,
+        bytes_on_disk=size,
+        in_store=counts["stored"],
+        aside=tuple(plan.aside),
     )
+
+
+def _featurize_all(
+    client: Any,
+    staging: Staging,
+    files: Sequence[SourceFile],
+    settings: FeaturizeSettings,
+    limit: int | None,
+    bar: ProgressReport,
+) -> tuple[Plan, list[Receipt]]:
+    """Make the parts of all partitions that an earlier run has not made."""
+    done: dict[int, list[Receipt]] = {}
+    for receipt in staging.receipts().values():
+        done.setdefault(receipt.number, []).append(receipt)
+    plan = Plan(
+        files,
+        staging.pieces,
+        limit,
+        _wanted_columns(settings),
+        is_done=lambda number, count: not _missing(done.get(number, ()), count),
+    )
+
+    def tasks() -> Iterator[FeaturizeTask]:
+        for partition in plan:
+            bar.expect(plan.expected())
+            for begin, end in _missing(done.get(partition.number, ()), partition.end):
+                yield FeaturizeTask(replace(partition, begin=begin, end=end), settings, staging.parts)
+
+    salvage = Salvage(FeaturizeTask.halves, lambda task: replace(task, given_up=True))
+    receipts = make_parts(client, staging, featurize_partition, tasks(), bar, salvage)
+    return plan, receipts
+
+
+def _missing(receipts: Sequence[Receipt], count: int) -> list[tuple[int, int]]:
+    """The items of a partition of `count` that no part holds."""
+    gaps, reached = [], 0
+    for receipt in whole_parts(receipts):
+        if receipt.begin > reached:
+            gaps.append((reached, receipt.begin))
+        reached = receipt.end
+    return [*gaps, (reached, count)] if reached < count else gaps
+
+
+def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]:
+    recover(Target.of(out))
+    store = GraphStore(out)
+    if cutoff is not None and cutoff != store.cutoff:
+        raise StoreError(f"{out}: its graphs end at {store.cutoff} angstrom; append without --cutoff, or with that one")
+    return [store]
+
+
+def _download(source: str, staging: Staging, limit: int | None, *, progress: bool) -> SourceFile:
+    """Bring the structures of an OPTIMADE server to this machine."""
+    from .optimade import fetch  # noqa: PLC0415 - only those who ask a server need it
+
+    url = source.removeprefix(OPTIMADE_PREFIX)
+    path = staging.folder / f"optimade-{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"
+    if not path.exists():
+        with ProgressReport(f"download {url}", limit or 0, enabled=progress) as bar:
+            fetch(url, path, limit=limit, progress=bar.advance)
+    (file,) = find_files([path])
+    return replace(file, name=source, format=Format.JSONL)
+
+
+def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
+    """Columns of a table that a run makes use of."""
+    paths = [rule.path for rules in settings.mapping.labels.values() for rule in rules]
+    paths += [key for rules in settings.mapping.labels.values() for rule in rules for key in rule.when]
+    paths += settings.mapping.columns
+    paths += [settings.id_field] if settings.id_field else ID_FIELDS
+    paths += [settings.options.structure_field] if settings.options.structure_field else []
+    return frozenset(paths) | {path.split(".")[0] for path in paths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +257,7 @@ class FeaturizeEstimate:
     """What a run would take, from a sample of its first records.
 
     Attributes:
-        records: How many there are to read.
+        records: In all sources.
         seconds: Of work for one core, without the start of the workers.
         bytes_on_disk: Of the store.
         bytes_in_memory: Of one worker.
@@ -174,7 +282,8 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
         sources: As for `featurize`.
         **settings: As for `featurize`; `limit` is the size of the run that is asked about.
     """
-    n_records = make_plan(find_files(sources), settings.pop("limit", None) or sys.maxsize).n_records
+    form = (settings.get("options") or ReadOptions()).format
+    n_records = count_records(find_files(sources, form), settings.pop("limit", None) or sys.maxsize)
     with tempfile.TemporaryDirectory() as scratch:
         report = featurize(
             sources,
@@ -190,53 +299,57 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
     )
 
 
-def _check_fields_exist(plan: Plan, settings: FeaturizeSettings) -> None:
+def _check_fields_exist(client: Any, files: Sequence[SourceFile], settings: FeaturizeSettings) -> None:
     """Fail on a label, column or name that is nowhere in the first records, before the long work begins."""
-    rules = {
-        name: [rule.path for rule in rules]
+    from distributed import KilledWorker  # noqa: PLC0415 - as in cluster.connect
+
+    wanted = {
+        f"label {name!r}": [rule.path for rule in rules]
         for name, rules in settings.mapping.labels.items()
         if not all(rule.optional for rule in rules)
     }
-    wanted = {f"label {name!r}": paths for name, paths in rules.items()}
     wanted |= {f"column {name!r}": [name] for name in settings.mapping.columns}
     if settings.id_field is not None:
         wanted["--id-field"] = [settings.id_field]
-    beginnings = [partition for partition in plan.partitions if partition.first == 0][:PEEK_SOURCES]
-    if not wanted or len(beginnings) == 0:
+    if not wanted:
         return
-    records = [
-        record
-        for partition in beginnings
-        for record in islice(read_partition(partition, settings.options), PEEK_RECORDS)
-        if record.structure is not None
-    ]
+    try:
+        # On a worker: what comes first may crash whoever reads it.
+        source, absent, keys = client.submit(_fields_absent, files[:PEEK_SOURCES], settings.options, wanted).result()
+    except KilledWorker:
+        return
+    for what, paths in absent.items():
+        raise LabelError(
+            f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
+            f"keys there: {', '.join(keys)}"
+        )
+
+
+def _fields_absent(
+    files: Sequence[SourceFile], options: ReadOptions, wanted: Mapping[str, Sequence[str]]
+) -> tuple[str, dict[str, list[str]], list[str]]:
+    """What of `wanted` none of the first records has, with an example of the keys that they have."""
+    records: list[RawRecord] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in files:
+            for partition in Plan([file], Path(scratch), PEEK_RECORDS):
+                records.extend(record for record in read_partition(partition, options) if record.structure is not None)
     if not records:
-        return  # the reasons become rows of the failures table
-    for what, paths in wanted.items():
-        if not any(lookup(record.fields, path) is not None for record in records for path in paths):
-            keys = ", ".join(key_paths(max((record.fields for record in records), key=len))[:30])
-            raise LabelError(
-                f"{what}: none of the first {len(records)} structures of {records[0].source} has "
-                f"{' or '.join(repr(path) for path in sorted(set(paths)))}; keys there: {keys}"
-            )
+        return "", {}, []  # the reasons become rows of the failures table
+    absent = {
+        what: sorted(set(paths))
+        for what, paths in wanted.items()
+        if not any(lookup(record.fields, path) is not None for record in records for path in paths)
+    }
+    return records[0].source, absent, key_paths(max((record.fields for record in records), key=len))[:30]
 
 
-def _label_not_found(mapping: LabelMapping, receipts: Mapping[int, Receipt]) -> LabelError | None:
-    found = {name for receipt in receipts.values() for name in receipt.notes["labels"]}
+def _label_not_found(mapping: LabelMapping, receipts: Sequence[Receipt]) -> LabelError | None:
+    found = {name for receipt in receipts for name in receipt.notes["labels"]}
     for name, rules in mapping.labels.items():
         if name not in found and not all(rule.optional for rule in rules):
             return LabelError(f"label {name!r}: not one structure has it")
     return None
-
-
-def _identity(settings: FeaturizeSettings, plan: Plan, limit: int | None) -> dict[str, Any]:
-    cuts = hashlib.sha256(repr(plan.partitions).encode()).hexdigest()
-    return {
-        **_recipe(settings, limit),
-        "inputs": inputs_digest(plan.inputs),
-        "partitions": cuts,
-        "equiscreen": version("equiscreen"),
-    }
 
 
 def _recipe(settings: FeaturizeSettings, limit: int | None) -> dict[str, Any]:
@@ -247,28 +360,36 @@ def _recipe(settings: FeaturizeSettings, limit: int | None) -> dict[str, Any]:
         "labels": settings.mapping.model_dump(mode="json"),
         "options": asdict(settings.options),
         "id_field": settings.id_field,
+        "max_atoms": settings.max_atoms,
+        "max_edges": settings.max_edges,
+        "dedup": settings.dedup,
         "limit": limit,
     }
 
 
 def _root_attrs(
-    settings: FeaturizeSettings, plan: Plan, counts: Mapping[str, int], limit: int | None
+    settings: FeaturizeSettings,
+    inputs: Sequence[tuple[str, int, str]],
+    base: Sequence[GraphStore],
+    limit: int | None,
 ) -> dict[str, Any]:
     recipe = _recipe(settings, limit)
-    return {
+    attrs = {
         "schema": recipe.pop("schema"),
         "cutoff": recipe.pop("cutoff"),
         "cutoff_units": "angstrom",
         "recipe": recipe,
-        "counts": {name: counts[name] for name in ("read", "stored", "failed", "duplicate")},
-        "inputs_sha256": inputs_digest(plan.inputs),
-        "inputs": [list(item) for item in plan.inputs[:LISTED_INPUTS]],
-        "software": {name: version(name) for name in _SOFTWARE},
+        "inputs_sha256": inputs_digest(inputs),
+        "inputs": [list(item) for item in inputs[:LISTED_INPUTS]],
+        "software": {name: version(name) for name in SOFTWARE},
     }
+    if base:
+        attrs["appended_to"] = [described(store) for store in base]
+    return attrs
 
 
-def _nothing_stored(staging: Staging, receipts: Mapping[int, Receipt]) -> SourceError | None:
-    if any(receipt.counts["stored"] for receipt in receipts.values()):
+def _nothing_stored(staging: Staging, receipts: Sequence[Receipt]) -> SourceError | None:
+    if any(receipt.counts[STRUCTURE] for receipt in receipts):
         return None
     for table in failures(staging, receipts):
         for row in table.slice(0, 1).to_pylist():

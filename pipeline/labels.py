@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,19 +14,59 @@ from typing import Any, Literal, Self
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from .errors import LabelError
+from .structure import Structure
+from .symmetry import Axis, point_group, symmetry_violation
 
 Component = Literal["xx", "yy", "zz", "xy", "xz", "yz", "yx", "zx", "zy"]
 # ASE's order of Voigt components.
 ASE_VOIGT: tuple[Component, ...] = ("xx", "yy", "zz", "yz", "xz", "xy")
 # Labels whose meaning the network knows: their unit in the store and their shape behind the first dim.
 ENERGY, FORCES, STRESS = "energy", "forces", "stress"
-KNOWN_UNITS = {ENERGY: "eV", FORCES: "eV/angstrom", STRESS: "eV/angstrom**3"}
 PER_ATOM_SUFFIX = "/atom"
-_INLINE = re.compile(r"^(?P<name>\w+)=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
+# Stresses weaker than this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
+WEAK_STRESS = 5e-3
+# A tensor that its crystal's symmetry would change by a larger share of itself is not one of this crystal.
+SYMMETRY_TOLERANCE = 0.1
+_INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
+AXES: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
 _AXES = {"x": 0, "y": 1, "z": 2}
+
+
+class Quantity(BaseModel):
+    """What a label is: a number or a tensor, of a structure or of each of its atoms.
+
+    Attributes:
+        per: What has one.
+        shape: Of one of them: [] a number, [3] a vector, [3, 3], [6, 6] an elastic tensor in Voigt's notation.
+        unit: In the store; that of the first rule if absent.
+        tensor: Whether axes of 3 and 6 turn with the crystal, so that its symmetry limits what they may hold.
+        description: For readers of the store.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per: Literal["structure", "atom"] = "structure"
+    shape: tuple[PositiveInt, ...] = ()
+    unit: str | None = None
+    tensor: bool = True
+    description: str = ""
+
+    @property
+    def turns(self) -> bool:
+        """Whether it is a tensor of the whole crystal."""
+        return self.per == "structure" and self.tensor and bool(self.shape) and set(self.shape) <= {3, 6}
+
+
+KNOWN_QUANTITIES = {
+    ENERGY: Quantity(unit="eV", description="total energy"),
+    FORCES: Quantity(per="atom", shape=(3,), unit="eV/angstrom", description="forces"),
+    STRESS: Quantity(
+        shape=(3, 3), unit="eV/angstrom**3", description="stress (1/V) dE/d(strain), positive under tension as in ASE"
+    ),
+}
 
 
 class LabelRule(BaseModel):
@@ -67,15 +108,26 @@ class LabelMapping(BaseModel):
     """All labels of a source. The first rule that applies to a record and finds a value is used.
 
     Attributes:
-        labels: Name in the store to rules. `energy`, `forces` and `stress` are known to the network; any other name is
-            a number per structure, kept in the unit given.
-        columns: Other fields to carry along with every structure.
+        labels: Name in the store to rules.
+        quantities: What labels are. `energy`, `forces` and `stress` are known; any other is a number per structure
+            unless something else is said here.
+        columns: Other fields to carry along with every structure, as text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: dict[str, tuple[LabelRule, ...]] = Field(default_factory=dict)
+    quantities: dict[str, Quantity] = Field(default_factory=dict)
     columns: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_stay_known(self) -> Self:
+        for name in self.quantities:
+            if name in KNOWN_QUANTITIES:
+                raise ValueError(f"{name!r} is known and cannot be made something else")
+            if name not in self.labels:
+                raise ValueError(f"quantity {name!r} has no label of its name")
+        return self
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
@@ -97,42 +149,71 @@ class LabelMapping(BaseModel):
         except (ValidationError, yaml.YAMLError) as error:
             raise LabelError(f"{name_or_path}: {error}".replace("\n", "; ")) from error
 
+    def save(self, path: str | Path) -> None:
+        """Write the mapping as YAML that `load` reads."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
     def with_inline(self, inline: Iterable[str], columns: Iterable[str] = ()) -> Self:
         """Add labels written as ``NAME=KEY.PATH[unit]``, as the command line takes them.
+
+        Behind the name may stand a shape: ``dielectric:3x3=e_total``, ``charge:atom=charges[e]``,
+        ``born:atomx3x3=born_charges[e]``.
 
         Raises:
             LabelError: Not of that form.
         """
-        labels = dict(self.labels)
+        labels, quantities = dict(self.labels), dict(self.quantities)
         for text in inline:
             match = _INLINE.match(text)
             if match is None:
-                raise LabelError(f"label {text!r} is not of the form NAME=KEY.PATH[unit], such as energy=outputs.E[eV]")
+                raise LabelError(
+                    f"label {text!r} is not of the form NAME[:SHAPE]=KEY.PATH[unit], such as energy=outputs.E[eV] or "
+                    "dielectric:3x3=e_total"
+                )
             name, unit = match["name"], match["unit"]
-            labels[name] = (LabelRule(path=match["path"], unit=KNOWN_UNITS.get(name, "") if unit is None else unit),)
-        return self.model_copy(update={"labels": labels, "columns": (*self.columns, *columns)})
+            if match["shape"]:
+                first, *rest = match["shape"].split("x")
+                per, sizes = ("atom", rest) if first == "atom" else ("structure", [first, *rest])
+                quantities[name] = Quantity.model_validate({"per": per, "shape": sizes})
+            known = KNOWN_QUANTITIES.get(name, Quantity()).unit or ""
+            labels[name] = (LabelRule(path=match["path"], unit=known if unit is None else unit),)
+        content = {"labels": labels, "quantities": quantities, "columns": (*self.columns, *columns)}
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise LabelError("; ".join(problem["msg"] for problem in error.errors())) from error
 
     def with_ase_defaults(self) -> Self:
-        """Add what ASE's extended XYZ reader delivers, where nothing else is said."""
-        return self.model_copy(update={"labels": {**ASE_DEFAULTS, **self.labels}})
+        """Add what ASE's readers deliver, where nothing else is said."""
+        defaults = {name: rules for name, rules in ASE_DEFAULTS.items() if name not in self.columns}
+        return self._with_labels({**defaults, **self.labels})
 
     def without_ase_defaults(self) -> Self:
         """What was said, without those defaults: for files of other formats, where nothing is guessed."""
         labels = {name: rules for name, rules in self.labels.items() if rules != ASE_DEFAULTS.get(name)}
-        return self.model_copy(update={"labels": labels})
+        return self._with_labels(labels)
 
-    def unit_in_store(self, name: str) -> str:
-        """Unit of a label in the store.
+    def only(self, names: Collection[str]) -> Self:
+        """The mapping without labels of other names."""
+        return self._with_labels({name: rules for name, rules in self.labels.items() if name in names})
 
-        Raises:
-            LabelError: The rules of a label of another name than the known ones differ in unit.
-        """
-        if name in KNOWN_UNITS:
-            return KNOWN_UNITS[name].replace("**", "^")
-        units = {rule.unit for rule in self.labels[name]}
-        if len(units) != 1:
-            raise LabelError(f"label {name!r}: one unit for all its rules, please; found {sorted(units)}")
-        return units.pop()
+    def _with_labels(self, labels: dict[str, tuple[LabelRule, ...]]) -> Self:
+        quantities = {name: quantity for name, quantity in self.quantities.items() if name in labels}
+        return type(self)(labels=labels, quantities=quantities, columns=self.columns)
+
+    def quantity(self, name: str) -> Quantity:
+        """What a label is, with its unit in the store."""
+        return self._all_quantities[name]
+
+    @cached_property
+    def _all_quantities(self) -> dict[str, Quantity]:
+        known = {**self.quantities, **KNOWN_QUANTITIES}
+        found = {name: known.get(name, Quantity()) for name in self.labels}
+        return {
+            name: quantity if quantity.unit is not None else quantity.model_copy(update={"unit": rules[0].unit})
+            for (name, quantity), rules in zip(found.items(), self.labels.values(), strict=True)
+        }
 
     def check_units(self) -> None:
         """Refuse units that do not fit, before any file is read.
@@ -141,9 +222,26 @@ class LabelMapping(BaseModel):
             LabelError: An unknown unit, or one of another dimension.
         """
         for name, rules in self.labels.items():
-            self.unit_in_store(name)
             for rule in rules:
-                _factor(name, rule.unit)
+                _factor(name, rule.unit, self.quantity(name).unit or "")
+
+    def breaks_symmetry(self, structure: Structure, labels: Mapping[str, NDArray[np.float64]]) -> bool:
+        """Whether a tensor among the labels of a crystal is one that the crystal's own symmetry forbids."""
+        tensors = [name for name in labels if self.quantity(name).turns]
+        if not tensors:
+            return False
+        rotations = point_group(structure)
+        if len(rotations) == 1:
+            return False
+        for name in tensors:
+            tensor = labels[name]
+            axes = tuple(AXES[size] for size in self.quantity(name).shape)
+            violation = symmetry_violation(tensor, rotations, axes)
+            size = float(np.linalg.norm(tensor))
+            weak = WEAK_STRESS if name == STRESS else 0.0
+            if violation * size > SYMMETRY_TOLERANCE * max(size, weak):
+                return True
+        return False
 
     def extract(self, fields: Mapping[str, Any], n_atoms: int) -> dict[str, NDArray[np.float64]]:
         """Read all labels of one record; what is absent is left out.
@@ -153,8 +251,8 @@ class LabelMapping(BaseModel):
             n_atoms: Of its structure.
 
         Returns:
-            Label to values in the store's unit: float64[] per structure, float64[n_atoms, 3] forces, float64[3, 3]
-            stress.
+            Label to values in the store's unit and order: float64[*shape] of the structure, float64[n_atoms, *shape]
+            of its atoms.
 
         Raises:
             LabelError: A value that is there but is no number or has the wrong size.
@@ -164,14 +262,15 @@ class LabelMapping(BaseModel):
             for rule in rules:
                 value = lookup(fields, rule.path) if rule.applies(fields) else None
                 if value is not None and not (isinstance(value, str) and not value.strip()):
-                    found[name] = _converted(name, rule, value, n_atoms)
+                    found[name] = _converted(name, self.quantity(name), rule, value, n_atoms)
                     break
         return found
 
 
 # What ASE's extended XYZ reader delivers under these names is in ASE's units, order and sign.
 ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
-    name: (LabelRule(path=name, unit=unit, optional=True),) for name, unit in KNOWN_UNITS.items()
+    name: (LabelRule(path=name, unit=quantity.unit or "", optional=True),)
+    for name, quantity in KNOWN_QUANTITIES.items()
 }
 
 
@@ -199,44 +298,51 @@ def key_paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
     return paths
 
 
-def _converted(name: str, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
+def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
     try:
-        numbers = np.array(value, dtype=np.float64)
+        # Tables of text hold tensors as JSON.
+        numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise LabelError(f"label {name!r}: {rule.path} holds no numbers but {str(value)[:40]!r}") from error
-    numbers = numbers * (rule.sign * _factor(name, rule.unit))
-    if name == STRESS:
-        return _stress_matrix(numbers, rule.order)
-    shape = (n_atoms, 3) if name == FORCES else ()
+    numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))
+    shape = (n_atoms, *quantity.shape) if quantity.per == "atom" else quantity.shape
+    if quantity.shape == (3, 3) and quantity.per == "structure" and numbers.size == 6:
+        return _symmetric_matrix(numbers.reshape(6), rule.order)
+    # A flat list of all components is as good as a nested one.
     if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
         raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, not {shape}")
     if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
         numbers = numbers * n_atoms
-    return numbers.reshape(shape)
+    numbers = numbers.reshape(shape)
+    if quantity.tensor:
+        for axis in (axis for axis, size in enumerate(quantity.shape, len(shape) - len(quantity.shape)) if size == 6):
+            numbers = np.take(numbers, _ase_places(rule.order), axis=axis)
+    return numbers
 
 
-def _stress_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]) -> NDArray[np.float64]:
-    if numbers.size == 9:
-        return numbers.reshape(3, 3)
-    if numbers.size != len(order):
-        raise LabelError(f"label 'stress' has shape {numbers.shape}; 6 or 3x3 numbers are wanted")
+def _ase_places(order: tuple[Component, ...]) -> list[int]:
+    """Where each of ASE's Voigt components stands in another order."""
+    names = ["".join(sorted(component)) for component in order]
+    return [names.index("".join(sorted(component))) for component in ASE_VOIGT]
+
+
+def _symmetric_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]) -> NDArray[np.float64]:
     matrix = np.zeros((3, 3))
-    for component, number in zip(order, numbers.reshape(-1), strict=True):
+    for component, number in zip(order, numbers, strict=True):
         row, column = _AXES[component[0]], _AXES[component[1]]
         matrix[row, column] = matrix[column, row] = number
     return matrix
 
 
 @lru_cache(maxsize=256)
-def _factor(name: str, unit: str) -> float:
-    """What a number in `unit` is multiplied by to be in the store's unit."""
-    target = KNOWN_UNITS.get(name)
-    if target is None:
+def _factor(name: str, unit: str, target: str) -> float:
+    """What a number in `unit` is multiplied by to be in the unit `target` of the store."""
+    given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
+    if given in ("", target):
         return 1.0
     import pint  # noqa: PLC0415 - 0.3 s, and only needed where labels are read
 
-    given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
     try:
-        return float(pint.UnitRegistry().Quantity(1.0, given or target).to(target).magnitude)
+        return float(pint.UnitRegistry().Quantity(1.0, given).to(target).magnitude)
     except Exception as error:  # pint raises many kinds, from its parser too
-        raise LabelError(f"label {name!r}: unit {unit!r} does not convert to {target}") from error
+        raise LabelError(f"label {name!r}: unit {unit!r} does not convert to {target or 'a pure number'}") from error

@@ -63,6 +63,12 @@ class ProgressReport:
         elif self.enabled and time.monotonic() - self._last_line > LINE_EVERY_S:
             self._print_line()
 
+    def expect(self, total: int) -> None:
+        """Say how many items there will be, as it becomes known."""
+        self.total = max(total, self.done)
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total)
+
     def note(self, text: str) -> None:
         """Show a line of its own."""
         if self._bar is not None:

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gemmi
 import numpy as np
 
+from .elements import atomic_number
 from .errors import InvalidStructureError
 from .structure import Structure
 
 FULL_OCCUPANCY = 0.999
 
 
-def json_records(content: Any) -> Iterator[tuple[str | None, Any]]:
-    """The records of a JSON file, each with its key where the file is a dictionary of them.
-
-    A list holds a record in each element. A dictionary is one structure or one record, unless it holds several values
-    that all are structures or hold one: then these are its records.
-    """
-    if isinstance(content, list):
-        yield from ((None, record) for record in content)
-    elif (
-        isinstance(content, Mapping)
-        and len(content) > 1
-        and not is_structure(content)
-        and all(is_structure(value) or structure_keys(value) for value in content.values())
-    ):
-        yield from content.items()
-    else:
-        yield None, content
-
-
 def is_structure(value: Any) -> bool:
     """Whether a value looks like the dictionary form of a Structure or Molecule."""
-    return isinstance(value, Mapping) and "sites" in value and ("lattice" in value or value.get("@class") == "Molecule")
+    return isinstance(value, dict) and "sites" in value and ("lattice" in value or value.get("@class") == "Molecule")
+
+
+def is_optimade(value: Any) -> bool:
+    """Whether a value looks like a structure resource of OPTIMADE, or its attributes."""
+    if not isinstance(value, dict):
+        return False
+    attributes = value.get("attributes", value)
+    return isinstance(attributes, dict) and "cartesian_site_positions" in attributes
 
 
 def structure_keys(record: Any) -> list[str]:
     """The keys of a record under which a structure stands."""
-    return [key for key, value in record.items() if is_structure(value)] if isinstance(record, Mapping) else []
+    if not isinstance(record, dict):
+        return []
+    return [key for key, value in record.items() if is_structure(value) or is_optimade(value)]
+
+
+def holds_structure(value: Any) -> bool:
+    """Whether a value is a structure or a record with one."""
+    return is_structure(value) or is_optimade(value) or bool(structure_keys(value))
 
 
 def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
@@ -50,7 +46,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
         InvalidStructureError: It is disordered, or lacks what it should have.
     """
     try:
-        numbers = [_atomic_number(site["species"], index) for index, site in enumerate(data["sites"])]
+        numbers = [_site_number(site["species"], index) for index, site in enumerate(data["sites"])]
         if "lattice" not in data:
             return Structure.from_cartesian(numbers, [site["xyz"] for site in data["sites"]])
         lattice = data["lattice"]
@@ -63,11 +59,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
         raise InvalidStructureError(f"not a pymatgen structure: {type(error).__name__} {error}") from error
 
 
-def _atomic_number(species: Sequence[Mapping[str, Any]], index: int) -> int:
+def _site_number(species: Sequence[Mapping[str, Any]], index: int) -> int:
     if len(species) != 1 or species[0].get("occu", 1) < FULL_OCCUPANCY:
         raise InvalidStructureError(f"partial occupancy (atom {index})")
-    symbol = species[0]["element"]
-    number: int = gemmi.Element(symbol).atomic_number
-    if number == 0:
-        raise InvalidStructureError(f"unknown element (atom {index}, {symbol!r})")
-    return number
+    return atomic_number(species[0]["element"], f"atom {index}")

@@ -1,25 +1,36 @@
-"""Readers: the records of a partition, each a structure with the other fields of its record, or the reason why not."""
+"""Readers: documents, rows of tables and of databases to structures, each with the other fields of its record."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import orjson
 
-from .cif import CELL_TAG, parse_cif, structure_from_block, structure_from_cif
-from .errors import InvalidStructureError, SourceError
+from .cif import structure_from_cif
+from .documents import Document
+from .errors import InvalidStructureError
+from .formats import Format, detect
 from .labels import lookup
-from .pymatgen_json import is_structure, json_records, structure_from_pymatgen, structure_keys
-from .sources import Format, Partition, SourceFile, extxyz_pieces
+from .optimade import structure_from_optimade
+from .pymatgen_json import is_optimade, is_structure, structure_from_pymatgen, structure_keys
 from .structure import Structure
 
 csv.field_size_limit(1 << 27)  # a CIF of a large cell is one field; the default is 128 kB
+# Columns of tables that hold structures without being text: those of OPTIMADE (LeMat-Bulk) and of ASE and its kin.
+_LATTICE = ("lattice_vectors", "cell", "lattice", "lattice_matrix")
+_CARTESIAN = ("cartesian_site_positions", "positions", "pos", "cart_coords", "coords")
+_FRACTIONAL = ("frac_coords", "fractional_site_positions", "fractional_coords", "scaled_positions")
+_SPECIES = ("species_at_sites", "atomic_numbers", "numbers", "symbols", "atomic_symbols", "species")
+_PBC = ("pbc", "dimension_types")
+STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC))
+_SHORTEST_TEXT = 30  # no structure is written in fewer characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +38,12 @@ class ReadOptions:
     """What a reader is told about its files.
 
     Attributes:
-        cif_column: Column of a CSV that holds CIF text; None finds it.
-        structure_key: Dotted path of the structure in a JSON record; None finds it.
+        format: Of all sources; None tells it from the content of each.
+        structure_field: Column of a table, or dotted path in a JSON record, that holds the structure; None finds it.
     """
 
-    cif_column: str | None = None
-    structure_key: str | None = None
+    format: Format | None = None
+    structure_field: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,8 @@ class RawRecord:
         structure: None where it could not be read.
         fields: Everything else in the record.
         reason: Why there is no structure.
+        format: Of the file.
+        name: What the file calls it, where that is not one of the fields.
     """
 
     source: str
@@ -52,139 +65,256 @@ class RawRecord:
     structure: Structure | None
     fields: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    format: Format | None = None
+    name: str | None = None
 
 
-def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
-    """Read all records of a partition; a record that cannot be read does not stop the others.
-
-    Raises:
-        SourceError: The file cannot be read at all; no record is made up for what it holds.
-    """
-    records = _READERS[partition.files[0].format](partition, options)
-    return islice(records, partition.limit)
-
-
-def _read_cif_files(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:  # noqa: ARG001
-    for file in partition.files:
-        yield from _cif_records(file)
-
-
-def _cif_records(file: SourceFile) -> Iterator[RawRecord]:
+def read_document(document: Document, options: ReadOptions) -> RawRecord:
+    """Understand one document; what is wrong with it becomes the record's reason."""
+    origin = (document.source, document.index)
+    if document.reason:
+        return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
     try:
-        document = parse_cif(file.read())
+        structure, fields, name = _READERS[document.format](document, options)
     except InvalidStructureError as error:
-        yield RawRecord(file.name, 0, None, reason=str(error))
-        return
-    blocks = [block for block in document if block.find_values(CELL_TAG)] or list(document)[:1]
-    if not blocks:
-        yield RawRecord(file.name, 0, None, reason="CIF without a data block")
-    for index, block in enumerate(blocks):
-        yield _record(file.name, index, structure_from_block, block, {"block": block.name})
+        fields = error.fields if isinstance(error, _UnreadableRecord) else {}
+        return RawRecord(*origin, None, fields, str(error), document.format, document.name)
+    return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
 
 
-def _read_csv(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
-    source = partition.files[0]
-    header = csv_header(source)
-    text = io.StringIO(partition.read().decode("utf-8", errors="replace"), newline="")
-    column = options.cif_column or next((name for name in header if name.lower() == "cif"), None)
-    rows = (values for values in csv.reader(text) if values)
-    for index, values in enumerate(rows, start=partition.first):
-        row = dict(zip(header, values, strict=False))
-        column = column or next((name for name, value in row.items() if CELL_TAG in value), None)
-        if column is None:
-            names = ", ".join(name or "(no name)" for name in header)
-            reason = f"no column holds CIF text (columns: {names}); name it with --cif-column"
-            yield RawRecord(source.name, index, None, row, reason)
-        elif column not in row:
-            yield RawRecord(source.name, index, None, row, f"row of {len(values)} fields, without column {column!r}")
-        else:
-            yield _record(source.name, index, structure_from_cif, row.pop(column), row)
-
-
-def csv_header(source: SourceFile) -> list[str]:
-    """Column names of a CSV file.
-
-    Raises:
-        SourceError: The file cannot be read.
-    """
+def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, options: ReadOptions) -> RawRecord:
+    """Understand one row of a table; what is wrong with it becomes the record's reason."""
     try:
-        with source.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as text:
-            return next((row for row in csv.reader(text) if row), [])
-    except (OSError, EOFError) as error:
-        raise SourceError(f"{source.name}: cannot be read ({error})") from error
+        structure, fields = _from_mapping(row, options)
+    except _UnreadableRecord as error:
+        return RawRecord(source, index, None, error.fields, str(error), form)
+    return RawRecord(source, index, structure, fields, format=form)
 
 
-def _read_extxyz(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:  # noqa: ARG001
-    source = partition.files[0]
-    stream = io.BytesIO(partition.read())
-    for index, (length, is_frame) in enumerate(extxyz_pieces(stream), start=partition.first):
-        end = stream.tell()
-        text = stream.getbuffer()[end - length : end].tobytes().decode("utf-8", errors="replace")
-        if is_frame:
-            yield _extxyz_record(source.name, index, text.lstrip())
-        else:
-            reason = f"no number of atoms where a frame should begin: {text.strip()[:40]!r}"
-            yield RawRecord(source.name, index, None, reason=reason)
+class _UnreadableRecord(InvalidStructureError):
+    """A record without a structure that could be read, with its other fields."""
+
+    def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(reason)
+        self.fields = fields
 
 
-def _extxyz_record(source: str, index: int, frame: str) -> RawRecord:
+Understood = tuple[Structure, Mapping[str, Any], str | None]
+
+
+def _read_cif(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001 - one signature for all
+    structure, block = structure_from_cif(_text(document.content))
+    return structure, {"block": block}, None
+
+
+def _read_poscar(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
+    text = _text(document.content)
+    return structure_from_poscar(text), {"comment": text.split("\n", 1)[0].strip()}, None
+
+
+def _read_extxyz(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
     from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
 
-    try:
-        atoms = next(iter(read_extxyz(io.StringIO(frame), index=slice(0, 1))))
-    except Exception as error:  # noqa: BLE001 - ASE's parser raises whatever the text makes it stumble on
-        return RawRecord(source, index, None, reason=_one_line("frame does not parse", error))
-    fields: dict[str, Any] = {**atoms.info, **atoms.arrays}
-    if atoms.calc is not None:
-        fields.update(atoms.calc.results)
-    return _record(source, index, Structure.from_ase, atoms, fields)
+    with _parsing("frame does not parse"):
+        atoms = next(iter(read_extxyz(io.StringIO(_text(document.content).lstrip()), index=slice(0, 1))))
+    return Structure.from_ase(atoms), fields_of_atoms(atoms), None
 
 
-def _read_json(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
-    source = partition.files[0]
-    try:
-        content = json.loads(partition.read())
-    except ValueError as error:
-        yield RawRecord(source.name, 0, None, reason=_one_line("not valid JSON", error))
-        return
-    for index, (key, record) in enumerate(json_records(content)):
-        yield _json_record(source.name, index, key, record, options.structure_key)
+def _read_csv(document: Document, options: ReadOptions) -> Understood:
+    names, separator = _columns(document.header)
+    with _parsing("row does not parse"):
+        values = next(csv.reader([_text(document.content)], delimiter=separator))
+    row = dict(zip(names, values, strict=False))
+    if options.structure_field is not None and options.structure_field not in row:
+        where = f"without column {options.structure_field!r} (columns: {', '.join(names)})"
+        raise _UnreadableRecord(f"row of {len(values)} fields, {where}", row)
+    return (*_from_mapping(row, options), None)
 
 
-def _json_record(source: str, index: int, name: str | None, record: Any, key: str | None) -> RawRecord:
+def _read_json(document: Document, options: ReadOptions) -> Understood:
+    with _parsing("not valid JSON"):
+        record = _parsed_json(document.content)
     if not isinstance(record, Mapping):
-        return RawRecord(source, index, None, reason=f"no record but {type(record).__name__}")
-    named = {} if name is None else {"id": name}
-    if key is None and is_structure(record):
-        return _record(source, index, structure_from_pymatgen, record, named)
-    keys = structure_keys(record) if key is None else [key]
-    fields = {**named, **{field: value for field, value in record.items() if field not in keys}}
-    if len(keys) > 1:
-        reason = f"structures under {', '.join(keys)}; say which with --structure-key"
-        return RawRecord(source, index, None, fields, reason)
-    found = lookup(record, keys[0]) if keys else None
-    if not is_structure(found):
-        return RawRecord(source, index, None, fields, f"no pymatgen structure under {key or 'any key'}")
-    return _record(source, index, structure_from_pymatgen, found, fields)
+        raise InvalidStructureError(f"no record but {type(record).__name__}")
+    named = {} if document.name is None else {"id": document.name}
+    structure, fields = _from_mapping(record, options)
+    return structure, {**named, **fields}, None
 
 
-def _record(source: str, index: int, build: Any, content: Any, fields: Mapping[str, Any]) -> RawRecord:
-    """Build the structure of a record; a failure becomes its reason."""
+def _parsed_json(content: bytes) -> Any:
     try:
-        return RawRecord(source, index, build(content), fields)
+        return orjson.loads(content)
+    except ValueError:
+        return json.loads(_text(content))  # reads NaN and numbers beyond 64 bits too, which the standard has not
+
+
+def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Structure, Mapping[str, Any]]:
+    """The structure of a record, and its other fields.
+
+    Raises:
+        _UnreadableRecord: None, several, or one that cannot be read.
+    """
+    fields = record
+    try:
+        if options.structure_field is not None:
+            found = lookup(record, options.structure_field)
+            fields = {key: value for key, value in record.items() if key != options.structure_field}
+            if found is None:
+                raise _UnreadableRecord(f"nothing under {options.structure_field!r}", fields)
+            return structure_from_value(found), fields
+        if is_structure(record):
+            return structure_from_pymatgen(record), {"properties": record.get("properties") or {}}
+        if is_optimade(record):
+            attributes = record.get("attributes", record)
+            fields = {**attributes, **({"id": record["id"]} if "id" in record else {})}
+            return structure_from_optimade(attributes), fields
+        names = _structure_fields(record)
+        if names:
+            fields = {key: value for key, value in record.items() if key not in names}
+            if len(names) > 1:
+                raise _UnreadableRecord(f"several structures: {', '.join(names)}; name one by --structure-field", fields)
+            return structure_from_value(record[names[0]]), fields
+        return _structure_from_columns(record), fields
+    except _UnreadableRecord:
+        raise
     except InvalidStructureError as error:
-        return RawRecord(source, index, None, fields, str(error))
-    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
-        return RawRecord(source, index, None, fields, _one_line("structure does not parse", error))
+        raise _UnreadableRecord(str(error), fields) from error
 
 
-def _one_line(what: str, error: Exception) -> str:
-    return f"{what}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+def _structure_fields(record: Mapping[str, Any]) -> list[str]:
+    """The fields that hold a structure; a column `cif` before others of text."""
+    structured = structure_keys(record)
+    if structured:
+        return structured
+    texts = [key for key, value in record.items() if isinstance(value, str | bytes) and value]
+    named = [key for key in texts if key.lower() == "cif"]
+    return named[:1] or [
+        key for key in texts if len(record[key]) >= _SHORTEST_TEXT and _text_format(record[key]) is not None
+    ]
 
 
-_READERS = {
-    Format.CIF: _read_cif_files,
-    Format.CSV: _read_csv,
+def _text_format(value: str | bytes) -> Format | None:
+    """The format of a text that holds one structure."""
+    head = value[:4096]
+    found = detect(head.encode() if isinstance(head, str) else head)
+    if found is Format.JSON:
+        return found if '"sites"' in str(value) else None
+    return found if found in (Format.CIF, Format.POSCAR) else None
+
+
+def structure_from_value(value: Any) -> Structure:
+    """Read a structure as it may stand in a field: CIF or POSCAR text, pymatgen's or OPTIMADE's JSON.
+
+    Raises:
+        InvalidStructureError: None of these, or not readable.
+    """
+    if isinstance(value, str | bytes):
+        form = _text_format(value)
+        if form is Format.POSCAR:
+            return structure_from_poscar(_text(value))
+        if form is Format.JSON:
+            with _parsing("not valid JSON"):
+                value = _parsed_json(value if isinstance(value, bytes) else value.encode())
+        else:
+            return structure_from_cif(_text(value))[0]
+    if is_structure(value):
+        return structure_from_pymatgen(value)
+    if is_optimade(value):
+        return structure_from_optimade(value.get("attributes", value))
+    raise InvalidStructureError(f"no structure but {type(value).__name__}")
+
+
+def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
+    lattice, cartesian, fractional, species, pbc = (
+        next((row[name] for name in names if row.get(name) is not None), None)
+        for names in (_LATTICE, _CARTESIAN, _FRACTIONAL, _SPECIES, _PBC)
+    )
+    if species is None or (cartesian is None and fractional is None):
+        keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
+        raise InvalidStructureError(f"no structure in any field (fields: {keys}); name it by --structure-field")
+    with _parsing("structure does not parse"):
+        numbers = _numbers(species)
+        if isinstance(lattice, Mapping):  # pymatgen's dictionary form
+            lattice = lattice["matrix"]
+        axes = np.ones(3, dtype=bool) if pbc is None else np.array(pbc, dtype=bool)
+        if cartesian is not None:
+            return Structure.from_cartesian(numbers, _array(cartesian), _array(lattice), axes & (lattice is not None))
+        cell = _array(lattice)
+        return Structure.from_cartesian(numbers, _array(fractional) @ cell, cell, axes)
+
+
+def _numbers(species: Any) -> Any:
+    from .elements import atomic_number  # noqa: PLC0415
+
+    return [atomic_number(item, f"atom {at}") if isinstance(item, str) else item for at, item in enumerate(species)]
+
+
+def _array(value: Any) -> Any:
+    return None if value is None else np.array([list(row) for row in value], dtype=np.float64)
+
+
+def structure_from_poscar(text: str) -> Structure:
+    """Read VASP's POSCAR, with ASE.
+
+    Raises:
+        InvalidStructureError: It does not parse.
+    """
+    from ase.io.vasp import read_vasp  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    with _parsing("POSCAR does not parse"):
+        atoms = read_vasp(io.StringIO(text))
+    return Structure.from_ase(atoms)
+
+
+def fields_of_atoms(atoms: Any) -> dict[str, Any]:
+    """Everything that an `ase.Atoms` carries beside its structure; what its calculator found before the rest."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    return {**atoms.info, **atoms.arrays, **results}
+
+
+class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
+    """Turn whatever a parser stumbles on into one reason."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InvalidStructureError | MemoryError):
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InvalidStructureError(f"{self.what}: {detail}") from error
+
+
+@lru_cache(maxsize=1024)
+def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
+    """Names of the columns of a table, and what separates them."""
+    text = _text(header).strip("\r\n")
+    separator = max(",;\t", key=text.count)
+    return tuple(next(csv.reader([text], delimiter=separator), ())), separator
+
+
+def _text(content: str | bytes) -> str:
+    """Text in UTF-8, or else in Latin-1, which names of people in old files are written in."""
+    if isinstance(content, str):
+        return content
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def read_documents(items: Iterable[Document], options: ReadOptions) -> Iterator[RawRecord]:
+    """Understand documents one after the other."""
+    return (read_document(item, options) for item in items)
+
+
+_READERS: dict[Format, Callable[[Document, ReadOptions], Understood]] = {
+    Format.CIF: _read_cif,
+    Format.POSCAR: _read_poscar,
     Format.EXTXYZ: _read_extxyz,
+    Format.CSV: _read_csv,
     Format.JSON: _read_json,
+    Format.JSONL: _read_json,
 }

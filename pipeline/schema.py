@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from .errors import LabelError
-from .labels import ENERGY, FORCES, STRESS, LabelMapping
+from .labels import LabelMapping, Quantity
 
 GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
+_TENSOR_DIMS = {3: CARTESIAN, 6: "voigt"}
 TEXT = "text"
 # Scores carry the columns of their store along, beside these.
 SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "formula", "volume")
 
-STATUS_MEANINGS = ("ok", "duplicate_with_other_labels")
-STATUS_OTHER_LABELS = STATUS_MEANINGS.index("duplicate_with_other_labels")
+# What may be said of a stored structure; several may hold, so each has a bit.
+STATUS_MASKS = {
+    "duplicate_with_other_labels": 1,
+    "isolated_atoms": 2,
+    "label_breaks_symmetry": 4,
+    "repeated_id": 8,
+}
+STATUS_OTHER_LABELS, STATUS_ISOLATED_ATOMS, STATUS_FORBIDDEN_TENSOR, STATUS_REPEATED_ID = STATUS_MASKS.values()
+
+
+class Dedup(StrEnum):
+    """What counts as the same structure twice."""
+
+    EXACT = "exact"  # the same cell, coordinates and order of sites
+    CRYSTAL = "crystal"  # the same crystal, in whatever cell, origin, order and orientation
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +47,28 @@ class ArraySpec:
         dims: Names of its dims; the first is the one that it is sharded along.
         dtype: A numpy type name, or `TEXT`.
         attrs: Units, a description, CF flags.
+        sizes: Of the dims behind the first, where they are not in `FIXED_DIMS`.
     """
 
     name: str
     dims: tuple[str, ...]
     dtype: str
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Sizes of the dims behind the first."""
+        return tuple(FIXED_DIMS[dim] for dim in self.dims[1:]) if self.sizes is None else self.sizes
 
     def shape(self, length: int) -> tuple[int, ...]:
         """The shape of an array with `length` rows."""
-        return (length, *(FIXED_DIMS[dim] for dim in self.dims[1:]))
+        return (length, *self.inner)
+
+
+def masks(meanings: Mapping[str, int]) -> dict[str, Any]:
+    """CF attributes of a status array of which several may hold."""
+    return {"flag_masks": list(meanings.values()), "flag_meanings": " ".join(meanings)}
 
 
 def flags(meanings: tuple[str, ...]) -> dict[str, Any]:
@@ -64,7 +91,7 @@ _GRAPH_ARRAYS = (
     _spec("structure_hash", (STRUCTURE, HASH_BYTE), "uint8", "content hash of elements, cell and coordinates"),
     replace(
         _spec("status", (STRUCTURE,), "uint8", "what is known of the structure"),
-        attrs={"description": "what is known of the structure", **flags(STATUS_MEANINGS)},
+        attrs={"description": "what is known of the structure; 0 = nothing amiss", **masks(STATUS_MASKS)},
     ),
     _spec("source", (STRUCTURE,), TEXT, "file that the structure came from"),
     _spec("source_index", (STRUCTURE,), "int64", "place in that file, from 0", "1"),
@@ -81,18 +108,18 @@ _GRAPH_ARRAYS = (
     ),
 )
 
-_LABEL_DIMS = {
-    ENERGY: ((STRUCTURE,), "total energy"),
-    FORCES: ((ATOM, CARTESIAN), "forces"),
-    STRESS: ((STRUCTURE, CARTESIAN, CARTESIAN_2), "stress (1/V) dE/d(strain), positive under tension as in ASE"),
-}
-
-
-def label_spec(name: str, units: str) -> ArraySpec:
-    """The array of a label; any name but energy, forces and stress is a number per structure."""
-    dims, description = _LABEL_DIMS.get(name, ((STRUCTURE,), name.replace("_", " ")))
-    spec = _spec(name, dims, "float64", f"{description}; NaN = absent", units)
-    return replace(spec, attrs={**spec.attrs, "role": "label"})
+def label_spec(name: str, quantity: Quantity) -> ArraySpec:
+    """The array of a label."""
+    dims = [ATOM if quantity.per == "atom" else STRUCTURE]
+    for size in quantity.shape:
+        dim = _TENSOR_DIMS.get(size, f"{name}_component") if quantity.tensor else f"{name}_component"
+        place = sum(known == dim or known.startswith(f"{dim}_") for known in dims) + 1
+        dims.append(dim if place == 1 else f"{dim}_{place}")  # a dim that is there twice breaks xarray's to_dataframe
+    description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
+    if "voigt" in dims:
+        description += "; Voigt order xx, yy, zz, yz, xz, xy"
+    spec = _spec(name, tuple(dims), "float64", description, (quantity.unit or "").replace("**", "^"))
+    return replace(spec, attrs={**spec.attrs, "role": "label"}, sizes=quantity.shape)
 
 
 def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
@@ -106,7 +133,7 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
         if name in taken:
             raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken, or said twice")
         taken.append(name)
-    labels = tuple(label_spec(name, mapping.unit_in_store(name)) for name in mapping.labels)
+    labels = tuple(label_spec(name, mapping.quantity(name)) for name in mapping.labels)
     columns = tuple(
         ArraySpec(name, (STRUCTURE,), TEXT, {"description": f"input column {name}", "role": "column"})
         for name in mapping.columns
@@ -114,9 +141,9 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
     return (*_GRAPH_ARRAYS, *labels, *columns)
 
 
-def empty_rows(spec: ArraySpec, length: int) -> np.ndarray[Any, Any]:
-    """Rows of an array that nothing was found for."""
+def empty_rows(spec: ArraySpec, length: int) -> Any:
+    """Rows of an array that nothing was found for: a list of text, or an array of numbers."""
     if spec.dtype == TEXT:
-        return np.full(length, "", dtype="U1")
+        return [""] * length
     fill = np.nan if spec.dtype.startswith("float") else 0
     return np.full(spec.shape(length), fill, dtype=spec.dtype)

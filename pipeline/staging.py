@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .cluster import run_tasks
+from .cluster import Salvage, run_tasks
 from .compaction import Compaction, create_arrays, shard_tasks, write_shard
-from .errors import OutputExistsError
+from .errors import EquiscreenError, OutputExistsError
 from .lock import locked
-from .parts import Receipt, committed, write_text_atomically
+from .parts import PartKey, Receipt, committed, write_text_atomically
 from .progress import ProgressReport
+from .target import Target
 
 Task = TypeVar("Task")
 
@@ -26,11 +27,11 @@ class Staging:
     """Folders of a run in progress.
 
     Attributes:
-        out: The output that will appear at the end, an absolute path.
-        folder: ``OUT.partial``.
+        out: The output that will appear at the end.
+        folder: ``OUT.partial``, on a file system that all workers see.
     """
 
-    out: Path
+    out: Target
     folder: Path
 
     @property
@@ -43,26 +44,54 @@ class Staging:
         """The store while it is being written."""
         return self.folder / "store"
 
+    @property
+    def pieces(self) -> Path:
+        """Folder of what is cut from sources for the tasks to read."""
+        return self.folder / "pieces"
+
+    def receipts(self) -> dict[PartKey, Receipt]:
+        """Of all parts that are complete, also of earlier runs."""
+        return {receipt.key: receipt for receipt in committed(self.parts)}
+
     def publish(self) -> None:
         """Give the finished store its name, in the place of an older one, and remove the parts."""
-        if self.out.exists():
-            self.out.rename(self.folder / "replaced")
-        self.store.rename(self.out)
+        if self.out.path is None:
+            self.out.upload(self.store)
+        else:
+            if self.out.path.exists():
+                self.out.path.rename(self.replaced)
+            self.store.rename(self.out.path)
         self.discard()
+
+    @property
+    def replaced(self) -> Path:
+        """Where an older store waits to be removed."""
+        return self.folder / "replaced"
 
     def discard(self) -> None:
         """Remove the parts, when nothing can come of them or all is done."""
         shutil.rmtree(self.folder)
 
 
+    @contextmanager
+    def discarded_if_new(self) -> Iterator[None]:
+        """Leave nothing behind if a check fails before anything was done."""
+        try:
+            yield
+        except EquiscreenError:
+            if not any(self.parts.glob("[0-9]*.json")):
+                self.discard()
+            raise
+
+
 @contextmanager
 def staged(
-    out: Path, identity: Mapping[str, Any], inputs: Iterable[Path] = (), *, overwrite: bool = False
+    out: str | Path, identity: Mapping[str, Any], inputs: Iterable[Path] = (), *, overwrite: bool = False
 ) -> Iterator[Staging]:
     """Open or take up the run that writes `out`, holding its lock.
 
     Args:
-        out: The output.
+        out: The output, a path or a URL.
         identity: Everything that the result depends on. A run can only be resumed with an equal one.
         inputs: What is read; the output may not hold or replace any of it.
         overwrite: Replace an existing output, when the new one is finished, and an unfinished run of other settings.
@@ -70,16 +99,18 @@ def staged(
     Raises:
         OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
     """
-    out = out.resolve()
-    check_place(out, inputs)
-    staging = Staging(out, out.with_name(f"{out.name}.partial"))
-    _check_free(out, overwrite=overwrite)
+    target = Target.of(out)
+    if target.path is not None:
+        check_place(target.path, inputs)
+    staging = Staging(target, target.working_folder)
+    recover(target)
+    _check_free(target, overwrite=overwrite)
     try:
         staging.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
     with locked(staging.folder / "lock"):
-        _check_free(out, overwrite=overwrite)  # again: a run may have ended since
+        _check_free(target, overwrite=overwrite)  # again: a run may have ended since
         plan = staging.folder / "plan.json"
         wanted = json.loads(json.dumps(identity))
         if plan.exists():
@@ -87,6 +118,7 @@ def staged(
             different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             if different and overwrite:
                 shutil.rmtree(staging.parts, ignore_errors=True)
+                shutil.rmtree(staging.pieces, ignore_errors=True)
             elif different and any(staging.parts.glob("[0-9]*.json")):
                 raise OutputExistsError(
                     f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
@@ -94,9 +126,17 @@ def staged(
                 )
         write_text_atomically(plan, json.dumps(wanted, indent=1))
         staging.parts.mkdir(exist_ok=True)
+        staging.pieces.mkdir(exist_ok=True)
         for scratch in staging.parts.glob(".*"):  # of tasks that were killed; the lock says that none is at work
-            scratch.unlink()
+            scratch.unlink(missing_ok=True)
         yield staging
+
+
+def recover(target: Target) -> None:
+    """Bring back a store that was about to be replaced when the run was killed between two renames."""
+    replaced = target.working_folder / "replaced"
+    if target.path is not None and replaced.exists() and not target.path.exists():
+        replaced.rename(target.path)
 
 
 def check_place(out: Path, inputs: Iterable[Path]) -> None:
@@ -110,41 +150,51 @@ def check_place(out: Path, inputs: Iterable[Path]) -> None:
             raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
 
 
-def _check_free(out: Path, *, overwrite: bool) -> None:
-    if not out.exists():
+def _check_free(target: Target, *, overwrite: bool) -> None:
+    if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{out}: exists; choose another --out, or say --overwrite")
-    if not (out / "zarr.json").is_file() or "equiscreen-" not in (out / "zarr.json").read_text():
-        raise OutputExistsError(f"{out}: exists and is no store of equiscreen, so it is not overwritten")
+        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+    if not target.is_ours():
+        raise OutputExistsError(f"{target}: exists and is no store of equiscreen, so it is not overwritten")
 
 
 def make_parts(
     client: Any,
     staging: Staging,
     function: Callable[[Task], Receipt],
-    tasks: Mapping[int, Task],
+    tasks: Iterable[Task],
     progress: ProgressReport,
-) -> dict[int, Receipt]:
-    """Run the tasks whose parts are not there yet.
+    salvage: Salvage[Task] | None = None,
+) -> list[Receipt]:
+    """Run tasks, each of which leaves a part.
 
     Args:
         client: Dask client.
         staging: The run.
         function: Makes one part.
-        tasks: By part number.
+        tasks: Those whose parts are not there yet.
         progress: Advanced by what each part has read.
+        salvage: See `run_tasks`.
 
     Returns:
         The receipts of all parts, in order.
     """
-    receipts = {number: receipt for number, receipt in committed(staging.parts).items() if number in tasks}
-    progress.advance(sum(receipt.counts["read"] for receipt in receipts.values()))
-    missing: Iterable[Task] = [task for number, task in tasks.items() if number not in receipts]
-    for receipt in run_tasks(client, function, missing):
-        receipts[receipt.number] = receipt
+    done = staging.receipts()
+    progress.advance(sum(receipt.counts["read"] for receipt in done.values()))
+    for receipt in run_tasks(client, function, tasks, salvage):
+        done[receipt.key] = receipt
         progress.advance(receipt.counts["read"])
-    return dict(sorted(receipts.items()))
+    return whole_parts(done.values())
+
+
+def whole_parts(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Parts in order, each item once: a part of a whole partition stands for those of its pieces."""
+    kept: list[Receipt] = []
+    for receipt in sorted(receipts, key=lambda receipt: (receipt.number, receipt.begin, -receipt.end)):
+        if not kept or kept[-1].number != receipt.number or receipt.begin >= kept[-1].end:
+            kept.append(receipt)
+    return kept
 
 
 def compact(client: Any, compaction: Compaction) -> dict[str, str]:

@@ -4,47 +4,84 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from zarr.storage import FsspecStore
 
 from .block import GraphBlock, starts
-from .compaction import CHECKSUMS_FILE, stored_digests
+from .compaction import CHECKSUMS_FILE, offsets_of, stored_digests
 from .errors import StoreError
-from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE
+from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 
 _BLOCK_ARRAYS = {
-    STRUCTURE: ("n_atoms", "n_edges", "cell", "pbc"),
     ATOM: ("atomic_number", "frac_coord", "n_neighbors"),
     EDGE: ("neighbor", "image"),
 }
 
 
-def open_root(path: Path, *schemas: str) -> zarr.Group:
+# Requests under way at once to a server that does not list its files.
+_REQUESTS = 16
+
+
+def location(path: str | Path) -> Path | str:
+    """A URL (``s3://...``, ``https://...``) as it stands, for a `Path` would eat a slash; or a path."""
+    return path if isinstance(path, str) and "://" in path else Path(path)
+
+
+def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     """Open the root of a finished store of one of some schemas.
 
+    Args:
+        path: A local path, or a URL that fsspec knows. Credentials are taken from where its file system looks for
+            them: for ``s3://`` the AWS configuration, with AWS_ENDPOINT_URL for other servers.
+        schemas: That are wanted.
+
     Raises:
-        StoreError: Missing, unfinished, no store, or of another schema.
+        StoreError: Missing, out of reach, unfinished, no store, or of another schema.
     """
-    if not path.exists():
-        if path.with_name(f"{path.name}.partial").exists():
-            raise StoreError(f"{path}: unfinished; run the command that writes it again to resume it")
-        raise StoreError(f"{path}: no such store")
-    try:
-        root = zarr.open_group(path, mode="r")
-    except (OSError, ValueError, KeyError, zarr.errors.GroupNotFoundError) as error:
-        raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
+    place = location(path)
+    root = _open_local(place) if isinstance(place, Path) else _open_url(place)
     found = root.attrs.get("schema")
     if found not in schemas:
         raise StoreError(f"{path}: schema {found!r} where {' or '.join(map(repr, schemas))} is wanted")
     if root.attrs.get("complete") is not True:
         raise StoreError(f"{path}: unfinished; write it again")
     return root
+
+
+def _open_local(path: Path) -> zarr.Group:
+    if not path.exists():
+        if path.with_name(f"{path.name}.partial").exists():
+            raise StoreError(f"{path}: unfinished; run the command that writes it again to resume it")
+        raise StoreError(f"{path}: no such store")
+    try:
+        return zarr.open_group(path, mode="r")
+    except (OSError, ValueError, KeyError, zarr.errors.GroupNotFoundError) as error:
+        raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
+
+
+def _open_url(url: str) -> zarr.Group:
+    try:
+        return zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+        raise StoreError(f"{url}: no such store") from error
+    except Exception as error:  # each file system has errors of its own
+        raise StoreError(f"{url}: cannot be opened ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 class GraphStore:
@@ -56,24 +93,55 @@ class GraphStore:
         ...     print(len(block), block.n_edges.sum())
 
     Args:
-        path: The store.
+        path: The store: a local path, or a URL (see `open_root`).
+
+    Attributes:
+        path: Where it is: a `Path`, or the URL as it was given.
 
     Raises:
-        StoreError: Missing, unfinished or damaged.
+        StoreError: Missing, out of reach, unfinished or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._root = open_root(self.path, GRAPH_SCHEMA)
+        self.path: Path | str = location(path)
+        self._root = open_root(path, GRAPH_SCHEMA)
+        self._arrays: dict[str, zarr.Array[Any]] = dict(self._root.arrays())
         self.attrs: Mapping[str, Any] = dict(self._root.attrs)
         try:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: its attributes lack {error}; featurize again") from error
-        self._check_shards()
+        missing = self._missing_shards()
+        if missing:
+            name, _, shard = missing[0].partition("/c/")
+            number = shard.split("/")[0]
+            raise StoreError(f"{self.path}: damaged: shard {number} of {name!r} is missing; featurize again")
 
     def __len__(self) -> int:
         return self._array("n_atoms").shape[0]
+
+    @cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Its arrays."""
+        found = {}
+        for name, array in sorted(self._arrays.items()):
+            dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
+            dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
+            found[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
+        return found
+
+    def table(self, name: str) -> pa.Table:
+        """One of the tables in the store: failures.parquet, duplicates.parquet.
+
+        Raises:
+            StoreError: Missing or damaged.
+        """
+        fs, path = url_to_fs(str(self.path))
+        try:
+            with fs.open(f"{path}/{name}", "rb") as file:
+                return pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.path}: {name} cannot be read ({error})") from error
 
     @cached_property
     def n_atoms(self) -> NDArray[np.int32]:
@@ -89,10 +157,30 @@ class GraphStore:
     def label_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Names of the labels per structure, and per atom."""
         names: dict[str, list[str]] = {STRUCTURE: [], ATOM: []}
-        for name, array in sorted(self._root.arrays()):
+        for name, array in sorted(self._arrays.items()):
             if array.attrs.get("role") == "label":
                 names[self._dim(array)].append(name)
         return tuple(names[STRUCTURE]), tuple(names[ATOM])
+
+    def label_shape(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape of one row of a label, and its units."""
+        array = self._array(name)
+        return array.shape[1:], str(array.attrs.get("units", ""))
+
+    @cached_property
+    def offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First atom and first edge of every structure, and the total: int64[n_structures + 1] each.
+
+        Reading all structures begins with this: blocks are then found without looking their counts up again.
+
+        Raises:
+            StoreError: Damaged data.
+        """
+        atoms, edges = offsets_of(self.n_atoms), offsets_of(self.n_edges)  # type: ignore[arg-type]
+        for name, found in (("atom_start", atoms), ("edge_start", edges)):
+            if not np.array_equal(self.column(name), found[:-1]):
+                raise StoreError(f"{self.path}: damaged: {name} and the counts disagree")
+        return atoms, edges
 
     @cached_property
     def elements(self) -> NDArray[np.uint8]:
@@ -111,21 +199,28 @@ class GraphStore:
         """
         return self._rows(name, start, self._array(name).shape[0] if stop is None else stop)
 
-    def block(self, start: int, stop: int, labels: bool = True) -> GraphBlock:
-        """Read the structures from `start` up to `stop`, with their labels if wanted.
+    def block(self, start: int, stop: int, labels: bool | Collection[str] = True) -> GraphBlock:
+        """Read the structures from `start` up to `stop`.
+
+        Args:
+            start: First structure.
+            stop: One past the last.
+            labels: All, none, or those of some names (where the store has them).
 
         Raises:
             StoreError: Damaged data.
         """
-        by_structure = {name: self._rows(name, start, stop) for name in _BLOCK_ARRAYS[STRUCTURE]}
-        atoms = self._span("atom_start", by_structure["n_atoms"], start, stop)
-        edges = self._span("edge_start", by_structure["n_edges"], start, stop)
+        counts, atoms, edges = self._counts_and_spans(start, stop)
         arrays = {
-            **by_structure,
+            **counts,
+            **{name: self._rows(name, start, stop) for name in ("cell", "pbc")},
             **{name: self._rows(name, *atoms) for name in _BLOCK_ARRAYS[ATOM]},
             **{name: self._rows(name, *edges) for name in _BLOCK_ARRAYS[EDGE]},
         }
-        per_structure, per_atom = self.label_names if labels else ((), ())
+        per_structure, per_atom = (
+            [name for name in names if (labels if isinstance(labels, bool) else name in labels)]
+            for names in self.label_names
+        )
         block = GraphBlock(
             **arrays,
             structure_labels={name: self._rows(name, start, stop) for name in per_structure},
@@ -135,7 +230,9 @@ class GraphStore:
             raise StoreError(f"{self.path}: damaged: neighbour counts and edges of structures {start}-{stop} disagree")
         return block
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None, labels: bool = True) -> Iterator[GraphBlock]:
+    def blocks(
+        self, size: int, start: int = 0, stop: int | None = None, labels: bool | Collection[str] = True
+    ) -> Iterator[GraphBlock]:
         """Read blocks of `size` structures, in order."""
         end = len(self) if stop is None else min(stop, len(self))
         for begin in range(start, end, size):
@@ -148,14 +245,15 @@ class GraphStore:
             The names of damaged shards; empty if all is well.
         """
         try:
-            text = (self.path / CHECKSUMS_FILE).read_text()
+            files, root = url_to_fs(str(self.path))
+            text = files.cat_file(f"{root}/{CHECKSUMS_FILE}").decode()
             recorded: dict[str, str] = json.loads(text)
         except (OSError, ValueError):
             return [CHECKSUMS_FILE]
         if hashlib.sha256(text.encode()).hexdigest() != self.store_hash:
             return [CHECKSUMS_FILE]
         damaged = []
-        for name, array in sorted(self._root.arrays()):
+        for name, array in sorted(self._arrays.items()):
             try:
                 for key, digest in stored_digests(self._root, {name: self._dim(array)}):
                     if recorded.get(key) != digest:
@@ -170,23 +268,34 @@ class GraphStore:
 
     def _array(self, name: str) -> zarr.Array[Any]:
         try:
-            array = self._root[name]
+            return self._arrays[name]
         except KeyError as error:
             raise StoreError(f"{self.path}: has no array {name!r}") from error
-        if not isinstance(array, zarr.Array):
-            raise StoreError(f"{self.path}: {name!r} is no array")
-        return array
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        array = self._array(name)
         try:
-            return np.asarray(self._array(name)[start:stop])
-        except StoreError:
-            raise
+            return np.asarray(array[start:stop])
         except Exception as error:
+            if isinstance(self.path, str):  # what failed may be the network as well
+                raise StoreError(f"{self.path}: array {name!r} cannot be read ({_first_line(error)})") from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
                 "`equiscreen info --verify` lists what is; featurize again"
             ) from error
+
+    def _counts_and_spans(
+        self, start: int, stop: int
+    ) -> tuple[dict[str, NDArray[np.int32]], tuple[int, int], tuple[int, int]]:
+        """Counts of some structures, and the first and last row of their atoms and of their edges."""
+        if "offsets" in vars(self):
+            counts = {"n_atoms": self.n_atoms[start:stop], "n_edges": self.n_edges[start:stop]}
+            atoms, edges = ((int(offsets[start]), int(offsets[stop])) for offsets in self.offsets)
+            return counts, atoms, edges
+        counts = {name: self._rows(name, start, stop) for name in ("n_atoms", "n_edges")}
+        atoms = self._span("atom_start", counts["n_atoms"], start, stop)
+        edges = self._span("edge_start", counts["n_edges"], start, stop)
+        return counts, atoms, edges
 
     def _span(self, name: str, counts: NDArray[np.int32], start: int, stop: int) -> tuple[int, int]:
         """First and last row of the atoms or edges of some structures, checked against their counts."""
@@ -197,11 +306,32 @@ class GraphStore:
             raise StoreError(f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree")
         return int(first[0]), int(first[-1]) + int(counts[-1])
 
-    def _check_shards(self) -> None:
-        """A missing shard would read as zeros, so look for the files of all of them."""
-        for name, array in self._root.arrays():
+    def _missing_shards(self) -> list[str]:
+        """A missing shard would read as zeros, so the files of all of them are looked for, in one listing."""
+        expected: list[str] = []
+        for name, array in self._arrays.items():
             rows = (array.shards or array.chunks)[0]
             tail = "/0" * (array.ndim - 1)
-            for shard in range(-(-array.shape[0] // rows)):
-                if not (self.path / name / f"c/{shard}{tail}").is_file():
-                    raise StoreError(f"{self.path}: damaged: shard {shard} of {name!r} is missing; featurize again")
+            expected.extend(f"{name}/c/{shard}{tail}" for shard in range(-(-array.shape[0] // rows)))
+        try:
+            files, root = url_to_fs(str(self.path))
+            files.invalidate_cache()  # of an older listing, in which the store may not have been finished
+            found = {str(file)[len(root) :].lstrip("/") for file in _listing(files, root)}
+            missing = [file for file in expected if file not in found]
+            if isinstance(self.path, Path) or not missing:
+                return missing
+            # A plain web server has no listing, or one of its own making.
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                exist = pool.map(files.exists, [f"{root}/{file}" for file in missing])
+                return [file for file, there in zip(missing, exist, strict=True) if not there]
+        except Exception as error:
+            raise StoreError(f"{self.path}: its files cannot be listed ({_first_line(error)})") from error
+
+
+def _listing(files: Any, root: str) -> Sequence[str]:
+    """All files below a folder; none where the server has no listing."""
+    try:
+        found: Sequence[str] = files.find(root)
+    except FileNotFoundError:
+        return ()
+    return found

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -58,18 +59,23 @@ class Structure:
                 cell without volume.
         """
         axes = np.array(pbc, dtype=bool)
-        lattice = np.array(cell, dtype=np.float64).reshape(3, 3)
-        frac = np.array(frac_coord, dtype=np.float64).reshape(-1, 3)
-        atomic_number = _checked_numbers(numbers)
-        if len(atomic_number) != len(frac):
-            raise InvalidStructureError(f"{len(atomic_number)} elements for {len(frac)} coordinates")
-        if not np.isfinite(frac).all():
-            atom = int(np.flatnonzero(~np.isfinite(frac).all(axis=1))[0])
+        lattice = np.array(cell, dtype=np.float64, order="C").reshape(3, 3)
+        frac = np.array(frac_coord, dtype=np.float64, order="C").reshape(-1, 3)
+        values = np.array(numbers).reshape(-1)
+        if len(values) != len(frac):
+            raise InvalidStructureError(f"{len(values)} elements for {len(frac)} coordinates")
+        if len(values) == 0:
+            raise InvalidStructureError("no atoms")
+        if len(values) > MAX_ATOMS:
+            raise InvalidStructureError(f"too many atoms ({len(values)}, more than {MAX_ATOMS})")
+        fault, atom = _validate(values.astype(np.int64, copy=False), frac, lattice, axes)
+        if fault == _NO_ELEMENT:
+            raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {values[atom]})")
+        if fault == _NOT_FINITE:
             raise InvalidStructureError(f"coordinates that are not finite (atom {atom})")
-        _check_cell(lattice)
-        frac[:, axes] -= np.floor(frac[:, axes])
-        frac[:, axes] = np.where(frac[:, axes] >= 1.0, 0.0, frac[:, axes])  # -1e-17 wraps to exactly 1
-        return cls(atomic_number, lattice, frac, axes)
+        if fault == _BAD_CELL:
+            _check_cell(lattice)
+        return cls(values.astype(np.uint8), lattice, frac, axes)
 
     @classmethod
     def from_cartesian(
@@ -127,37 +133,67 @@ class Structure:
 
         Two files that hold the same structure have the same hash; another order of sites is another structure.
         """
-        grid = round(1 / HASH_QUANTUM)
-        frac = np.rint(self.frac_coord / HASH_QUANTUM).astype("<i8")
-        frac[:, self.pbc] %= grid
-        digest = hashlib.blake2b(digest_size=HASH_BYTES, person=b"equiscreen-1")
-        digest.update(np.uint32(len(self)).astype("<u4").tobytes())
-        digest.update(self.pbc.astype("u1").tobytes())
-        digest.update(self.atomic_number.tobytes())
-        digest.update(np.rint(self.cell / HASH_QUANTUM).astype("<i8").tobytes())
-        digest.update(frac.tobytes())
-        return digest.digest()
-
-
-def _checked_numbers(numbers: ArrayLike) -> NDArray[np.uint8]:
-    values: NDArray[Any] = np.array(numbers).reshape(-1)
-    if len(values) == 0:
-        raise InvalidStructureError("no atoms")
-    if len(values) > MAX_ATOMS:
-        raise InvalidStructureError(f"{len(values)} atoms, more than {MAX_ATOMS}")
-    wrong = (values < 1) | (values > MAX_ATOMIC_NUMBER)
-    if wrong.any():
-        atom = int(np.flatnonzero(wrong)[0])
-        raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {values[atom]})")
-    return values.astype(np.uint8)
+        cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
+        content = b"".join((
+            len(self).to_bytes(4, "little"),
+            self.pbc.tobytes(),
+            self.atomic_number.tobytes(),
+            cell.astype("<i8", copy=False).tobytes(),
+            frac.astype("<i8", copy=False).tobytes(),
+        ))
+        return hashlib.blake2b(content, digest_size=HASH_BYTES, person=b"equiscreen-1").digest()
 
 
 def _check_cell(cell: NDArray[np.float64]) -> None:
-    if not np.isfinite(cell).all():
+    relative_volume = _relative_volume(cell)
+    if not np.isfinite(relative_volume):
         raise InvalidStructureError("cell that is not finite")
-    edges = float(np.prod(np.linalg.norm(cell, axis=1)))
-    if edges == 0.0 or abs(np.linalg.det(cell)) < FLAT_CELL * edges:
+    if relative_volume < FLAT_CELL:
         raise InvalidStructureError("cell of zero volume")
+
+
+_VALID, _NO_ELEMENT, _NOT_FINITE, _BAD_CELL = range(4)
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _validate(numbers, frac, cell, pbc):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """Wrap coordinates along periodic axes, in place. What is wrong first, and the atom that it is wrong with."""
+    for i in range(frac.shape[0]):
+        if numbers[i] < 1 or numbers[i] > MAX_ATOMIC_NUMBER:
+            return _NO_ELEMENT, i
+        for axis in range(3):
+            x = frac[i, axis]
+            if not np.isfinite(x):
+                return _NOT_FINITE, i
+            if pbc[axis]:
+                x -= np.floor(x)
+                frac[i, axis] = 0.0 if x >= 1.0 else x  # -1e-17 wraps to exactly 1
+    return (_VALID if _relative_volume(cell) >= FLAT_CELL else _BAD_CELL), 0
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _relative_volume(cell):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """Volume over the product of the edges; 0 for a cell with an edge of zero length."""
+    volume, edges = 0.0, 1.0
+    for axis in range(3):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        volume += cell[0, axis] * (cell[1, i] * cell[2, j] - cell[1, j] * cell[2, i])
+        edges *= np.sqrt(cell[axis, 0] ** 2 + cell[axis, 1] ** 2 + cell[axis, 2] ** 2)
+    return abs(volume) / edges if edges != 0.0 else 0.0
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _quantised(cell, frac, pbc):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    """Cell and coordinates as multiples of `HASH_QUANTUM`, int64; periodic coordinates modulo 1."""
+    grid = np.int64(round(1 / HASH_QUANTUM))
+    whole_cell, whole_frac = np.empty((3, 3), dtype=np.int64), np.empty(frac.shape, dtype=np.int64)
+    for axis in range(3):
+        for i in range(3):
+            whole_cell[i, axis] = np.int64(np.rint(cell[i, axis] / HASH_QUANTUM))
+        for i in range(frac.shape[0]):
+            x = np.int64(np.rint(frac[i, axis] / HASH_QUANTUM))
+            whole_frac[i, axis] = x % grid if pbc[axis] else x
+    return whole_cell, whole_frac
 
 
 def _completed_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .block import GraphBlock
-from .neighbors import edge_keys
+from .errors import InvalidStructureError
 
 INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "structure", "volume")
 
@@ -46,40 +47,62 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
     """Lay out all structures of a block as one padded table.
 
     Args:
-        block: Graphs whose cutoff is at least `cutoff`.
+        block: Graphs whose cutoff is at least `cutoff`, their edges sorted by (receiver, image, neighbour).
         cutoff: The network's cutoff, angstrom; longer edges are left out.
-        dtype: Of the vectors.
+        dtype: Of the vectors, float32 or float64.
+
+    Raises:
+        InvalidStructureError: Edges that are not sorted or have no opposite, or counts that do not add up.
     """
-    vectors = block.displacements()
-    # The sum of squares of opposite vectors is equal to the last bit, so the cut keeps the list symmetric.
-    within = (vectors * vectors).sum(axis=1) < cutoff * cutoff
-    receiver, sender = block.receiver[within], block.sender[within]
-    n_atoms = len(block.atomic_number)
-    degree = np.bincount(receiver, minlength=n_atoms)
-    slots = max(1, int(degree.max(initial=0)))
-    rank = np.arange(len(receiver)) - np.repeat(np.cumsum(degree) - degree, degree)
-    flat = receiver * slots + rank
+    from .table_kernels import fill_slots, number_slots  # noqa: PLC0415 - numba takes half a second to import
 
-    image = block.image[within].astype(np.int64)
-    # Edges are sorted by (receiver, image, sender). Sorting them by the same key of their opposites lists, in that
-    # order, the opposite of each: one sort.
-    opposite = np.argsort(edge_keys(sender, -image, receiver, n_atoms), kind="stable")
-
-    reverse = np.arange(n_atoms * slots)
-    reverse[flat] = flat[opposite]
-    neighbors = np.repeat(np.arange(n_atoms), slots)
-    neighbors[flat] = sender
-    padded = np.zeros((n_atoms * slots, 3), dtype=dtype)
-    padded[:, 0] = 2 * cutoff
-    padded[flat] = vectors[within]
+    graph = _checked_arrays(block)
+    slot = np.empty(len(block.neighbor), dtype=np.int32)
+    edge_start = np.empty(len(block.atomic_number), dtype=np.int64)
+    n_atoms, n_edges = _plain(block.n_atoms, np.int32), _plain(block.n_edges, np.int32)
+    widest, wrong = number_slots(n_atoms, n_edges, *graph, float(cutoff), slot, edge_start)
+    shape = (len(block.atomic_number), max(1, int(widest)))
+    vectors = np.empty((*shape, 3), dtype=dtype)
+    neighbors, reverse = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    if wrong < 0:
+        padding = 2.0 * float(cutoff)
+        wrong = fill_slots(n_atoms, *graph, padding, slot, edge_start, vectors, neighbors, reverse)
+    if wrong >= 0:
+        raise InvalidStructureError(f"structure {wrong} of the block: its edges are unsorted, or lack their opposites")
     return NeighborTable(
         atomic_number=block.atomic_number.astype(np.int64),
-        vectors=padded.reshape(n_atoms, slots, 3),
-        neighbors=neighbors.reshape(n_atoms, slots),
-        reverse=reverse.reshape(n_atoms, slots),
+        vectors=vectors,
+        neighbors=neighbors,
+        reverse=reverse,
         structure=block.atom_structure,
         volume=block.volume,
     )
+
+
+def _checked_arrays(
+    block: GraphBlock,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]:
+    """Arrays of a block as the compiled loops want them, of lengths that fit one another.
+
+    Raises:
+        InvalidStructureError: They do not.
+    """
+    n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
+    lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
+    if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
+        raise InvalidStructureError("the counts of a block and its arrays disagree")
+    return (
+        _plain(block.cell, np.float64),
+        _plain(block.frac_coord, np.float64),
+        _plain(block.n_neighbors, np.uint16),
+        _plain(block.neighbor, np.uint16),
+        _plain(block.image, np.int16),
+    )
+
+
+def _plain(values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """Contiguous and writable, or the loops would be compiled anew for every kind of array."""
+    return np.require(values, dtype, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
@@ -94,15 +117,29 @@ def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
     Yields:
         int64[n], indices into the block; every structure comes exactly once.
     """
-    order = np.lexsort((np.arange(len(block)), block.n_atoms, block.max_neighbors))
-    group: list[int] = []
-    atoms = 0
-    for index in order:
-        width = max(1, int(block.max_neighbors[index]))  # ascending, so it is the group's K
-        if group and (atoms + int(block.n_atoms[index])) * width > slots:
-            yield np.array(group, dtype=np.int64)
-            group, atoms = [], 0
-        group.append(int(index))
-        atoms += int(block.n_atoms[index])
-    if group:
-        yield np.array(group, dtype=np.int64)
+    return groups_by_size(block.n_atoms, block.max_neighbors, slots)
+
+
+def groups_by_size(
+    n_atoms: NDArray[np.integer], max_neighbors: NDArray[np.int64], slots: int
+) -> Iterator[NDArray[np.int64]]:
+    """Group structures as `size_buckets` does, by their counts alone.
+
+    Args:
+        n_atoms: int[n_structures].
+        max_neighbors: int64[n_structures], the largest number of neighbours of an atom of each.
+        slots: Largest N * K of a group.
+
+    Yields:
+        int64[n], indices; every structure comes exactly once.
+    """
+    order = np.lexsort((np.arange(len(n_atoms)), n_atoms, max_neighbors))
+    begin = atoms = 0
+    sizes = zip(n_atoms[order].tolist(), np.maximum(1, max_neighbors[order]).tolist(), strict=True)
+    for place, (size, width) in enumerate(sizes):  # widths ascend, so the last is the group's K
+        if place > begin and (atoms + size) * width > slots:
+            yield order[begin:place]
+            begin, atoms = place, 0
+        atoms += size
+    if len(order):
+        yield order[begin:]

@@ -20,7 +20,9 @@ from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization import estimate
-from equiscreen.pipeline.sources import find_files, make_plan
+from equiscreen.pipeline.plan import Plan
+from equiscreen.pipeline.schema import STATUS_ISOLATED_ATOMS
+from equiscreen.pipeline.sources import find_files
 
 from ..conftest import ELEMENTS, cif_text, pymatgen_dict, write_extxyz, write_json
 
@@ -122,7 +124,8 @@ def test_xarray_opens_the_store_with_units_and_columns(tmp_path: Path) -> None:
     assert data["gap"].attrs["units"] == "eV"
     assert data["gap"].values.tolist() == [i / 2 for i in range(9)]
     assert data["structure_id"].values.tolist() == data["name"].values.tolist() == [f"s{i}" for i in range(9)]
-    assert data["status"].attrs["flag_meanings"].split()[0] == "ok"
+    meanings = data["status"].attrs["flag_meanings"].split()
+    assert dict(zip(meanings, data["status"].attrs["flag_masks"], strict=True))["isolated_atoms"] == 2
     assert data["image"].dims == ("edge", "cartesian")
     assert int(data["n_neighbors"].sum()) == data.sizes["edge"]
     assert data.attrs["counts"] == {"read": 9, "stored": 9, "failed": 0, "duplicate": 0}
@@ -141,7 +144,7 @@ def test_molecules_and_mixed_periodicity(tmp_path: Path) -> None:
     assert np.array_equal(block.cell[0], np.eye(3))
     assert np.allclose(block.structure(0).positions, water.positions)
     assert block.n_edges[0] == 6
-    assert np.isnan(block.structure_labels["stress"]).all()
+    assert set(block.structure_labels) == {"energy"}  # no file has more
 
 
 BAD_CIF = {
@@ -186,7 +189,7 @@ def bad_dict(**changes: object) -> dict[str, object]:
         (bad_dict(lattice={"matrix": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}), "zero volume"),
         (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "not a pymatgen structure"),
         (bad_dict(sites=[]), "no atoms"),
-        ({"energy": 3}, "no pymatgen structure"),
+        ({"energy": 3}, "no structure in any field"),
         (17, "no record but int"),
     ],
 )
@@ -256,7 +259,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     [
         (None, "no such file"),
         ("", "empty"),
-        ("a,b\n1,2\n", "no column holds CIF"),
+        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; name it by --structure-field"),
         ("cif\nnothing\n", "not one structure could be stored; record 0"),
     ],
 )
@@ -273,7 +276,7 @@ def test_unknown_formats_empty_folders_and_truncated_archives(tmp_path: Path) ->
     (tmp_path / "folder").mkdir()
     whole = make_source("CSV.gz", tmp_path).read_bytes()
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
-    for name, message in (("s.pdf", "unknown format"), ("folder", "without .cif"), ("cut.csv.gz", "cannot be read")):
+    for name, message in (("s.pdf", "unknown format"), ("folder", "without structure files"), ("cut.csv.gz", "cannot be read")):
         with pytest.raises(SourceError, match=message):
             run(tmp_path / name, tmp_path / "g.zarr")
 
@@ -297,7 +300,7 @@ def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     source = make_source("CSV", tmp_path)
     (tmp_path / "g.zarr.partial" / "parts").mkdir(parents=True)
-    (tmp_path / "g.zarr.partial" / "parts" / "0000000.json").write_text("{}")
+    (tmp_path / "g.zarr.partial" / "parts" / "0000000-00000-00009.json").write_text("{}")
     (tmp_path / "g.zarr.partial" / "plan.json").write_text(json.dumps({"cutoff": 9.0}))
     with pytest.raises(OutputExistsError, match=r"other settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
@@ -306,11 +309,13 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
 
 
 def test_partitions_cover_every_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("equiscreen.pipeline.sources.PARTITION_BYTES", 2000)
+    monkeypatch.setattr("equiscreen.pipeline.plan.PARTITION_BYTES", 2000)
     source = make_source("CSV", tmp_path)
-    plan = make_plan(find_files([source]))
-    assert len(plan.partitions) >= 3
-    assert plan.n_records == 9
+    plan = Plan(find_files([source]), tmp_path)
+    partitions = list(plan)
+    assert len(partitions) >= 3
+    assert [partition.number for partition in partitions] == list(range(len(partitions)))
+    assert plan.n_records == plan.expected() == 9
     report = run([source, write_extxyz(tmp_path / "x.extxyz", 5)], tmp_path / "g.zarr", limit=12)
     assert report.stored == 12
     names = GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
@@ -348,20 +353,25 @@ def test_real_mp_crystals_are_all_accounted_for(tmp_path: Path, data: Path) -> N
     assert opened["structure_id"].values[0] == "mp-865981"
 
 
-@pytest.mark.parametrize(
-    ("atoms", "reason"),
-    [
-        (ase.Atoms("H3", positions=[[0, 0, 0], [1e4, 0, 0], [0, 1e4, 1]]), "too far apart"),
-        (ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]]), "too far apart"),
-        (ase.Atoms("H", cell=np.eye(3) * 5e-4, pbc=True), "zero volume"),
-        (ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]], cell=[3, 3, 0], pbc=(1, 1, 0)), "too far apart"),
-    ],
-)
-def test_what_no_finder_can_search_costs_only_itself(tmp_path: Path, atoms: ase.Atoms, reason: str) -> None:
-    ase.io.write(tmp_path / "s.extxyz", [STRUCTURES[0].to_ase(), atoms, STRUCTURES[1].to_ase()])
+def test_atoms_with_nothing_but_space_between_them_are_isolated(tmp_path: Path) -> None:
+    far = [
+        ase.Atoms("H3", positions=[[0, 0, 0], [1e4, 0, 0], [0, 1e4, 1]]),
+        ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]]),
+        ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 1e6]], cell=[3, 3, 0], pbc=(1, 1, 0)),
+    ]
+    ase.io.write(tmp_path / "s.extxyz", [STRUCTURES[0].to_ase(), *far])
+    assert run(tmp_path / "s.extxyz", tmp_path / "g.zarr").stored == 4
+    store = GraphStore(tmp_path / "g.zarr")
+    assert store.n_edges[1:].tolist() == [0, 0, 8]
+    assert (store.column("status") & STATUS_ISOLATED_ATOMS).astype(bool).tolist() == [False, True, True, False]
+
+
+def test_a_cell_with_images_without_number_costs_only_itself(tmp_path: Path) -> None:
+    tiny = ase.Atoms("H", cell=np.eye(3) * 5e-4, pbc=True)
+    ase.io.write(tmp_path / "s.extxyz", [STRUCTURES[0].to_ase(), tiny, STRUCTURES[1].to_ase()])
     report = run(tmp_path / "s.extxyz", tmp_path / "g.zarr")
     assert (report.stored, report.failed) == (2, 1)
-    assert reason in str(failures(tmp_path / "g.zarr")[0]["reason"])
+    assert "zero volume" in str(failures(tmp_path / "g.zarr")[0]["reason"])
 
 
 def test_defaults_of_extended_xyz_stay_with_it(tmp_path: Path) -> None:
@@ -382,9 +392,9 @@ def test_json_that_is_a_dictionary_of_structures(tmp_path: Path) -> None:
     two = [{"initial": pymatgen_dict(STRUCTURES[0]), "data": {"final": pymatgen_dict(STRUCTURES[1])}, "E": 1}]
     two[0]["final"] = pymatgen_dict(STRUCTURES[2])
     source = write_json(tmp_path / "two.json", two)
-    with pytest.raises(SourceError, match="--structure-key"):
+    with pytest.raises(SourceError, match="--structure-field"):
         run(source, tmp_path / "h.zarr")
-    run(source, tmp_path / "h.zarr", options=ReadOptions(structure_key="data.final"))
+    run(source, tmp_path / "h.zarr", options=ReadOptions(structure_field="data.final"))
     assert GraphStore(tmp_path / "h.zarr").column("n_atoms").tolist() == [len(STRUCTURES[1])]
 
 

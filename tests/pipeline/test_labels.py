@@ -60,7 +60,7 @@ def test_absent_labels_are_left_out() -> None:
     [
         (LabelMapping(labels={"energy": (LabelRule(path="x", unit="angstrom"),)}), "does not convert to eV"),
         (LabelMapping(labels={"forces": (LabelRule(path="x", unit="furlong"),)}), "does not convert"),
-        (LabelMapping(labels={"gap": (LabelRule(path="x", unit="eV"), LabelRule(path="y", unit="meV"))}), "one unit"),
+        (LabelMapping(labels={"gap": (LabelRule(path="x", unit="eV"), LabelRule(path="y", unit="GPa"))}), "to eV"),
     ],
 )
 def test_units_that_do_not_fit(mapping: LabelMapping, message: str) -> None:

@@ -13,7 +13,7 @@ from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
 from equiscreen.pipeline.errors import InvalidStructureError
 from equiscreen.pipeline.neighbors import edge_keys
-from equiscreen.pipeline.readers import structure_from_cif
+from equiscreen.pipeline.cif import structure_from_cif
 from equiscreen.pipeline.tables import size_buckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +116,7 @@ def test_pairs_of_real_crystals_are_those_of_pymatgen(data: Path) -> None:
     with gzip.open(data / "mp/mp_20_val.csv.gz", "rt") as file:
         rows = [row["cif"] for _, row in zip(range(500), csv.DictReader(file), strict=False)]
     for cif in rows:
-        block = GraphBlock.from_structures([structure_from_cif(cif)], 5.0)
+        block = GraphBlock.from_structures([structure_from_cif(cif)[0]], 5.0)
         near = np.abs(np.linalg.norm(block.displacements(), axis=1) - 5.0) < 1e-6
         _, _, _, distance = PymatgenStructure.from_str(cif, "cif").get_neighbor_list(5.0)
         theirs = int((np.abs(distance - 5.0) >= 1e-6).sum())

@@ -1,0 +1,104 @@
+"""Archives: their members are read one after the other, and nothing of them is ever written to disk."""
+
+from __future__ import annotations
+
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import IO, cast
+
+from .documents import Document, documents
+from .errors import SourceError
+from .files import BOMB_BYTES, BOMB_RATIO, SourceFile, Stream
+from .formats import ARCHIVES, RANDOM_ACCESS, Format, holds_structures
+
+Aside = Callable[[str], None]
+
+
+def documents_of_file(file: SourceFile, form: Format, aside: Aside) -> Iterator[Document]:
+    """All documents of a file of text, or of an archive of them.
+
+    Args:
+        file: To read.
+        form: Its format; none of a table or database.
+        aside: Is told the names of members that hold no structures by their names.
+
+    Raises:
+        SourceError: It cannot be read to its end.
+    """
+    if form not in ARCHIVES:
+        with file.open() as stream:
+            yield from documents(stream, form)
+        return
+    members = _zip_members(file) if form is Format.ZIP else _tar_members(file)
+    for path, member, reason in members:
+        name = f"{file.name}::{path}"
+        if reason:
+            yield Document(name, 0, form, b"", reason=reason)
+        elif not holds_structures(path) or PurePosixPath(path).name.startswith("._"):  # what macOS adds
+            aside(name)
+        elif member is not None:
+            yield from _member_documents(name, member)
+
+
+def _member_documents(name: str, member: IO[bytes]) -> Iterator[Document]:
+    """Documents of one member; what is wrong with it costs no other."""
+    index, form = 0, Format.TAR
+    try:
+        with Stream(member, name) as stream:
+            form = stream.detected()
+            if form in ARCHIVES | RANDOM_ACCESS:
+                yield Document(name, 0, form, b"", reason=f"{form} within an archive (unpack it first)")
+                return
+            for document in documents(stream, form):
+                yield document
+                index += 1
+    except SourceError as error:
+        yield Document(name, index, form, b"", reason=str(error).removeprefix(f"{name}: "))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        yield Document(name, index, form, b"", reason=f"damaged in the archive ({error})")
+
+
+Member = tuple[str, IO[bytes] | None, str]
+
+
+def _zip_members(file: SourceFile) -> Iterator[Member]:
+    with file.readable(), file.fs.open(file.path, "rb") as raw, zipfile.ZipFile(raw) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            reason = _unsafe(info.filename)
+            if info.flag_bits & 1:
+                reason = "encrypted in the archive"
+            if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+                reason = f"grows more than {BOMB_RATIO}-fold when decompressed"
+            if reason:
+                yield info.filename, None, reason
+                continue
+            with archive.open(info) as member:
+                yield info.filename, member, ""
+
+
+def _tar_members(file: SourceFile) -> Iterator[Member]:
+    with file.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        for info in archive:
+            if info.isdir():
+                continue
+            reason = _unsafe(info.name)
+            if not info.isreg():
+                reason = f"no plain file in the archive ({_kind(info)})"
+            yield info.name, None if reason else cast("IO[bytes] | None", archive.extractfile(info)), reason
+            archive.members = []  # tarfile remembers every member it has seen
+
+
+def _unsafe(path: str) -> str:
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    outside = ".." in parts or path.startswith(("/", "\\")) or (len(path) > 1 and path[1] == ":")
+    return "name that leads out of the archive" if outside else ""
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    return "a link" if info.issym() or info.islnk() else f"mode {stat.filemode(info.mode)}"

@@ -1,0 +1,79 @@
+"""ASE databases: SQLite (.db) and LMDB (.aselmdb), read by the ids of their rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidStructureError, SourceError
+from .formats import Format
+from .readers import RawRecord, fields_of_atoms
+from .structure import Structure
+
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def row_ids(path: Path, name: str) -> list[int]:
+    """The ids of all rows, ascending.
+
+    Raises:
+        SourceError: No database of ASE.
+    """
+    try:
+        if _is_sqlite(path):
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                return [int(row[0]) for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+        with _connected(path) as database:
+            return sorted(map(int, database.ids))
+    except Exception as error:  # sqlite3, lmdb and ASE raise kinds of their own
+        raise SourceError(f"{name}: no database of ASE, or damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:
+    """Read rows by their ids; a row that cannot be read does not stop the others.
+
+    Args:
+        path: The database.
+        source: Its name.
+        ids: Of rows.
+        first: Place of the first of these rows in the database.
+    """
+    with _connected(path) as database:
+        for index, row_id in enumerate(ids, start=first):
+            try:
+                row = database.get(id=int(row_id))
+                atoms = row.toatoms()
+                fields = {"id": row.id, "unique_id": row.unique_id, **row.data, **fields_of_atoms(atoms)}
+                fields.update(row.key_value_pairs)
+            except Exception as error:  # noqa: BLE001 - whatever the row makes ASE stumble on
+                reason = f"row does not parse: {' '.join(str(error).split())[:200] or type(error).__name__}"
+                yield RawRecord(source, index, None, {"id": row_id}, reason, Format.ASE_DB)
+                continue
+            try:
+                yield RawRecord(source, index, Structure.from_ase(atoms), fields, format=Format.ASE_DB)
+            except InvalidStructureError as error:
+                yield RawRecord(source, index, None, fields, str(error), Format.ASE_DB)
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[Any]:
+    import ase.db  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    if _is_sqlite(path):
+        # Entering it keeps one connection open; without, ASE opens one for each row.
+        with ase.db.connect(path, type="db", use_lock_file=False) as database:
+            yield database
+        return
+    database = ase.db.connect(path, type="aselmdb", use_lock_file=False, readonly=True)
+    try:
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,91 @@
+"""What a file is: its format is told from its first bytes, not from its name."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+HEAD_BYTES = 1 << 16
+
+
+class Format(StrEnum):
+    """Formats that can be read."""
+
+    CIF = "cif"
+    POSCAR = "poscar"
+    EXTXYZ = "extxyz"
+    CSV = "csv"
+    JSON = "json"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    ASE_DB = "ase-db"
+    ZIP = "zip"
+    TAR = "tar"
+
+
+# Those whose records need the whole file at hand, not a stream of it.
+RANDOM_ACCESS = frozenset({Format.PARQUET, Format.ASE_DB, Format.ZIP})
+ARCHIVES = frozenset({Format.ZIP, Format.TAR})
+# Names under which a folder or an archive holds structures; what stands beside them is left alone.
+_STRUCTURE_NAME = re.compile(
+    r"\.(cif|mcif|vasp|poscar|xyz|extxyz|csv|tsv|json|jsonl|ndjson|parquet|db|aselmdb|lmdb|zip|tar|tgz|tbz|txz)"
+    r"(\.(gz|bz2|xz|zst))?$|(^|/)(POSCAR|CONTCAR)[^/]*$",
+    re.IGNORECASE,
+)
+_ZIP_MAGIC, _TAR_MAGIC, _TAR_MAGIC_AT = (b"PK\x03\x04", b"PK\x05\x06"), b"ustar", 257
+_LMDB_MAGIC, _LMDB_MAGIC_AT = b"\xde\xc0\xef\xbe", 16
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+_POSCAR = re.compile(rf"[^\n]*\n\s*{_NUMBER}[^\n]*\n(\s*{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}[^\n]*\n){{3}}")
+_CIF = re.compile(r"(\s*(#[^\n]*)?\n)*\s*data_", re.IGNORECASE)
+_EXTXYZ = re.compile(r"\s*\d+\s*\n")
+_JSON_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
+
+
+def detect(head: bytes) -> Format | None:
+    """Tell a format from the first bytes of a (decompressed) file.
+
+    Args:
+        head: `HEAD_BYTES` of it, or all if it is shorter.
+
+    Returns:
+        The format; None if it is none that is known.
+    """
+    binary = _detect_binary(head)
+    if binary is not None:
+        return binary
+    text = head.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
+    stripped = text.lstrip()
+    if not stripped or "\0" in text:
+        return None
+    if stripped[0] in "[{":
+        return Format.JSONL if _JSON_LINES.match(text) else Format.JSON
+    if _CIF.match(text):
+        return Format.CIF
+    if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # before XYZ: its comment may be a number
+        return Format.POSCAR
+    if _EXTXYZ.match(text):
+        return Format.EXTXYZ
+    return Format.CSV if _looks_like_a_table(stripped) else None
+
+
+def holds_structures(name: str) -> bool:
+    """Whether a file in a folder or an archive is to be read, by its name."""
+    return _STRUCTURE_NAME.search(name) is not None
+
+
+def _detect_binary(head: bytes) -> Format | None:
+    if head.startswith(b"PAR1"):
+        return Format.PARQUET
+    if head.startswith(b"SQLite format 3\0") or head[_LMDB_MAGIC_AT:].startswith(_LMDB_MAGIC):
+        return Format.ASE_DB
+    if head.startswith(_ZIP_MAGIC):
+        return Format.ZIP
+    return Format.TAR if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC) else None
+
+
+def _looks_like_a_table(text: str) -> bool:
+    """A first line of column names: with a separator, or one name alone, above something else."""
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
+    if len(lines) < 2:
+        return False
+    return any(separator in lines[0] for separator in ",;\t") or re.fullmatch(r'"?\w+"?', lines[0].strip()) is not None

@@ -1,0 +1,309 @@
+"""The plan of a run: the records of all sources divided into partitions, while they are read once from front to end.
+
+How they are divided depends on the sources alone and never on the number of workers, so that a run that is taken up
+again divides them alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .archives import documents_of_file
+from .databases import read_rows, row_ids
+from .documents import Document
+from .files import SourceFile
+from .formats import ARCHIVES, RANDOM_ACCESS, Format
+from .pieces import read_piece, write_documents, write_rows
+from .errors import SourceError
+from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, read_document, read_row
+
+# A partition ends at whichever comes first: about a second of work.
+PARTITION_RECORDS = 4096
+PARTITION_BYTES = 8 << 20
+# Files so small are opened by the workers, many in one partition.
+SMALL_FILE_BYTES = 1 << 18
+_SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar|xyz|extxyz|json|jsonl|ndjson)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+_STREAMED = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
+
+
+@dataclass(frozen=True, slots=True)
+class FileGroup:
+    """Small files of text that a worker opens itself."""
+
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Documents or rows that the client has cut from a stream.
+
+    Attributes:
+        path: See `pieces`.
+        file: That it was cut from.
+        format: Of that file.
+    """
+
+    path: Path
+    file: SourceFile
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Rows of a database.
+
+    Attributes:
+        path: Of the database on this machine.
+        file: The source that it is.
+        ids: Of the rows.
+        first: Place of the first one.
+    """
+
+    path: Path
+    file: SourceFile
+    ids: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A run of records that one task reads.
+
+    Attributes:
+        number: Its place in the order of sources.
+        content: Where the records are.
+        begin, end: The items of it to read: documents, rows, or, of several files, the files.
+    """
+
+    number: int
+    content: FileGroup | Piece | RowRange
+    begin: int
+    end: int
+
+    def halves(self) -> tuple[Partition, ...]:
+        """The same items in two partitions; none if there is but one item."""
+        middle = (self.begin + self.end) // 2
+        if middle == self.begin:
+            return ()
+        return replace(self, end=middle), replace(self, begin=middle)
+
+    def names(self) -> list[tuple[str, int]]:
+        """Source and place of each item, found without understanding what they say."""
+        match self.content:
+            case FileGroup(files):
+                return [(file.name, 0) for file in files[self.begin : self.end]]
+            case Piece(path):
+                items = read_piece(path, self.begin, self.end)
+                return [(item.source, item.index) if isinstance(item, Document) else item[:2] for item in items]
+            case RowRange(_, file, _, first):
+                return [(file.name, first + place) for place in range(self.begin, self.end)]
+
+
+def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
+    """Read all records of a partition; a record that cannot be read does not stop the others."""
+    begin, end = partition.begin, partition.end
+    match partition.content:
+        case FileGroup(files):
+            for file in files[begin:end]:
+                yield from _read_small_file(file, options)
+        case Piece(path, _, form):
+            for item in read_piece(path, begin, end):
+                if isinstance(item, Document):
+                    yield read_document(item, options)
+                else:
+                    yield read_row(*item, form, options)
+        case RowRange(path, file, ids, first):
+            yield from read_rows(path, file.name, ids[begin:end], first + begin)
+
+
+def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
+    index = 0
+    try:
+        for document in documents_of_file(file, file.detected(), _nothing):
+            yield read_document(document, options)
+            index += 1
+    except SourceError as error:
+        yield RawRecord(file.name, index, None, reason=str(error).removeprefix(f"{file.name}: "))
+        index += 1
+    if index == 0:
+        yield RawRecord(file.name, 0, None, reason="no record in the file")
+
+
+def _nothing(name: str) -> None:
+    pass
+
+
+class Plan:
+    """Reads all sources and yields partitions.
+
+    Args:
+        files: In the order in which the first of two equal structures wins.
+        folder: Where pieces are put.
+        limit: Stop after so many records.
+        columns: Columns of tables that are wanted beside those of the structure; None reads all.
+        is_done: Whether the partition of a number, with so many records, has been read by an earlier run, so that its
+            piece is not needed.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        folder: Path,
+        limit: int | None = None,
+        columns: frozenset[str] | None = None,
+        is_done: Callable[[int, int], bool] = lambda number, count: False,  # noqa: ARG005
+    ) -> None:
+        self.files, self.folder, self.limit, self.columns, self.is_done = files, folder, limit, columns, is_done
+        self.aside: list[str] = []
+        self.n_records = 0
+        self._number = 0
+        self._bytes_total = sum(file.size for file in files)
+        self._bytes_done = 0
+
+    def expected(self) -> int:
+        """How many records there will be, as far as can be told by now."""
+        share = self._bytes_done / max(self._bytes_total, 1)
+        found = round(self.n_records / share) if share > 0 else self.n_records
+        return found if self.limit is None else min(found, self.limit)
+
+    def __iter__(self) -> Iterator[Partition]:
+        small: list[SourceFile] = []
+        for file in self.files:
+            if self._is_small(file):
+                small.append(file)
+                if len(small) >= PARTITION_RECORDS or sum(f.size for f in small) >= PARTITION_BYTES:
+                    yield self._group(small)
+                    small = []
+                continue
+            if small:
+                yield self._group(small)
+                small = []
+            done = self._bytes_done
+            yield from self._cut(file)
+            self._bytes_done = done + file.size
+            if self._left() == 0:
+                return
+        if small:
+            yield self._group(small)
+
+    def _is_small(self, file: SourceFile) -> bool:
+        if self.limit is not None or file.size > SMALL_FILE_BYTES:
+            return False  # only the client can count up to a limit
+        if file.format is not None:
+            return file.format in _STREAMED
+        return _SMALL_FORMATS.search(file.path) is not None
+
+    def _group(self, files: list[SourceFile]) -> Partition:
+        self._bytes_done += sum(file.size for file in files)
+        return self._partition(FileGroup(tuple(files)), len(files))
+
+    def _partition(self, content: FileGroup | Piece | RowRange, count: int) -> Partition:
+        partition = Partition(self._number, content, 0, count)
+        self._number += 1
+        self.n_records += count
+        return partition
+
+    def _left(self) -> int | None:
+        return None if self.limit is None else self.limit - self.n_records
+
+    def _cut(self, file: SourceFile) -> Iterator[Partition]:
+        form = file.detected()
+        if form is Format.PARQUET:
+            yield from self._cut_table(file)
+        elif form is Format.ASE_DB:
+            yield from self._cut_database(file)
+        else:
+            yield from self._cut_text(file, form)
+
+    def _cut_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
+        done = self._bytes_done
+        items = documents_of_file(file, form, self.aside.append)
+        for batch in _batches(islice(items, self._left())):
+            path = self._piece_path()
+            if not self.is_done(self._number, len(batch)):
+                write_documents(path, batch)
+            self._bytes_done = min(done + file.size, self._bytes_done + sum(len(item.content) for item in batch))
+            yield self._partition(Piece(path, file, form), len(batch))
+
+    def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
+        done = self._bytes_done
+        with file.readable(), file.fs.open(file.path, "rb") as raw:
+            table = pq.ParquetFile(raw)
+            first = 0
+            wanted = self._wanted(table.schema_arrow.names)
+            for batch in table.iter_batches(PARTITION_RECORDS, columns=wanted):
+                rows = pa.Table.from_batches([batch]).slice(0, self._left())
+                if rows.num_rows == 0:
+                    return
+                path = self._piece_path()
+                if not self.is_done(self._number, rows.num_rows):
+                    write_rows(path, rows, file.name, first)
+                first += rows.num_rows
+                self._bytes_done = done + round(file.size * first / max(table.metadata.num_rows, 1))
+                yield self._partition(Piece(path, file, Format.PARQUET), rows.num_rows)
+
+    def _wanted(self, names: list[str]) -> list[str]:
+        """The columns to read of a table: all, unless its structures stand in columns that are known."""
+        if self.columns is None or not STRUCTURE_COLUMNS & set(names):
+            return names
+        return [name for name in names if name in self.columns | STRUCTURE_COLUMNS]
+
+    def _cut_database(self, file: SourceFile) -> Iterator[Partition]:
+        done = self._bytes_done
+        path = self._local_copy(file)
+        ids = row_ids(path, file.name)
+        for first in range(0, len(ids), PARTITION_RECORDS):
+            some = tuple(ids[first : first + PARTITION_RECORDS][: self._left()])
+            if not some:
+                return
+            self._bytes_done = done + round(file.size * (first + len(some)) / len(ids))
+            yield self._partition(RowRange(path, file, some, first), len(some))
+
+    def _local_copy(self, file: SourceFile) -> Path:
+        """Databases are read from this machine's disk."""
+        if file.local:
+            return Path(file.path)
+        path = self.folder / f"source-{self._number:07d}"
+        if not path.exists():
+            scratch = path.with_suffix(".part")
+            with file.readable():
+                file.fs.get_file(file.path, str(scratch))
+            scratch.rename(path)
+        return path
+
+    def _piece_path(self) -> Path:
+        return self.folder / f"{self._number:07d}.arrow"
+
+
+def _batches(items: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.content)
+        if len(batch) >= PARTITION_RECORDS or size >= PARTITION_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
+    """How many records the sources hold; files that workers open count as one.
+
+    Raises:
+        SourceError: As for reading them.
+    """
+    plan = Plan(files, Path(), limit, frozenset(), is_done=lambda number, count: True)  # noqa: ARG005
+    for _ in plan:
+        pass
+    return plan.n_records
+
+

@@ -1,0 +1,98 @@
+"""Where a store goes: a path of this machine, or the URL of an object store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from .errors import OutputExistsError
+
+ROOT_FILE = "zarr.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The place of an output.
+
+    Attributes:
+        path: On this machine; None for a URL.
+        url: As the user gave it.
+    """
+
+    path: Path | None
+    url: str
+
+    @classmethod
+    def of(cls, out: str | Path) -> Target:
+        """The place that a path or URL means."""
+        text = str(out)
+        return cls(None, text.rstrip("/")) if "://" in text else cls(Path(text).resolve(), text)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def working_folder(self) -> Path:
+        """Where the work goes on: beside a path; for a URL, in the current folder."""
+        if self.path is not None:
+            return self.path.with_name(f"{self.path.name}.partial")
+        return Path.cwd() / f"{self.url.rsplit('/', maxsplit=1)[-1]}.partial"
+
+    def exists(self) -> bool:
+        """Whether something is there.
+
+        Raises:
+            OutputExistsError: It cannot be looked at.
+        """
+        if self.path is not None:
+            return self.path.exists()
+        with _reaching(self.url):
+            fs, path = url_to_fs(self.url)
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
+
+    def is_ours(self) -> bool:
+        """Whether it is a store of equiscreen."""
+        if self.path is not None:
+            root = self.path / ROOT_FILE
+            return root.is_file() and "equiscreen-" in root.read_text()
+        with _reaching(self.url):
+            fs, path = url_to_fs(self.url)
+            if not fs.exists(f"{path}/{ROOT_FILE}"):
+                return False
+            return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
+
+    def upload(self, store: Path) -> None:
+        """Copy a finished store to the URL: its root last, since without that nothing there is a store.
+
+        Raises:
+            OutputExistsError: The object store does not take it.
+        """
+        with _reaching(self.url):
+            fs, path = url_to_fs(self.url)
+            if fs.exists(path):
+                if fs.exists(f"{path}/{ROOT_FILE}"):
+                    fs.rm_file(f"{path}/{ROOT_FILE}")
+                fs.rm(path, recursive=True)
+            files = sorted(file for file in store.rglob("*") if file.is_file() and file != store / ROOT_FILE)
+            fs.put([str(file) for file in files], [f"{path}/{file.relative_to(store).as_posix()}" for file in files])
+            fs.put_file(str(store / ROOT_FILE), f"{path}/{ROOT_FILE}")
+
+
+class _reaching:  # noqa: N801 - reads as what it does, like contextlib's own
+    """Turn the errors of object stores, each of which has its own, into one line."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            raise OutputExistsError(f"{self.url}: cannot be written there ({detail})") from error
