@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+# What to install for modules that are not part of the base.
+_EXTRAS = {"pymatgen": "generate", "ase_db_backends": "lmdb", "httpx": "remote", "s3fs": "remote", "aiohttp": "remote"}
 
 Overwrite = Annotated[bool, typer.Option(help="Replace what is at --out.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N structures.")]
@@ -133,7 +137,9 @@ def featurize(
             "charge:atom=charges[e]. Repeatable."
         ),
     ] = None,
-    save_labels: Annotated[Path | None, typer.Option(help="Write what --labels and --label say to a YAML file.")] = None,
+    save_labels: Annotated[
+        Path | None, typer.Option(help="Write what --labels and --label say to a YAML file.")
+    ] = None,
     column: Annotated[list[str] | None, typer.Option(help="Input column to carry along. Repeatable.")] = None,
     id_field: Annotated[str | None, typer.Option(help="Column or key that names a structure.")] = None,
     file_format: Annotated[
@@ -167,7 +173,9 @@ def featurize(
     """
     from .pipeline import featurization as work
     from .pipeline.labels import LabelMapping
+    from .pipeline.neighbors import MAX_EDGES
     from .pipeline.readers import ReadOptions
+    from .pipeline.structure import MAX_ATOMS
 
     if cutoff is not None and model is not None:
         raise ConfigError("--cutoff and --model both set the cutoff; say one of them")
@@ -186,8 +194,8 @@ def featurize(
         "options": ReadOptions(file_format, structure_field),
         "id_field": id_field,
         "dedup": dedup,
-        "max_atoms": max_atoms or work.MAX_ATOMS,
-        "max_edges": max_edges or work.MAX_EDGES,
+        "max_atoms": max_atoms or MAX_ATOMS,
+        "max_edges": max_edges or MAX_EDGES,
     }
     if estimate:
         print(work.estimate(sources, limit=limit, **settings))
@@ -341,10 +349,12 @@ def main() -> None:
         print(f"equiscreen: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        print(f"equiscreen: {error.name} is not installed: pip install 'equiscreen[cpu,train]'", file=sys.stderr)
+        extra = _EXTRAS.get((error.name or "").partition(".")[0], "cpu,train")
+        print(f"equiscreen: {error.name} is not installed: pip install 'equiscreen[{extra}]'", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        print(f"equiscreen: {error}", file=sys.stderr)
+        full = "the disk is full; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        print(f"equiscreen: {full or error}", file=sys.stderr)
         sys.exit(1)
 
 

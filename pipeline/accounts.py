@@ -106,7 +106,9 @@ def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup)
     store = opened(source.path)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {
-        name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items() if name in mapping.labels
+        name: np.split(values, block.atom_start[1:])
+        for name, values in block.atom_labels.items()
+        if name in mapping.labels
     }
     labels = []
     for row in range(len(block)):
@@ -115,7 +117,7 @@ def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup)
         labels.append({name: np.asarray(values) for name, values in found.items() if not np.isnan(values).all()})
     out: dict[str, NDArray[Any]] = {
         "label_digest": label_digests(labels),
-        "id_digest": id_digests(source.read(["structure_id"])["structure_id"]),
+        "id_digest": id_digests(list(source.read(["structure_id"])["structure_id"])),
     }
     if dedup is Dedup.CRYSTAL:
         structures = [block.structure(row) for row in range(len(block))]

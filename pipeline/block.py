@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -120,23 +120,26 @@ class GraphBlock:
         return Structure(self.atomic_number[atoms], self.cell[index], self.frac_coord[atoms], self.pbc[index])
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> GraphBlock:
-        """The structures at `indices`, in that order."""
+        """The structures at `indices`, in that order.
+
+        Atoms and edges of a structure stand side by side and are copied as one run, which is three times as fast as
+        gathering them one by one.
+        """
         rows = np.asarray(indices, dtype=np.int64)
-        atoms = ragged_rows(self.atom_start[rows], self.n_atoms[rows])
-        edges = ragged_rows(self.edge_start[rows], self.n_edges[rows])
-        return replace(
-            self,
+        atoms = _runs(self.atom_start[rows], self.n_atoms[rows])
+        edges = _runs(self.edge_start[rows], self.n_edges[rows])
+        return GraphBlock(
             n_atoms=self.n_atoms[rows],
             n_edges=self.n_edges[rows],
             cell=self.cell[rows],
             pbc=self.pbc[rows],
-            atomic_number=self.atomic_number[atoms],
-            frac_coord=self.frac_coord[atoms],
-            n_neighbors=self.n_neighbors[atoms],
-            neighbor=self.neighbor[edges],
-            image=self.image[edges],
+            atomic_number=_joined_runs(self.atomic_number, atoms),
+            frac_coord=_joined_runs(self.frac_coord, atoms),
+            n_neighbors=_joined_runs(self.n_neighbors, atoms),
+            neighbor=_joined_runs(self.neighbor, edges),
+            image=_joined_runs(self.image, edges),
             structure_labels={name: values[rows] for name, values in self.structure_labels.items()},
-            atom_labels={name: values[atoms] for name, values in self.atom_labels.items()},
+            atom_labels={name: _joined_runs(values, atoms) for name, values in self.atom_labels.items()},
         )
 
     @staticmethod
@@ -150,29 +153,6 @@ class GraphBlock:
             else:
                 joined[item.name] = np.concatenate(parts)
         return GraphBlock(**joined)
-
-
-def take_structures(block: GraphBlock, rows: NDArray[np.int64]) -> GraphBlock:
-    """The structures of a block at `rows`, in that order.
-
-    Atoms and edges of a structure stand side by side and are copied as one run, which is three times as fast as
-    gathering them one by one.
-    """
-    atoms = _runs(block.atom_start[rows], block.n_atoms[rows])
-    edges = _runs(block.edge_start[rows], block.n_edges[rows])
-    return GraphBlock(
-        n_atoms=block.n_atoms[rows],
-        n_edges=block.n_edges[rows],
-        cell=block.cell[rows],
-        pbc=block.pbc[rows],
-        atomic_number=_joined_runs(block.atomic_number, atoms),
-        frac_coord=_joined_runs(block.frac_coord, atoms),
-        n_neighbors=_joined_runs(block.n_neighbors, atoms),
-        neighbor=_joined_runs(block.neighbor, edges),
-        image=_joined_runs(block.image, edges),
-        structure_labels={name: values[rows] for name, values in block.structure_labels.items()},
-        atom_labels={name: _joined_runs(values, atoms) for name, values in block.atom_labels.items()},
-    )
 
 
 def _runs(start: NDArray[np.int64], count: NDArray[np.integer]) -> list[slice]:

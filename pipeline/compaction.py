@@ -176,9 +176,7 @@ def _shard_rows(dim: str, length: int) -> int:
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
 
 
-def _kept_rows(
-    compaction: Compaction, place: int, specs: Sequence[ArraySpec]
-) -> Iterator[tuple[str, PartArray]]:
+def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, PartArray]]:
     """The rows of one source that go into the store, for each array."""
     wanted = {spec.name for spec in specs}
     if compaction.status is not None:

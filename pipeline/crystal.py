@@ -110,7 +110,10 @@ def crystal_vector(structure: Structure) -> NDArray[np.float64]:
     inverse = np.linalg.inv(cell).astype(np.float64, copy=False)
     frac: NDArray[np.float64] = structure.frac_coord @ (structure.cell @ inverse)
     # A copy: numba would compile once more for an array that is read-only.
-    return vector_of_crystal(structure.atomic_number.copy(), frac, cell, inverse, structure.volume)
+    filled: NDArray[np.float64] = vector_of_crystal(
+        structure.atomic_number.copy(), frac, cell, inverse, structure.volume
+    )
+    return filled
 
 
 def same_crystal(a: Structure, b: Structure, tolerance: float = TOLERANCE) -> bool:
@@ -246,7 +249,10 @@ class _Table:
 
     def enter_all(self) -> NDArray[np.bool_]:
         """Enter all rows; tells which of them agree with any row before them: bool[n]."""
-        return enter_rows(self.label, self.cell, self.vectors, self.slack, self.head, self.following)
+        repeated: NDArray[np.bool_] = enter_rows(
+            self.label, self.cell, self.vectors, self.slack, self.head, self.following
+        )
+        return repeated
 
     def enter(self, place: int) -> None:
         """Enter one row."""

@@ -6,8 +6,9 @@ Plain loops: numba compiles them several times faster than array expressions.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from .compiled import compiled
 
 VECTOR_SIZE = 22
 SHELLS = (0, 5, 11)  # nearest neighbours whose distances are used, all species alike
@@ -20,7 +21,7 @@ MAX_LATTICE_POINTS = 10_000_000
 GRID_CELL = 8.0
 
 
-@njit(cache=True)
+@compiled
 def _slot(label: int, cell: NDArray[np.float64], n_slots: int) -> int:
     """A slot of the hash table; collisions are harmless, because rows are compared in full."""
     state = np.uint64(label) * np.uint64(0x9E3779B97F4A7C15)
@@ -30,7 +31,7 @@ def _slot(label: int, cell: NDArray[np.float64], n_slots: int) -> int:
     return int(state & np.uint64(n_slots - 1))
 
 
-@njit(cache=True)
+@compiled
 def enter_row(
     place: int,
     label: NDArray[np.int64],
@@ -44,7 +45,7 @@ def enter_row(
     head[slot] = place
 
 
-@njit(cache=True)
+@compiled
 def agreeing_rows(
     place: int,
     label: NDArray[np.int64],
@@ -85,7 +86,7 @@ def agreeing_rows(
     return n_found
 
 
-@njit(cache=True)
+@compiled
 def _close(a: NDArray[np.float64], b: NDArray[np.float64], slack: float) -> bool:
     for k in range(len(a)):  # noqa: SIM110 - numba compiles no generators inside all()
         if abs(a[k] - b[k]) > slack:
@@ -93,7 +94,7 @@ def _close(a: NDArray[np.float64], b: NDArray[np.float64], slack: float) -> bool
     return True
 
 
-@njit(cache=True)
+@compiled
 def enter_rows(
     label: NDArray[np.int64],
     cell: NDArray[np.float64],
@@ -111,7 +112,7 @@ def enter_rows(
     return repeated
 
 
-@njit(cache=True)
+@compiled
 def vector_of_crystal(
     numbers: NDArray[np.uint8],
     frac: NDArray[np.float64],
@@ -151,7 +152,7 @@ def vector_of_crystal(
     return vector
 
 
-@njit(cache=True)
+@compiled
 def _fill_species(
     own: NDArray[np.int64],
     others: NDArray[np.int64],
@@ -178,7 +179,7 @@ def _fill_species(
     statistics[2] = np.sqrt(statistics[2])
 
 
-@njit(cache=True)
+@compiled
 def _weighted(squares: NDArray[np.float64]) -> float:
     """Mean of distances, nearer ones weighted higher, so that no two shells can easily make up for each other."""
     total, weight = 0.0, 0.0
@@ -188,13 +189,13 @@ def _weighted(squares: NDArray[np.float64]) -> float:
     return total / weight
 
 
-@njit(cache=True)
+@compiled
 def _radius(volume: float, n_targets: int, count: int) -> float:
     """Of a sphere that holds `count` of the targets at their mean density, and a little more."""
     return float(1.1 * (0.75 / np.pi * volume * (count + 1) / n_targets) ** (1 / 3))
 
 
-@njit(cache=True)
+@compiled
 def _nearest(
     atom: int,
     targets: NDArray[np.int64],
@@ -220,13 +221,13 @@ def _nearest(
     """
     radius = guess
     while True:
-        squares = _squares_within(atom, targets, frac, cell, inverse, radius, count)
+        squares: NDArray[np.float64] = _squares_within(atom, targets, frac, cell, inverse, radius, count)
         if squares[count - 1] <= radius * radius:
             return squares
         radius *= 1.25
 
 
-@njit(cache=True)
+@compiled
 def _squares_within(  # noqa: C901 - a nest of loops, one step each
     atom: int,
     targets: NDArray[np.int64],
@@ -264,7 +265,7 @@ def _squares_within(  # noqa: C901 - a nest of loops, one step each
     return best
 
 
-@njit(cache=True)
+@compiled
 def lattice_maps(
     source: NDArray[np.float64],
     target: NDArray[np.float64],
@@ -309,7 +310,7 @@ def lattice_maps(
     return found[:n_found]
 
 
-@njit(cache=True)
+@compiled
 def _third_side(
     a: NDArray[np.int64],
     b: NDArray[np.int64],
@@ -326,12 +327,12 @@ def _third_side(
     return bool(abs(np.sqrt(side) - np.sqrt(other)) <= 2 * tolerance)
 
 
-@njit(cache=True)
+@compiled
 def _length(vector: NDArray[np.float64]) -> float:
     return float(np.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2))
 
 
-@njit(cache=True)
+@compiled
 def _doubled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The same rows, with room for as many more."""
     larger = np.empty((2 * rows.shape[0], rows.shape[1]), dtype=np.int64)
@@ -341,7 +342,7 @@ def _doubled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return larger
 
 
-@njit(cache=True)
+@compiled
 def _vectors_of_length(
     cell: NDArray[np.float64], reach: NDArray[np.float64], length: float, tolerance: float
 ) -> NDArray[np.int64]:
@@ -366,7 +367,7 @@ def _vectors_of_length(
     return found[:n_found]
 
 
-@njit(cache=True)
+@compiled
 def sites_agree(
     numbers: NDArray[np.uint8],
     frac: NDArray[np.float64],
@@ -402,7 +403,7 @@ def sites_agree(
     return False
 
 
-@njit(cache=True)
+@compiled
 def _matched(
     numbers: NDArray[np.uint8],
     frac: NDArray[np.float64],
@@ -437,7 +438,7 @@ def _matched(
     return True
 
 
-@njit(cache=True)
+@compiled
 def _displace(
     moved: NDArray[np.float64], site: NDArray[np.float64], cell: NDArray[np.float64], out: NDArray[np.float64]
 ) -> float:
@@ -448,4 +449,4 @@ def _displace(
         apart -= np.rint(apart)
         for k in range(3):
             out[k] += apart * cell[row, k]
-    return _length(out)
+    return float(_length(out))

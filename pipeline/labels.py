@@ -29,7 +29,8 @@ PER_ATOM_SUFFIX = "/atom"
 # Stresses weaker than this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
 # A tensor that its crystal's symmetry would change by a larger share of itself is not one of this crystal.
-SYMMETRY_TOLERANCE = 0.1
+# Of 1,056 published dielectric tensors 0.1 % are beyond it in the frame they were computed in, 11 % in another.
+SYMMETRY_TOLERANCE = 0.05
 _INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
 AXES: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
 _AXES = {"x": 0, "y": 1, "z": 2}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import compiled
 from .errors import InvalidStructureError
 from .structure import Structure
 
@@ -76,8 +76,15 @@ def neighbor_list(
     return NeighborList(count, neighbor, image)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _search(frac, cell, pbc, cutoff, min_distance, max_edges):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, C901, PLR0912, PLR0914, PLR0915 - one loop nest
+@compiled
+def _search(  # noqa: C901, PLR0912 - one loop nest
+    frac: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    min_distance: float,
+    max_edges: int,
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16], int, int, int]:
     """Edges in their order: receivers, for each the images a, b, c that its sphere can touch, for each their atoms.
 
     Atoms stand in bins along the lattice planes, so that of a large cell only those near the sphere are looked at.
@@ -145,8 +152,8 @@ def _search(frac, cell, pbc, cutoff, min_distance, max_edges):  # type: ignore[n
     return count, neighbor[:n_edges].copy(), image[:n_edges].copy(), _FOUND, 0, 0
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _heights(cell):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _heights(cell: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances between the lattice planes."""
     heights = np.empty(3)
     for axis in range(3):
@@ -157,8 +164,10 @@ def _heights(cell):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     return heights
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _distance_square(frac, cell, i, j, shift):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _distance_square(
+    frac: NDArray[np.float64], cell: NDArray[np.float64], i: int, j: int, shift: NDArray[np.int64]
+) -> float:
     """The square of `GraphBlock.displacements`, in the same order of operations."""
     x = frac[j, 0] - frac[i, 0] + shift[0]
     y = frac[j, 1] - frac[i, 1] + shift[1]
@@ -170,8 +179,10 @@ def _distance_square(frac, cell, i, j, shift):  # type: ignore[no-untyped-def] #
     return square
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _bins(frac, reach):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _bins(
+    frac: NDArray[np.float64], reach: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Lowest coordinate, width and number of bins along each axis: bins as wide as the reach, fewer than atoms."""
     n = frac.shape[0]
     low, width, bins = np.empty(3), np.empty(3), np.ones(3, dtype=np.int64)
@@ -187,8 +198,10 @@ def _bins(frac, reach):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     return low, width, bins
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _sorted_into_bins(frac, low, width, bins):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _sorted_into_bins(
+    frac: NDArray[np.float64], low: NDArray[np.float64], width: NDArray[np.float64], bins: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
     """Number of bins, int64[n_bins + 1] the first member of each, and int64[n_atoms] the atoms bin by bin."""
     n, n_bins = frac.shape[0], bins[0] * bins[1] * bins[2]
     own = np.empty(n, dtype=np.int64)
@@ -211,8 +224,8 @@ def _sorted_into_bins(frac, low, width, bins):  # type: ignore[no-untyped-def] #
     return n_bins, first, members
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _bin_range(center, margin, low, width, bins):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _bin_range(center: float, margin: float, low: float, width: float, bins: int) -> tuple[int, int]:
     """First and last bin along an axis that the sphere touches; last < first where it touches none."""
     if center + margin < low or center - margin > low + width * bins + 1e-9:
         return 0, -1
@@ -223,8 +236,8 @@ def _bin_range(center, margin, low, width, bins):  # type: ignore[no-untyped-def
     return max(0, min(first, bins - 1)), max(0, min(last, bins - 1))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _grown(neighbor, image):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _grown(neighbor: NDArray[np.uint16], image: NDArray[np.int16]) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
     """The same edges in arrays of twice the size."""
     size = neighbor.shape[0]
     more_neighbor = np.empty(2 * size, dtype=neighbor.dtype)

@@ -40,7 +40,9 @@ ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id"
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # What ASE's readers deliver is in ASE's units, so that its labels need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
-_SUFFIXES = re.compile(r"(\.(m?cif|csv|tsv|xyz|extxyz|jsonl?|ndjson|vasp|poscar|parquet|db|aselmdb))?(\.(gz|bz2|xz|zst))?$")
+_SUFFIXES = re.compile(
+    r"(\.(m?cif|csv|tsv|xyz|extxyz|jsonl?|ndjson|vasp|poscar|parquet|db|aselmdb))?(\.(gz|bz2|xz|zst))?$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,7 @@ class _Rows:
             raise InvalidStructureError(f"too many atoms ({len(structure)}, more than {self.settings.max_atoms})")
         return neighbor_list(structure, self.settings.cutoff, max_edges=self.settings.max_edges)
 
-    def _status(
-        self, structure: Structure, neighbors: NeighborList, labels: Mapping[str, NDArray[np.float64]]
-    ) -> int:
+    def _status(self, structure: Structure, neighbors: NeighborList, labels: Mapping[str, NDArray[np.float64]]) -> int:
         status = 0
         if not neighbors.n_neighbors.all():
             status |= STATUS_ISOLATED_ATOMS

@@ -12,15 +12,17 @@ from .documents import Document
 from .formats import Format
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-_DOCUMENTS = pa.schema([
-    ("source", _DICTIONARY),
-    ("index", pa.int64()),
-    ("format", _DICTIONARY),
-    ("content", pa.large_binary()),
-    ("name", pa.string()),
-    ("header", pa.dictionary(pa.int32(), pa.binary())),
-    ("reason", pa.string()),
-])
+_DOCUMENTS = pa.schema(
+    [
+        ("source", _DICTIONARY),
+        ("index", pa.int64()),
+        ("format", _DICTIONARY),
+        ("content", pa.large_binary()),
+        ("name", pa.string()),
+        ("header", pa.dictionary(pa.int32(), pa.binary())),
+        ("reason", pa.string()),
+    ]
+)
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _SOURCE, _FIRST = b"equiscreen.source", b"equiscreen.first"
 

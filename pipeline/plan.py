@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from .archives import documents_of_file
 from .databases import read_rows, row_ids
 from .documents import Document
+from .errors import SourceError
 from .files import SourceFile
 from .formats import ARCHIVES, RANDOM_ACCESS, Format
 from .pieces import read_piece, write_documents, write_rows
-from .errors import SourceError
 from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, read_document, read_row
 
 # A partition ends at whichever comes first: about a second of work.
@@ -29,7 +29,9 @@ PARTITION_RECORDS = 4096
 PARTITION_BYTES = 8 << 20
 # Files so small are opened by the workers, many in one partition.
 SMALL_FILE_BYTES = 1 << 18
-_SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar|xyz|extxyz|json|jsonl|ndjson)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+_SMALL_FORMATS = re.compile(
+    r"\.(cif|mcif|vasp|poscar|xyz|extxyz|json|jsonl|ndjson)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
 _STREAMED = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
 
 
@@ -305,5 +307,3 @@ def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
     for _ in plan:
         pass
     return plan.n_records
-
-

@@ -172,7 +172,9 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
         if names:
             fields = {key: value for key, value in record.items() if key not in names}
             if len(names) > 1:
-                raise _UnreadableRecord(f"several structures: {', '.join(names)}; name one by --structure-field", fields)
+                raise _UnreadableRecord(
+                    f"several structures: {', '.join(names)}; name one by --structure-field", fields
+                )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
     except _UnreadableRecord:

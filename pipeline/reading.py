@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .block import GraphBlock, take_structures
+from .block import GraphBlock
 from .compaction import CHUNK_ROWS
 from .errors import StoreError
 from .schema import ATOM, EDGE, STRUCTURE
@@ -59,7 +59,7 @@ class PlacedBlock:
 
     def take(self, indices: NDArray[np.int64]) -> PlacedBlock:
         """The structures at `indices`, in that order."""
-        return PlacedBlock(take_structures(self.block, indices), self.store[indices], self.row[indices])
+        return PlacedBlock(self.block.take(indices), self.store[indices], self.row[indices])
 
     @staticmethod
     def concatenate(parts: Sequence[PlacedBlock]) -> PlacedBlock:

@@ -108,6 +108,7 @@ _GRAPH_ARRAYS = (
     ),
 )
 
+
 def label_spec(name: str, quantity: Quantity) -> ArraySpec:
     """The array of a label."""
     dims = [ATOM if quantity.per == "atom" else STRUCTURE]

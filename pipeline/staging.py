@@ -72,7 +72,6 @@ class Staging:
         """Remove the parts, when nothing can come of them or all is done."""
         shutil.rmtree(self.folder)
 
-
     @contextmanager
     def discarded_if_new(self) -> Iterator[None]:
         """Leave nothing behind if a check fails before anything was done."""
@@ -86,7 +85,7 @@ class Staging:
 
 @contextmanager
 def staged(
-    out: str | Path, identity: Mapping[str, Any], inputs: Iterable[Path] = (), *, overwrite: bool = False
+    out: str | Path, identity: Mapping[str, Any], inputs: Iterable[Path | str] = (), *, overwrite: bool = False
 ) -> Iterator[Staging]:
     """Open or take up the run that writes `out`, holding its lock.
 
@@ -139,13 +138,13 @@ def recover(target: Target) -> None:
         replaced.rename(target.path)
 
 
-def check_place(out: Path, inputs: Iterable[Path]) -> None:
+def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     """Refuse an output that is, holds, or stands inside one of the inputs.
 
     Raises:
         OutputExistsError: It does.
     """
-    for source in (path.resolve() for path in inputs):
+    for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL is never in the way
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
 

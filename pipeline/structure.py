@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .compiled import compiled
 from .errors import InvalidStructureError
 
 if TYPE_CHECKING:
@@ -134,13 +134,15 @@ class Structure:
         Two files that hold the same structure have the same hash; another order of sites is another structure.
         """
         cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
-        content = b"".join((
-            len(self).to_bytes(4, "little"),
-            self.pbc.tobytes(),
-            self.atomic_number.tobytes(),
-            cell.astype("<i8", copy=False).tobytes(),
-            frac.astype("<i8", copy=False).tobytes(),
-        ))
+        content = b"".join(
+            (
+                len(self).to_bytes(4, "little"),
+                self.pbc.tobytes(),
+                self.atomic_number.tobytes(),
+                cell.astype("<i8", copy=False).tobytes(),
+                frac.astype("<i8", copy=False).tobytes(),
+            )
+        )
         return hashlib.blake2b(content, digest_size=HASH_BYTES, person=b"equiscreen-1").digest()
 
 
@@ -155,8 +157,10 @@ def _check_cell(cell: NDArray[np.float64]) -> None:
 _VALID, _NO_ELEMENT, _NOT_FINITE, _BAD_CELL = range(4)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _validate(numbers, frac, cell, pbc):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _validate(
+    numbers: NDArray[np.int64], frac: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> tuple[int, int]:
     """Wrap coordinates along periodic axes, in place. What is wrong first, and the atom that it is wrong with."""
     for i in range(frac.shape[0]):
         if numbers[i] < 1 or numbers[i] > MAX_ATOMIC_NUMBER:
@@ -171,8 +175,8 @@ def _validate(numbers, frac, cell, pbc):  # type: ignore[no-untyped-def] # noqa:
     return (_VALID if _relative_volume(cell) >= FLAT_CELL else _BAD_CELL), 0
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _relative_volume(cell):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _relative_volume(cell: NDArray[np.float64]) -> float:
     """Volume over the product of the edges; 0 for a cell with an edge of zero length."""
     volume, edges = 0.0, 1.0
     for axis in range(3):
@@ -182,8 +186,10 @@ def _relative_volume(cell):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN2
     return abs(volume) / edges if edges != 0.0 else 0.0
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _quantised(cell, frac, pbc):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@compiled
+def _quantised(
+    cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cell and coordinates as multiples of `HASH_QUANTUM`, int64; periodic coordinates modulo 1."""
     grid = np.int64(round(1 / HASH_QUANTUM))
     whole_cell, whole_frac = np.empty((3, 3), dtype=np.int64), np.empty(frac.shape, dtype=np.int64)

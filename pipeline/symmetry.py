@@ -1,7 +1,7 @@
 """The symmetry of a crystal, and whether it allows a tensor that is given as a label.
 
-Published data sets hold tensors in another frame than their structures; most such tensors break the symmetry of the
-crystal that they are said to belong to.
+A tensor in another frame than its structure, as published sets hold them, mostly breaks the symmetry of the crystal.
+Not always: in a crystal without symmetry any tensor is allowed, and in a cubic one any turned isotropic tensor.
 """
 
 from __future__ import annotations

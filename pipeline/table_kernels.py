@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from .compiled import compiled
 
 CUT = -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _vector(
     cell: NDArray[np.float64],
     frac_coord: NDArray[np.float64],
@@ -41,7 +42,7 @@ def _vector(
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def number_slots(
     n_atoms: NDArray[np.int32],
     n_edges: NDArray[np.int32],
@@ -97,7 +98,7 @@ def number_slots(
     return widest, -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _opposite(
     neighbor: NDArray[np.uint16], image: NDArray[np.int16], edge: int, receiver: int, low: int, high: int
 ) -> int:
@@ -126,7 +127,7 @@ def _opposite(
     return low
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fill_slots(
     n_atoms: NDArray[np.int32],
     cell: NDArray[np.float64],
@@ -193,7 +194,7 @@ def fill_slots(
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_positive(image: NDArray[np.int16], edge: int) -> bool:
     """Whether the first component that is not zero is positive: true of one image of each opposite pair."""
     for axis in range(3):

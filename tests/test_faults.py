@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import ase
+import ase.io
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
+from dask import config as dask_config
+from distributed import LocalCluster, WorkerPlugin
 from equiscreen.export import open_scores
-from equiscreen.pipeline import GraphStore
+from equiscreen.pipeline import FeaturizeReport, GraphStore, featurize
+from equiscreen.pipeline.errors import StoreError
 
 from .conftest import write_extxyz
 from .pipeline.test_featurize import same_files
@@ -83,7 +89,32 @@ def undisturbed(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-@pytest.mark.parametrize("disturb", [kill_a_worker, kill_everything_and_resume])
+def kill_the_client_and_resume(words: Sequence[str], out: Path, parts: int) -> None:
+    process = start_until_parts(words, out, parts)
+    os.kill(process.pid, signal.SIGKILL)  # its workers find out by themselves
+    process.wait()
+    assert not out.exists()
+    finish(words)
+
+
+def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) -> None:
+    process = start_until_parts(words, out, parts)
+    array = out.with_name(f"{out.name}.partial") / "store" / "cell"
+    deadline = time.monotonic() + 120
+    while not array.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists(), "the run ended before it could be disturbed"
+    with pytest.raises(StoreError, match="unfinished; run the command that writes it again"):
+        GraphStore(out)
+    finish(words)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [kill_a_worker, kill_everything_and_resume, kill_the_client_and_resume, kill_the_compaction_and_resume],
+)
 def test_featurize_survives(
     sources: list[Path], undisturbed: Path, tmp_path: Path, disturb: Callable[[Sequence[str], Path, int], None]
 ) -> None:
@@ -144,10 +175,94 @@ def test_a_damaged_part_is_made_again(sources: list[Path], undisturbed: Path, tm
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     mark = min((tmp_path / "g.zarr.partial" / "parts").glob("[0-9]*.json"))
-    number = json.loads(mark.read_text())["number"]
-    part = mark.with_name(f"{number:07d}.npz")
+    part = mark.with_suffix(".npz")
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     finish(words)
     assert same_files(out, undisturbed)
+
+
+def crashing_parser() -> WorkerPlugin:
+    """Makes the parser of POSCAR take its whole process along when it meets a certain comment, as a bug in C would."""
+
+    class CrashingParser(WorkerPlugin):  # within a function, so that it travels to the workers by value
+        def setup(self, worker: object) -> None:  # noqa: ARG002
+            from equiscreen.pipeline import readers  # noqa: PLC0415 - on the worker
+
+            parse = readers.structure_from_poscar
+
+            def parse_or_crash(text: str) -> object:
+                if text.startswith("poison"):
+                    os.abort()
+                return parse(text)
+
+            readers.structure_from_poscar = parse_or_crash
+
+    return CrashingParser()
+
+
+def poscar_folder(folder: Path, count: int, poison: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        lines = ["poison" if i == poison else f"crystal {i}", "1.0", "4 0 0", "0 4 0", f"0 0 {4 + i / 50}", "Cu", "1"]
+        (folder / f"{i:03d}.vasp").write_text("\n".join([*lines, "Direct", "0 0 0", ""]))
+    return folder
+
+
+def on_fragile_workers(
+    source: Path, out: Path, memory: str, plugin: WorkerPlugin | None, **settings: float
+) -> FeaturizeReport:
+    with (
+        dask_config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=memory, dashboard_address=None) as cluster,
+    ):
+        if plugin is not None:
+            with cluster.get_client() as client:
+                client.register_plugin(plugin)
+        return featurize(source, out, scheduler=cluster.scheduler_address, **settings)
+
+
+def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> None:
+    source = poscar_folder(tmp_path / "s", 12, poison=5)
+    report = on_fragile_workers(source, tmp_path / "g.zarr", "auto", crashing_parser())
+    assert (report.read, report.stored, report.failed) == (12, 11, 1)
+    (row,) = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
+    assert row["source"].endswith("005.vasp")
+    assert "the process that read it died" in row["reason"]
+    names = GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
+    assert names == [f"{i:03d}" for i in range(12) if i != 5]
+
+
+def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_path: Path) -> None:
+    dense = ase.Atoms("H", cell=np.eye(3) * 1.2, pbc=True).repeat(30)
+    crystals = [ase.Atoms("Cu", cell=np.eye(3) * a, pbc=True) for a in (3.0, 3.1)]
+    ase.io.write(tmp_path / "s.extxyz", [crystals[0], dense, crystals[1]])
+    report = on_fragile_workers(
+        tmp_path / "s.extxyz", tmp_path / "g.zarr", "600MB", None, cutoff=9.0, max_edges=200_000_000
+    )
+    assert (report.read, report.stored, report.failed) == (3, 2, 1)
+    (row,) = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
+    assert (row["source_index"], "died (memory" in row["reason"]) == (1, True)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(
+    sources: list[Path], undisturbed: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*inside, f"mount -t tmpfs none {disk}"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets no test make a file system")
+    words = shlex.join(command("featurize", *sources, "--out", disk / "g.zarr"))
+    script = (
+        f"mount -t tmpfs -o size=3m none {disk}; {words}; echo exit $?; ls {disk}/g.zarr; "
+        f"mount -o remount,size=500m {disk}; {words} && cp -r {disk}/g.zarr {tmp_path}"
+    )
+    done = subprocess.run([*inside, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit 1" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("equiscreen:")]
+    assert "disk is full" in line
+    assert "run the same command again" in line
+    assert same_files(tmp_path / "g.zarr", undisturbed)

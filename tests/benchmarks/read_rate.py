@@ -6,8 +6,8 @@ The store holds the crystals of mp_20_val and mpts_52_val over and over, each co
 2 % off), at 5 angstrom. Beside it stand the same structures read one by one, and in the form in which graph
 databases for training are often kept: one pickled dict of arrays each (positions, edge_index int64[2, n], cell
 offsets) in LMDB. All files are in the page cache. With `zarrs` installed, the same reading with its codec pipeline, and
-what that makes of damaged chunks. Prints what `read_rate.txt` keeps; each rate is the best of five passes, since other work
-on the machine only ever slows one down.
+what that makes of damaged chunks. Prints what `read_rate.txt` keeps; each rate is the best of five passes, since other
+work on the machine only ever slows one down.
 """
 
 from __future__ import annotations

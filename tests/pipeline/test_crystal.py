@@ -8,6 +8,7 @@ import itertools
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -315,7 +316,7 @@ def test_composition_key_is_the_same_in_every_process() -> None:
     assert int(run.stdout) == composition_key(quartz(1))
 
 
-def tables(crystals: list[Structure]) -> tuple[NDArray[np.uint64], NDArray[np.float64], object]:
+def tables(crystals: list[Structure]) -> tuple[NDArray[np.uint64], NDArray[np.float64], Callable[[int], Structure]]:
     keys = np.array([composition_key(x) for x in crystals], dtype=np.uint64)
     return keys, np.array([crystal_vector(x) for x in crystals]), crystals.__getitem__
 

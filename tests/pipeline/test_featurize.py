@@ -276,7 +276,11 @@ def test_unknown_formats_empty_folders_and_truncated_archives(tmp_path: Path) ->
     (tmp_path / "folder").mkdir()
     whole = make_source("CSV.gz", tmp_path).read_bytes()
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
-    for name, message in (("s.pdf", "unknown format"), ("folder", "without structure files"), ("cut.csv.gz", "cannot be read")):
+    for name, message in (
+        ("s.pdf", "unknown format"),
+        ("folder", "without structure files"),
+        ("cut.csv.gz", "cannot be read"),
+    ):
         with pytest.raises(SourceError, match=message):
             run(tmp_path / name, tmp_path / "g.zarr")
 

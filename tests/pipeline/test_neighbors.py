@@ -11,9 +11,9 @@ import pytest
 from ase.neighborlist import primitive_neighbor_list
 from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
+from equiscreen.pipeline.cif import structure_from_cif
 from equiscreen.pipeline.errors import InvalidStructureError
 from equiscreen.pipeline.neighbors import edge_keys
-from equiscreen.pipeline.cif import structure_from_cif
 from equiscreen.pipeline.tables import size_buckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
