@@ -3,7 +3,8 @@
 from .block import GraphBlock
 from .errors import EquiscreenError
 from .featurization import FeaturizeReport, featurize
-from .labels import LabelMapping, LabelRule
+from .labels import LabelMapping, LabelRule, Quantity
+from .merging import merge
 from .neighbors import NeighborList, neighbor_list
 from .readers import ReadOptions
 from .store import GraphStore
@@ -19,9 +20,11 @@ __all__ = [
     "LabelRule",
     "NeighborList",
     "NeighborTable",
+    "Quantity",
     "ReadOptions",
     "Structure",
     "featurize",
+    "merge",
     "neighbor_list",
     "neighbor_table",
 ]

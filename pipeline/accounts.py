@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -72,7 +72,7 @@ def select_distinct(
     if dedup is Dedup.CRYSTAL:
         keys = np.concatenate([item["crystal_key"] for item in found])
         vectors = np.concatenate([item["crystal_vector"] for item in found])
-        first = first_same_crystal(keys, vectors, lambda row: _structure(tuple(sources), offsets, row))
+        first = first_same_crystal(keys, vectors, _structure_reader(sources, offsets))
         keep = first == here
     else:
         labels = np.concatenate([item["label_digest"] for item in found])
@@ -103,7 +103,7 @@ def _identities(source: Rows, mapping: LabelMapping, dedup: Dedup) -> dict[str, 
 
 def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup) -> dict[str, NDArray[Any]]:
     """A store does not keep what only comparing needs, so it is computed anew."""
-    store = opened(source.path)
+    store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {
         name: np.split(values, block.atom_start[1:])
@@ -126,19 +126,24 @@ def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup)
     return out
 
 
-@lru_cache(maxsize=32)
-def _geometry(source: Rows) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    found = source.read(("n_atoms", "cell", "pbc", "atomic_number", "frac_coord"))
-    return found, offsets_of(np.asarray(found["n_atoms"]).tolist())
+def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Callable[[int], Structure]:
+    """Reads structures by their place, counted through all sources; some sources are kept in memory."""
 
+    @lru_cache(maxsize=32)
+    def geometry(place: int) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        found = sources[place].read(("n_atoms", "cell", "pbc", "atomic_number", "frac_coord"))
+        return found, offsets_of(np.asarray(found["n_atoms"]).tolist())
 
-def _structure(sources: tuple[Rows, ...], offsets: NDArray[np.int64], row: int) -> Structure:
-    """A structure, counted through all sources."""
-    place = int(np.searchsorted(offsets, row, side="right")) - 1
-    found, atoms = _geometry(sources[place])
-    here = row - int(offsets[place])
-    span = slice(int(atoms[here]), int(atoms[here + 1]))
-    return Structure(found["atomic_number"][span], found["cell"][here], found["frac_coord"][span], found["pbc"][here])
+    def read(row: int) -> Structure:
+        place = int(np.searchsorted(offsets, row, side="right")) - 1
+        found, atoms = geometry(place)
+        here = row - int(offsets[place])
+        span = slice(int(atoms[here]), int(atoms[here + 1]))
+        return Structure(
+            found["atomic_number"][span], found["cell"][here], found["frac_coord"][span], found["pbc"][here]
+        )
+
+    return read
 
 
 def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:

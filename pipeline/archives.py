@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import stat
+import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import IO, cast
 
 from .documents import Document, documents
 from .errors import SourceError
-from .files import BOMB_BYTES, BOMB_RATIO, SourceFile, Stream
-from .formats import ARCHIVES, RANDOM_ACCESS, Format, holds_structures
+from .files import BOMB_BYTES, BOMB_RATIO, BROKEN, SourceFile, Stream, printable
+from .formats import ARCHIVES, RANDOM_ACCESS, TEXTS, Format, holds_structures
 
 Aside = Callable[[str], None]
 
@@ -35,38 +35,40 @@ def documents_of_file(file: SourceFile, form: Format, aside: Aside) -> Iterator[
         return
     members = _zip_members(file) if form is Format.ZIP else _tar_members(file)
     for path, member, reason in members:
-        name = f"{file.name}::{path}"
+        name = printable(f"{file.name}::{path}")
         if reason:
             yield Document(name, 0, form, b"", reason=reason)
         elif not holds_structures(path) or PurePosixPath(path).name.startswith("._"):  # what macOS adds
             aside(name)
         elif member is not None:
-            yield from _member_documents(name, member)
+            yield from _member_documents(name, member, file.format if file.format in TEXTS else None)
 
 
-def _member_documents(name: str, member: IO[bytes]) -> Iterator[Document]:
+def _member_documents(name: str, member: IO[bytes], said: Format | None) -> Iterator[Document]:
     """Documents of one member; what is wrong with it costs no other."""
     index, form = 0, Format.TAR
     try:
         with Stream(member, name) as stream:
-            form = stream.detected()
+            form = said or stream.detected()
             if form in ARCHIVES | RANDOM_ACCESS:
                 yield Document(name, 0, form, b"", reason=f"{form} within an archive (unpack it first)")
                 return
             for document in documents(stream, form):
                 yield document
                 index += 1
+            if index == 0:
+                yield Document(name, 0, form, b"", reason="no record in the file")
     except SourceError as error:
         yield Document(name, index, form, b"", reason=str(error).removeprefix(f"{name}: "))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        yield Document(name, index, form, b"", reason=f"damaged in the archive ({error})")
+    except BROKEN as error:
+        yield Document(name, index, form, b"", reason=f"damaged in the archive ({error or type(error).__name__})")
 
 
 Member = tuple[str, IO[bytes] | None, str]
 
 
 def _zip_members(file: SourceFile) -> Iterator[Member]:
-    with file.readable(), file.fs.open(file.path, "rb") as raw, zipfile.ZipFile(raw) as archive:
+    with file.open_as_it_stands() as raw, _opened_zip(raw) as archive:
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -78,8 +80,20 @@ def _zip_members(file: SourceFile) -> Iterator[Member]:
             if reason:
                 yield info.filename, None, reason
                 continue
-            with archive.open(info) as member:
+            try:
+                member = archive.open(info)
+            except (*BROKEN, NotImplementedError, RuntimeError) as error:  # damaged, or compressed in an unknown way
+                yield info.filename, None, f"damaged in the archive ({error or type(error).__name__})"
+                continue
+            with member:
                 yield info.filename, member, ""
+
+
+def _opened_zip(raw: IO[bytes]) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(raw)
+    except (ValueError, struct.error, NotImplementedError, OverflowError) as error:  # what a damaged directory says
+        raise zipfile.BadZipFile(f"damaged directory: {error}") from error
 
 
 def _tar_members(file: SourceFile) -> Iterator[Member]:

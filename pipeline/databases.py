@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,13 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
         ids: Of rows.
         first: Place of the first of these rows in the database.
     """
-    with _connected(path) as database:
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(_connected(path))
+        except Exception as error:  # noqa: BLE001 - sqlite3, lmdb and ASE raise kinds of their own
+            for index, row_id in enumerate(ids, start=first):
+                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
+            return
         for index, row_id in enumerate(ids, start=first):
             try:
                 row = database.get(id=int(row_id))
@@ -49,13 +55,16 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
                 fields = {"id": row.id, "unique_id": row.unique_id, **row.data, **fields_of_atoms(atoms)}
                 fields.update(row.key_value_pairs)
             except Exception as error:  # noqa: BLE001 - whatever the row makes ASE stumble on
-                reason = f"row does not parse: {' '.join(str(error).split())[:200] or type(error).__name__}"
-                yield RawRecord(source, index, None, {"id": row_id}, reason, Format.ASE_DB)
+                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
                 continue
             try:
                 yield RawRecord(source, index, Structure.from_ase(atoms), fields, format=Format.ASE_DB)
             except InvalidStructureError as error:
                 yield RawRecord(source, index, None, fields, str(error), Format.ASE_DB)
+
+
+def _reason(error: Exception) -> str:
+    return f"row does not parse: {' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
 def _is_sqlite(path: Path) -> bool:

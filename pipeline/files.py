@@ -6,25 +6,34 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
 import fsspec
 import pyarrow as pa
 
-from .errors import SourceError
-from .formats import HEAD_BYTES, Format, detect
+from .errors import EquiscreenError, SourceError
+from .formats import ARCHIVES, HEAD_BYTES, RANDOM_ACCESS, TEXTS, Format, detect, detect_binary
 
 BUFFER_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 # No text compresses so well: beyond both it is an archive made to fill a disk.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 # What libraries raise over a file that breaks off or is not what it seems.
-_BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException)
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def printable(name: str) -> str:
+    """A name of a file that can be written as UTF-8: bytes of it that are not are replaced."""
+    return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +44,10 @@ class SourceFile:
         name: As the user gave it (or the folder it is in); this is what the store remembers.
         fs: The fsspec file system that it is on; workers get it along with the task.
         path: Where it is there.
-        size: Bytes, compressed as it stands.
+        size: Bytes, compressed as it stands; -1 where nobody says.
         version: What tells it from another file of its name: sha256 where it is local, the file system's token else.
         format: As said by the user; None tells it from the content.
+        seekable: Whether it can be read from any place; some web servers send files from their beginning only.
     """
 
     name: str
@@ -46,6 +56,7 @@ class SourceFile:
     size: int
     version: str
     format: Format | None = None
+    seekable: bool = True
 
     @property
     def local(self) -> bool:
@@ -59,8 +70,26 @@ class SourceFile:
         Raises:
             SourceError: It cannot be opened, or breaks off while it is read.
         """
-        with self.readable(), self.fs.open(self.path, "rb") as raw, Stream(raw, self.name) as stream:
+        how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
+        with self.readable(), self.fs.open(self.path, "rb", **how) as raw, Stream(raw, self.name) as stream:
             yield stream
+
+    @contextmanager
+    def open_as_it_stands(self) -> Iterator[IO[bytes]]:
+        """Open for reading from any place, not decompressed.
+
+        Raises:
+            SourceError: It cannot be opened, or breaks off while it is read.
+        """
+        with self.readable(), ExitStack() as stack:
+            if self.seekable:
+                raw = stack.enter_context(self.fs.open(self.path, "rb"))
+            else:
+                raw = stack.enter_context(TemporaryFile())
+                with self.fs.open(self.path, "rb", block_size=0) as sent:
+                    shutil.copyfileobj(sent, raw, BUFFER_BYTES)
+                raw.seek(0)
+            yield raw
 
     @contextmanager
     def readable(self) -> Iterator[None]:
@@ -71,19 +100,31 @@ class SourceFile:
         """
         try:
             yield
-        except _BROKEN as error:
-            raise SourceError(f"{self.name}: cannot be read ({error or type(error).__name__}); get it again") from error
+        except EquiscreenError:
+            raise
+        except BROKEN as error:
+            raise self._unreadable(error) from error
+        except Exception as error:
+            if self.local:
+                raise
+            raise self._unreadable(error) from error  # the clients of object stores have errors of their own
+
+    def _unreadable(self, error: Exception) -> SourceError:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        return SourceError(f"{self.name}: cannot be read ({detail}); get it again")
 
     def detected(self) -> Format:
-        """Its format, as said or as its content tells.
+        """Its format, as said or as its content tells. Of an archive it is said for what is inside.
 
         Raises:
             SourceError: Unreadable, empty, or of no known format.
         """
-        if self.format is not None:
-            return self.format
         with self.open() as stream:
-            return stream.detected()
+            found = stream.binary() if self.format in TEXTS else None
+            form = (found if found in ARCHIVES else self.format) or stream.detected()
+            if stream.compressed and form in RANDOM_ACCESS:
+                raise SourceError(f"{self.name}: a compressed {form} file; decompress it first")
+        return form
 
 
 class Stream(io.BufferedReader):
@@ -100,17 +141,33 @@ class Stream(io.BufferedReader):
     def __init__(self, raw: IO[bytes], name: str) -> None:
         self.source = name
         super().__init__(_Bounded(raw, name), BUFFER_BYTES)
-        if self.head().startswith((b"\xff\xfe", b"\xfe\xff")):
+        head = self.head()
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise SourceError(f"{name}: is UTF-16; convert it to UTF-8")
+        if head.startswith(_BYTE_ORDER_MARK):
+            self.read(len(_BYTE_ORDER_MARK))
 
     @property
     def consumed(self) -> int:
         """Bytes of the file as it stands that have been read."""
         return cast("_Bounded", self.raw).consumed
 
+    @property
+    def compressed(self) -> bool:
+        """Whether the file as it stands is compressed."""
+        return cast("_Bounded", self.raw).compressed
+
     def head(self) -> bytes:
         """The first bytes, which stay to be read."""
         return self.peek(HEAD_BYTES)[:HEAD_BYTES]
+
+    def chunk(self) -> bytes:
+        """The next bytes, some `READ_BYTES` of them; none at the end."""
+        return self.read(READ_BYTES)
+
+    def binary(self) -> Format | None:
+        """The format that the first bytes tell, if it is none of text."""
+        return detect_binary(self.head())
 
     def detected(self) -> Format:
         """The format that the first bytes tell.
@@ -120,6 +177,8 @@ class Stream(io.BufferedReader):
         """
         head = self.head()
         found = detect(head)
+        if found is Format.JSON and b"\n" not in head:  # lines as long as that are not rare
+            found = detect(self.peek(BUFFER_BYTES))
         if found is None:
             what = "the file is empty" if not head.strip() else "unknown format; say it with --format"
             raise SourceError(f"{self.source}: {what}")
@@ -132,6 +191,7 @@ class _Bounded(io.RawIOBase):
     def __init__(self, raw: IO[bytes], name: str) -> None:
         self._raw, self._name = io.BufferedReader(cast("io.RawIOBase", raw), BUFFER_BYTES), name
         self._plain = _decompressed(self._raw)
+        self.compressed = self._plain is not self._raw
         self._out = 0
 
     def readable(self) -> bool:
@@ -152,7 +212,7 @@ class _Bounded(io.RawIOBase):
             view[filled : filled + len(data)] = data
             filled += len(data)
         self._out += filled
-        if self._out > BOMB_BYTES and self._plain is not self._raw and self._out > BOMB_RATIO * self._raw.tell():
+        if self._out > BOMB_BYTES and self.compressed and self._out > BOMB_RATIO * self._raw.tell():
             raise SourceError(
                 f"{self._name}: grows more than {BOMB_RATIO}-fold to over {BOMB_BYTES >> 30} GiB when decompressed; "
                 "no structures do; leave it out"

@@ -26,6 +26,8 @@ class Format(StrEnum):
 # Those whose records need the whole file at hand, not a stream of it.
 RANDOM_ACCESS = frozenset({Format.PARQUET, Format.ASE_DB, Format.ZIP})
 ARCHIVES = frozenset({Format.ZIP, Format.TAR})
+# Those that are cut from a stream.
+TEXTS = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
 # Names under which a folder or an archive holds structures; what stands beside them is left alone.
 _STRUCTURE_NAME = re.compile(
     r"\.(cif|mcif|vasp|poscar|xyz|extxyz|csv|tsv|json|jsonl|ndjson|parquet|db|aselmdb|lmdb|zip|tar|tgz|tbz|txz)"
@@ -36,7 +38,7 @@ _ZIP_MAGIC, _TAR_MAGIC, _TAR_MAGIC_AT = (b"PK\x03\x04", b"PK\x05\x06"), b"ustar"
 _LMDB_MAGIC, _LMDB_MAGIC_AT = b"\xde\xc0\xef\xbe", 16
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _POSCAR = re.compile(rf"[^\n]*\n\s*{_NUMBER}[^\n]*\n(\s*{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}[^\n]*\n){{3}}")
-_CIF = re.compile(r"(\s*(#[^\n]*)?\n)*\s*data_", re.IGNORECASE)
+_CIF = re.compile(r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*data_", re.IGNORECASE)
 _EXTXYZ = re.compile(r"\s*\d+\s*\n")
 _JSON_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 
@@ -50,7 +52,7 @@ def detect(head: bytes) -> Format | None:
     Returns:
         The format; None if it is none that is known.
     """
-    binary = _detect_binary(head)
+    binary = detect_binary(head)
     if binary is not None:
         return binary
     text = head.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
@@ -59,7 +61,7 @@ def detect(head: bytes) -> Format | None:
         return None
     if stripped[0] in "[{":
         return Format.JSONL if _JSON_LINES.match(text) else Format.JSON
-    if _CIF.match(text):
+    if is_cif(text):
         return Format.CIF
     if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # before XYZ: its comment may be a number
         return Format.POSCAR
@@ -68,12 +70,18 @@ def detect(head: bytes) -> Format | None:
     return Format.CSV if _looks_like_a_table(stripped) else None
 
 
+def is_cif(text: str) -> bool:
+    """Whether a text begins as a CIF does: with a data block, after comments."""
+    return _CIF.match(text) is not None
+
+
 def holds_structures(name: str) -> bool:
     """Whether a file in a folder or an archive is to be read, by its name."""
     return _STRUCTURE_NAME.search(name) is not None
 
 
-def _detect_binary(head: bytes) -> Format | None:
+def detect_binary(head: bytes) -> Format | None:
+    """Tell a format that is none of text from the first bytes of a file."""
     if head.startswith(b"PAR1"):
         return Format.PARQUET
     if head.startswith(b"SQLite format 3\0") or head[_LMDB_MAGIC_AT:].startswith(_LMDB_MAGIC):

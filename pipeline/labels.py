@@ -164,7 +164,8 @@ class LabelMapping(BaseModel):
         Raises:
             LabelError: Not of that form.
         """
-        labels, quantities = dict(self.labels), dict(self.quantities)
+        labels = dict(self.labels)
+        quantities: dict[str, Any] = dict(self.quantities)
         for text in inline:
             match = _INLINE.match(text)
             if match is None:
@@ -176,14 +177,15 @@ class LabelMapping(BaseModel):
             if match["shape"]:
                 first, *rest = match["shape"].split("x")
                 per, sizes = ("atom", rest) if first == "atom" else ("structure", [first, *rest])
-                quantities[name] = Quantity.model_validate({"per": per, "shape": sizes})
+                quantities[name] = {"per": per, "shape": sizes}
             known = KNOWN_QUANTITIES.get(name, Quantity()).unit or ""
             labels[name] = (LabelRule(path=match["path"], unit=known if unit is None else unit),)
         content = {"labels": labels, "quantities": quantities, "columns": (*self.columns, *columns)}
         try:
             return type(self).model_validate(content)
         except ValidationError as error:
-            raise LabelError("; ".join(problem["msg"] for problem in error.errors())) from error
+            what = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+            raise LabelError(f"labels: {what}") from error
 
     def with_ase_defaults(self) -> Self:
         """Add what ASE's readers deliver, where nothing else is said."""

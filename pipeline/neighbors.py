@@ -107,6 +107,9 @@ def _search(  # noqa: C901, PLR0912 - one loop nest
 
     begin, end = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
     shift = np.empty(3, dtype=np.int64)
+    # Most atoms are far away, which positions tell at less cost than the exact distance does.
+    positions = _positions(frac, cell)
+    loose = cutoff * cutoff * (1 + 1e-6) + 1e-6
     n_edges = 0
     for i in range(n):
         for axis in range(3):
@@ -123,12 +126,16 @@ def _search(  # noqa: C901, PLR0912 - one loop nest
                 for c in range(begin[2], end[2] + 1):
                     c_low, c_high = _bin_range(frac[i, 2] - c, margin[2], low[2], width[2], bins[2])
                     shift[0], shift[1], shift[2] = a, b, c
+                    x, y, z = _moved(positions[i], shift, cell)
                     before_image = n_edges
                     for a_bin in range(a_low, a_high + 1):
                         for b_bin in range(b_low, b_high + 1):
                             row = (a_bin * bins[1] + b_bin) * bins[2]
                             for m in range(first[row + c_low], first[row + c_high + 1] if c_high >= c_low else 0):
                                 j = members[m]
+                                dx, dy, dz = positions[j, 0] - x, positions[j, 1] - y, positions[j, 2] - z
+                                if dx * dx + dy * dy + dz * dz > loose:
+                                    continue
                                 square = _distance_square(frac, cell, i, j, shift)
                                 if square >= cutoff * cutoff or (i == j and a == 0 and b == 0 and c == 0):
                                     continue
@@ -162,6 +169,28 @@ def _heights(cell: NDArray[np.float64]) -> NDArray[np.float64]:
         w = cell[axis]
         heights[axis] = abs(w[0] * x + w[1] * y + w[2] * z) / np.sqrt(x * x + y * y + z * z)
     return heights
+
+
+@compiled
+def _positions(frac: NDArray[np.float64], cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    positions = np.empty(frac.shape)
+    for i in range(frac.shape[0]):
+        for axis in range(3):
+            positions[i, axis] = frac[i, 0] * cell[0, axis] + frac[i, 1] * cell[1, axis] + frac[i, 2] * cell[2, axis]
+    return positions
+
+
+@compiled
+def _moved(
+    position: NDArray[np.float64], shift: NDArray[np.int64], cell: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """A position, moved back by a lattice vector."""
+    a, b, c = shift[0], shift[1], shift[2]
+    return (
+        position[0] - (a * cell[0, 0] + b * cell[1, 0] + c * cell[2, 0]),
+        position[1] - (a * cell[0, 1] + b * cell[1, 1] + c * cell[2, 1]),
+        position[2] - (a * cell[0, 2] + b * cell[1, 2] + c * cell[2, 2]),
+    )
 
 
 @compiled

@@ -55,8 +55,23 @@ def read_piece(path: Path, begin: int, end: int) -> Iterator[Document | tuple[st
             yield Document(source, index, Format(form), content, name, header, reason)
         return
     source, first = table.schema.metadata[_SOURCE].decode(), int(table.schema.metadata[_FIRST]) + begin
-    for index, row in enumerate(table.to_pylist(), start=first):
-        yield source, index, row
+    for index, row in enumerate(_python_rows(table), start=first):
+        if isinstance(row, str):
+            yield Document(source, index, Format.PARQUET, b"", reason=row)
+        else:
+            yield source, index, row
+
+
+def _python_rows(table: pa.Table) -> Iterator[Mapping[str, Any] | str]:
+    """Rows; the reason for one that holds what Python cannot, such as text that is no UTF-8."""
+    try:
+        yield from table.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        for row in range(table.num_rows):
+            try:
+                yield table.slice(row, 1).to_pylist()[0]
+            except (ValueError, OverflowError, pa.ArrowException) as error:
+                yield f"row does not parse: {' '.join(str(error).split())[:200]}"
 
 
 def _column_types() -> list[tuple[str, pa.DataType]]:

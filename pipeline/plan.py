@@ -7,10 +7,12 @@ again divides them alike.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ from .archives import documents_of_file
 from .databases import read_rows, row_ids
 from .documents import Document
 from .errors import SourceError
-from .files import SourceFile
+from .files import BUFFER_BYTES, SourceFile
 from .formats import ARCHIVES, RANDOM_ACCESS, Format
 from .pieces import read_piece, write_documents, write_rows
 from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, read_document, read_row
@@ -32,7 +34,6 @@ SMALL_FILE_BYTES = 1 << 18
 _SMALL_FORMATS = re.compile(
     r"\.(cif|mcif|vasp|poscar|xyz|extxyz|json|jsonl|ndjson)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
 )
-_STREAMED = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,26 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
 def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
     index = 0
     try:
-        for document in documents_of_file(file, file.detected(), _nothing):
-            yield read_document(document, options)
+        for record in _records_of_file(file, options):
+            yield record
             index += 1
     except SourceError as error:
         yield RawRecord(file.name, index, None, reason=str(error).removeprefix(f"{file.name}: "))
         index += 1
     if index == 0:
         yield RawRecord(file.name, 0, None, reason="no record in the file")
+
+
+def _records_of_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
+    """Records of a whole file, which may be another thing than its name says."""
+    form = file.detected()
+    if form in (Format.PARQUET, Format.ASE_DB):
+        with TemporaryDirectory() as folder:
+            for partition in Plan([file], Path(folder), sys.maxsize):
+                yield from read_partition(partition, options)
+    else:
+        for document in documents_of_file(file, form, _nothing):
+            yield read_document(document, options)
 
 
 def _nothing(name: str) -> None:
@@ -196,10 +209,10 @@ class Plan:
             yield self._group(small)
 
     def _is_small(self, file: SourceFile) -> bool:
-        if self.limit is not None or file.size > SMALL_FILE_BYTES:
+        if self.limit is not None or not 0 <= file.size <= SMALL_FILE_BYTES:
             return False  # only the client can count up to a limit
         if file.format is not None:
-            return file.format in _STREAMED
+            return file.format in TEXTS
         return _SMALL_FORMATS.search(file.path) is not None
 
     def _group(self, files: list[SourceFile]) -> Partition:
@@ -236,11 +249,11 @@ class Plan:
 
     def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
-        with file.readable(), file.fs.open(file.path, "rb") as raw:
-            table = pq.ParquetFile(raw)
+        with file.open_as_it_stands() as raw:
+            table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES)  # else a column of a row group is read as a whole
             first = 0
             wanted = self._wanted(table.schema_arrow.names)
-            for batch in table.iter_batches(PARTITION_RECORDS, columns=wanted):
+            for batch in table.iter_batches(_rows_at_once(table.metadata), columns=wanted):
                 rows = pa.Table.from_batches([batch]).slice(0, self._left())
                 if rows.num_rows == 0:
                     return
@@ -282,6 +295,12 @@ class Plan:
 
     def _piece_path(self) -> Path:
         return self.folder / f"{self._number:07d}.arrow"
+
+
+def _rows_at_once(table: pq.FileMetaData) -> int:
+    """Rows of a partition, by the mean size of those of the file."""
+    size = sum(table.row_group(group).total_byte_size for group in range(table.num_row_groups))
+    return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * table.num_rows // max(size, 1)))
 
 
 def _batches(items: Iterator[Document]) -> Iterator[list[Document]]:

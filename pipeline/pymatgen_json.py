@@ -31,7 +31,9 @@ def structure_keys(record: Any) -> list[str]:
     """The keys of a record under which a structure stands."""
     if not isinstance(record, dict):
         return []
-    return [key for key, value in record.items() if is_structure(value) or is_optimade(value)]
+    return [
+        key for key, value in record.items() if isinstance(value, dict) and (is_structure(value) or is_optimade(value))
+    ]
 
 
 def holds_structure(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,11 +16,12 @@ import orjson
 from .cif import structure_from_cif
 from .documents import Document
 from .errors import InvalidStructureError
-from .formats import Format, detect
+from .formats import Format, detect, is_cif
 from .labels import lookup
 from .optimade import structure_from_optimade
 from .pymatgen_json import is_optimade, is_structure, structure_from_pymatgen, structure_keys
 from .structure import Structure
+from .table_text import separator_of
 
 csv.field_size_limit(1 << 27)  # a CIF of a large cell is one field; the default is 128 kB
 # Columns of tables that hold structures without being text: those of OPTIMADE (LeMat-Bulk) and of ASE and its kin.
@@ -125,9 +126,10 @@ def _read_csv(document: Document, options: ReadOptions) -> Understood:
     with _parsing("row does not parse"):
         values = next(csv.reader([_text(document.content)], delimiter=separator))
     row = dict(zip(names, values, strict=False))
-    if options.structure_field is not None and options.structure_field not in row:
-        where = f"without column {options.structure_field!r} (columns: {', '.join(names)})"
-        raise _UnreadableRecord(f"row of {len(values)} fields, {where}", row)
+    if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
+        raise _UnreadableRecord(
+            f"row of {len(values)} fields under {len(names)} columns ({', '.join(names[:20])})", row
+        )
     return (*_from_mapping(row, options), None)
 
 
@@ -211,14 +213,14 @@ def structure_from_value(value: Any) -> Structure:
         InvalidStructureError: None of these, or not readable.
     """
     if isinstance(value, str | bytes):
-        form = _text_format(value)
+        text = _text(value)
+        form = Format.CIF if is_cif(text) else _text_format(text)
         if form is Format.POSCAR:
-            return structure_from_poscar(_text(value))
-        if form is Format.JSON:
-            with _parsing("not valid JSON"):
-                value = _parsed_json(value if isinstance(value, bytes) else value.encode())
-        else:
-            return structure_from_cif(_text(value))[0]
+            return structure_from_poscar(text)
+        if form is not Format.JSON:
+            return structure_from_cif(text)[0]
+        with _parsing("not valid JSON"):
+            value = _parsed_json(text.encode())
     if is_structure(value):
         return structure_from_pymatgen(value)
     if is_optimade(value):
@@ -235,24 +237,38 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
         keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
         raise InvalidStructureError(f"no structure in any field (fields: {keys}); name it by --structure-field")
     with _parsing("structure does not parse"):
-        numbers = _numbers(species)
+        numbers = _numbers(_listed(species))
+        lattice = _listed(lattice)
         if isinstance(lattice, Mapping):  # pymatgen's dictionary form
             lattice = lattice["matrix"]
-        axes = np.ones(3, dtype=bool) if pbc is None else np.array(pbc, dtype=bool)
+        axes = np.ones(3, dtype=bool) if pbc is None else np.array(_listed(pbc)).astype(bool)
+        if axes.shape != (3,):
+            raise InvalidStructureError(f"pbc of {axes.size} axes")
         if cartesian is not None:
             return Structure.from_cartesian(numbers, _array(cartesian), _array(lattice), axes & (lattice is not None))
+        if lattice is None:
+            raise InvalidStructureError("fractional coordinates without a cell")
         cell = _array(lattice)
         return Structure.from_cartesian(numbers, _array(fractional) @ cell, cell, axes)
 
 
-def _numbers(species: Any) -> Any:
+def _listed(value: Any) -> Any:
+    """A list that stands in a table of text is JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _numbers(species: Any) -> list[int]:
     from .elements import atomic_number  # noqa: PLC0415
 
-    return [atomic_number(item, f"atom {at}") if isinstance(item, str) else item for at, item in enumerate(species)]
+    numbers = [atomic_number(item, f"atom {at}") if isinstance(item, str) else item for at, item in enumerate(species)]
+    for atom, number in enumerate(numbers):
+        if number != int(number):
+            raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {number})")
+    return [int(number) for number in numbers]
 
 
 def _array(value: Any) -> Any:
-    return None if value is None else np.array([list(row) for row in value], dtype=np.float64)
+    return None if value is None else np.array([list(row) for row in _listed(value)], dtype=np.float64)
 
 
 def structure_from_poscar(text: str) -> Structure:
@@ -293,7 +309,7 @@ class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
 def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
     """Names of the columns of a table, and what separates them."""
     text = _text(header).strip("\r\n")
-    separator = max(",;\t", key=text.count)
+    separator = separator_of(text)
     return tuple(next(csv.reader([text], delimiter=separator), ())), separator
 
 
@@ -305,11 +321,6 @@ def _text(content: str | bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         return content.decode("latin-1")
-
-
-def read_documents(items: Iterable[Document], options: ReadOptions) -> Iterator[RawRecord]:
-    """Understand documents one after the other."""
-    return (read_document(item, options) for item in items)
 
 
 _READERS: dict[Format, Callable[[Document, ReadOptions], Understood]] = {

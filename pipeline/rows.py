@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import StoreError
 from .parts import PartArray, PartKey, read_part
 from .schema import ATOM, EDGE, STRUCTURE
 
@@ -29,7 +30,7 @@ class PartRows:
 
     folder: Path
     key: PartKey
-    counts: dict[str, int]
+    counts: dict[str, int] = field(hash=False)
 
     def read(self, names: Iterable[str]) -> dict[str, PartArray]:
         """Some of its arrays, all of which it has.
@@ -46,14 +47,16 @@ class StoreRows:
 
     Attributes:
         path: Of the store.
+        store_hash: Of its content: another store may come to stand in its place.
         start, stop: Structures.
         counts: Rows along each dim.
     """
 
     path: str
+    store_hash: str
     start: int
     stop: int
-    counts: dict[str, int]
+    counts: dict[str, int] = field(hash=False)
 
     def read(self, names: Iterable[str]) -> dict[str, PartArray]:
         """Some of its arrays, as far as the store has them.
@@ -61,7 +64,7 @@ class StoreRows:
         Raises:
             StoreError: Damaged data.
         """
-        store = opened(self.path)
+        store = opened(self.path, self.store_hash)
         spans = {STRUCTURE: (self.start, self.stop)}
         for dim, first, count in ((ATOM, "atom_start", "n_atoms"), (EDGE, "edge_start", "n_edges")):
             begin = store.column(first, self.start, self.start + 1)
@@ -80,11 +83,18 @@ Rows = PartRows | StoreRows
 
 
 @lru_cache(maxsize=8)
-def opened(path: str) -> GraphStore:
-    """A store, opened once."""
+def opened(path: str, store_hash: str) -> GraphStore:
+    """A store, opened once.
+
+    Raises:
+        StoreError: It cannot be read, or is another one by now.
+    """
     from .store import GraphStore  # noqa: PLC0415 - the store's module needs those that write it
 
-    return GraphStore(path)
+    store = GraphStore(path)
+    if store.store_hash != store_hash:
+        raise StoreError(f"{path}: has changed while it was read; run the command again")
+    return store
 
 
 def absolute(path: Path | str) -> Path | str:
@@ -99,6 +109,7 @@ def rows_of_store(store: GraphStore, size: int) -> list[StoreRows]:
     return [
         StoreRows(
             path,
+            store.store_hash,
             start,
             stop,
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from .errors import SourceError
-from .files import SourceFile
+from .files import SourceFile, printable
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
 _GLOB = frozenset("*?[")
+# What file systems say of a file that is another when the file is.
+_TOKENS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "CRC", "sha")
 _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
 
 
@@ -31,9 +34,12 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
     Raises:
         SourceError: One of them does not exist, is empty, holds no structures or cannot be reached.
     """
+    if form is not None and form not in frozenset(Format):
+        raise SourceError(f"format {form!r} is none of {', '.join(Format)}")
+    said = None if form is None else Format(form)
     files: list[SourceFile] = []
     for source in sources:
-        files.extend(_resolved(str(source), form))
+        files.extend(_resolved(str(source), said))
     if not files:
         raise SourceError("no sources given")
     return files
@@ -56,9 +62,11 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
     except SourceError:
         raise
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # so fsspec's HTTP calls a server that does not answer
+            raise SourceError(f"{source}: cannot be reached ({_detail(error.__cause__)})") from error
         raise SourceError(f"{source}: no such file or folder") from error
     except Exception as error:  # each file system has errors of its own
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        detail = _detail(error)
         raise SourceError(f"{source}: cannot be reached ({detail}){_cure(error)}") from error
     if not inside:
         raise SourceError(f"{source}: a folder without structure files")
@@ -67,7 +75,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
 
 def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
-        fs, path = url_to_fs(source)
+        fs, path = url_to_fs(source, **_options(source))
     except ImportError as error:
         protocol = source.split("://", maxsplit=1)[0]
         package = _INSTALL.get(protocol, f"the fsspec backend of {protocol}")
@@ -75,8 +83,22 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except FileNotFoundError as error:
         raise SourceError(f"{source}: no such file or folder") from error
     except Exception as error:
-        raise SourceError(f"{source}: cannot be reached ({' '.join(str(error).split())[:200]})") from error
+        raise SourceError(f"{source}: cannot be reached ({_detail(error)})") from error
     return fs, str(path)
+
+
+def _options(source: str) -> dict[str, Any]:
+    """What fsspec is told beyond its defaults."""
+    if not source.startswith(("http://", "https://")):
+        return {}
+    import aiohttp  # noqa: PLC0415 - only needed here
+
+    # aiohttp gives up on whatever takes five minutes, and large files do.
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+
+
+def _detail(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _cure(error: Exception) -> str:
@@ -100,15 +122,23 @@ def _found_name(source: str, path: str, found: str) -> str:
 
 
 def _file(name: str, fs: fsspec.AbstractFileSystem, info: dict[str, Any], form: Format | None) -> SourceFile:
-    path, size = str(info["name"]), int(info.get("size") or 0)
-    file = SourceFile(name, fs, path, size, "", form)
+    on_the_web = "http" in _protocols(fs)
+    if on_the_web and info.get("size") is None:  # a listing names files only
+        info = {**info, **fs.info(info["name"])}
+    size = -1 if info.get("size") is None else int(info["size"])
+    seekable = not on_the_web or bool(info.get("partial"))
+    file = SourceFile(printable(name), fs, str(info["name"]), size, "", form, seekable)
     if file.local:
-        with file.readable(), Path(path).open("rb") as raw:
+        with file.readable(), Path(file.path).open("rb") as raw:
             version = f"sha256:{hashlib.file_digest(raw, 'sha256').hexdigest()}"
     else:
-        tokens = {key: str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime", "CRC", "sha") if key in info}
+        tokens = {key: str(info[key]) for key in _TOKENS if key in info}
         version = f"token:{hashlib.sha256(json.dumps([size, tokens], sort_keys=True).encode()).hexdigest()}"
-    return SourceFile(name, fs, path, size, version, form)
+    return replace(file, version=version)
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def inputs_of(files: Iterable[SourceFile]) -> list[tuple[str, int, str]]:

@@ -104,6 +104,7 @@ def staged(
     staging = Staging(target, target.working_folder)
     recover(target)
     _check_free(target, overwrite=overwrite)
+    target.check_writable()
     try:
         staging.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 from .errors import OutputExistsError
 
 ROOT_FILE = "zarr.json"
+PROBE_FILE = ".equiscreen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,18 @@ class Target:
             fs, path = url_to_fs(self.url)
             fs.invalidate_cache()
             return bool(fs.exists(path))
+
+    def check_writable(self) -> None:
+        """Find out before the work whether an object store takes it at the end.
+
+        Raises:
+            OutputExistsError: It does not.
+        """
+        if self.path is None:
+            with _reaching(self.url):
+                fs, path = url_to_fs(self.url)
+                fs.pipe_file(f"{path}/{PROBE_FILE}", b"")
+                fs.rm_file(f"{path}/{PROBE_FILE}")
 
     def is_ours(self) -> bool:
         """Whether it is a store of equiscreen."""

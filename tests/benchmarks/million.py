@@ -1,0 +1,85 @@
+"""A million candidates, made and featurized: rate, memory of the client, bytes in the store.
+
+    python tests/benchmarks/million.py DATA_FOLDER [--counts 100000 1000000] [--scratch FOLDER]
+
+Candidates are ions substituted into the crystals of mp_20_val.csv.gz by `equiscreen generate`. `equiscreen featurize` is run
+as a user would, with one worker for each core; the memory is that of its own process, without the workers, looked at
+twice a second. Prints what `million.txt` keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+from equiscreen.pipeline import GraphStore
+
+
+def equiscreen(*words: object) -> list[str]:
+    """The command line of a verb."""
+    return [sys.executable, "-m", "equiscreen", *map(str, words)]
+
+
+def watched(words: list[str]) -> tuple[float, list[float]]:
+    """Seconds that a command takes, and the resident memory of its own process in GB, as it went on."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    memory = []
+    while process.poll() is None:
+        try:
+            memory.append(psutil.Process(process.pid).memory_info().rss / 1e9)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.5)
+    if process.wait():
+        sys.exit(process.returncode)
+    return time.perf_counter() - begin, memory
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--scratch", type=Path)
+    arguments = parser.parse_args()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "numba", "zarr", "distributed"))
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, {packages}", flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
+        scratch = Path(name)
+        prototypes = scratch / "prototypes.zarr"
+        subprocess.run(  # noqa: S603
+            equiscreen("featurize", arguments.data / "mp/mp_20_val.csv.gz", "--out", prototypes),
+            check=True,
+            capture_output=True,
+        )
+        for count in arguments.counts:
+            source, out = scratch / f"{count}.parquet", scratch / f"{count}.zarr"
+            words = equiscreen("generate", prototypes, "--out", source, "--count", count, "--seed", 0)
+            subprocess.run(words, check=True, stderr=subprocess.DEVNULL)  # noqa: S603
+            seconds, memory = watched(equiscreen("featurize", source, "--out", out))
+            store = GraphStore(out)
+            size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+            atoms, edges = np.mean(store.n_atoms), np.mean(store.n_edges)
+            halves = max(memory[: len(memory) // 2]), max(memory[len(memory) // 2 :])
+            print(
+                f"{count:,} candidates: {count / seconds:,.0f} structures/s with start and end; client at most "
+                f"{halves[0]:.2f} GB in the first half, {halves[1]:.2f} GB in the second; {size / len(store):,.0f} "
+                f"bytes/structure of {atoms:.1f} atoms and {edges:.0f} edges, "
+                f"{10 * size / store.n_atoms.sum():,.0f} for 10 atoms",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
