@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from .compaction import Compaction, offsets_of
 from .crystal import composition_key, crystal_vector, first_same_crystal
-from .labels import LabelMapping
 from .partition import FAILURE_ARRAYS, id_digests, label_digests
 from .parts import Receipt, read_part
 from .rows import PartRows, Rows, StoreRows, opened
@@ -54,7 +53,7 @@ class Selection:
 
 
 def select_distinct(
-    staging: Staging, sources: Sequence[Rows], mapping: LabelMapping, dedup: Dedup = Dedup.EXACT
+    staging: Staging, sources: Sequence[Rows], dedup: Dedup = Dedup.EXACT, settled: int = 0
 ) -> Selection:
     """Keep the first of equal structures, in the order of sources.
 
@@ -62,9 +61,15 @@ def select_distinct(
     compared, labels are not: those of another cell in another orientation are other numbers.
 
     Which ones are kept, and their status, is left in ``keep.npy`` and ``status.npy`` for the compaction.
+
+    Args:
+        staging: The run.
+        sources: Of rows.
+        dedup: What counts as the same.
+        settled: The first so many structures stay in any case: they are in the store that is appended to.
     """
     offsets = offsets_of([source.counts[STRUCTURE] for source in sources])
-    found = [_identities(source, mapping, dedup) for source in sources]
+    found = [_identities(source, dedup) for source in sources]
     hashes = np.concatenate([item["structure_hash"] for item in found])
     ids = np.concatenate([item["id_digest"] for item in found])
     status = np.concatenate([item["status"] for item in found])
@@ -82,6 +87,7 @@ def select_distinct(
         other_labels = (first != here) & (first_with_labels == here) & labels.any(axis=1)
         keep = (first == here) | other_labels
         status[other_labels] |= STATUS_OTHER_LABELS
+    keep[:settled] = True
     _, place, times = np.unique(ids[keep], return_inverse=True, return_counts=True)
     status[np.flatnonzero(keep)[times[place] > 1]] |= STATUS_REPEATED_ID
     np.save(staging.folder / "keep.npy", keep)
@@ -89,32 +95,27 @@ def select_distinct(
     return Selection(keep, first, offsets)
 
 
-def _identities(source: Rows, mapping: LabelMapping, dedup: Dedup) -> dict[str, NDArray[Any]]:
+def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
     """What tells the structures of a source from others."""
     names = ["structure_hash", "status"]
     if isinstance(source, PartRows):
         names += ["id_digest", "label_digest", *(["crystal_key", "crystal_vector"] if dedup is Dedup.CRYSTAL else [])]
         found = source.read(names)
     else:
-        found = {**source.read(names), **_identities_of_store(source, mapping, dedup)}
+        found = {**source.read(names), **_identities_of_store(source, dedup)}
     found["structure_hash"] = np.ascontiguousarray(found["structure_hash"]).view(np.uint64)
     return {name: np.asarray(values) for name, values in found.items()}
 
 
-def _identities_of_store(source: StoreRows, mapping: LabelMapping, dedup: Dedup) -> dict[str, NDArray[Any]]:
+def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[Any]]:
     """A store does not keep what only comparing needs, so it is computed anew."""
     store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
-    per_atom = {
-        name: np.split(values, block.atom_start[1:])
-        for name, values in block.atom_labels.items()
-        if name in mapping.labels
-    }
+    per_atom = {name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items()}
     labels = []
     for row in range(len(block)):
-        found = {name: values[row] for name, values in block.structure_labels.items() if name in mapping.labels}
-        found |= {name: values[row] for name, values in per_atom.items()}
-        labels.append({name: np.asarray(values) for name, values in found.items() if not np.isnan(values).all()})
+        found = {name: np.asarray(values[row]) for name, values in (block.structure_labels | per_atom).items()}
+        labels.append({name: values for name, values in found.items() if not np.isnan(values).all()})
     out: dict[str, NDArray[Any]] = {
         "label_digest": label_digests(labels),
         "id_digest": id_digests(list(source.read(["structure_id"])["structure_id"])),

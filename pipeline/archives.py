@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import IO, cast
+from typing import IO
 
 from .documents import Document, documents
 from .errors import SourceError
@@ -104,8 +104,8 @@ def _tar_members(file: SourceFile) -> Iterator[Member]:
             reason = _unsafe(info.name)
             if not info.isreg():
                 reason = f"no plain file in the archive ({_kind(info)})"
-            yield info.name, None if reason else cast("IO[bytes] | None", archive.extractfile(info)), reason
-            archive.members = []  # tarfile remembers every member it has seen
+            yield info.name, None if reason else archive.extractfile(info), reason
+            archive.members = []  # type: ignore[attr-defined] # tarfile remembers every member it has seen
 
 
 def _unsafe(path: str) -> str:

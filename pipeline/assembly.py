@@ -10,7 +10,6 @@ from typing import Any
 from .accounts import plan_compaction, select_distinct, totals, write_tables
 from .compaction import CHUNK_ROWS, finish_store
 from .errors import StoreError
-from .labels import LabelMapping
 from .parts import Receipt
 from .rows import PartRows, Rows, rows_of_store
 from .schema import ATOM, EDGE, STRUCTURE, ArraySpec, Dedup
@@ -26,9 +25,10 @@ def assemble(
     receipts: Sequence[Receipt],
     base: Sequence[GraphStore],
     specs: tuple[ArraySpec, ...],
-    mapping: LabelMapping,
     dedup: Dedup,
     attrs: Mapping[str, Any],
+    *,
+    append: bool = False,
 ) -> Counter[str]:
     """Write the store in the run's folder: the rows of `base`, then those of the parts.
 
@@ -38,9 +38,9 @@ def assemble(
         receipts: Of its parts, in order.
         base: Finished stores.
         specs: Arrays of the parts.
-        mapping: Labels of the parts.
         dedup: What counts as the same structure.
         attrs: Of the root, besides the counts.
+        append: Whether all of `base` stays as it is.
 
     Returns:
         How many were read, stored, failed and duplicate, with those of `base`.
@@ -58,7 +58,8 @@ def assemble(
     counts, _ = totals(receipts)
     for store in base:
         counts.update({name: store.attrs["counts"][name] for name in ("read", "failed", "duplicate")})
-    selection = select_distinct(staging, sources, mapping, dedup)
+    settled = sum(map(len, base)) if append else 0
+    selection = select_distinct(staging, sources, dedup, settled)
     counts["stored"] = int(selection.keep.sum())
     counts["duplicate"] += int((~selection.keep).sum())
     compaction = plan_compaction(staging, sources, joined_specs(specs, base), selection)
@@ -79,11 +80,12 @@ def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tupl
         for name, spec in store.specs.items():
             known = joined.setdefault(name, spec)
             if (known.dims, known.inner, known.attrs.get("units")) != (spec.dims, spec.inner, spec.attrs.get("units")):
-                raise StoreError(
-                    f"{store.path}: its {name!r} is {list(spec.inner)} in {spec.attrs.get('units', 'no unit')}, elsewhere "
-                    f"it is {list(known.inner)} in {known.attrs.get('units', 'no unit')}"
-                )
+                raise StoreError(f"{store.path}: its {name!r} is {_kind(spec)}, elsewhere it is {_kind(known)}")
     return tuple(joined.values())
+
+
+def _kind(spec: ArraySpec) -> str:
+    return f"{list(spec.inner)} in {spec.attrs.get('units', 'no unit')}"
 
 
 def described(store: GraphStore) -> dict[str, Any]:

@@ -106,46 +106,63 @@ def run_tasks(
         EquiscreenError: A task killed its workers.
         Exception: What a task raised; the tasks in flight are cancelled.
     """
-    from distributed import KilledWorker, as_completed  # noqa: PLC0415 - see connect
+    run = _Run(client, function, iter(items), salvage)
+    try:
+        run.submit(islice(run.waiting, TASKS_IN_FLIGHT * max(1, len(client.scheduler_info()["workers"]))))
+        yield from run.finished(alone=False)
+        for suspect in run.suspects:
+            run.submit([suspect])
+            yield from run.finished(alone=True)
+    finally:
+        # On an error or an interrupt the rest is of no use; after a normal end this is empty.
+        client.cancel(list(run.items), force=True)
 
-    waiting = iter(items)
-    window = TASKS_IN_FLIGHT * max(1, len(client.scheduler_info()["workers"]))
-    items_of: dict[Any, Item] = {}
-    running = as_completed()
-    suspects: list[Item] = []
 
-    def submit(some: Iterable[Item]) -> None:
+class _Run(Generic[Item, Result]):
+    """The tasks in flight."""
+
+    def __init__(
+        self,
+        client: Any,
+        function: Callable[[Item], Result],
+        waiting: Iterator[Item],
+        salvage: Salvage[Item] | None,
+    ) -> None:
+        from distributed import as_completed  # noqa: PLC0415 - see connect
+
+        self.client, self.function, self.waiting, self.salvage = client, function, waiting, salvage
+        self.items: dict[Any, Item] = {}
+        self.suspects: list[Item] = []
+        self.running = as_completed()
+
+    def submit(self, some: Iterable[Item]) -> None:
         for item in some:
-            future = client.submit(function, item, pure=False)
-            items_of[future] = item
-            running.add(future)
+            future = self.client.submit(self.function, item, pure=False)
+            self.items[future] = item
+            self.running.add(future)
 
-    def finished(alone: bool) -> Iterator[Result]:
-        for future in running:
-            item = items_of.pop(future)
+    def finished(self, *, alone: bool) -> Iterator[Result]:
+        """Results until nothing is in flight or waits. `alone` says that a task in flight had no other beside it."""
+        from distributed import KilledWorker  # noqa: PLC0415 - see connect
+
+        for future in self.running:
+            item = self.items.pop(future)
             try:
                 result = future.result()
             except KilledWorker as error:
-                if salvage is None:
+                if self.salvage is None:
                     raise EquiscreenError(f"a task killed its workers, by memory or a crash: {error}") from error
-                halves = salvage.halves(item)
-                if halves:
-                    submit(halves)
-                elif alone:
-                    submit([salvage.give_up(item)])
-                else:
-                    suspects.append(item)
+                self._salvage(item, self.salvage, alone=alone)
             else:
                 yield result
             future.release()
-            submit(islice(waiting, 1))
+            self.submit(islice(self.waiting, 1))
 
-    try:
-        submit(islice(waiting, window))
-        yield from finished(alone=False)
-        for suspect in suspects:
-            submit([suspect])
-            yield from finished(alone=True)
-    finally:
-        # On an error or an interrupt the rest is of no use; after a normal end this is empty.
-        client.cancel(list(items_of), force=True)
+    def _salvage(self, item: Item, salvage: Salvage[Item], *, alone: bool) -> None:
+        halves = salvage.halves(item)
+        if halves:
+            self.submit(halves)
+        elif alone:
+            self.submit([salvage.give_up(item)])
+        else:
+            self.suspects.append(item)

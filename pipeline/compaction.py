@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -152,14 +152,14 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
     return store_hash
 
 
-def stored_digests(root: zarr.Group, specs_dims: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def stored_digests(root: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Compute the checksums of a store anew, shard by shard, as (``name/shard``, sha256)."""
-    for name, dim in specs_dims.items():
+    for name in names:
         array = root[name]
         if not isinstance(array, zarr.Array):
             raise StoreError(f"{name} is no array")
         length = array.shape[0]
-        rows = _shard_rows(dim, length)
+        rows = (array.shards or array.chunks)[0]
         for shard in range(-(-length // rows)):
             values = np.asarray(array[shard * rows : (shard + 1) * rows])
             yield f"{name}/{shard}", rows_digest(values)

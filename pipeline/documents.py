@@ -52,14 +52,12 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
         stream: At its beginning.
         form: A format of text.
     """
-    index = 0
-    for piece in _CUTTERS[form](stream):
+    for index, piece in enumerate(_CUTTERS[form](stream)):
         fields = piece if isinstance(piece, dict) else {"content": piece}
         size = len(fields.get("content", b""))
         if size > MAX_DOCUMENT_BYTES:
             fields = {"content": b"", "reason": f"record too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)"}
         yield Document(stream.source, index, form, **fields)
-        index += 1
 
 
 def _cut_whole(stream: Stream) -> Iterator[Piece]:

@@ -161,7 +161,7 @@ def featurize(
             raise problem
         mapping = mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
         attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
-        counts = assemble(client, staging, receipts, base, graph_schema(mapping), mapping, settings.dedup, attrs)
+        counts = assemble(client, staging, receipts, base, graph_schema(mapping), settings.dedup, attrs, append=append)
         size = bytes_of(staging.store)
         staging.publish()
     new, reasons = totals(receipts)

@@ -190,7 +190,7 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, raw: IO[bytes], name: str) -> None:
         self._raw, self._name = io.BufferedReader(cast("io.RawIOBase", raw), BUFFER_BYTES), name
-        self._plain = _decompressed(self._raw)
+        self._plain = _decompressed(cast("io.BufferedReader", self._raw))
         self.compressed = self._plain is not self._raw
         self._out = 0
 

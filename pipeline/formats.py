@@ -43,7 +43,7 @@ _EXTXYZ = re.compile(r"\s*\d+\s*\n")
 _JSON_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 
 
-def detect(head: bytes) -> Format | None:
+def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one for each format
     """Tell a format from the first bytes of a (decompressed) file.
 
     Args:
@@ -59,12 +59,12 @@ def detect(head: bytes) -> Format | None:
     stripped = text.lstrip()
     if not stripped or "\0" in text:
         return None
+    if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # before others: its comment may be anything
+        return Format.POSCAR
     if stripped[0] in "[{":
         return Format.JSONL if _JSON_LINES.match(text) else Format.JSON
     if is_cif(text):
         return Format.CIF
-    if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # before XYZ: its comment may be a number
-        return Format.POSCAR
     if _EXTXYZ.match(text):
         return Format.EXTXYZ
     return Format.CSV if _looks_like_a_table(stripped) else None

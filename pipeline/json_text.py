@@ -1,4 +1,4 @@
-"""JSON text cut into the text of its records by brackets, commas and strings, with nothing of it in memory but one record."""
+"""JSON text cut into the text of its records by brackets, commas and strings; no more than one is in memory."""
 
 from __future__ import annotations
 
@@ -261,8 +261,8 @@ class _JsonScanner:
             seen = 0
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _end_of_member(data, begin, state):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@numba.njit(cache=True)
+def _end_of_member(data, begin, state):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, C901 - a machine of states
     """Place of the comma or bracket that ends a member, or -1. `state`: depth, in a string, after a backslash."""
     depth, in_string, escaped = state
     for at in range(begin, data.shape[0]):

@@ -189,8 +189,7 @@ class LabelMapping(BaseModel):
 
     def with_ase_defaults(self) -> Self:
         """Add what ASE's readers deliver, where nothing else is said."""
-        defaults = {name: rules for name, rules in ASE_DEFAULTS.items() if name not in self.columns}
-        return self._with_labels({**defaults, **self.labels})
+        return self._with_labels({**ASE_DEFAULTS, **self.labels})
 
     def without_ase_defaults(self) -> Self:
         """What was said, without those defaults: for files of other formats, where nothing is guessed."""

@@ -10,8 +10,7 @@ from pathlib import Path
 from .assembly import assemble, bytes_of, described
 from .cluster import connect, dashboard
 from .errors import StoreError
-from .featurization import SOFTWARE, FeaturizeReport
-from .labels import LabelMapping, LabelRule
+from .featurization import LISTED_INPUTS, SOFTWARE, FeaturizeReport
 from .progress import ProgressReport
 from .schema import GRAPH_SCHEMA, Dedup
 from .sources import inputs_digest
@@ -49,8 +48,8 @@ def merge(
     for store in base[1:]:
         if store.cutoff != base[0].cutoff:
             raise StoreError(
-                f"{store.path}: its graphs end at {store.cutoff} angstrom, those of {base[0].path} at {base[0].cutoff}; "
-                "featurize one of them again"
+                f"{store.path}: its graphs end at {store.cutoff} angstrom, those of {base[0].path} at "
+                f"{base[0].cutoff}; featurize one of them again"
             )
     dedup = Dedup(dedup)
     hashes = [store.store_hash for store in base]
@@ -62,16 +61,14 @@ def merge(
         "recipe": {"dedup": dedup, "limit": None},
         "merged_from": [described(store) for store in base],
         "inputs_sha256": inputs_digest([(str(store.path), len(store), store.store_hash) for store in base]),
-        "inputs": [[str(store.path), len(store), store.store_hash] for store in base],
+        "inputs": [[str(store.path), len(store), store.store_hash] for store in base[:LISTED_INPUTS]],
         "software": {name: version(name) for name in SOFTWARE},
     }
-    labels = {name for store in base for names in store.label_names for name in names}
-    mapping = LabelMapping(labels={name: (LabelRule(path=name),) for name in sorted(labels)})
     local = [store.path for store in base if isinstance(store.path, Path)]
     with staged(out, identity, local, overwrite=overwrite) as staging, connect(scheduler) as client:
         with ProgressReport("merge", sum(map(len, base)), enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
-            counts = assemble(client, staging, [], base, (), mapping, dedup, attrs)
+            counts = assemble(client, staging, [], base, (), dedup, attrs)
             bar.advance(sum(map(len, base)))
         size = bytes_of(staging.store)
         staging.publish()

@@ -29,8 +29,8 @@ _MAX_BINS = 64  # along an axis
 class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
-    The displacement of an edge is ``(frac_coord[neighbor] + image - frac_coord[receiver]) @ cell``. Every edge has its
-    opposite in the list.
+    The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``; taken in this order
+    it is exactly the opposite of that of the opposite edge, which is in the list too.
 
     Attributes:
         n_neighbors: uint16[n_atoms], edges of each receiving atom.
@@ -77,7 +77,7 @@ def neighbor_list(
 
 
 @compiled
-def _search(  # noqa: C901, PLR0912 - one loop nest
+def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
     frac: NDArray[np.float64],
     cell: NDArray[np.float64],
     pbc: NDArray[np.bool_],
@@ -94,7 +94,7 @@ def _search(  # noqa: C901, PLR0912 - one loop nest
     count = np.zeros(n, dtype=np.uint16)
     neighbor = np.empty(n * _FIRST_GUESS, dtype=np.uint16)
     image = np.empty((n * _FIRST_GUESS, 3), dtype=np.int16)
-    n_images = float(n)
+    n_images = 1.0
     for axis in range(3):
         if pbc[axis]:
             n_images *= 2 * np.ceil(reach[axis]) + 1
@@ -274,35 +274,3 @@ def _grown(neighbor: NDArray[np.uint16], image: NDArray[np.int16]) -> tuple[NDAr
     more_neighbor[:size] = neighbor
     more_image[:size] = image
     return more_neighbor, more_image
-
-
-def edge_keys(
-    receiver: NDArray[np.int64], image: NDArray[np.int64], sender: NDArray[np.int64], n_senders: int
-) -> NDArray[np.int64]:
-    """Integers that sort edges by (receiver, image, neighbour).
-
-    Args:
-        receiver: int64[n_edges].
-        image: int64[n_edges, 3].
-        sender: int64[n_edges], each below `n_senders`.
-        n_senders: What the sender index counts up to.
-
-    Returns:
-        int64[n_edges]. Equal edges have equal keys, also across calls with opposite images.
-    """
-    if len(receiver) == 0:
-        return np.zeros(0, dtype=np.int64)
-    reach = np.abs(image).max(axis=0)  # symmetric: keys of mirrored edges have to be comparable
-    span = 2 * reach + 1
-    if (int(receiver.max()) + 1) * n_senders * int(span[0]) * int(span[1]) * int(span[2]) >= 2**63:
-        return _dense_keys(receiver, image, sender)
-    key: NDArray[np.int64] = receiver
-    for axis in range(3):
-        key = key * span[axis] + (image[:, axis] + reach[axis])
-    return key * n_senders + sender
-
-
-def _dense_keys(receiver: NDArray[np.int64], image: NDArray[np.int64], sender: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank edges instead of packing them, for images so far apart that packed keys overflow 64 bits."""
-    columns = np.stack([receiver, *image.T, sender], axis=1)
-    return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

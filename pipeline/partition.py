@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .crystal import composition_key, crystal_vector
 from .errors import InvalidStructureError, LabelError
 from .formats import Format
-from .labels import LabelMapping, lookup
+from .labels import STRESS, LabelMapping, lookup
 from .neighbors import MAX_EDGES, NeighborList, neighbor_list
 from .parts import PartKey, Receipt, write_part
 from .plan import Partition, read_partition
@@ -144,6 +144,8 @@ class _Rows:
         try:
             neighbors = self._neighbors(record.structure)
             labels = mapping.extract(record.fields, len(record.structure)) if mapping.labels else {}
+            if not record.structure.pbc.all():
+                labels.pop(STRESS, None)  # per volume, and there is none
         except (InvalidStructureError, LabelError) as error:
             self.failures.append((*origin, str(error)))
             return

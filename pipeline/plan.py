@@ -22,7 +22,7 @@ from .databases import read_rows, row_ids
 from .documents import Document
 from .errors import SourceError
 from .files import BUFFER_BYTES, SourceFile
-from .formats import ARCHIVES, RANDOM_ACCESS, Format
+from .formats import TEXTS, Format
 from .pieces import read_piece, write_documents, write_rows
 from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, read_document, read_row
 
@@ -299,8 +299,8 @@ class Plan:
 
 def _rows_at_once(table: pq.FileMetaData) -> int:
     """Rows of a partition, by the mean size of those of the file."""
-    size = sum(table.row_group(group).total_byte_size for group in range(table.num_row_groups))
-    return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * table.num_rows // max(size, 1)))
+    size = sum(int(table.row_group(group).total_byte_size) for group in range(table.num_row_groups))
+    return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * int(table.num_rows) // max(size, 1)))
 
 
 def _batches(items: Iterator[Document]) -> Iterator[list[Document]]:

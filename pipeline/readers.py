@@ -78,7 +78,7 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
     try:
         structure, fields, name = _READERS[document.format](document, options)
     except InvalidStructureError as error:
-        fields = error.fields if isinstance(error, _UnreadableRecord) else {}
+        fields = error.fields if isinstance(error, _UnreadableRecordError) else {}
         return RawRecord(*origin, None, fields, str(error), document.format, document.name)
     return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
 
@@ -87,12 +87,12 @@ def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, opti
     """Understand one row of a table; what is wrong with it becomes the record's reason."""
     try:
         structure, fields = _from_mapping(row, options)
-    except _UnreadableRecord as error:
+    except _UnreadableRecordError as error:
         return RawRecord(source, index, None, error.fields, str(error), form)
     return RawRecord(source, index, structure, fields, format=form)
 
 
-class _UnreadableRecord(InvalidStructureError):
+class _UnreadableRecordError(InvalidStructureError):
     """A record without a structure that could be read, with its other fields."""
 
     def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def _read_csv(document: Document, options: ReadOptions) -> Understood:
         values = next(csv.reader([_text(document.content)], delimiter=separator))
     row = dict(zip(names, values, strict=False))
     if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
-        raise _UnreadableRecord(
+        raise _UnreadableRecordError(
             f"row of {len(values)} fields under {len(names)} columns ({', '.join(names[:20])})", row
         )
     return (*_from_mapping(row, options), None)
@@ -154,7 +154,7 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
     """The structure of a record, and its other fields.
 
     Raises:
-        _UnreadableRecord: None, several, or one that cannot be read.
+        _UnreadableRecordError: None, several, or one that cannot be read.
     """
     fields = record
     try:
@@ -162,7 +162,9 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
             found = lookup(record, options.structure_field)
             fields = {key: value for key, value in record.items() if key != options.structure_field}
             if found is None:
-                raise _UnreadableRecord(f"nothing under {options.structure_field!r}", fields)
+                raise _UnreadableRecordError(  # noqa: TRY301 - goes on as it is
+                    f"nothing under {options.structure_field!r}", fields
+                )
             return structure_from_value(found), fields
         if is_structure(record):
             return structure_from_pymatgen(record), {"properties": record.get("properties") or {}}
@@ -174,15 +176,15 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
         if names:
             fields = {key: value for key, value in record.items() if key not in names}
             if len(names) > 1:
-                raise _UnreadableRecord(
+                raise _UnreadableRecordError(  # noqa: TRY301 - likewise
                     f"several structures: {', '.join(names)}; name one by --structure-field", fields
                 )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
-    except _UnreadableRecord:
+    except _UnreadableRecordError:
         raise
     except InvalidStructureError as error:
-        raise _UnreadableRecord(str(error), fields) from error
+        raise _UnreadableRecordError(str(error), fields) from error
 
 
 def _structure_fields(record: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import LabelError
-from .labels import LabelMapping, Quantity
+from .labels import KNOWN_QUANTITIES, LabelMapping, Quantity
 
 GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
@@ -103,7 +103,7 @@ _GRAPH_ARRAYS = (
         "image",
         (EDGE, CARTESIAN),
         "int16",
-        "lattice image of the sender: displacement = (frac_coord[sender] + image - frac_coord[receiver]) @ cell",
+        "lattice image of the sender: displacement = (frac_coord[sender] - frac_coord[receiver] + image) @ cell",
         "1",
     ),
 )
@@ -127,19 +127,29 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
     """All arrays of a graph store with the labels and columns of `mapping`.
 
     Raises:
-        LabelError: A name that an array of the store, or of the scores, has already.
+        LabelError: A name that an array or dim of the store, or of the scores, has already, or that no array can have.
     """
-    taken = [spec.name for spec in _GRAPH_ARRAYS] + list(SCORE_NAMES)
-    for name in (*mapping.labels, *mapping.columns):
-        if name in taken:
-            raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken, or said twice")
-        taken.append(name)
+    dims = {dim for spec in _GRAPH_ARRAYS for dim in spec.dims}
+    taken = {spec.name for spec in _GRAPH_ARRAYS} | dims | set(SCORE_NAMES)
+    for name in mapping.labels:
+        _take(name, taken)
+    taken |= KNOWN_QUANTITIES.keys()  # the scores have some of them too
+    for name in mapping.columns:
+        _take(name, taken)
     labels = tuple(label_spec(name, mapping.quantity(name)) for name in mapping.labels)
     columns = tuple(
         ArraySpec(name, (STRUCTURE,), TEXT, {"description": f"input column {name}", "role": "column"})
         for name in mapping.columns
     )
     return (*_GRAPH_ARRAYS, *labels, *columns)
+
+
+def _take(name: str, taken: set[str]) -> None:
+    if name in taken:
+        raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken, or said twice")
+    if not name or "/" in name or name.startswith((".", "__")):
+        raise LabelError(f"{name!r} cannot be the name of an array")
+    taken.add(name)
 
 
 def empty_rows(spec: ArraySpec, length: int) -> Any:

@@ -51,12 +51,12 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         if _GLOB & set(path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{source}: matches no file")
+                raise SourceError(f"{source}: matches no file")  # noqa: TRY301 - goes on as it is
             return [_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(found.items())]
         info = fs.info(path)
         if info["type"] != "directory":
             if info["size"] == 0:
-                raise SourceError(f"{source}: the file is empty")
+                raise SourceError(f"{source}: the file is empty")  # noqa: TRY301 - likewise
             return [_file(source, fs, info, form)]
         inside = {name: found for name, found in fs.find(path, detail=True).items() if holds_structures(name)}
     except SourceError:

@@ -255,7 +255,7 @@ class GraphStore:
         damaged = []
         for name, array in sorted(self._arrays.items()):
             try:
-                for key, digest in stored_digests(self._root, {name: self._dim(array)}):
+                for key, digest in stored_digests(self._root, [name]):
                     if recorded.get(key) != digest:
                         damaged.append(key)
             except Exception:  # noqa: BLE001 - a damaged chunk fails anywhere in its codecs

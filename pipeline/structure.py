@@ -21,6 +21,8 @@ HASH_BYTES = 16
 HASH_QUANTUM = 1e-8
 # Below this ratio of the volume to the product of the edges a cell is flat for every purpose.
 FLAT_CELL = 1e-6
+# Angstrom. Nothing is as large, and its multiples of the quantum still fit 64 bits.
+MAX_EXTENT = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Structure:
         if fault == _NO_ELEMENT:
             raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {values[atom]})")
         if fault == _NOT_FINITE:
-            raise InvalidStructureError(f"coordinates that are not finite (atom {atom})")
+            raise InvalidStructureError(f"coordinates that are not finite, or beyond {MAX_EXTENT:g} (atom {atom})")
         if fault == _BAD_CELL:
             _check_cell(lattice)
         return cls(values.astype(np.uint8), lattice, frac, axes)
@@ -147,10 +149,9 @@ class Structure:
 
 
 def _check_cell(cell: NDArray[np.float64]) -> None:
-    relative_volume = _relative_volume(cell)
-    if not np.isfinite(relative_volume):
+    if not np.abs(cell).max() < MAX_EXTENT:
         raise InvalidStructureError("cell that is not finite")
-    if relative_volume < FLAT_CELL:
+    if _relative_volume(cell) < FLAT_CELL:
         raise InvalidStructureError("cell of zero volume")
 
 
@@ -161,18 +162,19 @@ _VALID, _NO_ELEMENT, _NOT_FINITE, _BAD_CELL = range(4)
 def _validate(
     numbers: NDArray[np.int64], frac: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int]:
-    """Wrap coordinates along periodic axes, in place. What is wrong first, and the atom that it is wrong with."""
+    """Wrap coordinates along periodic axes, in place: what is wrong first, and the atom that it is wrong with."""
     for i in range(frac.shape[0]):
         if numbers[i] < 1 or numbers[i] > MAX_ATOMIC_NUMBER:
             return _NO_ELEMENT, i
         for axis in range(3):
             x = frac[i, axis]
-            if not np.isfinite(x):
+            if not abs(x) < MAX_EXTENT:
                 return _NOT_FINITE, i
             if pbc[axis]:
                 x -= np.floor(x)
                 frac[i, axis] = 0.0 if x >= 1.0 else x  # -1e-17 wraps to exactly 1
-    return (_VALID if _relative_volume(cell) >= FLAT_CELL else _BAD_CELL), 0
+    good_cell = np.abs(cell).max() < MAX_EXTENT and _relative_volume(cell) >= FLAT_CELL
+    return (_VALID if good_cell else _BAD_CELL), 0
 
 
 @compiled

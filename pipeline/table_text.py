@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 
 import numba
@@ -25,11 +26,23 @@ def cut_csv(stream: Stream) -> Iterator[Piece]:
     separator = separator_of(next(lines, b"").decode("latin-1"))
     rows = _rows(stream, ord(separator))
     header = next((row for row, _ in rows if row.strip() and not row.startswith(b"#")), b"")
+    first = True
     for row, whole in rows:
         if not whole:
             yield unreadable(_UNCLOSED)
         elif row.strip():
+            if first and _fields(row, separator) == _fields(header, separator) + 1:
+                header = separator.encode() + header  # R and pandas write names of rows under no name
+            first = False
             yield {"content": row, "header": header}
+
+
+def _fields(row: bytes, separator: str) -> int:
+    """How many fields a row has."""
+    try:
+        return len(next(csv.reader([row.decode("latin-1")], delimiter=separator)))
+    except (csv.Error, StopIteration):
+        return 0
 
 
 def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
@@ -53,8 +66,8 @@ def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
 _START, _PLAIN, _QUOTED, _CLOSED = range(4)  # of a field: before it, in it, in its quotes, behind them
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _ends_of_rows(data, separator):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+@numba.njit(cache=True)
+def _ends_of_rows(data, separator):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, C901, PLR0912 - a machine of states
     """int64[n], places behind the rows, and whether the last one, which has no end, stops within quotes.
 
     Only a quote at the begin of a field opens one, as for Python's `csv`. Text behind a quote that seemed to close a

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fsspec.core import url_to_fs
 
 from .errors import OutputExistsError
 
 ROOT_FILE = "zarr.json"
-PROBE_FILE = ".equiscreen"
+# Says that an upload of ours is on its way; without the root beside it, that one was interrupted.
+MARK_FILE = ".equiscreen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Target:
         with _reaching(self.url):
             fs, path = url_to_fs(self.url)
             fs.invalidate_cache()
-            return bool(fs.exists(path))
+            unfinished = fs.exists(f"{path}/{MARK_FILE}") and not fs.exists(f"{path}/{ROOT_FILE}")
+            return bool(fs.exists(path)) and not unfinished
 
     def check_writable(self) -> None:
         """Find out before the work whether an object store takes it at the end.
@@ -65,8 +66,9 @@ class Target:
         if self.path is None:
             with _reaching(self.url):
                 fs, path = url_to_fs(self.url)
-                fs.pipe_file(f"{path}/{PROBE_FILE}", b"")
-                fs.rm_file(f"{path}/{PROBE_FILE}")
+                if not fs.exists(f"{path}/{MARK_FILE}"):
+                    fs.pipe_file(f"{path}/{MARK_FILE}", b"")
+                    fs.rm_file(f"{path}/{MARK_FILE}")
 
     def is_ours(self) -> bool:
         """Whether it is a store of equiscreen."""
@@ -87,13 +89,17 @@ class Target:
         """
         with _reaching(self.url):
             fs, path = url_to_fs(self.url)
-            if fs.exists(path):
-                if fs.exists(f"{path}/{ROOT_FILE}"):
-                    fs.rm_file(f"{path}/{ROOT_FILE}")
-                fs.rm(path, recursive=True)
+            fs.pipe_file(f"{path}/{MARK_FILE}", b"")
+            fs.invalidate_cache()
+            if fs.exists(f"{path}/{ROOT_FILE}"):
+                fs.rm_file(f"{path}/{ROOT_FILE}")
+            old = [name for name in fs.find(path) if not name.endswith((f"/{MARK_FILE}", f"/{ROOT_FILE}"))]
+            if old:
+                fs.rm(old)
             files = sorted(file for file in store.rglob("*") if file.is_file() and file != store / ROOT_FILE)
             fs.put([str(file) for file in files], [f"{path}/{file.relative_to(store).as_posix()}" for file in files])
             fs.put_file(str(store / ROOT_FILE), f"{path}/{ROOT_FILE}")
+            fs.rm_file(f"{path}/{MARK_FILE}")
 
 
 class _reaching:  # noqa: N801 - reads as what it does, like contextlib's own
@@ -105,7 +111,7 @@ class _reaching:  # noqa: N801 - reads as what it does, like contextlib's own
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
             detail = " ".join(str(error).split())[:200] or type(error).__name__
             raise OutputExistsError(f"{self.url}: cannot be written there ({detail})") from error

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/featurize_rate.py DATA_FOLDER [--rows 100000] [--peer-rows 5000] [--scratch FOLDER]
 
-The crystals are those of mp_20_val.csv.gz, as many times as it takes, each copy strained by an amount of its own so that
-none is a duplicate. equiscreen reads, validates, finds all neighbours within 5 angstrom, hashes, writes and compacts; all
-of it in one process on one core. The loop is what a careful user would write: `Structure.from_str`, pymatgen's compiled
-neighbour list, a Zarr write for every 1,000 structures. Prints what `featurize_rate.txt` keeps.
+The crystals are those of mp_20_val.csv.gz, as many times as it takes, each copy strained by an amount of its own so
+that none is a duplicate. equiscreen reads, validates, finds all neighbours within 5 angstrom, hashes, writes and
+compacts; all of it in one process on one core. The loop is what a careful user would write: `Structure.from_str`,
+pymatgen's compiled neighbour list, a Zarr write for every 1,000 structures. Prints what `featurize_rate.txt` keeps.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # everything below, also threads, on one core
-    packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "pymatgen-core", "gemmi", "numba", "zarr"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("equiscreen", "pymatgen-core", "gemmi", "numba", "zarr")
+    )
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {packages}")
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         scratch = Path(name)

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/million.py DATA_FOLDER [--counts 100000 1000000] [--scratch FOLDER]
 
-Candidates are ions substituted into the crystals of mp_20_val.csv.gz by `equiscreen generate`. `equiscreen featurize` is run
-as a user would, with one worker for each core; the memory is that of its own process, without the workers, looked at
-twice a second. Prints what `million.txt` keeps.
+Candidates are ions substituted into the crystals of mp_20_val.csv.gz by `equiscreen generate`. `equiscreen featurize`
+is run as a user would, with one worker for each core; the memory is that of its own process, without the workers,
+looked at twice a second. Prints what `million.txt` keeps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def equiscreen(*words: object) -> list[str]:
 def watched(words: list[str]) -> tuple[float, list[float]]:
     """Seconds that a command takes, and the resident memory of its own process in GB, as it went on."""
     begin = time.perf_counter()
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     memory = []
     while process.poll() is None:
         try:
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         scratch = Path(name)
         prototypes = scratch / "prototypes.zarr"
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             equiscreen("featurize", arguments.data / "mp/mp_20_val.csv.gz", "--out", prototypes),
             check=True,
             capture_output=True,
@@ -66,7 +66,7 @@ def main() -> None:
         for count in arguments.counts:
             source, out = scratch / f"{count}.parquet", scratch / f"{count}.zarr"
             words = equiscreen("generate", prototypes, "--out", source, "--count", count, "--seed", 0)
-            subprocess.run(words, check=True, stderr=subprocess.DEVNULL)  # noqa: S603
+            subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
             seconds, memory = watched(equiscreen("featurize", source, "--out", out))
             store = GraphStore(out)
             size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

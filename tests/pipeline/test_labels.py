@@ -113,7 +113,13 @@ def test_the_shipped_mlearn_order_follows_from_the_strain_of_the_elastic_group(d
 
 
 def test_vectors_and_tensors_of_structures_and_atoms() -> None:
-    inline = ["dipole:3=mu[e*angstrom]", "dielectric:3x3=eps", "charge:atom=q[e]", "born:atomx3x3=z[e]", "bands:7=b[eV]"]
+    inline = [
+        "dipole:3=mu[e*angstrom]",
+        "dielectric:3x3=eps",
+        "charge:atom=q[e]",
+        "born:atomx3x3=z[e]",
+        "bands:7=b[eV]",
+    ]
     mapping = LabelMapping().with_inline(inline)
     rng = np.random.default_rng(1)
     shapes = {"mu": (3,), "eps": (3, 3), "q": (5,), "z": (5, 3, 3), "b": (7,)}

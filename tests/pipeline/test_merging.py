@@ -86,6 +86,19 @@ def test_an_appended_structure_with_another_label_stays_and_is_flagged(tmp_path:
     assert (status & STATUS_REPEATED_ID).astype(bool).tolist() == [True, False, True]
 
 
+def test_appending_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
+    same = pymatgen_dict(STRUCTURES[0])
+    write_json(tmp_path / "a.json", [{"id": i, "s": same, "E": float(i)} for i in range(2)])
+    write_json(tmp_path / "b.json", [{"id": "new", "s": pymatgen_dict(STRUCTURES[1])}, {"id": "again", "s": same}])
+    run(tmp_path / "a.json", tmp_path / "g.zarr", labels=LabelMapping().with_inline(["energy=E[eV]"]))
+    before = {name: GraphStore(tmp_path / "g.zarr").column(name) for name in GraphStore(tmp_path / "g.zarr").specs}
+    report = run(tmp_path / "b.json", tmp_path / "g.zarr", append=True)
+    assert (report.stored, report.duplicate, report.in_store) == (1, 1, 3)
+    after = GraphStore(tmp_path / "g.zarr")
+    for name, values in before.items():
+        assert np.array_equal(after.column(name)[: len(values)], values), name
+
+
 def test_labels_and_columns_that_only_one_store_has_are_empty_elsewhere(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", [{"s": pymatgen_dict(STRUCTURES[0]), "gap": 1.5, "name": "first"}])
     write_extxyz(tmp_path / "b.extxyz", 2, seed=8)
@@ -127,9 +140,10 @@ def test_a_store_being_replaced_when_the_run_was_killed_comes_back(
         (tmp_path / "g.zarr").rename(staging.replaced)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Staging, "publish", killed)
-        run(sources[1], tmp_path / "g.zarr", append=True)
+        with pytest.raises(KeyboardInterrupt):
+            run(sources[1], tmp_path / "g.zarr", append=True)
     assert not (tmp_path / "g.zarr").exists()
     run(sources[1], tmp_path / "g.zarr", append=True)
     assert_same_rows(tmp_path / "g.zarr", tmp_path / "whole.zarr")

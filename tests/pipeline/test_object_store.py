@@ -13,7 +13,7 @@ import pytest
 import s3fs
 import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize, merge
-from equiscreen.pipeline.errors import OutputExistsError, SourceError
+from equiscreen.pipeline.errors import OutputExistsError, SourceError, StoreError
 from moto.server import ThreadedMotoServer
 
 from ..conftest import write_extxyz
@@ -80,12 +80,36 @@ def test_a_store_in_a_bucket_is_kept_replaced_extended_and_merged(
         featurize(second, "s3://screening/thesis.zarr", cutoff=4.0, scheduler="threads", overwrite=True)
 
 
+def test_an_upload_that_was_interrupted_is_taken_up(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_extxyz(tmp_path / "a.extxyz", 4, seed=1)
+
+    put = s3fs.S3FileSystem._put_file
+
+    async def interrupted(fs: s3fs.S3FileSystem, path: str, *words: object, **settings: object) -> None:
+        if path.endswith("store/zarr.json"):
+            raise OSError("the connection is lost")
+        await put(fs, path, *words, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
+        with pytest.raises(OutputExistsError, match="the connection is lost"):
+            featurize(source, "s3://screening/g.zarr", cutoff=4.0, scheduler="threads")
+    assert len(bucket.find("screening/g.zarr")) > 20
+    with pytest.raises(StoreError):
+        GraphStore("s3://screening/g.zarr")
+    assert featurize(source, "s3://screening/g.zarr", cutoff=4.0, scheduler="threads").stored == 4
+    assert len(GraphStore("s3://screening/g.zarr")) == 4
+
+
 def test_a_bucket_that_is_not_there_is_one_line(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert bucket.exists("screening")
-    with pytest.raises(SourceError, match="s3://nowhere/x.csv: no such file"):
+    with pytest.raises(SourceError, match=r"s3://nowhere/x\.csv: no such file"):
         featurize("s3://nowhere/x.csv", tmp_path / "g.zarr", cutoff=4.0, scheduler="threads")
     source = write_extxyz(tmp_path / "a.extxyz", 2)
     with pytest.raises(OutputExistsError, match="cannot be written there"):

@@ -75,3 +75,11 @@ def test_ase_there_and_back(pbc: tuple[bool, bool, bool]) -> None:
 def test_what_is_no_structure_says_why(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(InvalidStructureError, match=message):
         Structure.from_fractional(*arguments)
+
+
+def test_what_is_too_large_for_the_hash_is_refused() -> None:
+    for x in (1e12, 2e12):
+        with pytest.raises(InvalidStructureError, match="not finite"):
+            Structure.from_cartesian([1, 1], [[0, 0, 0], [x, 0, 0]])
+    with pytest.raises(InvalidStructureError, match="cell that is not finite"):
+        Structure.from_fractional([1], np.eye(3) * 1e10, [[0, 0, 0]])

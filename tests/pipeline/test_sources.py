@@ -1,0 +1,903 @@
+"""Sources: what is stored is what the library of each format reads from the same file."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import functools
+import gzip
+import http.server
+import io
+import json
+import lzma
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import ase.db
+import ase.io
+import fsspec
+import gemmi
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
+from equiscreen.pipeline import files as files_module
+from equiscreen.pipeline.documents import documents
+from equiscreen.pipeline.errors import SourceError
+from equiscreen.pipeline.files import Stream
+from equiscreen.pipeline.formats import Format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from monty.serialization import dumpfn
+from pymatgen.core import Lattice, Molecule
+from pymatgen.core import Structure as PymatgenStructure
+from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.io.cif import CifWriter
+from pymatgen.io.vasp import Poscar
+
+from ..conftest import ELEMENTS, cif_text, pymatgen_dict
+
+STRUCTURES = probe_structures(ELEMENTS, 6, seed=33)
+
+
+def run(sources: object, out: Path, **settings: object) -> FeaturizeReport:
+    report = featurize(sources, out, cutoff=4.0, scheduler="threads", **settings)
+    assert report.read == report.stored + report.failed + report.duplicate
+    return report
+
+
+def structures(store: Path) -> list[Structure]:
+    opened = GraphStore(store)
+    block = opened.block(0, len(opened))
+    return [block.structure(row) for row in range(len(opened))]
+
+
+def ids(store: Path) -> list[str]:
+    return [str(name) for name in GraphStore(store).column("structure_id").tolist()]
+
+
+def assert_same(found: Sequence[Structure], expected: Sequence[Structure], atol: float = 1e-8) -> None:
+    """Equal to `atol` in angstrom, cell and orientation included."""
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.atomic_number.tolist() == other.atomic_number.tolist()
+        assert mine.pbc.tolist() == other.pbc.tolist()
+        assert np.allclose(mine.cell, other.cell, rtol=0, atol=atol)
+        apart = mine.frac_coord - other.frac_coord
+        apart -= np.where(mine.pbc, np.rint(apart), 0)  # 0 and 1 are one place
+        assert np.allclose(apart @ mine.cell, 0, rtol=0, atol=atol)
+
+
+def distances(structure: Structure) -> np.ndarray:
+    return np.sort(np.linalg.norm(GraphBlock.from_structures([structure], 4.0).displacements(), axis=1))
+
+
+def assert_same_distances(found: Sequence[Structure], expected: Sequence[Structure], atol: float = 1e-5) -> None:
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected, strict=True):
+        assert sorted(mine.atomic_number) == sorted(other.atomic_number)
+        assert np.allclose(distances(mine), distances(other), rtol=0, atol=atol)
+
+
+def to_pymatgen(structure: Structure) -> PymatgenStructure:
+    return PymatgenStructure(structure.cell, structure.atomic_number.tolist(), structure.frac_coord)
+
+
+def from_pymatgen(structure: PymatgenStructure) -> Structure:
+    return Structure.from_fractional(structure.atomic_numbers, structure.lattice.matrix, structure.frac_coords)
+
+
+ROCK_SALT = PymatgenStructure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+QUARTZ = PymatgenStructure.from_spacegroup(
+    "P3_221", Lattice.hexagonal(4.913, 5.405), ["Si", "O"], [[0.4697, 0, 2 / 3], [0.4135, 0.2669, 0.7858]]
+)
+
+
+@pytest.mark.parametrize("crystal", [ROCK_SALT, QUARTZ], ids=["rock salt", "quartz"])
+@pytest.mark.parametrize("symprec", [None, 1e-3])
+def test_cif_by_pymatgen_with_and_without_symmetry(tmp_path: Path, crystal: PymatgenStructure, symprec: float) -> None:
+    CifWriter(crystal, symprec=symprec, significant_figures=12).write_file(tmp_path / "s.cif")
+    run(tmp_path / "s.cif", tmp_path / "g.zarr")
+    assert_same_distances(structures(tmp_path / "g.zarr"), [from_pymatgen(crystal)])
+    assert ids(tmp_path / "g.zarr") == ["s"]
+
+
+def gemmi_cif(structure: Structure, name: str) -> str:
+    small = gemmi.SmallStructure()
+    small.name = name
+    small.cell = gemmi.UnitCell(*structure.to_ase().cell.cellpar())
+    small.spacegroup_hm = "P 1"
+    for place, number in enumerate(structure.atomic_number):
+        site = gemmi.SmallStructure.Site()
+        site.element = gemmi.Element(int(number))
+        site.type_symbol, site.label = site.element.name, f"{site.element.name}{place}"
+        site.fract = gemmi.Fractional(*structure.frac_coord[place])
+        small.add_site(site)
+    return str(small.make_cif_block().as_string())
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", list(COMPRESSORS))
+def test_cif_of_many_blocks_by_gemmi_compressed(tmp_path: Path, suffix: str) -> None:
+    blocks = [gemmi_cif(s, f"s{i}") for i, s in enumerate(STRUCTURES)]
+    blocks.insert(1, "data_global\n_publ_author_name 'A. Person'\n_note\n;\ndata_in_a_text is no block\n;\n")
+    path = tmp_path / f"many.cif{suffix}"
+    path.write_bytes(COMPRESSORS[suffix]("".join(blocks).encode()))
+    mapping = LabelMapping(columns=("block",))
+    assert run(path, tmp_path / "g.zarr", labels=mapping).read == len(STRUCTURES)
+    assert_same_distances(structures(tmp_path / "g.zarr"), STRUCTURES)
+    assert GraphStore(tmp_path / "g.zarr").column("block").tolist() == [f"s{i}" for i in range(len(STRUCTURES))]
+
+
+@pytest.mark.parametrize(
+    "writer", ["pymatgen", "pymatgen cartesian", "pymatgen selective", "ase", "ase direct", "fixed"]
+)
+def test_poscar(tmp_path: Path, writer: str) -> None:
+    crystal = to_pymatgen(STRUCTURES[0]).get_sorted_structure()
+    atoms = from_pymatgen(crystal).to_ase()
+    path = tmp_path / "POSCAR"
+    if writer.startswith("pymatgen"):
+        selective = [[True, False, i % 2 == 0] for i in range(len(crystal))] if "selective" in writer else None
+        poscar = Poscar(crystal, comment="[1] a comment", selective_dynamics=selective)
+        poscar.write_file(path, direct="cartesian" not in writer, significant_figures=16)
+    else:
+        if writer == "fixed":
+            atoms.set_constraint(FixAtoms([0]))
+        ase.io.write(path, atoms, format="vasp", direct=writer == "ase direct")
+    run(tmp_path, tmp_path / "g.zarr")
+    expected = Structure.from_ase(ase.io.read(path, format="vasp"))
+    assert_same(structures(tmp_path / "g.zarr"), [expected])
+    assert_same_distances([expected], [STRUCTURES[0]])
+
+
+def table_of_cifs() -> pd.DataFrame:
+    rows = [{"name": f"s, {i}", "gap": i / 2, "cif": cif_text(s)} for i, s in enumerate(STRUCTURES)]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "kind", ["csv", "tsv", "semicolons.csv.gz", "crlf.csv", "parquet", "zstd.parquet", "one row a group"]
+)
+def test_tables_with_a_column_of_cifs(tmp_path: Path, kind: str) -> None:
+    table, path = table_of_cifs(), tmp_path / f"s.{kind}"
+    if "parquet" in kind or "group" in kind:
+        table.to_parquet(
+            path, compression="zstd" if "zstd" in kind else "snappy", row_group_size=1 if "group" in kind else 9
+        )
+    elif kind == "crlf.csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(table.columns), quoting=csv.QUOTE_ALL)
+            writer.writeheader()
+            writer.writerows(table.to_dict("records"))
+    else:
+        table.to_csv(path, sep={"csv": ",", "tsv": "\t"}.get(kind, ";"), index=kind == "csv")
+    mapping = LabelMapping().with_inline(["gap=gap[eV]"])
+    run(path, tmp_path / "g.zarr", labels=mapping, id_field="name")
+    assert_same_distances(structures(tmp_path / "g.zarr"), STRUCTURES)
+    assert ids(tmp_path / "g.zarr") == table["name"].tolist()
+    block = GraphStore(tmp_path / "g.zarr").block(0, len(STRUCTURES))
+    assert block.structure_labels["gap"].tolist() == table["gap"].tolist()
+
+
+def optimade_rows() -> list[dict[str, object]]:
+    """The columns of LeMat-Bulk."""
+    return [
+        {
+            "immutable_id": f"agm{i}",
+            "lattice_vectors": s.cell.tolist(),
+            "cartesian_site_positions": s.positions.tolist(),
+            "species_at_sites": s.to_ase().get_chemical_symbols(),
+            "nsites": len(s),
+            "nperiodic_dimensions": 3,
+            "dimension_types": [1, 1, 1],
+            "species": json.dumps(
+                [
+                    {"name": symbol, "chemical_symbols": [symbol], "concentration": [1.0]}
+                    for symbol in sorted(set(s.to_ase().get_chemical_symbols()))
+                ]
+            ),
+            "energy": -float(i),
+        }
+        for i, s in enumerate(STRUCTURES)
+    ]
+
+
+def atoms_rows() -> list[dict[str, object]]:
+    """The columns of OMat24 and of ColabFit's data sets."""
+    rng = np.random.default_rng(5)
+    return [
+        {
+            "configuration_id": f"CO_{i}",
+            "cell": s.cell.tolist(),
+            "positions": s.positions.tolist(),
+            "atomic_numbers": s.atomic_number.tolist(),
+            "pbc": [True, True, True],
+            "energy": -float(i),
+            "forces": rng.normal(size=(len(s), 3)).tolist(),
+        }
+        for i, s in enumerate(STRUCTURES)
+    ]
+
+
+def structure_rows(*, text: bool) -> list[dict[str, object]]:
+    """The columns of MatPES."""
+    dicts = [to_pymatgen(s).as_dict() for s in STRUCTURES]
+    return [
+        {
+            "matpes_id": f"matpes-{i}",
+            "structure": json.dumps(d) if text else {k: d[k] for k in ("@module", "@class", "lattice", "sites")},
+            "energy": -float(i),
+        }
+        for i, d in enumerate(dicts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        (optimade_rows(), "immutable_id"),
+        (atoms_rows(), "configuration_id"),
+        (structure_rows(text=True), "matpes_id"),
+        (structure_rows(text=False), "matpes_id"),
+    ],
+    ids=["OPTIMADE names", "ASE names", "JSON text", "nested columns"],
+)
+def test_parquet_with_structures_in_columns(tmp_path: Path, rows: list[dict[str, object]], name: str) -> None:
+    for row in rows:
+        structure = row.get("structure")
+        if isinstance(structure, dict):  # Arrow has no type for an empty dictionary
+            structure["sites"] = [{k: v for k, v in site.items() if k != "properties"} for site in structure["sites"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "s.parquet")
+    inline = ["energy=energy[eV]", *(["forces=forces"] if "forces" in rows[0] else [])]
+    run(tmp_path / "s.parquet", tmp_path / "g.zarr", labels=LabelMapping().with_inline(inline), id_field=name)
+    assert_same(structures(tmp_path / "g.zarr"), STRUCTURES)
+    assert ids(tmp_path / "g.zarr") == [row[name] for row in rows]
+    block = GraphStore(tmp_path / "g.zarr").block(0, len(rows))
+    assert block.structure_labels["energy"].tolist() == [row["energy"] for row in rows]
+    if "forces" in rows[0]:
+        assert np.array_equal(block.atom_labels["forces"], np.concatenate([row["forces"] for row in rows]))
+
+
+def test_csv_with_lists_as_json_text(tmp_path: Path) -> None:
+    rows = [{key: json.dumps(value) for key, value in row.items()} for row in atoms_rows()]
+    pd.DataFrame(rows).to_csv(tmp_path / "s.csv", index=False)
+    run(
+        tmp_path / "s.csv",
+        tmp_path / "g.zarr",
+        labels=LabelMapping().with_inline(["energy=energy[eV]", "forces=forces"]),
+    )
+    assert_same(structures(tmp_path / "g.zarr"), STRUCTURES)
+
+
+def labelled(structure: Structure, seed: int) -> ase.Atoms:
+    rng = np.random.default_rng(seed)
+    atoms = structure.to_ase()
+    stress = rng.normal(size=6) if structure.pbc.all() else None
+    atoms.calc = SinglePointCalculator(
+        atoms, energy=rng.normal(), forces=rng.normal(size=(len(atoms), 3)), stress=stress
+    )
+    return atoms
+
+
+MOLECULE = Structure.from_cartesian([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+SLAB = Structure.from_cartesian([29, 29], [[0, 0, 0], [1.3, 1.3, 1.8]], np.diag([2.6, 2.6, 20]), (True, True, False))
+IMAGES = [labelled(s, i) for i, s in enumerate([*STRUCTURES, MOLECULE, SLAB])]
+
+
+def assert_labels(store: Path, images: Sequence[ase.Atoms], atol: float = 1e-8) -> None:
+    block = GraphStore(store).block(0, len(images))
+    energy = [atoms.get_potential_energy() for atoms in images]
+    forces = np.concatenate([atoms.get_forces() for atoms in images])
+    assert np.allclose(block.structure_labels["energy"], energy, rtol=0, atol=atol)
+    assert np.allclose(block.atom_labels["forces"], forces, rtol=0, atol=atol)
+    for row, atoms in enumerate(images):
+        if atoms.pbc.all():
+            expected = atoms.get_stress(voigt=False)
+            assert np.allclose(block.structure_labels["stress"][row], expected, rtol=0, atol=atol)
+        else:
+            assert np.isnan(block.structure_labels["stress"][row]).all()
+
+
+@pytest.mark.parametrize("kind", ["xyz", "extxyz.gz", "zip"])
+def test_extended_xyz(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"s.{kind}"
+    ase.io.write(path if kind != "zip" else tmp_path / "s.xyz", IMAGES, format="extxyz")
+    expected = [Structure.from_ase(atoms) for atoms in ase.io.read(path if kind != "zip" else tmp_path / "s.xyz", ":")]
+    images = ase.io.read(path if kind != "zip" else tmp_path / "s.xyz", ":")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(tmp_path / "s.xyz", "deep/er/s.xyz")
+            archive.writestr("README.txt", "not a structure")
+    report = run(path, tmp_path / "g.zarr")
+    assert_same(structures(tmp_path / "g.zarr"), expected)
+    assert_labels(tmp_path / "g.zarr", images)
+    assert [Path(name).name for name in report.aside] == ([] if kind != "zip" else ["s.zip::README.txt"])
+
+
+def entries() -> list[ComputedStructureEntry]:
+    return [
+        ComputedStructureEntry(to_pymatgen(s), -float(i), entry_id=f"agm{i}", data={"mat_id": f"agm{i}", "spg": 1})
+        for i, s in enumerate(STRUCTURES)
+    ]
+
+
+def summaries() -> list[dict[str, object]]:
+    """Summary documents of the Materials Project's API."""
+    return [
+        {
+            "builder_meta": {"emmet_version": "0.86", "database_version": "2025"},
+            "nsites": len(s),
+            "elements": sorted(set(s.to_ase().get_chemical_symbols())),
+            "material_id": f"mp-{i}",
+            "origins": [{"name": "structure", "task_id": f"mp-{i}"}],
+            "structure": to_pymatgen(s).as_dict(),
+            "energy_per_atom": -float(i),
+            "decomposes_to": None,
+        }
+        for i, s in enumerate(STRUCTURES)
+    ]
+
+
+def write_pymatgen_json(kind: str, folder: Path) -> tuple[Path, list[str] | None]:
+    path, dicts = folder / "s.json", [to_pymatgen(s).as_dict() for s in STRUCTURES]
+    names = [f"mp-{i}" for i in range(len(STRUCTURES))]
+    if kind == "one structure each":
+        for place, s in enumerate(STRUCTURES):
+            (folder / f"{place}.json").write_text(to_pymatgen(s).to_json())
+        return folder, None
+    if kind == "list by monty":
+        dumpfn([to_pymatgen(s) for s in STRUCTURES], path)
+        return path, None
+    if kind == "entries in bz2":
+        path = folder / "alexandria_000.json.bz2"
+        dumpfn({"entries": entries()}, path)
+        return path, [f"agm{i}" for i in range(len(STRUCTURES))]
+    if kind == "list of entries, indented":
+        dumpfn(entries(), path, indent=2)
+        return path, [f"agm{i}" for i in range(len(STRUCTURES))]
+    if kind == "summary documents":
+        dumpfn(summaries(), path)
+        return path, names
+    if kind == "answer of the Materials Project":
+        path.write_text(json.dumps({"data": summaries(), "meta": {"total_doc": 6}, "links": [{"next": None}]}))
+        return path, names
+    if kind == "dictionary of records":
+        path.write_text(json.dumps({name: {"structure": d, "E": 1.0} for name, d in zip(names, dicts, strict=True)}))
+        return path, names
+    assert kind.startswith("lines")
+    text = "".join(f"{json.dumps(document)}\n" for document in summaries())
+    path = folder / ("s.jsonl" if kind == "lines" else "s.jsonl.gz")
+    path.write_bytes(text.encode() if kind == "lines" else gzip.compress(text.encode()))
+    return path, names
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one structure each",
+        "list by monty",
+        "entries in bz2",
+        "list of entries, indented",
+        "summary documents",
+        "answer of the Materials Project",
+        "dictionary of records",
+        "lines",
+        "lines.gz",
+    ],
+)
+def test_json_by_pymatgen(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    source, names = write_pymatgen_json(kind, tmp_path / "in")
+    assert run(source, tmp_path / "g.zarr").stored == len(STRUCTURES)
+    assert_same(structures(tmp_path / "g.zarr"), [from_pymatgen(to_pymatgen(s)) for s in STRUCTURES])
+    assert names is None or ids(tmp_path / "g.zarr") == names
+
+
+def test_molecules_slabs_and_oxidation_states_of_pymatgen(tmp_path: Path) -> None:
+    water = Molecule(["O", "H", "H"], MOLECULE.positions, charge=0)
+    slab = PymatgenStructure(Lattice(SLAB.cell, pbc=(True, True, False)), ["Cu", "Cu"], SLAB.frac_coord)
+    salt = ROCK_SALT.copy().add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    dumpfn([water, slab, salt], tmp_path / "s.json")
+    assert run(tmp_path / "s.json", tmp_path / "g.zarr").stored == 3
+    assert_same(structures(tmp_path / "g.zarr"), [MOLECULE, SLAB, from_pymatgen(ROCK_SALT)])
+
+
+@pytest.mark.parametrize("kind", ["db", "aselmdb"])
+def test_databases_of_ase(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"s.{kind}"
+    with ase.db.connect(path, type=kind) as database:
+        for place, atoms in enumerate(IMAGES):
+            database.write(
+                atoms,
+                key_value_pairs={"gap": place / 2, "name": f"n{place}"},
+                data={"extra": {"dipole": [1, 2, place]}},
+            )
+        del database[2]  # the ids have a gap now
+    images = [atoms for place, atoms in enumerate(IMAGES) if place != 1]
+    mapping = LabelMapping().with_inline(["gap=gap[eV]", "dipole:3=extra.dipole[debye]"])
+    before = path.read_bytes()
+    report = run(path, tmp_path / "g.zarr", labels=mapping, id_field="name")
+    assert path.read_bytes() == before
+    assert report.stored == len(images)
+    expected = [Structure.from_ase(atoms) for atoms in images]
+    assert_same(structures(tmp_path / "g.zarr"), expected)
+    assert_labels(tmp_path / "g.zarr", images, atol=1e-12)
+    kept = [place for place in range(len(IMAGES)) if place != 1]
+    block = GraphStore(tmp_path / "g.zarr").block(0, len(images))
+    assert block.structure_labels["gap"].tolist() == [place / 2 for place in kept]
+    assert block.structure_labels["dipole"].tolist() == [[1, 2, place] for place in kept]
+    assert ids(tmp_path / "g.zarr") == [f"n{place}" for place in kept]
+
+
+def test_a_response_of_an_optimade_server(tmp_path: Path) -> None:
+    attributes = [{k: v for k, v in row.items() if k != "immutable_id"} for row in optimade_rows()]
+    for item in attributes:
+        item["species"] = json.loads(str(item["species"]))
+    data = [{"id": f"o-{i}", "type": "structures", "attributes": item} for i, item in enumerate(attributes)]
+    response = {
+        "meta": {"api_version": "1.1.0", "data_returned": 6},
+        "data": data,
+        "links": {"next": None},
+        "included": [],
+    }
+    (tmp_path / "s.json").write_text(json.dumps(response))
+    assert run(tmp_path / "s.json", tmp_path / "g.zarr").stored == 6
+    assert_same(structures(tmp_path / "g.zarr"), STRUCTURES)
+    assert ids(tmp_path / "g.zarr") == [f"o-{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"])
+def test_archives_with_nested_folders_and_other_files(tmp_path: Path, kind: str) -> None:
+    members = {f"top/{'deep/' * (i % 3)}s{i}.cif": gemmi_cif(s, "x").encode() for i, s in enumerate(STRUCTURES[:4])}
+    members["top/README.md"] = b"# not a structure"
+    members["top/._s0.cif"] = b"\0\0junk of macOS"
+    members["top/more.json.gz"] = gzip.compress(json.dumps([pymatgen_dict(s) for s in STRUCTURES[4:]]).encode())
+    path = tmp_path / f"all.{kind}"
+    write_archive(path, members)
+    report = run(path, tmp_path / "g.zarr")
+    assert report.stored == len(STRUCTURES)
+    assert_same_distances(structures(tmp_path / "g.zarr"), STRUCTURES)
+    assert ids(tmp_path / "g.zarr") == ["s0", "s1", "s2", "s3", "more:0", "more:1"]
+    assert sorted(name.removeprefix(f"{path}::top/") for name in report.aside) == ["._s0.cif", "README.md"]
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> None:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return
+    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as archive:
+        archive.add(path.parent, "top", recursive=False)
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _RangeHandler(_Handler):
+    """Answers requests for a range of bytes, as the servers of large files do."""
+
+    def do_HEAD(self) -> None:
+        self._answer(send=False)
+
+    def do_GET(self) -> None:
+        self._answer(send=True)
+
+    def _answer(self, *, send: bool) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, wanted = path.read_bytes(), self.headers.get("Range")
+        first, last = 0, len(content) - 1
+        if wanted is not None:
+            begin, _, end = wanted.removeprefix("bytes=").partition("-")
+            first, last = int(begin), min(int(end or last), last)
+        self.send_response(200 if wanted is None else 206)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.end_headers()
+        if send:
+            self.wfile.write(content[first : last + 1])
+
+
+@pytest.fixture(params=[_Handler, _RangeHandler], ids=["without ranges", "with ranges"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address of a web server that shows it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(request.param, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_every_kind_of_file_from_a_web_server(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = served
+    (folder / "a.cif.gz").write_bytes(gzip.compress(gemmi_cif(STRUCTURES[0], "x").encode()))
+    padding = [{"cif": "x" * 7_000_000}]  # more than is read at once
+    pd.DataFrame([*padding, {"cif": cif_text(STRUCTURES[1])}]).to_csv(folder / "b.csv", index=False)
+    pq.write_table(pa.Table.from_pylist(atoms_rows()[2:3]), folder / "c.parquet")
+    write_archive(folder / "d.zip", {"x.json": json.dumps(pymatgen_dict(STRUCTURES[3])).encode()})
+    ase.db.connect(folder / "e.db").write(STRUCTURES[4].to_ase())
+    sources = [f"{address}/{name}" for name in ("a.cif.gz", "b.csv", "c.parquet", "d.zip", "e.db")]
+    report = run(sources, tmp_path / "g.zarr")
+    assert (report.stored, report.failed) == (5, 1)
+    assert_same_distances(structures(tmp_path / "g.zarr"), STRUCTURES[:5])
+    found = GraphStore(tmp_path / "g.zarr").column("source").tolist()
+    assert found == [source if not source.endswith("zip") else f"{source}::x.json" for source in sources]
+
+
+def test_a_mix_of_sources_keeps_its_order(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    (tmp_path / "folder" / "sub" / "b.cif").write_text(gemmi_cif(STRUCTURES[1], "x"))
+    (tmp_path / "folder" / "a.vasp").write_text(Poscar(to_pymatgen(STRUCTURES[0])).get_str(significant_figures=12))
+    (tmp_path / "folder" / "notes.txt").write_text("not read")
+    write_archive(tmp_path / "z.zip", {f"{i}.cif": gemmi_cif(STRUCTURES[i], "x").encode() for i in (2, 3)})
+    (tmp_path / "g1.json").write_text(json.dumps(pymatgen_dict(STRUCTURES[4])))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/mix/s.json", json.dumps(pymatgen_dict(STRUCTURES[5])).encode())
+    sources = [
+        f"zip://*.cif::{tmp_path / 'z.zip'}",
+        "memory://mix/*.json",
+        f"file://{tmp_path / 'folder'}",
+        tmp_path / "g[0-9].json",
+    ]
+    try:
+        report = run(sources, tmp_path / "g.zarr")
+    finally:
+        memory.rm("/mix", recursive=True)
+    assert report.stored == 6
+    assert_same_distances(structures(tmp_path / "g.zarr"), [STRUCTURES[i] for i in (2, 3, 5, 0, 1, 4)])
+    found = GraphStore(tmp_path / "g.zarr").column("source").tolist()
+    assert found == [
+        f"zip://2.cif::{tmp_path / 'z.zip'}",
+        f"zip://3.cif::{tmp_path / 'z.zip'}",
+        "memory://mix/s.json",
+        f"file://{tmp_path}/folder/a.vasp",
+        f"file://{tmp_path}/folder/sub/b.cif",
+        str(tmp_path / "g1.json"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["s.cif", "s.json", "s.db", "s", "s.poscar", "s.xyz"])
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "extxyz", "db", "aselmdb", "parquet", "zip", "tar.gz"])
+def test_the_content_says_what_a_file_is_and_not_its_name(tmp_path: Path, kind: str, name: str) -> None:
+    written, path = tmp_path / f"w.{kind}", tmp_path / "in" / name
+    path.parent.mkdir()
+    images = [s.to_ase() for s in STRUCTURES[:2]]
+    if kind == "csv":
+        table_of_cifs()[:2].to_csv(written, index=False)
+    elif kind == "json":
+        written.write_text(json.dumps([pymatgen_dict(s) for s in STRUCTURES[:2]]))
+    elif kind == "jsonl":
+        written.write_text("".join(f"{json.dumps(pymatgen_dict(s))}\n" for s in STRUCTURES[:2]))
+    elif kind in ("db", "aselmdb"):
+        with ase.db.connect(written) as database:
+            for atoms in images:
+                database.write(atoms)
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(atoms_rows()[:2]), written)
+    elif kind == "extxyz":
+        ase.io.write(written, images)
+    else:
+        write_archive(written, {f"{i}.cif": gemmi_cif(s, "x").encode() for i, s in enumerate(STRUCTURES[:2])})
+    written.rename(path)
+    assert run(path, tmp_path / "g.zarr").stored == 2
+    assert_same_distances(structures(tmp_path / "g.zarr"), STRUCTURES[:2])
+
+
+def test_a_format_that_is_said_wins_and_holds_within_archives(tmp_path: Path) -> None:
+    text = f"3\n{gemmi_cif(STRUCTURES[0], 'x')}"  # looks like XYZ
+    (tmp_path / "s.cif").write_text(text.removeprefix("3\n"))
+    with pytest.raises(SourceError, match="not one structure"):
+        run(tmp_path / "s.cif", tmp_path / "g.zarr", options=ReadOptions(format=Format.POSCAR))
+    table = pd.DataFrame({"name": ["a"], "structure": [json.dumps(pymatgen_dict(STRUCTURES[0]))]})
+    (tmp_path / "t.csv").write_text(f"[\n{table.to_csv(index=False)}".replace("[", "# [", 1))
+    run(tmp_path / "t.csv", tmp_path / "t.zarr", options=ReadOptions(format=Format.CSV))
+    assert_same(structures(tmp_path / "t.zarr"), STRUCTURES[:1])
+    write_archive(tmp_path / "z.zip", {"s.cif": json.dumps(pymatgen_dict(STRUCTURES[0]), indent=1).encode()})
+    run(tmp_path / "z.zip", tmp_path / "z.zarr", options=ReadOptions(format="json"))
+    assert_same(structures(tmp_path / "z.zarr"), STRUCTURES[:1])
+    with pytest.raises(SourceError, match=r"'cfi' is none of cif, poscar"):
+        run(tmp_path / "s.cif", tmp_path / "g.zarr", options=ReadOptions(format="cfi"))
+
+
+@pytest.mark.parametrize("size", [70_000, 3_000_000])
+def test_json_lines_with_a_long_first_line_lose_no_record(tmp_path: Path, size: int) -> None:
+    records = [{"id": f"r{i}", "notes": ["x" * 1000] * (size // 1000 if i == 0 else 1)} for i in range(6)]
+    for record, s in zip(records, STRUCTURES, strict=True):
+        record["structure"] = pymatgen_dict(s)
+        record["data"] = [{"task": 1}]  # no list of records, since the one around it has a structure
+    lines = [json.dumps(record) for record in records]
+    lines.insert(3, '{"structure": {"broken')
+    (tmp_path / "s.jsonl").write_text("\n".join(lines))
+    report = run(tmp_path / "s.jsonl", tmp_path / "g.zarr")
+    assert (report.stored, report.failed) == (6, 1)
+    assert ids(tmp_path / "g.zarr") == [f"r{i}" for i in range(6)]
+    failures = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
+    assert [row["source_index"] for row in failures] == [3]
+
+
+def cut(content: bytes, form: Format) -> list[tuple[object, ...]]:
+    with Stream(io.BytesIO(content), "s") as stream:
+        return [(d.index, d.content, d.name, d.header, d.reason) for d in documents(stream, form)]
+
+
+TEXTS = {
+    Format.JSON: [
+        '{"a":[1,"x\\"]"]}',
+        "[",
+        "]",
+        ",",
+        "{",
+        "}",
+        '"entries": [',
+        '"k": {"sites": [], "lattice": {}}',
+        " \n",
+        "7",
+        "é",
+    ],
+    Format.JSONL: ['{"a": 1}', "\n", " ", "junk", "\r\n"],
+    Format.CSV: ["a,b", "\n", '"', '"x\ny"', ",", '""', "\r\n", "data_x", "# c\n"],
+    Format.CIF: ["data_a\n", "_cell_length_a 1\n", "\n;\n", "data_b\n_atom_site_x 1\n", "#\n", "x"],
+    Format.EXTXYZ: ["2\n", "c\n", "H 0 0 0\n", "\n", "junk\n", "1\nc\nH 0 0 0\n"],
+}
+
+
+@pytest.mark.parametrize("form", list(TEXTS))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cutting_does_not_depend_on_how_much_is_read_at_once(form: Format, data: st.DataObject) -> None:
+    content = "".join(data.draw(st.lists(st.sampled_from(TEXTS[form]), max_size=25))).encode()
+    whole = cut(content, form)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files_module, "READ_BYTES", data.draw(st.integers(1, 9)))
+        assert cut(content, form) == whole
+    assert [row[0] for row in whole] == list(range(len(whole)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.text(st.sampled_from('ab,;"\n\r é'), max_size=8), min_size=3, max_size=3), max_size=6),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+)
+def test_rows_are_those_that_python_writes(rows: list[list[str]], quoting: int) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=quoting)
+    writer.writerows([["x", "y", "z"], *rows])
+    found = cut(text.getvalue().encode(), Format.CSV)
+    assert [next(csv.reader([row[1].decode()])) for row in found] == rows
+
+
+element = st.integers(1, 100)
+fraction = st.floats(0, 1, exclude_max=True, width=32)
+
+
+@st.composite
+def random_structures(draw: st.DrawFn) -> Structure:
+    n = draw(st.integers(1, 4))
+    numbers = draw(st.lists(element, min_size=n, max_size=n))
+    pbc = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(3, 9, 3)) + rng.uniform(-0.9, 0.9, (3, 3))
+    frac = rng.uniform(0, 1, (n, 3)) + np.arange(n)[:, None] * (not any(pbc)) * 3
+    if any(pbc):
+        return Structure.from_fractional(numbers, cell, frac, pbc)
+    return Structure.from_cartesian(numbers, frac @ cell)
+
+
+def write_back(kind: str, path: Path, images: Sequence[ase.Atoms]) -> Path:
+    if kind == "db":
+        with ase.db.connect(path / "s.db") as database:
+            for atoms in images:
+                database.write(atoms)
+        return path / "s.db"
+    if kind == "extxyz":
+        with (path / "s.extxyz").open("w") as file:
+            for atoms in images:
+                cell = " ".join(map(repr, atoms.cell.array.ravel().tolist()))
+                pbc = " ".join("FT"[int(axis)] for axis in atoms.pbc)
+                lattice = f'Lattice="{cell}" ' if atoms.pbc.any() else ""
+                file.write(f'{len(atoms)}\n{lattice}Properties=species:S:1:pos:R:3 pbc="{pbc}"\n')
+                for symbol, xyz in zip(atoms.symbols, atoms.positions.tolist(), strict=True):
+                    file.write(f"{symbol} {xyz[0]!r} {xyz[1]!r} {xyz[2]!r}\n")
+        return path / "s.extxyz"
+    found = []
+    for atoms in images:
+        if atoms.pbc.any():
+            lattice = Lattice(atoms.cell.array, pbc=tuple(map(bool, atoms.pbc)))
+            found.append(PymatgenStructure(lattice, atoms.numbers, atoms.get_scaled_positions(wrap=False)).as_dict())
+        else:
+            found.append(Molecule(atoms.numbers, atoms.positions, charge_spin_check=False).as_dict())
+    (path / "s.json").write_text(json.dumps(found))
+    return path / "s.json"
+
+
+@pytest.mark.parametrize("kind", ["db", "extxyz", "pymatgen"])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(drawn=st.lists(random_structures(), min_size=1, max_size=12))
+def test_a_store_survives_the_way_through_other_libraries(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, drawn: list[Structure]
+) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    with (folder / "s.jsonl").open("w") as file:
+        for s in drawn:
+            axes = s.pbc.astype(int).tolist()
+            record = {
+                "positions": s.positions.tolist(),
+                "numbers": s.atomic_number.tolist(),
+                "pbc": axes,
+                "cell": s.cell.tolist(),
+            }
+            file.write(f"{json.dumps(record)}\n")
+    run(folder / "s.jsonl", folder / "a.zarr")
+    first = structures(folder / "a.zarr")
+    run(write_back(kind, folder, [s.to_ase() for s in first]), folder / "b.zarr")
+    second = structures(folder / "b.zarr")
+    assert_same(second, first, atol=1e-12)
+    assert [s.content_hash() for s in second] == [s.content_hash() for s in first]
+
+
+BIG = """
+import json, resource, sys, threading, time
+from pathlib import Path
+import psutil
+from equiscreen.pipeline.files import SourceFile
+from equiscreen.pipeline.plan import Plan
+from equiscreen.pipeline.sources import find_files
+
+files = find_files([sys.argv[1]])
+begin = psutil.Process().memory_info().rss
+peak, done = begin, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, psutil.Process().memory_info().rss)
+        time.sleep(0.005)
+thread = threading.Thread(target=watch); thread.start()
+plan = Plan(files, Path(sys.argv[2]))
+for partition in plan:
+    partition.content.path.unlink()
+done = True; thread.join()
+print(json.dumps({"records": plan.n_records, "grown": peak - begin}))
+"""
+
+
+def write_big(kind: str, path: Path, copies: int) -> None:
+    records = [json.dumps(pymatgen_dict(s)) for s in STRUCTURES] * 100
+    if kind == "parquet":
+        table = pa.table({"cif": [cif_text(s) + "#" * 2000 for s in STRUCTURES] * 100})
+        with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
+            writer.write_table(pa.concat_tables([table] * copies), row_group_size=1 << 30)
+        return
+    with path.open("w") as file:
+        if kind == "csv":
+            file.write("cif\n")
+        elif kind == "json":
+            file.write('{"entries": [')
+        for copy in range(copies):
+            if kind == "csv":
+                file.write("".join(f'"{cif_text(s)}{"#" * 2000}"\n' for s in STRUCTURES) * 100)
+            elif kind == "json":
+                file.write(("," if copy else "") + ",".join(records))
+            elif kind == "jsonl":
+                file.write("\n".join(records) + "\n")
+            elif kind == "cif":
+                file.write("".join(gemmi_cif(s, "x") + "#" * 2000 + "\n" for s in STRUCTURES) * 100)
+            else:
+                ase.io.write(file, [s.to_ase() for s in STRUCTURES], format="extxyz")
+                text = "".join(f"{len(s)}\nc\n" + f"Cu 0 0 0 {'0' * 200}\n" * len(s) for s in STRUCTURES)
+                file.write(text * 100)
+        if kind == "json":
+            file.write("]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "cif", "extxyz", "parquet"])
+def test_a_file_larger_than_its_share_of_memory(tmp_path: Path, kind: str) -> None:
+    copies = 250
+    path = tmp_path / f"big.{kind}"
+    write_big(kind, path, copies)
+    (tmp_path / "pieces").mkdir()
+    assert path.stat().st_size > 200e6
+    command = [sys.executable, "-c", BIG, str(path), str(tmp_path / "pieces")]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    extra = len(STRUCTURES) if kind == "extxyz" else 0
+    assert found["records"] == copies * (len(STRUCTURES) * 100 + extra)
+    assert found["grown"] < 150e6
+
+
+def test_mlearn_with_its_mapping(tmp_path: Path, data: Path) -> None:
+    source = data / "mlearn" / "Mo.json.gz"
+    report = run(source, tmp_path / "g.zarr", labels=LabelMapping.load("mlearn"))
+    with gzip.open(source) as file:
+        records = json.load(file)
+    assert report.read == len(records) == 194
+    expected = [from_pymatgen(PymatgenStructure.from_dict(record["structure"])) for record in records]
+    assert_same(structures(tmp_path / "g.zarr"), expected)
+    block = GraphStore(tmp_path / "g.zarr").block(0, len(records))
+    assert block.structure_labels["energy"].tolist() == [record["outputs"]["energy"] for record in records]
+
+
+def test_molecules_of_acetylacetone(tmp_path: Path, data: Path) -> None:
+    sources = [data / "acac" / "train_300K.xyz", data / "acac" / "isolated_atoms.xyz"]
+    images = [atoms for source in sources for atoms in ase.io.read(source, ":")]
+    assert run(sources, tmp_path / "g.zarr").stored == len(images)
+    assert_same(structures(tmp_path / "g.zarr"), [Structure.from_ase(atoms) for atoms in images])
+    block = GraphStore(tmp_path / "g.zarr").block(0, len(images))
+    assert np.allclose(block.structure_labels["energy"], [atoms.get_potential_energy() for atoms in images])
+
+
+def tensor_rows(path: Path) -> list[dict[str, str]]:
+    """The table behind the comment that is its first line; one has a first column without a name, as pandas knows."""
+    with gzip.open(path, "rt", newline="") as file:
+        assert file.readline().startswith("#")
+        return pd.read_csv(file, dtype=str).to_dict("records")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "column"),
+    [
+        ("dielectric_constant", "dielectric:3x3=e_total", "e_total"),
+        ("elastic_tensor", "elastic:6x6=elastic_tensor[GPa]", "elastic_tensor"),
+    ],
+)
+def test_tensors_behind_a_comment(tmp_path: Path, data: Path, name: str, label: str, column: str) -> None:
+    source = data / "tensors" / f"{name}.csv.gz"
+    rows = tensor_rows(source)
+    mapping = LabelMapping().with_inline([label])
+    options = ReadOptions(structure_field="poscar")
+    report = run(source, tmp_path / "g.zarr", labels=mapping, options=options, id_field="material_id")
+    assert report.read == len(rows)
+    assert report.failed == 0
+    store = GraphStore(tmp_path / "g.zarr")
+    block, by_id = store.block(0, len(store)), {row["material_id"]: row for row in rows}
+    tensors = block.structure_labels[label.split(":", maxsplit=1)[0]]
+    for place in range(0, len(store), 97):
+        row = by_id[ids(tmp_path / "g.zarr")[place]]
+        assert np.allclose(tensors[place], json.loads(row[column]), rtol=1e-12)
+        assert_same([block.structure(place)], [from_pymatgen(Poscar.from_str(row["poscar"]).structure)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mp_20_val", "mpts_52_val"])
+def test_crystals_of_the_materials_project(tmp_path: Path, data: Path, name: str) -> None:
+    source = data / "mp" / f"{name}.csv.gz"
+    table = pd.read_csv(source)
+    report = run(source, tmp_path / "g.zarr", limit=None)
+    assert report.read == len(table)
+    assert report.failed == 0
+    store = GraphStore(tmp_path / "g.zarr")
+    found = structures(tmp_path / "g.zarr")
+    rows = store.column("source_index").tolist()
+    for place in range(0, len(found), 101):
+        expected = PymatgenStructure.from_str(table["cif"][rows[place]], fmt="cif")
+        assert_same_distances([found[place]], [from_pymatgen(expected)])
