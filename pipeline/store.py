@@ -253,7 +253,7 @@ class GraphStore:
         if hashlib.sha256(text.encode()).hexdigest() != self.store_hash:
             return [CHECKSUMS_FILE]
         damaged = []
-        for name, array in sorted(self._arrays.items()):
+        for name in sorted(self._arrays):
             try:
                 for key, digest in stored_digests(self._root, [name]):
                     if recorded.get(key) != digest:

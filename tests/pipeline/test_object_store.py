@@ -95,8 +95,11 @@ def test_an_upload_that_was_interrupted_is_taken_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
+        s3fs.S3FileSystem.clear_instance_cache()  # instances hold on to the methods of their beginning
         with pytest.raises(OutputExistsError, match="the connection is lost"):
             featurize(source, "s3://screening/g.zarr", cutoff=4.0, scheduler="threads")
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket.invalidate_cache()
     assert len(bucket.find("screening/g.zarr")) > 20
     with pytest.raises(StoreError):
         GraphStore("s3://screening/g.zarr")
