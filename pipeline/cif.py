@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import gemmi
@@ -26,10 +27,15 @@ _GROUP_TAGS = (
     "_space_group_name_Hall",
     "_symmetry_space_group_name_Hall",
 )
+# Older versions of ASE wrote `P 1` without the quotes that a value with a blank needs.
+_UNQUOTED_GROUP = re.compile(
+    r"^(_(?:symmetry_)?space_group_name_\S+[ \t]+)([^\s'\";#][^'\"\n]*[ \t][^'\"\n]*?)[ \t\r]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _TRIVIAL_GROUPS = frozenset({"", "?", ".", "1", "P1", "P 1"})
 
 
-def structure_from_cif(text: str | bytes) -> tuple[Structure, str]:
+def structure_from_cif(text: str) -> tuple[Structure, str]:
     """Read the first crystal of a CIF text, and the name of its data block.
 
     Raises:
@@ -41,7 +47,7 @@ def structure_from_cif(text: str | bytes) -> tuple[Structure, str]:
     raise InvalidStructureError("CIF without a unit cell")
 
 
-def parse_cif(text: str | bytes) -> gemmi.cif.Document:
+def parse_cif(text: str) -> gemmi.cif.Document:
     """Parse CIF text.
 
     Raises:
@@ -50,7 +56,10 @@ def parse_cif(text: str | bytes) -> gemmi.cif.Document:
     try:
         return gemmi.cif.read_string(text)
     except (ValueError, RuntimeError) as error:
-        raise InvalidStructureError(f"CIF does not parse: {' '.join(str(error).split())[:200]}") from error
+        repaired = _UNQUOTED_GROUP.sub(r"\1'\2'", text)
+        if repaired != text:
+            return parse_cif(repaired)
+        raise InvalidStructureError(f"CIF does not parse ({' '.join(str(error).split())[:200]})") from error
 
 
 def structure_from_block(block: gemmi.cif.Block) -> Structure:

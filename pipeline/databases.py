@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidStructureError, SourceError
-from .formats import Format
+from .formats import Format, detect_binary
 from .readers import RawRecord, fields_of_atoms
 from .structure import Structure
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_LMDB_PAGE_SIZE_AT, _LMDB_LAST_PAGE_AT = 40, 136
+_LMDB_SPARE_PAGES = 16  # the last pages may never have been written, where they were freed again at once
 
 
 def row_ids(path: Path, name: str) -> list[int]:
@@ -23,6 +26,7 @@ def row_ids(path: Path, name: str) -> list[int]:
         SourceError: No database of ASE.
     """
     try:
+        _check_whole(path)
         if _is_sqlite(path):
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
                 return [int(row[0]) for row in connection.execute("SELECT id FROM systems ORDER BY id")]
@@ -65,6 +69,27 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
 
 def _reason(error: Exception) -> str:
     return f"row does not parse: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what is no database before a library opens it, and LMDB files that end early, to read which kills.
+
+    The places are those of the structures `MDB_page` and `MDB_meta` in LMDB's source (mdb.c), on 64-bit machines.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if detect_binary(head) is not Format.ASE_DB:
+            raise ValueError("neither SQLite nor LMDB")
+        if head.startswith(_SQLITE_MAGIC):
+            return
+        (page_size,) = struct.unpack_from("<I", head, _LMDB_PAGE_SIZE_AT)
+        file.seek(page_size)
+        metas = [head, file.read(4096)]
+    # Of the two meta pages the one of the later transaction counts.
+    pairs = [struct.unpack_from("<QQ", meta, _LMDB_LAST_PAGE_AT) for meta in metas]
+    last = max(pairs, key=lambda pair: int(pair[1]))[0]
+    if path.stat().st_size < (last + 1 - _LMDB_SPARE_PAGES) * page_size:
+        raise ValueError("it ends early")
 
 
 def _is_sqlite(path: Path) -> bool:

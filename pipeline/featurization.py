@@ -70,7 +70,8 @@ class FeaturizeReport:
 
     def __str__(self) -> str:
         rate = self.read / max(self.seconds, 1e-9)
-        reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+        most = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        reasons = "".join(f"; {count:,} {reason}" for reason, count in most)
         total = f" ({self.in_store:,} in the store)" if self.in_store != self.stored else ""
         aside = f"; {len(self.aside):,} other files left aside ({', '.join(self.aside[:3])})" if self.aside else ""
         return (
@@ -154,11 +155,11 @@ def featurize(
         with ProgressReport("featurize", 0, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             plan, receipts = _featurize_all(client, staging, files, settings, limit, bar)
+            problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
+            if problem is not None:
+                staging.discard()
+                raise problem
             bar.note("writing the store")
-        problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
-        if problem is not None:
-            staging.discard()
-            raise problem
         mapping = mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
         attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
         counts = assemble(client, staging, receipts, base, graph_schema(mapping), settings.dedup, attrs, append=append)
@@ -231,7 +232,7 @@ def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]
 
 def _download(source: str, staging: Staging, limit: int | None, *, progress: bool) -> SourceFile:
     """Bring the structures of an OPTIMADE server to this machine."""
-    from .optimade import fetch  # noqa: PLC0415 - only those who ask a server need it
+    from .optimade_download import fetch  # noqa: PLC0415 - only those who ask a server need it
 
     url = source.removeprefix(OPTIMADE_PREFIX)
     path = staging.folder / f"optimade-{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"

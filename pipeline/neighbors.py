@@ -66,7 +66,9 @@ def neighbor_list(
     if outcome == _TOO_MANY_IMAGES:
         raise InvalidStructureError(f"cell of zero volume (more than {MAX_IMAGES} images within the cutoff)")
     if outcome == _TOO_CLOSE:
-        raise InvalidStructureError(f"atoms {i} and {j} at one place (less than {min_distance:g} angstrom apart)")
+        raise InvalidStructureError(
+            f"two atoms at one place (atoms {i} and {j}, less than {min_distance:g} angstrom apart)"
+        )
     if outcome == _TOO_MANY_EDGES:
         raise InvalidStructureError(f"too many edges (more than {max_edges})")
     if outcome == _IMAGE_TOO_FAR:

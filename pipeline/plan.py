@@ -250,7 +250,8 @@ class Plan:
     def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
         with file.open_as_it_stands() as raw:
-            table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES)  # else a column of a row group is read as a whole
+            # Without these two a column of a row group is read as a whole.
+            table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False)
             first = 0
             wanted = self._wanted(table.schema_arrow.names)
             for batch in table.iter_batches(_rows_at_once(table.metadata), columns=wanted):

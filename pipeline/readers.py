@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from .cif import structure_from_cif
 from .documents import Document
@@ -243,15 +244,23 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
         lattice = _listed(lattice)
         if isinstance(lattice, Mapping):  # pymatgen's dictionary form
             lattice = lattice["matrix"]
-        axes = np.ones(3, dtype=bool) if pbc is None else np.array(_listed(pbc)).astype(bool)
-        if axes.shape != (3,):
-            raise InvalidStructureError(f"pbc of {axes.size} axes")
+        axes = _axes(pbc)
         if cartesian is not None:
             return Structure.from_cartesian(numbers, _array(cartesian), _array(lattice), axes & (lattice is not None))
         if lattice is None:
             raise InvalidStructureError("fractional coordinates without a cell")
         cell = _array(lattice)
         return Structure.from_cartesian(numbers, _array(fractional) @ cell, cell, axes)
+
+
+def _axes(pbc: Any) -> NDArray[np.bool_]:
+    """bool[3]; true where nothing is said."""
+    values = np.array(True if pbc is None else _listed(pbc))
+    if values.dtype.kind not in "biu":  # the text "False" is true for Python
+        raise InvalidStructureError(f"pbc that is neither true nor false ({pbc})")
+    if values.shape not in ((), (3,)):
+        raise InvalidStructureError(f"pbc of {values.size} axes")
+    return np.broadcast_to(values.astype(bool), 3).copy()
 
 
 def _listed(value: Any) -> Any:

@@ -74,7 +74,7 @@ class Structure:
         if fault == _NO_ELEMENT:
             raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {values[atom]})")
         if fault == _NOT_FINITE:
-            raise InvalidStructureError(f"coordinates that are not finite, or beyond {MAX_EXTENT:g} (atom {atom})")
+            raise InvalidStructureError(f"coordinates that are not finite or too large (atom {atom})")
         if fault == _BAD_CELL:
             _check_cell(lattice)
         return cls(values.astype(np.uint8), lattice, frac, axes)

@@ -75,30 +75,32 @@ def _ends_of_rows(data, separator):  # type: ignore[no-untyped-def] # noqa: ANN0
     row: the row in between ends with the line before, and its end is given as a negative number.
     """
     ends = np.empty(data.shape[0] // 64 + 1, dtype=np.int64)
-    count, at, state, line_end = 0, 0, _START, -1
+    count, at, state, opened = 0, 0, _START, 0
     while at < data.shape[0]:
-        byte, end = data[at], 0
+        end = 0
         if state == _QUOTED:
-            if byte == 34:  # quote
-                state = _CLOSED
-            elif byte == 10:
-                line_end = at
-        elif byte == 34 and state == _START:
-            state, line_end = _QUOTED, -1
-        elif byte == 34 and state == _CLOSED:  # two of them are one of the text
+            while at < data.shape[0] and data[at] != 34:  # nearly all that there is
+                at += 1
+            if at == data.shape[0]:
+                break
+            state = _CLOSED
+        elif data[at] == 34 and state == _START:
+            state, opened = _QUOTED, at
+        elif data[at] == 34 and state == _CLOSED:  # two of them are one of the text
             state = _QUOTED
-        elif byte == 10:
+        elif data[at] == 10:
             end = at + 1
-        elif byte == separator:
+        elif data[at] == separator:
             state = _START
-        elif state == _CLOSED and byte not in (13, 32):
-            if line_end >= 0:
-                at = line_end
-                end = -(at + 1)
-            else:
-                state = _PLAIN
         elif state == _START:
             state = _PLAIN
+        elif state == _CLOSED and data[at] not in (13, 32):
+            state, line_end = _PLAIN, at
+            while line_end > opened and data[line_end] != 10:
+                line_end -= 1
+            if line_end > opened:
+                at = line_end
+                end = -(at + 1)
         if end != 0:
             if count == ends.shape[0]:
                 more = np.empty(2 * count, dtype=np.int64)
@@ -106,6 +108,6 @@ def _ends_of_rows(data, separator):  # type: ignore[no-untyped-def] # noqa: ANN0
                 ends = more
             ends[count] = end
             count += 1
-            state, line_end = _START, -1
+            state = _START
         at += 1
     return ends[:count].copy(), state == _QUOTED

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "not one")),
         (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys there")),
-        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME=KEY.PATH[unit]",)),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME[:SHAPE]=KEY.PATH[unit]",)),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"), ("shipped mapping (mlearn)",)),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--cutoff", "-1"), ("cutoff of -1",)),
         (
@@ -79,6 +79,31 @@ def test_screening_from_the_command_line(folder: Path, exported: Callable[[str],
     assert "all checksums hold" in verified.stdout
 
 
+def test_stores_grow_and_join_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    more = write_extxyz(tmp_path / "more.extxyz", 3, seed=9)
+    store, words = tmp_path / "g.zarr", ("--scheduler", "threads")
+    saved = tmp_path / "labels.yaml"
+    first = equiscreen(
+        "featurize", more, "--out", store, "--label", "energy=energy[meV]", "--save-labels", saved, *words
+    )
+    assert first.returncode == 0, first.stderr
+    assert "meV" in saved.read_text()
+    grown = equiscreen("featurize", folder / "s.extxyz", "--out", store, "--append", "--labels", saved, *words)
+    assert "read 6 = stored 6 + failed 0 + duplicate 0 (9 in the store)" in grown.stdout, grown.stderr
+    joined = equiscreen("merge", store, folder / "g.zarr", "--out", tmp_path / "all.zarr", *words)
+    assert "read 15 = stored 15 + failed 0 + duplicate 0" in joined.stdout, joined.stderr  # energies differ in unit
+    assert_one_line(equiscreen("featurize", more, "--out", store, "--append", "--overwrite"), "--append", "--overwrite")
+
+
+def test_candidates_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "candidates.parquet"
+    done = equiscreen("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")
+    assert done.returncode == 0, done.stderr
+    assert "50 candidates" in done.stdout
+    stored = equiscreen("featurize", out, "--out", tmp_path / "c.zarr", "--scheduler", "threads")
+    assert "read 50 = stored 50" in stored.stdout, stored.stderr
+
+
 def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path]) -> None:
     out = folder / "short.zarr"
     words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
@@ -87,7 +112,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
     assert_one_line(equiscreen(*words, "--cutoff", "3"), "--cutoff and --model")
 
 
-@pytest.mark.parametrize("verb", ["demo", "featurize", "train", "export", "screen", "info"])
+@pytest.mark.parametrize("verb", ["demo", "generate", "featurize", "merge", "train", "export", "screen", "info"])
 def test_help_teaches(verb: str) -> None:
     done = equiscreen(verb, "--help")
     assert done.returncode == 0

@@ -454,6 +454,15 @@ def test_a_cif_that_gemmi_would_guess_at(tmp_path: Path, old: str, new: str, rea
         run(tmp_path / "s.cif", tmp_path / "g.zarr")
 
 
+def test_a_cif_of_an_older_ase_whose_group_lacks_its_quotes(tmp_path: Path) -> None:
+    text = cif_text(STRUCTURES[0]).replace("_symmetry_Int_Tables_number 1", "_symmetry_space_group_name_H-M    P 1", 1)
+    (tmp_path / "s.cif").write_text(text)
+    assert run(tmp_path / "s.cif", tmp_path / "g.zarr").stored == 1
+    (tmp_path / "s.cif").write_text(text.replace("P 1", "F m -3 m").replace("'x, y, z'", "'x, y, z'\n'-x, y"))
+    with pytest.raises(SourceError, match="CIF does not parse"):
+        run(tmp_path / "s.cif", tmp_path / "h.zarr")
+
+
 def test_overwriting_waits_for_the_new_store_and_spares_what_is_not_ours(tmp_path: Path) -> None:
     good, bad = make_source("CSV", tmp_path), tmp_path / "bad.cif"
     bad.write_text("data_x\n")

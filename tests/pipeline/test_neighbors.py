@@ -146,7 +146,7 @@ def test_an_atom_sees_its_own_images() -> None:
 
 def test_two_atoms_at_one_place_are_refused() -> None:
     structure = Structure.from_fractional([29, 29], np.eye(3) * 4, [[0.999999, 0, 0], [0.0, 0, 0]])
-    with pytest.raises(InvalidStructureError, match=r"atoms \d and \d at one place"):
+    with pytest.raises(InvalidStructureError, match=r"two atoms at one place \(atoms 0 and 1"):
         neighbor_list(structure, 3.0)
 
 

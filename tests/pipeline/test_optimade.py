@@ -19,16 +19,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from equiscreen.pipeline import Structure
+from equiscreen.pipeline import GraphStore, Structure, featurize
 from equiscreen.pipeline.errors import InvalidStructureError, OutputExistsError, SourceError
-from equiscreen.pipeline.optimade import (
-    MAX_WAIT_S,
-    STRUCTURE_FIELDS,
-    _retry_after,
-    fetch,
-    listing_url,
-    structure_from_optimade,
-)
+from equiscreen.pipeline.optimade import structure_from_optimade
+from equiscreen.pipeline.optimade_download import MAX_WAIT_S, STRUCTURE_FIELDS, _retry_after, fetch, listing_url
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,7 +145,7 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(species_at_sites=None), "response_fields"),
         (salt(cartesian_site_positions=None), "response_fields"),
         (salt(cartesian_site_positions=[[0, 0], [1, 1], [2, 2]], nsites=3), "shape"),
-        (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"not finite \(atom 1\)"),
+        (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"too large \(atom 1\)"),
         (salt(nsites=3), "2 coordinates for 3 sites"),
         (salt(lattice_vectors=None), "periodic, but without a cell"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"without a lattice vector \(axis 2\)"),
@@ -662,7 +656,7 @@ def test_a_run_killed_between_pages_resumes(undisturbed: bytes, tmp_path: Path) 
 
     database.trouble = trouble
     with serving(database) as address:
-        code = "import sys; from pathlib import Path; from equiscreen.pipeline.optimade import fetch; "
+        code = "import sys; from pathlib import Path; from equiscreen.pipeline.optimade_download import fetch; "
         code += "fetch(sys.argv[1], Path(sys.argv[2]))"
         process = subprocess.Popen([sys.executable, "-c", code, address, str(file)])
         assert reached.wait(60)
@@ -725,3 +719,30 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     assert file.read_text() == "mine"
     with pytest.raises(OutputExistsError, match="cannot be written"):
         fetch("http://127.0.0.1:1", tmp_path / "missing" / "x.jsonl")
+
+
+# From a server to a store
+
+
+def test_a_server_is_a_source_as_any_file_is(tmp_path: Path) -> None:
+    with serving(Database()) as address:
+        report = featurize(f"optimade:{address}", tmp_path / "g.zarr", cutoff=3.0, scheduler="threads")
+    assert (report.read, report.stored, report.duplicate) == (7, 1, 6)  # the same salt seven times
+    store = GraphStore(tmp_path / "g.zarr")
+    assert store.column("structure_id").tolist() == ["x-0"]
+    assert store.column("source").tolist() == [f"optimade:{address}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.zarr"]
+
+
+def test_a_run_goes_on_with_what_a_server_gave_before_it_failed(tmp_path: Path) -> None:
+    broken = Database(
+        trouble=lambda request, number, _: number == 2 and respond(request, 501, error_body(501, "tired"))
+    )
+    with serving(broken) as address:
+        words = (f"optimade:{address}", tmp_path / "g.zarr")
+        with pytest.raises(SourceError, match="tired"):
+            featurize(*words, cutoff=3.0, scheduler="threads")
+        broken.trouble = lambda *_: False
+        asked = len(broken.asked)
+        assert featurize(*words, cutoff=3.0, scheduler="threads").read == 7
+    assert len(broken.asked) - asked == 2  # the page that failed, and the last
