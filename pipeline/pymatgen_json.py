@@ -53,7 +53,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
             return Structure.from_cartesian(numbers, [site["xyz"] for site in data["sites"]])
         lattice = data["lattice"]
         frac = [site["abc"] for site in data["sites"]]
-        pbc = lattice.get("pbc", (True, True, True))
+        pbc = lattice.get("pbc") or (True, True, True)  # tables hold null where it was not said
         if all(pbc):
             return Structure.from_fractional(numbers, lattice["matrix"], frac)
         return Structure.from_cartesian(numbers, np.array(frac) @ np.array(lattice["matrix"]), lattice["matrix"], pbc)
@@ -62,6 +62,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
 
 
 def _site_number(species: Sequence[Mapping[str, Any]], index: int) -> int:
-    if len(species) != 1 or species[0].get("occu", 1) < FULL_OCCUPANCY:
+    occupancy = species[0].get("occu") if len(species) == 1 else 0
+    if occupancy is not None and occupancy < FULL_OCCUPANCY:
         raise InvalidStructureError(f"partial occupancy (atom {index})")
     return atomic_number(species[0]["element"], f"atom {index}")

@@ -95,7 +95,7 @@ def test_stores_grow_and_join_from_the_command_line(folder: Path, tmp_path: Path
     assert_one_line(equiscreen("featurize", more, "--out", store, "--append", "--overwrite"), "--append", "--overwrite")
 
 
-def test_candidates_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+def test_candidates_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "candidates.parquet"
     done = equiscreen("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")
     assert done.returncode == 0, done.stderr
