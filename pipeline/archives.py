@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -15,33 +16,47 @@ from .errors import SourceError
 from .files import BOMB_BYTES, BOMB_RATIO, BROKEN, SourceFile, Stream, printable
 from .formats import ARCHIVES, RANDOM_ACCESS, TEXTS, Format, holds_structures
 
-Aside = Callable[[str], None]
+
+@dataclass
+class Reading:
+    """What is known of a file while it is read.
+
+    Attributes:
+        aside: Members of archives that hold no structures by their names.
+        consumed: Bytes of the file as it stands that have been read.
+    """
+
+    aside: list[str] = field(default_factory=list)
+    consumed: Callable[[], int] = lambda: 0
 
 
-def documents_of_file(file: SourceFile, form: Format, aside: Aside) -> Iterator[Document]:
+def documents_of_file(file: SourceFile, form: Format, reading: Reading) -> Iterator[Document]:
     """All documents of a file of text, or of an archive of them.
 
     Args:
         file: To read.
         form: Its format; none of a table or database.
-        aside: Is told the names of members that hold no structures by their names.
+        reading: Kept up to date.
 
     Raises:
         SourceError: It cannot be read to its end.
     """
     if form not in ARCHIVES:
         with file.open() as stream:
+            reading.consumed = lambda: stream.consumed
             yield from documents(stream, form)
+            reading.consumed = lambda: file.size
         return
-    members = _zip_members(file) if form is Format.ZIP else _tar_members(file)
+    members = _zip_members(file, reading) if form is Format.ZIP else _tar_members(file, reading)
     for path, member, reason in members:
         name = printable(f"{file.name}::{path}")
         if reason:
             yield Document(name, 0, form, b"", reason=reason)
         elif not holds_structures(path) or PurePosixPath(path).name.startswith("._"):  # what macOS adds
-            aside(name)
+            reading.aside.append(name)
         elif member is not None:
             yield from _member_documents(name, member, file.format if file.format in TEXTS else None)
+    reading.consumed = lambda: file.size
 
 
 def _member_documents(name: str, member: IO[bytes], said: Format | None) -> Iterator[Document]:
@@ -67,8 +82,9 @@ def _member_documents(name: str, member: IO[bytes], said: Format | None) -> Iter
 Member = tuple[str, IO[bytes] | None, str]
 
 
-def _zip_members(file: SourceFile) -> Iterator[Member]:
+def _zip_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
     with file.open_as_it_stands() as raw, _opened_zip(raw) as archive:
+        reading.consumed = raw.tell
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -96,8 +112,9 @@ def _opened_zip(raw: IO[bytes]) -> zipfile.ZipFile:
         raise zipfile.BadZipFile(f"damaged directory: {error}") from error
 
 
-def _tar_members(file: SourceFile) -> Iterator[Member]:
+def _tar_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
     with file.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        reading.consumed = lambda: stream.consumed
         for info in archive:
             if info.isdir():
                 continue

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numba
 import numpy as np
+from numpy.typing import NDArray
 
+from .compiled import compiled
 from .files import Stream
 from .pymatgen_json import holds_structure, structure_keys
 
@@ -245,7 +246,7 @@ class _JsonScanner:
         kept: list[bytes] = []
         size, seen = 0, self._at
         while True:
-            end = int(_end_of_member(np.frombuffer(self._data, dtype=np.uint8), seen, state))
+            end = _end_of_member(np.frombuffer(self._data, dtype=np.uint8), seen, state)
             if end >= 0:
                 kept.append(self._data[self._at : end])
                 byte = self._data[end : end + 1]
@@ -261,8 +262,8 @@ class _JsonScanner:
             seen = 0
 
 
-@numba.njit(cache=True)
-def _end_of_member(data, begin, state):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, C901 - a machine of states
+@compiled
+def _end_of_member(data: NDArray[np.uint8], begin: int, state: NDArray[np.int64]) -> int:  # noqa: C901 - states
     """Place of the comma or bracket that ends a member, or -1. `state`: depth, in a string, after a backslash."""
     depth, in_string, escaped = state
     for at in range(begin, data.shape[0]):

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .archives import documents_of_file
+from .archives import Reading, documents_of_file
 from .databases import read_rows, row_ids
 from .documents import Document
 from .errors import SourceError
@@ -147,12 +147,8 @@ def _records_of_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
             for partition in Plan([file], Path(folder), sys.maxsize):
                 yield from read_partition(partition, options)
     else:
-        for document in documents_of_file(file, form, _nothing):
+        for document in documents_of_file(file, form, Reading()):
             yield read_document(document, options)
-
-
-def _nothing(name: str) -> None:
-    pass
 
 
 class Plan:
@@ -239,12 +235,13 @@ class Plan:
 
     def _cut_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
         done = self._bytes_done
-        items = documents_of_file(file, form, self.aside.append)
+        reading = Reading(self.aside)
+        items = documents_of_file(file, form, reading)
         for batch in _batches(islice(items, self._left())):
             path = self._piece_path()
             if not self.is_done(self._number, len(batch)):
                 write_documents(path, batch)
-            self._bytes_done = min(done + file.size, self._bytes_done + sum(len(item.content) for item in batch))
+            self._bytes_done = done + min(file.size, reading.consumed())
             yield self._partition(Piece(path, file, form), len(batch))
 
     def _cut_table(self, file: SourceFile) -> Iterator[Partition]:

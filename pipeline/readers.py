@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .cif import structure_from_cif
 from .documents import Document
+from .elements import atomic_number
 from .errors import InvalidStructureError
 from .formats import Format, detect, is_cif
 from .labels import lookup
@@ -269,8 +270,6 @@ def _listed(value: Any) -> Any:
 
 
 def _numbers(species: Any) -> list[int]:
-    from .elements import atomic_number  # noqa: PLC0415
-
     numbers = [atomic_number(item, f"atom {at}") if isinstance(item, str) else item for at, item in enumerate(species)]
     for atom, number in enumerate(numbers):
         if number != int(number):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-import numba
 import numpy as np
+from numpy.typing import NDArray
 
+from .compiled import compiled
 from .files import Stream
 from .json_text import MAX_DOCUMENT_BYTES, Piece, unreadable
 
@@ -66,8 +67,8 @@ def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
 _START, _PLAIN, _QUOTED, _CLOSED = range(4)  # of a field: before it, in it, in its quotes, behind them
 
 
-@numba.njit(cache=True)
-def _ends_of_rows(data, separator):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, C901, PLR0912 - a machine of states
+@compiled
+def _ends_of_rows(data: NDArray[np.uint8], separator: int) -> tuple[NDArray[np.int64], bool]:  # noqa: C901, PLR0912 - states
     """int64[n], places behind the rows, and whether the last one, which has no end, stops within quotes.
 
     Only a quote at the begin of a field opens one, as for Python's `csv`. Text behind a quote that seemed to close a
