@@ -20,6 +20,8 @@ slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 7200
 	$(BIN)/python tests/benchmarks/runtime_rate.py
 	$(BIN)/python tests/benchmarks/featurize_rate.py ../shared/data
+	$(BIN)/python tests/benchmarks/read_rate.py ../shared/data
+	$(BIN)/python tests/benchmarks/million.py ../shared/data
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
