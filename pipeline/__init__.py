@@ -7,11 +7,15 @@ from .labels import LabelMapping, LabelRule, Quantity
 from .merging import merge
 from .neighbors import NeighborList, neighbor_list
 from .readers import ReadOptions
+from .reading import EpochReader
 from .store import GraphStore
 from .structure import Structure
+from .substitution import Candidate, substitute
 from .tables import NeighborTable, neighbor_table
 
 __all__ = [
+    "Candidate",
+    "EpochReader",
     "EquiscreenError",
     "FeaturizeReport",
     "GraphBlock",
@@ -27,4 +31,5 @@ __all__ = [
     "merge",
     "neighbor_list",
     "neighbor_table",
+    "substitute",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,16 +104,11 @@ class Target:
             fs.rm_file(f"{path}/{MARK_FILE}")
 
 
-class _reaching:  # noqa: N801 - reads as what it does, like contextlib's own
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
     """Turn the errors of object stores, each of which has its own, into one line."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            detail = " ".join(str(error).split())[:200] or type(error).__name__
-            raise OutputExistsError(f"{self.url}: cannot be written there ({detail})") from error
+    try:
+        yield
+    except Exception as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OutputExistsError(f"{url}: cannot be written there ({detail})") from error
