@@ -237,7 +237,7 @@ def merge(
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(metavar="G.zarr", help="Graph store with energies; better with forces.")],
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store with energies; better with forces.")],
     out: Annotated[Path, typer.Option(help="Run folder; the model becomes model.ckpt in it.")],
     config: Annotated[
         Path | None, typer.Option(help="YAML with the sections network and training; what it leaves out has defaults.")
@@ -279,9 +279,9 @@ def export(
 
 @app.command()
 def screen(
-    store: Annotated[Path, typer.Argument(metavar="G.zarr", help="Graph store of the candidates.")],
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
     model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`.")],
-    out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
     limit: Limit = None,
     estimate: Estimate = False,
     overwrite: Overwrite = False,
@@ -305,7 +305,9 @@ def screen(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A store, run folder, checkpoint, ONNX model or scores dataset.")],
+    path: Annotated[
+        str, typer.Argument(help="A store or scores dataset, also at a URL; a run folder, checkpoint or ONNX model.")
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Compute a graph store's checksums anew.")] = False,
 ) -> None:
     """Say what a file or folder is."""

@@ -20,6 +20,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         EquiscreenError: Nothing of ours.
     """
+    if "://" in str(path):
+        return _describe_store(path)
     target = Path(path)
     if not target.exists() and not target.with_name(f"{target.name}.partial").exists():
         raise EquiscreenError(f"{path}: no such file or folder")
@@ -44,7 +46,7 @@ def verify_store(path: str | Path) -> str:
     return f"{path}: all checksums hold"
 
 
-def _describe_store(path: Path) -> dict[str, Any]:
+def _describe_store(path: str | Path) -> dict[str, Any]:
     root = open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA)
     arrays = {
         name: {

@@ -21,7 +21,7 @@ from ..pipeline.parts import Receipt
 from ..pipeline.progress import ProgressReport
 from ..pipeline.rows import PartRows, absolute
 from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
-from ..pipeline.staging import Staging, compact, make_parts, staged
+from ..pipeline.staging import Staging, compact, make_parts, staged, taken_up
 from ..pipeline.store import GraphStore
 from .runtime import DEFAULT_SLOTS, OnnxPotential
 from .scores import COORDINATES, OK, SCORE_ARRAYS, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_block
@@ -86,6 +86,8 @@ def screen(
         "equiscreen": version("equiscreen"),
     }
     columns = column_names(graphs)
+    if taken_up(out, identity) is not None:
+        return open_scores(out)
     inputs = [Path(path) for path in (graphs.path, model) if "://" not in str(path)]
     with staged(out, identity, inputs, overwrite=overwrite) as staging:
         tasks = [
@@ -112,7 +114,7 @@ def screen(
             "timing": {"seconds": round(seconds, 3), "structures_per_second": round(size / seconds, 1)},
         }
         finish_store(staging.store, digests, attrs)
-        staging.publish()
+        staging.publish({})
     return open_scores(out)
 
 

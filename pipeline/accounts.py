@@ -90,8 +90,8 @@ def select_distinct(
     keep[:settled] = True
     _, place, times = np.unique(ids[keep], return_inverse=True, return_counts=True)
     status[np.flatnonzero(keep)[times[place] > 1]] |= STATUS_REPEATED_ID
-    np.save(staging.folder / "keep.npy", keep)
-    np.save(staging.folder / "status.npy", status)
+    np.save(staging.work / "keep.npy", keep)
+    np.save(staging.work / "status.npy", status)
     return Selection(keep, first, offsets)
 
 
@@ -178,8 +178,8 @@ def plan_compaction(
         specs=specs,
         sources=tuple(sources),
         source_rows={dim: offsets_of(counts) for dim, counts in rows.items()},
-        keep=staging.folder / "keep.npy",
-        status=staging.folder / "status.npy",
+        keep=staging.work / "keep.npy",
+        status=staging.work / "status.npy",
         structure_offsets=selection.offsets,
     )
 

@@ -9,11 +9,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Self, cast
 
 from .documents import Document, documents
 from .errors import SourceError
-from .files import BOMB_BYTES, BOMB_RATIO, BROKEN, SourceFile, Stream, printable
+from .files import BOMB_BYTES, BOMB_RATIO, BROKEN, BUFFER_BYTES, SourceFile, Stream, printable
 from .formats import ARCHIVES, RANDOM_ACCESS, TEXTS, Format, holds_structures
 
 
@@ -113,7 +113,7 @@ def _opened_zip(raw: IO[bytes]) -> zipfile.ZipFile:
 
 
 def _tar_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
-    with file.open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with file.open() as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_CheckedHeader) as archive:
         reading.consumed = lambda: stream.consumed
         for info in archive:
             if info.isdir():
@@ -123,6 +123,38 @@ def _tar_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
                 reason = f"no plain file in the archive ({_kind(info)})"
             yield info.name, None if reason else archive.extractfile(info), reason
             archive.members = []  # type: ignore[attr-defined] # tarfile remembers every member it has seen
+        _check_end(archive)
+
+
+class _CheckedHeader(tarfile.TarInfo):
+    """The header of a member. Behind the first one tarfile takes a damaged or missing header for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next header.
+
+        Raises:
+            tarfile.EOFHeaderError: It is the block of zeros that ends an archive.
+            tarfile.ReadError: It is damaged, cut off or missing.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # typeshed lacks it
+            raise
+        except (tarfile.HeaderError, ValueError, LookupError, OverflowError, RecursionError) as error:
+            raise tarfile.ReadError(f"{error or type(error).__name__} where a member or its end should be") from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive with another one behind it (`cat a.tar b.tar`), whose members nobody would see.
+
+    Raises:
+        tarfile.ReadError: More than zeros follow the block that ends it.
+    """
+    rest = cast("IO[bytes]", archive.fileobj)
+    while data := rest.read(BUFFER_BYTES):
+        if data.count(0) != len(data):
+            raise tarfile.ReadError("data behind its end")
 
 
 def _unsafe(path: str) -> str:

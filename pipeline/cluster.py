@@ -108,7 +108,7 @@ def run_tasks(
     """
     run = _Run(client, function, iter(items), salvage)
     try:
-        run.submit(islice(run.waiting, TASKS_IN_FLIGHT * max(1, len(client.scheduler_info()["workers"]))))
+        run.fill()
         yield from run.finished(alone=False)
         for suspect in run.suspects:
             run.submit([suspect])
@@ -141,6 +141,11 @@ class _Run(Generic[Item, Result]):
             self.items[future] = item
             self.running.add(future)
 
+    def fill(self) -> None:
+        """Take so many items that every worker there is now has some."""
+        wanted = TASKS_IN_FLIGHT * max(1, len(self.client.nthreads())) - len(self.items)
+        self.submit(islice(self.waiting, max(0, wanted)))
+
     def finished(self, *, alone: bool) -> Iterator[Result]:
         """Results until nothing is in flight or waits. `alone` says that a task in flight had no other beside it."""
         from distributed import KilledWorker  # noqa: PLC0415 - see connect
@@ -156,7 +161,7 @@ class _Run(Generic[Item, Result]):
             else:
                 yield result
             future.release()
-            self.submit(islice(self.waiting, 1))
+            self.fill()
 
     def _salvage(self, item: Item, salvage: Salvage[Item], *, alone: bool) -> None:
         halves = salvage.halves(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
 # Rows of an inner chunk (what is read at once) and of a shard (what is one file).
 CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
 SHARD_CHUNKS = 64
+# A task holds a shard of an array in memory. Arrays whose rows take more bytes have fewer of them in a chunk.
+NARROW_ROW_BYTES = 512
 COUNT_ARRAYS = {ATOM: "n_atoms", EDGE: "n_edges"}
 START_ARRAYS = {"atom_start": ATOM, "edge_start": EDGE}
 CHECKSUMS_FILE = "checksums.json"
@@ -54,9 +57,10 @@ class Compaction:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """The shard number `shard` of all arrays along `dim`."""
+    """The shard number `shard` of all arrays along `dim` whose shards have `rows` rows."""
 
     dim: str
+    rows: int
     shard: int
 
 
@@ -65,8 +69,7 @@ def create_arrays(compaction: Compaction) -> None:
     root = zarr.open_group(compaction.store, mode="w", zarr_format=3)
     for spec in compaction.specs:
         length = int(compaction.source_rows[spec.dims[0]][-1])
-        chunk = CHUNK_ROWS[spec.dims[0]]
-        shard = _shard_rows(spec.dims[0], length)
+        shard = _shard_rows(spec, length)
         inner = spec.inner
         # The checksum makes damage to a chunk an error at reading, never a wrong number.
         compressors = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
@@ -74,7 +77,7 @@ def create_arrays(compaction: Compaction) -> None:
             spec.name,
             shape=(length, *inner),
             dtype="string" if spec.dtype == TEXT else spec.dtype,
-            chunks=(min(chunk, shard), *inner),
+            chunks=(_chunk_rows(spec), *inner),
             shards=(shard, *inner),
             dimension_names=spec.dims,
             compressors=compressors,
@@ -84,11 +87,11 @@ def create_arrays(compaction: Compaction) -> None:
 
 
 def shard_tasks(compaction: Compaction) -> list[ShardTask]:
-    """One task for every shard along every dim that some array is sharded along."""
+    """One task for every shard of all arrays that are cut alike."""
     tasks: list[ShardTask] = []
-    for dim in dict.fromkeys(spec.dims[0] for spec in compaction.specs):
+    for dim, rows in dict.fromkeys(_cut(compaction, spec) for spec in compaction.specs):
         length = int(compaction.source_rows[dim][-1])
-        tasks.extend(ShardTask(dim, shard) for shard in range(-(-length // _shard_rows(dim, length))))
+        tasks.extend(ShardTask(dim, rows, shard) for shard in range(-(-length // rows)))
     return tasks
 
 
@@ -99,11 +102,10 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
         sha256 of the rows of each array, by ``name/shard``.
     """
     offsets = compaction.source_rows[task.dim]
-    rows = _shard_rows(task.dim, int(offsets[-1]))
-    begin, end = task.shard * rows, min((task.shard + 1) * rows, int(offsets[-1]))
+    begin, end = task.shard * task.rows, min((task.shard + 1) * task.rows, int(offsets[-1]))
     first = int(np.searchsorted(offsets, begin, side="right")) - 1
     last = int(np.searchsorted(offsets, end, side="left"))
-    specs = [spec for spec in compaction.specs if spec.dims[0] == task.dim]
+    specs = [spec for spec in compaction.specs if _cut(compaction, spec) == (task.dim, task.rows)]
     pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in specs}
     for place in range(first, last):
         window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
@@ -170,10 +172,25 @@ def offsets_of(counts: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
 
-def _shard_rows(dim: str, length: int) -> int:
+def _chunk_rows(spec: ArraySpec) -> int:
+    """Rows of a chunk, divided by a power of two where rows are wide."""
+    width = 0 if spec.dtype == TEXT else np.dtype(spec.dtype).itemsize * math.prod(spec.inner)
+    divisor = 1
+    while width > divisor * NARROW_ROW_BYTES:
+        divisor *= 2
+    return max(1, CHUNK_ROWS[spec.dims[0]] // divisor)
+
+
+def _shard_rows(spec: ArraySpec, length: int) -> int:
     """Rows of a shard: whole chunks, and no more of them than the array has."""
-    chunk = CHUNK_ROWS[dim]
+    chunk = _chunk_rows(spec)
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
+
+
+def _cut(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
+    """Along which dim an array is cut into shards, and how many rows they have."""
+    dim = spec.dims[0]
+    return dim, _shard_rows(spec, int(compaction.source_rows[dim][-1]))
 
 
 def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, PartArray]]:

@@ -9,6 +9,10 @@ class SourceError(EquiscreenError):
     """A structure file is missing, empty or of no known format."""
 
 
+class UnreachableError(SourceError):
+    """A file elsewhere could not be fetched; it may be another time."""
+
+
 class LabelError(EquiscreenError):
     """A label mapping does not fit the data."""
 

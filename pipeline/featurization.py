@@ -28,10 +28,9 @@ from .progress import ProgressReport
 from .readers import RawRecord, ReadOptions
 from .schema import GRAPH_SCHEMA, STRUCTURE, Dedup, graph_schema
 from .sources import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
-from .staging import Staging, make_parts, recover, staged, whole_parts
+from .staging import Staging, make_parts, staged, taken_up, whole_parts
 from .store import GraphStore
 from .structure import MAX_ATOMS
-from .target import Target
 
 DEFAULT_CUTOFF = 5.0
 MAX_CUTOFF = 100.0
@@ -132,50 +131,77 @@ def featurize(
     named = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     options = options or ReadOptions()
     live = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
-    files = find_files([name for name in named if name not in live], options.format) if len(live) < len(named) else []
-    base = _stores_to_extend(out, cutoff) if append else []
-    cutoff = base[0].cutoff if base else DEFAULT_CUTOFF if cutoff is None else float(cutoff)
-    if not MIN_DISTANCE < cutoff < MAX_CUTOFF:
-        raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
+    kept = [name for name in named if name not in live]
+    files = find_files(kept, options.format) if kept or not live else []
     mapping = (labels or LabelMapping()).with_ase_defaults()
     mapping.check_units()
     graph_schema(mapping)  # refuses names that are taken
-    settings = FeaturizeSettings(cutoff, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
+    settings = FeaturizeSettings(
+        cutoff or DEFAULT_CUTOFF, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup)
+    )
+    if not MIN_DISTANCE < settings.cutoff < MAX_CUTOFF:
+        raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
     identity = {
         **_recipe(settings, limit),
         "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in live)]),
-        "base": [store.store_hash for store in base],
+        "append": append,
         "equiscreen": version("equiscreen"),
     }
+    finished = taken_up(out, identity)
+    if finished is not None:
+        return FeaturizeReport(**finished)
+    base: list[GraphStore] = []
+    if append:
+        base = _stores_to_extend(out, cutoff)
+        settings = replace(settings, cutoff=base[0].cutoff)
+        identity["base"] = [base[0].store_hash]
     local = [Path(file.path) for file in files if file.local]
-    with staged(out, identity, local, overwrite=overwrite or append) as staging, connect(scheduler) as client:
+    with (
+        staged(out, identity, local, overwrite=overwrite, extend=append) as staging,
+        connect(scheduler) as client,
+    ):
         files = [*files, *(_download(name, staging, limit, progress=progress) for name in live)]
-        with staging.discarded_if_new():
-            _check_fields_exist(client, files, settings)
-        with ProgressReport("featurize", 0, enabled=progress) as bar:
-            bar.note(f"Dask dashboard: {dashboard(client)}")
-            plan, receipts = _featurize_all(client, staging, files, settings, limit, bar)
-            problem = _nothing_stored(staging, receipts) or _label_not_found(mapping, receipts)
-            if problem is not None:
-                staging.discard()
-                raise problem
-            bar.note("writing the store")
-        mapping = mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
-        attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
-        counts = assemble(client, staging, receipts, base, graph_schema(mapping), settings.dedup, attrs, append=append)
-        size = bytes_of(staging.store)
-        staging.publish()
+        report = _run(client, staging, files, settings, base, limit, progress=progress)
+        report = replace(report, seconds=time.monotonic() - begin)
+        staging.publish(asdict(report))
+    return replace(report, seconds=time.monotonic() - begin)
+
+
+def _run(
+    client: Any,
+    staging: Staging,
+    files: Sequence[SourceFile],
+    settings: FeaturizeSettings,
+    base: Sequence[GraphStore],
+    limit: int | None,
+    *,
+    progress: bool,
+) -> FeaturizeReport:
+    """All of a run but its last step, after which the store has its name."""
+    with staging.discarded_if_new():
+        _check_fields_exist(client, files, settings)
+    with ProgressReport("featurize", 0, enabled=progress) as bar:
+        bar.note(f"Dask dashboard: {dashboard(client)}")
+        plan, receipts = _featurize_all(client, staging, files, settings, limit, bar)
+        problem = _nothing_stored(staging, receipts) or _label_not_found(settings.mapping, receipts)
+        if problem is not None:
+            staging.discard()
+            raise problem
+        bar.note("writing the store")
+    mapping = settings.mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
+    attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
+    counts = assemble(client, staging, receipts, base, graph_schema(mapping), settings.dedup, attrs, append=bool(base))
     new, reasons = totals(receipts)
     new["duplicate"] = counts["duplicate"] - sum(store.attrs["counts"]["duplicate"] for store in base)
     return FeaturizeReport(
-        path=str(out),
+        path=str(staging.out),
         read=new["read"],
         stored=new["read"] - new["failed"] - new["duplicate"],
         failed=new["failed"],
         duplicate=new["duplicate"],
         reasons=reasons,
-        seconds=time.monotonic() - begin,
-        bytes_on_disk=size,
+        seconds=0.0,
+        bytes_on_disk=bytes_of(staging.store),
         in_store=counts["stored"],
         aside=tuple(plan.aside),
     )
@@ -223,7 +249,6 @@ def _missing(receipts: Sequence[Receipt], count: int) -> list[tuple[int, int]]:
 
 
 def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]:
-    recover(Target.of(out))
     store = GraphStore(out)
     if cutoff is not None and cutoff != store.cutoff:
         raise StoreError(f"{out}: its graphs end at {store.cutoff} angstrom; append without --cutoff, or with that one")
@@ -235,7 +260,7 @@ def _download(source: str, staging: Staging, limit: int | None, *, progress: boo
     from .optimade_download import fetch  # noqa: PLC0415 - only those who ask a server need it
 
     url = source.removeprefix(OPTIMADE_PREFIX)
-    path = staging.folder / f"optimade-{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"
+    path = staging.work / f"optimade-{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"
     if not path.exists():
         with ProgressReport(f"download {url}", limit or 0, enabled=progress) as bar:
             fetch(url, path, limit=limit, progress=bar.advance)
@@ -284,6 +309,9 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
         **settings: As for `featurize`; `limit` is the size of the run that is asked about.
     """
     form = (settings.get("options") or ReadOptions()).format
+    live = [str(source) for source in sources if str(source).startswith(OPTIMADE_PREFIX)]
+    if live:
+        raise SourceError(f"{live[0]}: how much a server has is not known before it is asked; --limit asks for a part")
     n_records = count_records(find_files(sources, form), settings.pop("limit", None) or sys.maxsize)
     with tempfile.TemporaryDirectory() as scratch:
         report = featurize(
@@ -322,7 +350,7 @@ def _check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Feat
     for what, paths in absent.items():
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys there: {', '.join(keys)}"
+            f"keys there: {', '.join(keys)} (if later ones have it, say `optional: true` in a YAML mapping)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -19,11 +20,13 @@ from typing import IO, Any, cast
 import fsspec
 import pyarrow as pa
 
-from .errors import EquiscreenError, SourceError
+from .errors import EquiscreenError, SourceError, UnreachableError
 from .formats import ARCHIVES, HEAD_BYTES, RANDOM_ACCESS, TEXTS, Format, detect, detect_binary
 
 BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 20
+# Files so small are opened by the workers, many in one partition, or share one when the client cuts them.
+SMALL_FILE_BYTES = 1 << 18
 # No text compresses so well: beyond both it is an archive made to fill a disk.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 # What libraries raise over a file that breaks off or is not what it seems.
@@ -70,9 +73,24 @@ class SourceFile:
         Raises:
             SourceError: It cannot be opened, or breaks off while it is read.
         """
-        how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
-        with self.readable(), self.fs.open(self.path, "rb", **how) as raw, Stream(raw, self.name) as stream:
+        with self.readable(), self._raw() as raw, Stream(raw, self.name) as stream:
             yield stream
+
+    def _raw(self) -> IO[bytes]:
+        """The file as it stands; a small one that is elsewhere is fetched whole.
+
+        Raises:
+            UnreachableError: It cannot be fetched.
+        """
+        if not self.local and 0 <= self.size <= SMALL_FILE_BYTES:
+            try:
+                return io.BytesIO(self.fs.cat_file(self.path))
+            except Exception as error:  # the clients of object stores have errors of their own
+                detail = " ".join(str(error).split())[:200] or type(error).__name__
+                message = f"{self.name}: cannot be fetched ({detail}); run the same command again"
+                raise UnreachableError(message) from error
+        how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
+        return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 
     @contextmanager
     def open_as_it_stands(self) -> Iterator[IO[bytes]]:
@@ -103,6 +121,8 @@ class SourceFile:
         except EquiscreenError:
             raise
         except BROKEN as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise  # it is the disk of this machine that is full
             raise self._unreadable(error) from error
         except Exception as error:
             if self.local:

@@ -224,6 +224,8 @@ class LabelMapping(BaseModel):
             LabelError: An unknown unit, or one of another dimension.
         """
         for name, rules in self.labels.items():
+            if self.quantity(name).turns:
+                symmetry_violation(np.zeros(self.quantity(name).shape), np.eye(3)[None])  # of a rank that is known
             for rule in rules:
                 _factor(name, rule.unit, self.quantity(name).unit or "")
 
@@ -264,7 +266,9 @@ class LabelMapping(BaseModel):
             for rule in rules:
                 value = lookup(fields, rule.path) if rule.applies(fields) else None
                 if value is not None and not (isinstance(value, str) and not value.strip()):
-                    found[name] = _converted(name, self.quantity(name), rule, value, n_atoms)
+                    numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
+                    if not np.isnan(numbers).all():
+                        found[name] = numbers
                     break
         return found
 
@@ -306,6 +310,8 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
         numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise LabelError(f"label {name!r}: {rule.path} holds no numbers but {str(value)[:40]!r}") from error
+    if np.isinf(numbers).any():
+        raise LabelError(f"label {name!r}: {rule.path} is infinite")
     numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))
     shape = (n_atoms, *quantity.shape) if quantity.per == "atom" else quantity.shape
     if quantity.shape == (3, 3) and quantity.per == "structure" and numbers.size == 6:
@@ -345,6 +351,10 @@ def _factor(name: str, unit: str, target: str) -> float:
     import pint  # noqa: PLC0415 - 0.3 s, and only needed where labels are read
 
     try:
-        return float(pint.UnitRegistry().Quantity(1.0, given).to(target).magnitude)
+        quantity = pint.UnitRegistry().Quantity
+        zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
     except Exception as error:  # pint raises many kinds, from its parser too
         raise LabelError(f"label {name!r}: unit {unit!r} does not convert to {target or 'a pure number'}") from error
+    if zero != 0.0:
+        raise LabelError(f"label {name!r}: {unit!r} and {target!r} differ in more than a factor")
+    return one

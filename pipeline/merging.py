@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .featurization import LISTED_INPUTS, SOFTWARE, FeaturizeReport
 from .progress import ProgressReport
 from .schema import GRAPH_SCHEMA, Dedup
 from .sources import inputs_digest
-from .staging import staged
+from .staging import staged, taken_up
 from .store import GraphStore
 
 
@@ -65,21 +66,24 @@ def merge(
         "software": {name: version(name) for name in SOFTWARE},
     }
     local = [store.path for store in base if isinstance(store.path, Path)]
+    finished = taken_up(out, identity)
+    if finished is not None:
+        return FeaturizeReport(**finished)
     with staged(out, identity, local, overwrite=overwrite) as staging, connect(scheduler) as client:
         with ProgressReport("merge", sum(map(len, base)), enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             counts = assemble(client, staging, [], base, (), dedup, attrs)
             bar.advance(sum(map(len, base)))
-        size = bytes_of(staging.store)
-        staging.publish()
-    return FeaturizeReport(
-        path=str(out),
-        read=counts["read"],
-        stored=counts["stored"],
-        failed=counts["failed"],
-        duplicate=counts["duplicate"],
-        reasons={},
-        seconds=time.monotonic() - begin,
-        bytes_on_disk=size,
-        in_store=counts["stored"],
-    )
+        report = FeaturizeReport(
+            path=str(out),
+            read=counts["read"],
+            stored=counts["stored"],
+            failed=counts["failed"],
+            duplicate=counts["duplicate"],
+            reasons={},
+            seconds=time.monotonic() - begin,
+            bytes_on_disk=bytes_of(staging.store),
+            in_store=counts["stored"],
+        )
+        staging.publish(asdict(report))
+    return report

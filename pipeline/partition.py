@@ -142,20 +142,30 @@ class _Rows:
             return
         mapping = self.settings.mapping if record.format in ASE_FORMATS else self.mapping_elsewhere
         try:
-            neighbors = self._neighbors(record.structure)
-            labels = mapping.extract(record.fields, len(record.structure)) if mapping.labels else {}
-            if not record.structure.pbc.all():
-                labels.pop(STRESS, None)  # per volume, and there is none
+            status, neighbors, labels = self._understood(record.structure, record.fields, mapping)
         except (InvalidStructureError, LabelError) as error:
             self.failures.append((*origin, str(error)))
+            return
+        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:  # one odd record ends no run
+            self.failures.append((*origin, f"record not understood ({type(error).__name__}: {str(error)[:200]})"))
             return
         self.structures.append(record.structure)
         self.neighbors.append(neighbors)
         self.labels.append(labels)
-        self.statuses.append(self._status(record.structure, neighbors, labels))
+        self.statuses.append(status)
         self.labels_found.update(labels.keys())
         self.origins.append(origin)
         self.columns.append(tuple(_as_text(record.fields, name) for name in self.settings.mapping.columns))
+
+    def _understood(
+        self, structure: Structure, fields: Mapping[str, Any], mapping: LabelMapping
+    ) -> tuple[int, NeighborList, dict[str, NDArray[np.float64]]]:
+        """Status, neighbours and labels of a structure."""
+        neighbors = self._neighbors(structure)
+        labels = mapping.extract(fields, len(structure)) if mapping.labels else {}
+        if not structure.pbc.all():
+            labels.pop(STRESS, None)  # per volume, and there is none
+        return self._status(structure, neighbors, labels), neighbors, labels
 
     def _neighbors(self, structure: Structure) -> NeighborList:
         if len(structure) > self.settings.max_atoms:
@@ -233,7 +243,7 @@ def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArra
 
 def id_digests(ids: Sequence[str]) -> NDArray[np.uint64]:
     """uint64[n], equal where two names are."""
-    content = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    content = b"".join(hashlib.blake2b(name.encode("utf-8", errors="replace"), digest_size=8).digest() for name in ids)
     return np.frombuffer(content, dtype=np.uint64)
 
 

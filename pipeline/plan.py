@@ -6,6 +6,7 @@ again divides them alike.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,42 +21,36 @@ import pyarrow.parquet as pq
 from .archives import Reading, documents_of_file
 from .databases import read_rows, row_ids
 from .documents import Document
-from .errors import SourceError
-from .files import BUFFER_BYTES, SourceFile
+from .errors import SourceError, UnreachableError
+from .files import BUFFER_BYTES, SMALL_FILE_BYTES, SourceFile
 from .formats import TEXTS, Format
 from .pieces import read_piece, write_documents, write_rows
-from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, read_document, read_row
+from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_structure_columns, read_document, read_row
 
 # A partition ends at whichever comes first: about a second of work.
 PARTITION_RECORDS = 4096
 PARTITION_BYTES = 8 << 20
-# Files so small are opened by the workers, many in one partition.
-SMALL_FILE_BYTES = 1 << 18
-_SMALL_FORMATS = re.compile(
-    r"\.(cif|mcif|vasp|poscar|xyz|extxyz|json|jsonl|ndjson)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
-)
+_SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class FileGroup:
-    """Small files of text that a worker opens itself."""
+    """Small files, mostly of one structure each, that a worker opens itself."""
 
     files: tuple[SourceFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Documents or rows that the client has cut from a stream.
+    """Documents or rows that the client has cut from streams.
 
     Attributes:
         path: See `pieces`.
-        file: That it was cut from.
-        format: Of that file.
+        format: Of the rows.
     """
 
     path: Path
-    file: SourceFile
-    format: Format
+    format: Format | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +96,8 @@ class Partition:
         """Source and place of each item, found without understanding what they say."""
         match self.content:
             case FileGroup(files):
-                return [(file.name, 0) for file in files[self.begin : self.end]]
-            case Piece(path):
+                return [name for file in files[self.begin : self.end] for name in _names_in(file)]
+            case Piece(path, _):
                 items = read_piece(path, self.begin, self.end)
                 return [(item.source, item.index) if isinstance(item, Document) else item[:2] for item in items]
             case RowRange(_, file, _, first):
@@ -116,14 +111,23 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
         case FileGroup(files):
             for file in files[begin:end]:
                 yield from _read_small_file(file, options)
-        case Piece(path, _, form):
+        case Piece(path, form):
             for item in read_piece(path, begin, end):
                 if isinstance(item, Document):
                     yield read_document(item, options)
                 else:
-                    yield read_row(*item, form, options)
+                    yield read_row(*item, form or Format.PARQUET, options)
         case RowRange(path, file, ids, first):
             yield from read_rows(path, file.name, ids[begin:end], first + begin)
+
+
+def _names_in(file: SourceFile) -> list[tuple[str, int]]:
+    """Source and place of every record of a small file."""
+    try:
+        items = [(item.source, item.index) for item in documents_of_file(file, file.detected(), Reading())]
+    except SourceError:
+        items = []
+    return items or [(file.name, 0)]
 
 
 def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
@@ -132,6 +136,8 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
         for record in _records_of_file(file, options):
             yield record
             index += 1
+    except UnreachableError:
+        raise  # it may be there the next time
     except SourceError as error:
         yield RawRecord(file.name, index, None, reason=str(error).removeprefix(f"{file.name}: "))
         index += 1
@@ -175,6 +181,8 @@ class Plan:
         self.aside: list[str] = []
         self.n_records = 0
         self._number = 0
+        self._waiting: list[Document] = []
+        self._waiting_bytes = 0
         self._bytes_total = sum(file.size for file in files)
         self._bytes_done = 0
 
@@ -186,29 +194,32 @@ class Plan:
 
     def __iter__(self) -> Iterator[Partition]:
         small: list[SourceFile] = []
+        size = 0
         for file in self.files:
-            if self._is_small(file):
-                small.append(file)
-                if len(small) >= PARTITION_RECORDS or sum(f.size for f in small) >= PARTITION_BYTES:
-                    yield self._group(small)
-                    small = []
-                continue
-            if small:
+            is_single = self._is_single(file)
+            if small and (not is_single or len(small) >= PARTITION_RECORDS or size >= PARTITION_BYTES):
                 yield self._group(small)
-                small = []
+                small, size = [], 0
+            if is_single:
+                yield from self._flushed()
+                small.append(file)
+                size += file.size
+                continue
             done = self._bytes_done
             yield from self._cut(file)
             self._bytes_done = done + file.size
             if self._left() == 0:
-                return
+                break
         if small:
             yield self._group(small)
+        yield from self._flushed()
 
-    def _is_small(self, file: SourceFile) -> bool:
-        if self.limit is not None or not 0 <= file.size <= SMALL_FILE_BYTES:
+    def _is_single(self, file: SourceFile) -> bool:
+        """Whether it is small and holds, by its name, a single structure, so that a worker may as well open it."""
+        if self.limit is not None or not _is_small(file):
             return False  # only the client can count up to a limit
         if file.format is not None:
-            return file.format in TEXTS
+            return file.format in (Format.CIF, Format.POSCAR)
         return _SMALL_FORMATS.search(file.path) is not None
 
     def _group(self, files: list[SourceFile]) -> Partition:
@@ -222,27 +233,55 @@ class Plan:
         return partition
 
     def _left(self) -> int | None:
-        return None if self.limit is None else self.limit - self.n_records
+        return None if self.limit is None else self.limit - self.n_records - len(self._waiting)
 
     def _cut(self, file: SourceFile) -> Iterator[Partition]:
-        form = file.detected()
-        if form is Format.PARQUET:
-            yield from self._cut_table(file)
-        elif form is Format.ASE_DB:
-            yield from self._cut_database(file)
+        try:
+            form = file.detected()
+        except SourceError as error:
+            if not _is_small(file) or isinstance(error, UnreachableError):
+                raise
+            self._wait(_unreadable(file, 0, error))
+            return
+        if form in (Format.PARQUET, Format.ASE_DB):
+            yield from self._flushed()
+            yield from self._cut_table(file) if form is Format.PARQUET else self._cut_database(file)
         else:
             yield from self._cut_text(file, form)
+            if not _is_small(file):  # the documents of many small files share a piece
+                yield from self._flushed()
 
     def _cut_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
         done = self._bytes_done
         reading = Reading(self.aside)
-        items = documents_of_file(file, form, reading)
-        for batch in _batches(islice(items, self._left())):
-            path = self._piece_path()
-            if not self.is_done(self._number, len(batch)):
-                write_documents(path, batch)
-            self._bytes_done = done + min(file.size, reading.consumed())
-            yield self._partition(Piece(path, file, form), len(batch))
+        index = 0
+        try:
+            for item in islice(documents_of_file(file, form, reading), self._left()):
+                self._wait(item)
+                index += 1
+                if len(self._waiting) >= PARTITION_RECORDS or self._waiting_bytes >= PARTITION_BYTES:
+                    self._bytes_done = done + min(file.size, reading.consumed())
+                    yield from self._flushed()
+        except SourceError as error:
+            if not _is_small(file) or isinstance(error, UnreachableError):
+                raise
+            self._wait(_unreadable(file, index, error))
+            index += 1
+        if index == 0 and _is_small(file) and form in TEXTS:
+            self._wait(Document(file.name, 0, form, b"", reason="no record in the file"))
+
+    def _wait(self, item: Document) -> None:
+        self._waiting.append(item)
+        self._waiting_bytes += len(item.content)
+
+    def _flushed(self) -> Iterator[Partition]:
+        """The documents that wait, as a partition."""
+        if self._waiting:
+            path, count = self._piece_path(), len(self._waiting)
+            if not self.is_done(self._number, count):
+                write_documents(path, self._waiting)
+            self._waiting, self._waiting_bytes = [], 0
+            yield self._partition(Piece(path), count)
 
     def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
@@ -260,11 +299,11 @@ class Plan:
                     write_rows(path, rows, file.name, first)
                 first += rows.num_rows
                 self._bytes_done = done + round(file.size * first / max(table.metadata.num_rows, 1))
-                yield self._partition(Piece(path, file, Format.PARQUET), rows.num_rows)
+                yield self._partition(Piece(path, Format.PARQUET), rows.num_rows)
 
     def _wanted(self, names: list[str]) -> list[str]:
         """The columns to read of a table: all, unless its structures stand in columns that are known."""
-        if self.columns is None or not STRUCTURE_COLUMNS & set(names):
+        if self.columns is None or "cif" in map(str.lower, names) or not has_structure_columns(names):
             return names
         return [name for name in names if name in self.columns | STRUCTURE_COLUMNS]
 
@@ -283,7 +322,7 @@ class Plan:
         """Databases are read from this machine's disk."""
         if file.local:
             return Path(file.path)
-        path = self.folder / f"source-{self._number:07d}"
+        path = self.folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
         if not path.exists():
             scratch = path.with_suffix(".part")
             with file.readable():
@@ -301,17 +340,14 @@ def _rows_at_once(table: pq.FileMetaData) -> int:
     return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * int(table.num_rows) // max(size, 1)))
 
 
-def _batches(items: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(item.content)
-        if len(batch) >= PARTITION_RECORDS or size >= PARTITION_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _is_small(file: SourceFile) -> bool:
+    return 0 <= file.size <= SMALL_FILE_BYTES
+
+
+def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
+    """In the place of what cannot be read of a small file; a large one that breaks off ends the run."""
+    reason = str(error).removeprefix(f"{file.name}: ")
+    return Document(file.name, index, file.format or Format.JSON, b"", reason=reason)
 
 
 def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
@@ -320,7 +356,8 @@ def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
     Raises:
         SourceError: As for reading them.
     """
-    plan = Plan(files, Path(), limit, frozenset(), is_done=lambda number, count: True)  # noqa: ARG005
-    for _ in plan:
-        pass
+    with TemporaryDirectory() as folder:
+        plan = Plan(files, Path(folder), limit, frozenset(), is_done=lambda number, count: True)  # noqa: ARG005
+        for _ in plan:
+            pass
     return plan.n_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -32,8 +32,11 @@ _CARTESIAN = ("cartesian_site_positions", "positions", "pos", "cart_coords", "co
 _FRACTIONAL = ("frac_coords", "fractional_site_positions", "fractional_coords", "scaled_positions")
 _SPECIES = ("species_at_sites", "atomic_numbers", "numbers", "symbols", "atomic_symbols", "species")
 _PBC = ("pbc", "dimension_types")
-STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC))
+# Columns that say that there is more to a structure than its sites tell.
+_CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions")
+STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
 _SHORTEST_TEXT = 30  # no structure is written in fewer characters
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,11 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
         return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
     try:
         structure, fields, name = _READERS[document.format](document, options)
-    except InvalidStructureError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the record makes a reader stumble on
         fields = error.fields if isinstance(error, _UnreadableRecordError) else {}
-        return RawRecord(*origin, None, fields, str(error), document.format, document.name)
+        return RawRecord(*origin, None, fields, _reason(error), document.format, document.name)
     return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
 
 
@@ -90,8 +95,14 @@ def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, opti
     try:
         structure, fields = _from_mapping(row, options)
     except _UnreadableRecordError as error:
-        return RawRecord(source, index, None, error.fields, str(error), form)
+        return RawRecord(source, index, None, error.fields, _reason(error), form)
     return RawRecord(source, index, structure, fields, format=form)
+
+
+def has_structure_columns(names: Collection[str]) -> bool:
+    """Whether the structures of a table stand in columns of lattice, positions and species."""
+    kinds = (_LATTICE, (*_CARTESIAN, *_FRACTIONAL), _SPECIES)
+    return all(any(name in names for name in kind) for kind in kinds)
 
 
 class _UnreadableRecordError(InvalidStructureError):
@@ -100,6 +111,12 @@ class _UnreadableRecordError(InvalidStructureError):
     def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
         super().__init__(reason)
         self.fields = fields
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a record, in one line that can be written as UTF-8."""
+    text = str(error) if isinstance(error, InvalidStructureError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
 Understood = tuple[Structure, Mapping[str, Any], str | None]
@@ -183,10 +200,10 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
                 )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
-    except _UnreadableRecordError:
+    except (_UnreadableRecordError, MemoryError):
         raise
-    except InvalidStructureError as error:
-        raise _UnreadableRecordError(str(error), fields) from error
+    except Exception as error:  # from numpy too: numbers of 400 digits, lists within lists without end
+        raise _UnreadableRecordError(_reason(error), fields) from error
 
 
 def _structure_fields(record: Mapping[str, Any]) -> list[str]:
@@ -204,7 +221,7 @@ def _structure_fields(record: Mapping[str, Any]) -> list[str]:
 def _text_format(value: str | bytes) -> Format | None:
     """The format of a text that holds one structure."""
     head = value[:4096]
-    found = detect(head.encode() if isinstance(head, str) else head)
+    found = detect(head.encode(errors="replace") if isinstance(head, str) else head)  # JSON may hold half a character
     if found is Format.JSON:
         return found if '"sites"' in str(value) else None
     return found if found in (Format.CIF, Format.POSCAR) else None
@@ -224,7 +241,7 @@ def structure_from_value(value: Any) -> Structure:
         if form is not Format.JSON:
             return structure_from_cif(text)[0]
         with _parsing("not valid JSON"):
-            value = _parsed_json(text.encode())
+            value = _parsed_json(text.encode(errors="replace"))
     if is_structure(value):
         return structure_from_pymatgen(value)
     if is_optimade(value):
@@ -285,13 +302,28 @@ def structure_from_poscar(text: str) -> Structure:
     """Read VASP's POSCAR, with ASE.
 
     Raises:
-        InvalidStructureError: It does not parse.
+        InvalidStructureError: It does not parse, or has no line of element symbols: VASP 4 leaves them to another
+            file, and ASE would find some in the comment ("POSCAR" holds phosphorus and oxygen).
     """
+    sixth = text.split("\n", 6)[5:6]
+    if sixth and _is_integer((sixth[0].split() or [""])[0]):
+        raise InvalidStructureError(
+            "no element symbols (line 6 holds numbers, as VASP 4 writes it; add them before it)"
+        )
     from ase.io.vasp import read_vasp  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     with _parsing("POSCAR does not parse"):
         atoms = read_vasp(io.StringIO(text))
     return Structure.from_ase(atoms)
+
+
+def _is_integer(word: str) -> bool:
+    """Whether ASE takes the line that begins with it for the numbers of atoms."""
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
 
 
 def fields_of_atoms(atoms: Any) -> dict[str, Any]:

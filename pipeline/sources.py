@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -58,7 +58,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
             if info["size"] == 0:
                 raise SourceError(f"{source}: the file is empty")  # noqa: TRY301 - likewise
             return [_file(source, fs, info, form)]
-        inside = {name: found for name, found in fs.find(path, detail=True).items() if holds_structures(name)}
+        inside = _without_stores(fs.find(path, detail=True))
     except SourceError:
         raise
     except FileNotFoundError as error:
@@ -71,6 +71,17 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
     if not inside:
         raise SourceError(f"{source}: a folder without structure files")
     return [_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(inside.items())]
+
+
+def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files of a folder that hold structures; those within Zarr stores and unfinished runs are other things."""
+    stores = {name.rpartition("/")[0] for name in found if name.endswith("/zarr.json")}
+    return {
+        name: info
+        for name, info in found.items()
+        if holds_structures(name)
+        and not any(str(folder) in stores or folder.suffix == ".partial" for folder in PurePosixPath(name).parents)
+    }
 
 
 def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,9 @@ from .json_text import MAX_DOCUMENT_BYTES, Piece, unreadable
 
 SEPARATORS = ",;\t"
 _UNCLOSED = "not valid CSV: a quote that is never closed"
+_NO_NAMES = "no line with the names of columns"
+_STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of many lines
+_TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # one that goes on in the next line
 
 
 def separator_of(header: str) -> str:
@@ -22,28 +26,69 @@ def separator_of(header: str) -> str:
 
 
 def cut_csv(stream: Stream) -> Iterator[Piece]:
-    """Rows of a table with the line of its column names; comments may stand before that."""
-    lines = (line for line in stream.head().split(b"\n") if line.strip() and not line.startswith(b"#"))
-    separator = separator_of(next(lines, b"").decode("latin-1"))
+    """Rows of a table with the line of its column names; comments may stand before that.
+
+    The last comment is that line where what stands in its place is a row already: `#id,cif`. A table without such a
+    line has its first row as a failure, to say so, and numbers as the names of its columns.
+    """
+    separator = _separator(stream.head())
     rows = _rows(stream, ord(separator))
-    header = next((row for row, _ in rows if row.strip() and not row.startswith(b"#")), b"")
-    first = True
-    for row, whole in rows:
-        if not whole:
+    comment, header, n_broken = _first_row(rows)
+    yield from (unreadable(_UNCLOSED) for _ in range(n_broken))
+    names = _fields(header, separator)
+    first = not any(map(_STRUCTURE_TEXT.search, names or [header.decode("latin-1")]))
+    if not first:
+        row, header = header, comment.lstrip(b"# ")
+        if len(names) == len(_fields(header, separator)) > 1:
+            yield {"content": row, "header": header}
+        else:
+            header = separator.join(str(place) for place in range(1, len(names) + 1)).encode()
+            yield unreadable(_NO_NAMES)
+    for row, closed in rows:
+        if not closed:
             yield unreadable(_UNCLOSED)
         elif row.strip():
-            if first and _fields(row, separator) == _fields(header, separator) + 1:
-                header = separator.encode() + header  # R and pandas write names of rows under no name
+            if first:
+                values = _fields(row, separator)
+                if len(values) == len(names) + 1 and values[-1].strip():  # else they but end with a separator
+                    header = separator.encode() + header  # R and pandas write names of rows under no name
             first = False
             yield {"content": row, "header": header}
 
 
-def _fields(row: bytes, separator: str) -> int:
-    """How many fields a row has."""
+def _first_row(rows: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bytes, int]:
+    """The last comment before the first row that is none, that row, and how many broken ones stand before it."""
+    comment, n_broken = b"", 0
+    for row, whole in rows:
+        if row.startswith(b"#"):
+            comment = row
+        elif row.strip():
+            if whole:
+                return comment, row, n_broken
+            n_broken += 1
+    return comment, b"", n_broken
+
+
+def _separator(head: bytes) -> str:
+    """What separates the columns of a table, by its first bytes."""
+    comment = line = b""
+    for line in head.split(b"\n"):
+        if line.startswith(b"#"):
+            comment = line
+        elif line.strip():
+            break
+    text = _TEXT_OF_LINES.search(line)  # then it is no line of names
+    likely = (line,) if text is None else (line[: text.end(1)], comment, line)
+    found = (part for part in (item.decode("latin-1") for item in likely) if any(map(part.count, SEPARATORS)))
+    return separator_of(next(found, ""))
+
+
+def _fields(row: bytes, separator: str) -> list[str]:
+    """The fields of a row; none where it is broken."""
     try:
-        return len(next(csv.reader([row.decode("latin-1")], delimiter=separator)))
+        return next(csv.reader([row.decode("latin-1")], delimiter=separator))
     except (csv.Error, StopIteration):
-        return 0
+        return []
 
 
 def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:

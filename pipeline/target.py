@@ -32,7 +32,7 @@ class Target:
     @classmethod
     def of(cls, out: str | Path) -> Target:
         """The place that a path or URL means."""
-        text = str(out)
+        text = str(out).removeprefix("file://")
         return cls(None, text.rstrip("/")) if "://" in text else cls(Path(text).resolve(), text)
 
     def __str__(self) -> str:

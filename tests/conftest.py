@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ase.io
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,15 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the real data sets are not beside the repository")
     return DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _connections_closed() -> Iterator[None]:
+    """Clients of object stores close their connections when they are collected, which at exit is too late."""
+    yield
+    for protocol in ("http", "s3"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    gc.collect()
 
 
 def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: int) -> EquivariantNetwork:

@@ -42,10 +42,10 @@ def finish(words: Sequence[str]) -> None:
 def start_until_parts(words: Sequence[str], out: Path, parts: int) -> subprocess.Popen[bytes]:
     """Start a run and wait until some parts, not all, are on disk."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    folder = out.with_name(f"{out.name}.partial") / "parts"
+    folder = out.with_name(f"{out.name}.partial")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if len(list(folder.glob("[0-9]*.json"))) >= parts:
+        if len(list(folder.glob("*/parts/[0-9]*.json"))) >= parts:
             break
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be disturbed"
@@ -70,9 +70,13 @@ def kill_everything_and_resume(words: Sequence[str], out: Path, parts: int) -> N
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    marks = {p: p.stat().st_mtime_ns for p in out.with_name(f"{out.name}.partial").glob("parts/[0-9]*.json")}
-    finish(words)
+    marks = {p: p.stat().st_mtime_ns for p in out.with_name(f"{out.name}.partial").glob("*/parts/[0-9]*.json")}
     assert len(marks) >= parts
+    again = start_until_parts(words, out, len(marks) + 1)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+    assert all(mark.stat().st_mtime_ns == when for mark, when in marks.items()), "a part was made twice"
+    finish(words)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +103,9 @@ def kill_the_client_and_resume(words: Sequence[str], out: Path, parts: int) -> N
 
 def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) -> None:
     process = start_until_parts(words, out, parts)
-    array = out.with_name(f"{out.name}.partial") / "store" / "cell"
+    folder = out.with_name(f"{out.name}.partial")
     deadline = time.monotonic() + 120
-    while not array.exists() and time.monotonic() < deadline and process.poll() is None:
+    while not list(folder.glob("*/store/cell")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -174,7 +178,7 @@ def test_a_damaged_part_is_made_again(sources: list[Path], undisturbed: Path, tm
     process = start_until_parts(words, out, 1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    mark = min((tmp_path / "g.zarr.partial" / "parts").glob("[0-9]*.json"))
+    mark = min((tmp_path / "g.zarr.partial").glob("*/parts/[0-9]*.json"))
     part = mark.with_suffix(".npz")
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1

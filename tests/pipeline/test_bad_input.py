@@ -28,8 +28,10 @@ from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, ReadOptions, featurize
 from equiscreen.pipeline import archives as archives_module
 from equiscreen.pipeline import files as files_module
+from equiscreen.pipeline.documents import Document
 from equiscreen.pipeline.errors import SourceError
 from equiscreen.pipeline.formats import Format
+from equiscreen.pipeline.readers import read_document
 from equiscreen.pipeline.schema import STATUS_ISOLATED_ATOMS, STATUS_REPEATED_ID
 
 from ..conftest import ELEMENTS, cif_text, pymatgen_dict
@@ -156,6 +158,49 @@ def test_names_that_lead_out_of_an_archive_and_links(tmp_path: Path) -> None:
     assert [name for name in sorted(tmp_path.rglob("*")) if tmp_path / "g.zarr" not in (name, *name.parents)] == before
 
 
+def tar_of(folder: Path, names: str) -> bytearray:
+    """A tar with one CIF for each letter."""
+    path = folder / f"{names}.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, cif in zip(names, CIFS, strict=False):
+            info = tarfile.TarInfo(f"{name}.cif")
+            info.size = len(cif)
+            archive.addfile(info, io.BytesIO(cif.encode()))
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("damage", ["none", "a bit", "cut at a member", "cut in a header", "no end", "two of them"])
+def test_members_of_a_tar_do_not_vanish(tmp_path: Path, suffix: str, damage: str) -> None:
+    content = tar_of(tmp_path, "abcdef")
+    fourth = content.index(b"d.cif")
+    if damage == "a bit":
+        content[fourth + 130] ^= 4
+    elif damage.startswith("cut"):
+        del content[fourth + (200 if damage == "cut in a header" else 0) :]
+    elif damage == "no end":
+        del content[len(content.rstrip(b"\0")) // 512 * 512 + 512 :]
+    elif damage == "two of them":
+        content += tar_of(tmp_path, "xyz")
+    path = tmp_path / f"s.{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
+    report, message = stored_or_refused(path, tmp_path)
+    assert report in (None, 3 if damage in ("a bit", "cut at a member", "cut in a header") else 6)
+    assert ("cannot be read" in message) == (damage != "none")
+    assert ("data behind its end" in message) == (damage == "two of them")
+
+
+def stored_or_refused(path: Path, folder: Path) -> tuple[int | None, str]:
+    """How many structures are stored, and the one reason why not all; large files are refused, small ones a failure."""
+    try:
+        report = run(path, folder / "g.zarr")
+    except SourceError as error:
+        return None, str(error)
+    reasons = [reason for _, _, reason in failures(folder / "g.zarr")]
+    assert len(reasons) < 2
+    return report.stored, "".join(reasons)
+
+
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files_module, archives_module):
         monkeypatch.setattr(module, "BOMB_BYTES", 8 << 20)
@@ -264,6 +309,121 @@ def test_a_first_column_without_a_name(tmp_path: Path) -> None:
     store = GraphStore(tmp_path / "g.zarr")
     assert store.column("structure_id").tolist() == ["n0", "n1", "n2"]
     assert store.block(0, 3).structure_labels["gap"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("end", ["", "\r"], ids=["lf", "crlf"])
+def test_rows_that_end_with_a_separator(tmp_path: Path, end: str) -> None:
+    (tmp_path / "s.csv").write_text(csv_text([f"{row},{end}" for row in ROWS[:3]]), newline="")
+    assert run(tmp_path / "s.csv", tmp_path / "g.zarr", labels=LABELS, id_field="name").stored == 3
+    store = GraphStore(tmp_path / "g.zarr")
+    assert store.column("structure_id").tolist() == ["n0", "n1", "n2"]
+    assert store.block(0, 3).structure_labels["gap"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("first", ["name", "cif"])
+def test_names_of_columns_in_a_comment(tmp_path: Path, separator: str, first: str) -> None:
+    names = [first, "cif" if first == "name" else "name", "gap"]
+    values = [{"name": f"n{i}", "cif": quoted(cif), "gap": str(i)} for i, cif in enumerate(CIFS[:3])]
+    rows = [separator.join(value[name] for name in names) for value in values]
+    (tmp_path / "s.csv").write_text("# a table, of crystals\n" + csv_text(rows, f"#{separator.join(names)}"))
+    report = run(tmp_path / "s.csv", tmp_path / "g.zarr", labels=LABELS, id_field="name")
+    assert (report.stored, report.failed) == (3, 0)
+    store = GraphStore(tmp_path / "g.zarr")
+    assert store.column("structure_id").tolist() == ["n0", "n1", "n2"]
+    assert store.block(0, 3).structure_labels["gap"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("before", ["", "# crystals\n", "#name,cif\n"])
+@pytest.mark.parametrize("form", ["cif", "json", "open"])
+def test_a_table_without_names_of_columns(tmp_path: Path, before: str, form: str) -> None:
+    rows = ROWS if form != "json" else [f"n{i},{quoted(json.dumps(item))},{i}" for i, item in enumerate(DICTS)]
+    if form == "open":
+        rows = ['n9,"data_x,1,2', *rows]
+    (tmp_path / "s.csv").write_text(before + "\n".join(rows[:4]) + "\n")
+    report = run(tmp_path / "s.csv", tmp_path / "g.zarr")
+    reasons = [reason for _, _, reason in failures(tmp_path / "g.zarr")]
+    assert reasons[-1] == "no line with the names of columns"
+    assert (report.stored, report.failed) == ((2, 2) if form == "open" else (3, 1))
+
+
+def test_names_of_columns_that_go_over_two_lines(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(csv_text(ROWS[:3], '"the\nname",cif,gap'))
+    report = run(tmp_path / "s.csv", tmp_path / "g.zarr", id_field="the\nname")
+    assert (report.stored, report.failed) == (3, 0)
+    assert GraphStore(tmp_path / "g.zarr").column("structure_id").tolist() == ["n0", "n1", "n2"]
+
+
+@pytest.mark.parametrize("comment", ["POSCAR", "CONTCAR", "Cu", "Cu Au O", "made by hand", "", "H2O in a box"])
+def test_a_poscar_without_element_symbols(tmp_path: Path, comment: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    structure = STRUCTURES[0].to_ase()
+    structure = structure[np.argsort(structure.numbers)]
+    ase.io.write(folder / "b.vasp", structure, format="vasp", direct=True)
+    lines = (folder / "b.vasp").read_text().split("\n")
+    lines[0] = comment
+    (folder / "b.vasp").write_text("\n".join(lines))
+    (folder / "a.vasp").write_text("\n".join(lines[:5] + lines[6:]))
+    report = run(folder, tmp_path / "g.zarr")
+    assert (report.stored, report.failed) == (1, 1)
+    ((name, _, reason),) = failures(tmp_path / "g.zarr")
+    assert (name, reason.split(" (")[0]) == ("a.vasp", "no element symbols")
+    assert np.array_equal(GraphStore(tmp_path / "g.zarr").block(0, 1).atomic_number, structure.numbers)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv"])
+def test_values_that_no_reader_expects(tmp_path: Path, kind: str) -> None:
+    flat = {"id": "good", "cell": "[[3,0,0],[0,3,0],[0,0,3]]", "positions": "[[0,0,0]]", "numbers": "[29]"}
+    huge = "9" * 400
+    bad = {"positions": f"[[0,0,{huge}]]", "numbers": f"[{huge}]", "cell": "[" * 100_000}
+    rows = [flat, *({**flat, "id": f"bad {name}", name: value} for name, value in bad.items())]
+    path = tmp_path / f"s.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        path.write_text(csv_text([",".join(map(quoted, row.values())) for row in rows], ",".join(flat)))
+    else:
+        text = [
+            "{" + ", ".join(f'"{key}": ' + (f'"{item}"' if key == "id" else item) for key, item in row.items()) + "}"
+            for row in rows[: 3 if kind == "json" else 4]  # a bracket that stays open takes the rest of a list along
+        ]
+        path.write_text("\n".join(text) if kind == "jsonl" else f"[{', '.join(text)}]")
+    report = run(path, tmp_path / "g.zarr")
+    assert (report.stored, report.failed) == (1, 2 if kind == "json" else 3)
+    rows = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
+    assert [row["source_index"] for row in rows] == list(range(1, 1 + len(rows)))
+    assert all(row["reason"] and "\n" not in row["reason"] and len(row["reason"]) <= 500 for row in rows)
+    assert [row["structure_id"] for row in rows[:2]] == ["bad positions", "bad numbers"]
+
+
+def test_json_with_numbers_and_text_that_nothing_holds(tmp_path: Path) -> None:
+    huge, half = "9" * 400, "\\ud83d"
+    site_of = json.dumps(crystal(site("Cu", (0, 0, 0.125)))).replace("0.125", huge)
+    nested = f'{{"structure": {ONE}, "x": {"[" * 100_000}{"]" * 100_000}}}'
+    unknown = json.dumps(crystal(site("Cu"))).replace("Cu", half)
+    texts = {"text": f'{{"note": "{half} {"x" * 40}", "poscar": {json.dumps(poscar())}}}', "id": f'{{"{half}": 1}}'}
+    (tmp_path / "s.jsonl").write_text("\n".join([ONE, site_of, nested, unknown, *texts.values(), json.dumps(DICTS[2])]))
+    report, rows = beside(tmp_path / "s.jsonl", tmp_path)
+    assert [index for _, index, _ in rows] == [1, 2, 3, 5]
+    assert all("\n" not in reason and len(reason) < 600 for _, _, reason in rows)
+    assert "OverflowError" in rows[0][2]
+    assert report.stored == 5
+
+
+def test_an_id_that_is_half_a_character(tmp_path: Path) -> None:
+    text = f'{{"id": "\\ud83d", "structure": {ONE}}}'
+    record = read_document(Document("s.jsonl", 0, Format.JSONL, text.encode()), ReadOptions())
+    assert record.structure is not None
+    assert record.fields["id"] == "\ud83d"
+    (tmp_path / "s.jsonl").write_text(text)
+    assert run(tmp_path / "s.jsonl", tmp_path / "g.zarr").stored == 1
+
+
+def poscar() -> str:
+    text = io.StringIO()
+    ase.io.write(text, STRUCTURES[1].to_ase(), format="vasp")
+    return text.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["cif", "csv", "json", "jsonl", "extxyz", "poscar"])

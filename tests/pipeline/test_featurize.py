@@ -293,6 +293,27 @@ def test_a_label_key_that_is_absent_is_named_before_the_work(tmp_path: Path) -> 
         run(source, tmp_path / "g.zarr", labels=LabelMapping(columns=("colour",)))
 
 
+def test_a_folder_may_hold_its_own_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cif_folder(tmp_path / "cifs")
+    with monkeypatch.context() as patch:
+        patch.setattr("equiscreen.pipeline.featurization.assemble", None)
+        with pytest.raises(TypeError):
+            run(tmp_path / "cifs", tmp_path / "cifs" / "g.zarr")
+    assert run(tmp_path / "cifs", tmp_path / "cifs" / "g.zarr").read == 9
+    assert run(tmp_path / "cifs", tmp_path / "h.zarr").read == 9
+    assert run(tmp_path / "cifs", tmp_path / "cifs" / "g.zarr", overwrite=True).read == 9
+
+
+def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
+    for i in range(5):
+        ase.io.write(tmp_path / f"{i}.xyz", [s.to_ase() for s in STRUCTURES[i : i + 3]], format="extxyz")
+    plan = Plan(find_files([tmp_path / f"{i}.xyz" for i in range(5)]), tmp_path)
+    (partition,) = list(plan)
+    assert partition.names() == [(f"{tmp_path}/{i}.xyz", k) for i in range(5) for k in range(3)]
+    first, second = partition.halves()
+    assert [*first.names(), *second.names()] == partition.names()
+
+
 def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
     source = make_source("CSV", tmp_path)
     run(source, tmp_path / "g.zarr")
@@ -303,9 +324,9 @@ def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     source = make_source("CSV", tmp_path)
-    (tmp_path / "g.zarr.partial" / "parts").mkdir(parents=True)
-    (tmp_path / "g.zarr.partial" / "parts" / "0000000-00000-00009.json").write_text("{}")
-    (tmp_path / "g.zarr.partial" / "plan.json").write_text(json.dumps({"cutoff": 9.0}))
+    (tmp_path / "g.zarr.partial" / "other" / "parts").mkdir(parents=True)
+    (tmp_path / "g.zarr.partial" / "other" / "parts" / "0000000-00000-00009.json").write_text("{}")
+    (tmp_path / "g.zarr.partial" / "other" / "plan.json").write_text(json.dumps({"cutoff": 9.0}))
     with pytest.raises(OutputExistsError, match=r"other settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from equiscreen.export.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, Structure, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.pipeline.partition import FeaturizeTask, featurize_partition
 from equiscreen.pipeline.schema import STATUS_OTHER_LABELS, STATUS_REPEATED_ID
 from equiscreen.pipeline.staging import Staging
 
@@ -137,16 +139,75 @@ def test_a_store_being_replaced_when_the_run_was_killed_comes_back(
     run(sources[0], tmp_path / "g.zarr")
 
     def killed(staging: Staging) -> None:
-        (tmp_path / "g.zarr").rename(staging.replaced)
+        (tmp_path / "g.zarr").rename(staging.folder / "replaced")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "publish", killed)
+        patch.setattr(Staging, "put_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             run(sources[1], tmp_path / "g.zarr", append=True)
     assert not (tmp_path / "g.zarr").exists()
-    run(sources[1], tmp_path / "g.zarr", append=True)
+    report = run(sources[1], tmp_path / "g.zarr", append=True)
+    assert (report.stored, report.in_store) == (5, 11)
     assert_same_rows(tmp_path / "g.zarr", tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("again", ["the same", "other words"])
+def test_a_kill_during_the_last_clean_up_costs_nothing(
+    sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    run(sources, tmp_path / "whole.zarr")
+    run(sources[0], tmp_path / "g.zarr")
+
+    def killed(staging: Staging) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(sources[1], tmp_path / "g.zarr", append=True)
+    if again == "the same":
+        assert run(sources[1], tmp_path / "g.zarr", append=True).in_store == 11
+    else:
+        assert run(sources[1], tmp_path / "g.zarr", append=True, limit=1).duplicate == 1
+    assert GraphStore(tmp_path / "g.zarr").column("structure_id").tolist() == (
+        GraphStore(tmp_path / "whole.zarr").column("structure_id").tolist()
+    )
+    assert not (tmp_path / "g.zarr.partial").exists()
+
+
+def test_parts_of_workers_whose_client_is_dead_stay_out_of_a_run_with_other_settings(tmp_path: Path) -> None:
+    """On a cluster of its own a worker goes on with its task when the client is killed, and writes its part late."""
+    write_json(tmp_path / "s.json", [{"s": pymatgen_dict(s), "a": 1.0, "b": 2.0} for s in STRUCTURES])
+    words = (tmp_path / "s.json", tmp_path / "g.zarr")
+    late: list[FeaturizeTask] = []
+
+    def given_out(*words: Any) -> None:
+        late.extend(words[3])
+        raise ConnectionError("the client is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("equiscreen.pipeline.featurization.make_parts", given_out)
+        with pytest.raises(ConnectionError):
+            run(*words, labels=LabelMapping().with_inline(["energy=a[eV]"]))
+    featurize_partition(late[0])
+    with pytest.raises(OutputExistsError, match="labels differ"):
+        run(*words, labels=LabelMapping().with_inline(["energy=b[eV]"]))
+    run(*words, labels=LabelMapping().with_inline(["energy=b[eV]"]), overwrite=True)
+    assert set(GraphStore(tmp_path / "g.zarr").column("energy").tolist()) == {2.0}
+
+
+def test_labels_that_are_not_a_number_are_no_labels(tmp_path: Path) -> None:
+    records = [
+        {"s": pymatgen_dict(s), "E": x} for s, x in zip(STRUCTURES, (float("nan"), 1.0, float("inf")), strict=False)
+    ]
+    write_json(tmp_path / "s.json", records)
+    mapping = LabelMapping().with_inline(["energy=E[eV]"])
+    report = run(tmp_path / "s.json", tmp_path / "g.zarr", labels=mapping)
+    assert (report.stored, report.failed) == (2, 1)
+    assert "infinite" in pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()[0]["reason"]
+    again = run(tmp_path / "s.json", tmp_path / "g.zarr", labels=mapping, append=True)
+    assert (again.stored, again.duplicate) == (0, 2)
 
 
 def in_another_guise(structure: Structure, seed: int) -> Structure:

@@ -107,6 +107,31 @@ def test_an_upload_that_was_interrupted_is_taken_up(
     assert len(GraphStore("s3://screening/g.zarr")) == 4
 
 
+def test_an_append_that_was_interrupted_while_it_was_uploaded_loses_nothing(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, words = "s3://screening/g.zarr", {"scheduler": "threads"}
+    featurize(write_extxyz(tmp_path / "a.extxyz", 4, seed=1), out, cutoff=4.0, **words)
+    more = write_extxyz(tmp_path / "b.extxyz", 3, seed=2)
+    put = s3fs.S3FileSystem._put_file
+
+    async def interrupted(fs: s3fs.S3FileSystem, path: str, *rest: object, **settings: object) -> None:
+        if path.endswith("store/zarr.json"):
+            raise OSError("the connection is lost")
+        await put(fs, path, *rest, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(OutputExistsError, match="the connection is lost"):
+            featurize(more, out, append=True, **words)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket.invalidate_cache()
+    assert featurize(more, out, append=True, **words).in_store == 7
+    assert len(GraphStore(out)) == 7
+
+
 def test_a_bucket_that_is_not_there_is_one_line(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from ..conftest import ELEMENTS, pymatgen_dict, write_json
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
 ABSENT = 2**64 - 1
+SHIFT = 0.118033988749895
 
 
 def table(first: str) -> list[list[str]]:
@@ -184,7 +185,7 @@ def all_edges(
 
 def hashed_bytes(pbc: Any, numbers: Any, cell: Any, frac: Any) -> bytes:
     """What the content hash is taken of."""
-    whole_cell, whole = (np.rint(np.array(x, dtype="<f8") / 1e-8).astype("<i8") for x in (cell, frac))
+    whole_cell, whole = (np.rint(np.array(x, dtype="<f8") / 1e-8 + SHIFT).astype("<i8") for x in (cell, frac))
     whole[:, np.array(pbc)] %= 100_000_000
     head = struct.pack("<I3?", len(numbers), *pbc) + np.array(numbers, dtype="u1").tobytes()
     return head + whole_cell.tobytes() + whole.tobytes()
@@ -220,6 +221,7 @@ MAPPING = LabelMapping(
         "piezo": (LabelRule(path="piezo"),),
         "born": (LabelRule(path="born", unit="e"),),
         "spectrum": (LabelRule(path="spectrum"),),
+        "bands": (LabelRule(path="bands"),),
         "moments": (LabelRule(path="moments"),),
     },
     quantities={
@@ -227,6 +229,7 @@ MAPPING = LabelMapping(
         "piezo": Quantity(shape=(3, 6)),
         "born": Quantity(per="atom", shape=(3, 3)),
         "spectrum": Quantity(shape=(5,)),
+        "bands": Quantity(shape=(2, 65), tensor=False),
         "moments": Quantity(shape=(3, 3), tensor=False),
     },
     columns=("note", "größe"),
@@ -267,6 +270,7 @@ def records() -> list[dict[str, object]]:
         "piezo": [[1.0] * 6] * 3,
         "born": np.arange(9.0 * len(structures[1])).reshape(-1, 3, 3).tolist(),
         "spectrum": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "bands": np.arange(130.0).reshape(2, 65).tolist(),
         "moments": np.eye(3).tolist(),
         "größe": {"a": [1, 2]},
     }
@@ -403,15 +407,26 @@ def test_inputs_are_identified_as_the_page_says(store: PlainStore) -> None:
             assert (size, version) == (len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
+def chunk_rows(array: PlainArray, rows: int) -> int:
+    """Rows of a chunk, from those that the page's table has for narrow rows."""
+    narrow = int(re.search(r"rows take more than (\d+) bytes", PAGE)[1])
+    inner = array.metadata["shape"][1:]
+    size = 0 if array.dtype == "string" else np.dtype(array.dtype).itemsize * int(np.prod(inner))
+    divisor = next(2**k for k in itertools.count() if size <= narrow * 2**k)
+    return max(1, rows // divisor)
+
+
 def test_chunks_and_codecs_are_those_of_the_page(folder: Path) -> None:
     sizes = {dim: (int(chunk), int(shard)) for dim, chunk, shard in table("first dim")}
     # No store of a test fills a shard, so that its largest size is compared with the one that is written by.
     assert sizes == {dim: (rows, rows * compaction.SHARD_CHUNKS) for dim, rows in compaction.CHUNK_ROWS.items()}
     for name in ("whole", "merged", "alone"):
         for array in PlainStore(folder / f"{name}.zarr").arrays.values():
-            chunk, shard = sizes[array.dims[0]]
+            rows, shard = sizes[array.dims[0]]
+            chunk = chunk_rows(array, rows)
+            assert (chunk == rows) == (array.folder.name != "bands")
             assert array.chunk_rows == chunk
-            assert array.shard_rows == min(shard, chunk * max(1, -(-array.length // chunk)))
+            assert array.shard_rows == min(shard // rows * chunk, chunk * max(1, -(-array.length // chunk)))
             inner = array.metadata["shape"][1:]
             assert array.sharding["chunk_shape"][1:] == inner
             text = array.dtype == "string"
@@ -428,6 +443,41 @@ def test_chunks_and_codecs_are_those_of_the_page(folder: Path) -> None:
             fill = "" if text else "NaN" if array.dtype == "float64" else False if array.dtype == "bool" else 0
             assert array.metadata["fill_value"] == fill
             assert type(array.metadata["fill_value"]) is type(fill)
+
+
+def test_wide_rows_make_shards_no_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    structures = probe_structures(ELEMENTS, 30, seed=4)
+    rng = np.random.default_rng(6)
+    bands, dos = rng.normal(size=(30, 1000)), [rng.normal(size=(len(structure), 100)) for structure in structures]
+    given = [
+        {"s": pymatgen_dict(structure), "b": b.tolist(), "d": d.tolist()}
+        for structure, b, d in zip(structures, bands, dos, strict=True)
+    ]
+    given.insert(5, given[2])  # so that rows are left out
+    del given[9]["b"]
+    bands[8] = np.nan
+    rows = {"structure": 64, "atom": 32, "edge": 64}
+    monkeypatch.setattr(compaction, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(compaction, "SHARD_CHUNKS", 3)
+    mapping = LabelMapping().with_inline(["bands:1000=b", "dos:atomx100=d"])
+    write_json(tmp_path / "r.json", given)
+    featurize(tmp_path / "r.json", tmp_path / "g.zarr", cutoff=CUTOFF, labels=mapping, scheduler="threads")
+
+    merge([tmp_path / "g.zarr"], tmp_path / "merged.zarr", scheduler="threads")
+    for name in ("g", "merged"):
+        assert GraphStore(tmp_path / f"{name}.zarr").verify() == []
+        store = PlainStore(tmp_path / f"{name}.zarr")
+        assert np.array_equal(store["bands"], bands, equal_nan=True)
+        assert np.array_equal(store["dos"], np.concatenate(dos))
+        assert (store.path / "checksums.json").read_bytes() == checksums(store)
+        wide = {"bands": 64 // 16, "dos": 32 // 2}
+        assert {n: a.chunk_rows for n, a in store.arrays.items()} == {
+            n: wide.get(n, rows[a.dims[0]]) for n, a in store.arrays.items()
+        }
+        for array in store.roles("label").values():
+            assert array.n_shards > 2
+            largest = max(array.shard(number).nbytes for number in range(array.n_shards))
+            assert largest <= 3 * rows[array.dims[0]] * compaction.NARROW_ROW_BYTES
 
 
 def test_starts_are_sums_of_counts(store: PlainStore) -> None:
@@ -510,7 +560,8 @@ def test_worked_example_of_the_content_hash() -> None:
     assert hashed_bytes(pbc, [6, 8], cell, frac).hex() == content
     assert content_hash(bytes.fromhex(content)).hex() == digest
     assert Structure.from_fractional([6, 8], cell, frac, pbc).content_hash().hex() == digest
-    assert (np.rint(frac / 1e-8) != np.rint(frac * 1e8)).any()  # as the page warns
+    assert f"+ {SHIFT}" in PAGE
+    assert (np.rint(frac / 1e-8) != np.rint(frac / 1e-8 + SHIFT)).any()  # the example tells whether a reader shifts
 
 
 def test_status_bits(store: PlainStore) -> None:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.errors import InvalidStructureError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CUBE = np.eye(3) * 4.0
 
 
+@settings(deadline=None)  # the first call compiles
 @given(shift=st.tuples(*[st.integers(-3, 3)] * 3), seed=st.integers(0, 2**16))
 def test_hash_does_not_depend_on_whole_cells(shift: tuple[int, int, int], seed: int) -> None:
     frac = np.random.default_rng(seed).random((4, 3))
@@ -41,6 +42,29 @@ def test_hash_forgives_rounding_and_the_seam_of_the_cell() -> None:
     assert a.content_hash() == b.content_hash()
     assert (a.frac_coord >= 0).all()
     assert (a.frac_coord < 1).all()
+
+
+@settings(deadline=None)  # the first call compiles and imports ASE
+@given(
+    decimals=st.integers(3, 12),
+    pbc=st.sampled_from([(True, True, True), (True, True, False), (False, True, False), (False, False, False)]),
+    seed=st.integers(0, 2**32),
+)
+def test_hash_of_decimal_numbers_outlasts_ase(decimals: int, pbc: tuple[bool, bool, bool], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cell = np.round(np.diag(rng.uniform(4, 9, 3)) + rng.uniform(-1.5, 1.5, (3, 3)), decimals)
+    frac = np.round(rng.random((12, 3)), decimals)
+    frac[0] = 0, 0.5, round(1 / 3, decimals)
+    structure = Structure.from_fractional(np.arange(1, 13), cell if any(pbc) else np.eye(3), frac, pbc)
+    assert Structure.from_ase(structure.to_ase()).content_hash() == structure.content_hash()
+
+
+def test_hash_of_fractions_of_the_cell_forgives_rounding() -> None:
+    values = np.unique([n / d for d in (2, 3, 4, 6, 8, 12) for n in range(d)])
+    frac = np.stack([values, values[::-1], np.roll(values, 3)], axis=1)
+    numbers = np.arange(1, len(frac) + 1)
+    hashes = {Structure.from_fractional(numbers, CUBE, frac + e).content_hash() for e in (-1e-11, 0.0, 1e-11)}
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, False, False), (False, True, False)])
