@@ -85,10 +85,10 @@ class SourceFile:
         if not self.local and 0 <= self.size <= SMALL_FILE_BYTES:
             try:
                 return io.BytesIO(self.fs.cat_file(self.path))
-            except Exception as error:  # the clients of object stores have errors of their own
+            except Exception as error:  # noqa: BLE001 - the clients of object stores have errors of their own
                 detail = " ".join(str(error).split())[:200] or type(error).__name__
-                message = f"{self.name}: cannot be fetched ({detail}); run the same command again"
-                raise UnreachableError(message) from error
+            # Out here, for what those clients raise cannot always travel from a worker to the client.
+            raise UnreachableError(f"{self.name}: cannot be fetched ({detail}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import http.server
 import io
 import json
 import lzma
@@ -11,6 +12,7 @@ import os
 import socket
 import sqlite3
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -748,6 +750,40 @@ def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", {"README.md": b"x"})
     with pytest.raises(SourceError, match="hold no structures"):
         run(path, tmp_path / "g.zarr")
+
+
+def test_a_file_elsewhere_that_cannot_be_fetched_now_is_no_failure_for_ever(tmp_path: Path) -> None:
+    """A row of the failures would be kept when the run is taken up again, and the server is well by then."""
+    ill = threading.Event()
+    ill.set()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CIFS[0])))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            if ill.is_set() and "second" in self.path:
+                self.send_error(503)
+                return
+            self.do_HEAD()
+            self.wfile.write(CIFS[0].encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    words = [f"http://127.0.0.1:{server.server_address[1]}/{name}.cif" for name in ("first", "second")]
+    try:
+        with pytest.raises(SourceError, match=r"second.cif: cannot be fetched .* run the same command again"):
+            run(words, tmp_path / "g.zarr")
+        ill.clear()
+        assert run(words, tmp_path / "g.zarr").read == 2
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_format_that_is_not_that_of_the_file(tmp_path: Path) -> None:
