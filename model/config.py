@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -133,5 +134,20 @@ class Config(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            problems = "; ".join(_problem(cls, item["loc"], item["type"], item["msg"]) for item in error.errors())
             raise ConfigError(f"{where}: {problems}") from error
+
+
+def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One mistake; a key that does not exist is told with the one that was probably meant."""
+    name = ".".join(map(str, place))
+    if kind != "extra_forbidden":
+        return f"{name}: {message}"
+    for key in place[:-1]:
+        section = model.model_fields[str(key)].annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return f"{name}: no such key"
+        model = section
+    near = get_close_matches(str(place[-1]), model.model_fields, 1)
+    known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}"
+    return f"{name}: no such key; {known}"
