@@ -136,11 +136,10 @@ def featurize(
     mapping = (labels or LabelMapping()).with_ase_defaults()
     mapping.check_units()
     graph_schema(mapping)  # refuses names that are taken
-    settings = FeaturizeSettings(
-        cutoff or DEFAULT_CUTOFF, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup)
-    )
-    if not MIN_DISTANCE < settings.cutoff < MAX_CUTOFF:
-        raise SourceError(f"a cutoff of {cutoff} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
+    reach = DEFAULT_CUTOFF if cutoff is None else float(cutoff)
+    if not MIN_DISTANCE < reach < MAX_CUTOFF:
+        raise SourceError(f"a cutoff of {reach} angstrom; it has to be between {MIN_DISTANCE} and {MAX_CUTOFF}")
+    settings = FeaturizeSettings(reach, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
     identity = {
         **_recipe(settings, limit),
         "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in live)]),

@@ -314,6 +314,12 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
     assert [*first.names(), *second.names()] == partition.names()
 
 
+@pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
+def test_a_cutoff_that_makes_no_sense(tmp_path: Path, cutoff: float) -> None:
+    with pytest.raises(SourceError, match="it has to be between"):
+        featurize(make_source("CSV", tmp_path), tmp_path / "g.zarr", cutoff=cutoff)
+
+
 def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
     source = make_source("CSV", tmp_path)
     run(source, tmp_path / "g.zarr")
