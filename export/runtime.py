@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
-from ..pipeline.errors import ModelFileError
+from ..pipeline.errors import ModelFileError, detail
 from ..pipeline.potential import Evaluation, evaluate_in_buckets
 from ..pipeline.structure import Structure
 from ..pipeline.tables import INPUT_NAMES
@@ -56,9 +56,7 @@ class OnnxPotential:
             # From bytes: given a path, ONNX Runtime would follow references to other files.
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base
-            raise ModelFileError(
-                f"{name}: ONNX Runtime cannot load it: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {detail(error)}") from error
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.slots = slots

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..pipeline.errors import CheckpointError
+from ..pipeline.errors import CheckpointError, detail
 from .config import NetworkConfig
 from .network import DataStatistics, EquivariantNetwork
 
@@ -80,7 +80,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -10,7 +10,7 @@ import gemmi
 import numpy as np
 
 from .elements import atomic_number
-from .errors import InvalidStructureError
+from .errors import InvalidStructureError, detail
 from .pymatgen_json import FULL_OCCUPANCY
 from .structure import Structure
 
@@ -59,7 +59,7 @@ def parse_cif(text: str) -> gemmi.cif.Document:
         repaired = _UNQUOTED_GROUP.sub(r"\1'\2'", text)
         if repaired != text:
             return parse_cif(repaired)
-        raise InvalidStructureError(f"CIF does not parse ({' '.join(str(error).split())[:200]})") from error
+        raise InvalidStructureError(f"CIF does not parse ({detail(error)})") from error
 
 
 def structure_from_block(block: gemmi.cif.Block) -> Structure:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidStructureError, SourceError
+from .errors import InvalidStructureError, SourceError, detail
 from .formats import Format, detect_binary
 from .readers import RawRecord, fields_of_atoms
 from .structure import Structure
@@ -33,7 +33,7 @@ def row_ids(path: Path, name: str) -> list[int]:
         with _connected(path) as database:
             return sorted(map(int, database.ids))
     except Exception as error:  # sqlite3, lmdb and ASE raise kinds of their own
-        raise SourceError(f"{name}: no database of ASE, or damaged ({' '.join(str(error).split())[:200]})") from error
+        raise SourceError(f"{name}: no database of ASE, or damaged ({detail(error)})") from error
 
 
 def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:
@@ -68,7 +68,7 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
 
 
 def _reason(error: Exception) -> str:
-    return f"row does not parse: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return f"row does not parse: {detail(error)}"
 
 
 def _check_whole(path: Path) -> None:

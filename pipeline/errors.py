@@ -5,6 +5,11 @@ class EquiscreenError(Exception):
     """Base of all errors that name what is wrong and what to do about it."""
 
 
+def detail(error: BaseException) -> str:
+    """What a library's error says, on one line and not too long, for the brackets of a message of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class SourceError(EquiscreenError):
     """A structure file is missing, empty or of no known format."""
 

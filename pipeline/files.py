@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import fsspec
 import pyarrow as pa
 
-from .errors import EquiscreenError, SourceError, UnreachableError
+from .errors import EquiscreenError, SourceError, UnreachableError, detail
 from .formats import ARCHIVES, HEAD_BYTES, RANDOM_ACCESS, TEXTS, Format, detect, detect_binary
 
 BUFFER_BYTES = 1 << 20
@@ -66,6 +66,11 @@ class SourceFile:
         """Whether it is a file of this machine."""
         return isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
+    @property
+    def small(self) -> bool:
+        """Whether it is known to be small."""
+        return 0 <= self.size <= SMALL_FILE_BYTES
+
     @contextmanager
     def open(self) -> Iterator[Stream]:
         """Open for reading from the start, decompressed.
@@ -82,13 +87,13 @@ class SourceFile:
         Raises:
             UnreachableError: It cannot be fetched.
         """
-        if not self.local and 0 <= self.size <= SMALL_FILE_BYTES:
+        if self.small and not self.local:
             try:
                 return io.BytesIO(self.fs.cat_file(self.path))
             except Exception as error:  # noqa: BLE001 - the clients of object stores have errors of their own
-                detail = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = detail(error)
             # Out here, for what those clients raise cannot always travel from a worker to the client.
-            raise UnreachableError(f"{self.name}: cannot be fetched ({detail}); run the same command again")
+            raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 
@@ -130,8 +135,7 @@ class SourceFile:
             raise self._unreadable(error) from error  # the clients of object stores have errors of their own
 
     def _unreadable(self, error: Exception) -> SourceError:
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        return SourceError(f"{self.name}: cannot be read ({detail}); get it again")
+        return SourceError(f"{self.name}: cannot be read ({detail(error)}); get it again")
 
     def detected(self) -> Format:
         """Its format, as said or as its content tells. Of an archive it is said for what is inside.

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from .documents import Document
+from .errors import detail
 from .formats import Format
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -71,7 +72,7 @@ def _python_rows(table: pa.Table) -> Iterator[Mapping[str, Any] | str]:
             try:
                 yield table.slice(row, 1).to_pylist()[0]
             except (ValueError, OverflowError, pa.ArrowException) as error:
-                yield f"row does not parse: {' '.join(str(error).split())[:200]}"
+                yield f"row does not parse: {detail(error)}"
 
 
 def _column_types() -> list[tuple[str, pa.DataType]]:

@@ -22,7 +22,7 @@ from .archives import Reading, documents_of_file
 from .databases import read_rows, row_ids
 from .documents import Document
 from .errors import SourceError, UnreachableError
-from .files import BUFFER_BYTES, SMALL_FILE_BYTES, SourceFile
+from .files import BUFFER_BYTES, SourceFile
 from .formats import TEXTS, Format
 from .pieces import read_piece, write_documents, write_rows
 from .readers import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_structure_columns, read_document, read_row
@@ -216,7 +216,7 @@ class Plan:
 
     def _is_single(self, file: SourceFile) -> bool:
         """Whether it is small and holds, by its name, a single structure, so that a worker may as well open it."""
-        if self.limit is not None or not _is_small(file):
+        if self.limit is not None or not file.small:
             return False  # only the client can count up to a limit
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
@@ -239,7 +239,7 @@ class Plan:
         try:
             form = file.detected()
         except SourceError as error:
-            if not _is_small(file) or isinstance(error, UnreachableError):
+            if not file.small or isinstance(error, UnreachableError):
                 raise
             self._wait(_unreadable(file, 0, error))
             return
@@ -248,7 +248,7 @@ class Plan:
             yield from self._cut_table(file) if form is Format.PARQUET else self._cut_database(file)
         else:
             yield from self._cut_text(file, form)
-            if not _is_small(file):  # the documents of many small files share a piece
+            if not file.small:  # the documents of many small files share a piece
                 yield from self._flushed()
 
     def _cut_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
@@ -263,11 +263,11 @@ class Plan:
                     self._bytes_done = done + min(file.size, reading.consumed())
                     yield from self._flushed()
         except SourceError as error:
-            if not _is_small(file) or isinstance(error, UnreachableError):
+            if not file.small or isinstance(error, UnreachableError):
                 raise
             self._wait(_unreadable(file, index, error))
             index += 1
-        if index == 0 and _is_small(file) and form in TEXTS:
+        if index == 0 and file.small and form in TEXTS:
             self._wait(Document(file.name, 0, form, b"", reason="no record in the file"))
 
     def _wait(self, item: Document) -> None:
@@ -338,10 +338,6 @@ def _rows_at_once(table: pq.FileMetaData) -> int:
     """Rows of a partition, by the mean size of those of the file."""
     size = sum(int(table.row_group(group).total_byte_size) for group in range(table.num_row_groups))
     return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * int(table.num_rows) // max(size, 1)))
-
-
-def _is_small(file: SourceFile) -> bool:
-    return 0 <= file.size <= SMALL_FILE_BYTES
 
 
 def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:

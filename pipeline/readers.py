@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .cif import structure_from_cif
 from .documents import Document
 from .elements import atomic_number
-from .errors import InvalidStructureError
+from .errors import InvalidStructureError, detail
 from .formats import Format, detect, is_cif
 from .labels import lookup
 from .optimade import structure_from_optimade
@@ -343,8 +343,7 @@ class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, InvalidStructureError | MemoryError):
-            detail = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InvalidStructureError(f"{self.what}: {detail}") from error
+            raise InvalidStructureError(f"{self.what}: {detail(error)}") from error
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from .errors import SourceError
+from .errors import SourceError, detail
 from .files import SourceFile, printable
 from .formats import Format, holds_structures
 
@@ -63,11 +63,10 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         raise
     except FileNotFoundError as error:
         if isinstance(error.__cause__, OSError):  # so fsspec's HTTP calls a server that does not answer
-            raise SourceError(f"{source}: cannot be reached ({_detail(error.__cause__)})") from error
+            raise SourceError(f"{source}: cannot be reached ({detail(error.__cause__)})") from error
         raise SourceError(f"{source}: no such file or folder") from error
     except Exception as error:  # each file system has errors of its own
-        detail = _detail(error)
-        raise SourceError(f"{source}: cannot be reached ({detail}){_cure(error)}") from error
+        raise SourceError(f"{source}: cannot be reached ({detail(error)}){_cure(error)}") from error
     if not inside:
         raise SourceError(f"{source}: a folder without structure files")
     return [_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(inside.items())]
@@ -94,7 +93,7 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except FileNotFoundError as error:
         raise SourceError(f"{source}: no such file or folder") from error
     except Exception as error:
-        raise SourceError(f"{source}: cannot be reached ({_detail(error)})") from error
+        raise SourceError(f"{source}: cannot be reached ({detail(error)})") from error
     return fs, str(path)
 
 
@@ -106,10 +105,6 @@ def _options(source: str) -> dict[str, Any]:
 
     # aiohttp gives up on whatever takes five minutes, and large files do.
     return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
-
-
-def _detail(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _cure(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fsspec.core import url_to_fs
 
-from .errors import OutputExistsError
+from .errors import OutputExistsError, detail
 
 ROOT_FILE = "zarr.json"
 # Says that an upload of ours is on its way; without the root beside it, that one was interrupted.
@@ -110,5 +110,4 @@ def _reaching(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OutputExistsError(f"{url}: cannot be written there ({detail})") from error
+        raise OutputExistsError(f"{url}: cannot be written there ({detail(error)})") from error

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -41,7 +42,8 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> s3fs.S3FileSystem:
     if fs.exists("screening"):
         fs.rm("screening", recursive=True)
     fs.mkdir("screening")
-    return fs
+    yield fs
+    s3fs.S3FileSystem.clear_instance_cache()  # they remember the credentials
 
 
 def test_from_bucket_to_bucket_is_as_from_disk_to_disk(
@@ -80,12 +82,9 @@ def test_a_store_in_a_bucket_is_kept_replaced_extended_and_merged(
         featurize(second, "s3://screening/thesis.zarr", cutoff=4.0, scheduler="threads", overwrite=True)
 
 
-def test_an_upload_that_was_interrupted_is_taken_up(
-    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = write_extxyz(tmp_path / "a.extxyz", 4, seed=1)
-
+@contextmanager
+def connection_lost_before_the_root(bucket: s3fs.S3FileSystem) -> Iterator[None]:
+    """What is uploaded meanwhile lacks its last file, and says so."""
     put = s3fs.S3FileSystem._put_file
 
     async def interrupted(fs: s3fs.S3FileSystem, path: str, *words: object, **settings: object) -> None:
@@ -93,13 +92,22 @@ def test_an_upload_that_was_interrupted_is_taken_up(
             raise OSError("the connection is lost")
         await put(fs, path, *words, **settings)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
         s3fs.S3FileSystem.clear_instance_cache()  # instances hold on to the methods of their beginning
         with pytest.raises(OutputExistsError, match="the connection is lost"):
-            featurize(source, "s3://screening/g.zarr", cutoff=4.0, scheduler="threads")
+            yield
     s3fs.S3FileSystem.clear_instance_cache()
     bucket.invalidate_cache()
+
+
+def test_an_upload_that_was_interrupted_is_taken_up(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_extxyz(tmp_path / "a.extxyz", 4, seed=1)
+    with connection_lost_before_the_root(bucket):
+        featurize(source, "s3://screening/g.zarr", cutoff=4.0, scheduler="threads")
     assert len(bucket.find("screening/g.zarr")) > 20
     with pytest.raises(StoreError):
         GraphStore("s3://screening/g.zarr")
@@ -114,20 +122,8 @@ def test_an_append_that_was_interrupted_while_it_was_uploaded_loses_nothing(
     out, words = "s3://screening/g.zarr", {"scheduler": "threads"}
     featurize(write_extxyz(tmp_path / "a.extxyz", 4, seed=1), out, cutoff=4.0, **words)
     more = write_extxyz(tmp_path / "b.extxyz", 3, seed=2)
-    put = s3fs.S3FileSystem._put_file
-
-    async def interrupted(fs: s3fs.S3FileSystem, path: str, *rest: object, **settings: object) -> None:
-        if path.endswith("store/zarr.json"):
-            raise OSError("the connection is lost")
-        await put(fs, path, *rest, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
-        s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises(OutputExistsError, match="the connection is lost"):
-            featurize(more, out, append=True, **words)
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket.invalidate_cache()
+    with connection_lost_before_the_root(bucket):
+        featurize(more, out, append=True, **words)
     assert featurize(more, out, append=True, **words).in_store == 7
     assert len(GraphStore(out)) == 7
 
