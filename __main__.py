@@ -237,26 +237,61 @@ def merge(
 
 @app.command()
 def train(
-    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store with energies; better with forces.")],
     out: Annotated[Path, typer.Option(help="Run folder; the model becomes model.ckpt in it.")],
+    stores: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="G.zarr...", help="Graph stores with energies (better with forces) or other labels."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML with the sections network and training; what it leaves out has defaults.")
+        Path | None,
+        typer.Option(
+            help="YAML with the sections network and training; what it leaves out has defaults. Every key: "
+            "docs/training.md."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Train an ensemble of so many networks, whose spread is an uncertainty.")
+    ] = 1,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Fine-tune a model.ckpt or run folder (training.fine_tune.checkpoint)."),
+    ] = None,
+    repeat: Annotated[
+        Path | None, typer.Option(help="Repeat the run in this folder to the last bit, without any other words.")
     ] = None,
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a network on a graph store.
+    """Train a network, or an ensemble, on graph stores.
 
-    Loss on energies, forces and stresses, as far as the store has them. A training that was stopped goes on from its
-    last epoch when the same words are said again. config.yaml in the run folder shows every setting.
+    Loss on energies, forces and stresses, and on the labels of heads, as far as the stores have them. A training that
+    was stopped goes on where it was when the same words are said again, and ends in the same weights. The run folder
+    keeps configuration, split, logs (metrics.csv, TensorBoard) and plots of the errors.
     """
-    from .model import Config
+    from .model import Config, train_ensemble
+    from .model import repeat as repeat_run
     from .model import train as work
+    from .pipeline.errors import ConfigError
 
-    settings = Config.load(config) if config else None
+    if repeat is not None:
+        if stores or config or start or limit or seeds > 1:
+            raise ConfigError("--repeat takes stores and settings from the run; leave the others out")
+        with _resumable():
+            print(repeat_run(repeat, out, overwrite=overwrite, progress=True))
+        return
+    if not stores:
+        raise ConfigError("say which graph stores to train on")
+    settings = Config.load(config) if config else Config()
+    if start is not None:
+        settings = settings.starting_from(start)
     with _resumable():
-        report = work(store, out, settings, limit=limit, overwrite=overwrite, progress=True)
-    print(report)
+        if seeds > 1:
+            found = train_ensemble(
+                stores, out, settings, members=seeds, limit=limit, overwrite=overwrite, progress=True
+            )
+            print(found)
+        else:
+            print(work(stores, out, settings, limit=limit, overwrite=overwrite, progress=True))
 
 
 @app.command()

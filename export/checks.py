@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
 import torch
 
+from ..model.ensemble import SPREAD, EnsemblePotential
 from ..model.network import EquivariantNetwork
 from ..model.potential import TorchPotential
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
-from ..pipeline.potential import Evaluation
+from ..pipeline.potential import Evaluation, Potential
 from ..pipeline.structure import Structure
 from .modelfile import STANDARD_DOMAINS
-from .probes import probe_structures
+from ..pipeline.probes import probe_structures
 from .runtime import OnnxPotential
 
 # Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an
@@ -30,6 +31,8 @@ PARITY_PROBES = ((1, 11, 4), (3, 12, 30), (40, 13, 12))
 # Largest differences allowed between ONNX Runtime and PyTorch, in eV/atom, eV/angstrom and eV/angstrom^3. The probes
 # are no relaxed crystals: where forces exceed 1 eV/angstrom the limits grow with them, as rounding does.
 LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
+# Of other outputs, relative to the largest value and to the spread of the labels.
+PROPERTY_LIMIT = 1e-4
 REPEATS = 3
 # In float64 the same holds of Sigmoid and Exp: with another number of threads the last bits may differ.
 FLOAT64_THREAD_DIFFERENCE = 1e-12
@@ -70,31 +73,50 @@ def is_reducing_scatter(node: onnx.NodeProto) -> bool:
     return node.op_type in SCATTERS and any(reduction not in (b"", b"none") for reduction in reductions)
 
 
-def check_parity(network: EquivariantNetwork, potential: OnnxPotential) -> dict[str, float]:
+def check_parity(networks: Sequence[EquivariantNetwork], potential: OnnxPotential) -> dict[str, float]:
     """Compare ONNX Runtime with PyTorch on fresh structures, in the model's dtype and in float64.
 
+    Args:
+        networks: One, or the members of an ensemble.
+        potential: The file that they became.
+
     Returns:
-        Largest differences, by ``quantity/dtype of PyTorch``.
+        Largest differences, by ``output/dtype of PyTorch``.
 
     Raises:
-        ExportError: Beyond `LIMITS`.
+        ExportError: Beyond the limits.
     """
     report: dict[str, float] = {}
-    references = {potential.metadata.dtype: network, "float64": copy.deepcopy(network).double()}
+    references = {
+        potential.metadata.dtype: _reference(networks),
+        "float64": _reference([copy.deepcopy(network).double() for network in networks]),
+    }
     for probe in PARITY_PROBES:
-        block = _probe_block(probe, network.elements, network.cutoff)
+        block = _probe_block(probe, potential.elements, potential.cutoff)
         found = potential.evaluate(block)
         for dtype, reference in references.items():
-            expected = TorchPotential(reference).evaluate(block)
-            scale = max(1.0, float(np.abs(expected.forces).max()))
+            expected = reference.evaluate(block)
             for name, difference in differences(found, expected, block).items():
+                limit = _limit(name, expected, networks[0])
                 key = f"{name}/{dtype}"
                 report[key] = max(report.get(key, 0.0), difference)
-                if not difference <= LIMITS[name] * scale:
-                    raise ExportError(
-                        f"{name} differs from PyTorch ({dtype}) by {difference:.2e}, above {LIMITS[name] * scale:.1e}"
-                    )
+                if not difference <= limit:
+                    raise ExportError(f"{name} differs from PyTorch ({dtype}) by {difference:.2e}, above {limit:.1e}")
     return report
+
+
+def _reference(networks: Sequence[EquivariantNetwork]) -> Potential:
+    return TorchPotential(networks[0]) if len(networks) == 1 else EnsemblePotential(networks)
+
+
+def _limit(name: str, expected: Evaluation, network: EquivariantNetwork) -> float:
+    """The largest difference allowed."""
+    mean = name.removesuffix(SPREAD)
+    if mean in LIMITS:
+        return LIMITS[mean] * max(1.0, float(np.nanmax(np.abs(expected.forces))))
+    values = expected.properties[mean]
+    largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
+    return PROPERTY_LIMIT * max(largest, *network.statistics.heads[mean].scales)
 
 
 def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff: float) -> GraphBlock:
@@ -109,12 +131,18 @@ def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff:
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock) -> dict[str, float]:
-    """Largest differences of energy per atom, forces and stress."""
-    return {
-        "energy": float(np.abs((a.energy - b.energy) / block.n_atoms).max()),
-        "forces": float(np.abs(a.forces - b.forces).max()),
-        "stress": float(np.max(np.where(np.isnan(a.stress) & np.isnan(b.stress), 0, np.abs(a.stress - b.stress)))),
-    }
+    """Largest differences by output, of energies per atom; what is NaN has to be so in both, and is left out if all is."""
+    out = {}
+    for name, found in a.arrays().items():
+        expected = b.arrays()[name]
+        both_absent = np.isnan(found) & np.isnan(expected)
+        difference = np.where(both_absent, 0.0, np.abs(found - expected))
+        if both_absent.all():
+            continue  # a network without an energy
+        if name.removesuffix(SPREAD) == "energy":
+            difference = difference / block.n_atoms
+        out[name] = float(difference.max())
+    return out
 
 
 def check_determinism(data: bytes) -> None:
@@ -133,16 +161,16 @@ def check_determinism(data: bytes) -> None:
         results.append(first)
     one, two = results
     if potential.metadata.dtype == "float64":
-        if max(differences(one, two, block).values()) > FLOAT64_THREAD_DIFFERENCE * np.abs(one.forces).max():
+        largest = max(float(np.nanmax(np.abs(x), initial=1e-3)) for x in one.arrays().values())
+        if max(differences(one, two, block).values()) > FLOAT64_THREAD_DIFFERENCE * largest:
             raise ExportError("runs with one and with two threads differ by more than rounding")
     elif not _equal(one, two):
         raise ExportError("runs with one and with two threads differ")
 
 
 def _equal(a: Evaluation, b: Evaluation) -> bool:
-    return all(
-        np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True) for name in ("energy", "forces", "stress")
-    )
+    others = b.arrays()
+    return all(np.array_equal(values, others[name], equal_nan=True) for name, values in a.arrays().items())
 
 
 def torch_dtype_name(network: EquivariantNetwork) -> str:

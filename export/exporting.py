@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import onnx
 import torch
 
-from ..model.checkpoint import ModelCard, find_checkpoint, load_checkpoint
+from ..model.checkpoint import ModelCard, load_members
+from ..model.ensemble import check_members, with_spread
 from ..model.network import EquivariantNetwork
 from ..pipeline.errors import OutputExistsError
 from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
+from .ensembles import join
 from .lowering import lower
 from .metadata import ModelMetadata
 from .runtime import OnnxPotential
@@ -39,10 +42,10 @@ class ExportReport:
     seconds: float
 
     def __str__(self) -> str:
-        units = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
         parity = ", ".join(
-            f"{name} {value:.1e} {units[name]}"
-            for name, value in ((n, self.metadata.parity[f"{n}/{self.metadata.dtype}"]) for n in units)
+            f"{spec.name} {self.metadata.parity[f'{spec.name}/{self.metadata.dtype}']:.1e} "
+            f"{'eV/atom' if spec.name.startswith('energy') else spec.unit}".rstrip()
+            for spec in self.metadata.outputs
         )
         return (
             f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing "
@@ -53,13 +56,13 @@ class ExportReport:
 def export_onnx(
     checkpoint: str | Path, out: str | Path, *, float64: bool = False, overwrite: bool = False
 ) -> ExportReport:
-    """Lower a checkpoint, with forces and stress, to one ONNX file.
+    """Lower a checkpoint, with forces, stress and all heads, to one ONNX file.
 
     The file is checked before it gets its name: the graph's structure, parity with PyTorch on fresh structures of other
     sizes, and equal results with one and two threads.
 
     Args:
-        checkpoint: A model.ckpt, or the run folder that holds one.
+        checkpoint: A model.ckpt, or the run folder of a network or of an ensemble, which becomes one file too.
         out: The ONNX file.
         float64: Compute in float64, for checks; several times slower.
         overwrite: Replace an existing file.
@@ -72,9 +75,9 @@ def export_onnx(
     target = Path(out)
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
-    network, card = load_checkpoint(find_checkpoint(checkpoint), torch.float64 if float64 else None)
+    networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     begin = time.monotonic()
-    model, metadata = lower_and_check(network, card)
+    model, metadata = lower_and_check(networks, card)
     data = model.SerializeToString()
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.tmp")
@@ -83,18 +86,27 @@ def export_onnx(
     return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
 
 
-def lower_and_check(network: EquivariantNetwork, card: ModelCard) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """Lower a network and run all checks; the model carries its metadata.
+def lower_and_check(
+    networks: Sequence[EquivariantNetwork], card: ModelCard
+) -> tuple[onnx.ModelProto, ModelMetadata]:
+    """Lower a network, or the members of an ensemble, and run all checks; the model carries its metadata.
 
     Raises:
+        CheckpointError: Networks that are no ensemble.
         ExportError: A check failed.
     """
-    model = lower(network)
+    network, outputs = networks[0], networks[0].outputs
+    if len(networks) == 1:
+        model = lower(network)
+    else:
+        check_members(networks)
+        model, outputs = join([lower(member) for member in networks]), with_spread(outputs)
     check_structure(model)
     metadata = ModelMetadata(
         cutoff=network.cutoff,
         elements=network.elements,
         dtype=torch_dtype_name(network),
+        outputs=outputs,
         symmetry=card.symmetry,
         energy_scheme=card.energy_scheme,
         training_data=card.training_data,
@@ -102,10 +114,13 @@ def lower_and_check(network: EquivariantNetwork, card: ModelCard) -> tuple[onnx.
         parity={},
         validation=dict(card.validation),
         equiscreen=version("equiscreen"),
+        members=len(networks),
+        mirror_violation=dict(card.mirror_violation),
+        calibration=dict(card.calibration),
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()
-    parity = check_parity(network, OnnxPotential(data))
+    parity = check_parity(networks, OnnxPotential(data))
     check_determinism(data)
     metadata = replace(metadata, parity=parity)
     onnx.helper.set_model_props(model, metadata.to_props())

@@ -27,7 +27,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise EquiscreenError(f"{path}: no such file or folder")
     if target.suffix == ".onnx":
         return _describe_model(target)
-    if target.suffix == ".ckpt" or (target / "run.json").exists():
+    if target.suffix == ".ckpt" or any((target / name).exists() for name in ("run.json", "ensemble.json")):
         return _describe_checkpoint(target)
     if target.is_file():
         raise EquiscreenError(f"{path}: neither a store nor a .ckpt nor an .onnx file")

@@ -1,6 +1,6 @@
 """Lowering: a network with its gradients becomes one ONNX graph.
 
-The route has three steps. ``make_fx`` turns energy and ``autograd.grad`` into one plain graph of ATen operations; it is
+The route has three steps. ``make_fx`` turns outputs and ``autograd.grad`` into one plain graph of ATen operations; it is
 traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is frozen in.
 ``torch.export`` gives the sizes names. ``torch.onnx.export`` translates.
 """
@@ -24,16 +24,15 @@ from ..model.network import EquivariantNetwork
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
 from ..pipeline.tables import INPUT_NAMES
-from .probes import probe_structures
+from ..pipeline.probes import probe_structures
 
-OUTPUT_NAMES = ("energy", "forces", "stress")
 OPSET = 20
 # Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 
 def lower(network: EquivariantNetwork) -> onnx.ModelProto:
-    """Translate a network, in its dtype, to ONNX with energy, forces and stress as outputs.
+    """Translate a network, in its dtype, to ONNX; its outputs are those that the network names.
 
     Args:
         network: In evaluation mode, on the CPU (tracing on another device bakes gradients in as constants).
@@ -48,7 +47,7 @@ def lower(network: EquivariantNetwork) -> onnx.ModelProto:
         if _operations(traced) != _operations(again):
             raise ExportError("the graph depends on the size of its example: a size is frozen in")
         _keep_scalars_exact(traced)
-        return _translate(traced, examples[0])
+        return _translate(traced, examples[0], [spec.name for spec in network.outputs])
 
 
 def _example(network: EquivariantNetwork, count: int, seed: int) -> tuple[Tensor, ...]:
@@ -113,12 +112,12 @@ class _Plain(nn.Module):
         reverse: Tensor,
         structure: Tensor,
         volume: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        out: tuple[Tensor, Tensor, Tensor] = self.traced(atomic_number, vectors, neighbors, reverse, structure, volume)
+    ) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = self.traced(atomic_number, vectors, neighbors, reverse, structure, volume)
         return out
 
 
-def _translate(traced: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> onnx.ModelProto:
+def _translate(traced: torch.fx.GraphModule, example: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
     n, k, g = (torch.export.Dim(name, min=1) for name in ("atoms", "slots", "structures"))
     sizes = {
         "atomic_number": {0: n},
@@ -134,7 +133,7 @@ def _translate(traced: torch.fx.GraphModule, example: tuple[Tensor, ...]) -> onn
         dynamo=True,
         opset_version=OPSET,
         input_names=list(INPUT_NAMES),
-        output_names=list(OUTPUT_NAMES),
+        output_names=names,
         verbose=False,
     )
     if exported is None:

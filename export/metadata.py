@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from ..pipeline.errors import ModelFileError
+from ..pipeline.potential import OutputSpec
 
 ONNX_SCHEMA = "equiscreen-onnx/1"
-UNITS = {"energy": "eV", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 _PREFIX = "equiscreen."
 
 
@@ -22,6 +22,7 @@ class ModelMetadata:
         cutoff: Angstrom.
         elements: Atomic numbers that the model knows.
         dtype: Of the vectors: "float32" or "float64".
+        outputs: What it finds.
         symmetry: Group under which the model is equivariant.
         energy_scheme: Which energies it speaks.
         training_data: Hash of the graph store that it was trained on.
@@ -29,14 +30,16 @@ class ModelMetadata:
         parity: Largest differences from PyTorch, measured at export.
         validation: Mean absolute errors on the validation structures.
         equiscreen: Version that exported it.
+        members: Networks whose mean it is; more than one put out their spread too.
+        mirror_violation: Largest changes under a mirror, by output, of a network that is SO(3) equivariant only.
+        calibration: Of the spread of an ensemble: root mean square of error over spread, by output.
         schema: Version of this contract.
-        outputs: Names.
-        units: Of the outputs.
     """
 
     cutoff: float
     elements: tuple[int, ...]
     dtype: str
+    outputs: tuple[OutputSpec, ...]
     symmetry: str
     energy_scheme: str
     training_data: str
@@ -44,9 +47,10 @@ class ModelMetadata:
     parity: Mapping[str, float]
     validation: Mapping[str, float] = field(default_factory=dict)
     equiscreen: str = ""
+    members: int = 1
+    mirror_violation: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
     schema: str = ONNX_SCHEMA
-    outputs: tuple[str, ...] = ("energy", "forces", "stress")
-    units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
 
     def to_props(self) -> dict[str, str]:
         """As strings, each a JSON value."""
@@ -70,9 +74,17 @@ class ModelMetadata:
         missing = {item.name for item in fields(cls)} - values.keys()
         if missing:
             raise ModelFileError(f"{where}: metadata lacks {', '.join(sorted(missing))}")
-        values["elements"], values["outputs"] = tuple(values["elements"]), tuple(values["outputs"])
+        try:
+            values["elements"] = tuple(int(number) for number in values["elements"])
+            values["outputs"] = tuple(
+                OutputSpec(**{**output, "shape": tuple(output["shape"])}) for output in values["outputs"]
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise ModelFileError(f"{where}: unreadable metadata") from error
         return cls(**{name: value for name, value in values.items() if name in cls.__slots__})
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [asdict(item) if isinstance(item, OutputSpec) else item for item in value] if isinstance(value, tuple) else value

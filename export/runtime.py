@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ModelFileError, detail
-from ..pipeline.potential import Evaluation, evaluate_in_buckets
+from ..pipeline.potential import Evaluation, OutputSpec, evaluate_in_buckets
 from ..pipeline.structure import Structure
 from ..pipeline.tables import INPUT_NAMES
 from .metadata import ModelMetadata
@@ -62,6 +62,9 @@ class OnnxPotential:
         self.slots = slots
         self._inputs = [item.name for item in self._session.get_inputs()]
         unknown = set(self._inputs) - set(INPUT_NAMES)
+        made = {item.name for item in self._session.get_outputs()}
+        if absent := {spec.name for spec in self.outputs} - made:
+            raise ModelFileError(f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}")
         if unknown:
             raise ModelFileError(f"{name}: wants inputs that are not known here: {', '.join(sorted(unknown))}")
 
@@ -89,8 +92,13 @@ class OnnxPotential:
         """Atomic numbers that the model knows."""
         return self.metadata.elements
 
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        return self.metadata.outputs
+
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Energy, forces and stress of all structures of a block.
+        """All outputs for all structures of a block.
 
         Args:
             block: Graphs whose cutoff is at least the model's, of elements that the model knows.
@@ -99,17 +107,17 @@ class OnnxPotential:
             UnknownElementError: An element that the model does not know.
         """
         dtype = np.dtype(self.metadata.dtype)
-        return evaluate_in_buckets(block, self.elements, self.cutoff, dtype, self.slots, self.run_table)
+        return evaluate_in_buckets(block, self, dtype, self.slots, self.run_table)
 
     def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
-        """Energy, forces and stress of structures, whose graphs are made here."""
+        """All outputs for structures, whose graphs are made here."""
         return self.evaluate(GraphBlock.from_structures(structures, self.cutoff))
 
-    def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Energy, forces and stress of one padded table."""
+    def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs for one padded table, by name."""
+        names = [spec.name for spec in self.outputs]
         feed = {name: arrays[name] for name in self._inputs}
-        energy, forces, stress = self._session.run(["energy", "forces", "stress"], feed)
-        return energy, forces, stress
+        return dict(zip(names, self._session.run(names, feed), strict=True))
 
 
 def read_model(path: str | Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
-from ..pipeline.potential import Evaluation, Potential
-from ..pipeline.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, ArraySpec, flags
+from ..pipeline.potential import Evaluation, OutputSpec, Potential
+from ..pipeline.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, ArraySpec, flags, tensor_dims
 from ..pipeline.store import open_root
 
 SCORES_SCHEMA = "equiscreen-scores/1"
@@ -28,7 +29,7 @@ def _spec(name: str, dtype: str, description: str, units: str = "", *more_dims: 
     return ArraySpec(name, (STRUCTURE, *more_dims), dtype, attrs)
 
 
-SCORE_ARRAYS = (
+ENERGY_ARRAYS = (
     _spec("energy", "float64", "total energy", "eV"),
     _spec("energy_per_atom", "float64", "energy divided by the number of atoms", "eV/atom"),
     _spec("max_force", "float64", "largest norm of the force on an atom", "eV/angstrom"),
@@ -40,6 +41,17 @@ SCORE_ARRAYS = (
         CARTESIAN,
         CARTESIAN_2,
     ),
+)
+SPREAD_ARRAYS = (
+    _spec("energy_std", "float64", "standard deviation of the total energy among the members of the ensemble", "eV"),
+    _spec(
+        "max_force_std",
+        "float64",
+        "largest norm of the standard deviations of the components of a force among the members of the ensemble",
+        "eV/angstrom",
+    ),
+)
+STRUCTURE_ARRAYS = (
     _spec("structure_id", TEXT, "name of the structure in its source"),
     _spec("formula", TEXT, "reduced chemical formula"),
     _spec("n_atoms", "int32", "number of atoms", "1"),
@@ -48,6 +60,29 @@ SCORE_ARRAYS = (
     _spec("source", TEXT, "file that the structure came from"),
     _spec("source_index", "int64", "place in that file, from 0", "1"),
 )
+
+
+def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
+    """Arrays of the scores of a model; outputs per atom, but for the forces, have no place in them."""
+    names = {spec.name for spec in outputs}
+    energy = ENERGY_ARRAYS if "energy" in names else ()
+    spread = SPREAD_ARRAYS if "energy_std" in names else ()
+    return (*energy, *spread, *(_property_array(spec) for spec in property_outputs(outputs)), *STRUCTURE_ARRAYS)
+
+
+def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
+    """Outputs that become arrays of their own as they stand."""
+    known = {spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)} | {"stress_std"}
+    return [spec for spec in outputs if spec.per == "structure" and spec.name not in known]
+
+
+def _property_array(spec: OutputSpec) -> ArraySpec:
+    description = spec.name.replace("_", " ") + ("" if spec.defined == "always" else f"; NaN but for {spec.defined}")
+    dims = tensor_dims(STRUCTURE, spec.name, spec.shape)
+    if "voigt" in dims:
+        description += "; Voigt order xx, yy, zz, yz, xz, xy"
+    attrs = {"description": description, **({"units": spec.unit} if spec.unit else {})}
+    return ArraySpec(spec.name, dims, "float64", attrs, spec.shape)
 
 
 def score_block(block: GraphBlock, potential: Potential) -> dict[str, NDArray[Any]]:
@@ -62,26 +97,43 @@ def score_block(block: GraphBlock, potential: Potential) -> dict[str, NDArray[An
     all_known = np.ones(n, dtype=bool)
     all_known[block.atom_structure[~known]] = False
     rows = np.flatnonzero(all_known)
-    energy, max_force, stress = np.full(n, np.nan), np.full(n, np.nan), np.full((n, 3, 3), np.nan)
     status = np.where(all_known, OK, UNKNOWN_ELEMENT).astype(np.uint8)
+    arrays: dict[str, NDArray[Any]] = {
+        spec.name: np.full(spec.shape(n), np.nan)
+        for spec in score_arrays(potential.outputs)
+        if spec.dtype == "float64"
+    }
     if len(rows):
         part = block.take(rows)
-        result: Evaluation = potential.evaluate(part)
-        energy[rows], stress[rows] = result.energy, result.stress
-        max_force[rows] = np.maximum.reduceat(np.linalg.norm(result.forces, axis=1), part.atom_start)
-        status[rows[~np.isfinite(energy[rows]) | ~np.isfinite(max_force[rows])]] = NOT_FINITE
-    for values in (energy, max_force, stress):
+        for name, values in _scored(part, potential.evaluate(part), potential.outputs).items():
+            arrays[name][rows] = values
+        wanted = [spec for spec in property_outputs(potential.outputs) if spec.defined == "always"]
+        checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
+        finite = np.all([np.isfinite(values).reshape(n, -1).all(axis=1) for values in checked], axis=0)
+        status[rows[~finite[rows]]] = NOT_FINITE
+    for values in arrays.values():
         values[status == NOT_FINITE] = np.nan
     return {
-        "energy": energy,
-        "energy_per_atom": energy / block.n_atoms,
-        "max_force": max_force,
-        "stress": stress,
+        **arrays,
         "formula": formulas(block),
         "n_atoms": block.n_atoms,
         "volume": np.where(block.pbc.all(axis=1), block.volume, np.nan),
         "status": status,
     }
+
+
+def _scored(block: GraphBlock, found: Evaluation, outputs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:
+    """What the scores hold of an evaluation."""
+    names = {spec.name for spec in outputs}
+    out = {spec.name: found.properties[spec.name] for spec in property_outputs(outputs)}
+    if "energy" in names:
+        out |= {"energy": found.energy, "energy_per_atom": found.energy / block.n_atoms, "stress": found.stress}
+        out["max_force"] = np.maximum.reduceat(np.linalg.norm(found.forces, axis=1), block.atom_start)
+    if "energy_std" in names:
+        out["energy_std"] = found.properties["energy_std"]
+        spread = np.linalg.norm(found.properties["forces_std"], axis=1)
+        out["max_force_std"] = np.maximum.reduceat(spread, block.atom_start)
+    return out
 
 
 def formulas(block: GraphBlock) -> NDArray[np.str_]:

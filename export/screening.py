@@ -24,7 +24,7 @@ from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
 from ..pipeline.staging import Staging, compact, make_parts, staged, taken_up
 from ..pipeline.store import GraphStore
 from .runtime import DEFAULT_SLOTS, OnnxPotential
-from .scores import COORDINATES, OK, SCORE_ARRAYS, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_block
+from .scores import COORDINATES, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays, score_block
 
 # A part ends at whichever comes first; a killed worker loses at most one.
 PART_EDGES = 250_000
@@ -59,7 +59,7 @@ def screen(
         progress: Show progress on standard error.
 
     Returns:
-        The scores, opened; `scores.SCORE_ARRAYS` lists its variables.
+        The scores, opened; `scores.score_arrays` lists its variables.
 
     Raises:
         StoreError: The store cannot be read, or nothing in it could be scored.
@@ -85,7 +85,9 @@ def screen(
         "parts": hashlib.sha256(repr(spans).encode()).hexdigest(),
         "equiscreen": version("equiscreen"),
     }
-    columns = column_names(graphs)
+    arrays = score_arrays(potential.outputs)
+    outputs = {spec.name for spec in arrays}
+    columns = tuple(name for name in column_names(graphs) if name not in outputs)
     if taken_up(out, identity) is not None:
         return open_scores(out)
     inputs = [Path(path) for path in (graphs.path, model) if "://" not in str(path)]
@@ -99,7 +101,7 @@ def screen(
             bar.note(f"Dask dashboard: {dashboard(client)}")
             client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots))
             receipts = make_parts(client, staging, screen_part, [task for task in tasks if task.key not in done], bar)
-            digests = compact(client, _compaction(staging, receipts, columns))
+            digests = compact(client, _compaction(staging, receipts, arrays, columns))
         counts = np.sum([receipt.notes["status"] for receipt in receipts], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
@@ -118,12 +120,14 @@ def screen(
     return open_scores(out)
 
 
-def _compaction(staging: Staging, receipts: Sequence[Receipt], columns: tuple[str, ...]) -> Compaction:
+def _compaction(
+    staging: Staging, receipts: Sequence[Receipt], arrays: tuple[ArraySpec, ...], columns: tuple[str, ...]
+) -> Compaction:
     """All rows of all parts, one after the other."""
     rows = offsets_of([receipt.counts["read"] for receipt in receipts])
     return Compaction(
         store=staging.store,
-        specs=(*SCORE_ARRAYS, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns)),
+        specs=(*arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in columns)),
         sources=tuple(PartRows(staging.parts, receipt.key, {}) for receipt in receipts),
         source_rows={STRUCTURE: rows},
         keep=None,
@@ -143,6 +147,7 @@ def _provenance(graphs: GraphStore, model: str | Path, potential: OnnxPotential)
             "weights_sha256": potential.metadata.weights_sha256,
             "energy_scheme": potential.metadata.energy_scheme,
             "symmetry": potential.metadata.symmetry,
+            "members": potential.metadata.members,
             "cutoff": potential.cutoff,
         },
         "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
@@ -173,7 +178,8 @@ def estimate(store: str | Path, model: str | Path, limit: int | None = None) -> 
     begin = time.monotonic()
     score_block(graphs.block(0, sample, labels=False), potential)
     seconds = (time.monotonic() - begin) * graphs.n_edges[:size].sum() / max(1, graphs.n_edges[:sample].sum())
-    row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in SCORE_ARRAYS if spec.dtype != TEXT)
+    arrays = score_arrays(potential.outputs)
+    row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in arrays if spec.dtype != TEXT)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
         f"{size:,} structures: about {seconds:,.0f} s of work for one core, at most {size * row / 1e6:,.1f} MB on disk "

@@ -1,8 +1,20 @@
-"""Equivariant networks, trained on a graph store."""
+"""Equivariant networks, trained on graph stores."""
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, load_members, save_checkpoint
 from .config import Config
+from .ensemble_training import EnsembleReport, train_ensemble
 from .network import EquivariantNetwork
-from .training import TrainingReport, train
+from .training import TrainingReport, repeat, train
 
-__all__ = ["Config", "EquivariantNetwork", "TrainingReport", "load_checkpoint", "save_checkpoint", "train"]
+__all__ = [
+    "Config",
+    "EnsembleReport",
+    "EquivariantNetwork",
+    "TrainingReport",
+    "load_checkpoint",
+    "load_members",
+    "repeat",
+    "save_checkpoint",
+    "train",
+    "train_ensemble",
+]

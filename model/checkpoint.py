@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..pipeline.errors import CheckpointError, detail
+from ..pipeline.errors import CheckpointError, EquiscreenError, detail
+from ..pipeline.parts import write_text_atomically
 from .config import NetworkConfig
-from .network import DataStatistics, EquivariantNetwork
+from .network import EquivariantNetwork
+from .statistics import DataStatistics, HeadStatistics
 
-MODEL_SCHEMA = "equiscreen-model/1"
+MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"
+MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,16 @@ class ModelCard:
         energy_scheme: Which energies it speaks; decides what they may be compared with.
         training_data: Hash of the graph store that it was trained on.
         validation: Mean absolute errors, by name with unit.
+        mirror_violation: Largest changes under a mirror, by output with unit, of a network without parity.
+        calibration: Of an ensemble's spread, by output: root mean square of error over spread.
     """
 
     symmetry: str = "o3"
     energy_scheme: str = "own"
     training_data: str = ""
     validation: Mapping[str, float] = field(default_factory=dict)
+    mirror_violation: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, network: EquivariantNetwork, card: ModelCard) -> None:
@@ -41,7 +49,7 @@ def save_checkpoint(path: str | Path, network: EquivariantNetwork, card: ModelCa
         "network": network.config.model_dump(mode="json"),
         "elements": list(network.elements),
         "statistics": asdict(network.statistics),
-        "card": {**asdict(card), "validation": dict(card.validation)},
+        "card": asdict(card),
         "dtype": str(network.dtype).removeprefix("torch."),
         "state": {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()},
     }
@@ -69,39 +77,85 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: schema {found!r} where {MODEL_SCHEMA!r} is wanted")
     try:
-        statistics = dict(content["statistics"])
-        statistics["reference_energies"] = tuple(statistics["reference_energies"])
         network = EquivariantNetwork(
             NetworkConfig(**content["network"]),
             content["elements"],
-            DataStatistics(**statistics),
+            _statistics(content["statistics"]),
             dtype or _dtype(content["dtype"]),
         )
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, EquiscreenError) as error:
         raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
+
+
+def _statistics(content: Mapping[str, Any]) -> DataStatistics:
+    heads = {
+        name: HeadStatistics(
+            tuple(head["shape"]), head["unit"], tuple(map(tuple, head["shifts"])), tuple(head["scales"])
+        )
+        for name, head in content["heads"].items()
+    }
+    return DataStatistics(
+        tuple(content["reference_energies"]), tuple(content["energy_scales"]), content["mean_neighbors"], heads
+    )
 
 
 def _dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "float64": torch.float64}[name]
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint at a path, which may be a run folder.
+def find_checkpoints(path: str | Path) -> list[Path]:
+    """The checkpoint at a path, or those of the run folder of a network or of an ensemble.
 
     Raises:
         CheckpointError: A run folder without a finished model.
     """
-    file = Path(path)
-    if not file.is_dir():
-        return file
-    inside = file / "model.ckpt"
-    if not inside.is_file():
+    folder = Path(path)
+    if not folder.is_dir():
+        return [folder]
+    if (folder / ENSEMBLE_FILE).is_file():
+        members = [folder / name / MODEL_FILE for name in _read_ensemble(folder)["members"]]
+    else:
+        members = [folder / MODEL_FILE]
+    missing = [file for file in members if not file.is_file()]
+    if missing:
         raise CheckpointError(
-            f"{path}: a folder without model.ckpt; run the same `equiscreen train` again to finish it"
+            f"{missing[0].parent}: a folder without {MODEL_FILE}; run the same `equiscreen train` again to finish it"
         )
-    return inside
+    return members
+
+
+def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None:
+    """Say that some runs inside a folder are an ensemble; only then it is one."""
+    content = {"schema": ENSEMBLE_SCHEMA, "members": list(members), "card": asdict(card)}
+    write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
+
+
+def load_members(
+    path: str | Path, dtype: torch.dtype | None = None
+) -> tuple[list[EquivariantNetwork], ModelCard]:
+    """Read the network, or all networks of the ensemble, at a path, and the card of the whole.
+
+    Raises:
+        CheckpointError: As for `load_checkpoint` and `find_checkpoints`.
+    """
+    loaded = [load_checkpoint(file, dtype) for file in find_checkpoints(path)]
+    networks = [network for network, _ in loaded]
+    if len(networks) == 1:
+        return networks, loaded[0][1]
+    return networks, ModelCard(**_read_ensemble(Path(path))["card"])
+
+
+def _read_ensemble(folder: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / ENSEMBLE_FILE).read_text())
+        names = [str(name) for name in content["members"]]
+        if content["schema"] != ENSEMBLE_SCHEMA or len(names) < 2 or any(Path(name).name != name for name in names):
+            raise ValueError(content["schema"])  # noqa: TRY301 - told as any other damage
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / ENSEMBLE_FILE}: damaged: {detail(error)}") from error
+    return content
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -110,11 +164,13 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: As for `load_checkpoint`.
     """
-    file = find_checkpoint(path)
-    network, card = load_checkpoint(file)
+    networks, card = load_members(path)
+    network = networks[0]
     return {
-        "path": str(file),
+        "path": str(path),
         "schema": MODEL_SCHEMA,
+        "members": len(networks),
+        "outputs": [asdict(spec) for spec in network.outputs],
         "network": network.config.model_dump(mode="json"),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "elements": list(network.elements),

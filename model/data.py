@@ -1,10 +1,16 @@
-"""Batches for training: structures of a graph store as padded tables with their labels."""
+"""Batches for training: structures of graph stores as padded tables with the labels that are trained on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, pairwise
+from threading import Event
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,31 +21,305 @@ from torch.utils.data import IterableDataset
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ConfigError
 from ..pipeline.labels import ENERGY, FORCES, STRESS
-from ..pipeline.reading import EpochReader
+from ..pipeline.reading import EpochReader, PlacedBlock, read_ahead
 from ..pipeline.store import GraphStore
 from ..pipeline.tables import INPUT_NAMES, neighbor_table
-from .network import DataStatistics
+from .config import HeadConfig
+from .symmetry import TENSORS, TensorBasis, presentation, tensor_basis
 
+# Labels of so many structures are looked at in one go; of 100 atoms with 9 components each they take 59 MB.
+_ROWS_AT_ONCE = 1 << 13
 _ALL_ELEMENTS = 119
+
+
+@dataclass(frozen=True)
+class HeadLabels:
+    """The labels of one head, as components of its irreps.
+
+    Attributes:
+        config: The head.
+        shape: Of one label.
+        unit: As in the stores.
+        label: Its name in the stores.
+    """
+
+    config: HeadConfig
+    shape: tuple[int, ...]
+    unit: str
+    label: str = ""
+
+    @cached_property
+    def basis(self) -> TensorBasis:
+        """The irreps, with their true parity."""
+        return tensor_basis(self.config)
+
+    @cached_property
+    def invariant(self) -> NDArray[np.int64]:
+        """int64[n], which components are invariant (0e)."""
+        kinds = np.concatenate([np.full(mul * ir.dim, ir.l == 0 and ir.p == 1) for mul, ir in self.basis.irreps])
+        return np.flatnonzero(kinds)
+
+    @property
+    def molecules_only(self) -> bool:
+        """Whether labels of periodic structures have no meaning."""
+        kind = TENSORS.get(self.config.tensor) if self.config.irreps is None else None
+        return kind is not None and kind.molecules_only
+
+    def components(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Labels as components of the irreps, of the logarithm where the head predicts that.
+
+        Args:
+            values: float64[n, *shape]. What is asymmetric where the tensor is symmetric is made symmetric.
+
+        Returns:
+            float64[n, dim]; all NaN where any number of the label is absent, or where there is no logarithm.
+        """
+        found = self._untransformed(values)
+        return self._logarithm(found) if self.config.transform == "log" else found
+
+    def without_logarithm(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """bool[n], which labels are there and cannot be used, since their logarithm is wanted and they have none."""
+        there = finite_rows(self._untransformed(values))
+        return there & ~finite_rows(self.components(values))
+
+    def of(self, block: GraphBlock) -> NDArray[np.float64]:
+        """float64[n_structures or n_atoms, dim], the components of all labels of a block, NaN where there are none."""
+        atoms = self.config.per == "atom"
+        labels = block.atom_labels if atoms else block.structure_labels
+        if self.label not in labels:
+            return np.full((len(block.atomic_number) if atoms else len(block), self.basis.dim), np.nan)
+        found = self.components(labels[self.label])
+        if self.molecules_only:
+            periodic = np.asarray(block.pbc.any(axis=1))
+            found[periodic[block.atom_structure] if atoms else periodic] = np.nan
+        return found
+
+    def labelled(self, store: GraphStore) -> NDArray[np.bool_]:
+        """bool[n_structures], which structures of a store have a label that can be used; one atom's is enough."""
+        known = np.zeros(len(store), dtype=bool)
+        for span, values, first in self._stored(store):
+            there = finite_rows(self.components(values))
+            known[span] = np.logical_or.reduceat(there, first)
+        if self.molecules_only:
+            known &= ~store.column("pbc").any(axis=1)
+        return known
+
+    def count_without_logarithm(self, store: GraphStore, chosen: NDArray[np.bool_]) -> int:
+        """How many labels of the chosen structures cannot be used, since they have no logarithm."""
+        if self.config.transform != "log":
+            return 0
+        count = 0
+        for span, values, first in self._stored(store):
+            count += int(np.add.reduceat(self.without_logarithm(values), first, dtype=np.int64)[chosen[span]].sum())
+        return count
+
+    def _stored(self, store: GraphStore) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
+        """Some structures of a store at a time, their labels, and the first label of each; none if it has none."""
+        if not any(self.label in names for names in store.label_names):
+            return
+        start_of = store.offsets[0] if self.config.per == "atom" else np.arange(len(store) + 1)
+        for begin in range(0, len(store), _ROWS_AT_ONCE):
+            end = min(begin + _ROWS_AT_ONCE, len(store))
+            values = store.column(self.label, int(start_of[begin]), int(start_of[end]))
+            yield slice(begin, end), values, start_of[begin:end] - start_of[begin]
+
+    @cached_property
+    def _from_label(self) -> NDArray[np.float64]:
+        """float64[prod(shape), dim], from a label's numbers to the nearest tensor's components."""
+        matrix: NDArray[np.float64] = np.linalg.pinv(presentation(self.basis, self.shape).numpy()).T
+        return matrix
+
+    def _untransformed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        flat = values.reshape(len(values), math.prod(self.shape))
+        there = finite_rows(flat)
+        found: NDArray[np.float64] = np.where(there[:, None], flat, 0.0) @ self._from_label
+        found[~there] = np.nan
+        return found
+
+    def _logarithm(self, components: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of scalars, or of symmetric matrices: the same eigenvectors with the logarithms of the eigenvalues."""
+        found = np.full_like(components, np.nan)
+        there = np.flatnonzero(finite_rows(components))
+        if self.basis.rank == 0:
+            there = there[components[there, 0] > 0]
+            found[there] = np.log(components[there])
+            return found
+        to_matrix = self.basis.matrix.numpy()
+        values, vectors = np.linalg.eigh((components[there] @ to_matrix.T).reshape(-1, 3, 3))
+        positive = values[:, 0] > 0  # the lowest comes first
+        values, vectors = np.log(values[positive]), vectors[positive]
+        matrices = (vectors * values[:, None, :]) @ vectors.transpose(0, 2, 1)
+        found[there[positive]] = matrices.reshape(-1, 9) @ to_matrix
+        return found
+
+
+def finite_rows(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """bool[n], in which rows of float64[n, k] every number is finite."""
+    return np.asarray(np.isfinite(values).all(axis=1))
+
+
+def head_labels(stores: Sequence[GraphStore], heads: Mapping[str, HeadConfig]) -> dict[str, HeadLabels]:
+    """Find the labels of all heads in the stores.
+
+    Raises:
+        ConfigError: In none of them, or of another kind than the head.
+        StoreError: Of different shape or unit in two of them.
+    """
+    found = {name: _found_labels(stores, name, config) for name, config in heads.items()}
+    EpochReader(stores, labels={head.label for head in found.values()})  # which compares them
+    return found
+
+
+def _found_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) -> HeadLabels:
+    label = config.label or name
+    having = [store for store in stores if any(label in names for names in store.label_names)]
+    if not having:
+        known = sorted({label for store in stores for names in store.label_names for label in names})
+        raise ConfigError(
+            f"heads.{name}: no store has a label {label!r} (there are: {', '.join(known) or 'none'}); name one with "
+            f"`label`, or map it with `featurize --label {label}=KEY[unit]`"
+        )
+    per = "structure" if label in having[0].label_names[0] else "atom"
+    if per != config.per:
+        raise ConfigError(f"heads.{name}: {label!r} is a label per {per}; say `per: {per}`")
+    stored, unit = having[0].label_shape(label)
+    shape = stored if config.shape is None else config.shape
+    if math.prod(shape) != math.prod(stored):
+        raise ConfigError(f"heads.{name}: the label {label!r} has the shape {list(stored)}, not {list(shape)}")
+    try:
+        presentation(tensor_basis(config), shape)
+    except ValueError as error:
+        raise ConfigError(f"heads.{name}: label {label!r}: {error}") from error
+    return HeadLabels(config, shape, unit, label)
+
+
+def wanted_labels(heads: Mapping[str, HeadLabels], *, energy: bool) -> set[str]:
+    """Names of all labels that are trained on."""
+    return {*((ENERGY, FORCES, STRESS) if energy else ()), *(head.label for head in heads.values())}
+
+
+def usable_structures(
+    stores: Sequence[GraphStore], energy: bool, heads: Mapping[str, HeadLabels]
+) -> list[NDArray[np.bool_]]:
+    """Which structures have something to train on: an energy, where energies are wanted, or a label of any head.
+
+    Returns:
+        bool[n_structures] for each store.
+
+    Raises:
+        ConfigError: None has.
+    """
+    usable = []
+    for store in stores:
+        known = np.zeros(len(store), dtype=bool)
+        if energy and ENERGY in store.label_names[0]:
+            known |= np.isfinite(store.column(ENERGY))
+        for head in heads.values():
+            known |= head.labelled(store)
+        usable.append(known)
+    if not any(known.any() for known in usable):
+        wanted = (["an energy"] if energy else []) + [f"a label for heads.{name} that it can use" for name in heads]
+        first = ENERGY if energy else next((head.label for head in heads.values()), ENERGY)
+        raise ConfigError(
+            f"{', '.join(str(store.path) for store in stores)}: no structure has {' or '.join(wanted)}; "
+            f"map one with `featurize --label {first}=KEY[unit]`"
+        )
+    return usable
+
+
+def of_elements(store: GraphStore, elements: Collection[int]) -> NDArray[np.bool_]:
+    """bool[n_structures], which structures hold no other elements."""
+    others = np.setdiff1d(np.arange(_ALL_ELEMENTS), list(elements))
+    return np.concatenate([~counts[:, others].any(axis=1) for counts in compositions(store)] or [np.zeros(0, bool)])
+
+
+def compositions(store: GraphStore) -> Iterator[NDArray[np.int64]]:
+    """Compositions of all structures of a store, some at a time, in order: int64[n, 119], see `element_counts`."""
+    start_of = store.offsets[0]
+    for begin in range(0, len(store), _ROWS_AT_ONCE):
+        end = min(begin + _ROWS_AT_ONCE, len(store))
+        atomic_number = store.column("atomic_number", int(start_of[begin]), int(start_of[end]))
+        structure = np.repeat(np.arange(end - begin), np.diff(start_of[begin : end + 1]))
+        yield element_counts(structure, atomic_number, end - begin)
+
+
+def element_counts(
+    structure: NDArray[np.int64], atomic_number: NDArray[np.uint8], n_structures: int
+) -> NDArray[np.int64]:
+    """int64[n_structures, 119], numbers of atoms by atomic number.
+
+    Args:
+        structure: int64[n_atoms], the structure of each atom.
+        atomic_number: uint8[n_atoms].
+        n_structures: How many.
+    """
+    flat = structure * _ALL_ELEMENTS + atomic_number
+    return np.bincount(flat, minlength=n_structures * _ALL_ELEMENTS).reshape(n_structures, _ALL_ELEMENTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A table with its labels; labels that are absent are NaN.
+    """A table with its labels.
 
     Attributes:
         inputs: The network's inputs, in the order of `INPUT_NAMES`.
-        energy: float64[G], eV.
-        forces: float64[N, 3], eV/angstrom.
-        stress: float64[G, 3, 3], eV/angstrom^3.
+        labels: float64, NaN where absent: ``energy`` [G] in eV, ``forces`` [N, 3] in eV/angstrom and ``stress``
+            [G, 3, 3] in eV/angstrom^3 where there is an energy; for each head the components of its irreps, [G, dim] or
+            [N, dim], in the label's unit or of its logarithm.
         n_atoms: float64[G].
+        store: int64[G], which of the stores each structure comes from.
+        row: int64[G], its place in that store.
     """
 
     inputs: tuple[Tensor, ...]
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
+    labels: dict[str, Tensor]
     n_atoms: Tensor
+    store: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same structures, in order, as at most so many batches of about as many atoms each."""
+        end = np.cumsum(self.n_atoms.cpu().numpy()).astype(np.int64)
+        size = np.diff(end, prepend=0)
+        middle = (end - size / 2) / end[-1]
+        part = np.arange(len(self)) if parts >= len(self) else (middle * parts).astype(np.int64)
+        cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(self)]
+        return [self] if len(cuts) == 2 else [self._between(a, b, end) for a, b in pairwise(cuts)]
+
+    def _between(self, begin: int, stop: int, end: NDArray[np.int64]) -> Batch:
+        """The structures from `begin` up to `stop`; int64[G] `end` is behind the last atom of each."""
+        first, last = (int(end[place - 1]) if place else 0 for place in (begin, stop))
+        atomic_number, vectors, neighbors, reverse, structure, volume = self.inputs
+        own = slice(first, last)
+        slots = neighbors.shape[1]
+        # With as many atoms as structures each has one, and both slices are the same.
+        spans = {name: own if len(x) == len(atomic_number) else slice(begin, stop) for name, x in self.labels.items()}
+        return Batch(
+            inputs=(
+                atomic_number[own],
+                vectors[own],
+                neighbors[own] - first,
+                reverse[own] - first * slots,
+                structure[own] - begin,
+                volume[begin:stop],
+            ),
+            labels={name: values[spans[name]] for name, values in self.labels.items()},
+            n_atoms=self.n_atoms[begin:stop],
+            store=self.store[begin:stop],
+            row=self.row[begin:stop],
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device."""
+        return replace(
+            self,
+            inputs=tuple(tensor.to(device) for tensor in self.inputs),
+            labels={name: tensor.to(device) for name, tensor in self.labels.items()},
+            n_atoms=self.n_atoms.to(device),
+        )
 
 
 def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -48,144 +328,124 @@ def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple
     return tuple(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
 
 
-def make_batch(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> Batch:
-    """A batch of all structures of a block."""
-    n_atoms = len(block.atomic_number)
-    stress = _label(block.structure_labels, STRESS, (len(block), 3, 3)).copy()
-    stress[~np.all(block.pbc, axis=1)] = np.nan
-    return Batch(
-        inputs=table_tensors(block, cutoff, dtype),
-        energy=torch.from_numpy(_label(block.structure_labels, ENERGY, (len(block),))),
-        forces=torch.from_numpy(_label(block.atom_labels, FORCES, (n_atoms, 3))),
-        stress=torch.from_numpy(stress),
-        n_atoms=torch.from_numpy(block.n_atoms.astype(np.float64)),
-    )
-
-
-class StructureBatches(IterableDataset[Batch]):
-    """Batches of some structures of a store, in the order of an `EpochReader`, which reads ahead.
+def make_batch(
+    rows: PlacedBlock, heads: Mapping[str, HeadLabels], cutoff: float, dtype: torch.dtype, *, energy: bool
+) -> Batch:
+    """A batch of all structures of a block.
 
     Args:
-        store: The store.
-        chosen: bool[n_structures].
-        batch_size: Structures in a batch.
+        rows: The structures.
+        heads: By name.
         cutoff: Of the network, angstrom.
         dtype: Of the network.
-        shuffle: Seeds of the order, or None for the order of the store.
+        energy: Whether there are energies, forces and stresses; a stress only of what is periodic in all directions.
     """
-
-    def __init__(
-        self,
-        store: GraphStore,
-        chosen: NDArray[np.bool_],
-        batch_size: int,
-        cutoff: float,
-        dtype: torch.dtype,
-        shuffle: tuple[int, int] | None = None,
-    ) -> None:
-        self.store, self.chosen, self.batch_size = store, chosen, batch_size
-        self.cutoff, self.dtype, self.shuffle = cutoff, dtype, shuffle
-
-    def __len__(self) -> int:
-        """Batches in an epoch, which does not depend on the shuffling of windows."""
-        return math.ceil(int(self.chosen.sum()) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        reader = EpochReader([self.store], [self.chosen], shuffle=self.shuffle, labels=(ENERGY, FORCES, STRESS))
-        for rows in reader.batches(structures=self.batch_size):
-            yield make_batch(rows.block, self.cutoff, self.dtype)
-
-
-def split(usable: NDArray[np.bool_], validation_fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose some of the usable structures for validation, at random: bool[n_structures], and leave one at least.
-
-    Raises:
-        ConfigError: Fewer than two structures.
-    """
-    rows = np.flatnonzero(usable)
-    if len(rows) < 2:
-        raise ConfigError(f"{len(rows)} labelled structures in the store; training and validation need one each")
-    n_validation = min(len(rows) - 1, max(1, round(len(rows) * validation_fraction)))
-    chosen = np.zeros(len(usable), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(rows)[:n_validation]] = True
-    return chosen
-
-
-def with_energy(store: GraphStore) -> NDArray[np.bool_]:
-    """bool[n_structures], which structures have an energy.
-
-    Raises:
-        ConfigError: None has.
-    """
-    has = ENERGY in store.label_names[0]
-    known: NDArray[np.bool_] = np.isfinite(store.column(ENERGY)) if has else np.zeros(len(store), dtype=bool)
-    if not known.any():
-        raise ConfigError(
-            f"{store.path}: no structure has an energy; map one with `featurize --label energy=KEY[unit]`"
-        )
-    return known
-
-
-def of_elements(store: GraphStore, elements: tuple[int, ...]) -> NDArray[np.bool_]:
-    """bool[n_structures], which structures hold no other elements."""
-    known = np.ones(len(store), dtype=bool)
-    for rows in EpochReader([store], labels=False).blocks():
-        block = rows.block
-        known[rows.row[block.atom_structure[~np.isin(block.atomic_number, elements)]]] = False
-    return known
-
-
-def fit_statistics(
-    store: GraphStore, chosen: NDArray[np.bool_], cutoff: float
-) -> tuple[tuple[int, ...], DataStatistics]:
-    """Elements and statistics of structures with energies: reference energies by least squares on composition.
-
-    Args:
-        store: The store.
-        chosen: bool[n_structures], structures to train on, all with energies.
-        cutoff: Of the network, angstrom.
-
-    Returns:
-        The elements of those structures, ascending, and the statistics.
-    """
-    normal, moment = np.zeros((_ALL_ELEMENTS, _ALL_ELEMENTS)), np.zeros(_ALL_ELEMENTS)
-    force_squares = force_count = 0.0
-    n_edges = n_atoms = 0
-    for counts, block in _chosen_compositions(store, chosen):
-        normal += counts.T @ counts
-        moment += counts.T @ block.structure_labels[ENERGY]
-        forces = _label(block.atom_labels, FORCES, (len(block.atomic_number), 3))
-        force_squares += float(np.nansum(forces**2))
-        force_count += float(np.isfinite(forces).sum())
-        n_edges += int(((block.displacements() ** 2).sum(axis=1) < cutoff**2).sum())
-        n_atoms += len(block.atomic_number)
-    elements = np.flatnonzero(np.diag(normal))
-    references = np.zeros(_ALL_ELEMENTS)
-    references[elements] = np.linalg.lstsq(normal[np.ix_(elements, elements)], moment[elements], rcond=None)[0]
-    if force_count:
-        scale = float(np.sqrt(force_squares / force_count))
-    else:
-        residuals = [
-            (block.structure_labels[ENERGY] - counts @ references) / block.n_atoms
-            for counts, block in _chosen_compositions(store, chosen)
-        ]
-        scale = float(np.std(np.concatenate(residuals)))
-    # One structure alone has no spread.
-    scale = scale if scale > 1e-3 else 1.0
-    statistics = DataStatistics(tuple(references[elements].tolist()), scale, max(1.0, n_edges / n_atoms))
-    return tuple(elements.tolist()), statistics
-
-
-def _chosen_compositions(
-    store: GraphStore, chosen: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.float64], GraphBlock]]:
-    """float64[n, 119], numbers of atoms by atomic number, with the block that they belong to."""
-    for rows in EpochReader([store], [chosen], labels=(ENERGY, FORCES)).blocks():
-        block = rows.block
-        flat = block.atom_structure * _ALL_ELEMENTS + block.atomic_number
-        counts = np.bincount(flat, minlength=len(block) * _ALL_ELEMENTS).reshape(len(block), _ALL_ELEMENTS)
-        yield counts.astype(np.float64), block
+    block = rows.block
+    labels: dict[str, NDArray[np.float64]] = {}
+    if energy:
+        labels[ENERGY] = _label(block.structure_labels, ENERGY, (len(block),))
+        labels[FORCES] = _label(block.atom_labels, FORCES, (len(block.atomic_number), 3))
+        labels[STRESS] = _label(block.structure_labels, STRESS, (len(block), 3, 3)).copy()
+        labels[STRESS][~block.pbc.all(axis=1)] = np.nan
+    labels |= {name: head.of(block) for name, head in heads.items()}
+    return Batch(
+        inputs=table_tensors(block, cutoff, dtype),
+        labels={name: torch.from_numpy(values) for name, values in labels.items()},
+        n_atoms=torch.from_numpy(block.n_atoms.astype(np.float64)),
+        store=rows.store,
+        row=rows.row,
+    )
 
 
 def _label(labels: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return labels[name] if name in labels else np.full(shape, np.nan)
+
+
+class StructureBatches(IterableDataset[Batch]):
+    """Batches of some structures of several stores, in the order of an `EpochReader`, built ahead of their use.
+
+    What comes out depends on the stores, the choice, the seeds and the share, and not on how far ahead it is built.
+
+    Args:
+        stores: The stores.
+        chosen: bool[n_structures] for each store.
+        heads: Labels of the heads, by name.
+        batch_size: Structures in a batch, of all processes together.
+        cutoff: Of the network, angstrom.
+        dtype: Of the network.
+        energy: Whether there are energies, forces and stresses.
+        shuffle: Seed and epoch, or None for the order of the stores.
+        share: Which of how many processes this is. Each batch is divided among them so that their tables are of about
+            the same size. One that is left without a structure gets one that has no labels: it takes part in the step
+            and counts for nothing.
+        skip: So many batches at the beginning are left out, and not built.
+        ahead: Batches that a thread builds before they are asked for; 0 builds them in the caller's thread.
+
+    Attributes:
+        waited_s: How long the caller has waited for batches in the pass that was begun last.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[GraphStore],
+        chosen: Sequence[NDArray[np.bool_]],
+        heads: Mapping[str, HeadLabels],
+        batch_size: int,
+        cutoff: float,
+        dtype: torch.dtype,
+        *,
+        energy: bool,
+        shuffle: tuple[int, int] | None,
+        share: tuple[int, int] = (0, 1),
+        skip: int = 0,
+        ahead: int = 4,
+    ) -> None:
+        self.stores, self.chosen, self.heads = tuple(stores), tuple(chosen), dict(heads)
+        self.batch_size, self.cutoff, self.dtype, self.energy = batch_size, cutoff, dtype, energy
+        self.shuffle, self.share, self.skip, self.ahead = shuffle, share, skip, ahead
+        self.waited_s = 0.0
+
+    def __len__(self) -> int:
+        """Batches that are left of the epoch; neither the order nor the number of processes changes it."""
+        structures = sum(int(np.count_nonzero(chosen)) for chosen in self.chosen)
+        return max(0, math.ceil(structures / self.batch_size) - self.skip)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.waited_s = 0.0
+        # closing: where the caller stops early, the thread has ended, and that of the reader, before this returns.
+        with closing(self._built()) as built, closing(_ahead(built, self.ahead)) as batches:
+            while True:
+                begin = time.perf_counter()
+                batch = next(batches, None)
+                self.waited_s += time.perf_counter() - begin
+                if batch is None:
+                    return
+                yield batch
+
+    def _built(self) -> Generator[Batch]:
+        labels = wanted_labels(self.heads, energy=self.energy)
+        reader = EpochReader(self.stores, self.chosen, shuffle=self.shuffle, labels=labels)
+        for rows in islice(reader.batches(structures=self.batch_size), self.skip, None):
+            mine = _shares(rows.block, self.share[1])[self.share[0]]
+            taken = mine if len(mine) else np.argmin(rows.block.n_atoms, keepdims=True)
+            part = rows if len(taken) == len(rows) else rows.take(taken)
+            batch = make_batch(part, self.heads, self.cutoff, self.dtype, energy=self.energy)
+            if not len(mine):
+                for values in batch.labels.values():
+                    values.fill_(math.nan)
+            yield batch
+
+
+def _ahead(batches: Generator[Batch], ahead: int) -> Generator[Batch]:
+    return cast("Generator[Batch]", read_ahead(batches, ahead, Event()))  # which is a generator, and can be closed
+
+
+def _shares(block: GraphBlock, processes: int) -> list[NDArray[np.int64]]:
+    """The structures of each process, in their order: the largest first, each to the one that has least so far."""
+    slots = block.n_atoms * np.maximum(1, block.max_neighbors)
+    process, load = np.zeros(len(block), dtype=np.int64), np.zeros(processes)
+    if processes > 1:
+        for place in np.argsort(-slots, kind="stable").tolist():
+            process[place] = np.argmin(load)
+            load[process[place]] += slots[place]
+    return [np.flatnonzero(process == number) for number in range(processes)]

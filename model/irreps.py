@@ -40,11 +40,6 @@ def coupling(path: Path) -> Tensor:
     return matrix * math.sqrt(path.out.dim)
 
 
-def natural_irreps(l_max: int) -> list[Irrep]:
-    """The irreps of spherical harmonics, 0e, 1o, 2e, ..."""
-    return [Irrep(degree, (-1) ** degree) for degree in range(l_max + 1)]
-
-
 class SphericalHarmonics(nn.Module):
     """Spherical harmonics up to `l_max` of unit vectors, equal to e3nn's with "component" normalisation.
 

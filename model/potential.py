@@ -1,4 +1,4 @@
-"""A network as a potential: graphs in, energies, forces and stresses out, in PyTorch."""
+"""Networks as a potential: graphs in, energies, forces, stresses and properties out, in PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
-from ..pipeline.potential import Evaluation, evaluate_in_buckets
+from ..pipeline.potential import Evaluation, OutputSpec, evaluate_in_buckets
 from ..pipeline.tables import INPUT_NAMES
 from .network import EquivariantNetwork
 
@@ -18,7 +18,7 @@ DEFAULT_SLOTS = 8_192
 
 
 class TorchPotential:
-    """A network, evaluated eagerly.
+    """A network, evaluated eagerly where its weights are.
 
     Args:
         network: In evaluation mode.
@@ -39,16 +39,22 @@ class TorchPotential:
         """Atomic numbers that the network knows."""
         return self.network.elements
 
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        return self.network.outputs
+
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Energy, forces and stress of all structures of a block.
+        """All outputs for all structures of a block.
 
         Raises:
             UnknownElementError: An element that the network does not know.
         """
         dtype = np.dtype(np.float64 if self.network.dtype == torch.float64 else np.float32)
-        return evaluate_in_buckets(block, self.elements, self.cutoff, dtype, self.slots, self._run_table)
+        return evaluate_in_buckets(block, self, dtype, self.slots, self._run_table)
 
-    def _run_table(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        inputs = (torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
-        energy, forces, stress = (x.detach().numpy() for x in self.network(*inputs))
-        return energy, forces, stress
+    def _run_table(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        device = self.network.reference_energies.device
+        inputs = (torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device) for name in INPUT_NAMES)
+        found = self.network(*inputs)
+        return {spec.name: x.detach().cpu().numpy() for spec, x in zip(self.outputs, found, strict=True)}

@@ -19,7 +19,7 @@ FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
 _TENSOR_DIMS = {3: CARTESIAN, 6: "voigt"}
 TEXT = "text"
 # Scores carry the columns of their store along, beside these.
-SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "formula", "volume")
+SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "max_force_std", "formula", "volume")
 
 # What may be said of a stored structure; several may hold, so each has a bit.
 STATUS_MASKS = {
@@ -109,17 +109,30 @@ _GRAPH_ARRAYS = (
 )
 
 
-def label_spec(name: str, quantity: Quantity) -> ArraySpec:
-    """The array of a label."""
-    dims = [ATOM if quantity.per == "atom" else STRUCTURE]
-    for size in quantity.shape:
-        dim = _TENSOR_DIMS.get(size, f"{name}_component") if quantity.tensor else f"{name}_component"
+def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool = True) -> tuple[str, ...]:
+    """Dims of an array of numbers, vectors or tensors, each of its own name.
+
+    Args:
+        first: The dim of its rows.
+        name: Of the array; axes that are not of a tensor are called after it.
+        shape: Of one row.
+        tensor: Whether axes of 3 and 6 are those of a tensor.
+    """
+    dims = [first]
+    for size in shape:
+        dim = _TENSOR_DIMS.get(size, f"{name}_component") if tensor else f"{name}_component"
         place = sum(known == dim or known.startswith(f"{dim}_") for known in dims) + 1
         dims.append(dim if place == 1 else f"{dim}_{place}")  # a dim that is there twice breaks xarray's to_dataframe
+    return tuple(dims)
+
+
+def label_spec(name: str, quantity: Quantity) -> ArraySpec:
+    """The array of a label."""
+    dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
         description += "; Voigt order xx, yy, zz, yz, xz, xy"
-    spec = _spec(name, tuple(dims), "float64", description, (quantity.unit or "").replace("**", "^"))
+    spec = _spec(name, dims, "float64", description, (quantity.unit or "").replace("**", "^"))
     return replace(spec, attrs={**spec.attrs, "role": "label"}, sizes=quantity.shape)
 
 

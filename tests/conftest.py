@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import fsspec
@@ -14,10 +15,11 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from equiscreen.export.exporting import lower_and_check
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import DataStatistics, EquivariantNetwork
+from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.potential import Evaluation, Potential
 
@@ -44,11 +46,12 @@ def _connections_closed() -> Iterator[None]:
     gc.collect()
 
 
-def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: int) -> EquivariantNetwork:
+def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: Any) -> EquivariantNetwork:
     """An untrained network of three metals, in float64."""
     torch.manual_seed(3)
-    config = NetworkConfig(cutoff=CUTOFF, hidden_irreps=hidden_irreps, n_radial=4, radial_hidden=8, **settings)
-    return EquivariantNetwork(config, ELEMENTS, DataStatistics(REFERENCES, 0.7, 20.0), torch.float64).eval()
+    given = {"cutoff": CUTOFF, "hidden_irreps": hidden_irreps, "n_radial": 4, "radial_hidden": 8, **settings}
+    statistics = DataStatistics(REFERENCES, (0.7,) * len(ELEMENTS), 20.0)
+    return EquivariantNetwork(NetworkConfig(**given), ELEMENTS, statistics, torch.float64).eval()
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +69,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / f"{dtype}.onnx"
         if not path.exists():
             cast = small_network(correlation=2).to(getattr(torch, dtype))
-            path.write_bytes(lower_and_check(cast, ModelCard(training_data="none"))[0].SerializeToString())
+            path.write_bytes(lower_and_check([cast], ModelCard(training_data="none"))[0].SerializeToString())
         return path
 
     return file

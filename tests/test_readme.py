@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from equiscreen.export import open_scores
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model import Config
 
 from .conftest import ELEMENTS, cif_text, write_emt_labelled

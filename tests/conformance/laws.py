@@ -1,130 +1,265 @@
 """The physics that every potential has to obey, eager or exported: inherit `PotentialLaws` and give a `potential`.
 
-Tolerances are relative to the largest force of the structures at hand. In float32 a sum over some fifty neighbours, in
-two layers, keeps five digits; in float64 thirteen, of which ten are asked for.
+All outputs are checked, each as the kind of tensor that it is (`tensors.expected`). Tolerances are relative: of the
+energy, forces and stress to the largest force (and energy) of the structures at hand, of a head to its largest value.
+In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 thirteen, of which ten are
+asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
-from equiscreen.export.probes import probe_structures
-from equiscreen.pipeline import Structure
+from equiscreen.model.config import HeadConfig
+from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.potential import Evaluation, Potential
+from equiscreen.pipeline.probes import probe_structures
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ..conftest import ELEMENTS, REFERENCES, evaluate
+from ..conftest import CUTOFF, ELEMENTS, REFERENCES, evaluate
+from .tensors import Array, Change, expected
+
+# Fixtures are the same for all examples, and each class that inherits a test runs it for a potential of its own.
+few = settings(
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def crystals() -> list[Structure]:
+    """Without any symmetry."""
+    rng = np.random.default_rng(6)
+    return [
+        Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + rng.normal(0, 0.06, s.frac_coord.shape))
+        for s in probe_structures(ELEMENTS, 6, seed=5, max_atoms=9)
+        if len(s) > 2
+    ]
+
+
+def molecule() -> Structure:
+    """Five atoms in general positions."""
+    positions = np.random.default_rng(4).uniform(0, 3.5, (5, 3)) + np.arange(5)[:, None] * [0.9, 0.4, 0.2]
+    return Structure.from_cartesian([13, 29, 79, 29, 13], positions)
+
+
+def slab(pbc: Sequence[bool] = (True, True, False)) -> Structure:
+    """A crystal that is not periodic in all directions."""
+    one = crystals()[1]
+    return Structure.from_cartesian(one.atomic_number, one.positions, one.cell, pbc=pbc)
+
+
+def slope(values: Array, step: float) -> Array:
+    """Fourth-order central difference of values at steps of +1, -1, +2, -2, which the last axis counts."""
+    return (8 * (values[..., 0] - values[..., 1]) - (values[..., 2] - values[..., 3])) / (12 * step)
 
 
 class PotentialLaws:
-    """Laws of an O(3) potential; subclasses define the fixture `potential` and the tolerance."""
+    """Laws of an O(3) potential; subclasses define the fixture `potential`, `heads` and the tolerance."""
 
     tolerance = 1e-10
     float64 = True
     reflections = True
+    energy = True
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        """What the heads of the potential are."""
+        return {}
 
     @pytest.fixture
     def structures(self) -> list[Structure]:
-        rng = np.random.default_rng(6)
-        return [
-            Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + rng.normal(0, 0.06, s.frac_coord.shape))
-            for s in probe_structures(ELEMENTS, 6, seed=5, max_atoms=9)
-            if len(s) > 2
-        ]
+        """Crystals."""
+        return crystals()
 
-    def close(self, a: np.ndarray, b: np.ndarray, scale: float) -> bool:
+    @pytest.fixture
+    def everything(self, structures: list[Structure]) -> list[Structure]:
+        """Crystals, a slab and a molecule."""
+        return [*structures, slab(), molecule()]
+
+    def needs_energy(self, *, float64: bool = False) -> None:
+        """Skip what says nothing of this potential."""
+        if not self.energy:
+            pytest.skip("a network without an energy")
+        if float64 and not self.float64:
+            pytest.skip("finite differences need float64")
+
+    def close(self, a: Array, b: Array, scale: float) -> bool:
         return bool(np.abs(a - b).max() <= self.tolerance * max(1.0, scale))
 
-    def assert_same(self, a: Evaluation, b: Evaluation) -> None:
-        scale = float(np.abs(a.forces).max())
-        assert scale > 1e-3, "the structures say nothing: no forces"
-        assert self.close(a.energy, b.energy, max(scale, float(np.abs(a.energy).max())))
-        assert self.close(a.forces, b.forces, scale)
-        assert self.close(a.stress, b.stress, scale)
+    def assert_same(self, wanted: Mapping[str, Array], found: Evaluation) -> None:
+        """All outputs that are wanted, NaN where they are NaN; none of them may be zero everywhere."""
+        arrays = found.arrays()
+        force = np.nanmax(np.abs(arrays["forces"])) if self.energy else 0.0
+        assert not self.energy or force > 1e-3, "the structures say nothing: no forces"
+        for name, values in wanted.items():
+            assert np.array_equal(np.isnan(values), np.isnan(arrays[name])), name
+            if np.isnan(values).all():
+                continue
+            largest = float(np.nanmax(np.abs(values)))
+            # The smallest heads of the untrained networks, pseudoscalars of crystals, are some 1e-5.
+            assert largest > 1e-7, f"{name} says nothing: zero everywhere"
+            of_energy = name.removesuffix("_std") in ("energy", "forces", "stress")
+            scale = max(1.0, largest, force) if of_energy else largest
+            assert np.nanmax(np.abs(values - arrays[name])) <= self.tolerance * scale, name
 
     @pytest.mark.parametrize("mirror", [False, True])
-    def test_rotation_and_reflection(self, potential: Potential, structures: list[Structure], mirror: bool) -> None:
+    @given(seed=seeds)
+    @few
+    def test_rotation_and_reflection(
+        self,
+        potential: Potential,
+        heads: Mapping[str, HeadConfig],
+        everything: list[Structure],
+        mirror: bool,
+        seed: int,
+    ) -> None:
         if mirror and not self.reflections:
             pytest.skip("no symmetry of this network")
-        turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix() * (-1 if mirror else 1)
-        turned = [Structure.from_fractional(s.atomic_number, s.cell @ turn.T, s.frac_coord) for s in structures]
-        before, after = evaluate(potential, structures), evaluate(potential, turned)
-        self.assert_same(Evaluation(before.energy, before.forces @ turn.T, turn @ before.stress @ turn.T), after)
-
-    def test_translation(self, potential: Potential, structures: list[Structure]) -> None:
-        moved = [
-            Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + np.array([0.3, 0.71, 0.123]))
-            for s in structures
+        turn = Rotation.random(rng=np.random.default_rng(seed)).as_matrix() * (-1 if mirror else 1)
+        changed = [
+            Structure.from_cartesian(s.atomic_number, s.positions @ turn.T, s.cell @ turn.T, pbc=s.pbc)
+            for s in everything
         ]
-        self.assert_same(evaluate(potential, structures), evaluate(potential, moved))
+        before, after = evaluate(potential, everything), evaluate(potential, changed)
+        self.assert_same(expected(before.arrays(), potential.outputs, heads, Change(turn=turn)), after)
 
-    def test_permutation(self, potential: Potential, structures: list[Structure]) -> None:
-        for s in structures:
-            order = np.random.default_rng(2).permutation(len(s))
-            other = Structure.from_fractional(s.atomic_number[order], s.cell, s.frac_coord[order])
-            before, after = evaluate(potential, [s]), evaluate(potential, [other])
-            self.assert_same(Evaluation(before.energy, before.forces[order], before.stress), after)
+    @given(seed=seeds)
+    @few
+    def test_translation(self, potential: Potential, everything: list[Structure], seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        moved = [
+            Structure.from_cartesian(s.atomic_number, s.positions + rng.uniform(-9, 9, 3), s.cell, pbc=s.pbc)
+            for s in everything
+        ]
+        self.assert_same(evaluate(potential, everything).arrays(), evaluate(potential, moved))
 
-    def test_another_cell_of_the_same_crystal(self, potential: Potential, structures: list[Structure]) -> None:
-        basis = np.array([[1, 1, 0], [0, 1, -1], [0, 0, 1]])  # determinant one
+    @given(seed=seeds)
+    @few
+    def test_permutation(
+        self, potential: Potential, heads: Mapping[str, HeadConfig], everything: list[Structure], seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        orders = [rng.permutation(len(s)) for s in everything]
+        changed = [
+            Structure.from_fractional(s.atomic_number[order], s.cell, s.frac_coord[order], s.pbc)
+            for s, order in zip(everything, orders, strict=True)
+        ]
+        atoms = _in_block(everything, orders)
+        before = evaluate(potential, everything).arrays()
+        wanted = expected(before, potential.outputs, heads, Change(atoms=atoms))
+        self.assert_same(wanted, evaluate(potential, changed))
+
+    @given(seed=seeds)
+    @few
+    def test_another_cell_of_the_same_crystal(
+        self, potential: Potential, structures: list[Structure], seed: int
+    ) -> None:
+        basis = _unimodular(np.random.default_rng(seed))
         other = [
             Structure.from_fractional(s.atomic_number, basis @ s.cell, s.frac_coord @ np.linalg.inv(basis))
             for s in structures
         ]
-        self.assert_same(evaluate(potential, structures), evaluate(potential, other))
+        self.assert_same(evaluate(potential, structures).arrays(), evaluate(potential, other))
 
     @pytest.mark.parametrize("times", [(2, 1, 1), (2, 1, 3)])
-    def test_supercell(self, potential: Potential, structures: list[Structure], times: tuple[int, int, int]) -> None:
+    def test_supercell(
+        self,
+        potential: Potential,
+        heads: Mapping[str, HeadConfig],
+        structures: list[Structure],
+        times: tuple[int, int, int],
+    ) -> None:
         k = int(np.prod(times))
-        for s in structures:
-            large = Structure.from_ase(s.to_ase().repeat(times))
-            small, tiled = evaluate(potential, [s]), evaluate(potential, [large])
-            self.assert_same(Evaluation(small.energy * k, np.tile(small.forces, (k, 1)), small.stress), tiled)
+        large = [Structure.from_ase(s.to_ase().repeat(times)) for s in structures]
+        atoms = _in_block(structures, [np.tile(np.arange(len(s)), k) for s in structures])
+        before = evaluate(potential, structures).arrays()
+        wanted = expected(before, potential.outputs, heads, Change(atoms=atoms, copies=k))
+        self.assert_same(wanted, evaluate(potential, large))
 
-    def test_one_atom_that_sees_only_its_images(self, potential: Potential) -> None:
+    def test_one_atom_that_sees_only_its_images(
+        self, potential: Potential, heads: Mapping[str, HeadConfig]
+    ) -> None:
         cell = np.array([[2.1, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 2.2]])  # cutoff beyond twice its edges
         one = Structure.from_fractional([29], cell, [[0.1, 0.2, 0.3]])
         eight = Structure.from_ase(one.to_ase().repeat((2, 2, 2)))
-        small, large = evaluate(potential, [one]), evaluate(potential, [eight])
-        scale = float(np.abs(small.stress).max())
-        assert scale > 1e-3
-        assert self.close(small.energy * 8, large.energy, float(np.abs(large.energy).max()))
-        assert self.close(small.stress, large.stress, scale)
-        assert np.abs(large.forces).max() <= self.tolerance * 10
+        small, large = evaluate(potential, [one]).arrays(), evaluate(potential, [eight]).arrays()
+        wanted = expected(small, potential.outputs, heads, Change(atoms=np.zeros(8, dtype=np.int64), copies=8))
+        for name, values in wanted.items():
+            # What is odd under inversion is zero: the atom is a centre of symmetry. So scales are one at least.
+            scale = max(1.0, float(np.abs(values).max()))
+            assert np.allclose(values, large[name], rtol=0, atol=10 * self.tolerance * scale, equal_nan=True), name
+        if self.energy:
+            assert np.abs(small["stress"]).max() > 1e-3
 
-    def test_batch_equals_single(self, potential: Potential, structures: list[Structure]) -> None:
-        together = evaluate(potential, structures)
-        alone = [evaluate(potential, [s]) for s in structures]
-        self.assert_same(
-            together,
-            Evaluation(*(np.concatenate([getattr(e, x) for e in alone]) for x in ("energy", "forces", "stress"))),
-        )
+    def test_batch_equals_single(self, potential: Potential, everything: list[Structure]) -> None:
+        together = evaluate(potential, everything)
+        alone = [evaluate(potential, [s]).arrays() for s in everything]
+        self.assert_same({name: np.concatenate([x[name] for x in alone]) for name in alone[0]}, together)
+
+    def test_repeated_runs_agree_bitwise(self, potential: Potential, everything: list[Structure]) -> None:
+        first = evaluate(potential, everything).arrays()
+        for _ in range(5):
+            again = evaluate(potential, everything).arrays()
+            assert all(np.array_equal(first[name], again[name], equal_nan=True) for name in first)
+
+    def test_outputs_exist_where_they_have_a_meaning(self, potential: Potential) -> None:
+        made = [crystals()[1], slab(), slab((False, True, False)), molecule()]
+        found = {spec.name: [evaluate(potential, [s]).arrays()[spec.name] for s in made] for spec in potential.outputs}
+        meanings = {"always": [True] * 4, "crystals": [True] + [False] * 3, "molecules": [False] * 3 + [True]}
+        for spec in potential.outputs:
+            exist = [np.isfinite(values).all() for values in found[spec.name]]
+            absent = [np.isnan(values).all() for values in found[spec.name]]
+            assert exist == meanings[spec.defined], spec.name
+            assert absent == [not x for x in exist], spec.name
 
     def test_forces_sum_to_zero_and_stress_is_symmetric(
-        self, potential: Potential, structures: list[Structure]
+        self, potential: Potential, everything: list[Structure]
     ) -> None:
-        for s in structures:
+        self.needs_energy()
+        for s in everything:
             found = evaluate(potential, [s])
             scale = float(np.abs(found.forces).max())
             assert self.close(found.forces.sum(axis=0), np.zeros(3), scale * len(s))
-            assert self.close(found.stress, found.stress.transpose(0, 2, 1), scale)
+            if s.pbc.all():
+                assert self.close(found.stress, found.stress.transpose(0, 2, 1), scale)
 
     def test_molecule_has_no_stress_and_no_torque(self, potential: Potential) -> None:
-        positions = np.random.default_rng(4).uniform(0, 3.5, (5, 3)) + np.arange(5)[:, None] * [0.9, 0.4, 0.2]
-        molecule = Structure.from_cartesian([13, 29, 79, 29, 13], positions)
-        found = evaluate(potential, [molecule])
-        torque = np.cross(positions, found.forces).sum(axis=0)
+        self.needs_energy()
+        one = molecule()
+        found = evaluate(potential, [one])
+        torque = np.cross(one.positions, found.forces).sum(axis=0)
         assert np.isnan(found.stress).all()
         assert np.abs(found.forces).max() > 1e-2
         assert self.close(torque, np.zeros(3), 10 * float(np.abs(found.forces).max()))
 
     def test_isolated_atoms_have_their_reference_energy(self, potential: Potential) -> None:
+        self.needs_energy()
         atoms = [Structure.from_cartesian([number], [[0.0, 0.0, 0.0]]) for number in ELEMENTS]
         found = evaluate(potential, atoms)
         assert found.energy.tolist() == list(REFERENCES)
         assert not found.forces.any()
 
+    def test_heads_of_isolated_atoms_are_isotropic(
+        self, potential: Potential, heads: Mapping[str, HeadConfig]
+    ) -> None:
+        """Which number they then are, the shift of the element, is for tests/model/test_heads.py to say."""
+        atoms = [Structure.from_cartesian([number], [[0.0, 0.0, 0.0]]) for number in ELEMENTS]
+        found = evaluate(potential, atoms).properties
+        outputs = [spec for spec in potential.outputs if spec.name in heads]
+        turn = Rotation.random(rng=np.random.default_rng(3)).as_matrix() * (-1 if self.reflections else 1)
+        for name, values in expected(found, outputs, heads, Change(turn=turn)).items():
+            # Two constant matrices stand between a shift and its tensor, so little is lost even in float32.
+            assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
+
     def test_smooth_at_the_cutoff(self, potential: Potential) -> None:
+        self.needs_energy()
+
         def pair(distance: float) -> tuple[float, float]:
             found = evaluate(potential, [Structure.from_cartesian([29, 79], [[0, 0, 0], [distance, 0, 0]])])
             return float(found.energy[0]) - REFERENCES[1] - REFERENCES[2], float(found.forces[0, 0])
@@ -139,31 +274,43 @@ class PotentialLaws:
         assert energies[5] == 0
         assert forces[5] == 0
 
-    def test_repeated_runs_agree_bitwise(self, potential: Potential, structures: list[Structure]) -> None:
-        first = evaluate(potential, structures)
-        for _ in range(5):
-            again = evaluate(potential, structures)
-            assert all(np.array_equal(getattr(first, x), getattr(again, x)) for x in ("energy", "forces", "stress"))
+    def test_everything_is_continuous_as_atoms_of_a_crystal_cross_the_cutoff(self, potential: Potential) -> None:
+        # Two thousandths of an angstrom further on each time; at the cutoff between the third and the fourth.
+        path = [_crossing(potential.cutoff, step) for step in (-5e-3, -3e-3, -1e-3, 1e-3, 3e-3, 5e-3)]
+        edges = GraphBlock.from_structures(path, potential.cutoff).n_edges
+        assert edges[2] > edges[3], "no neighbour is lost"
+        found = evaluate(potential, path).arrays()
+        for spec in potential.outputs:
+            values = found[spec.name].reshape(len(path), -1)
+            if np.isnan(values).all():
+                continue
+            steps = np.abs(np.diff(values, axis=0)).max(axis=1)
+            rounding = 10 * self.tolerance * max(1.0, float(np.abs(values).max()))
+            # A jump would stand out of the steps of a smooth function, which hardly change along the path. (What
+            # neighbours at the cutoff weigh without an envelope is as much as the function itself.)
+            assert steps[2] <= 1.5 * max(steps[0], steps[1], steps[3], steps[4]) + rounding, spec.name
+            assert steps[2] <= 0.05 * max(1.0, float(np.abs(values).max())), spec.name
 
     def test_forces_are_the_gradient_of_the_energy(self, potential: Potential, structures: list[Structure]) -> None:
-        if not self.float64:
-            pytest.skip("finite differences need float64")
-        s, step = structures[0], 1e-4
-        found = evaluate(potential, [s])
-        moved = []
-        for atom in range(len(s)):
-            for axis in range(3):
-                for sign in (1, -1, 2, -2):
-                    positions = s.positions.copy()
-                    positions[atom, axis] += sign * step
-                    moved.append(Structure.from_cartesian(s.atomic_number, positions, s.cell, pbc=True))
-        energy = evaluate(potential, moved).energy.reshape(len(s), 3, 4)
-        numeric = -_slope(energy, step)
-        assert np.abs(numeric - found.forces).max() <= 1e-6 * np.abs(found.forces).max()
+        self.needs_energy(float64=True)
+        step = 1e-4
+        for s in (structures[1], molecule()):
+            found = evaluate(potential, [s])
+            energy = evaluate(potential, _displaced(s, step)).energy.reshape(len(s), 3, 4)
+            # The stencil's own error is of the order of step^4, rounding's of 1e-16 |E| / step.
+            assert np.abs(-slope(energy, step) - found.forces).max() <= 1e-6 * np.abs(found.forces).max()
+
+    def test_the_hessian_is_symmetric(self, potential: Potential, structures: list[Structure]) -> None:
+        self.needs_energy(float64=True)
+        s, step = structures[1], 1e-3
+        forces = evaluate(potential, _displaced(s, step)).forces.reshape(3 * len(s), 4, 3 * len(s))
+        hessian = -slope(forces.transpose(0, 2, 1), step)
+        # As above: step^4 times fifth derivatives of the energy, which are some hundred times the second.
+        assert np.abs(hessian - hessian.T).max() <= 1e-6 * np.abs(hessian).max()
+        assert np.abs(hessian).max() > 1e-2
 
     def test_stress_is_the_gradient_by_strain(self, potential: Potential, structures: list[Structure]) -> None:
-        if not self.float64:
-            pytest.skip("finite differences need float64")
+        self.needs_energy(float64=True)
         s, step = structures[1], 1e-5
         strained = []
         for row in range(3):
@@ -176,9 +323,36 @@ class PotentialLaws:
                     strained.append(Structure.from_fractional(s.atomic_number, cell, s.frac_coord))
         energy = evaluate(potential, strained).energy.reshape(3, 3, 4)
         found = evaluate(potential, [s]).stress[0]
-        assert np.abs(_slope(energy, step) / s.volume - found).max() <= 1e-6 * np.abs(found).max()
+        assert np.abs(slope(energy, step) / s.volume - found).max() <= 1e-6 * np.abs(found).max()
 
 
-def _slope(energy: np.ndarray, step: float) -> np.ndarray:
-    """Fourth-order central difference of energies at steps of +1, -1, +2, -2."""
-    return (8 * (energy[..., 0] - energy[..., 1]) - (energy[..., 2] - energy[..., 3])) / (12 * step)
+def _in_block(structures: Sequence[Structure], orders: Sequence[np.ndarray]) -> np.ndarray:
+    """Indices of atoms of structures as those of a block."""
+    first = np.cumsum([0, *(len(s) for s in structures[:-1])])
+    return np.concatenate([start + order for start, order in zip(first, orders, strict=True)])
+
+
+def _unimodular(rng: np.random.Generator) -> np.ndarray:
+    """An integer matrix of determinant one or minus one, not far from the identity."""
+    lower, upper = (np.eye(3) + np.tril(rng.integers(-1, 2, (3, 3)), -1) for _ in range(2))
+    return rng.permutation(lower @ upper.T)
+
+
+def _displaced(s: Structure, step: float) -> list[Structure]:
+    """Every coordinate by +1, -1, +2, -2 steps."""
+    moved = []
+    for atom in range(len(s)):
+        for axis in range(3):
+            for sign in (1, -1, 2, -2):
+                positions = s.positions.copy()
+                positions[atom, axis] += sign * step
+                moved.append(Structure.from_cartesian(s.atomic_number, positions, s.cell, pbc=s.pbc))
+    return moved
+
+
+def _crossing(cutoff: float, beyond: float) -> Structure:
+    """A crystal of two atoms, of which one has two neighbours a little beyond the cutoff."""
+    assert cutoff == CUTOFF, "the crystal is made for this one"
+    edge = cutoff + beyond
+    cell = np.array([[edge, 0.0, 0.0], [0.3, 3.9, 0.0], [0.1, 0.5, 4.1]])
+    return Structure.from_cartesian([29, 79], [[0.1, 0.2, 0.3], [2.2, 1.9, 2.0]], cell, pbc=True)

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pytest
+import torch
+from equiscreen.model.config import HeadConfig
+from equiscreen.model.ensemble import EnsemblePotential
+from equiscreen.model.mirror import mirror_violation
 from equiscreen.model.potential import TorchPotential
+from equiscreen.pipeline import Structure
+from equiscreen.pipeline.potential import Potential
 
-from ..conftest import small_network
-from .laws import PotentialLaws
-
-NETWORKS = {
-    "natural": {},
-    "o3": {"hidden_irreps": "3x0e + 2x0o + 2x1o + 2x1e + 2x2e + 2x2o", "n_interactions": 3},
-    "deep": {"hidden_irreps": "4x0e + 2x1o", "n_interactions": 3, "correlation": 2, "l_max": 3},
-    "shallow": {"hidden_irreps": "4x0e", "n_interactions": 1, "correlation": 1, "l_max": 0},
-}
+from ..conftest import evaluate
+from .laws import PotentialLaws, crystals
+from .networks import EVERY_KIND, NATURAL_HEADS, NETWORKS, network_of
 
 
 @pytest.fixture(params=list(NETWORKS), scope="module")
-def torch_network(request: pytest.FixtureRequest) -> TorchPotential:
-    return TorchPotential(small_network(**NETWORKS[request.param]))
+def torch_potential(request: pytest.FixtureRequest) -> TorchPotential:
+    return TorchPotential(network_of(NETWORKS[request.param]))
 
 
 class TestEagerFloat64(PotentialLaws):
+    @pytest.fixture(autouse=True)
+    def _kind(self, torch_potential: TorchPotential) -> None:
+        config = torch_potential.network.config
+        self.reflections = config.symmetry != "so3"
+        self.energy = config.energy
+
     @pytest.fixture
-    def potential(self, torch_network: TorchPotential) -> TorchPotential:
-        return torch_network
+    def potential(self, torch_potential: TorchPotential) -> Potential:
+        return torch_potential
+
+    @pytest.fixture
+    def heads(self, torch_potential: TorchPotential) -> Mapping[str, HeadConfig]:
+        return torch_potential.network.config.heads
 
 
 class TestEagerFloat32(PotentialLaws):
@@ -32,5 +45,58 @@ class TestEagerFloat32(PotentialLaws):
     float64 = False
 
     @pytest.fixture
-    def potential(self) -> TorchPotential:
-        return TorchPotential(small_network().float())
+    def potential(self) -> Potential:
+        return TorchPotential(network_of({"heads": NATURAL_HEADS}, dtype=torch.float32))
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        return NATURAL_HEADS
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> EnsemblePotential:
+    return EnsemblePotential([network_of({"heads": NATURAL_HEADS, "correlation": 2}, seed) for seed in (1, 2, 3)])
+
+
+class TestEnsemble(PotentialLaws):
+    @pytest.fixture
+    def potential(self, ensemble: EnsemblePotential) -> Potential:
+        return ensemble
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        return NATURAL_HEADS
+
+
+@pytest.mark.parametrize("name", ["natural", "o3", "every head"])
+def test_networks_with_parity_know_mirrors(name: str) -> None:
+    potential = TorchPotential(network_of(NETWORKS[name]))
+    for output, violation in mirror_violation(potential, potential.network.config).items():
+        assert violation <= 1e-12, output  # rounding of numbers of the order of one
+
+
+def test_networks_without_parity_do_not() -> None:
+    potential = TorchPotential(network_of(NETWORKS["so3"]))
+    found = mirror_violation(potential, potential.network.config)
+    assert len(found) == 6  # all outputs but the dipole, which crystals do not have
+    for output, violation in found.items():
+        # Far above rounding (1e-14) is enough: an untrained energy has but little that changes with the mirror.
+        assert violation > 1e-9, output
+
+
+def test_the_mirror_violation_is_that_of_the_structures() -> None:
+    """The scalar that a network without parity finds for two mirror images differs by no more than what is reported."""
+    potential = TorchPotential(network_of(NETWORKS["so3"]))
+    made = crystals()
+    mirrored = [Structure.from_fractional(s.atomic_number, -s.cell, s.frac_coord) for s in made]
+    before, after = evaluate(potential, made), evaluate(potential, mirrored)
+    atoms = np.array([len(s) for s in made])
+    differences = np.abs(before.energy - after.energy) / atoms
+    reported = mirror_violation(potential, potential.network.config)["energy eV/atom"]
+    assert reported / 30 <= differences.max() <= reported * 30  # other crystals of the same make
+
+
+def test_all_kinds_of_heads_are_there() -> None:
+    from equiscreen.model.symmetry import TENSORS  # noqa: PLC0415 - only this test looks
+
+    assert {kind.tensor for kind in EVERY_KIND["heads"].values()} >= set(TENSORS)

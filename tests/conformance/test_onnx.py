@@ -2,23 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from equiscreen.export import OnnxPotential
-from equiscreen.export.probes import probe_structures
+from equiscreen.export.exporting import lower_and_check
+from equiscreen.model.checkpoint import ModelCard
+from equiscreen.model.config import HeadConfig
 from equiscreen.pipeline import GraphBlock
+from equiscreen.pipeline.potential import Potential
+from equiscreen.pipeline.probes import probe_structures
 
 from ..conftest import ELEMENTS
 from .laws import PotentialLaws
+from .networks import EVERY_HEAD, network_of
+
+# Lowering takes a minute for two interactions of both parities, so one has to do where tests run often.
+SMALL: dict[str, Any] = {
+    "symmetry": "o3",
+    "hidden_irreps": "2x0e + 2x1o",
+    "n_interactions": 1,
+    "correlation": 2,
+    "n_radial": 2,
+    "heads": {name: EVERY_HEAD[name] for name in ("total", "dipole", "spin", "permittivity")},
+}
+# Pseudoscalars need a second interaction: the smallest that is odd under inversion has three vectors.
+LARGER = {
+    **SMALL,
+    "hidden_irreps": "2x0e + 2x1o + 2x1e",
+    "n_interactions": 2,
+    "heads": {
+        name: EVERY_HEAD[name] for name in ("handedness", "charge", "hardness", "shielding", "born", "gyration", "several")
+    },
+}
+CHIRAL = {
+    **SMALL,
+    "symmetry": "so3",
+    "hidden_irreps": "2x0e + 2x1e",
+    "l_max": 1,
+    "heads": {name: EVERY_HEAD[name] for name in ("gap", "polarity")},
+}
+
+
+def potential_of(settings: Mapping[str, Any]) -> OnnxPotential:
+    """Exported as float64."""
+    model, _ = lower_and_check([network_of(settings)], ModelCard(training_data="none"))
+    return OnnxPotential(model.SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def small() -> OnnxPotential:
+    return potential_of(SMALL)
+
+
+@pytest.fixture(scope="session")
+def chiral() -> OnnxPotential:
+    return potential_of(CHIRAL)
+
+
+@pytest.fixture(scope="session")
+def larger() -> OnnxPotential:
+    return potential_of(LARGER)
 
 
 class TestOnnxFloat64(PotentialLaws):
     @pytest.fixture
-    def potential(self, exported: Callable[[str], Path]) -> OnnxPotential:
+    def potential(self, exported: Callable[[str], Path]) -> Potential:
         return OnnxPotential.load(exported("float64"))
+
+
+class TestOnnxHeads(PotentialLaws):
+    @pytest.fixture
+    def potential(self, small: OnnxPotential) -> Potential:
+        return small
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        found: Mapping[str, HeadConfig] = SMALL["heads"]
+        return found
+
+
+@pytest.mark.slow
+class TestOnnxManyHeads(PotentialLaws):
+    @pytest.fixture
+    def potential(self, larger: OnnxPotential) -> Potential:
+        return larger
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        found: Mapping[str, HeadConfig] = LARGER["heads"]
+        return found
+
+
+class TestOnnxWithoutParity(PotentialLaws):
+    reflections = False
+
+    @pytest.fixture
+    def potential(self, chiral: OnnxPotential) -> Potential:
+        return chiral
+
+    @pytest.fixture
+    def heads(self) -> Mapping[str, HeadConfig]:
+        found: Mapping[str, HeadConfig] = CHIRAL["heads"]
+        return found
 
 
 class TestOnnxFloat32(PotentialLaws):
@@ -26,7 +115,7 @@ class TestOnnxFloat32(PotentialLaws):
     float64 = False
 
     @pytest.fixture
-    def potential(self, exported: Callable[[str], Path]) -> OnnxPotential:
+    def potential(self, exported: Callable[[str], Path]) -> Potential:
         return OnnxPotential.load(exported("float32"))
 
     def test_a_hundred_runs_with_one_and_two_threads_agree_bitwise(self, exported: Callable[[str], Path]) -> None:

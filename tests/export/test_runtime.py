@@ -11,7 +11,7 @@ import pytest
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporting import export_onnx, lower_and_check
 from equiscreen.export.inspection import describe
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from equiscreen.export import OnnxPotential, open_scores, screen
 from equiscreen.export.inspection import describe
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.export.screening import account, cut, estimate
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
+import sympy.physics.wigner
 import torch
 from e3nn import o3
-from equiscreen.export.probes import probe_structures
 from equiscreen.model.data import table_tensors
 from equiscreen.model.gather import gather_senders
-from equiscreen.model.irreps import ChannelwiseProduct, Irrep, IrrepsLinear, SphericalHarmonics, natural_irreps
-from equiscreen.model.network import Interaction
+from equiscreen.model.irreps import (
+    ChannelwiseProduct,
+    Irrep,
+    IrrepsLinear,
+    Path,
+    SphericalHarmonics,
+    coupling,
+    product_paths,
+)
+from equiscreen.model.symmetry import all_irreps, natural_irreps
 from equiscreen.pipeline import GraphBlock
+from equiscreen.pipeline.probes import probe_structures
+from scipy.spatial.transform import Rotation
 
-from ..conftest import CUTOFF, ELEMENTS, small_network
+from ..conformance.networks import EVERY_KIND, network_of
+from ..conformance.tensors import wigner
+from ..conftest import CUTOFF, ELEMENTS
 
 
 @pytest.mark.parametrize("l_max", [0, 1, 2, 3, 5])
@@ -49,41 +64,105 @@ def test_linear_maps_mix_channels_of_one_irrep_only() -> None:
     assert found[Irrep("1o")].shape == (5, 3, 4)
 
 
+TRIPLES = [
+    (a, b, c) for a, b, c in itertools.combinations_with_replacement(range(5), 3) if a + b >= c and (a, b, c) != (0, 0, 0)
+]
+
+
+def complex_components(degree: int) -> np.ndarray:
+    """complex128[2 l + 1, 2 l + 1], from e3nn's real components to the complex ones of sympy.
+
+    The usual real harmonics, with the poles on y instead of z: x, y, z stand where y, z, x do elsewhere. That is a
+    rotation, which no invariant notices.
+    """
+    out = np.zeros((2 * degree + 1,) * 2, dtype=complex)
+    for m in range(1, degree + 1):
+        sign = (-1) ** m
+        out[degree + m, [degree + m, degree - m]] = np.array([sign, 1j * sign]) / np.sqrt(2)
+        out[degree - m, [degree + m, degree - m]] = np.array([1, -1j]) / np.sqrt(2)
+    out[degree, degree] = 1
+    return out
+
+
+@pytest.mark.parametrize("degrees", TRIPLES, ids=str)
+def test_couplings_are_the_3j_symbols_of_sympy(degrees: tuple[int, int, int]) -> None:
+    symbols = np.zeros([2 * degree + 1 for degree in degrees])
+    for place in itertools.product(*(range(-degree, degree + 1) for degree in degrees)):
+        if sum(place) == 0:
+            index = tuple(m + degree for m, degree in zip(place, degrees, strict=True))
+            symbols[index] = float(sympy.physics.wigner.wigner_3j(*degrees, *place))
+    a, b, c = (complex_components(degree) for degree in degrees)
+    real = np.einsum("ijk,ia,jb,kc->abc", symbols, a, b, c)
+    if sum(degrees) % 2:  # the product of an odd number of imaginary components
+        real = real / 1j
+    assert np.abs(real.imag).max() < 1e-14
+    left, right, out = (Irrep(degree, (-1) ** degree) for degree in degrees)
+    parity = left.p * right.p
+    mine = coupling(Path(left, right, Irrep(out.l, parity))).numpy() / np.sqrt(out.dim)
+    # A 3j symbol of real components is defined up to its sign.
+    assert min(np.abs(mine - sign * real.real).max() for sign in (1, -1)) < 1e-13
+
+
+@pytest.mark.parametrize("degrees", TRIPLES, ids=str)
+def test_couplings_are_invariant_and_keep_the_variance(degrees: tuple[int, int, int]) -> None:
+    turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix()
+    left, right, out = (Irrep(degree, 1) for degree in degrees)
+    matrix = coupling(Path(left, right, out)).numpy()
+    a, b, c = (wigner(degree, 1, turn) for degree in degrees)
+    assert np.abs(np.einsum("ijk,ia,jb,kc->abc", matrix, a, b, c) - matrix).max() < 1e-12
+    # Components of variance one give components of variance one.
+    assert np.allclose(np.einsum("ija,ijb->ab", matrix, matrix), np.eye(out.dim), atol=1e-13)
+
+
+# The first pseudoscalars are products of the second interaction, and the last makes what the energy reads.
+PSEUDO = {
+    "symmetry": "o3",
+    "hidden_irreps": "3x0e + 2x0o + 2x1o + 2x1e",
+    "l_max": 1,
+    "correlation": 2,
+    "n_interactions": 3,
+}
+# Networks whose layers hold each irrep that their symmetry has, up to some degree.
+LAYERED: dict[str, dict[str, Any]] = {
+    "natural": {"hidden_irreps": "3x0e + 2x1o + 2x2e", "n_interactions": 3},
+    "o3": {
+        "symmetry": "o3",
+        "hidden_irreps": "3x0e + 2x0o + 2x1o + 2x1e + 2x2e + 2x2o + 2x3o + 2x3e",
+        "l_max": 3,
+        "correlation": 2,
+        "n_interactions": 3,
+    },
+    "every head": EVERY_KIND,
+    "gate": {**PSEUDO, "nonlinearity": "gate"},
+    "mix": {**PSEUDO, "nonlinearity": "mix"},
+    "so3": {"symmetry": "so3", "hidden_irreps": "3x0e + 2x1e + 2x2e", "n_interactions": 3},
+}
+
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("hidden", ["3x0e + 2x1o + 2x2e", "3x0e + 2x0o + 2x1o + 2x1e + 2x2e"])
-def test_features_of_every_layer_turn_by_their_wigner_matrices(hidden: str, mirror: bool) -> None:
-    network = small_network(hidden, n_interactions=3)
+@pytest.mark.parametrize("name", list(LAYERED))
+def test_features_of_every_layer_turn_by_their_wigner_matrices(name: str, mirror: bool) -> None:
+    network = network_of(LAYERED[name])
+    if mirror and network.config.symmetry == "so3":
+        pytest.skip("no symmetry of this network")
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=4), CUTOFF)
-    # By angles: e3nn's way from a matrix to angles is an arc cosine, which keeps half the digits. Its generators of
-    # rotation have torch's default dtype.
-    angles = tuple(torch.tensor(a, dtype=torch.float64) for a in (0.4, 1.1, -2.3))
-    inversions = torch.tensor(1 if mirror else 0)
-    turn = o3.angles_to_matrix(*angles) * (-1 if mirror else 1)
-    torch.set_default_dtype(torch.float64)
-    try:
-        wigner_matrices = {ir: ir.D_from_angles(*angles, inversions) for _, ir in o3.Irreps(hidden)}
-    finally:
-        torch.set_default_dtype(torch.float32)
-    inputs = table_tensors(block, CUTOFF, torch.float64)
-    turned = (inputs[0], inputs[1] @ turn.T, *inputs[2:])
-    features: list[dict[Irrep, torch.Tensor]] = []
-    for layer in network.interactions:
-        assert isinstance(layer, Interaction)
-        layer.register_forward_hook(lambda _module, _inputs, out: features.append(out))
-    network(*inputs)
-    network(*turned)
-    before, after = features[:3], features[3:]
-    seen = set()
+    turn = Rotation.random(rng=np.random.default_rng(5)).as_matrix() * (-1 if mirror else 1)
+    numbers, vectors, neighbors, reverse, *_ = table_tensors(block, CUTOFF, torch.float64)
+    species = network.species_index[numbers]
+    with torch.no_grad():
+        before = network.layers(species, vectors, neighbors, reverse)
+        after = network.layers(species, vectors @ torch.from_numpy(turn.T), neighbors, reverse)
+    made = [set(layer.channels_out) for layer in network.interactions]
+    assert [set(features) for features in before] == made
+    # A feature that is zero would prove nothing.
+    hidden = {ir for _, ir in o3.Irreps(network.config.hidden_irreps)}
+    assert hidden <= set().union(*made), "an irrep that is wanted is never made"
     for a, b in zip(before, after, strict=True):
-        assert a.keys() == b.keys()
-        for irrep in a:
-            wigner = wigner_matrices[irrep]
-            expected = torch.einsum("ij,njc->nic", wigner, a[irrep])
-            largest = float(a[irrep].detach().abs().max())
-            assert torch.allclose(b[irrep], expected, rtol=0, atol=1e-10 * largest + 1e-14), irrep
-            if largest > 1e-6:
-                seen.add(irrep)
-    assert seen == {ir for _, ir in o3.Irreps(hidden)}, "a feature is always zero"
+        for irrep, values in a.items():
+            matrix = torch.from_numpy(wigner(irrep.l, irrep.p, turn))
+            largest = float(values.abs().max())
+            assert largest > 1e-6, f"{irrep} is always zero"
+            # Ten of the sixteen digits of float64.
+            assert torch.allclose(b[irrep], torch.einsum("ij,njc->nic", matrix, values), rtol=0, atol=1e-10 * largest)
 
 
 def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
@@ -106,6 +185,15 @@ def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
         assert torch.allclose(mine, plain, atol=1e-12)
 
 
-def test_natural_irreps() -> None:
+def test_irreps_of_each_symmetry() -> None:
     assert [str(ir) for ir in natural_irreps(3)] == ["0e", "1o", "2e", "3o"]
-    assert np.sum([ir.dim for ir in natural_irreps(3)]) == 16
+    assert [str(ir) for ir in all_irreps(2, "natural")] == ["0e", "1o", "2e"]
+    assert [str(ir) for ir in all_irreps(2, "so3")] == ["0e", "1e", "2e"]
+    assert {str(ir) for ir in all_irreps(2, "o3")} == {"0e", "0o", "1e", "1o", "2e", "2o"}
+
+
+def test_products_of_irreps_multiply_their_parities() -> None:
+    everything = all_irreps(2, "o3")
+    for path in product_paths(everything, everything, all_irreps(4, "o3")):
+        assert path.out.p == path.left.p * path.right.p
+        assert abs(path.left.l - path.right.l) <= path.out.l <= path.left.l + path.right.l

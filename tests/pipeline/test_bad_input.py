@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, ReadOptions, featurize
 from equiscreen.pipeline import archives as archives_module
 from equiscreen.pipeline import files as files_module

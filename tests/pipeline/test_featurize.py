@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from distributed import LocalCluster
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization import estimate

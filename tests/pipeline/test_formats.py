@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, Structure, featurize
 from monty.serialization import dumpfn
 from pymatgen.core import Lattice, Molecule

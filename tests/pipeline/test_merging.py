@@ -9,7 +9,7 @@ import ase.io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, Structure, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.pipeline.partition import FeaturizeTask, featurize_partition

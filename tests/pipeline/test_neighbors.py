@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.neighborlist import primitive_neighbor_list
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
 from equiscreen.pipeline.cif import structure_from_cif
 from equiscreen.pipeline.errors import InvalidStructureError

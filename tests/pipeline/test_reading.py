@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize, neighbor_table, reading
 from equiscreen.pipeline.errors import InvalidStructureError, StoreError
 from equiscreen.pipeline.reading import EpochReader, PlacedBlock, read_ahead

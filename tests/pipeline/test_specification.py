@@ -23,7 +23,7 @@ import numcodecs.blosc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.export.probes import probe_structures
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphStore, LabelMapping, Structure, compaction, featurize
 from equiscreen.pipeline.labels import LabelRule, Quantity
 from equiscreen.pipeline.merging import merge

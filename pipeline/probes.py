@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from ase.data import covalent_radii
 
-from ..pipeline.structure import Structure
+from .structure import Structure
 
 # Neighbours stand at this many times the mean sum of covalent radii, give or take the jitter in angstrom.
 SPACING = 1.15

@@ -1,0 +1,324 @@
+"""Steps of a training, for Lightning: loss, gradients, the optimiser, and errors on the validation structures."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from ..pipeline.errors import EquiscreenError
+from ..pipeline.store import GraphStore
+from .config import TrainingConfig
+from .data import Batch, HeadLabels, StructureBatches
+from .losses import Residual, penalty, residuals, term_of, total_loss
+from .network import EquivariantNetwork
+from .schedule import Schedule
+from .splits import Split
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a training reads.
+
+    Attributes:
+        stores: Where the structures are.
+        split: Which of them are for what.
+        heads: How labels become components of heads.
+    """
+
+    stores: tuple[GraphStore, ...]
+    split: Split
+    heads: Mapping[str, HeadLabels]
+
+    def batches(
+        self,
+        subset: str,
+        network: EquivariantNetwork,
+        config: TrainingConfig,
+        *,
+        shuffle: tuple[int, int] | None = None,
+        share: tuple[int, int] = (0, 1),
+        skip: int = 0,
+    ) -> StructureBatches:
+        """Batches of the training, validation or test structures."""
+        return StructureBatches(
+            self.stores,
+            getattr(self.split, subset),
+            self.heads,
+            config.batch_size,
+            network.cutoff,
+            network.dtype,
+            energy=network.config.energy,
+            shuffle=shuffle,
+            share=share,
+            skip=skip,
+        )
+
+    def names(self, batch: Batch, rows: Sequence[int]) -> str:
+        """Structures of a batch as a person finds them again."""
+        found = []
+        for row in rows[:3]:
+            store, place = self.stores[int(batch.store[row])], int(batch.row[row])
+            name = str(store.column("structure_id", place, place + 1)[0])
+            found.append(f"{name or 'without a name'} (row {place} of {store.path})")
+        return ", ".join(found) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+
+
+class _Loader:
+    """Batches of one epoch; a training that was stopped in its middle skips those that it had."""
+
+    def __init__(self, batches: StructureBatches, length: int) -> None:
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class TrainingModule(lightning.LightningModule):
+    """Optimisation is by hand: a batch that does not fit into memory is done in parts, whose gradients add up.
+
+    Args:
+        network: What is trained.
+        config: How.
+        data: On what.
+    """
+
+    def __init__(self, network: EquivariantNetwork, config: TrainingConfig, data: TrainingData) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.config, self.data = network, config, data
+        self.parts = 1
+        self._done = self._skip = 0
+        self._sums: dict[str, Tensor] = {}
+        self._before: tuple[Batch, dict[str, Residual]] | None = None
+        self._spent = 0.0
+        self._batches: StructureBatches | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
+        """A copy of the weights for the running mean; the data is shared."""
+        return TrainingModule(copy.deepcopy(self.network, memo), self.config, self.data)
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """In each process."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+
+    def train_dataloader(self) -> _Loader:
+        """Another order in every epoch, the same in every run."""
+        order = (self.config.seed, self.trainer.current_epoch)
+        self._batches = self._share("training", order, self._skip)
+        length = len(self._batches) + self._skip
+        self._skip = 0
+        return _Loader(self._batches, length)
+
+    def val_dataloader(self) -> _Loader:
+        """In the order of the stores."""
+        batches = self._share("validation", None, 0)
+        return _Loader(batches, len(batches))
+
+    def _share(self, subset: str, order: tuple[int, int] | None, skip: int) -> StructureBatches:
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        return self.data.batches(subset, self.network, self.config, shuffle=order, share=share, skip=skip)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Move all tensors of a batch."""
+        return batch.to(device)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to count time."""
+        self._spent = 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the optimiser.
+
+        Raises:
+            EquiscreenError: Loss or gradient is not finite, or one structure alone is too large for the memory.
+        """
+        begin = time.monotonic()
+        optimizer = self.optimizers()
+        loss = self._gradients(batch, optimizer)  # type: ignore[arg-type]
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.config.gradient_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise EquiscreenError(self._what_is_wrong(batch, batch_idx, loss))
+        optimizer.step()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self._done = batch_idx + 1
+        self._spent += time.monotonic() - begin
+        self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The loss of a batch over all processes, with its gradients on the weights."""
+        while True:
+            optimizer.zero_grad()
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(batch, error)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        counts = self._global_counts(batch)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        seen: dict[str, Residual] = {}
+        for part in batch.split(self.parts):
+            found = residuals(self.network, self.network.predict(*part.inputs), part)
+            loss = total_loss(found, self.config.loss, counts)
+            # Lightning averages gradients over processes; they are shares of one sum.
+            self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach()
+            seen = {name: Residual(x.error.detach(), x.known, x.per_atom) for name, x in found.items()}
+        if torch.isfinite(total):
+            self._before = (batch, seen) if self.parts == 1 else None
+        return self._summed(total)
+
+    def _global_counts(self, batch: Batch) -> dict[str, Tensor]:
+        names = sorted(batch.labels)
+        counts = torch.stack([torch.isfinite(batch.labels[name]).sum() for name in names]).double()
+        return dict(zip(names, self._summed(counts), strict=True))
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _halve(self, batch: Batch, error: Exception) -> None:
+        if self.trainer.world_size > 1:
+            raise EquiscreenError(
+                f"out of memory with {len(batch)} structures in one process; lower training.batch_size"
+            ) from error
+        if self.parts >= len(batch):
+            raise EquiscreenError(
+                f"out of memory with one structure alone; the batch holds {self.data.names(batch, range(len(batch)))}"
+            ) from error
+        self.parts *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        line = f"train: out of memory; batches are done in {self.parts} parts from now on, with equal results"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
+
+    def _what_is_wrong(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
+        """Which structure made the loss, or its gradient, infinite."""
+        where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch}, batch {batch_idx}"
+        if torch.isfinite(loss):
+            where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
+        with torch.enable_grad():
+            found = residuals(self.network, self.network.predict(*batch.inputs), batch)
+        wrong = by_structure(batch, found, lambda x: (~torch.isfinite(x)).double())
+        rows = np.flatnonzero(wrong)
+        if 0 < len(rows) < len(batch):
+            return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
+        before = ""
+        if self._before is not None:
+            last, seen = self._before
+            worst = int(np.argmax(by_structure(last, seen, torch.abs)))
+            before = f"; in the step before, the largest error was that of {self.data.names(last, [worst])}"
+        return f"{where}{before}: check the labels, or lower training.learning_rate"
+
+    def on_train_epoch_end(self) -> None:
+        """Log times."""
+        waited = 0.0 if self._batches is None else self._batches.waited_s
+        self.log("training/seconds", self._spent + waited)
+        self.log("training/waited_seconds", waited)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin new sums."""
+        self._sums = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Add up the errors of one batch."""
+        for part in batch.split(self.parts):
+            found = self.network.predict(*part.inputs)
+            for name, residual in residuals(self.network, found, part).items():
+                term = term_of(self.config.loss, name)
+                self._add(f"{name}/penalty", penalty(residual.error, term).sum())
+                self._add(f"{name}/terms", residual.known.sum())
+            for name, (value, label) in presented(self.network, found, part).items():
+                known = torch.isfinite(label)
+                self._add(f"{name}/absolute", torch.where(known, value - label, 0.0).abs().sum())
+                self._add(f"{name}/count", known.sum())
+
+    def _add(self, key: str, value: Tensor) -> None:
+        self._sums[key] = self._sums.get(key, torch.zeros((), device=value.device)) + value.detach().double()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mean errors over all validation structures, of all processes."""
+        names = sorted(self._sums)
+        sums = dict(zip(names, self._summed(torch.stack([self._sums[name] for name in names])), strict=True))
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name in (spec.name for spec in self.network.outputs):
+            self.log(f"validation/{name}_mae", sums[f"{name}/absolute"] / sums[f"{name}/count"])
+            if sums[f"{name}/terms"] > 0:
+                loss += term_of(self.config.loss, name).weight * sums[f"{name}/penalty"] / sums[f"{name}/terms"]
+        self.log("validation/loss", loss)
+        if self.trainer.training or self.trainer.validating:
+            self._schedule().validated(float(loss))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with a schedule by steps."""
+        optimizer = torch.optim.AdamW(
+            self._trained(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, amsgrad=True
+        )
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(self.config, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _schedule(self) -> Schedule:
+        schedule: Schedule = self.lr_schedulers().lr_lambdas[0]  # type: ignore[union-attr]
+        return schedule
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where in the epoch it is."""
+        checkpoint["batches_done"] = self._done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on behind the batches that were done."""
+        self._skip = int(checkpoint.get("batches_done", 0))
+
+
+def presented(network: EquivariantNetwork, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Predictions beside labels, in the units in which errors are told: energies per atom, heads as their tensors."""
+    out: dict[str, tuple[Tensor, Tensor]] = {}
+    if found.energy is not None:
+        out["energy"] = (found.energy / batch.n_atoms, batch.labels["energy"] / batch.n_atoms)
+        out["forces"] = (found.forces.double(), batch.labels["forces"])
+        out["stress"] = (found.virial / batch.inputs[-1].view(-1, 1, 1), batch.labels["stress"])
+    for name, head in network.named_heads():
+        out[name] = (head.present(found.heads[name]), head.present(batch.labels[name]))
+    return {name: (value.detach(), label) for name, (value, label) in out.items()}
+
+
+def by_structure(
+    batch: Batch, found: Mapping[str, Residual], measure: Callable[[Tensor], Tensor]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sum of a measure of all errors of each structure: float64[G]."""
+    out = torch.zeros(len(batch), dtype=torch.float64)
+    structure = batch.inputs[4].cpu()
+    for residual in found.values():
+        values = measure(residual.error.detach()).double().cpu().reshape(len(residual.error), -1).sum(1)
+        out = out.index_add(0, structure, values) if residual.per_atom else out + values
+    return out.numpy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: PyTorch has one kind for CUDA, and only words for the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,0 +1,462 @@
+"""Plots of a training: learning curves, labels against what was found, and how far an ensemble's spread is to trust."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Subset = Literal["training", "validation", "test"]
+Floats = NDArray[np.float64]
+
+# More points in one panel only make it slower and blacker.
+MAX_DRAWN = 20_000
+MAX_BINS = 10
+# The root of a mean square of so many errors is known to 22%, 1 / sqrt(2 n).
+POINTS_PER_BIN = 10
+# Errors come as small as they like and would stretch a logarithmic axis without saying anything.
+SMALLEST_OF_MEDIAN = 1e-3
+PANEL = (4.0, 3.6)  # inches
+DPI = 150
+LARGEST_MARK = 18.0  # square points
+# Of Okabe and Ito, Color Universal Design (2008): told apart with any colour vision. The markers differ as well.
+COLORS: dict[Subset, str] = {"training": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+MARKERS: dict[Subset, str] = {"training": "o", "validation": "s", "test": "^"}
+DRAWING_ORDER: tuple[Subset, ...] = ("training", "validation", "test")
+_MAE = re.compile(r"validation/(.+)_mae")
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Labels of one quantity on one subset of the structures, and what the model found.
+
+    Attributes:
+        name: Of the quantity; pairs of the same name share a panel.
+        unit: Of both; empty without one.
+        label: float[...], NaN where there is none.
+        found: float[...], of the same shape.
+        subset: Which structures these are.
+    """
+
+    name: str
+    unit: str
+    label: NDArray[np.floating[Any]]
+    found: NDArray[np.floating[Any]]
+    subset: Subset
+
+    def __post_init__(self) -> None:
+        if self.label.shape != self.found.shape:
+            raise ValueError(f"{self.name}: labels {self.label.shape}, found {self.found.shape}")
+
+    def points(self) -> tuple[Floats, Floats]:
+        """Labels and what was found, float64[n] each, where both are finite."""
+        return _finite(self.label, self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One column of a log.
+
+    Attributes:
+        epoch: int64[n], counted from 1, as the training prints them.
+        value: float64[n].
+    """
+
+    epoch: NDArray[np.int64]
+    value: Floats
+
+
+def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
+    """Draw losses and the mean absolute errors on the validation structures against the epoch.
+
+    Without anything to draw, in a log that is missing or empty, no file is made.
+
+    Args:
+        log: ``metrics.csv`` of Lightning's `CSVLogger`.
+        out: A PNG.
+        units: Of the quantities, by name; their panels stand in this order, before those of other quantities.
+    """
+    figure = _curves_figure(read_curves(log), units)
+    if figure is not None:
+        _save(figure, out)
+
+
+def read_curves(log: Path) -> dict[str, Curve]:
+    """Losses and mean absolute errors of a log, by the names of their columns.
+
+    What was logged last in an epoch counts: a training that went on may have done an epoch twice. The row after the
+    last epoch of training, in which Lightning logs the validation of the finished model, is left out. A file that was
+    cut off while it was written is read as far as its numbers go.
+
+    Returns:
+        No column without a finite number in it, so nothing for a log that is missing or empty.
+    """
+    if not log.is_file():
+        return {}
+    columns: dict[str, dict[int, float]] = {}
+    with log.open(newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            epoch = _number(row.get("epoch"))
+            if not math.isfinite(epoch):
+                continue
+            for name, cell in row.items():
+                if _is_drawn(name) and cell:
+                    columns.setdefault(name, {})[round(epoch)] = _number(cell)
+    last = max(columns["training/loss"]) if "training/loss" in columns else None
+    curves = {name: _curve(values, last) for name, values in columns.items()}
+    return {name: curve for name, curve in curves.items() if len(curve.epoch)}
+
+
+def parity_plots(pairs: Sequence[Parity], out: Path) -> None:
+    """Draw what a model found against the labels, with one panel for each quantity and all subsets in it.
+
+    Mean absolute errors and axes are those of all points; where a panel has more than 20,000, it shows a random choice
+    and says so. Without any labelled point no file is made.
+
+    Args:
+        pairs: Quantities in the order of their panels.
+        out: A PNG.
+
+    Raises:
+        ValueError: One quantity in two units.
+    """
+    figure = _parity_figure(pairs)
+    if figure is not None:
+        _save(figure, out)
+
+
+def calibration_plot(
+    error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]], unit: str, out: Path
+) -> dict[str, float]:
+    """Draw errors of an ensemble against its spread, and measure how well the one tells the other.
+
+    The left panel has each error, the right one roots of mean squares in bins of equally many points, in the order of
+    the spread. Points without spread cannot stand on a logarithmic axis; where nothing else is left, no file is made.
+
+    Args:
+        error: float[...], mean of the ensemble less the label; NaN where there is none.
+        spread: float[...], standard deviation of the members, of the same shape.
+        unit: Of both.
+        out: A PNG.
+
+    Returns:
+        As `calibration`.
+
+    Raises:
+        ValueError: The shapes differ, or a spread is negative.
+    """
+    numbers = calibration(error, spread)
+    figure = _calibration_figure(error, spread, unit, numbers)
+    if figure is not None:
+        _save(figure, out)
+    return numbers
+
+
+def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> dict[str, float]:
+    """How well a predicted standard deviation tells the error.
+
+    Args:
+        error: float[...].
+        spread: float[...], of the same shape.
+
+    Returns:
+        NaN where there are too few points, otherwise
+        ``ratio``: root of the mean of (error / spread)^2 where there is spread; 1 is right, above it the ensemble
+        is too sure of itself.
+        ``spearman``: rank correlation of the absolute error and the spread.
+        ``coverage_1``, ``coverage_2``: shares of points whose error is within one and two spreads; 0.683 and 0.954
+        where errors are normal and the spread is right.
+
+    Raises:
+        ValueError: The shapes differ, or a spread is negative.
+    """
+    size, sigma = _sizes(error, spread)
+    some = sigma > 0
+    ratio = float(np.sqrt(np.mean((size[some] / sigma[some]) ** 2))) if some.any() else math.nan
+    covered = [float(np.mean(size <= k * sigma)) if len(size) else math.nan for k in (1, 2)]
+    return {"ratio": ratio, "spearman": _spearman(size, sigma), "coverage_1": covered[0], "coverage_2": covered[1]}
+
+
+def _is_drawn(column: str | None) -> bool:
+    # A row with more cells than the header has them under the name None.
+    return column is not None and (column in {"training/loss", "validation/loss"} or bool(_MAE.fullmatch(column)))
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:  # the end of a file that was cut off
+        return math.nan
+
+
+def _curve(values: Mapping[int, float], last: int | None) -> Curve:
+    epochs = sorted(k for k, v in values.items() if math.isfinite(v) and (last is None or k <= last))
+    return Curve(np.array(epochs, dtype=np.int64) + 1, np.array([values[k] for k in epochs], dtype=np.float64))
+
+
+def _curves_figure(curves: Mapping[str, Curve], units: Mapping[str, str]) -> Figure | None:
+    found = [match[1] for match in map(_MAE.fullmatch, curves) if match]
+    names = [*(name for name in units if name in found), *(name for name in found if name not in units)]
+    losses = [subset for subset in DRAWING_ORDER if f"{subset}/loss" in curves]
+    if not names and not losses:
+        return None
+    figure, panels = _panels(len(names) + bool(losses))
+    if losses:
+        ax = panels.pop(0)
+        for subset in losses:
+            _line(ax, curves[f"{subset}/loss"], subset, label=subset)
+        ax.legend(frameon=False, fontsize=9)
+        ax.set_ylabel("loss")
+        _title(ax, "loss")
+    for ax, name in zip(panels, names, strict=True):
+        _line(ax, curves[f"validation/{name}_mae"], "validation")
+        ax.set_ylabel(_with_unit("validation MAE", units.get(name, "")))
+        _title(ax, _words(name))
+    return figure
+
+
+def _line(ax: Axes, curve: Curve, subset: Subset, **settings: Any) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - half a second, and only for plots
+
+    # Marks show where a short training has its epochs, and that there is something at all after the first.
+    marker = MARKERS[subset] if len(curve.epoch) <= 50 else None
+    ax.plot(curve.epoch, curve.value, color=COLORS[subset], marker=marker, markersize=3, linewidth=1.2, **settings)
+    _make_log(ax, "y", curve.value)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epoch")
+
+
+def _parity_figure(pairs: Sequence[Parity]) -> Figure | None:
+    groups: dict[str, list[Parity]] = {}
+    for pair in pairs:
+        if len(pair.points()[0]):
+            groups.setdefault(pair.name, []).append(pair)
+    if not groups:
+        return None
+    figure, panels = _panels(len(groups))
+    for ax, group in zip(panels, groups.values(), strict=True):
+        _parity_panel(ax, sorted(group, key=lambda pair: DRAWING_ORDER.index(pair.subset)))
+    return figure
+
+
+def _parity_panel(ax: Axes, group: Sequence[Parity]) -> None:
+    name, unit = group[0].name, group[0].unit
+    if any(pair.unit != unit for pair in group):
+        raise ValueError(f"{name}: units {sorted({pair.unit for pair in group})} in one panel")
+    points = [pair.points() for pair in group]
+    chosen = _thinned([len(label) for label, _ in points])
+    n_drawn, total = sum(map(len, chosen)), sum(len(label) for label, _ in points)
+    for pair, (label, found), some in zip(group, points, chosen, strict=True):
+        mae = f"MAE {np.abs(found - label).mean():.3g} {_symbols(unit)}".rstrip()
+        style: dict[str, Any] = {"color": COLORS[pair.subset], "marker": MARKERS[pair.subset], **_dots(n_drawn)}
+        ax.scatter(label[some], found[some], label=f"{pair.subset}, n = {len(label):,}\n{mae}", **style)
+    ends = _ends(np.concatenate([side for pair in points for side in pair]))
+    ax.plot(ends, ends, color="black", linewidth=0.8)
+    ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel=_with_unit("label", unit), ylabel=_with_unit("found", unit))
+    _title(ax, _words(name) + _share_drawn(n_drawn, total))
+    _legend(ax, markerscale=math.sqrt(LARGEST_MARK / _dots(n_drawn)["s"]))
+
+
+def _calibration_figure(
+    error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]], unit: str, numbers: Mapping[str, float]
+) -> Figure | None:
+    size, sigma = _sizes(error, spread)
+    size, sigma = size[sigma > 0], sigma[sigma > 0]
+    if not size.any():
+        return None
+    figure, (left, right) = _panels(2)
+    _errors_panel(left, size, sigma, unit)
+    predicted, found = binned_rms(size, sigma)
+    right.plot(predicted, found, color=COLORS["training"], marker="o", markersize=5, linewidth=1.2, label="bins")
+    ends = _ends(np.concatenate([predicted, found[found > 0]]), log=True)
+    right.plot(ends, ends, color="black", linewidth=0.8, label="RMS error = RMS spread")
+    right.set(xlim=ends, ylim=ends, aspect="equal")
+    right.set(xlabel=_with_unit("RMS spread", unit), ylabel=_with_unit("RMS error", unit))
+    _title(right, f"error / spread {numbers['ratio']:.2f}, rank correlation {numbers['spearman']:.2f}")
+    _make_log(right, "x", np.array(ends))
+    _make_log(right, "y", np.array(ends))
+    _legend(right)
+    return figure
+
+
+def _errors_panel(ax: Axes, size: Floats, sigma: Floats, unit: str) -> None:
+    """All errors against their spreads, and the lines of one and two spreads."""
+    (some,) = _thinned([len(size)])
+    ax.scatter(sigma[some], size[some], color=COLORS["training"], **_dots(len(some)))
+    ends = np.array(_ends(sigma, log=True))
+    for k, style in ((1, "-"), (2, "--")):
+        ax.plot(ends, k * ends, color="black", linewidth=0.8, linestyle=style, label=f"{_times(k)}spread")
+    drawn = np.concatenate([size[size > SMALLEST_OF_MEDIAN * np.median(size[size > 0])], 2 * ends])
+    ax.set(xlim=ends, ylim=_ends(drawn, log=True))
+    ax.set(xlabel=_with_unit("spread", unit), ylabel=_with_unit("absolute error", unit))
+    _title(ax, "error and spread" + _share_drawn(len(some), len(size)))
+    _make_log(ax, "x", ends)
+    _make_log(ax, "y", drawn)
+    _legend(ax)
+
+
+def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
+    """Roots of mean squares of spreads and errors, in bins of equally many points by the order of the spread.
+
+    Args:
+        size: float64[n], absolute errors.
+        sigma: float64[n], spreads.
+
+    Returns:
+        Of spreads and of errors, float64[n_bins] each; at most 10 bins, and 10 points in each where there are several.
+    """
+    n_bins = min(MAX_BINS, max(1, len(sigma) // POINTS_PER_BIN))
+    bins = np.array_split(np.argsort(sigma, kind="stable"), n_bins)
+    predicted, found = (np.array([np.sqrt(np.mean(x[b] ** 2)) for b in bins]) for x in (sigma, size))
+    return predicted, found
+
+
+def _sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """Absolute errors and spreads, float64[n] each, where both are finite."""
+    if error.shape != spread.shape:
+        raise ValueError(f"errors {error.shape}, spreads {spread.shape}")
+    values, sigma = _finite(error, spread)
+    if (sigma < 0).any():
+        raise ValueError("a negative spread")
+    return np.abs(values), sigma
+
+
+def _finite(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (first, second))
+    both = np.isfinite(a) & np.isfinite(b)
+    return a[both], b[both]
+
+
+def _spearman(a: Floats, b: Floats) -> float:
+    """Correlation of ranks; NaN where all values of one side are equal."""
+    ranks = [_ranks(x) - (len(x) + 1) / 2 for x in (a, b)]
+    norms = math.sqrt(float(ranks[0] @ ranks[0]) * float(ranks[1] @ ranks[1]))
+    return float(ranks[0] @ ranks[1]) / norms if norms else math.nan
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[which]
+    return ranks
+
+
+def _thinned(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Which points of each set are drawn: all, or as many of the large sets at random, the same in each call."""
+    generator, left = np.random.default_rng(0), MAX_DRAWN
+    chosen = [np.arange(size) for size in sizes]
+    # Small sets come first: what they leave of their share is for the others.
+    for place, k in enumerate(np.argsort(sizes, kind="stable")):
+        share = left // (len(sizes) - place)
+        if sizes[k] > share:
+            chosen[k] = np.sort(generator.choice(sizes[k], share, replace=False))
+        left -= len(chosen[k])
+    return chosen
+
+
+def _share_drawn(drawn: int, total: int) -> str:
+    return "" if drawn == total else f"\n{drawn:,} of {total:,} points, at random"
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    """A figure of its own, which no global state knows of, with `n` panels in rows of up to three."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - half a second, and only for plots
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    n_columns = n if n <= 3 else (2 if n == 4 else 3)
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(n_columns * PANEL[0], n_rows * PANEL[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(n_rows, n_columns, place + 1) for place in range(n)]
+    for ax in panels:
+        ax.grid(visible=True, linewidth=0.4, color="0.88")
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=9)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set_fontsize(10)
+    return figure, panels
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Write a PNG that appears under its name only when complete."""
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    figure.savefig(scratch, dpi=DPI, format="png")
+    scratch.rename(out)
+
+
+def _dots(n: int) -> dict[str, Any]:
+    """Size in square points and opacity of `n` marks: less of both where they lie upon each other."""
+    crowd = float(np.clip((math.log10(max(n, 1)) - 2) / 2, 0, 1))  # from 100 to 10,000
+    return {"s": LARGEST_MARK - 14 * crowd, "alpha": 0.8 - 0.45 * crowd, "linewidths": 0}
+
+
+def _ends(values: Floats, *, log: bool = False) -> tuple[float, float]:
+    """Ends of an axis, with some room on both sides of the values."""
+    low, high = float(values.min()), float(values.max())
+    if log:
+        room = max(1.15, (high / low) ** 0.05)
+        return low / room, high * room
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _make_log(ax: Axes, which: Literal["x", "y"], values: Floats) -> None:
+    """A logarithmic axis with a few plain numbers on it, where the values allow it."""
+    from matplotlib import ticker  # noqa: PLC0415 - half a second, and only for plots
+
+    positive = values[values > 0]
+    if len(positive) < len(values):
+        return
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    decades = math.log10(positive.max() / positive.min())
+    if decades < 0.7:
+        axis.set_major_locator(ticker.MaxNLocator(5))
+    else:
+        steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.3 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(ticker.LogLocator(subs=steps))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=10)
+
+
+def _legend(ax: Axes, *, markerscale: float = 1.0) -> None:
+    """In the corner that a diagonal leaves free."""
+    legend = ax.legend(
+        loc="upper left", fontsize=8, frameon=True, framealpha=0.7, edgecolor="none", markerscale=markerscale
+    )
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return f"{text} ({_symbols(unit)})" if unit else text
+
+
+def _symbols(unit: str) -> str:
+    """A unit as it is printed: eV/angstrom^3 with a ring and a raised 3."""
+    return re.sub(r"\^(-?\d+)", r"$^{\1}$", unit.replace("angstrom", "Å"))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _times(k: int) -> str:
+    return "" if k == 1 else f"{k} "

@@ -1,0 +1,84 @@
+"""Learned radial functions: a perceptron without biases on a fixed basis that vanishes smoothly at the cutoff."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import NetworkConfig
+from .perceptron import Perceptron
+
+# Terms of the series of sine and cosine: to rounding in float64 within a quarter turn.
+_TERMS = 11
+
+
+class RadialBasis(nn.Module):
+    """Radial functions for each interaction.
+
+    The envelope is that of Gasteiger et al., "Directional message passing", ICLR 2020, with their p: its first two
+    derivatives vanish at the cutoff. Chebyshev polynomials are the default basis. Bessel functions, sin(n pi r / rc) / r,
+    are theirs too. Their sine is a power series here: the last bit of ONNX Runtime's own depends, on the CPU, on the
+    element's place in the tensor, and so on the number of threads.
+    """
+
+    def __init__(self, config: NetworkConfig, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff, self.n_basis, self.basis = cutoff, config.n_basis, config.basis
+        p = config.envelope_power
+        self._envelope = (p, -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2)
+        self.perceptrons = nn.ModuleList(
+            Perceptron(config.n_basis, config.radial_hidden, config.n_radial) for _ in range(config.n_interactions)
+        )
+
+    def forward(self, distance: Tensor) -> list[Tensor]:
+        """float[N, K, 1] to float[N, K, n_radial] for each interaction."""
+        u = distance / self.cutoff
+        functions = _bessel(u, self.n_basis) if self.basis == "bessel" else _chebyshev(u, self.n_basis)
+        basis = torch.cat(functions, dim=-1) * self.envelope(u)
+        return [perceptron(basis) for perceptron in self.perceptrons]
+
+    def envelope(self, u: Tensor) -> Tensor:
+        """From 1 at u = 0 to 0 at u = 1, and 0 beyond."""
+        p, a, b, c = self._envelope
+        polynomial = 1 + _power(u, p) * (a + u * (b + c * u))
+        return torch.where(u < 1, polynomial, torch.zeros_like(u))
+
+
+def _power(x: Tensor, exponent: int) -> Tensor:
+    """By squaring; ONNX Runtime's Pow is slow."""
+    half = _power(x, exponent // 2) if exponent > 1 else None
+    if half is None:
+        return x
+    square = half * half
+    return square * x if exponent % 2 else square
+
+
+def _chebyshev(u: Tensor, count: int) -> list[Tensor]:
+    x = 1 - 2 * u
+    functions = [torch.ones_like(x), x]
+    for _ in range(2, count):
+        functions.append(2 * x * functions[-1] - functions[-2])
+    return functions[:count]
+
+
+def _bessel(u: Tensor, count: int) -> list[Tensor]:
+    """sqrt(2) sin(n pi u) / u for n = 1, 2, ..., by the recurrence of sines of multiples."""
+    sine, cosine = _half_turn(u)
+    sines = [torch.zeros_like(u), sine]
+    for _ in range(1, count):
+        sines.append(2 * cosine * sines[-1] - sines[-2])
+    scale = math.sqrt(2) / u
+    return [s * scale for s in sines[1:]]
+
+
+def _half_turn(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of pi u for u from 0 to 1, as series around u = 1/2."""
+    t = math.pi * (u - 0.5)
+    square = t * t
+    even, odd = torch.ones_like(t), torch.ones_like(t)
+    for k in range(_TERMS, 0, -1):
+        even = 1 - even * square / ((2 * k - 1) * (2 * k))
+        odd = 1 - odd * square / ((2 * k) * (2 * k + 1))
+    return even, -odd * t

@@ -1,0 +1,104 @@
+"""The networks that have to obey the laws: untrained, with few channels, of every kind that a configuration can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from equiscreen.model.config import HeadConfig, NetworkConfig
+from equiscreen.model.heads import neutral_statistics
+from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.statistics import DataStatistics, HeadStatistics
+
+from ..conftest import CUTOFF, ELEMENTS, REFERENCES
+
+
+def head(**settings: Any) -> HeadConfig:
+    """A narrow one."""
+    return HeadConfig(**{"channels": 2, **settings})
+
+
+# Every kind in symmetry.TENSORS, formulas, irreps, both transforms, of structures and of atoms.
+EVERY_HEAD = {
+    "gap": head(),
+    "charge": head(per="atom"),
+    "total": head(extensive=True),
+    "hardness": head(transform="log"),
+    "handedness": head(tensor="pseudoscalar"),
+    "polarity": head(tensor="vector"),
+    "dipole": head(tensor="dipole", extensive=True),
+    "spin": head(tensor="axial_vector", per="atom"),
+    "shielding": head(tensor="matrix", per="atom"),
+    "permittivity": head(tensor="symmetric", transform="log"),
+    "born": head(tensor="symmetric", per="atom", shape=(6,)),
+    "gyration": head(tensor="ij=ji", pseudo=True),
+    "piezo": head(tensor="piezoelectric", shape=(3, 6)),
+    "stiffness": head(tensor="elastic", shape=(6, 6)),
+    "octopole": head(irreps="2x2o + 3o"),
+    "several": head(irreps="2x0e + 1e", per="atom"),
+}
+NATURAL_HEADS = {name: EVERY_HEAD[name] for name in ("gap", "charge", "total", "polarity", "permittivity", "born")}
+POLAR_HEADS = {name: EVERY_HEAD[name] for name in ("gap", "dipole", "shielding", "permittivity")}
+
+EVERY_HIDDEN = "2x0e + 2x0o + 2x1o + 2x1e + 2x2e"
+EVERY_KIND: dict[str, Any] = {
+    "symmetry": "o3",
+    "hidden_irreps": EVERY_HIDDEN,
+    "l_max": 4,
+    "correlation": 2,
+    "heads": EVERY_HEAD,
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "natural": {"heads": NATURAL_HEADS, "correlation": 2},
+    "natural, correlation 3": {},
+    "o3": {
+        "symmetry": "o3",
+        "hidden_irreps": "3x0e + 2x0o + 2x1o + 2x1e + 2x2e + 2x2o",
+        "n_interactions": 3,
+        "correlation": 2,
+    },
+    "every head": EVERY_KIND,
+    "so3": {"symmetry": "so3", "hidden_irreps": "3x0e + 2x1e + 2x2e", "correlation": 2, "heads": POLAR_HEADS},
+    "heads only": {"energy": False, "correlation": 2, "heads": NATURAL_HEADS},
+    "gate": {"nonlinearity": "gate", "correlation": 2},
+    "mix": {"nonlinearity": "mix", "correlation": 2},
+    "bessel": {"basis": "bessel", "correlation": 2},
+    "deep": {"hidden_irreps": "4x0e + 2x1o", "n_interactions": 3, "correlation": 2, "l_max": 3},
+    "shallow": {"hidden_irreps": "4x0e", "n_interactions": 1, "correlation": 1, "l_max": 0},
+}
+
+
+def network_of(
+    settings: Mapping[str, Any],
+    seed: int = 3,
+    dtype: torch.dtype = torch.float64,
+    elements: Sequence[int] = ELEMENTS,
+) -> EquivariantNetwork:
+    """An untrained network; its energies and heads have scales, and the heads shifts, of their own."""
+    torch.manual_seed(seed)
+    given = {
+        "cutoff": CUTOFF,
+        "hidden_irreps": "4x0e + 3x1o + 2x2e",
+        "n_radial": 4,
+        "radial_hidden": 8,
+        "readout_hidden": 4,
+    }
+    config = NetworkConfig(**{**given, **settings})
+    statistics = DataStatistics(
+        REFERENCES if elements == ELEMENTS else (0.0,) * len(elements),
+        tuple(0.6 + 0.1 * (place % 3) for place in range(len(elements))),
+        mean_neighbors=20.0,
+        heads={name: head_statistics(kind, len(elements)) for name, kind in config.heads.items()},
+    )
+    return EquivariantNetwork(config, elements, statistics, dtype).eval()
+
+
+def head_statistics(kind: HeadConfig, n_elements: int) -> HeadStatistics:
+    """With shifts that are not zero."""
+    neutral = neutral_statistics(kind, n_elements)
+    rng = np.random.default_rng(9)
+    shifts = tuple(tuple(float(x) for x in rng.uniform(-0.5, 0.5, len(row))) for row in neutral.shifts)
+    return replace(neutral, shifts=shifts, scales=tuple(float(x) for x in rng.uniform(0.5, 2, len(neutral.scales))))
