@@ -15,9 +15,9 @@ from ..model.potential import TorchPotential
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
 from ..pipeline.potential import Evaluation, Potential
+from ..pipeline.probes import probe_structures
 from ..pipeline.structure import Structure
 from .modelfile import STANDARD_DOMAINS
-from ..pipeline.probes import probe_structures
 from .runtime import OnnxPotential
 
 # Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an
@@ -131,7 +131,7 @@ def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff:
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock) -> dict[str, float]:
-    """Largest differences by output, of energies per atom; what is NaN has to be so in both, and is left out if all is."""
+    """Largest differences by output, of energies per atom; NaN has to stand in both, and alone is left out."""
     out = {}
     for name, found in a.arrays().items():
         expected = b.arrays()[name]

@@ -18,8 +18,7 @@ def join(members: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         members: Graphs with the same inputs and outputs, two at least.
     """
     prefixed = [
-        onnx.compose.add_prefix(model, f"member{number}/", rename_inputs=False)
-        for number, model in enumerate(members)
+        onnx.compose.add_prefix(model, f"member{number}/", rename_inputs=False) for number, model in enumerate(members)
     ]
     joined = onnx.ModelProto()
     joined.CopyFrom(prefixed[0])

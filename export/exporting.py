@@ -86,9 +86,7 @@ def export_onnx(
     return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
 
 
-def lower_and_check(
-    networks: Sequence[EquivariantNetwork], card: ModelCard
-) -> tuple[onnx.ModelProto, ModelMetadata]:
+def lower_and_check(networks: Sequence[EquivariantNetwork], card: ModelCard) -> tuple[onnx.ModelProto, ModelMetadata]:
     """Lower a network, or the members of an ensemble, and run all checks; the model carries its metadata.
 
     Raises:

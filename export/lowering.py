@@ -1,7 +1,7 @@
 """Lowering: a network with its gradients becomes one ONNX graph.
 
-The route has three steps. ``make_fx`` turns outputs and ``autograd.grad`` into one plain graph of ATen operations; it is
-traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is frozen in.
+The route has three steps. ``make_fx`` turns outputs and ``autograd.grad`` into one plain graph of ATen operations; it
+is traced twice, on tables of different sizes, and the graphs have to be equal, so that no size is frozen in.
 ``torch.export`` gives the sizes names. ``torch.onnx.export`` translates.
 """
 
@@ -23,8 +23,8 @@ from ..model.data import table_tensors
 from ..model.network import EquivariantNetwork
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
-from ..pipeline.tables import INPUT_NAMES
 from ..pipeline.probes import probe_structures
+from ..pipeline.tables import INPUT_NAMES
 
 OPSET = 20
 # Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.

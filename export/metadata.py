@@ -87,4 +87,8 @@ class ModelMetadata:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    return [asdict(item) if isinstance(item, OutputSpec) else item for item in value] if isinstance(value, tuple) else value
+    return (
+        [asdict(item) if isinstance(item, OutputSpec) else item for item in value]
+        if isinstance(value, tuple)
+        else value
+    )

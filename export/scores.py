@@ -99,9 +99,7 @@ def score_block(block: GraphBlock, potential: Potential) -> dict[str, NDArray[An
     rows = np.flatnonzero(all_known)
     status = np.where(all_known, OK, UNKNOWN_ELEMENT).astype(np.uint8)
     arrays: dict[str, NDArray[Any]] = {
-        spec.name: np.full(spec.shape(n), np.nan)
-        for spec in score_arrays(potential.outputs)
-        if spec.dtype == "float64"
+        spec.name: np.full(spec.shape(n), np.nan) for spec in score_arrays(potential.outputs) if spec.dtype == "float64"
     }
     if len(rows):
         part = block.take(rows)

@@ -132,9 +132,7 @@ def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None
     write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
 
 
-def load_members(
-    path: str | Path, dtype: torch.dtype | None = None
-) -> tuple[list[EquivariantNetwork], ModelCard]:
+def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[EquivariantNetwork], ModelCard]:
     """Read the network, or all networks of the ensemble, at a path, and the card of the whole.
 
     Raises:

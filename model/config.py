@@ -24,7 +24,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Names that the scores, and stores, give to other things.
 RESERVED_HEADS = frozenset(
-    "energy forces stress virial energy_per_atom max_force formula n_atoms volume status structure_id source source_index".split()
+    [
+        "energy",
+        "forces",
+        "stress",
+        "virial",
+        "energy_per_atom",
+        "max_force",
+        "formula",
+        "n_atoms",
+        "volume",
+        "status",
+        "structure_id",
+        "source",
+        "source_index",
+    ]
 )
 
 
@@ -74,7 +88,7 @@ class NetworkConfig(_Section):
         basis: Radial functions that the learned ones are made from.
         n_basis: How many of them.
         envelope_power: Of the polynomial that takes them to zero at the cutoff: p of Gasteiger et al.
-        n_radial: Learned radial functions that the sum over neighbours keeps apart.
+        n_radial: Learned radial functions of each degree; channels are divided among them.
         radial_hidden: Width of the perceptron that makes them.
         correlation: Highest order of products of an atom's density with itself (body order minus one).
         nonlinearity: Of the features behind an interaction: ``none``, ``gate`` (each channel by a scalar of its own) or

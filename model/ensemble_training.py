@@ -43,7 +43,10 @@ class EnsembleReport:
     seconds: float
 
     def __str__(self) -> str:
-        errors = ", ".join(f"{name.split(' ')[0]} {x:.4g} {' '.join(name.split(' ')[1:])}".rstrip() for name, x in self.validation.items())
+        errors = ", ".join(
+            f"{name.split(' ')[0]} {x:.4g} {' '.join(name.split(' ')[1:])}".rstrip()
+            for name, x in self.validation.items()
+        )
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in self.calibration.items())
         return (
             f"{self.folder}: {self.members} members in {self.seconds:.0f} s; validation MAE of their mean: {errors}; "
@@ -96,7 +99,9 @@ def train_ensemble(
         networks = [network for network, _ in loaded]
         validation, calibration = _calibrate(folder, settings, networks, graphs)
         first = loaded[0][1]
-        card = ModelCard(first.symmetry, first.energy_scheme, first.training_data, validation, first.mirror_violation, calibration)
+        card = ModelCard(
+            first.symmetry, first.energy_scheme, first.training_data, validation, first.mirror_violation, calibration
+        )
         save_ensemble(folder, names, card)
     return EnsembleReport(folder, members, validation, calibration, time.monotonic() - begin)
 

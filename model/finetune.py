@@ -53,9 +53,7 @@ def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[Gra
     return config.model_copy(update={"network": checked})
 
 
-def transfer(
-    network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str]
-) -> None:
+def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str]) -> None:
     """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
 
     Args:
@@ -87,7 +85,7 @@ def transfer(
             known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(parts)}"
             raise ConfigError(f"training.fine_tune.freeze: no parameter begins with {beginning!r}; {known}")
         for parameter in frozen:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
 
 
 def _compositions(block: GraphBlock, elements: Sequence[int]) -> NDArray[np.float64]:

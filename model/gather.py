@@ -15,13 +15,12 @@ from torch import Tensor
 
 
 class _PermuteSlots(torch.autograd.Function):
-    """``x.flat[reverse]`` over slots. Opposites of opposites are themselves, so it is its own gradient."""
+    """``x[:, reverse]``. Opposites of opposites are themselves, so it is its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reverse: Tensor) -> Tensor:
         ctx.save_for_backward(reverse)
-        n, k, channels = x.shape
-        return x.reshape(n * k, channels)[reverse.reshape(-1)].view(n, k, channels)
+        return x.index_select(1, reverse.reshape(-1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -30,26 +29,28 @@ class _PermuteSlots(torch.autograd.Function):
 
 
 class _GatherSenders(torch.autograd.Function):
-    """``x[neighbors]``, from atoms to slots."""
+    """``x[:, neighbors]``, from atoms to slots."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:
         ctx.save_for_backward(reverse)
-        return x[neighbors]
+        return x.index_select(1, neighbors.reshape(-1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (reverse,) = ctx.saved_tensors
-        return permute_slots(grads[0], reverse).sum(1), None, None
+        groups, _, channels = grads[0].shape
+        n, k = reverse.shape
+        return permute_slots(grads[0], reverse).view(groups, n, k, channels).sum(2), None, None
 
 
 def permute_slots(x: Tensor, reverse: Tensor) -> Tensor:
-    """Give each slot what stands in the slot of the opposite edge: float[N, K, c] from float[N, K, c], int64[N, K]."""
+    """Give each slot what stands in the slot of the opposite edge: float[G, N * K, c] by int64[N, K]."""
     out: Tensor = _PermuteSlots.apply(x, reverse)  # type: ignore[no-untyped-call]
     return out
 
 
 def gather_senders(x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:
-    """Give each slot the features of its sending atom: float[N, K, c] from float[N, c]."""
+    """Give each slot the features of its sending atom: float[G, N * K, c] from float[G, N, c]."""
     out: Tensor = _GatherSenders.apply(x, neighbors, reverse)  # type: ignore[no-untyped-call]
     return out

@@ -128,7 +128,7 @@ class Head(ExactBuffers):
 
     def _exponential(self, components: Tensor) -> Tensor:
         if self.basis.rank == 0:
-            return torch.exp(components)
+            return components.exp()
         matrix = (components @ self.cartesian).view(-1, 3, 3) / 2**_SQUARINGS
         unit = torch.eye(3, dtype=matrix.dtype, device=matrix.device).unsqueeze(0)
         series = unit + matrix / _SERIES
@@ -136,7 +136,8 @@ class Head(ExactBuffers):
             series = unit + torch.bmm(matrix, series) / k
         for _ in range(_SQUARINGS):
             series = torch.bmm(series, series)
-        return series.reshape(-1, 9) @ self.cartesian.T
+        exponential: Tensor = series.reshape(-1, 9) @ self.cartesian.T
+        return exponential
 
 
 def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:

@@ -22,17 +22,22 @@ from .perceptron import SILU_SCALE, Perceptron
 from .symmetry import all_irreps, harmonic_irreps
 
 SCALAR = Irrep("0e")
+ROW_FLOATS = 4
 
 
 class Density(nn.Module):
     """The sum over neighbours, coupled to irreps.
+
+    Channels are divided into groups, each with radial functions of its own, one for each degree of the harmonics; the
+    linear maps before and behind the sum mix the groups. So no tensor over edges is wider than the features, and the
+    sum is one small matrix product for each atom and group.
 
     Args:
         channels_in: Of the neighbours' features.
         irreps_out: Irreps of the density.
         channels_out: Of each of them.
         harmonics: Irreps that the spherical harmonics stand for, one for each degree.
-        n_radial: Radial functions.
+        groups: Of channels.
         mean_neighbors: The sum is divided by its square root.
     """
 
@@ -42,18 +47,23 @@ class Density(nn.Module):
         irreps_out: Sequence[Irrep],
         channels_out: int,
         harmonics: Sequence[Irrep],
-        n_radial: int,
+        groups: int,
         mean_neighbors: float,
     ) -> None:
         super().__init__()
-        self.channels_in = dict(channels_in)
-        self.n_radial = n_radial
-        l_max = len(harmonics) - 1
-        self.n_harmonics = (l_max + 1) ** 2
+        self.groups = groups
+        # Channels of each irrep, filled up to a multiple of the groups.
+        self.channels = {irrep: -(-channels // groups) * groups for irrep, channels in channels_in.items()}
+        self.missing = {irrep: self.channels[irrep] - channels for irrep, channels in channels_in.items()}
+        self.widths = [irrep.dim * channels // groups for irrep, channels in self.channels.items()]
+        # Rows of an odd width are copied half as fast (PyTorch 2.13 on a CPU with AVX2).
+        self.padding = -sum(self.widths) % ROW_FLOATS
+        if self.padding:
+            self.widths.append(self.padding)
+        self.n_harmonics = len(harmonics) ** 2
         self.paths = {}
         mixed: dict[Irrep, int] = {}
-        self.radial_weights = nn.ParameterDict()
-        for irrep, channels in self.channels_in.items():
+        for irrep, channels in self.channels.items():
             paths = product_paths([irrep], harmonics, irreps_out)
             self.paths[irrep] = paths
             for path in paths:
@@ -66,36 +76,47 @@ class Density(nn.Module):
                 matrix[row : row + path.out.dim, here] = coupling(path).permute(2, 1, 0)
                 row += path.out.dim
             self.register_buffer(f"coupling_{irrep}", matrix.flatten(1), persistent=False)
-            self.radial_weights[str(irrep)] = nn.Parameter(torch.randn(n_radial, l_max + 1, channels))
-        degree_of = torch.repeat_interleave(torch.arange(l_max + 1), torch.arange(l_max + 1) * 2 + 1)
-        self.register_buffer("degree_of", degree_of, persistent=False)
         self.mix = IrrepsLinear(mixed, dict.fromkeys(irreps_out, channels_out))
-        self.norm = 1 / math.sqrt(n_radial * mean_neighbors)
+        self.norm = 1 / math.sqrt(mean_neighbors)
 
     def forward(self, features: Features, basis: Tensor, neighbors: Tensor, reverse: Tensor) -> Features:
         """Sum over the slots of each atom.
 
         Args:
             features: Of all atoms.
-            basis: float[N, K, n_radial * n_harmonics].
+            basis: float[groups, N * K, n_harmonics], radial functions times harmonics.
             neighbors: int64[N, K].
             reverse: int64[N, K].
         """
-        n = basis.shape[0]
-        flat = torch.cat([features[irrep].reshape(n, -1) for irrep in self.channels_in], dim=1)
-        sent = gather_senders(flat, neighbors, reverse)
-        summed = torch.bmm(basis.transpose(1, 2), sent)
-        widths = [irrep.dim * channels for irrep, channels in self.channels_in.items()]
+        n, k = neighbors.shape
+        sent = gather_senders(self._grouped(features), neighbors, reverse)
+        left = basis.view(self.groups * n, k, self.n_harmonics).transpose(1, 2)
+        summed = torch.bmm(left, sent.view(self.groups * n, k, sent.shape[2])) * self.norm
+        summed = summed.view(self.groups, n, self.n_harmonics, sent.shape[2])
         by_irrep: dict[Irrep, list[Tensor]] = {}
-        for (irrep, channels), part in zip(self.channels_in.items(), torch.split(summed, widths, dim=2), strict=True):
-            weights = self.radial_weights[str(irrep)].index_select(1, self.degree_of) * self.norm
-            moments = part.reshape(n, self.n_radial, self.n_harmonics, irrep.dim, channels)
-            moments = (moments * weights.unsqueeze(2)).sum(1).reshape(n, self.n_harmonics * irrep.dim, channels)
+        parts = torch.split(summed, self.widths, dim=3)
+        for (irrep, channels), part in zip(self.channels.items(), parts, strict=False):
+            moments = part.reshape(self.groups, n, self.n_harmonics * irrep.dim, channels // self.groups)
+            moments = moments.permute(1, 2, 0, 3).reshape(n, self.n_harmonics * irrep.dim, channels)
             coupled = torch.matmul(getattr(self, f"coupling_{irrep}"), moments)
             for out, piece in split_paths(coupled, self.paths[irrep]).items():
                 by_irrep.setdefault(out, []).append(piece)
         mixed: Features = self.mix({irrep: torch.cat(pieces, dim=-1) for irrep, pieces in by_irrep.items()})
         return mixed
+
+    def _grouped(self, features: Features) -> Tensor:
+        """float[groups, N, components of the irreps times channels of a group]."""
+        parts = []
+        for irrep, channels in self.channels.items():
+            x = features[irrep]
+            n, dim, _ = x.shape
+            if self.missing[irrep]:
+                x = torch.cat([x, x.new_zeros(n, dim, self.missing[irrep])], dim=-1)
+            x = x.reshape(n, dim, self.groups, channels // self.groups)
+            parts.append(x.permute(2, 0, 1, 3).reshape(self.groups, n, -1))
+        if self.padding:
+            parts.append(parts[0].new_zeros(self.groups, n, self.padding))
+        return torch.cat(parts, dim=2)
 
 
 class Interaction(nn.Module):
@@ -170,7 +191,7 @@ class Interaction(nn.Module):
         Args:
             features: Of all atoms.
             species: int64[N].
-            basis: float[N, K, n_radial * n_harmonics].
+            basis: float[n_radial, N * K, n_harmonics].
             neighbors: int64[N, K].
             reverse: int64[N, K].
         """

@@ -153,7 +153,7 @@ class TrainingModule(lightning.LightningModule):
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise EquiscreenError(self._what_is_wrong(batch, batch_idx, loss))
         optimizer.step()  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         self._done = batch_idx + 1
         self._spent += time.monotonic() - begin
         self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))

@@ -132,13 +132,13 @@ class EquivariantNetwork(ExactBuffers):
     def layers(self, species: Tensor, vectors: Tensor, neighbors: Tensor, reverse: Tensor) -> list[Features]:
         """Features behind each interaction: by irrep, float[N, 2 l + 1, channels]."""
         n, k = neighbors.shape
-        distance = torch.sqrt((vectors * vectors).sum(-1, keepdim=True))
-        harmonics = self.harmonics((vectors / distance).reshape(n * k, 3)).view(n, k, 1, -1)
+        flat = vectors.reshape(n * k, 3)
+        distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
+        harmonics = self.harmonics(flat / distance)
         features = {SCALAR: self.embedding(species).unsqueeze(1)}
         out = []
         for interaction, radial in zip(self.interactions, self.radial(distance), strict=True):
-            basis = (radial.unsqueeze(-1) * harmonics).reshape(n, k, -1)
-            features = interaction(features, species, basis, neighbors, reverse)
+            features = interaction(features, species, radial * harmonics, neighbors, reverse)
             out.append(features)
         return out
 
@@ -178,7 +178,8 @@ class EquivariantNetwork(ExactBuffers):
         if not self.training:
             atoms, vectors = atoms.detach(), vectors.detach()
             heads = {name: x.detach() for name, x in heads.items()}
-        forces = (gradient - permute_slots(gradient, reverse)).sum(1)
+        opposite = permute_slots(gradient.reshape(1, -1, 3), reverse).view_as(gradient)
+        forces = (gradient - opposite).sum(1)
         virial = torch.bmm(vectors.transpose(1, 2), gradient)
         virial = (virial + virial.transpose(1, 2)).reshape(-1, 9).double() / 2
         energy = members @ (atoms + self.reference_energies[species])

@@ -18,9 +18,9 @@ class RadialBasis(nn.Module):
     """Radial functions for each interaction.
 
     The envelope is that of Gasteiger et al., "Directional message passing", ICLR 2020, with their p: its first two
-    derivatives vanish at the cutoff. Chebyshev polynomials are the default basis. Bessel functions, sin(n pi r / rc) / r,
-    are theirs too. Their sine is a power series here: the last bit of ONNX Runtime's own depends, on the CPU, on the
-    element's place in the tensor, and so on the number of threads.
+    derivatives vanish at the cutoff. Chebyshev polynomials are the default basis. Bessel functions, sin(n pi r / rc)
+    over r, are theirs too. Their sine is a power series here: the last bit of ONNX Runtime's own depends, on the CPU,
+    on the element's place in the tensor, and so on the number of threads.
     """
 
     def __init__(self, config: NetworkConfig, cutoff: float) -> None:
@@ -29,15 +29,26 @@ class RadialBasis(nn.Module):
         p = config.envelope_power
         self._envelope = (p, -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2)
         self.perceptrons = nn.ModuleList(
-            Perceptron(config.n_basis, config.radial_hidden, config.n_radial) for _ in range(config.n_interactions)
+            Perceptron(config.n_basis, config.radial_hidden, config.n_radial * (config.l_max + 1))
+            for _ in range(config.n_interactions)
         )
+        self.n_radial, self.degrees = config.n_radial, config.l_max + 1
+        # Which components of the harmonics are of which degree; a choice by index would have a scatter for a gradient.
+        degree = torch.repeat_interleave(torch.arange(self.degrees), 2 * torch.arange(self.degrees) + 1)
+        self.spread: Tensor
+        self.register_buffer("spread", torch.eye(self.degrees, dtype=torch.float64)[:, degree], persistent=False)
 
     def forward(self, distance: Tensor) -> list[Tensor]:
-        """float[N, K, 1] to float[N, K, n_radial] for each interaction."""
+        """float[E, 1] to float[n_radial, E, (l_max + 1)^2] for each interaction: a function for each degree."""
         u = distance / self.cutoff
         functions = _bessel(u, self.n_basis) if self.basis == "bessel" else _chebyshev(u, self.n_basis)
         basis = torch.cat(functions, dim=-1) * self.envelope(u)
-        return [perceptron(basis) for perceptron in self.perceptrons]
+        return [self._spread(perceptron(basis)) for perceptron in self.perceptrons]
+
+    def _spread(self, functions: Tensor) -> Tensor:
+        edges = functions.shape[0]
+        apart = functions.view(edges, self.n_radial, self.degrees).transpose(0, 1).reshape(-1, self.degrees)
+        return (apart @ self.spread).view(self.n_radial, edges, -1)
 
     def envelope(self, u: Tensor) -> Tensor:
         """From 1 at u = 0 to 0 at u = 1, and 0 beyond."""

@@ -20,7 +20,7 @@ from ..pipeline.store import GraphStore
 from .config import SplitConfig
 from .data import compositions
 
-_PARTS = ("training", "validation", "test")
+SUBSETS = ("training", "validation", "test")
 _TRAINING, _VALIDATION, _TEST = range(3)
 _SIZES = "n_structures"
 
@@ -47,7 +47,7 @@ class Split:
         """
         place = Path(path)
         arrays = {_SIZES: np.array([len(chosen) for chosen in self.training], dtype=np.int64)}
-        for part in _PARTS:
+        for part in SUBSETS:
             for number, chosen in enumerate(getattr(self, part)):
                 arrays[f"{part}_{number}"] = np.flatnonzero(chosen).astype(np.int64)
         scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
@@ -68,7 +68,7 @@ class Split:
         Raises:
             StoreError: Missing, damaged, another file, or of other stores.
         """
-        parts: dict[str, list[NDArray[np.bool_]]] = {part: [] for part in _PARTS}
+        parts: dict[str, list[NDArray[np.bool_]]] = {part: [] for part in SUBSETS}
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 for number, size in enumerate(arrays[_SIZES].tolist()):
@@ -238,7 +238,7 @@ def _formulas(store: GraphStore) -> NDArray[np.void]:
 def _placed(part: NDArray[np.int64], rows: NDArray[np.int64], sizes: Sequence[int]) -> Split:
     """Parts of the rows of all stores as choices in each of them."""
     found = {}
-    for number, name in enumerate(_PARTS):
+    for number, name in enumerate(SUBSETS):
         chosen = np.zeros(sum(sizes), dtype=bool)
         chosen[rows[part == number]] = True
         found[name] = tuple(np.split(chosen, np.cumsum(sizes)[:-1]))

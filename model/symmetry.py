@@ -89,8 +89,8 @@ def tensor_basis(head: HeadConfig) -> TensorBasis:
 
 
 @lru_cache(maxsize=64)
-def _cartesian(formula: str, pseudo: bool) -> TensorBasis:  # noqa: FBT001 - lru_cache takes it like this
-    rank = len(formula.split("=")[0].removeprefix("-"))
+def _cartesian(formula: str, pseudo: bool) -> TensorBasis:
+    rank = len(formula.split("=", maxsplit=1)[0].removeprefix("-"))
     sign = -1 if pseudo else 1
     if rank == 0:
         return TensorBasis(((1, Irrep(0, sign)),), 0, torch.eye(1, dtype=torch.float64))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,25 @@ from pathlib import Path
 
 import lightning
 import torch
-from ase.data import chemical_symbols
 
 from ..pipeline.errors import ConfigError
 from ..pipeline.lock import locked
+from ..pipeline.rows import absolute
 from ..pipeline.store import GraphStore
 from .callbacks import BEST, LAST, make_trainer, quiet_lightning
 from .checkpoint import MODEL_FILE, ModelCard, save_checkpoint
 from .config import Config
-from .data import head_labels, of_elements, usable_structures
 from .evaluation import Comparison, compare, error_units, told
-from .finetune import architecture, fit_references, merged_statistics, starting_network, transfer
-from .fitting import fit_statistics
+from .finetune import architecture, starting_network
 from .mirror import mirror_violation
-from .module import TrainingData, TrainingModule
-from .network import EquivariantNetwork
-from .plots import Parity, learning_curves, parity_plots
+from .module import TrainingModule
+from .plots import Parity, Subset, learning_curves, parity_plots
 from .potential import TorchPotential
+from .preparation import prepare
 from .runs import Recipe, join_logs, open_run, read_recipe
-from .splits import Split, split_structures
+from .splits import SUBSETS
+
+HELD_OUT: tuple[Subset, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         )
     settled = config.model_copy(update={"network": network.model_copy(update={"cutoff": cutoff})})
     threads = config.training.threads or torch.get_num_threads()
-    paths = tuple(str(store.path) if "://" in str(store.path) else os.path.abspath(store.path) for store in stores)
+    paths = tuple(str(absolute(store.path)) for store in stores)
     return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members)
 
 
@@ -158,7 +157,9 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     config = recipe.config
     lightning.seed_everything(config.training.seed, verbose=False)
     torch.set_num_threads(recipe.threads)
-    data, network = _prepare(graphs, recipe, progress=progress)
+    data, network, notes = prepare(graphs, recipe)
+    for note in notes if progress else ():
+        print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
     data.split.save(folder / "split.npz")
     module = TrainingModule(network, config.training, data)
     units = error_units(network)
@@ -171,9 +172,9 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
             raise KeyboardInterrupt from error
     best = torch.load(folder / BEST, map_location=network.reference_energies.device, weights_only=True)
     module.load_state_dict(best["state_dict"])
-    found = {
+    found: dict[Subset, dict[str, Comparison]] = {
         subset: compare(network, data.batches(subset, network, config.training))
-        for subset in ("validation", "test")
+        for subset in HELD_OUT
         if any(chosen.any() for chosen in getattr(data.split, subset))
     }
     _draw(folder, found, units)
@@ -186,86 +187,21 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         mirror_violation=mirror_violation(TorchPotential(network), config.network) if so3 else {},
     )
     save_checkpoint(folder / MODEL_FILE, network, card)
-    counts = {name: sum(int(chosen.sum()) for chosen in getattr(data.split, name)) for name in _SUBSETS}
+    n_training, n_validation, n_test = (sum(int(x.sum()) for x in getattr(data.split, name)) for name in SUBSETS)
     return TrainingReport(
         folder / MODEL_FILE,
         {name: x.mae for name, x in found["validation"].items()},
         {name: x.mae for name, x in found.get("test", {}).items()},
         units,
-        *counts.values(),
+        n_training,
+        n_validation,
+        n_test,
         trainer.current_epoch,
         0.0,
     )
 
 
-_SUBSETS = ("training", "validation", "test")
-
-
-def _prepare(graphs: list[GraphStore], recipe: Recipe, *, progress: bool) -> tuple[TrainingData, EquivariantNetwork]:
-    """What is trained on, and the network before its first step.
-
-    Structures to validate and test on with an element that is not trained on are left out, and said so.
-    """
-    config, training = recipe.config.network, recipe.config.training
-    heads = head_labels(graphs, config.heads)
-    usable = usable_structures(graphs, energy=config.energy, heads=heads)
-    if recipe.limit is not None:
-        for chosen in usable:
-            chosen[recipe.limit :] = False
-    split = split_structures(graphs, usable, training.split)
-    cutoff = config.cutoff
-    if cutoff is None:
-        raise ValueError("the cutoff of a recipe is set")
-    elements, statistics = fit_statistics(
-        graphs,
-        split.training,
-        cutoff,
-        energy=config.energy,
-        heads=heads,
-        head_configs=config.heads,
-        energy_scale=training.energy_scale,
-    )
-    dtype = torch.float64 if training.dtype == "float64" else torch.float32
-    if training.fine_tune.checkpoint is None:
-        network = EquivariantNetwork(config, elements, statistics, dtype)
-    else:
-        start = starting_network(training.fine_tune)
-        new_heads = config.heads.keys() - start.config.heads.keys()
-        elements, statistics = merged_statistics(elements, statistics, start, new_heads)
-        network = EquivariantNetwork(config, elements, statistics, dtype)
-        transfer(network, start, ())
-        if config.energy and training.fine_tune.references == "fit":
-            statistics = replace(statistics, reference_energies=fit_references(network, graphs, split.training))
-            network = EquivariantNetwork(config, elements, statistics, dtype)
-        transfer(network, start, training.fine_tune.freeze)
-    split, lost = _of_known_elements(graphs, split, elements)
-    if lost and progress:
-        unknown = sorted({int(z) for store in graphs for z in store.elements} - set(elements))
-        symbols = ", ".join(chemical_symbols[number] for number in unknown)
-        line = f"train: {lost} structures to validate or test on are left out: none is trained on with {symbols}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
-    return TrainingData(tuple(graphs), split, heads), network
-
-
-def _of_known_elements(graphs: list[GraphStore], split: Split, elements: tuple[int, ...]) -> tuple[Split, int]:
-    """The split without structures that cannot be evaluated, and how many those are.
-
-    Raises:
-        ConfigError: No validation structure is left.
-    """
-    known = [of_elements(store, elements) for store in graphs]
-    kept = {
-        name: tuple(chosen & fine for chosen, fine in zip(getattr(split, name), known, strict=True))
-        for name in _SUBSETS
-    }
-    if not any(chosen.any() for chosen in kept["validation"]):
-        raise ConfigError(f"{graphs[0].path}: no validation structure is made of elements that are trained on")
-    before = sum(int(chosen.sum()) for name in _SUBSETS for chosen in getattr(split, name))
-    after = sum(int(chosen.sum()) for some in kept.values() for chosen in some)
-    return Split(**kept), before - after
-
-
-def _draw(folder: Path, found: Mapping[str, Mapping[str, Comparison]], units: Mapping[str, str]) -> None:
+def _draw(folder: Path, found: Mapping[Subset, Mapping[str, Comparison]], units: Mapping[str, str]) -> None:
     learning_curves(join_logs(folder), folder / "learning_curves.png", units)
     pairs = [
         Parity(name, x.unit, x.label, x.found, subset)

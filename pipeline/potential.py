@@ -127,9 +127,9 @@ def evaluate_in_buckets(
 
 def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:
     """bool[n_structures], for which structures a property does not exist."""
-    if defined == "crystals":
-        return ~pbc.all(axis=1)
-    return pbc.any(axis=1) if defined == "molecules" else np.zeros(len(pbc), dtype=bool)
+    periodic = pbc.sum(axis=1)
+    without = {"always": np.zeros(len(pbc), dtype=bool), "crystals": periodic < 3, "molecules": periodic > 0}
+    return np.asarray(without[defined])
 
 
 def _empty(block: GraphBlock, specs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:

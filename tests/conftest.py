@@ -15,13 +15,13 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from equiscreen.export.exporting import lower_and_check
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config import NetworkConfig
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.potential import Evaluation, Potential
+from equiscreen.pipeline.probes import probe_structures
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 CUTOFF = 4.5

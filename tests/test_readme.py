@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from equiscreen.export import open_scores
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model import Config
+from equiscreen.pipeline.probes import probe_structures
 
 from .conftest import ELEMENTS, cif_text, write_emt_labelled
 

@@ -182,9 +182,7 @@ class PotentialLaws:
         wanted = expected(before, potential.outputs, heads, Change(atoms=atoms, copies=k))
         self.assert_same(wanted, evaluate(potential, large))
 
-    def test_one_atom_that_sees_only_its_images(
-        self, potential: Potential, heads: Mapping[str, HeadConfig]
-    ) -> None:
+    def test_one_atom_that_sees_only_its_images(self, potential: Potential, heads: Mapping[str, HeadConfig]) -> None:
         cell = np.array([[2.1, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 2.2]])  # cutoff beyond twice its edges
         one = Structure.from_fractional([29], cell, [[0.1, 0.2, 0.3]])
         eight = Structure.from_ase(one.to_ase().repeat((2, 2, 2)))
@@ -245,9 +243,7 @@ class PotentialLaws:
         assert found.energy.tolist() == list(REFERENCES)
         assert not found.forces.any()
 
-    def test_heads_of_isolated_atoms_are_isotropic(
-        self, potential: Potential, heads: Mapping[str, HeadConfig]
-    ) -> None:
+    def test_heads_of_isolated_atoms_are_isotropic(self, potential: Potential, heads: Mapping[str, HeadConfig]) -> None:
         """Which number they then are, the shift of the element, is for tests/model/test_heads.py to say."""
         atoms = [Structure.from_cartesian([number], [[0.0, 0.0, 0.0]]) for number in ELEMENTS]
         found = evaluate(potential, atoms).properties

@@ -1,4 +1,4 @@
-"""The networks that have to obey the laws: untrained, with few channels, of every kind that a configuration can ask for."""
+"""The networks that have to obey the laws: untrained, narrow, of every kind that can be asked for."""
 
 from __future__ import annotations
 

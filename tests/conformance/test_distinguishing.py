@@ -37,7 +37,7 @@ def cubic_and_hexagonal_packing() -> list[Structure]:
     return [Structure.from_ase(atoms) for atoms in (cubic, hexagonal)]
 
 
-# With the degree of harmonics that tells them apart: of the lowest odd moment that a site of hcp has, which fcc has not.
+# With a degree of harmonics that tells them apart: sites of hcp have a moment of degree 3, those of fcc have not.
 PAIRS = {"rings": (hexagon_and_triangles, 1), "packings": (cubic_and_hexagonal_packing, 3)}
 
 

@@ -11,6 +11,7 @@ from equiscreen.model.config import HeadConfig
 from equiscreen.model.ensemble import EnsemblePotential
 from equiscreen.model.mirror import mirror_violation
 from equiscreen.model.potential import TorchPotential
+from equiscreen.model.symmetry import TENSORS
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.potential import Potential
 
@@ -97,6 +98,4 @@ def test_the_mirror_violation_is_that_of_the_structures() -> None:
 
 
 def test_all_kinds_of_heads_are_there() -> None:
-    from equiscreen.model.symmetry import TENSORS  # noqa: PLC0415 - only this test looks
-
     assert {kind.tensor for kind in EVERY_KIND["heads"].values()} >= set(TENSORS)

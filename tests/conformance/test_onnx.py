@@ -35,7 +35,8 @@ LARGER = {
     "hidden_irreps": "2x0e + 2x1o + 2x1e",
     "n_interactions": 2,
     "heads": {
-        name: EVERY_HEAD[name] for name in ("handedness", "charge", "hardness", "shielding", "born", "gyration", "several")
+        name: EVERY_HEAD[name]
+        for name in ("handedness", "charge", "hardness", "shielding", "born", "gyration", "several")
     },
 }
 CHIRAL = {

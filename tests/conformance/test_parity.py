@@ -121,9 +121,7 @@ def test_a_learned_pseudoscalar_tells_enantiomers_apart(trained: TorchPotential,
     crystal = prototype(name)
     assert np.abs(handedness([crystal])).max() > 1e-3, "no such quantity in this crystal"
     assert np.allclose(handedness([mirrored(crystal)]), -handedness([crystal]), atol=1e-12)
-    values, opposite = (
-        evaluate(trained, [s]).properties["handedness"] for s in (crystal, mirrored(crystal))
-    )
+    values, opposite = (evaluate(trained, [s]).properties["handedness"] for s in (crystal, mirrored(crystal)))
     place = int(np.abs(values).argmax())
     assert abs(values[place]) > 100 * noise(trained, crystal)
     # Rounding in float32 is all that may differ: the noise is its measure, 10 the number of its standard deviations.

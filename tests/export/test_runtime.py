@@ -11,12 +11,12 @@ import pytest
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporting import export_onnx, lower_and_check
 from equiscreen.export.inspection import describe
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.errors import CheckpointError, ModelFileError, OutputExistsError, UnknownElementError
+from equiscreen.pipeline.probes import probe_structures
 from onnx import TensorProto, helper, numpy_helper
 
 from ..conftest import ELEMENTS, small_network

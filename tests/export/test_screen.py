@@ -13,12 +13,12 @@ import pytest
 import xarray as xr
 from equiscreen.export import OnnxPotential, open_scores, screen
 from equiscreen.export.inspection import describe
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.export.screening import account, cut, estimate
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ModelFileError, OutputExistsError, StoreError
+from equiscreen.pipeline.probes import probe_structures
 
 from ..conftest import CUTOFF, ELEMENTS
 

@@ -163,7 +163,13 @@ def test_pseudo_takes_the_other_parity(pseudo: bool) -> None:
 
 @pytest.mark.parametrize(
     ("tensor", "shape"),
-    [("symmetric", (6,)), ("piezoelectric", (3, 6)), ("elastic", (6, 6)), ("elastic", (3, 3, 6)), ("elastic", (6, 3, 3))],
+    [
+        ("symmetric", (6,)),
+        ("piezoelectric", (3, 6)),
+        ("elastic", (6, 6)),
+        ("elastic", (3, 3, 6)),
+        ("elastic", (6, 3, 3)),
+    ],
 )
 def test_voigt_components_are_those_of_the_tensor(tensor: str, shape: tuple[int, ...]) -> None:
     basis = tensor_basis(HeadConfig(tensor=tensor))

@@ -13,7 +13,6 @@ import torch
 import yaml
 from ase.calculators.emt import EMT
 from ase.io import write
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.model import Config, load_checkpoint, train
 from equiscreen.model.checkpoint import ModelCard, describe_checkpoint, save_checkpoint
 from equiscreen.model.potential import TorchPotential
@@ -25,27 +24,10 @@ from equiscreen.pipeline.errors import (
     OutputExistsError,
     UnknownElementError,
 )
+from equiscreen.pipeline.probes import probe_structures
 
-from ..conftest import ELEMENTS, evaluate, small_network, write_emt_labelled
-
-SMALL = {
-    "network": {"hidden_irreps": "4x0e + 2x1o", "n_radial": 4, "correlation": 2},
-    "training": {"max_epochs": 3, "batch_size": 8, "split": {"validation": 0.25}},
-}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alloys with EMT's energies, forces and stresses."""
-    folder = tmp_path_factory.mktemp("training")
-    write_emt_labelled(folder / "s.extxyz", probe_structures(ELEMENTS, 40, seed=30))
-    featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")
-    return folder / "g.zarr"
-
-
-def config(**training: object) -> Config:
-    return Config.parse({**SMALL, "training": {**SMALL["training"], **training}}, "test")
-
+from ..conftest import ELEMENTS, evaluate, small_network
+from .conftest import small_config as config
 
 def test_training_learns_and_leaves_a_model_that_repeats_its_validation(store: Path, tmp_path: Path) -> None:
     first = train(store, tmp_path / "a", config(max_epochs=1))
@@ -82,27 +64,6 @@ def test_labels_that_are_absent_do_not_count(tmp_path: Path) -> None:
     report = train(tmp_path / "g.zarr", tmp_path / "run", config(max_epochs=1))
     assert np.isfinite(report.validation["energy"])
     assert np.isnan(report.validation["stress"]) or report.validation["stress"] > 0
-
-
-def test_a_killed_training_goes_on_and_ends_as_an_undisturbed_one(store: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "config.yaml"
-    settings.write_text(yaml.safe_dump({**SMALL, "training": {**SMALL["training"], "max_epochs": 12, "threads": 1}}))
-    command = [sys.executable, "-m", "equiscreen", "train", store, "--config", settings, "--out"]
-    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert last.exists()
-    assert not (tmp_path / "killed" / "model.ckpt").exists()
-    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
-    killed, whole = (load_checkpoint(tmp_path / name / "model.ckpt")[0].state_dict() for name in ("killed", "whole"))
-    assert killed.keys() == whole.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(killed[name], tensor), name
 
 
 def test_a_finished_or_other_run_is_not_touched(store: Path, tmp_path: Path) -> None:

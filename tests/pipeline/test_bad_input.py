@@ -26,13 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, ReadOptions, featurize
 from equiscreen.pipeline import archives as archives_module
 from equiscreen.pipeline import files as files_module
 from equiscreen.pipeline.documents import Document
 from equiscreen.pipeline.errors import SourceError
 from equiscreen.pipeline.formats import Format
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline.readers import read_document
 from equiscreen.pipeline.schema import STATUS_ISOLATED_ATOMS, STATUS_REPEATED_ID
 

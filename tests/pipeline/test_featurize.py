@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from distributed import LocalCluster
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, ReadOptions, Structure, featurize
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization import estimate
 from equiscreen.pipeline.plan import Plan
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline.schema import STATUS_ISOLATED_ATOMS
 from equiscreen.pipeline.sources import find_files
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMapping, Structure, featurize
+from equiscreen.pipeline.probes import probe_structures
 from monty.serialization import dumpfn
 from pymatgen.core import Lattice, Molecule
 from pymatgen.core import Structure as PymatgenStructure

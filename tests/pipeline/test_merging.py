@@ -9,10 +9,10 @@ import ase.io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, Structure, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.pipeline.partition import FeaturizeTask, featurize_partition
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline.schema import STATUS_OTHER_LABELS, STATUS_REPEATED_ID
 from equiscreen.pipeline.staging import Staging
 

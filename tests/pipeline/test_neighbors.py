@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.neighborlist import primitive_neighbor_list
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
 from equiscreen.pipeline.cif import structure_from_cif
 from equiscreen.pipeline.errors import InvalidStructureError
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline.tables import size_buckets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

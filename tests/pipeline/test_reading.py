@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize, neighbor_table, reading
 from equiscreen.pipeline.errors import InvalidStructureError, StoreError
+from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline.reading import EpochReader, PlacedBlock, read_ahead
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -23,10 +23,10 @@ import numcodecs.blosc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.pipeline.probes import probe_structures
 from equiscreen.pipeline import GraphStore, LabelMapping, Structure, compaction, featurize
 from equiscreen.pipeline.labels import LabelRule, Quantity
 from equiscreen.pipeline.merging import merge
+from equiscreen.pipeline.probes import probe_structures
 from numpy.typing import NDArray
 
 from ..conftest import ELEMENTS, pymatgen_dict, write_json

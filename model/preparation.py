@@ -1,0 +1,113 @@
+"""What a training begins with: data, split, and the network before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from ase.data import chemical_symbols
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.store import GraphStore
+from .config import NetworkConfig
+from .data import head_labels, of_elements, usable_structures
+from .finetune import fit_references, merged_statistics, starting_network, transfer
+from .fitting import fit_statistics
+from .module import TrainingData
+from .network import EquivariantNetwork
+from .runs import Recipe
+from .splits import SUBSETS, Split, split_structures
+from .symmetry import parsed
+
+
+def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, EquivariantNetwork, tuple[str, ...]]:
+    """Find labels, divide structures, fit statistics and make the network.
+
+    Returns:
+        The data, the network, and what a person should know of them, in lines.
+
+    Raises:
+        ConfigError: The stores do not fit the configuration.
+    """
+    config, training = recipe.config.network, recipe.config.training
+    if config.cutoff is None:
+        raise ValueError("the cutoff of a recipe is set")
+    heads = head_labels(stores, config.heads)
+    usable = usable_structures(stores, energy=config.energy, heads=heads)
+    if recipe.limit is not None:
+        for chosen in usable:
+            chosen[recipe.limit :] = False
+    split = split_structures(stores, usable, training.split)
+    elements, statistics = fit_statistics(
+        stores,
+        split.training,
+        config.cutoff,
+        energy=config.energy,
+        heads=heads,
+        head_configs=config.heads,
+        energy_scale=training.energy_scale,
+    )
+    dtype = torch.float64 if training.dtype == "float64" else torch.float32
+    if training.fine_tune.checkpoint is None:
+        network = EquivariantNetwork(config, elements, statistics, dtype)
+    else:
+        start = starting_network(training.fine_tune)
+        new_heads = config.heads.keys() - start.config.heads.keys()
+        elements, statistics = merged_statistics(elements, statistics, start, new_heads)
+        network = EquivariantNetwork(config, elements, statistics, dtype)
+        transfer(network, start, ())
+        if config.energy and training.fine_tune.references == "fit":
+            statistics = replace(statistics, reference_energies=fit_references(network, stores, split.training))
+            network = EquivariantNetwork(config, elements, statistics, dtype)
+        transfer(network, start, training.fine_tune.freeze)
+    known = _of_known_elements(stores, split, elements)
+    notes = [*_left_out(stores, split, known, elements), *_never_made(config, network)]
+    for name, head in heads.items():
+        pairs = zip(stores, split.training, strict=True)
+        count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)
+        if count:
+            notes.append(f"heads.{name}: {count:,} labels to train on have no logarithm, and are left out")
+    return TrainingData(tuple(stores), known, heads), network, tuple(notes)
+
+
+def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:
+    """The split without structures that cannot be evaluated.
+
+    Raises:
+        ConfigError: No validation structure is left.
+    """
+    fine = [of_elements(store, elements) for store in stores]
+    kept = {
+        name: tuple(chosen & known for chosen, known in zip(getattr(split, name), fine, strict=True))
+        for name in SUBSETS
+    }
+    if not any(chosen.any() for chosen in kept["validation"]):
+        raise ConfigError(f"{stores[0].path}: no validation structure is made of elements that are trained on")
+    return Split(**kept)
+
+
+def _left_out(stores: Sequence[GraphStore], split: Split, known: Split, elements: tuple[int, ...]) -> list[str]:
+    lost = sum(
+        int(before.sum() - after.sum())
+        for name in SUBSETS
+        for before, after in zip(getattr(split, name), getattr(known, name), strict=True)
+    )
+    if not lost:
+        return []
+    unknown = sorted({int(number) for store in stores for number in store.elements} - set(elements))
+    symbols = ", ".join(chemical_symbols[number] for number in unknown)
+    return [f"{lost:,} structures to validate or test on are left out: none is trained on with {symbols}"]
+
+
+def _never_made(config: NetworkConfig, network: EquivariantNetwork) -> list[str]:
+    """Hidden irreps that no interaction makes: they would be missed by whoever asked for them."""
+    if config.n_interactions == 1:
+        return []
+    made = {ir for interaction in network.interactions[:-1] for ir in interaction.channels_out}  # type: ignore[union-attr]
+    missing = [str(ir) for _, ir in parsed(config.hidden_irreps) if ir not in made]
+    if not missing:
+        return []
+    return [
+        f"network.hidden_irreps: this network never makes {', '.join(missing)}; raise n_interactions or correlation"
+    ]

@@ -1,0 +1,33 @@
+"""Graph stores to train on, shared by the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from equiscreen.model import Config
+from equiscreen.pipeline import featurize
+from equiscreen.pipeline.probes import probe_structures
+
+from ..conftest import ELEMENTS, write_emt_labelled
+
+SMALL = {
+    "network": {"hidden_irreps": "4x0e + 2x1o", "n_radial": 4, "correlation": 2},
+    "training": {"max_epochs": 3, "batch_size": 8, "split": {"validation": 0.25}, "threads": 1},
+}
+
+
+def small_config(network: dict[str, Any] | None = None, **training: Any) -> Config:
+    """A network and a training of seconds."""
+    sections = {"network": {**SMALL["network"], **(network or {})}, "training": {**SMALL["training"], **training}}
+    return Config.parse(sections, "test")
+
+
+@pytest.fixture(scope="package")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Alloys with EMT's energies, forces and stresses."""
+    folder = tmp_path_factory.mktemp("training")
+    write_emt_labelled(folder / "s.extxyz", probe_structures(ELEMENTS, 40, seed=30))
+    featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")
+    return folder / "g.zarr"

@@ -1,0 +1,73 @@
+"""Several processes, and batches in parts, do what one process does with the whole batch."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from equiscreen.model import load_checkpoint, train
+from equiscreen.model.config import LossConfig
+from equiscreen.model.data import StructureBatches
+from equiscreen.model.losses import residuals, total_loss
+from equiscreen.pipeline import GraphStore
+
+from ..conftest import small_network
+from .conftest import small_config
+
+# Sums over structures come in another order: rounding, after several steps.
+TOLERANCE = 1e-10
+
+
+def test_two_processes_take_the_steps_of_one(store: Path, tmp_path: Path) -> None:
+    # Batches of seven cannot be divided evenly; the last one, of two, leaves one structure to each process.
+    settings = {"dtype": "float64", "batch_size": 7, "max_epochs": 2, "accelerator": "cpu"}
+    one = train(store, tmp_path / "one", small_config(**settings))
+    two = train(store, tmp_path / "two", small_config(**settings, devices=2))
+    for name, value in one.validation.items():
+        assert two.validation[name] == pytest.approx(value, rel=1e-8)
+    first, second = (load_checkpoint(report.checkpoint)[0].state_dict() for report in (one, two))
+    for name, tensor in first.items():
+        assert (tensor - second[name]).abs().max() <= TOLERANCE * max(1.0, float(tensor.abs().max())), name
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_gradients_of_the_parts_of_a_batch_add_up(store: Path, parts: int) -> None:
+    graphs = GraphStore(store)
+    network = small_network().train()
+    chosen = [np.ones(len(graphs), dtype=bool)]
+    batch = next(iter(StructureBatches([graphs], chosen, {}, 8, network.cutoff, torch.float64, energy=True)))
+    counts = {name: torch.isfinite(label).sum() for name, label in batch.labels.items()}
+    gradients = []
+    for pieces in ([batch], batch.split(parts)):
+        network.zero_grad()
+        for piece in pieces:
+            total_loss(residuals(network, network.predict(*piece.inputs), piece), LossConfig(), counts).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert len(batch.split(parts)) == parts
+    for whole, summed in zip(*gradients, strict=True):
+        assert torch.allclose(whole, summed, rtol=1e-10, atol=1e-10)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(store: Path, tmp_path: Path) -> None:
+    # Wide features, and a limit on the address space of the process: PyTorch really fails to allocate.
+    network = {"hidden_irreps": "128x0e + 128x1o + 128x2e", "n_radial": 8, "correlation": 3}
+    settings = small_config(network, batch_size=30, max_epochs=1)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = [sys.executable, "-m", "equiscreen", "train", store, "--config", tmp_path / "config.yaml", "--out"]
+    limit = 4_000_000_000
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    done = subprocess.run(
+        [*command, tmp_path / "run"], check=False, capture_output=True, text=True, preexec_fn=limited
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"out of memory; batches are done in \d+ parts", done.stderr)
