@@ -1,13 +1,13 @@
 """Error of forces against the number of training structures, for l_max = 0, 1, 2 and an invariant network with angles.
 
-    python tests/benchmarks/data_efficiency.py DATA_FOLDER --work WORK_FOLDER [--jobs 2] [--steps 1280] [--quick]
+    python tests/benchmarks/data_efficiency.py DATA_FOLDER --work WORK_FOLDER [--jobs 2] [--steps 2560] [--quick]
 
 Acetylacetone at 300 K (BOTNet data sets, Batatia et al., arXiv:2205.06643; MIT): 500 frames of one molecule in the
 order of time. The last 100 are the test; the 20 before them are left out; of the others every 19th, 20 in all, are
 always the validation, and the rest is the pool. A seed draws an order of the pool, whose first 20, 40, 80, 160, 320
 frames are the training sets, and the weights; all networks see the same sets.
 
-All trainings have the same number of steps of 5 molecules each, of validations and of epochs: a small set is repeated
+All trainings have the same number of steps of 2 molecules each, of validations and of epochs: a small set is repeated
 to the size of the largest. The networks differ in nothing but `hidden_irreps` and `l_max`, with multiplicities that
 give them about as many parameters. The control has harmonics to l = 2, and so sees angles, but sends only scalars.
 Floating-point operations are those that PyTorch's FlopCounterMode counts, matrix products at two per multiplication, of
@@ -17,7 +17,7 @@ A slope is that of log(force MAE) against log(size), by least squares over all s
 95 % of 10,000 bootstrap resamples of the seeds, the same for all networks; with five seeds they are rather too narrow.
 
 Every training has one thread and leaves a result in WORK_FOLDER; the same command goes on where it was stopped, also
-within a training. The whole takes about 45 minutes on two cores; prints what `data_efficiency.txt` keeps and draws
+within a training. The whole takes about 50 minutes on two free cores; prints what `data_efficiency.txt` keeps and draws
 `data_efficiency.png` beside this file (with --quick, in WORK_FOLDER).
 """
 
@@ -51,7 +51,7 @@ from plain_network import VARIANTS, WIDTH, Frames, train_plain, tumbling
 from scipy.spatial.transform import Rotation
 from torch.utils.flop_counter import FlopCounterMode
 
-CUTOFF, BATCH, N_VALIDATION, N_TEST, GAP = 5.0, 5, 20, 100, 20
+CUTOFF, BATCH, N_VALIDATION, N_TEST, GAP = 5.0, 2, 20, 100, 20
 NETWORKS: dict[str, dict[str, Any]] = {
     "l_max 0": {"hidden_irreps": "60x0e", "l_max": 0},
     "l_max 1": {"hidden_irreps": "36x0e + 36x1o", "l_max": 1},
@@ -223,7 +223,7 @@ def settings(plan: Plan, name: str, seed: int) -> dict[str, Any]:
     told = (
         config_of(plan, name, seed).model_dump(mode="json") if name in NETWORKS else {"variant": list(VARIANTS[name])}
     )
-    return {"sizes": list(plan.sizes), "steps": plan.steps, **told}
+    return {"sizes": list(plan.sizes), "steps": plan.steps, "batch": BATCH, **told}
 
 
 def run_all(plan: Plan, processes: int) -> None:
@@ -344,6 +344,7 @@ def draw(plan: Plan, results: dict[tuple[str, int, int], dict[str, float]], out:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - only here
+    from matplotlib.ticker import LogLocator, ScalarFormatter  # noqa: PLC0415 - only here
 
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for (name, given), marker in zip(NETWORKS.items(), "osD^", strict=True):
@@ -353,6 +354,8 @@ def draw(plan: Plan, results: dict[tuple[str, int, int], dict[str, float]], out:
         axes.plot(plan.sizes, errors.T, marker, color=line.get_color(), markersize=3)
     axes.set(xscale="log", yscale="log", xlabel="training structures", ylabel="force MAE, meV/angstrom")
     axes.set_xticks(plan.sizes, [str(size) for size in plan.sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.set_title(f"acetylacetone, 300 K; {plan.steps} steps, {plan.seeds} seeds", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
@@ -385,13 +388,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1280)
+    parser.add_argument("--steps", type=int, default=2560)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="three sizes, two seeds, 32 steps: does it run?")
+    parser.add_argument("--quick", action="store_true", help="three sizes, two seeds, two epochs: does it run?")
     arguments = parser.parse_args()
     sizes, seeds, steps = (20, 40, 80, 160, 320), arguments.seeds, arguments.steps
     if arguments.quick:
-        sizes, seeds, steps = (20, 40, 80), 2, 32
+        sizes, seeds, steps = (20, 40, 80), 2, 2 * 80 // BATCH
     if seeds < 2 or steps % (sizes[-1] // BATCH):
         parser.error(f"at least two seeds, and steps that are a multiple of {sizes[-1] // BATCH}")
     plan = Plan(arguments.data / "acac/train_300K.xyz", arguments.work, sizes, seeds, steps)

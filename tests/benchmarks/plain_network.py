@@ -33,7 +33,7 @@ ENERGY_WEIGHT = 4.0  # of the energy per atom, beside 1 of the forces: equiscree
 EMA_DECAY = 0.99
 LARGEST_GRADIENT = 10.0
 WARMUP_STEPS = 100
-VALIDATIONS = 20  # in a training: as many as the other networks have
+VALIDATIONS = 16  # in a training: as many as the other networks have
 AS_THEY_STAND, TURNED_TO_FIRST, TURNED_AT_RANDOM = "as they stand", "turned to the first", "turned at random"
 # How the frames are given, and how many times as many steps.
 VARIANTS = {

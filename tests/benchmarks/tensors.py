@@ -1,6 +1,6 @@
 """Errors of predicted dielectric and elastic tensors, and of their parts with l = 0, 2 and 4.
 
-    python tests/benchmarks/tensors.py DATA_FOLDER --work FOLDER [--jobs 2] [--splits 3] [--only elastic] [--quick]
+    python tests/benchmarks/tensors.py DATA_FOLDER --work FOLDER [--jobs 2] [--splits 2] [--only elastic] [--quick]
 
 The tensors are those of Petousis et al., Sci. Data 4, 160134 (2017), the electronic part of 1,056 dielectric constants,
 and de Jong et al., Sci. Data 2, 150009 (2015), 1,181 elastic tensors, as matminer 0.3.2 keeps them, in the frame of
@@ -135,7 +135,7 @@ SETS = (
         hidden=("16x0e + 8x1o + 8x2e + 4x3o + 4x4e", "28x0e"),
         head={"tensor": "elastic"},
         invariant_head={"irreps": "2x0e", "label": "elastic_0e"},
-        epochs=80,
+        epochs=70,
     ),
 )
 
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--splits", type=int, default=3, help="test sets; the tables are of all of them together")
+    parser.add_argument("--splits", type=int, default=2, help="test sets; the tables are of all of them together")
     parser.add_argument("--only", choices=[tensors.name for tensors in SETS])
     parser.add_argument("--quick", action="store_true", help="one epoch")
     arguments = parser.parse_args()

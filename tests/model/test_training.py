@@ -29,6 +29,7 @@ from equiscreen.pipeline.probes import probe_structures
 from ..conftest import ELEMENTS, evaluate, small_network
 from .conftest import small_config as config
 
+
 def test_training_learns_and_leaves_a_model_that_repeats_its_validation(store: Path, tmp_path: Path) -> None:
     first = train(store, tmp_path / "a", config(max_epochs=1))
     longer = train(store, tmp_path / "b", config(max_epochs=30, batch_size=4))
