@@ -13,9 +13,11 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..pipeline.errors import EquiscreenError
+from ..pipeline.labels import ENERGY
 from ..pipeline.store import GraphStore
 from .config import TrainingConfig
 from .data import Batch, HeadLabels, StructureBatches
@@ -23,6 +25,9 @@ from .losses import Residual, penalty, residuals, term_of, total_loss
 from .network import EquivariantNetwork
 from .schedule import Schedule
 from .splits import Split
+
+# A label that is so many times the median one is a mistake.
+BY_FAR = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +229,14 @@ class TrainingModule(lightning.LightningModule):
         rows = np.flatnonzero(wrong)
         if 0 < len(rows) < len(batch):
             return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
-        before = ""
-        if self._before is not None:
+        # A label of 1e30 spoils references and scales, so that other structures fail before its own has its turn.
+        hint = largest_label(self.data, self.network, self.config)
+        if not hint and self._before is not None:
             last, seen = self._before
             worst = int(np.argmax(by_structure(last, seen, torch.abs)))
-            before = f"; in the step before, the largest error was that of {self.data.names(last, [worst])}"
-        return f"{where}{before}: check the labels, or lower training.learning_rate"
+            when = "in this step" if last is batch else "in the step before"
+            hint = f"; {when}, the largest error was that of {self.data.names(last, [worst])}"
+        return f"{where}{hint}: check the labels, or lower training.learning_rate"
 
     def on_train_epoch_end(self) -> None:
         """Log times."""
@@ -315,6 +322,36 @@ def by_structure(
         values = measure(residual.error.detach()).double().cpu().reshape(len(residual.error), -1).sum(1)
         out = out.index_add(0, structure, values) if residual.per_atom else out + values
     return out.numpy()
+
+
+def largest_label(data: TrainingData, network: EquivariantNetwork, config: TrainingConfig) -> str:
+    """The training label that is by far larger than all others of its name, in words; nothing if there is none."""
+    sizes: dict[str, list[NDArray[np.float64]]] = {}
+    place: list[tuple[Batch, int]] = []
+    for batch in data.batches("training", network, config):
+        place += [(batch, row) for row in range(len(batch))]
+        for name in batch.labels:
+            sizes.setdefault(name, []).append(_label_sizes(batch, name))
+    largest, hint = BY_FAR, ""
+    for name, parts in sizes.items():
+        size = np.concatenate(parts)
+        if not size.any():
+            continue
+        worst = int(size.argmax())
+        ratio = size[worst] / np.median(size[size > 0])
+        if ratio > largest:
+            batch, row = place[worst]
+            largest, hint = ratio, f"; by far the largest label is {name} of {data.names(batch, [row])}"
+    return hint
+
+
+def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
+    """float64[G], the largest number in a label of each structure, of energies per atom; 0 without a label."""
+    values = batch.labels[name].cpu().abs()
+    values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
+    if len(values) != len(batch):  # of atoms
+        values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(0, batch.inputs[4].cpu(), values, "amax")
+    return (values / batch.n_atoms.cpu() if name == ENERGY else values).numpy()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_configuration_is_the_default() -> None:
-    assert Config.parse(yaml.safe_load(block("yaml")), "README") == Config()
+    config = Config.parse(yaml.safe_load(block("yaml")), "README")
+    assert config.network.heads.keys() == {"dielectric"}
+    assert config.training.split.by == "composition"
 
 
 @pytest.mark.slow

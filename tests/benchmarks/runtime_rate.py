@@ -53,7 +53,7 @@ def main() -> None:
     n_edges = int(block.n_edges.sum())
     statistics = DataStatistics((0.0,) * len(ELEMENTS), 1.0, n_edges / len(block.atomic_number))
     network = EquivariantNetwork(NetworkConfig(cutoff=CUTOFF), ELEMENTS, statistics).eval()
-    data = lower_and_check(network, ModelCard())[0].SerializeToString()
+    data = lower_and_check([network], ModelCard())[0].SerializeToString()
     print(f"{STRUCTURES} alloys, {len(block.atomic_number):,} atoms, {n_edges:,} edges; {network.config.hidden_irreps}")
     runs: dict[tuple[str, int, int], Callable[[], object]] = {}
     for threads in THREADS:

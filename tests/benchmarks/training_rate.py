@@ -188,7 +188,7 @@ def write_extxyz(block: GraphBlock, out: Path) -> None:
 def training_block(store: Path, run_folder: Path) -> GraphBlock:
     """The structures that a run of ours trained on."""
     graphs = GraphStore(store)
-    return graphs.block(0, len(graphs)).take(np.load(run_folder / "split.npz")["training"])
+    return graphs.block(0, len(graphs)).take(np.load(run_folder / "split.npz")["training_0"])
 
 
 def featurized(arguments: argparse.Namespace, folder: Path) -> Path:

@@ -25,7 +25,7 @@ from ..conftest import ELEMENTS, small_network
 def test_the_file_gives_what_the_network_gives(exported: Callable[[str], Path], network: EquivariantNetwork) -> None:
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 25, seed=50), network.cutoff)
     expected = TorchPotential(network).evaluate(block)
-    for dtype, tolerance in (("float64", 1e-11), ("float32", 1e-5)):
+    for dtype, tolerance in (("float64", 1e-11), ("float32", 2e-5)):
         for slots in (1, 300, 100_000):
             found = OnnxPotential.load(exported(dtype), slots=slots).evaluate(block)
             scale = np.abs(expected.forces).max()
@@ -98,13 +98,13 @@ def test_external_data_and_other_domains_are_refused(exported: Callable[[str], P
 @pytest.mark.parametrize(
     "settings",
     [
-        {"hidden_irreps": "4x0e + 2x0o + 2x1o + 2x1e + 2x2e"},
+        {"symmetry": "o3", "hidden_irreps": "4x0e + 2x0o + 2x1o + 2x1e + 2x2e"},
         {"hidden_irreps": "8x0e", "n_interactions": 1, "correlation": 1, "l_max": 0},
         {"hidden_irreps": "4x0e + 2x1o + 2x2e + 2x3o", "n_interactions": 3, "l_max": 3},
     ],
 )
 def test_other_networks_export_too(settings: dict[str, object]) -> None:
-    _, metadata = lower_and_check(small_network(**settings).float(), ModelCard())
+    _, metadata = lower_and_check([small_network(**settings).float()], ModelCard())
     assert metadata.parity["forces/float64"] < 1e-3
 
 

@@ -1,0 +1,85 @@
+"""Structures with labels that are functions of their neighbours, so that a network has something to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ase
+import numpy as np
+from ase.calculators.emt import EMT
+from ase.io import write
+from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize
+from numpy.typing import NDArray
+
+CUTOFF = 4.5
+INLINE = (
+    "strain:3x3=strain[GPa]",
+    "hardness=hardness[GPa]",
+    "brightness=brightness",
+    "charge=charge[e]",
+    "field:atomx3=field[V/angstrom]",
+)
+# What an element adds to, or how much it counts in, the labels below.
+STRENGTH = {13: 0.5, 29: 1.0, 47: 1.2, 79: 1.5}
+FORMAL_CHARGE = {13: 3.0, 29: 2.0, 47: 1.0, 79: -1.0}
+
+
+def made_up(structures: Sequence[Structure]) -> list[dict[str, NDArray[np.float64]]]:
+    """Labels of each structure, functions of its neighbours that turn with it.
+
+    ``strain`` (3x3, symmetric): the mean over atoms of sums over neighbours of w r r^T / r^2; ``hardness``: its trace;
+    ``brightness``: its exponential; ``charge`` (extensive): a charge for each atom, and a part of its
+    hardness; ``field`` (3 for each atom): sums over neighbours of w r / r. The weight w falls with the distance and is
+    a product of the strengths of both elements.
+    """
+    found = []
+    for structure in structures:
+        block = GraphBlock.from_structures([structure], CUTOFF)
+        strength = np.array([STRENGTH[z] for z in block.atomic_number])
+        vectors = block.displacements()
+        distance = np.linalg.norm(vectors, axis=1, keepdims=True)
+        weight = strength[block.receiver, None] * strength[block.sender, None] * (1 - (distance / CUTOFF) ** 2) ** 2
+        unit = vectors / distance
+        field = np.zeros((len(structure), 3))
+        np.add.at(field, block.receiver, weight * unit)
+        strain = np.einsum("ni,nj->ij", weight * unit, unit) / len(structure)
+        hardness = np.trace(strain)
+        charge = sum(FORMAL_CHARGE[z] for z in block.atomic_number) + 0.2 * hardness * len(structure)
+        labels = {"strain": strain, "hardness": hardness, "brightness": np.exp(hardness), "charge": charge, "field": field}
+        found.append({name: np.asarray(value, dtype=np.float64) for name, value in labels.items()})
+    return found
+
+
+def images(structures: Sequence[Structure], labels: Sequence[str] = (), *, emt: bool = False) -> list[ase.Atoms]:
+    """ASE's images of structures with some of the labels of `made_up`, and maybe EMT's energy, forces and stress."""
+    out = []
+    for structure, values in zip(structures, made_up(structures) if labels else [{}] * len(structures), strict=True):
+        atoms = structure.to_ase()
+        if emt:
+            atoms.calc = EMT()
+            atoms.get_forces()
+            if atoms.pbc.all():
+                atoms.get_stress()
+        for name in labels:
+            if name == "field":
+                atoms.arrays[name] = values[name]
+            else:
+                atoms.info[name] = values[name] if values[name].shape else float(values[name])
+        out.append(atoms)
+    return out
+
+
+def stored(path: Path, atoms: Sequence[ase.Atoms], labels: Sequence[str] = (), columns: Sequence[str] = ()) -> Path:
+    """A graph store of images, whose labels of these names are mapped besides ASE's own."""
+    write(path.with_suffix(".extxyz"), atoms, format="extxyz")
+    inline = [text for text in INLINE if text.split("=")[0].split(":")[0] in labels]
+    mapping = LabelMapping().with_inline(inline, columns).with_ase_defaults()
+    featurize(path.with_suffix(".extxyz"), path, cutoff=CUTOFF, labels=mapping, scheduler="threads")
+    return path
+
+
+def whole(store: Path) -> GraphBlock:
+    """All of a store."""
+    graphs = GraphStore(store)
+    return graphs.block(0, len(graphs))
