@@ -14,8 +14,8 @@ from ..pipeline.lock import locked
 from ..pipeline.store import GraphStore
 from .checkpoint import MODEL_FILE, ModelCard, load_checkpoint, save_ensemble
 from .config import Config
-from .data import head_labels
 from .evaluation import Comparison, compare, error_units
+from .head_labels import head_labels
 from .module import TrainingData
 from .network import EquivariantNetwork
 from .plots import calibration_plot

@@ -19,7 +19,8 @@ from ..pipeline.labels import ENERGY, FORCES
 from ..pipeline.reading import EpochReader
 from ..pipeline.store import GraphStore
 from .config import HeadConfig
-from .data import HeadLabels, element_counts, finite_rows, wanted_labels
+from .data import element_counts
+from .head_labels import HeadLabels, finite_rows, wanted_labels
 from .statistics import DataStatistics, HeadStatistics
 
 _ALL_ELEMENTS = 119

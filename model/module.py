@@ -20,7 +20,8 @@ from ..pipeline.errors import EquiscreenError
 from ..pipeline.labels import ENERGY
 from ..pipeline.store import GraphStore
 from .config import TrainingConfig
-from .data import Batch, HeadLabels, StructureBatches
+from .data import Batch, StructureBatches
+from .head_labels import HeadLabels
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .network import EquivariantNetwork
 from .schedule import Schedule

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Floats, binned_rms, both_finite, calibration, sizes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Subset = Literal["training", "validation", "test"]
-Floats = NDArray[np.float64]
 
 # More points in one panel only make it slower and blacker.
 MAX_DRAWN = 20_000
-MAX_BINS = 10
 # The root of a mean square of so many errors is known to 22%, 1 / sqrt(2 n).
-POINTS_PER_BIN = 10
 # Errors come as small as they like and would stretch a logarithmic axis without saying anything.
 SMALLEST_OF_MEDIAN = 1e-3
 PANEL = (4.0, 3.6)  # inches
@@ -62,7 +61,7 @@ class Parity:
 
     def points(self) -> tuple[Floats, Floats]:
         """Labels and what was found, float64[n] each, where both are finite."""
-        return _finite(self.label, self.found)
+        return both_finite(self.label, self.found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,31 +163,6 @@ def calibration_plot(
     return numbers
 
 
-def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """How well a predicted standard deviation tells the error.
-
-    Args:
-        error: float[...].
-        spread: float[...], of the same shape.
-
-    Returns:
-        NaN where there are too few points, otherwise
-        ``ratio``: root of the mean of (error / spread)^2 where there is spread; 1 is right, above it the ensemble
-        is too sure of itself.
-        ``spearman``: rank correlation of the absolute error and the spread.
-        ``coverage_1``, ``coverage_2``: shares of points whose error is within one and two spreads; 0.683 and 0.954
-        where errors are normal and the spread is right.
-
-    Raises:
-        ValueError: The shapes differ, or a spread is negative.
-    """
-    size, sigma = _sizes(error, spread)
-    some = sigma > 0
-    ratio = float(np.sqrt(np.mean((size[some] / sigma[some]) ** 2))) if some.any() else math.nan
-    covered = [float(np.mean(size <= k * sigma)) if len(size) else math.nan for k in (1, 2)]
-    return {"ratio": ratio, "spearman": _spearman(size, sigma), "coverage_1": covered[0], "coverage_2": covered[1]}
-
-
 def _is_drawn(column: str | None) -> bool:
     # A row with more cells than the header has them under the name None.
     return column is not None and (column in {"training/loss", "validation/loss"} or bool(_MAE.fullmatch(column)))
@@ -272,7 +246,7 @@ def _parity_panel(ax: Axes, group: Sequence[Parity]) -> None:
 def _calibration_figure(
     error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]], unit: str, numbers: Mapping[str, float]
 ) -> Figure | None:
-    size, sigma = _sizes(error, spread)
+    size, sigma = sizes(error, spread)
     size, sigma = size[sigma > 0], sigma[sigma > 0]
     if not size.any():
         return None
@@ -305,52 +279,6 @@ def _errors_panel(ax: Axes, size: Floats, sigma: Floats, unit: str) -> None:
     _make_log(ax, "x", ends)
     _make_log(ax, "y", drawn)
     _legend(ax)
-
-
-def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
-    """Roots of mean squares of spreads and errors, in bins of equally many points by the order of the spread.
-
-    Args:
-        size: float64[n], absolute errors.
-        sigma: float64[n], spreads.
-
-    Returns:
-        Of spreads and of errors, float64[n_bins] each; at most 10 bins, and 10 points in each where there are several.
-    """
-    n_bins = min(MAX_BINS, max(1, len(sigma) // POINTS_PER_BIN))
-    bins = np.array_split(np.argsort(sigma, kind="stable"), n_bins)
-    predicted, found = (np.array([np.sqrt(np.mean(x[b] ** 2)) for b in bins]) for x in (sigma, size))
-    return predicted, found
-
-
-def _sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    """Absolute errors and spreads, float64[n] each, where both are finite."""
-    if error.shape != spread.shape:
-        raise ValueError(f"errors {error.shape}, spreads {spread.shape}")
-    values, sigma = _finite(error, spread)
-    if (sigma < 0).any():
-        raise ValueError("a negative spread")
-    return np.abs(values), sigma
-
-
-def _finite(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (first, second))
-    both = np.isfinite(a) & np.isfinite(b)
-    return a[both], b[both]
-
-
-def _spearman(a: Floats, b: Floats) -> float:
-    """Correlation of ranks; NaN where all values of one side are equal."""
-    ranks = [_ranks(x) - (len(x) + 1) / 2 for x in (a, b)]
-    norms = math.sqrt(float(ranks[0] @ ranks[0]) * float(ranks[1] @ ranks[1]))
-    return float(ranks[0] @ ranks[1]) / norms if norms else math.nan
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[which]
-    return ranks
 
 
 def _thinned(sizes: Sequence[int]) -> list[NDArray[np.int64]]:

@@ -11,9 +11,10 @@ from ase.data import chemical_symbols
 from ..pipeline.errors import ConfigError
 from ..pipeline.store import GraphStore
 from .config import NetworkConfig
-from .data import head_labels, of_elements, usable_structures
+from .data import of_elements
 from .finetune import fit_references, merged_statistics, starting_network, transfer
 from .fitting import fit_statistics
+from .head_labels import head_labels, usable_structures
 from .module import TrainingData
 from .network import EquivariantNetwork
 from .runs import Recipe

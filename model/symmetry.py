@@ -179,7 +179,12 @@ def check_network(symmetry: str, hidden: str, l_max: int, heads: Mapping[str, He
 
 
 def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
-    basis = tensor_basis(head)
+    try:
+        basis = tensor_basis(head)
+        if head.shape is not None:
+            presentation(basis, head.shape)
+    except ValueError as error:
+        raise ValueError(f"heads.{name}: {error}") from error
     irreps = [ir for _, ir in basis.irreps]
     if symmetry == "so3" and _is_pseudo(head, irreps):
         raise ValueError(
@@ -201,8 +206,6 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
         raise ValueError(f"heads.{name}: what has a logarithm is a true tensor and intensive")
     if head.per == "atom" and head.extensive:
         raise ValueError(f"heads.{name}: `extensive` is said of structures, not of atoms")
-    if head.shape is not None:
-        presentation(basis, head.shape)
 
 
 def _is_pseudo(head: HeadConfig, irreps: Iterable[Irrep]) -> bool:

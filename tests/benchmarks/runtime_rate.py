@@ -22,7 +22,8 @@ from equiscreen.export import OnnxPotential
 from equiscreen.export.exporting import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import DataStatistics, EquivariantNetwork
+from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.statistics import DataStatistics
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, Structure
 
@@ -51,7 +52,7 @@ def main() -> None:
     torch.manual_seed(0)
     block = alloys()
     n_edges = int(block.n_edges.sum())
-    statistics = DataStatistics((0.0,) * len(ELEMENTS), 1.0, n_edges / len(block.atomic_number))
+    statistics = DataStatistics((0.0,) * len(ELEMENTS), (1.0,) * len(ELEMENTS), n_edges / len(block.atomic_number))
     network = EquivariantNetwork(NetworkConfig(cutoff=CUTOFF), ELEMENTS, statistics).eval()
     data = lower_and_check([network], ModelCard())[0].SerializeToString()
     print(f"{STRUCTURES} alloys, {len(block.atomic_number):,} atoms, {n_edges:,} edges; {network.config.hidden_irreps}")

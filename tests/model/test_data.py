@@ -12,16 +12,8 @@ import pytest
 import torch
 from ase.io import write
 from equiscreen.model.config import HeadConfig
-from equiscreen.model.data import (
-    Batch,
-    HeadLabels,
-    StructureBatches,
-    element_counts,
-    head_labels,
-    make_batch,
-    of_elements,
-    usable_structures,
-)
+from equiscreen.model.data import Batch, StructureBatches, element_counts, make_batch, of_elements
+from equiscreen.model.head_labels import HeadLabels, head_labels, usable_structures
 from equiscreen.model.symmetry import presentation
 from equiscreen.pipeline import GraphStore, LabelMapping, featurize, reading
 from equiscreen.pipeline.errors import ConfigError, EquiscreenError, StoreError

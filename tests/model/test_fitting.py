@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from equiscreen.model.config import HeadConfig
-from equiscreen.model.data import element_counts, head_labels
+from equiscreen.model.data import element_counts
 from equiscreen.model.fitting import fit_statistics
+from equiscreen.model.head_labels import head_labels
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError

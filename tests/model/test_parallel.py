@@ -74,7 +74,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),  # noqa: PLW1509 - no threads here
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"out of memory; batches are done in \d+ parts", done.stderr)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from equiscreen.model import calibration as calibrating
 from equiscreen.model import plots
-from equiscreen.model.plots import Curve, Parity, calibration, calibration_plot, learning_curves, parity_plots
+from equiscreen.model.calibration import calibration
+from equiscreen.model.plots import Curve, Parity, calibration_plot, learning_curves, parity_plots
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -256,7 +258,7 @@ def test_calibration_shows_errors_and_their_bins() -> None:
     assert {ax.get_xscale() for ax in (left, right)} | {ax.get_yscale() for ax in (left, right)} == {"log"}
     assert (left.get_ylabel(), right.get_ylabel()) == ("absolute error (eV/atom)", "RMS error (eV/atom)")
     predicted, found = (np.asarray(side) for side in right.lines[0].get_data())
-    assert len(predicted) == plots.MAX_BINS
+    assert len(predicted) == calibrating.MAX_BINS
     # Bins of equally many points have the mean squares of all.
     assert np.mean(predicted**2) == pytest.approx(np.mean(spread**2))
     assert np.mean(found**2) == pytest.approx(np.mean(error**2))
@@ -267,7 +269,7 @@ def test_calibration_shows_errors_and_their_bins() -> None:
 @given(st.integers(1, 300))
 def test_bins_hold_equally_many_points_in_the_order_of_the_spread(n: int) -> None:
     spread = np.random.default_rng(n).uniform(1, 2, size=n)
-    predicted, found = plots.binned_rms(3 * spread, spread)
-    assert len(predicted) == min(plots.MAX_BINS, max(1, n // plots.POINTS_PER_BIN))
+    predicted, found = calibrating.binned_rms(3 * spread, spread)
+    assert len(predicted) == min(calibrating.MAX_BINS, max(1, n // calibrating.POINTS_PER_BIN))
     assert (np.diff(predicted) > 0).all()
     np.testing.assert_allclose(found, 3 * predicted, rtol=1e-12)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from ase.calculators.emt import EMT
 from ase.io import write
 from equiscreen.model import Config, load_checkpoint, train
@@ -28,6 +24,61 @@ from equiscreen.pipeline.probes import probe_structures
 
 from ..conftest import ELEMENTS, evaluate, small_network
 from .conftest import small_config as config
+from .labelled import images, stored, whole
+
+TINY = {"hidden_irreps": "4x0e + 2x1o", "n_radial": 2, "correlation": 1, "n_interactions": 1}
+PROPERTIES = ("strain", "hardness", "brightness", "charge", "field")
+HEADS: dict[str, Any] = {
+    "strain": {"tensor": "symmetric"},
+    "hard": {"label": "hardness"},
+    "brightness": {"transform": "log"},
+    "charge": {"extensive": True},
+    "field": {"tensor": "vector", "per": "atom"},
+}
+
+
+def label_of(head: str) -> str:
+    return str(HEADS.get(head, {}).get("label", head))
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def recomputed(run: Path, stores: Sequence[Path], subset: str) -> dict[str, float]:
+    """Mean absolute errors of a run's model on one part of its split, from the stores."""
+    potential = TorchPotential(load_checkpoint(run / "model.ckpt")[0])
+    rows = np.load(run / "split.npz")
+    differences: dict[str, list[np.ndarray[Any, Any]]] = {spec.name: [] for spec in potential.outputs}
+    for number, store in enumerate(stores):
+        block = whole(store).take(rows[f"{subset}_{number}"])
+        found = potential.evaluate(block).arrays()
+        labels = block.structure_labels | block.atom_labels
+        for name in differences:
+            if label_of(name) in labels:
+                error = np.abs(found[name] - labels[label_of(name)])
+                error = error / block.n_atoms if name == "energy" else error
+                differences[name].append(error[np.isfinite(labels[label_of(name)])])
+    return {name: float(np.concatenate(parts).mean()) for name, parts in differences.items()}
+
+
+@pytest.fixture(scope="module")
+def properties(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two stores with EMT's labels: in the second a hardness besides, in the first all properties, not always there."""
+    folder = tmp_path_factory.mktemp("properties")
+    complete = images(probe_structures(ELEMENTS, 40, seed=70, max_atoms=8), PROPERTIES, emt=True)
+    for place, atoms in enumerate(complete):
+        for name in PROPERTIES[:4]:
+            if (place + len(name)) % 5 == 0:
+                del atoms.info[name]
+        if place % 7 == 0:
+            del atoms.arrays["field"]
+    few = images(probe_structures(ELEMENTS, 12, seed=71, max_atoms=8), ("hardness",), emt=True)
+    return [
+        stored(folder / "complete.zarr", complete, PROPERTIES),
+        stored(folder / "few.zarr", few, ("hardness",)),
+    ]
 
 
 def test_training_learns_and_leaves_a_model_that_repeats_its_validation(store: Path, tmp_path: Path) -> None:
@@ -181,3 +232,158 @@ def test_a_run_does_not_replace_its_input_or_what_is_no_run(store: Path, tmp_pat
     with pytest.raises(OutputExistsError, match="no run"):
         train(store, tmp_path, config(), overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("energy", [False, True], ids=["heads alone", "with the energy"])
+def test_heads_learn_from_the_labels_that_there_are(properties: list[Path], tmp_path: Path, energy: bool) -> None:
+    settings = config(
+        {**TINY, "energy": energy, "heads": HEADS},
+        max_epochs=20,
+        batch_size=4,
+        split={"validation": 0.2, "test": 0.1},
+    )
+    report = train(properties, tmp_path / "run", settings)
+    wanted = {*HEADS, *(("energy", "forces", "stress") if energy else ())}
+    assert report.validation.keys() == report.test.keys() == wanted
+    assert report.n_training + report.n_validation + report.n_test == 52
+    assert (report.n_validation, report.n_test) == (10, 5)
+    labels = whole(properties[0]).structure_labels | whole(properties[0]).atom_labels
+    for name in HEADS:
+        values = labels[label_of(name)]
+        spread = np.nanmean(np.abs(values - np.nanmean(values, axis=0)))
+        assert report.validation[name] < 0.6 * spread, name
+    # Float32 in batches of another order and padding.
+    assert recomputed(tmp_path / "run", properties, "validation") == pytest.approx(dict(report.validation), rel=1e-3)
+    assert recomputed(tmp_path / "run", properties, "test") == pytest.approx(dict(report.test), rel=1e-3)
+    assert report.units == {
+        "strain": "GPa",
+        "hard": "GPa",
+        "brightness": "",
+        "charge": "e",
+        "field": "V/angstrom",
+        **({"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"} if energy else {}),
+    }
+    assert "test MAE on 5: " in str(report)
+
+
+def test_a_charge_is_a_sum_and_a_hardness_a_mean(properties: list[Path], tmp_path: Path) -> None:
+    report = train(properties, tmp_path / "run", config({**TINY, "energy": False, "heads": HEADS}, max_epochs=2))
+    potential = TorchPotential(load_checkpoint(report.checkpoint)[0])
+    crystals = probe_structures(ELEMENTS, 3, seed=72, max_atoms=8)
+    doubled = [type(s).from_ase(s.to_ase().repeat((2, 1, 1))) for s in crystals]
+    once, twice = evaluate(potential, crystals).properties, evaluate(potential, doubled).properties
+    for name in ("strain", "hard", "brightness"):
+        assert np.allclose(twice[name], once[name], rtol=1e-4, atol=1e-5), name
+    assert np.allclose(twice["charge"], 2 * once["charge"], rtol=1e-4, atol=1e-4)
+    assert (once["brightness"] > 0).all()
+
+
+def test_a_label_without_a_logarithm_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atoms = images(probe_structures(ELEMENTS, 12, seed=73, max_atoms=6), ("brightness",))
+    for image in atoms[:3]:
+        image.info["brightness"] *= -1
+    store = stored(tmp_path / "g.zarr", atoms, ("brightness",))
+    heads = {"hard": {"label": "brightness"}, "log": {"label": "brightness", "transform": "log"}}
+    report = train(
+        store, tmp_path / "run", config({**TINY, "energy": False, "heads": heads}, max_epochs=1), progress=True
+    )
+    told = [line for line in capsys.readouterr().err.splitlines() if "have no logarithm" in line]
+    assert len(told) == 1
+    assert told[0].startswith("train: heads.log: ")
+    assert np.isfinite(report.validation["log"])
+
+
+def test_a_head_without_labels_is_refused(properties: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"heads\.zeta: no store has a label 'zeta' \(there are: .*hardness"):
+        train(properties, tmp_path / "a", config({"heads": {"zeta": {}}}))
+    with pytest.raises(ConfigError, match=r"heads\.field: .* say `per: atom`"):
+        train(properties, tmp_path / "b", config({"heads": {"field": {"tensor": "vector"}}}))
+    with pytest.raises(ConfigError, match=r"heads\.strain: label 'strain': .* shape"):
+        train(properties, tmp_path / "c", config({"heads": {"strain": {"tensor": "vector"}}}))
+
+
+@pytest.mark.parametrize(("label", "value"), [("energy", 1e30), ("forces", 1e25), ("hardness", 1e30)])
+def test_the_structure_with_an_absurd_label_is_named(tmp_path: Path, label: str, value: float) -> None:
+    atoms = images(probe_structures(ELEMENTS, 16, seed=74, max_atoms=6), ("hardness",), emt=True)
+    for place, image in enumerate(atoms):
+        image.info["structure_id"] = f"crystal-{place}"
+    wrong = atoms[5]
+    if label == "hardness":
+        wrong.info["hardness"] = value
+    else:
+        values = wrong.calc.results[label]
+        wrong.calc.results[label] = value if label == "energy" else np.where(np.arange(len(wrong))[:, None], values, value)
+    store = stored(tmp_path / "g.zarr", atoms, ("hardness",))
+    heads = {"hard": {"label": "hardness"}} if label == "hardness" else {}
+    with pytest.raises(EquiscreenError, match=rf"{'hard' if heads else label} of crystal-5 \(row 5 of .*g\.zarr\)"):
+        train(store, tmp_path / "run", config({**TINY, "heads": heads}, max_epochs=2, split={"validation": 0.1}))
+
+
+def dated(path: Path, numbers: Sequence[Sequence[int]]) -> Path:
+    """A store of EMT-labelled crystals of these elements, one after the other in time."""
+    structures = [s for seed, known in enumerate(numbers) for s in probe_structures(known, 1, seed + 80, max_atoms=6)]
+    atoms = images(structures, emt=True)
+    for place, image in enumerate(atoms):
+        image.info["date"] = str(2000 + place)
+    return stored(path, atoms, columns=("date",))
+
+
+def test_an_element_that_only_validation_has_is_told_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = dated(tmp_path / "g.zarr", [[29]] * 8 + [[29], [79], [29], [47]])
+    split = {"by": "time", "key": "date", "validation": 0.35}
+    report = train(store, tmp_path / "run", config(TINY, max_epochs=1, split=split), progress=True)
+    assert (report.n_training, report.n_validation) == (8, 2)
+    assert "train: 2 structures to validate or test on are left out: none is trained on with Ag, Au" in (
+        capsys.readouterr().err
+    )
+    assert load_checkpoint(report.checkpoint)[0].elements == (29,)
+    nothing = dated(tmp_path / "n.zarr", [[29]] * 6 + [[79], [79]])
+    with pytest.raises(ConfigError, match="no validation structure is made of elements that are trained on"):
+        train(nothing, tmp_path / "none", config(TINY, max_epochs=1, split={**split, "validation": 0.25}))
+
+
+def test_a_plateau_lowers_the_learning_rate(store: Path, tmp_path: Path) -> None:
+    # Steps too small for float32 change nothing, so that no validation is better than the first.
+    settings = config(
+        TINY,
+        learning_rate=1e-30,
+        schedule="plateau",
+        plateau_epochs=2,
+        plateau_factor=0.5,
+        max_epochs=7,
+        warmup_steps=0,
+        batch_size=30,
+    )
+    train(store, tmp_path / "run", settings)
+    rates = [float(row["learning_rate"]) / 1e-30 for row in metrics(tmp_path / "run")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(1)
+    assert min(rates) <= 0.25 * (1 + 1e-9)
+    assert all(np.log2(rate) == pytest.approx(round(np.log2(rate))) for rate in rates)
+
+
+def test_a_run_folder_holds_logs_plots_and_its_settings(store: Path, tmp_path: Path) -> None:
+    settings = config(TINY, max_epochs=4, early_stop_epochs=3)
+    report = train(store, tmp_path / "run", settings)
+    rows = metrics(tmp_path / "run")
+    assert [int(row["epoch"]) for row in rows] == list(range(report.epochs))
+    for row in rows:
+        assert 0 <= float(row["training/waited_seconds"]) <= float(row["training/seconds"])
+        assert np.isfinite([float(row[f"validation/{name}_mae"]) for name in ("energy", "forces", "stress")]).all()
+        assert float(row["training/loss"]) > 0
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.05 * rates[0]
+    assert list((tmp_path / "run" / "tensorboard").glob("**/events.out.tfevents*"))
+    for plot in ("learning_curves.png", "parity.png"):
+        assert (tmp_path / "run" / plot).read_bytes().startswith(b"\x89PNG")
+    written = Config.load(tmp_path / "run" / "config.yaml")
+    network = settings.network.model_copy(update={"cutoff": GraphStore(store).cutoff})
+    assert written == settings.model_copy(update={"network": network})
+
+
+def test_a_training_that_no_longer_improves_stops(store: Path, tmp_path: Path) -> None:
+    settings = config(TINY, learning_rate=1e-30, max_epochs=50, early_stop_epochs=2, batch_size=30)
+    assert train(store, tmp_path / "run", settings).epochs == 3

@@ -1,0 +1,80 @@
+"""How well the spread of an ensemble tells the error of its mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+MAX_BINS = 10
+POINTS_PER_BIN = 10
+
+
+def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> dict[str, float]:
+    """How well a predicted standard deviation tells the error.
+
+    Args:
+        error: float[...].
+        spread: float[...], of the same shape.
+
+    Returns:
+        NaN where there are too few points, otherwise
+        ``ratio``: root of the mean of (error / spread)^2 where there is spread; 1 is right, above it the ensemble
+        is too sure of itself.
+        ``spearman``: rank correlation of the absolute error and the spread.
+        ``coverage_1``, ``coverage_2``: shares of points whose error is within one and two spreads; 0.683 and 0.954
+        where errors are normal and the spread is right.
+
+    Raises:
+        ValueError: The shapes differ, or a spread is negative.
+    """
+    size, sigma = sizes(error, spread)
+    some = sigma > 0
+    ratio = float(np.sqrt(np.mean((size[some] / sigma[some]) ** 2))) if some.any() else math.nan
+    covered = [float(np.mean(size <= k * sigma)) if len(size) else math.nan for k in (1, 2)]
+    return {"ratio": ratio, "spearman": _spearman(size, sigma), "coverage_1": covered[0], "coverage_2": covered[1]}
+
+
+def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
+    """Roots of mean squares of spreads and errors, in bins of equally many points by the order of the spread.
+
+    Args:
+        size: float64[n], absolute errors.
+        sigma: float64[n], spreads.
+
+    Returns:
+        Of spreads and of errors, float64[n_bins] each; at most 10 bins, and 10 points in each where there are several.
+    """
+    n_bins = min(MAX_BINS, max(1, len(sigma) // POINTS_PER_BIN))
+    bins = np.array_split(np.argsort(sigma, kind="stable"), n_bins)
+    predicted, found = (np.array([np.sqrt(np.mean(x[b] ** 2)) for b in bins]) for x in (sigma, size))
+    return predicted, found
+
+
+def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """Absolute errors and spreads, float64[n] each, where both are finite."""
+    if error.shape != spread.shape:
+        raise ValueError(f"errors {error.shape}, spreads {spread.shape}")
+    values, sigma = both_finite(error, spread)
+    if (sigma < 0).any():
+        raise ValueError("a negative spread")
+    return np.abs(values), sigma
+
+
+def both_finite(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """Where both numbers are finite, float64[n] each."""
+    a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (first, second))
+    both = np.isfinite(a) & np.isfinite(b)
+    return a[both], b[both]
+
+
+def _spearman(a: Floats, b: Floats) -> float:
+    """Correlation of ranks; NaN where all values of one side are equal."""
+    from scipy.stats import spearmanr  # noqa: PLC0415 - half a second to import, for one number at the end
+
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(spearmanr(a, b).statistic)
