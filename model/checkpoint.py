@@ -151,6 +151,7 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
         names = [str(name) for name in content["members"]]
         if content["schema"] != ENSEMBLE_SCHEMA or len(names) < 2 or any(Path(name).name != name for name in names):
             raise ValueError(content["schema"])  # noqa: TRY301 - told as any other damage
+        ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ENSEMBLE_FILE}: damaged: {detail(error)}") from error
     return content

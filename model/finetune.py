@@ -53,7 +53,7 @@ def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[Gra
     return config.model_copy(update={"network": checked})
 
 
-def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str]) -> None:
+def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str]) -> list[str]:
     """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
 
     Args:
@@ -61,13 +61,18 @@ def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Seq
         start: Where the weights come from.
         freeze: Beginnings of names of parameters.
 
+    Returns:
+        Names of weights that begin anew though `start` has them: a new head with irreps that `start` lacks gives
+        products more paths, and their weights another shape.
+
     Raises:
-        ConfigError: A beginning that no parameter has.
+        ConfigError: A beginning that no parameter has, or nothing left to train.
     """
     source = start.state_dict()
     place = {element: index for index, element in enumerate(start.elements)}
     common = [(row, place[element]) for row, element in enumerate(network.elements) if element in place]
     rows, from_rows = torch.tensor(common, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    anew = []
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name not in source:
@@ -76,6 +81,8 @@ def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Seq
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
+            else:
+                anew.append(name)
     for beginning in freeze:
         names = [name for name, _ in network.named_parameters()]
         frozen = [parameter for name, parameter in network.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
@@ -86,6 +93,9 @@ def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Seq
             raise ConfigError(f"training.fine_tune.freeze: no parameter begins with {beginning!r}; {known}")
         for parameter in frozen:
             parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError(f"training.fine_tune.freeze: {', '.join(freeze)} leave nothing to train")
+    return anew
 
 
 def _compositions(block: GraphBlock, elements: Sequence[int]) -> NDArray[np.float64]:

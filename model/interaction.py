@@ -168,7 +168,8 @@ class Interaction(nn.Module):
         for order in range(2, config.correlation + 1):
             last = order == config.correlation
             wanted = sorted({*channels_out} if last else {*channels_out, *inner})
-            product = ChannelwiseProduct(left, irreps, wanted, channels)
+            square = order == 2 and self.mixed is None
+            product = ChannelwiseProduct(left, irreps, wanted, channels, square=square)
             self.products.append(product)
             mixes.append(product.channels_out)
             if not last:

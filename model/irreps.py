@@ -104,26 +104,103 @@ class ChannelwiseProduct(nn.Module):
         right: Irreps of the right feature.
         out: Irreps to keep.
         channels: Of all irreps, on both sides.
+        square: Both sides are one feature: products that differ in order only, or cancel, are left out.
     """
 
-    def __init__(self, left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep], channels: int) -> None:
+    def __init__(
+        self,
+        left: Sequence[Irrep],
+        right: Sequence[Irrep],
+        out: Sequence[Irrep],
+        channels: int,
+        *,
+        square: bool = False,
+    ) -> None:
         super().__init__()
         self.left, self.right = list(left), list(right)
-        self.paths = product_paths(left, right, out)
-        columns = [_embedded(path, self.left, self.right) for path in self.paths]
-        self.coupling: Tensor
-        self.register_buffer("coupling", torch.cat(columns, dim=1).T.contiguous(), persistent=False)
+        paths = product_paths(left, right, out)
+        if square:
+            paths = [path for path in paths if _comes_of_a_square(path, self.right)]
+        self.blocks = nn.ModuleList(_Block(lefts, rights, some) for lefts, rights, some in _blocks(paths))
         self.channels_out: dict[Irrep, int] = {}
-        for path in self.paths:
+        for path in paths:
             self.channels_out[path.out] = self.channels_out.get(path.out, 0) + channels
+
+    @property
+    def paths(self) -> list[Path]:
+        """What is multiplied, in the order of the channels of each irrep."""
+        return [path for block in self.blocks for path in block.paths]  # type: ignore[union-attr]
 
     def forward(self, left: Features, right: Features) -> Features:
         """Multiply."""
-        a = torch.cat([left[irrep] for irrep in self.left], dim=1)
-        b = torch.cat([right[irrep] for irrep in self.right], dim=1)
-        n, rows, channels = a.shape
-        outer = (a.unsqueeze(2) * b.unsqueeze(1)).reshape(n, rows * b.shape[1], channels)
-        return split_paths(torch.matmul(self.coupling, outer), self.paths)
+        grouped: dict[Irrep, list[Tensor]] = {}
+        for block in self.blocks:
+            for irrep, piece in block(left, right).items():
+                grouped.setdefault(irrep, []).append(piece)
+        return {irrep: torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0] for irrep, pieces in grouped.items()}
+
+
+class _Block(nn.Module):
+    """Products of some irreps of the left side that go with the same ones of the right.
+
+    Args:
+        left: Irreps of the left side.
+        right: Irreps of the right side.
+        paths: To take; if all end in scalars, equal components alone are multiplied.
+    """
+
+    def __init__(self, left: Sequence[Irrep], right: Sequence[Irrep], paths: Sequence[Path]) -> None:
+        super().__init__()
+        self.left, self.right, self.paths = list(left), list(right), list(paths)
+        self.diagonal = self.left == self.right and all(path.out.l == 0 for path in paths)
+        columns = torch.cat([_embedded(path, self.left, self.right) for path in self.paths], dim=-1)
+        if self.diagonal:
+            columns = columns.diagonal(dim1=0, dim2=1).T
+        self.coupling: Tensor
+        self.register_buffer("coupling", columns.reshape(-1, columns.shape[-1]).T.contiguous(), persistent=False)
+
+    def forward(self, left: Features, right: Features) -> Features:
+        """Multiply."""
+        a, b = _stacked(left, self.left), _stacked(right, self.right)
+        if self.diagonal:
+            products = a * b
+        else:
+            n, rows, channels = a.shape
+            products = (a.unsqueeze(2) * b.unsqueeze(1)).reshape(n, rows * b.shape[1], channels)
+        return split_paths(torch.matmul(self.coupling, products), self.paths)
+
+
+def _stacked(features: Features, irreps: Sequence[Irrep]) -> Tensor:
+    return torch.cat([features[irrep] for irrep in irreps], dim=1) if len(irreps) > 1 else features[irreps[0]]
+
+
+def _comes_of_a_square(path: Path, order: Sequence[Irrep]) -> bool:
+    """Whether a feature times itself has this product, and no earlier path has given it."""
+    if path.left == path.right:
+        return bool(path.out.l % 2 == 0)  # the others are antisymmetric
+    return order.index(path.left) < order.index(path.right)
+
+
+def _blocks(paths: Sequence[Path]) -> list[tuple[list[Irrep], list[Irrep], list[Path]]]:
+    """Paths with their irreps on both sides, so that irreps of the left side with the same partners are together.
+
+    Paths to scalars, which pair each irrep with itself, are one block if there are no others.
+    """
+    if all(path.left == path.right and path.out.l == 0 for path in paths):
+        irreps = [path.left for path in paths]
+        return [(irreps, irreps, list(paths))]
+    partners: dict[Irrep, tuple[Irrep, ...]] = {}
+    for path in paths:
+        known = partners.get(path.left, ())
+        partners[path.left] = known if path.right in known else (*known, path.right)
+    return [
+        (
+            [left for left, some in partners.items() if some == rights],
+            list(rights),
+            [path for path in paths if partners[path.left] == rights],
+        )
+        for rights in dict.fromkeys(partners.values())
+    ]
 
 
 def split_paths(stacked: Tensor, paths: Sequence[Path]) -> Features:
@@ -132,14 +209,13 @@ def split_paths(stacked: Tensor, paths: Sequence[Path]) -> Features:
     grouped: dict[Irrep, list[Tensor]] = {}
     for path, piece in zip(paths, pieces, strict=True):
         grouped.setdefault(path.out, []).append(piece)
-    return {irrep: torch.cat(parts, dim=-1) for irrep, parts in grouped.items()}
+    return {irrep: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for irrep, parts in grouped.items()}
 
 
 def _embedded(path: Path, left: Sequence[Irrep], right: Sequence[Irrep]) -> Tensor:
-    """The couplings of a path as columns over the outer product of all components of both sides."""
-    rows, columns = sum(irrep.dim for irrep in left), sum(irrep.dim for irrep in right)
-    out = torch.zeros(rows, columns, path.out.dim, dtype=torch.float64)
+    """The couplings of a path among all components of both sides: float64[left, right, path.out.dim]."""
+    out = torch.zeros(sum(ir.dim for ir in left), sum(ir.dim for ir in right), path.out.dim, dtype=torch.float64)
     i = sum(irrep.dim for irrep in left[: left.index(path.left)])
     j = sum(irrep.dim for irrep in right[: right.index(path.right)])
     out[i : i + path.left.dim, j : j + path.right.dim] = coupling(path)
-    return out.reshape(rows * columns, path.out.dim)
+    return out

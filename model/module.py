@@ -23,6 +23,7 @@ from .config import TrainingConfig
 from .data import Batch, StructureBatches
 from .head_labels import HeadLabels
 from .losses import Residual, penalty, residuals, term_of, total_loss
+from .memory import keep_freed_memory
 from .network import EquivariantNetwork
 from .schedule import Schedule
 from .splits import Split
@@ -118,6 +119,7 @@ class TrainingModule(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """In each process."""
+        keep_freed_memory()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
 
@@ -165,7 +167,9 @@ class TrainingModule(lightning.LightningModule):
         self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
 
     def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        # The optimiser knows weights by their place: a run may be taken up with its heads in another order.
+        named = sorted(self.network.named_parameters(), key=lambda item: item[0])
+        return [parameter for _, parameter in named if parameter.requires_grad]
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """The loss of a batch over all processes, with its gradients on the weights."""

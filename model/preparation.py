@@ -50,6 +50,7 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         energy_scale=training.energy_scale,
     )
     dtype = torch.float64 if training.dtype == "float64" else torch.float32
+    anew: list[str] = []
     if training.fine_tune.checkpoint is None:
         network = EquivariantNetwork(config, elements, statistics, dtype)
     else:
@@ -61,9 +62,13 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         if config.energy and training.fine_tune.references == "fit":
             statistics = replace(statistics, reference_energies=fit_references(network, stores, split.training))
             network = EquivariantNetwork(config, elements, statistics, dtype)
-        transfer(network, start, training.fine_tune.freeze)
+        anew = transfer(network, start, training.fine_tune.freeze)
     known = _of_known_elements(stores, split, elements)
     notes = [*_left_out(stores, split, known, elements), *_never_made(config, network)]
+    if anew:
+        notes.append(
+            f"training.fine_tune: new heads give the network other products; {', '.join(anew)} begin with random weights"
+        )
     for name, head in heads.items():
         pairs = zip(stores, split.training, strict=True)
         count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "read 6 = stored 6 + failed 0 + duplicate 0" in done.stdout
     (path / "empty.csv").write_text("")
     (path / "bad.cif").write_text("data_x\n_cell_length_a 4\n")
+    (path / "slip.yaml").write_text("training: {max_epoch: 3}\n")
     return path
 
 
@@ -58,6 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (("train", "{}/nothing.zarr", "--out", "{}/run"), ("nothing.zarr", "no such store")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/none.yaml"), ("none.yaml", "no such file")),
+        (("train", "--out", "{}/run"), ("say which graph stores to train on",)),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/slip.yaml"), ("max_epoch", "'max_epochs'")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"), ("--repeat takes", "leave the others out")),
+        (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "no run folder")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
         (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
         (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "no ONNX file")),
         (("screen", "{}/none.zarr", "--model", "{}/m.onnx", "--out", "{}/s.zarr"), ("none.zarr", "no such store")),
@@ -122,3 +128,44 @@ def test_help_teaches(verb: str) -> None:
 
 def test_version() -> None:
     assert equiscreen("--version").stdout.strip() == __version__
+
+
+TINY = """
+network: {hidden_irreps: 4x0e + 2x1o, n_radial: 2, correlation: 1, n_interactions: 1}
+training: {max_epochs: 1, threads: 1, split: {validation: 0.34}}
+"""
+
+
+def test_training_and_fine_tuning_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(TINY)
+    trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    assert "1 epochs on 4 structures" in trained.stdout
+    assert "validation MAE on 2: energy " in trained.stdout
+    tuned = equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "tuned", "--from", run)
+    assert tuned.returncode == 0, tuned.stderr
+    assert f"checkpoint: {run}" in (tmp_path / "tuned" / "config.yaml").read_text()
+    about = equiscreen("info", tmp_path / "tuned").stdout
+    assert '"equiscreen-model/1"' in about
+    assert '"members": 1' in about
+    assert_one_line(equiscreen("train", folder / "g.zarr", "--config", config, "--out", run), "finished run")
+
+
+@pytest.mark.slow
+def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(TINY)
+    trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run, "--seeds", "2")
+    assert trained.returncode == 0, trained.stderr
+    assert "2 members" in trained.stdout
+    assert '"members": 2' in equiscreen("info", run).stdout
+    exported = equiscreen("export", run, "--out", tmp_path / "m.onnx")
+    assert exported.returncode == 0, exported.stderr
+    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx").stdout
+    again = equiscreen("train", "--repeat", run / "member-1", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert_one_line(
+        equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "t", "--from", run),
+        "an ensemble; fine-tune its members",
+    )

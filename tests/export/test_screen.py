@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from equiscreen.export import OnnxPotential, open_scores, screen
 from equiscreen.export.inspection import describe
+from equiscreen.export.scores import NOT_FINITE, OK, UNKNOWN_ELEMENT, score_block
 from equiscreen.export.screening import account, cut, estimate
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
-from equiscreen.pipeline import GraphStore, LabelMapping, featurize
+from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ModelFileError, OutputExistsError, StoreError
 from equiscreen.pipeline.probes import probe_structures
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ..conftest import CUTOFF, ELEMENTS
+from ..conftest import CUTOFF, ELEMENTS, small_network
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +111,38 @@ def test_parts_cover_all_structures_and_do_not_depend_on_workers() -> None:
 
 def test_estimate(candidates: Path, exported: Callable[[str], Path]) -> None:
     assert estimate(candidates, exported("float32")).startswith("32 structures")
+
+
+@settings(deadline=None, max_examples=15)
+@given(order=st.permutations(range(6)), unknown=st.sets(st.integers(0, 5), max_size=6))
+def test_rows_follow_their_structures_whatever_stands_beside_them(
+    network: EquivariantNetwork, order: list[int], unknown: set[int]
+) -> None:
+    crystals = probe_structures(ELEMENTS, 6, seed=62, max_atoms=8)
+    for place in unknown:
+        numbers = np.array([92, *crystals[place].atomic_number[1:]], dtype=np.uint8)
+        crystals[place] = replace(crystals[place], atomic_number=numbers)
+    block = GraphBlock.from_structures(crystals, CUTOFF)
+    potential = TorchPotential(network)
+    before, after = score_block(block, potential), score_block(block.take(order), potential)
+    assert before["status"].tolist() == [UNKNOWN_ELEMENT if place in unknown else OK for place in range(6)]
+    for name, values in before.items():
+        if name in ("energy", "energy_per_atom", "max_force", "stress"):
+            # Other neighbours in the batch, another padding: rounding in float64.
+            assert np.allclose(after[name], values[order], rtol=0, atol=1e-10, equal_nan=True), name
+            assert np.array_equal(np.isnan(values).reshape(6, -1).all(axis=1), before["status"] != OK)
+        else:
+            assert np.array_equal(after[name], values[order]), name
+
+
+def test_scores_that_are_not_finite_are_told_and_spread_to_no_other() -> None:
+    broken = small_network(correlation=2)
+    with torch.no_grad():
+        broken.embedding.weight[broken.elements.index(79)] = torch.nan
+    with_gold, without = probe_structures((29, 79), 1, seed=63), probe_structures((13, 29), 3, seed=64)
+    arrays = score_block(GraphBlock.from_structures([*without, *with_gold], CUTOFF), TorchPotential(broken))
+    assert 79 in with_gold[0].atomic_number
+    assert arrays["status"].tolist() == [OK, OK, OK, NOT_FINITE]
+    assert np.isnan(arrays["energy"]).tolist() == [False, False, False, True]
+    assert np.isnan(arrays["stress"][3]).all()
+    assert arrays["n_atoms"][3] == len(with_gold[0])

@@ -46,7 +46,13 @@ def made_up(structures: Sequence[Structure]) -> list[dict[str, NDArray[np.float6
         strain = np.einsum("ni,nj->ij", weight * unit, unit) / len(structure)
         hardness = np.trace(strain)
         charge = sum(FORMAL_CHARGE[z] for z in block.atomic_number) + 0.2 * hardness * len(structure)
-        labels = {"strain": strain, "hardness": hardness, "brightness": np.exp(hardness), "charge": charge, "field": field}
+        labels = {
+            "strain": strain,
+            "hardness": hardness,
+            "brightness": np.exp(hardness),
+            "charge": charge,
+            "field": field,
+        }
         found.append({name: np.asarray(value, dtype=np.float64) for name, value in labels.items()})
     return found
 
@@ -70,12 +76,18 @@ def images(structures: Sequence[Structure], labels: Sequence[str] = (), *, emt: 
     return out
 
 
-def stored(path: Path, atoms: Sequence[ase.Atoms], labels: Sequence[str] = (), columns: Sequence[str] = ()) -> Path:
+def stored(
+    path: Path,
+    atoms: Sequence[ase.Atoms],
+    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    cutoff: float = CUTOFF,
+) -> Path:
     """A graph store of images, whose labels of these names are mapped besides ASE's own."""
     write(path.with_suffix(".extxyz"), atoms, format="extxyz")
     inline = [text for text in INLINE if text.split("=")[0].split(":")[0] in labels]
     mapping = LabelMapping().with_inline(inline, columns).with_ase_defaults()
-    featurize(path.with_suffix(".extxyz"), path, cutoff=CUTOFF, labels=mapping, scheduler="threads")
+    featurize(path.with_suffix(".extxyz"), path, cutoff=cutoff, labels=mapping, scheduler="threads")
     return path
 
 

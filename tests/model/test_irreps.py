@@ -47,14 +47,31 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+BOTH = [Irrep(degree, parity) for degree in range(4) for parity in (1, -1)]
+SIDES = {
+    "different": (["0e", "1o", "2e"], ["1o", "1e"], BOTH, False),
+    "alike": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH[:6], False),
+    "to scalars": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH[:1], False),
+    "square": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH, True),
+    "square of both parities": (["0e", "1e", "1o", "2o"], ["0e", "1e", "1o", "2o"], BOTH, True),
+}
+
+
 @pytest.mark.usefixtures("_float64")
-def test_products_are_those_of_e3nn() -> None:
-    left, right = [Irrep("0e"), Irrep("1o"), Irrep("2e")], [Irrep("1o"), Irrep("1e")]
-    out = [Irrep(degree, parity) for degree in range(4) for parity in (1, -1)]
-    product = ChannelwiseProduct(left, right, out, channels=3).double()
+@pytest.mark.parametrize("sides", SIDES)
+def test_products_are_those_of_e3nn(sides: str) -> None:
+    left, right, out, square = SIDES[sides]
+    left, right = [Irrep(ir) for ir in left], [Irrep(ir) for ir in right]
+    product = ChannelwiseProduct(left, right, out, channels=3, square=square).double()
     a = {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in left}
-    b = {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in right}
+    b = a if square else {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in right}
     found = product(a, b)
+    if square:  # what is left out vanishes, or is there with its sides exchanged
+        missing = set(product_paths(left, right, out)) - set(product.paths)
+        assert missing
+        for path in missing - {Path(path.right, path.left, path.out) for path in product.paths}:
+            theirs = o3.FullTensorProduct(o3.Irreps([(1, path.left)]), o3.Irreps([(1, path.right)]), [path.out])
+            assert theirs(a[path.left][:, :, 0], b[path.right][:, :, 0]).abs().max() < 1e-12
     seen: dict[Irrep, int] = {}
     for path in product.paths:
         theirs = o3.FullTensorProduct(o3.Irreps([(1, path.left)]), o3.Irreps([(1, path.right)]), [path.out])
@@ -183,9 +200,9 @@ def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
     _, vectors, neighbors, reverse, *_ = table_tensors(block, CUTOFF, torch.float64)
     padding = vectors[..., :1] == 2 * CUTOFF
     assert padding.any()
-    x = torch.randn(len(neighbors), 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, len(neighbors), 4, dtype=torch.float64, requires_grad=True)
     # As in a network, what padding slots hold is multiplied by zero.
-    weight = torch.randn(*neighbors.shape, 4, dtype=torch.float64) * ~padding
+    weight = torch.randn(2, neighbors.numel(), 4, dtype=torch.float64) * ~padding.reshape(-1, 1)
 
     def second_order(gathered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (first,) = torch.autograd.grad((gathered**3 * weight).sum(), x, create_graph=True)
@@ -193,7 +210,7 @@ def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
         return first, second
 
     for mine, plain in zip(
-        second_order(gather_senders(x, neighbors, reverse)), second_order(x[neighbors]), strict=True
+        second_order(gather_senders(x, neighbors, reverse)), second_order(x[:, neighbors.reshape(-1)]), strict=True
     ):
         assert torch.allclose(mine, plain, atol=1e-12)
 

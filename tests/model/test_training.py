@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,21 +305,16 @@ def test_a_head_without_labels_is_refused(properties: list[Path], tmp_path: Path
         train(properties, tmp_path / "c", config({"heads": {"strain": {"tensor": "vector"}}}))
 
 
-@pytest.mark.parametrize(("label", "value"), [("energy", 1e30), ("forces", 1e25), ("hardness", 1e30)])
+@pytest.mark.parametrize(("label", "value"), [("energy", 1e30), ("forces", 1e25)])
 def test_the_structure_with_an_absurd_label_is_named(tmp_path: Path, label: str, value: float) -> None:
-    atoms = images(probe_structures(ELEMENTS, 16, seed=74, max_atoms=6), ("hardness",), emt=True)
+    atoms = images(probe_structures(ELEMENTS, 16, seed=74, max_atoms=6), emt=True)
     for place, image in enumerate(atoms):
         image.info["structure_id"] = f"crystal-{place}"
-    wrong = atoms[5]
-    if label == "hardness":
-        wrong.info["hardness"] = value
-    else:
-        values = wrong.calc.results[label]
-        wrong.calc.results[label] = value if label == "energy" else np.where(np.arange(len(wrong))[:, None], values, value)
-    store = stored(tmp_path / "g.zarr", atoms, ("hardness",))
-    heads = {"hard": {"label": "hardness"}} if label == "hardness" else {}
-    with pytest.raises(EquiscreenError, match=rf"{'hard' if heads else label} of crystal-5 \(row 5 of .*g\.zarr\)"):
-        train(store, tmp_path / "run", config({**TINY, "heads": heads}, max_epochs=2, split={"validation": 0.1}))
+    found = atoms[5].calc.results
+    found[label] = value if label == "energy" else np.full_like(found[label], value)
+    store = stored(tmp_path / "g.zarr", atoms)
+    with pytest.raises(EquiscreenError, match=rf"label is {label} of crystal-5 \(row 5 of .*g\.zarr\)"):
+        train(store, tmp_path / "run", config(TINY, max_epochs=2, split={"validation": 0.1}))
 
 
 def dated(path: Path, numbers: Sequence[Sequence[int]]) -> Path:
@@ -360,8 +358,8 @@ def test_a_plateau_lowers_the_learning_rate(store: Path, tmp_path: Path) -> None
     rates = [float(row["learning_rate"]) / 1e-30 for row in metrics(tmp_path / "run")]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == pytest.approx(1)
-    assert min(rates) <= 0.25 * (1 + 1e-9)
-    assert all(np.log2(rate) == pytest.approx(round(np.log2(rate))) for rate in rates)
+    assert min(rates) == pytest.approx(0.25)
+    assert set(np.round(np.log2(rates), 6)) == {0, -1, -2}
 
 
 def test_a_run_folder_holds_logs_plots_and_its_settings(store: Path, tmp_path: Path) -> None:
