@@ -101,14 +101,21 @@ def score_block(block: GraphBlock, potential: Potential) -> dict[str, NDArray[An
     arrays: dict[str, NDArray[Any]] = {
         spec.name: np.full(spec.shape(n), np.nan) for spec in score_arrays(potential.outputs) if spec.dtype == "float64"
     }
-    if len(rows):
-        part = block.take(rows)
+    wanted = [spec for spec in property_outputs(potential.outputs) if spec.defined == "always"]
+    checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
+
+    def score(some: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Fill in these rows; returns those that are not finite."""
+        part = block.take(some)
         for name, values in _scored(part, potential.evaluate(part), potential.outputs).items():
-            arrays[name][rows] = values
-        wanted = [spec for spec in property_outputs(potential.outputs) if spec.defined == "always"]
-        checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
-        finite = np.all([np.isfinite(values).reshape(n, -1).all(axis=1) for values in checked], axis=0)
-        status[rows[~finite[rows]]] = NOT_FINITE
+            arrays[name][some] = values
+        finite = np.all([np.isfinite(values[some]).reshape(len(some), -1).all(axis=1) for values in checked], axis=0)
+        return np.asarray(some[~finite], dtype=np.int64)
+
+    if len(rows):
+        # Energies are a product of matrices, in which one NaN reaches all structures of a batch: each is tried alone.
+        again = [score(np.array([row])) for row in score(rows)]
+        status[np.concatenate([rows[:0], *again])] = NOT_FINITE
     for values in arrays.values():
         values[status == NOT_FINITE] = np.nan
     return {

@@ -150,8 +150,10 @@ class Interaction(nn.Module):
         channels = max(hidden.values())
         degree = max(config.l_max, *(ir.l for ir in (*hidden, *channels_out)))
         harmonics = harmonic_irreps(config.l_max, config.symmetry)
-        # Those of spherical harmonics always, others where features have them.
-        kinds = {*harmonic_irreps(degree, config.symmetry), *hidden, *channels_out}
+        # Products need those of spherical harmonics always, others where features have them.
+        kinds = {*channels_out}
+        if config.correlation > 1:
+            kinds |= {*harmonic_irreps(degree, config.symmetry), *hidden}
         inner = [ir for ir in all_irreps(degree, config.symmetry) if ir in kinds]
         reachable = {path.out for path in product_paths(channels_in, harmonics, inner)}
         irreps = [ir for ir in inner if ir in reachable]

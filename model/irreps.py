@@ -152,7 +152,7 @@ class _Block(nn.Module):
     def __init__(self, left: Sequence[Irrep], right: Sequence[Irrep], paths: Sequence[Path]) -> None:
         super().__init__()
         self.left, self.right, self.paths = list(left), list(right), list(paths)
-        self.diagonal = self.left == self.right and all(path.out.l == 0 for path in paths)
+        self.diagonal = self.left == self.right and _pair_equals(paths)
         columns = torch.cat([_embedded(path, self.left, self.right) for path in self.paths], dim=-1)
         if self.diagonal:
             columns = columns.diagonal(dim1=0, dim2=1).T
@@ -174,6 +174,11 @@ def _stacked(features: Features, irreps: Sequence[Irrep]) -> Tensor:
     return torch.cat([features[irrep] for irrep in irreps], dim=1) if len(irreps) > 1 else features[irreps[0]]
 
 
+def _pair_equals(paths: Sequence[Path]) -> bool:
+    """Whether all products are scalars of an irrep with itself."""
+    return all(path.left == path.right and path.out.l == 0 for path in paths)
+
+
 def _comes_of_a_square(path: Path, order: Sequence[Irrep]) -> bool:
     """Whether a feature times itself has this product, and no earlier path has given it."""
     if path.left == path.right:
@@ -186,7 +191,7 @@ def _blocks(paths: Sequence[Path]) -> list[tuple[list[Irrep], list[Irrep], list[
 
     Paths to scalars, which pair each irrep with itself, are one block if there are no others.
     """
-    if all(path.left == path.right and path.out.l == 0 for path in paths):
+    if _pair_equals(paths):
         irreps = [path.left for path in paths]
         return [(irreps, irreps, list(paths))]
     partners: dict[Irrep, tuple[Irrep, ...]] = {}

@@ -228,10 +228,7 @@ class TrainingModule(lightning.LightningModule):
         where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch}, batch {batch_idx}"
         if torch.isfinite(loss):
             where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
-        with torch.enable_grad():
-            found = residuals(self.network, self.network.predict(*batch.inputs), batch)
-        wrong = by_structure(batch, found, lambda x: (~torch.isfinite(x)).double())
-        rows = np.flatnonzero(wrong)
+        rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
             return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
         # A label of 1e30 spoils references and scales, so that other structures fail before its own has its turn.
@@ -242,6 +239,12 @@ class TrainingModule(lightning.LightningModule):
             when = "in this step" if last is batch else "in the step before"
             hint = f"; {when}, the largest error was that of {self.data.names(last, [worst])}"
         return f"{where}{hint}: check the labels, or lower training.learning_rate"
+
+    def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
+        """How many errors of each structure are not finite; in a larger batch, sums carry a NaN to its neighbours."""
+        with torch.enable_grad():
+            found = residuals(self.network, self.network.predict(*batch.inputs), batch)
+        return by_structure(batch, found, lambda x: (~torch.isfinite(x)).double())
 
     def on_train_epoch_end(self) -> None:
         """Log times."""

@@ -67,7 +67,8 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
     notes = [*_left_out(stores, split, known, elements), *_never_made(config, network)]
     if anew:
         notes.append(
-            f"training.fine_tune: new heads give the network other products; {', '.join(anew)} begin with random weights"
+            "training.fine_tune: new heads give the network other products; with random weights begin "
+            f"{', '.join(anew)}"
         )
     for name, head in heads.items():
         pairs = zip(stores, split.training, strict=True)

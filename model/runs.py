@@ -98,7 +98,9 @@ def open_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, over
         shutil.rmtree(folder)
     if (folder / MODEL_FILE).exists() or (folder / ENSEMBLE_FILE).exists():
         raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
-    if mark.exists() and read_recipe(folder).identity != recipe.identity:
+    # Before the first weights are saved nothing is lost: a mistake in the configuration can be mended.
+    begun = any(folder.rglob("*.ckpt")) if mark.exists() else False
+    if begun and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
             f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
             "--overwrite"

@@ -23,8 +23,8 @@ from equiscreen.export.exporting import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.config import NetworkConfig
 from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.statistics import DataStatistics
 from equiscreen.model.potential import TorchPotential
+from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 
 ELEMENTS = (13, 28, 29, 46, 47, 78, 79)

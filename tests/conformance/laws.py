@@ -193,7 +193,7 @@ class PotentialLaws:
             scale = max(1.0, float(np.abs(values).max()))
             assert np.allclose(values, large[name], rtol=0, atol=10 * self.tolerance * scale, equal_nan=True), name
         if self.energy:
-            assert np.abs(small["stress"]).max() > 1e-3
+            assert np.abs(small["stress"]).max() > 1e-5
 
     def test_batch_equals_single(self, potential: Potential, everything: list[Structure]) -> None:
         together = evaluate(potential, everything)
@@ -233,7 +233,7 @@ class PotentialLaws:
         found = evaluate(potential, [one])
         torque = np.cross(one.positions, found.forces).sum(axis=0)
         assert np.isnan(found.stress).all()
-        assert np.abs(found.forces).max() > 1e-2
+        assert np.abs(found.forces).max() > 1e-3
         assert self.close(torque, np.zeros(3), 10 * float(np.abs(found.forces).max()))
 
     def test_isolated_atoms_have_their_reference_energy(self, potential: Potential) -> None:

@@ -146,7 +146,7 @@ def test_a_spread_in_the_scores_belongs_to_its_structure(seed: int, count: int) 
 
 
 def affine(factor: float, shift: float) -> onnx.ModelProto:
-    """y = factor x + shift, of which float32 takes what it can."""
+    """A graph of factor * x + shift."""
     constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [x]) for name, x in (("f", factor), ("s", shift))]
     nodes = [
         helper.make_node("Mul", ["x", "f"], ["scaled"], "scale"),

@@ -51,6 +51,7 @@ BOTH = [Irrep(degree, parity) for degree in range(4) for parity in (1, -1)]
 SIDES = {
     "different": (["0e", "1o", "2e"], ["1o", "1e"], BOTH, False),
     "alike": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH[:6], False),
+    "to pseudoscalars too": (["0o", "1e", "1o"], ["0o", "1e", "1o"], BOTH[:2], False),
     "to scalars": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH[:1], False),
     "square": (["0e", "1o", "2e"], ["0e", "1o", "2e"], BOTH, True),
     "square of both parities": (["0e", "1e", "1o", "2o"], ["0e", "1e", "1o", "2o"], BOTH, True),

@@ -58,11 +58,11 @@ def recomputed(run: Path, stores: Sequence[Path], subset: str) -> dict[str, floa
         block = whole(store).take(rows[f"{subset}_{number}"])
         found = potential.evaluate(block).arrays()
         labels = block.structure_labels | block.atom_labels
-        for name in differences:
+        for name, parts in differences.items():
             if label_of(name) in labels:
                 error = np.abs(found[name] - labels[label_of(name)])
                 error = error / block.n_atoms if name == "energy" else error
-                differences[name].append(error[np.isfinite(labels[label_of(name)])])
+                parts.append(error[np.isfinite(labels[label_of(name)])])
     return {name: float(np.concatenate(parts).mean()) for name, parts in differences.items()}
 
 
@@ -315,6 +315,22 @@ def test_the_structure_with_an_absurd_label_is_named(tmp_path: Path, label: str,
     store = stored(tmp_path / "g.zarr", atoms)
     with pytest.raises(EquiscreenError, match=rf"label is {label} of crystal-5 \(row 5 of .*g\.zarr\)"):
         train(store, tmp_path / "run", config(TINY, max_epochs=2, split={"validation": 0.1}))
+
+
+def test_a_structure_without_a_finite_prediction_is_named_among_its_batch(tmp_path: Path) -> None:
+    structures = probe_structures((13, 29), 16, seed=75, max_atoms=6)
+    structures[5] = probe_structures((79,), 1, seed=76, max_atoms=6)[0]
+    atoms = images(structures, emt=True)
+    for place, image in enumerate(atoms):
+        image.info["structure_id"] = f"crystal-{place}"
+    store = stored(tmp_path / "g.zarr", atoms)
+    start = small_network("4x0e + 2x1o", n_interactions=1, correlation=1)
+    with torch.no_grad():
+        start.embedding.weight[start.elements.index(79)] = torch.nan
+    save_checkpoint(tmp_path / "m.ckpt", start, ModelCard())
+    fine_tune = {"checkpoint": str(tmp_path / "m.ckpt"), "references": "keep"}
+    with pytest.raises(EquiscreenError, match=r"the loss became nan in epoch 0, .*, by crystal-5 \(row 5 of .*\): "):
+        train(store, tmp_path / "run", config(fine_tune=fine_tune, batch_size=16, split={"validation": 0.1}))
 
 
 def dated(path: Path, numbers: Sequence[Sequence[int]]) -> Path:
