@@ -116,7 +116,9 @@ def _limit(name: str, expected: Evaluation, network: EquivariantNetwork) -> floa
         return LIMITS[mean] * max(1.0, float(np.nanmax(np.abs(expected.forces))))
     values = expected.properties[mean]
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
-    return PROPERTY_LIMIT * max(largest, *network.statistics.heads[mean].scales)
+    # Scales of a logarithm have no unit.
+    log = network.config.heads[mean].transform == "log"
+    return PROPERTY_LIMIT * (largest if log else max(largest, *network.statistics.heads[mean].scales))
 
 
 def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff: float) -> GraphBlock:

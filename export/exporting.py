@@ -111,6 +111,7 @@ def lower_and_check(networks: Sequence[EquivariantNetwork], card: ModelCard) -> 
         weights_sha256=_weights_digest(model),
         parity={},
         validation=dict(card.validation),
+        test=dict(card.test),
         equiscreen=version("equiscreen"),
         members=len(networks),
         mirror_violation=dict(card.mirror_violation),

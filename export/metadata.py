@@ -29,6 +29,7 @@ class ModelMetadata:
         weights_sha256: Of all its constants.
         parity: Largest differences from PyTorch, measured at export.
         validation: Mean absolute errors on the validation structures.
+        test: The same on the test structures, if there are any.
         equiscreen: Version that exported it.
         members: Networks whose mean it is; more than one put out their spread too.
         mirror_violation: Largest changes under a mirror, by output, of a network that is SO(3) equivariant only.
@@ -46,6 +47,7 @@ class ModelMetadata:
     weights_sha256: str
     parity: Mapping[str, float]
     validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
     equiscreen: str = ""
     members: int = 1
     mirror_violation: Mapping[str, float] = field(default_factory=dict)

@@ -4,7 +4,8 @@ from .checkpoint import load_checkpoint, load_members, save_checkpoint
 from .config import Config
 from .ensemble_training import EnsembleReport, train_ensemble
 from .network import EquivariantNetwork
-from .training import TrainingReport, repeat, train
+from .repeating import repeat
+from .training import TrainingReport, train
 
 __all__ = [
     "Config",

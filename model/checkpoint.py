@@ -29,6 +29,7 @@ class ModelCard:
         energy_scheme: Which energies it speaks; decides what they may be compared with.
         training_data: Hash of the graph store that it was trained on.
         validation: Mean absolute errors, by name with unit.
+        test: The same on the test structures, if there are any.
         mirror_violation: Largest changes under a mirror, by output with unit, of a network without parity.
         calibration: Of an ensemble's spread, by output: root mean square of error over spread.
     """
@@ -37,6 +38,7 @@ class ModelCard:
     energy_scheme: str = "own"
     training_data: str = ""
     validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
     mirror_violation: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         )
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
-    except (KeyError, TypeError, ValueError, RuntimeError, EquiscreenError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, EquiscreenError) as error:
         raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
 
 
@@ -149,7 +151,11 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / ENSEMBLE_FILE).read_text())
         names = [str(name) for name in content["members"]]
-        if content["schema"] != ENSEMBLE_SCHEMA or len(names) < 2 or any(Path(name).name != name for name in names):
+        if (
+            content["schema"] != ENSEMBLE_SCHEMA
+            or len(names) < 2
+            or any(name == ".." or Path(name).name != name for name in names)
+        ):
             raise ValueError(content["schema"])  # noqa: TRY301 - told as any other damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..pipeline.errors import ConfigError
+from ..pipeline.tables import INPUT_NAMES
 
 Symmetry = Literal["o3", "natural", "so3"]
 Preset = Literal["small", "medium", "large"]
@@ -24,26 +25,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Names that the scores, and stores, give to other things.
 RESERVED_HEADS = frozenset(
-    [
-        "energy",
-        "forces",
-        "stress",
-        "virial",
-        "energy_per_atom",
-        "max_force",
-        "formula",
-        "n_atoms",
-        "volume",
-        "status",
-        "structure_id",
-        "source",
-        "source_index",
-    ]
+    (
+        *("energy", "forces", "stress", "virial", "energy_per_atom", "max_force", "formula", "n_atoms", "status"),
+        *("structure_id", "source", "source_index", *INPUT_NAMES),
+    )
 )
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class HeadConfig(_Section):
@@ -125,7 +115,7 @@ class NetworkConfig(_Section):
 
     @model_validator(mode="after")
     def _valid_irreps(self) -> Self:
-        from .symmetry import check_network, hidden_irreps  # noqa: PLC0415 - e3nn takes a second to import
+        from .symmetry import check_network, hidden_irreps, is_reserved  # noqa: PLC0415 - e3nn takes a second to import
 
         irreps = self.hidden_irreps or hidden_irreps(
             self.symmetry, PRESETS[self.preset]["channels"], min(self.l_max, PRESETS[self.preset]["l_max"])
@@ -134,7 +124,8 @@ class NetworkConfig(_Section):
         if not self.energy and not self.heads:
             raise ValueError("neither an energy nor a head: nothing to predict")
         for name in self.heads:
-            if not name.isidentifier() or name in RESERVED_HEADS or name.endswith("_std"):
+            reserved = name in RESERVED_HEADS or name.endswith("_std") or is_reserved(name)
+            if reserved or not name.isidentifier():
                 raise ValueError(f"a head cannot be called {name!r}")
         return self
 
@@ -244,7 +235,7 @@ class TrainingConfig(_Section):
         early_stop_epochs: Stop after so many epochs without improvement; None goes on.
     """
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     max_epochs: int = Field(default=200, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -273,13 +264,6 @@ class Config(_Section):
 
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
-
-    @model_validator(mode="after")
-    def _heads_of_losses(self) -> Self:
-        unknown = self.training.loss.heads.keys() - self.network.heads.keys()
-        if unknown and self.training.fine_tune.checkpoint is None:
-            raise ValueError(f"training.loss.heads: network.heads has no {', '.join(sorted(unknown))}")
-        return self
 
     def starting_from(self, checkpoint: str | Path) -> Self:
         """The same, to be fine-tuned from a checkpoint or run folder."""

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..pipeline.errors import ConfigError
-from ..pipeline.lock import locked
 from ..pipeline.store import GraphStore
-from .checkpoint import MODEL_FILE, ModelCard, load_checkpoint, save_ensemble
+from .checkpoint import MODEL_FILE, load_checkpoint, save_ensemble
 from .config import Config
-from .evaluation import Comparison, compare, error_units
+from .evaluation import Comparison, compare, error_units, told
 from .head_labels import head_labels
 from .module import TrainingData
 from .network import EquivariantNetwork
-from .plots import calibration_plot
-from .runs import open_run
+from .plots import Subset, calibration_plot
+from .runs import opened_run
 from .splits import Split
-from .training import make_recipe, open_stores, train
+from .training import HELD_OUT, make_recipe, open_stores, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,7 @@ class EnsembleReport:
         folder: Of the run.
         members: How many.
         validation: Mean absolute errors of the mean prediction, by name and unit.
+        test: The same on the test structures, if there are any.
         calibration: By output: root mean square of error over spread; 1 is a spread that can be taken at its word.
         seconds: Of this call.
     """
@@ -39,19 +39,22 @@ class EnsembleReport:
     folder: Path
     members: int
     validation: Mapping[str, float]
+    test: Mapping[str, float]
     calibration: Mapping[str, float]
     seconds: float
 
     def __str__(self) -> str:
-        errors = ", ".join(
-            f"{name.split(' ')[0]} {x:.4g} {' '.join(name.split(' ')[1:])}".rstrip()
-            for name, x in self.validation.items()
-        )
+        tested = f"; test MAE: {_listed(self.test)}" if self.test else ""
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in self.calibration.items())
         return (
-            f"{self.folder}: {self.members} members in {self.seconds:.0f} s; validation MAE of their mean: {errors}; "
-            f"error over spread: {ratios}"
+            f"{self.folder}: {self.members} members in {self.seconds:.0f} s; validation MAE of their mean: "
+            f"{_listed(self.validation)}{tested}; error over spread: {ratios}"
         )
+
+
+def _listed(errors: Mapping[str, float]) -> str:
+    pairs = ((*name.partition(" "), error) for name, error in errors.items())
+    return ", ".join(f"{name} {error:.4g} {unit}".rstrip() for name, _, unit, error in pairs)
 
 
 def train_ensemble(
@@ -66,8 +69,8 @@ def train_ensemble(
 ) -> EnsembleReport:
     """Train several networks that differ in their random numbers only; resumed like `train`.
 
-    Each member is a run of its own in ``member-0``, ``member-1``, ...; all have the same validation structures, on
-    which the spread of the members is compared with the error of their mean.
+    Each member is a run of its own in ``member-0``, ``member-1``, ...; all have the same split. The spread of the
+    members is compared with the error of their mean on the test structures, or without any on those to validate on.
 
     Args:
         stores: As for `train`.
@@ -85,11 +88,11 @@ def train_ensemble(
     begin = time.monotonic()
     if members < 2:
         raise ConfigError(f"an ensemble of {members}; it takes two members at least")
-    settings, folder = config or Config(), Path(out)
-    graphs = open_stores(stores)
-    open_run(folder, make_recipe(graphs, settings, limit, members), graphs, overwrite=overwrite)
+    folder, graphs = Path(out), open_stores(stores)
+    recipe = make_recipe(graphs, config or Config(), limit, members)
+    settings = recipe.config
     names = [f"member-{number}" for number in range(members)]
-    with locked(folder / "lock"):
+    with opened_run(folder, recipe, graphs, overwrite=overwrite):
         for number, name in enumerate(names):
             if not (folder / name / MODEL_FILE).exists():
                 training = settings.training.model_copy(update={"seed": settings.training.seed + number})
@@ -97,30 +100,31 @@ def train_ensemble(
                 train(stores, folder / name, member, limit=limit, progress=progress)
         loaded = [load_checkpoint(folder / name / MODEL_FILE) for name in names]
         networks = [network for network, _ in loaded]
-        validation, calibration = _calibrate(folder, settings, networks, graphs)
-        first = loaded[0][1]
-        card = ModelCard(
-            first.symmetry, first.energy_scheme, first.training_data, validation, first.mirror_violation, calibration
-        )
-        save_ensemble(folder, names, card)
-    return EnsembleReport(folder, members, validation, calibration, time.monotonic() - begin)
+        errors, calibration = _calibrate(folder, settings, networks, graphs)
+        validation, test = errors["validation"], errors.get("test", {})
+        save_ensemble(folder, names, replace(loaded[0][1], validation=validation, test=test, calibration=calibration))
+    return EnsembleReport(folder, members, validation, test, calibration, time.monotonic() - begin)
 
 
 def _calibrate(
     folder: Path, config: Config, networks: Sequence[EquivariantNetwork], stores: Sequence[GraphStore]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors of the mean of the members on the validation structures, and how their spread compares with them."""
+) -> tuple[dict[Subset, dict[str, float]], dict[str, float]]:
+    """Errors of the mean of the members on what was held out, and how their spread compares with them."""
     split = Split.load(folder / "member-0" / "split.npz", stores)
     data = TrainingData(tuple(stores), split, head_labels(stores, networks[0].config.heads))
-    found = [compare(network, data.batches("validation", network, config.training)) for network in networks]
-    validation, calibration = {}, {}
-    for name, unit in error_units(networks[0]).items():
-        mean, spread = _mean_and_spread([comparisons[name] for comparisons in found])
-        error = mean.found - mean.label
-        validation[f"{name} {unit}".rstrip()] = mean.mae
-        if len(error):
-            calibration[name] = calibration_plot(error, spread, unit, folder / f"calibration_{name}.png")["ratio"]
-    return validation, calibration
+    errors: dict[Subset, dict[str, float]] = {}
+    calibration: dict[str, float] = {}
+    for subset in HELD_OUT:
+        if not any(chosen.any() for chosen in getattr(split, subset)):
+            continue
+        found = [compare(network, data.batches(subset, network, config.training)) for network in networks]
+        both = {name: _mean_and_spread([x[name] for x in found]) for name in error_units(networks[0])}
+        errors[subset] = told({name: mean for name, (mean, _) in both.items()})
+        for name, (mean, spread) in both.items():
+            if len(mean.label):  # the test, which comes last, has the last word
+                plot = folder / f"calibration_{name}.png"
+                calibration[name] = calibration_plot(mean.found - mean.label, spread, mean.unit, plot)["ratio"]
+    return errors, calibration
 
 
 def _mean_and_spread(members: Sequence[Comparison]) -> tuple[Comparison, np.ndarray[tuple[int], np.dtype[np.float64]]]:

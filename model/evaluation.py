@@ -39,19 +39,20 @@ def error_units(network: EquivariantNetwork) -> dict[str, str]:
     return {spec.name: "eV/atom" if spec.name == "energy" else spec.unit for spec in network.outputs}
 
 
-def compare(network: EquivariantNetwork, batches: Iterable[Batch]) -> dict[str, Comparison]:
+def compare(network: EquivariantNetwork, batches: Iterable[Batch], parts: int = 1) -> dict[str, Comparison]:
     """Evaluate labelled batches, where the network is.
 
     Args:
         network: In evaluation mode afterwards.
         batches: On any device.
+        parts: In which each is evaluated, as far as memory was short before.
     """
     network.eval()
     device = network.reference_energies.device
     units = error_units(network)
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in units}
     labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in units}
-    for batch in batches:
+    for batch in (part for whole in batches for part in whole.split(parts)):
         moved = batch.to(device)
         with torch.no_grad():
             pairs = presented(network, network.predict(*moved.inputs), moved)

@@ -9,20 +9,21 @@ from difflib import get_close_matches
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ConfigError
 from ..pipeline.labels import ENERGY
 from ..pipeline.reading import EpochReader
 from ..pipeline.store import GraphStore
 from .checkpoint import load_members
 from .config import Config, FineTuneConfig, NetworkConfig
+from .data import compositions, element_counts
 from .network import EquivariantNetwork
 from .potential import TorchPotential
 from .statistics import DataStatistics
 
-# Enough to fit a number for each element.
-REFERENCE_STRUCTURES = 2_000
+# Enough to fit a number for each element, and at least of each.
+REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 
 def starting_network(config: FineTuneConfig) -> EquivariantNetwork:
@@ -45,21 +46,36 @@ def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[Gra
         config: Whose heads come in addition.
         start: The network of the checkpoint.
         stores: To train on.
+
+    Raises:
+        ConfigError: A new head that this architecture cannot carry.
     """
     labels = {name for store in stores for names in store.label_names for name in names}
     kept = {name: head for name, head in start.config.heads.items() if (head.label or name) in labels}
     network = start.config.model_copy(update={"heads": {**kept, **config.network.heads}})
-    checked = NetworkConfig.model_validate(network.model_dump())
+    try:
+        checked = NetworkConfig.model_validate(network.model_dump())
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{config.training.fine_tune.checkpoint}: cannot carry a new head: {reason}") from error
     return config.model_copy(update={"network": checked})
 
 
-def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str]) -> list[str]:
+def new_heads(config: NetworkConfig, start: EquivariantNetwork) -> set[str]:
+    """Heads that the checkpoint lacks, or has as something else."""
+    return {name for name, head in config.heads.items() if start.config.heads.get(name) != head}
+
+
+def transfer(
+    network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str], anew: Collection[str] = ()
+) -> list[str]:
     """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
 
     Args:
         network: Of the same architecture, maybe with more heads and other elements.
         start: Where the weights come from.
         freeze: Beginnings of names of parameters.
+        anew: Heads whose weights are not copied.
 
     Returns:
         Names of weights that begin anew though `start` has them: a new head with irreps that `start` lacks gives
@@ -72,17 +88,17 @@ def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Seq
     place = {element: index for index, element in enumerate(start.elements)}
     common = [(row, place[element]) for row, element in enumerate(network.elements) if element in place]
     rows, from_rows = torch.tensor(common, dtype=torch.int64).reshape(-1, 2).unbind(1)
-    anew = []
+    others = []
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name not in source:
+            if name not in source or name.split(".")[:2] in [["heads", head] for head in anew]:
                 continue
             if _is_by_element(name):
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
             else:
-                anew.append(name)
+                others.append(name)
     for beginning in freeze:
         names = [name for name, _ in network.named_parameters()]
         frozen = [parameter for name, parameter in network.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
@@ -95,13 +111,7 @@ def transfer(network: EquivariantNetwork, start: EquivariantNetwork, freeze: Seq
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(f"training.fine_tune.freeze: {', '.join(freeze)} leave nothing to train")
-    return anew
-
-
-def _compositions(block: GraphBlock, elements: Sequence[int]) -> NDArray[np.float64]:
-    """float64[n_structures, n_elements], numbers of atoms."""
-    of_element = (np.bincount(block.atom_structure[block.atomic_number == z], minlength=len(block)) for z in elements)
-    return np.stack(list(of_element), axis=1).astype(np.float64)
+    return others
 
 
 def _is_by_element(name: str) -> bool:
@@ -109,7 +119,7 @@ def _is_by_element(name: str) -> bool:
 
 
 def merged_statistics(
-    elements: Sequence[int], fitted: DataStatistics, start: EquivariantNetwork, new_heads: Collection[str]
+    elements: Sequence[int], fitted: DataStatistics, start: EquivariantNetwork, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
     """Statistics for the elements of data and checkpoint: the checkpoint's, where it has them.
 
@@ -119,7 +129,10 @@ def merged_statistics(
         elements: Of the data.
         fitted: To the data.
         start: The network of the checkpoint.
-        new_heads: Names that the checkpoint lacks, or that are to be learned anew.
+        anew: Heads that the checkpoint lacks, or has as something else.
+
+    Raises:
+        ConfigError: Labels of another unit than the checkpoint's head.
     """
     together = tuple(sorted({*elements, *start.elements}))
     old = start.statistics
@@ -133,8 +146,9 @@ def merged_statistics(
 
     heads = {}
     for name, fresh in fitted.heads.items():
-        new = name in new_heads or name not in old.heads
-        head, known = (fresh, of_data) if new else (old.heads[name], of_start)
+        head, known = (fresh, of_data) if name in anew else (old.heads[name], of_start)
+        if head.unit != fresh.unit:
+            raise ConfigError(f"heads.{name}: labels in {fresh.unit!r}, but the checkpoint speaks {head.unit!r}")
         mean = tuple(np.mean(head.shifts, axis=0).tolist())
         shifts = tuple(head.shifts[known[element]] if element in known else mean for element in together)
         heads[name] = replace(head, shifts=shifts)
@@ -148,35 +162,47 @@ def merged_statistics(
 
 
 def fit_references(
-    network: EquivariantNetwork, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]]
+    network: EquivariantNetwork, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> tuple[float, ...]:
-    """Reference energies that fit new labels best with the rest of the network as it is.
+    """Reference energies of some elements that fit new labels best with the rest of the network as it is.
 
-    Corrections to the present ones are solved for by least squares on the composition; elements that the labelled
-    structures lack keep theirs.
+    Corrections to the present ones are solved for by least squares on the composition of some labelled structures, of
+    which as many as possible hold the elements that are the rarest.
 
     Args:
         network: With weights.
         stores: Of the new labels.
         chosen: bool[n_structures] for each store.
+        elements: Whose references are fitted.
 
     Returns:
         eV, for each element of the network.
     """
     potential = TorchPotential(network)
-    counts, rests, seen = [], [], 0
-    reader = EpochReader(stores, chosen, shuffle=(0, 0), labels=(ENERGY,))
-    for rows in reader.blocks(64):
+    columns = [place for place, element in enumerate(network.elements) if element in elements]
+    counts, rests = [], []
+    for rows in EpochReader(stores, _some_of_each(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
         labels = rows.block.structure_labels.get(ENERGY)
         known = np.flatnonzero(np.isfinite(labels)) if labels is not None else np.zeros(0, dtype=np.int64)
         if len(known):
             block = rows.block.take(known)
-            counts.append(_compositions(block, network.elements))
+            of_element = element_counts(block.atom_structure, block.atomic_number, len(block))
+            counts.append(of_element[:, np.array(network.elements)[columns]].astype(np.float64))
             rests.append(block.structure_labels[ENERGY] - potential.evaluate(block).energy)
-        seen += len(known)
-        if seen >= REFERENCE_STRUCTURES:
-            break
-    if not counts:
-        return network.statistics.reference_energies
-    change = np.linalg.lstsq(np.concatenate(counts), np.concatenate(rests), rcond=None)[0]
-    return tuple((np.array(network.statistics.reference_energies) + change).tolist())
+    references = np.array(network.statistics.reference_energies)
+    if counts:
+        references[columns] += np.linalg.lstsq(np.concatenate(counts), np.concatenate(rests), rcond=None)[0]
+    return tuple(references.tolist())
+
+
+def _some_of_each(
+    stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
+) -> list[NDArray[np.bool_]]:
+    """Up to `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and some more of each rare element."""
+    rows = np.flatnonzero(np.concatenate(list(chosen)))
+    taken = np.zeros(sum(map(len, chosen)), dtype=bool)
+    taken[rows[:: max(1, len(rows) // REFERENCE_STRUCTURES)]] = True
+    holds = np.concatenate([counts[:, sorted(elements)] > 0 for store in stores for counts in compositions(store)])
+    for has in holds[rows].T:
+        taken[rows[has][:LEAST_STRUCTURES]] = True
+    return np.split(taken, np.cumsum([len(some) for some in chosen])[:-1])

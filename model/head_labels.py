@@ -191,7 +191,7 @@ def wanted_labels(heads: Mapping[str, HeadLabels], *, energy: bool) -> set[str]:
 def usable_structures(
     stores: Sequence[GraphStore], energy: bool, heads: Mapping[str, HeadLabels]
 ) -> list[NDArray[np.bool_]]:
-    """Which structures have something to train on: an energy, where energies are wanted, or a label of any head.
+    """Which structures have something to train on: energy, forces or stress, where energies are wanted, or a head's.
 
     Returns:
         bool[n_structures] for each store.
@@ -202,8 +202,8 @@ def usable_structures(
     usable = []
     for store in stores:
         known = np.zeros(len(store), dtype=bool)
-        if energy and ENERGY in store.label_names[0]:
-            known |= np.isfinite(store.column(ENERGY))
+        if energy:
+            known |= _labelled_energies(store)
         for head in heads.values():
             known |= head.labelled(store)
         usable.append(known)
@@ -215,3 +215,23 @@ def usable_structures(
             f"map one with `featurize --label {first}=KEY[unit]`"
         )
     return usable
+
+
+def _labelled_energies(store: GraphStore) -> NDArray[np.bool_]:
+    """bool[n_structures], which have an energy, a force, or as a crystal a stress; none if none has an energy."""
+    per_structure, per_atom = store.label_names
+    known = np.zeros(len(store), dtype=bool)
+    if ENERGY in per_structure:
+        known = np.isfinite(store.column(ENERGY))
+    if not known.any():
+        return known
+    if STRESS in per_structure:
+        stress = finite_rows(store.column(STRESS).reshape(len(store), -1))
+        known |= stress & store.column("pbc").all(axis=1)
+    if FORCES in per_atom:
+        start_of = store.offsets[0]
+        for begin in range(0, len(store), _ROWS_AT_ONCE):
+            end = min(begin + _ROWS_AT_ONCE, len(store))
+            forces = finite_rows(store.column(FORCES, int(start_of[begin]), int(start_of[end])))
+            known[begin:end] |= np.logical_or.reduceat(forces, start_of[begin:end] - start_of[begin])
+    return known

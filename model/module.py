@@ -19,6 +19,7 @@ from torch import Tensor
 from ..pipeline.errors import EquiscreenError
 from ..pipeline.labels import ENERGY
 from ..pipeline.store import GraphStore
+from .callbacks import silence_lightning
 from .config import TrainingConfig
 from .data import Batch, StructureBatches
 from .head_labels import HeadLabels
@@ -109,6 +110,7 @@ class TrainingModule(lightning.LightningModule):
         self.parts = 1
         self._done = self._skip = 0
         self._sums: dict[str, Tensor] = {}
+        self._wrong = ""
         self._before: tuple[Batch, dict[str, Residual]] | None = None
         self._spent = 0.0
         self._batches: StructureBatches | None = None
@@ -120,6 +122,8 @@ class TrainingModule(lightning.LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """In each process."""
         keep_freed_memory()
+        if self.trainer.world_size > 1:
+            silence_lightning()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
 
@@ -242,9 +246,7 @@ class TrainingModule(lightning.LightningModule):
 
     def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
         """How many errors of each structure are not finite; in a larger batch, sums carry a NaN to its neighbours."""
-        with torch.enable_grad():
-            found = residuals(self.network, self.network.predict(*batch.inputs), batch)
-        return by_structure(batch, found, lambda x: (~torch.isfinite(x)).double())
+        return by_structure(batch, self._errors(batch), lambda x: (~torch.isfinite(x)).double())
 
     def on_train_epoch_end(self) -> None:
         """Log times."""
@@ -256,12 +258,15 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin new sums."""
         self._sums = {}
+        self._wrong = ""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Add up the errors of one batch."""
         for part in batch.split(self.parts):
             found = self.network.predict(*part.inputs)
-            for name, residual in residuals(self.network, found, part).items():
+            errors = residuals(self.network, found, part)
+            self._note_wrong(part, errors)
+            for name, residual in errors.items():
                 term = term_of(self.config.loss, name)
                 self._add(f"{name}/penalty", penalty(residual.error, term).sum())
                 self._add(f"{name}/terms", residual.known.sum())
@@ -270,11 +275,26 @@ class TrainingModule(lightning.LightningModule):
                 self._add(f"{name}/absolute", torch.where(known, value - label, 0.0).abs().sum())
                 self._add(f"{name}/count", known.sum())
 
+    def _note_wrong(self, batch: Batch, errors: Mapping[str, Residual]) -> None:
+        squares = by_structure(batch, errors, torch.square)
+        if not self._wrong and not np.isfinite(squares).all():
+            each = [by_structure(part, self._errors(part), torch.square) for part in batch.split(len(batch))]
+            rows = np.flatnonzero(~np.isfinite(np.concatenate(each)))
+            self._wrong = self.data.names(batch, rows.tolist())
+
+    def _errors(self, batch: Batch) -> dict[str, Residual]:
+        with torch.enable_grad():
+            return residuals(self.network, self.network.predict(*batch.inputs), batch)
+
     def _add(self, key: str, value: Tensor) -> None:
         self._sums[key] = self._sums.get(key, torch.zeros((), device=value.device)) + value.detach().double()
 
     def on_validation_epoch_end(self) -> None:
-        """Log mean errors over all validation structures, of all processes."""
+        """Log mean errors over all validation structures, of all processes.
+
+        Raises:
+            EquiscreenError: The loss is not finite, so that no epoch could be better than another.
+        """
         names = sorted(self._sums)
         sums = dict(zip(names, self._summed(torch.stack([self._sums[name] for name in names])), strict=True))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -282,6 +302,11 @@ class TrainingModule(lightning.LightningModule):
             self.log(f"validation/{name}_mae", sums[f"{name}/absolute"] / sums[f"{name}/count"])
             if sums[f"{name}/terms"] > 0:
                 loss += term_of(self.config.loss, name).weight * sums[f"{name}/penalty"] / sums[f"{name}/terms"]
+        if not torch.isfinite(loss):
+            by = f", by {self._wrong}" if self._wrong else ""
+            raise EquiscreenError(
+                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch}{by}: check the labels"
+            )
         self.log("validation/loss", loss)
         if self.trainer.training or self.trainer.validating:
             self._schedule().validated(float(loss))
@@ -300,12 +325,14 @@ class TrainingModule(lightning.LightningModule):
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where in the epoch it is."""
+        """Where in the epoch it is, and in how many parts batches are done."""
         checkpoint["batches_done"] = self._done
+        checkpoint["batch_parts"] = self.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on behind the batches that were done."""
-        self._skip = int(checkpoint.get("batches_done", 0))
+        self._skip = int(checkpoint["batches_done"])
+        self.parts = int(checkpoint["batch_parts"])
 
 
 def presented(network: EquivariantNetwork, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

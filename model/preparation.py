@@ -12,7 +12,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.store import GraphStore
 from .config import NetworkConfig
 from .data import of_elements
-from .finetune import fit_references, merged_statistics, starting_network, transfer
+from .finetune import fit_references, merged_statistics, new_heads, starting_network, transfer
 from .fitting import fit_statistics
 from .head_labels import head_labels, usable_structures
 from .module import TrainingData
@@ -55,14 +55,15 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         network = EquivariantNetwork(config, elements, statistics, dtype)
     else:
         start = starting_network(training.fine_tune)
-        new_heads = config.heads.keys() - start.config.heads.keys()
-        elements, statistics = merged_statistics(elements, statistics, start, new_heads)
+        fresh = new_heads(config, start)
+        elements, statistics = merged_statistics(elements, statistics, start, fresh)
         network = EquivariantNetwork(config, elements, statistics, dtype)
-        transfer(network, start, ())
-        if config.energy and training.fine_tune.references == "fit":
-            statistics = replace(statistics, reference_energies=fit_references(network, stores, split.training))
-            network = EquivariantNetwork(config, elements, statistics, dtype)
-        anew = transfer(network, start, training.fine_tune.freeze)
+        transfer(network, start, (), fresh)
+        fitted = set(elements) if training.fine_tune.references == "fit" else set(elements) - set(start.elements)
+        if config.energy and fitted:
+            references = fit_references(network, stores, split.training, fitted)
+            network = EquivariantNetwork(config, elements, replace(statistics, reference_energies=references), dtype)
+        anew = transfer(network, start, training.fine_tune.freeze, fresh)
     known = _of_known_elements(stores, split, elements)
     notes = [*_left_out(stores, split, known, elements), *_never_made(config, network)]
     if anew:

@@ -7,7 +7,8 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import yaml
 
 from ..pipeline.errors import ConfigError, OutputExistsError
+from ..pipeline.lock import locked
 from ..pipeline.parts import write_text_atomically
 from ..pipeline.staging import check_place
 from ..pipeline.store import GraphStore
 from .checkpoint import ENSEMBLE_FILE, MODEL_FILE
 from .config import Config
 
-RUN_FILE = "run.json"
+RUN_FILE, LOCK_FILE = "run.json", "lock"
 _SOFTWARE = ("equiscreen", "torch", "e3nn", "lightning", "numpy")
 
 
@@ -37,6 +39,7 @@ class Recipe:
         limit: Only so many structures of each store.
         threads: Of PyTorch; sums come out the same to the last bit only with the same number.
         members: Of an ensemble; 1 is a single network.
+        start_sha256: Of the checkpoint that is fine-tuned; empty without one.
     """
 
     stores: tuple[str, ...]
@@ -45,6 +48,7 @@ class Recipe:
     limit: int | None
     threads: int
     members: int = 1
+    start_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -55,12 +59,15 @@ class Recipe:
             "limit": self.limit,
             "threads": self.threads,
             "members": self.members,
+            "start_sha256": self.start_sha256,
         }
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same when a run is taken up: not where stores lie, nor the number of threads."""
-        return {name: value for name, value in self.to_json().items() if name not in ("stores", "threads")}
+        """What has to be the same when a run is taken up: not where files lie, nor the number of threads."""
+        content = self.to_json()
+        content["config"]["training"]["fine_tune"].pop("checkpoint")
+        return {name: value for name, value in content.items() if name not in ("stores", "threads")}
 
 
 def read_recipe(folder: str | Path) -> Recipe:
@@ -79,40 +86,75 @@ def read_recipe(folder: str | Path) -> Recipe:
             content["limit"],
             int(content["threads"]),
             int(content["members"]),
+            str(content["start_sha256"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: no run folder ({path.name} cannot be read)") from error
 
 
-def open_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, overwrite: bool) -> None:
-    """Make the run folder, or find that the unfinished run in it is this one.
+@contextmanager
+def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, overwrite: bool) -> Iterator[None]:
+    """Make a run folder, or find that the unfinished run in it is this one, and hold its lock.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run.
+        stores: That it reads.
+        overwrite: Clear a folder that holds a finished run or another one; this one, unfinished, is taken up.
 
     Raises:
-        OutputExistsError: It holds a finished run, another one, or what is no run.
+        OutputExistsError: It holds a finished run, another one, what is no run, or an input; or a process works there.
     """
     check_place(folder.resolve(), [store.path for store in stores])
-    mark = folder / RUN_FILE
-    if folder.exists() and not mark.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    start = recipe.config.training.fine_tune.checkpoint
+    if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
+        raise OutputExistsError(f"{folder}: holds what is fine-tuned, {start}; choose another --out")
+    if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
         raise OutputExistsError(f"{folder}: exists and is no run; choose another --out")
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    if (folder / MODEL_FILE).exists() or (folder / ENSEMBLE_FILE).exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK_FILE):
+        _settle(folder, recipe, overwrite=overwrite)
+        yield
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir())
+
+
+def _settle(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    finished = (folder / MODEL_FILE).exists() or (folder / ENSEMBLE_FILE).exists()
+    if overwrite and (finished or not _is_this(folder, recipe)):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+    elif finished:
         raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
     # Before the first weights are saved nothing is lost: a mistake in the configuration can be mended.
-    begun = any(folder.rglob("*.ckpt")) if mark.exists() else False
-    if begun and read_recipe(folder).identity != recipe.identity:
+    elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
             f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
             "--overwrite"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _describe(folder, recipe)
+
+
+def _is_this(folder: Path, recipe: Recipe) -> bool:
+    try:
+        return read_recipe(folder).identity == recipe.identity
+    except ConfigError:
+        return False
+
+
+def _describe(folder: Path, recipe: Recipe) -> None:
     content = {
         "recipe": recipe.to_json(),
         "software": {name: version(name) for name in _SOFTWARE},
         "python": platform.python_version(),
         "command": sys.argv[1:],
     }
-    write_text_atomically(mark, json.dumps(content, indent=1))
+    write_text_atomically(folder / RUN_FILE, json.dumps(content, indent=1))
     settings = recipe.config.model_dump(mode="json")
     write_text_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 

@@ -5,7 +5,6 @@ Under ``so3`` parity is not tracked: an irrep of degree l is written ``le``, wha
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from e3nn import io, o3
 from e3nn.o3 import Irrep
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .config import HeadConfig
@@ -258,6 +257,6 @@ def default_shape(basis: TensorBasis) -> tuple[int, ...]:
     return (basis.dim,) if basis.rank is None else (3,) * basis.rank
 
 
-def size_of(shape: tuple[int, ...]) -> int:
-    """Number of components."""
-    return math.prod(shape)
+def is_reserved(name: str) -> bool:
+    """Whether PyTorch's dictionaries of modules have something else of a name."""
+    return hasattr(nn.ModuleDict(), name)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
-from ..pipeline.errors import ConfigError
-from ..pipeline.lock import locked
+from ..pipeline.errors import ConfigError, EquiscreenError
 from ..pipeline.rows import absolute
 from ..pipeline.store import GraphStore
 from .callbacks import BEST, LAST, make_trainer, quiet_lightning
-from .checkpoint import MODEL_FILE, ModelCard, save_checkpoint
+from .checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
 from .config import Config
 from .evaluation import Comparison, compare, error_units, told
 from .finetune import architecture, starting_network
@@ -25,7 +27,7 @@ from .module import TrainingModule
 from .plots import Parity, Subset, learning_curves, parity_plots
 from .potential import TorchPotential
 from .preparation import prepare
-from .runs import Recipe, join_logs, open_run, read_recipe
+from .runs import Recipe, join_logs, opened_run
 from .splits import SUBSETS
 
 HELD_OUT: tuple[Subset, ...] = ("validation", "test")
@@ -78,7 +80,8 @@ def train(
     """Train a network on graph stores with energies, forces and stresses, or labels of its heads.
 
     A training that was stopped goes on where it was when it is called again with the same arguments, and ends in the
-    same weights to the last bit, if the number of threads is the same.
+    same weights to the last bit, if the number of threads is the same. PyTorch's seed and number of threads are set for
+    the whole process.
 
     Args:
         stores: One graph store or several.
@@ -96,27 +99,9 @@ def train(
     graphs = open_stores(stores)
     recipe = make_recipe(graphs, config or Config(), limit)
     folder = Path(out)
-    open_run(folder, recipe, graphs, overwrite=overwrite)
-    with locked(folder / "lock"):
+    with opened_run(folder, recipe, graphs, overwrite=overwrite):
         report = _train(graphs, folder, recipe, progress=progress)
     return replace(report, seconds=time.monotonic() - begin)
-
-
-def repeat(run: str | Path, out: str | Path, *, overwrite: bool = False, progress: bool = False) -> TrainingReport:
-    """Train once more what a run folder describes, with as many threads: the weights come out the same.
-
-    Raises:
-        ConfigError: No run, or its stores have changed since.
-        OutputExistsError: As for `train`.
-    """
-    recipe = read_recipe(run)
-    graphs = open_stores(recipe.stores)
-    changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
-    if changed:
-        raise ConfigError(f"{changed[0]}: not the store that {run} was trained on, its content has changed")
-    training = recipe.config.training.model_copy(update={"threads": recipe.threads})
-    config = recipe.config.model_copy(update={"training": training})
-    return train(recipe.stores, out, config, limit=recipe.limit, overwrite=overwrite, progress=progress)
 
 
 def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
@@ -138,19 +123,26 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         ConfigError: The cutoff is beyond that of a store.
     """
     smallest = min(stores, key=lambda store: store.cutoff)
-    network = config.network
-    if config.training.fine_tune.checkpoint is not None:
-        network = architecture(config, starting_network(config.training.fine_tune), stores).network
+    network, training, digest = config.network, config.training, ""
+    if training.fine_tune.checkpoint is not None:
+        network = architecture(config, starting_network(training.fine_tune), stores).network
+        checkpoint = training.fine_tune.checkpoint.resolve()
+        digest = hashlib.sha256(find_checkpoints(checkpoint)[0].read_bytes()).hexdigest()
+        fine_tune = training.fine_tune.model_copy(update={"checkpoint": checkpoint})
+        training = training.model_copy(update={"fine_tune": fine_tune})
+    unknown = training.loss.heads.keys() - network.heads.keys()
+    if unknown:
+        raise ConfigError(f"training.loss.heads: network.heads has no {', '.join(sorted(unknown))}")
     cutoff = network.cutoff or smallest.cutoff
     if cutoff > smallest.cutoff:
         raise ConfigError(
-            f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; lower it, or run "
-            f"`equiscreen featurize ... --cutoff {cutoff}`"
+            f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; "
+            f"{'' if digest else 'lower it, or '}run `equiscreen featurize ... --cutoff {cutoff}`"
         )
-    settled = config.model_copy(update={"network": network.model_copy(update={"cutoff": cutoff})})
+    settled = Config(network=network.model_copy(update={"cutoff": cutoff}), training=training)
     threads = config.training.threads or torch.get_num_threads()
     paths = tuple(str(absolute(store.path)) for store in stores)
-    return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members)
+    return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members, digest)
 
 
 def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: bool) -> TrainingReport:
@@ -166,14 +158,12 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     with quiet_lightning():
         trainer = make_trainer(folder, config.training, units, progress=progress)
         last = folder / LAST
-        try:
-            trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from error
-    best = torch.load(folder / BEST, map_location=network.reference_energies.device, weights_only=True)
-    module.load_state_dict(best["state_dict"])
+        _fit(trainer, module, last)
+    module.load_state_dict(_read_state(folder / BEST)["state_dict"])
+    module.to(trainer.strategy.root_device)
+    state = _read_state(last)
     found: dict[Subset, dict[str, Comparison]] = {
-        subset: compare(network, data.batches(subset, network, config.training))
+        subset: compare(network, data.batches(subset, network, config.training), state["batch_parts"])
         for subset in HELD_OUT
         if any(chosen.any() for chosen in getattr(data.split, subset))
     }
@@ -184,6 +174,7 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         symmetry="so3" if so3 else "o3",
         training_data=" ".join(recipe.hashes),
         validation=told(found["validation"]),
+        test=told(found.get("test", {})),
         mirror_violation=mirror_violation(TorchPotential(network), config.network) if so3 else {},
     )
     save_checkpoint(folder / MODEL_FILE, network, card)
@@ -196,9 +187,41 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         n_training,
         n_validation,
         n_test,
-        trainer.current_epoch,
+        max(trainer.current_epoch, state["epoch"] + 1),  # several processes leave no count behind
         0.0,
     )
+
+
+def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None:
+    """Train on from the last state, if there is one.
+
+    Raises:
+        EquiscreenError: What a process of several raised, too.
+    """
+    if last.exists():
+        _read_state(last)
+    try:
+        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if "equiscreen" not in kind:
+            raise
+        raise EquiscreenError(message) from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of Lightning's.
+
+    Raises:
+        EquiscreenError: Damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise EquiscreenError(f"{path}: damaged; --overwrite begins the run anew ({type(error).__name__})") from error
+    return state
 
 
 def _draw(folder: Path, found: Mapping[Subset, Mapping[str, Comparison]], units: Mapping[str, str]) -> None:
