@@ -25,7 +25,7 @@ from .tensors import Array, Change, expected
 
 # Fixtures are the same for all examples, and each class that inherits a test runs it for a potential of its own.
 few = settings(
-    max_examples=5,
+    max_examples=3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )

@@ -207,6 +207,7 @@ def test_a_member_that_is_missing_is_told(tmp_path: Path) -> None:
         load_members(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_ensemble_goes_on_with_the_members_that_it_lacks(properties: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     run = tmp_path / "run"

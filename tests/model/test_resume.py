@@ -44,7 +44,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0)
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"max_epochs": 12}, "between epochs"),
+        pytest.param({"max_epochs": 12}, "between epochs", marks=pytest.mark.slow),
         # A batch of two structures each, and a checkpoint after each: it dies in the middle of an epoch.
         ({"max_epochs": 3, "batch_size": 2, "checkpoint_minutes": 1e-9, "schedule": "plateau"}, "within an epoch"),
     ],
