@@ -23,6 +23,7 @@ from equiscreen.model.config import LossConfig, NetworkConfig
 from equiscreen.model.data import Batch, StructureBatches
 from equiscreen.model.fitting import fit_statistics
 from equiscreen.model.losses import residuals, total_loss
+from equiscreen.model.memory import keep_freed_memory
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.pipeline import GraphStore, LabelMapping, featurize
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as every training does
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, "
         f"torch {version('torch')}, {arguments.threads} thread(s), float32, batches of 4"
