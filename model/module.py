@@ -24,7 +24,7 @@ from .config import TrainingConfig
 from .data import Batch, StructureBatches
 from .head_labels import HeadLabels
 from .losses import Residual, penalty, residuals, term_of, total_loss
-from .memory import keep_freed_memory
+from .memory import give_back_memory, keep_freed_memory
 from .network import EquivariantNetwork
 from .schedule import Schedule
 from .splits import Split
@@ -184,7 +184,7 @@ class TrainingModule(lightning.LightningModule):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(batch, error)
+                self._halve(batch, optimizer, error)
 
     def _backward(self, batch: Batch) -> Tensor:
         counts = self._global_counts(batch)
@@ -212,7 +212,7 @@ class TrainingModule(lightning.LightningModule):
             torch.distributed.all_reduce(value)
         return value
 
-    def _halve(self, batch: Batch, error: Exception) -> None:
+    def _halve(self, batch: Batch, optimizer: torch.optim.Optimizer, error: Exception) -> None:
         if self.trainer.world_size > 1:
             raise EquiscreenError(
                 f"out of memory with {len(batch)} structures in one process; lower training.batch_size"
@@ -222,8 +222,8 @@ class TrainingModule(lightning.LightningModule):
                 f"out of memory with one structure alone; the batch holds {self.data.names(batch, range(len(batch)))}"
             ) from error
         self.parts *= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        optimizer.zero_grad()
+        give_back_memory()
         line = f"train: out of memory; batches are done in {self.parts} parts from now on, with equal results"
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
 

@@ -91,7 +91,6 @@ def test_in_yaml_a_number_alone_is_a_weight() -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"heads": {"gaap": 1}}, r"training\.loss\.heads: network\.heads has no gaap"),
         ({"energy": -1}, r"training\.loss\.energy\.weight"),
         ({"energy": True}, r"training\.loss\.energy"),
         ({"energy": {"kind": "hubber"}}, r"training\.loss\.energy\.kind: .*'huber'"),

@@ -161,6 +161,11 @@ def test_a_mistake_in_the_configuration_is_named(tmp_path: Path, text: str, mess
         Config.load(tmp_path / "none.yaml")
 
 
+def test_the_loss_of_a_head_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.loss\.heads: network\.heads has no gaap"):
+        train(store, tmp_path / "run", config(loss={"heads": {"gaap": 1}}))
+
+
 def test_a_cutoff_beyond_the_stores_is_refused(store: Path, tmp_path: Path) -> None:
     settings = Config.parse({"network": {"cutoff": 6.0}}, "test")
     with pytest.raises(ConfigError, match=r"featurize .* --cutoff 6.0"):
