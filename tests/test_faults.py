@@ -227,6 +227,7 @@ def on_fragile_workers(
         return featurize(source, out, scheduler=cluster.scheduler_address, **settings)
 
 
+@pytest.mark.timeout(900)  # some twenty workers start, one after the other
 def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> None:
     source = poscar_folder(tmp_path / "s", 12, poison=5)
     report = on_fragile_workers(source, tmp_path / "g.zarr", "auto", crashing_parser())

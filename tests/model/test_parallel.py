@@ -58,6 +58,7 @@ def test_gradients_of_the_parts_of_a_batch_add_up(store: Path, parts: int) -> No
         assert torch.allclose(whole, summed, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow  # and at the mercy of how much address space libraries take
 def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(tmp_path: Path) -> None:
     # Some 90,000 edges in a batch take 2 GB beside the 1.9 GB of address space that an idle process has.
     large = [Structure.from_ase(s.to_ase().repeat(3)) for s in probe_structures(ELEMENTS, 9, seed=3, max_atoms=27)]
