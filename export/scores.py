@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
 from ..pipeline.potential import Evaluation, OutputSpec, Potential
-from ..pipeline.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, ArraySpec, flags, tensor_dims
+from ..pipeline.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, VOIGT_NOTE, ArraySpec, flags, tensor_dims
 from ..pipeline.store import open_root
 
 SCORES_SCHEMA = "equiscreen-scores/1"
@@ -80,7 +80,7 @@ def _property_array(spec: OutputSpec) -> ArraySpec:
     description = spec.name.replace("_", " ") + ("" if spec.defined == "always" else f"; NaN but for {spec.defined}")
     dims = tensor_dims(STRUCTURE, spec.name, spec.shape)
     if "voigt" in dims:
-        description += "; Voigt order xx, yy, zz, yz, xz, xy"
+        description += VOIGT_NOTE
     attrs = {"description": description, **({"units": spec.unit} if spec.unit else {})}
     return ArraySpec(spec.name, dims, "float64", attrs, spec.shape)
 

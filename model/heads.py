@@ -12,12 +12,11 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.potential import Defined, OutputSpec
 from .config import HeadConfig
 from .exact import ExactBuffers
-from .irreps import Features, Irrep
+from .irreps import SCALAR, Features, Irrep
 from .perceptron import Perceptron
 from .statistics import HeadStatistics
 from .symmetry import TENSORS, carrier, default_shape, presentation, tensor_basis
 
-SCALAR = Irrep("0e")
 # exp(A) = exp(A / 2^6)^(2^6), with so many terms of the series: to rounding in float64 for norms up to 30.
 _SQUARINGS, _SERIES = 6, 14
 

@@ -17,11 +17,10 @@ from torch.nn.functional import silu
 
 from .config import NetworkConfig
 from .gather import gather_senders
-from .irreps import ChannelwiseProduct, Features, Irrep, IrrepsLinear, coupling, product_paths, split_paths
+from .irreps import SCALAR, ChannelwiseProduct, Features, Irrep, IrrepsLinear, coupling, product_paths, split_paths
 from .perceptron import SILU_SCALE, Perceptron
 from .symmetry import all_irreps, harmonic_irreps
 
-SCALAR = Irrep("0e")
 ROW_FLOATS = 4
 
 

@@ -17,6 +17,7 @@ from e3nn.o3 import Irrep as Irrep  # noqa: PLC0414 - the package's own name for
 from torch import Tensor, nn
 
 Features = dict[Irrep, Tensor]
+SCALAR = Irrep("0e")
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,8 +276,8 @@ class TrainingModule(lightning.LightningModule):
                 self._add(f"{name}/count", known.sum())
 
     def _note_wrong(self, batch: Batch, errors: Mapping[str, Residual]) -> None:
-        squares = by_structure(batch, errors, torch.square)
-        if not self._wrong and not np.isfinite(squares).all():
+        squares = torch.stack([residual.error.square().sum() for residual in errors.values()])
+        if not self._wrong and not torch.isfinite(squares).all():
             each = [by_structure(part, self._errors(part), torch.square) for part in batch.split(len(batch))]
             rows = np.flatnonzero(~np.isfinite(np.concatenate(each)))
             self._wrong = self.data.names(batch, rows.tolist())

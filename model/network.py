@@ -19,9 +19,9 @@ from ..pipeline.potential import ENERGY_OUTPUTS, OutputSpec
 from .config import NetworkConfig
 from .exact import ExactBuffers
 from .gather import permute_slots
-from .heads import SCALAR, Head, head_channels, neutral_statistics
+from .heads import Head, head_channels, neutral_statistics
 from .interaction import Interaction
-from .irreps import Features, SphericalHarmonics
+from .irreps import SCALAR, Features, SphericalHarmonics
 from .perceptron import Perceptron
 from .radial import RadialBasis
 from .statistics import DataStatistics

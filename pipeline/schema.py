@@ -16,6 +16,7 @@ GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
+VOIGT_NOTE = "; Voigt order xx, yy, zz, yz, xz, xy"
 _TENSOR_DIMS = {3: CARTESIAN, 6: "voigt"}
 TEXT = "text"
 # Scores carry the columns of their store along, beside these.
@@ -131,7 +132,7 @@ def label_spec(name: str, quantity: Quantity) -> ArraySpec:
     dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
-        description += "; Voigt order xx, yy, zz, yz, xz, xy"
+        description += VOIGT_NOTE
     spec = _spec(name, dims, "float64", description, (quantity.unit or "").replace("**", "^"))
     return replace(spec, attrs={**spec.attrs, "role": "label"}, sizes=quantity.shape)
 
