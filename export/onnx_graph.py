@@ -1,0 +1,228 @@
+"""An ONNX graph as it grows: nothing is computed twice, and of reshapings in a row the last alone is left.
+
+Sizes are never numbers that an example had: each is a formula of the sizes of the inputs, and is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+import sympy
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+from torch.utils._sympy.functions import FloorDiv
+
+from ..pipeline.errors import ExportError
+
+OPSET = 20
+IR_VERSION = 10  # as old as the opset
+ONNX_TYPES = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float64: onnx.TensorProto.DOUBLE,
+    torch.int64: onnx.TensorProto.INT64,
+    torch.bool: onnx.TensorProto.BOOL,
+}
+ONE = sympy.Integer(1)
+
+Shape = tuple[sympy.Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the ONNX graph.
+
+    Attributes:
+        name: In the graph.
+        shape: Its sizes, as formulas. An axis of size 1 stands for any size of the traced tensor: ONNX broadcasts it.
+        dtype: Of its elements.
+        constant: What it holds, where that is known.
+    """
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+    constant: Tensor | None = None
+
+
+class Graph:
+    """The ONNX graph as it grows."""
+
+    def __init__(self) -> None:
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.known: dict[tuple[Any, ...], Any] = {}
+        # Where the sizes of the inputs are read, and the names of the axes that have them.
+        self.places: dict[sympy.Expr, tuple[str, int]] = {}
+        self.axes: dict[sympy.Expr, str] = {}
+        # What a value was reshaped from.
+        self.origins: dict[str, Value] = {}
+
+    def add_input(self, name: str, example: Tensor, axes: Sequence[str]) -> Value:
+        """An input; its sizes that are not fixed get the names of its axes."""
+        value, remaining = Value(name, shape_of(example), example.dtype), iter(axes)
+        for axis, size in enumerate(value.shape):
+            if not size.is_Integer:
+                self.places.setdefault(size, (name, axis))
+                self.axes.setdefault(size, next(remaining))
+        self.inputs.append(self.described(value))
+        return value
+
+    def described(self, value: Value) -> onnx.ValueInfoProto:
+        """Type and shape, with the names of axes."""
+        sizes = [int(size) if size.is_Integer else self.axes.get(size) for size in value.shape]
+        return helper.make_tensor_value_info(value.name, ONNX_TYPES[value.dtype], sizes)
+
+    def constant(self, tensor: Tensor) -> Value:
+        """A known tensor, stored once."""
+        if tensor.dtype not in ONNX_TYPES:
+            raise ExportError(f"a constant of {tensor.dtype} has no translation to ONNX")
+        array = tensor.detach().cpu().contiguous().numpy()
+        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        if key not in self.known:
+            shape = tuple(sympy.Integer(size) for size in tensor.shape)
+            self.known[key] = Value(f"constant_{len(self.initializers)}", shape, tensor.dtype, tensor.detach())
+            self.initializers.append(numpy_helper.from_array(array, self.known[key].name))
+        found: Value = self.known[key]
+        return found
+
+    def emit(self, kind: str, inputs: Sequence[Value], shape: Shape, dtype: torch.dtype, **attributes: Any) -> Value:
+        """A node with one output, or the one that does the same already."""
+        (out,) = self.emit_many(kind, inputs, [shape], dtype, **attributes)
+        return out
+
+    def emit_many(
+        self, kind: str, inputs: Sequence[Value], shapes: Sequence[Shape], dtype: torch.dtype, **attributes: Any
+    ) -> list[Value]:
+        """A node with several outputs."""
+        names = [x.name for x in inputs]
+        key = (kind, *names, *(f"{name}={value}" for name, value in sorted(attributes.items())))
+        if key not in self.known:
+            place = len(self.nodes)
+            stem = f"{kind.lower()}_{place}"
+            outputs = [stem] if len(shapes) == 1 else [f"{stem}_{number}" for number in range(len(shapes))]
+            self.nodes.append(helper.make_node(kind, names, outputs, stem, **attributes))
+            self.known[key] = [Value(name, shape, dtype) for name, shape in zip(outputs, shapes, strict=True)]
+        found: list[Value] = self.known[key]
+        return found
+
+    def sizes(self, sizes: Sequence[sympy.Expr]) -> Value:
+        """Sizes as a tensor: int64[len(sizes)]."""
+        if all(size.is_Integer for size in sizes):
+            return self.constant(torch.tensor([int(size) for size in sizes], dtype=torch.int64))
+        parts = [self.size(size) for size in sizes]
+        shape = (sympy.Integer(len(parts)),)
+        return parts[0] if len(parts) == 1 else self.emit("Concat", parts, shape, torch.int64, axis=0)
+
+    def size(self, size: sympy.Expr) -> Value:
+        """One size: int64[1]."""
+        if size.is_Integer:
+            return self.constant(torch.tensor([int(size)], dtype=torch.int64))
+        if size in self.places:
+            name, axis = self.places[size]
+            source = Value(name, (), torch.int64)
+            return self.emit("Shape", [source], (ONE,), torch.int64, start=axis, end=axis + 1)
+        kinds = {sympy.Mul: "Mul", sympy.Add: "Add", FloorDiv: "Div"}
+        if size.func not in kinds:
+            raise ExportError(f"the size {size} has no translation to ONNX")
+        first, *others = (self.size(x) for x in size.args)
+        for other in others:
+            first = self.emit(kinds[size.func], [first, other], (ONE,), torch.int64)
+        return first
+
+    def full(self, value: Value, traced: Tensor) -> Value:
+        """A value with all sizes of the traced tensor."""
+        shape = shape_of(traced)
+        if value.shape == shape:
+            return value
+        return self.emit("Expand", [value, self.sizes(shape)], shape, value.dtype)
+
+    def cast(self, value: Value, dtype: torch.dtype) -> Value:
+        """In another type."""
+        if value.dtype == dtype:
+            return value
+        if value.constant is not None:
+            return self.constant(value.constant.to(dtype))
+        return self.emit("Cast", [value], value.shape, dtype, to=ONNX_TYPES[dtype])
+
+    def reshape(self, value: Value, shape: Shape) -> Value:
+        """In another shape; of several reshapings in a row the last alone is left."""
+        if value.constant is not None:
+            return self.constant(value.constant.reshape([int(size) for size in shape]))
+        source = self.origins.get(value.name, value)
+        if source.shape == shape:
+            return source
+        # 0 stands for the size of the same axis of the input, -1 for what is left over.
+        sizes = list(shape)
+        for axis, size in enumerate(shape[: len(source.shape)]):
+            if not size.is_Integer and size == source.shape[axis]:
+                sizes[axis] = sympy.Integer(0)
+        open_axes = [axis for axis, size in enumerate(sizes) if not size.is_Integer]
+        if len(open_axes) == 1:
+            sizes[open_axes[0]] = sympy.Integer(-1)
+        elif open_axes:
+            sizes = list(shape)
+        out = self.emit("Reshape", [source, self.sizes(sizes)], shape, value.dtype)
+        self.origins[out.name] = source
+        return out
+
+    def split(self, value: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
+        """Cut along an axis."""
+        shapes = [with_size(value.shape, axis, sympy.Integer(size)) for size in sizes]
+        lengths = self.constant(torch.tensor(sizes, dtype=torch.int64))
+        return self.emit_many("Split", [value, lengths], shapes, value.dtype, axis=axis % len(value.shape))
+
+    def model(self, outputs: Sequence[Value], names: Sequence[str]) -> onnx.ModelProto:
+        """The finished model, without what no output needs."""
+        for value, name in zip(outputs, names, strict=True):
+            self.nodes.append(helper.make_node("Identity", [value.name], [name], name))
+        needed, nodes = set(names), []
+        for node in reversed(self.nodes):
+            if needed & {*node.output}:
+                nodes.append(node)
+                needed |= {*node.input}
+        graph = helper.make_graph(
+            nodes[::-1],
+            "equiscreen",
+            self.inputs,
+            [self.described(replace(value, name=name)) for value, name in zip(outputs, names, strict=True)],
+            [tensor for tensor in self.initializers if tensor.name in needed],
+        )
+        return helper.make_model(
+            graph, producer_name="equiscreen", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+        )
+
+
+def size_of(size: Any) -> Any:
+    """A traced size as a formula; numbers stay what they are."""
+    if isinstance(size, torch.SymInt):
+        return sympy.sympify(size.node.expr)
+    return sympy.Integer(size) if isinstance(size, int) else size
+
+
+def shape_of(tensor: Tensor) -> Shape:
+    """Sizes of a traced tensor as formulas."""
+    return tuple(size_of(size) for size in tensor.shape)
+
+
+def with_size(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
+    """A shape with another size of one axis."""
+    out = list(shape)
+    out[axis] = size
+    return tuple(out)
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """Of tensors that fit each other."""
+    rank = max(len(shape) for shape in shapes)
+    padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(next((size for size in sizes if size != ONE), ONE) for sizes in zip(*padded, strict=True))
+
+
+def open_axes(value: Value, traced: Tensor) -> list[int]:
+    """Axes that ONNX still has to broadcast."""
+    return [axis for axis, (own, size) in enumerate(zip(value.shape, shape_of(traced), strict=True)) if own != size]
