@@ -294,6 +294,41 @@ def train(
             print(work(stores, out, settings, limit=limit, overwrite=overwrite, progress=True))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="7net-0, 7net-l3i5, 7net-mf-0; or a file of weights.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Of a model of several fidelities, which: PBE, R2SCAN.")] = None,
+    energy_scheme: Annotated[
+        str | None,
+        typer.Option(help="Which energies a file of unknown name speaks: mp-uncorrected, omat24, r2scan, own, ..."),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run whatever code the file asks for; only for files that you trust.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the weights that are known, and stop.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Take published weights, SevenNet's or Nequix's, as a checkpoint that `equiscreen export` takes.
+
+    SevenNet's .pth and Nequix's .pt and .nqx are read, of any name; the architecture is that of the file. Which
+    energies a model speaks decides what they may be compared with, and is kept with them.
+
+        equiscreen import 7net-0 --out 7net-0.ckpt
+        equiscreen export 7net-0.ckpt --out 7net-0.onnx
+    """
+    from .model.pretrained import describe_registry, import_weights
+
+    if list_:
+        print(describe_registry())
+        return
+    if source is None or out is None:
+        raise typer.BadParameter("a NAME or FILE and --out are needed; or --list")
+    print(import_weights(source, out, modality=modality, energy_scheme=energy_scheme, trust=trust, overwrite=overwrite))
+
+
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="M.ckpt", help="A checkpoint, or the run folder with one.")],

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import torch
 
+from ..model.base import Network
 from ..model.ensemble import SPREAD, EnsemblePotential
-from ..model.network import EquivariantNetwork
 from ..model.potential import TorchPotential
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
@@ -73,7 +73,7 @@ def is_reducing_scatter(node: onnx.NodeProto) -> bool:
     return node.op_type in SCATTERS and any(reduction not in (b"", b"none") for reduction in reductions)
 
 
-def check_parity(networks: Sequence[EquivariantNetwork], potential: OnnxPotential) -> dict[str, float]:
+def check_parity(networks: Sequence[Network], potential: OnnxPotential) -> dict[str, float]:
     """Compare ONNX Runtime with PyTorch on fresh structures, in the model's dtype and in float64.
 
     Args:
@@ -105,11 +105,11 @@ def check_parity(networks: Sequence[EquivariantNetwork], potential: OnnxPotentia
     return report
 
 
-def _reference(networks: Sequence[EquivariantNetwork]) -> Potential:
+def _reference(networks: Sequence[Network]) -> Potential:
     return TorchPotential(networks[0]) if len(networks) == 1 else EnsemblePotential(networks)
 
 
-def _limit(name: str, expected: Evaluation, network: EquivariantNetwork) -> float:
+def _limit(name: str, expected: Evaluation, network: Network) -> float:
     """The largest difference allowed."""
     mean = name.removesuffix(SPREAD)
     if mean in LIMITS:
@@ -175,6 +175,6 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
     return all(np.array_equal(values, others[name], equal_nan=True) for name, values in a.arrays().items())
 
 
-def torch_dtype_name(network: EquivariantNetwork) -> str:
+def torch_dtype_name(network: Network) -> str:
     """As a name, float32 or float64."""
     return "float64" if network.dtype == torch.float64 else "float32"

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx
 import torch
 
+from ..model.base import Network
 from ..model.checkpoint import ModelCard, load_members
 from ..model.ensemble import check_members, with_spread
-from ..model.network import EquivariantNetwork
 from ..pipeline.errors import OutputExistsError
 from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
 from .ensembles import join
@@ -86,7 +86,7 @@ def export_onnx(
     return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
 
 
-def lower_and_check(networks: Sequence[EquivariantNetwork], card: ModelCard) -> tuple[onnx.ModelProto, ModelMetadata]:
+def lower_and_check(networks: Sequence[Network], card: ModelCard) -> tuple[onnx.ModelProto, ModelMetadata]:
     """Lower a network, or the members of an ensemble, and run all checks; the model carries its metadata.
 
     Raises:
@@ -116,6 +116,7 @@ def lower_and_check(networks: Sequence[EquivariantNetwork], card: ModelCard) -> 
         members=len(networks),
         mirror_violation=dict(card.mirror_violation),
         calibration=dict(card.calibration),
+        origin=dict(card.origin),
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()

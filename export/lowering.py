@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..model.base import Network
 from ..model.data import table_tensors
-from ..model.network import EquivariantNetwork
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
 from ..pipeline.probes import probe_structures
@@ -32,7 +32,7 @@ INPUTS = {
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 
-def lower(network: EquivariantNetwork) -> onnx.ModelProto:
+def lower(network: Network) -> onnx.ModelProto:
     """Translate a network, in its dtype, to ONNX; its outputs are those that the network names.
 
     Args:
@@ -50,14 +50,14 @@ def lower(network: EquivariantNetwork) -> onnx.ModelProto:
     return model
 
 
-def _example(network: EquivariantNetwork, count: int, seed: int) -> tuple[Tensor, ...]:
+def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     block = GraphBlock.from_structures(
         probe_structures(network.elements, count, seed, cutoff=network.cutoff), network.cutoff
     )
     return table_tensors(block, network.cutoff, network.dtype)
 
 
-def _trace(network: EquivariantNetwork, example: tuple[Tensor, ...]) -> fx.GraphModule:
+def _trace(network: Network, example: tuple[Tensor, ...]) -> fx.GraphModule:
     aten = torch.ops.aten
     # Gradients that would be scatters, and what is several operations at once.
     decompositions = torch._decomp.get_decompositions(  # noqa: SLF001 - the documented place, in spite of its name

@@ -233,6 +233,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.neg.default: _elementwise("Neg"),
     aten.sqrt.default: _elementwise("Sqrt"),
     aten.exp.default: _elementwise("Exp"),
+    aten.round.default: _elementwise("Round"),
+    aten.floor.default: _elementwise("Floor"),
     aten.reciprocal.default: _elementwise("Reciprocal"),
     aten.sigmoid.default: _elementwise("Sigmoid"),
     aten.eq.Tensor: _elementwise("Equal"),
@@ -270,5 +272,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.full.default: _filled(None),
     aten.scalar_tensor.default: _filled(None),
     aten.eye.default: _evaluated,
+    aten.arange.start: _evaluated,
+    aten.arange.start_step: _evaluated,
     aten.arange.default: _range,
 }

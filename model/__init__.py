@@ -4,6 +4,7 @@ from .checkpoint import load_checkpoint, load_members, save_checkpoint
 from .config import Config
 from .ensemble_training import EnsembleReport, train_ensemble
 from .network import EquivariantNetwork
+from .pretrained import load_pretrained
 from .repeating import repeat
 from .training import TrainingReport, train
 
@@ -14,6 +15,7 @@ __all__ = [
     "TrainingReport",
     "load_checkpoint",
     "load_members",
+    "load_pretrained",
     "repeat",
     "save_checkpoint",
     "train",

@@ -12,7 +12,9 @@ import torch
 
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
 from ..pipeline.parts import write_text_atomically
+from .base import Network
 from .config import NetworkConfig
+from .nequip import NequipConfig, NequipNetwork
 from .network import EquivariantNetwork
 from .statistics import DataStatistics, HeadStatistics
 
@@ -32,6 +34,7 @@ class ModelCard:
         test: The same on the test structures, if there are any.
         mirror_violation: Largest changes under a mirror, by output with unit, of a network without parity.
         calibration: Of an ensemble's spread, by output: root mean square of error over spread.
+        origin: Of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
 
     symmetry: str = "o3"
@@ -41,9 +44,10 @@ class ModelCard:
     test: Mapping[str, float] = field(default_factory=dict)
     mirror_violation: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
-def save_checkpoint(path: str | Path, network: EquivariantNetwork, card: ModelCard) -> None:
+def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None:
     """Write a network to a file, whole or not at all."""
     target = Path(path)
     content = {
@@ -60,7 +64,7 @@ def save_checkpoint(path: str | Path, network: EquivariantNetwork, card: ModelCa
     scratch.rename(target)
 
 
-def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[EquivariantNetwork, ModelCard]:
+def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[Network, ModelCard]:
     """Read a network, in evaluation mode and in the dtype given (None: in its own).
 
     The file is read with `weights_only`: it cannot run code.
@@ -79,12 +83,12 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: schema {found!r} where {MODEL_SCHEMA!r} is wanted")
     try:
-        network = EquivariantNetwork(
-            NetworkConfig(**content["network"]),
-            content["elements"],
-            _statistics(content["statistics"]),
-            dtype or _dtype(content["dtype"]),
-        )
+        rest = (content["elements"], _statistics(content["statistics"]), dtype or _dtype(content["dtype"]))
+        network: Network
+        if content["network"].get("family") == "nequip":
+            network = NequipNetwork(NequipConfig(**content["network"]), *rest)
+        else:
+            network = EquivariantNetwork(NetworkConfig(**content["network"]), *rest)
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, EquiscreenError) as error:
@@ -134,7 +138,7 @@ def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None
     write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
 
 
-def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[EquivariantNetwork], ModelCard]:
+def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[Network], ModelCard]:
     """Read the network, or all networks of the ensemble, at a path, and the card of the whole.
 
     Raises:

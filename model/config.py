@@ -63,7 +63,23 @@ class HeadConfig(_Section):
     channels: int = Field(default=16, ge=1)
 
 
-class NetworkConfig(_Section):
+class Architecture(_Section):
+    """What every architecture says.
+
+    Attributes:
+        symmetry: Group under which its features transform.
+        cutoff: Angstrom.
+        energy: Whether there is an energy, with forces and stress.
+        heads: Other properties, by name.
+    """
+
+    symmetry: Symmetry = "natural"
+    cutoff: float | None = Field(default=None, gt=0)
+    energy: bool = True
+    heads: dict[str, HeadConfig] = {}
+
+
+class NetworkConfig(Architecture):
     """The architecture. What is not given follows the preset.
 
     Attributes:
@@ -89,8 +105,6 @@ class NetworkConfig(_Section):
     """
 
     preset: Preset = "medium"
-    symmetry: Symmetry = "natural"
-    cutoff: float | None = Field(default=None, gt=0)
     hidden_irreps: str = ""
     l_max: int = Field(default=2, ge=0, le=6)
     n_interactions: int = Field(default=2, ge=1)
@@ -102,8 +116,6 @@ class NetworkConfig(_Section):
     correlation: int = Field(default=3, ge=1, le=3)
     nonlinearity: Literal["none", "gate", "mix"] = "none"
     readout_hidden: int = Field(default=16, ge=1)
-    energy: bool = True
-    heads: dict[str, HeadConfig] = {}
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import CheckpointError
 from ..pipeline.potential import Evaluation, OutputSpec
-from .network import EquivariantNetwork
+from .base import Network
 from .potential import TorchPotential
 
 SPREAD = "_std"
@@ -31,7 +31,7 @@ class EnsemblePotential:
         CheckpointError: They are not of one kind.
     """
 
-    def __init__(self, networks: Sequence[EquivariantNetwork]) -> None:
+    def __init__(self, networks: Sequence[Network]) -> None:
         self.members = [TorchPotential(network) for network in networks]
         check_members(networks)
 
@@ -65,7 +65,7 @@ class EnsemblePotential:
         return Evaluation(energy, forces, stress, {**means, **spread})
 
 
-def check_members(networks: Sequence[EquivariantNetwork]) -> None:
+def check_members(networks: Sequence[Network]) -> None:
     """See that networks can be members of one ensemble.
 
     Raises:

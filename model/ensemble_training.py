@@ -11,12 +11,12 @@ import numpy as np
 
 from ..pipeline.errors import ConfigError
 from ..pipeline.store import GraphStore
+from .base import Network
 from .checkpoint import MODEL_FILE, load_checkpoint, save_ensemble
 from .config import Config
 from .evaluation import Comparison, compare, error_units, told
 from .head_labels import head_labels
 from .module import TrainingData
-from .network import EquivariantNetwork
 from .plots import Subset, calibration_plot
 from .runs import opened_run
 from .splits import Split
@@ -107,7 +107,7 @@ def train_ensemble(
 
 
 def _calibrate(
-    folder: Path, config: Config, networks: Sequence[EquivariantNetwork], stores: Sequence[GraphStore]
+    folder: Path, config: Config, networks: Sequence[Network], stores: Sequence[GraphStore]
 ) -> tuple[dict[Subset, dict[str, float]], dict[str, float]]:
     """Errors of the mean of the members on what was held out, and how their spread compares with them."""
     split = Split.load(folder / "member-0" / "split.npz", stores)

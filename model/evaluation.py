@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .base import Network
 from .data import Batch
 from .module import presented
-from .network import EquivariantNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Comparison:
         return float(np.abs(self.found - self.label).mean()) if len(self.label) else float("nan")
 
 
-def error_units(network: EquivariantNetwork) -> dict[str, str]:
+def error_units(network: Network) -> dict[str, str]:
     """Units in which errors of its outputs are told: the energy per atom, everything else as it stands."""
     return {spec.name: "eV/atom" if spec.name == "energy" else spec.unit for spec in network.outputs}
 
 
-def compare(network: EquivariantNetwork, batches: Iterable[Batch], parts: int = 1) -> dict[str, Comparison]:
+def compare(network: Network, batches: Iterable[Batch], parts: int = 1) -> dict[str, Comparison]:
     """Evaluate labelled batches, where the network is.
 
     Args:

@@ -31,11 +31,13 @@ def starting_network(config: FineTuneConfig) -> EquivariantNetwork:
 
     Raises:
         CheckpointError: No checkpoint.
-        ConfigError: An ensemble.
+        ConfigError: An ensemble, or a network of another kind.
     """
     networks, _ = load_members(str(config.checkpoint))
     if len(networks) > 1:
         raise ConfigError(f"{config.checkpoint}: an ensemble; fine-tune its members, {config.checkpoint}/member-0, ...")
+    if not isinstance(networks[0], EquivariantNetwork):
+        raise ConfigError(f"{config.checkpoint}: imported weights; these can be exported, but not yet trained on")
     return networks[0]
 
 

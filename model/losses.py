@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import Network, Prediction
 from .config import LossConfig, TermConfig
 from .data import Batch
-from .network import EquivariantNetwork, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Residual:
     per_atom: bool
 
 
-def residuals(network: EquivariantNetwork, found: Prediction, batch: Batch) -> dict[str, Residual]:
+def residuals(network: Network, found: Prediction, batch: Batch) -> dict[str, Residual]:
     """Errors in the units of the loss.
 
     The energy counts per atom; heads in units of the spread of their labels, extensive ones per atom.

@@ -9,13 +9,13 @@ from ..pipeline.block import GraphBlock
 from ..pipeline.potential import Potential
 from ..pipeline.probes import probe_structures
 from ..pipeline.structure import Structure
-from .config import NetworkConfig
+from .config import Architecture
 from .symmetry import tensor_basis
 
 _PROBES, _SEED = 12, 21
 
 
-def mirror_violation(potential: Potential, config: NetworkConfig) -> dict[str, float]:
+def mirror_violation(potential: Potential, config: Architecture) -> dict[str, float]:
     """Largest differences between structures and their images under inversion, by output with unit.
 
     Energies count per atom. The structures are random crystals of the network's elements, without symmetry of their
@@ -41,7 +41,7 @@ def mirror_violation(potential: Potential, config: NetworkConfig) -> dict[str, f
     return out
 
 
-def _signs(name: str, config: NetworkConfig) -> NDArray[np.float64] | float:
+def _signs(name: str, config: Architecture) -> NDArray[np.float64] | float:
     if name not in config.heads:
         return -1.0 if name == "forces" else 1.0
     basis = tensor_basis(config.heads[name])

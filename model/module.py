@@ -19,13 +19,13 @@ from torch import Tensor
 from ..pipeline.errors import EquiscreenError
 from ..pipeline.labels import ENERGY
 from ..pipeline.store import GraphStore
+from .base import Network
 from .callbacks import silence_lightning
 from .config import TrainingConfig
 from .data import Batch, StructureBatches
 from .head_labels import HeadLabels
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .memory import give_back_memory, keep_freed_memory
-from .network import EquivariantNetwork
 from .schedule import Schedule
 from .splits import Split
 
@@ -50,7 +50,7 @@ class TrainingData:
     def batches(
         self,
         subset: str,
-        network: EquivariantNetwork,
+        network: Network,
         config: TrainingConfig,
         *,
         shuffle: tuple[int, int] | None = None,
@@ -103,7 +103,7 @@ class TrainingModule(lightning.LightningModule):
         data: On what.
     """
 
-    def __init__(self, network: EquivariantNetwork, config: TrainingConfig, data: TrainingData) -> None:
+    def __init__(self, network: Network, config: TrainingConfig, data: TrainingData) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network, self.config, self.data = network, config, data
@@ -335,7 +335,7 @@ class TrainingModule(lightning.LightningModule):
         self.parts = int(checkpoint["batch_parts"])
 
 
-def presented(network: EquivariantNetwork, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+def presented(network: Network, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Predictions beside labels, in the units in which errors are told: energies per atom, heads as their tensors."""
     out: dict[str, tuple[Tensor, Tensor]] = {}
     if found.energy is not None:
@@ -359,7 +359,7 @@ def by_structure(
     return out.numpy()
 
 
-def largest_label(data: TrainingData, network: EquivariantNetwork, config: TrainingConfig) -> str:
+def largest_label(data: TrainingData, network: Network, config: TrainingConfig) -> str:
     """The training label that is by far larger than all others of its name, in words; nothing if there is none."""
     sizes: dict[str, list[NDArray[np.float64]]] = {}
     place: list[tuple[Batch, int]] = []

@@ -9,16 +9,14 @@ neighbours has exactly its reference energy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from ..pipeline.potential import ENERGY_OUTPUTS, OutputSpec
+from .base import Network
 from .config import NetworkConfig
-from .exact import ExactBuffers
-from .gather import permute_slots
 from .heads import Head, head_channels, neutral_statistics
 from .interaction import Interaction
 from .irreps import SCALAR, Features, SphericalHarmonics
@@ -26,27 +24,8 @@ from .perceptron import Perceptron
 from .radial import RadialBasis
 from .statistics import DataStatistics
 
-MAX_ATOMIC_NUMBER = 118
 
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a network finds, in the form that it is trained on.
-
-    Attributes:
-        energy: float64[G], eV; this and the next two are None for a network without an energy.
-        forces: float[N, 3], eV/angstrom.
-        virial: float64[G, 3, 3], eV: the derivative by strain; divided by the volume it is the stress.
-        heads: Components of the irreps of each head, by name: float64[G or N, dim].
-    """
-
-    energy: Tensor | None
-    forces: Tensor | None
-    virial: Tensor | None
-    heads: dict[str, Tensor]
-
-
-class EquivariantNetwork(ExactBuffers):
+class EquivariantNetwork(Network):
     """A network whose features are irreps.
 
     Args:
@@ -67,24 +46,13 @@ class EquivariantNetwork(ExactBuffers):
         statistics: DataStatistics,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        if config.cutoff is None:
-            raise ValueError("the network's cutoff is not set")
         known = {
             name: statistics.heads.get(name) or neutral_statistics(head, len(elements))
             for name, head in config.heads.items()
         }
-        self.config, self.elements, self.statistics = config, tuple(elements), replace(statistics, heads=known)
-        self.cutoff = config.cutoff
-        index = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.int64)
-        index[torch.tensor(self.elements)] = torch.arange(len(self.elements))
-        self.species_index: Tensor
-        self.register_buffer("species_index", index, persistent=False)
+        super().__init__(config, elements, replace(statistics, heads=known))
+        self.config = config
         self._build(config)
-        self.reference_energies: Tensor
-        self.energy_scales: Tensor
-        self.register_exact("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
-        self.register_exact("energy_scales", torch.tensor(statistics.energy_scales, dtype=torch.float64))
         self.to(dtype)
 
     def _build(self, config: NetworkConfig) -> None:
@@ -119,12 +87,6 @@ class EquivariantNetwork(ExactBuffers):
         """Of weights and features."""
         return self.embedding.weight.dtype
 
-    @property
-    def outputs(self) -> tuple[OutputSpec, ...]:
-        """What `forward` returns, in that order."""
-        energy = ENERGY_OUTPUTS if self.config.energy else ()
-        return (*energy, *(head.spec(name) for name, head in self.named_heads()))
-
     def named_heads(self) -> list[tuple[str, Head]]:
         """The heads, by name."""
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
@@ -142,66 +104,7 @@ class EquivariantNetwork(ExactBuffers):
             out.append(features)
         return out
 
-    def predict(
-        self,
-        atomic_number: Tensor,
-        vectors: Tensor,
-        neighbors: Tensor,
-        reverse: Tensor,
-        structure: Tensor,
-        volume: Tensor,
-    ) -> Prediction:
-        """Evaluate a `NeighborTable`; the energy with its exact gradients.
-
-        Args:
-            atomic_number: int64[N].
-            vectors: float[N, K, 3], angstrom.
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
-            structure: int64[N].
-            volume: float64[G], angstrom^3; only its length matters here.
-        """
-        species = self.species_index[atomic_number]
-        members = (structure.unsqueeze(0) == torch.arange(volume.shape[0], device=volume.device).unsqueeze(1)).double()
-        vectors = vectors.detach().requires_grad_(self.config.energy)
-        with torch.set_grad_enabled(self.config.energy or torch.is_grad_enabled()):
-            layers = self.layers(species, vectors, neighbors, reverse)
-            # Double scales times float energies: units come in behind the gradient's rounding, in float64.
-            relative = [readout(x[SCALAR].squeeze(1)) for x, readout in zip(layers, self.readouts, strict=False)]
-        heads = {name: head(layers[-1], species, members) for name, head in self.named_heads()}
-        if not self.config.energy:
-            return Prediction(None, None, None, heads)
-        scales = self.energy_scales[species]
-        with torch.enable_grad():
-            atoms = torch.cat(relative, dim=-1).sum(-1).double() * scales
-            (gradient,) = torch.autograd.grad(atoms.sum(), vectors, create_graph=self.training)
-        if not self.training:
-            atoms, vectors = atoms.detach(), vectors.detach()
-            heads = {name: x.detach() for name, x in heads.items()}
-        opposite = permute_slots(gradient.reshape(1, -1, 3), reverse).view_as(gradient)
-        forces = (gradient - opposite).sum(1)
-        virial = torch.bmm(vectors.transpose(1, 2), gradient)
-        virial = (virial + virial.transpose(1, 2)).reshape(-1, 9).double() / 2
-        energy = members @ (atoms + self.reference_energies[species])
-        return Prediction(energy, forces, (members @ virial).view(-1, 3, 3), heads)
-
-    def forward(
-        self,
-        atomic_number: Tensor,
-        vectors: Tensor,
-        neighbors: Tensor,
-        reverse: Tensor,
-        structure: Tensor,
-        volume: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """All outputs in their units, for a `NeighborTable`; arguments as for `predict`.
-
-        Returns:
-            As `outputs` says: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress float64[G, 3, 3] in
-            eV/angstrom^3 (of no meaning where the volume is not), then the heads, float64[G or N, *shape].
-        """
-        found = self.predict(atomic_number, vectors, neighbors, reverse, structure, volume)
-        out: list[Tensor] = []
-        if found.energy is not None and found.forces is not None and found.virial is not None:
-            out += [found.energy, found.forces, found.virial / volume.view(-1, 1, 1)]
-        return (*out, *(head.present(found.heads[name]) for name, head in self.named_heads()))
+    def relative_energies(self, layers: Sequence[Features]) -> Tensor:
+        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        parts = [readout(x[SCALAR].squeeze(1)) for x, readout in zip(layers, self.readouts, strict=True)]
+        return torch.cat(parts, dim=-1).sum(-1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..pipeline.block import GraphBlock
 from ..pipeline.potential import Evaluation, OutputSpec, evaluate_in_buckets
 from ..pipeline.tables import INPUT_NAMES
-from .network import EquivariantNetwork
+from .base import Network
 
 DEFAULT_SLOTS = 8_192
 
@@ -25,7 +25,7 @@ class TorchPotential:
         slots: Neighbour slots evaluated at once.
     """
 
-    def __init__(self, network: EquivariantNetwork, slots: int = DEFAULT_SLOTS) -> None:
+    def __init__(self, network: Network, slots: int = DEFAULT_SLOTS) -> None:
         self.network = network.eval()
         self.slots = slots
 

@@ -9,25 +9,20 @@ from torch import Tensor, nn
 
 from .config import NetworkConfig
 from .perceptron import Perceptron
-
-# Terms of the series of sine and cosine: to rounding in float64 within a quarter turn.
-_TERMS = 11
+from .sine import sine
 
 
 class RadialBasis(nn.Module):
     """Radial functions for each interaction.
 
-    The envelope is that of Gasteiger et al., "Directional message passing", ICLR 2020, with their p: its first two
-    derivatives vanish at the cutoff. Chebyshev polynomials are the default basis. Bessel functions, sin(n pi r / rc)
-    over r, are theirs too. Their sine is a power series here: the last bit of ONNX Runtime's own depends, on the CPU,
-    on the element's place in the tensor, and so on the number of threads.
+    The envelope is that of Gasteiger et al., "Directional message passing", ICLR 2020, with their p. Chebyshev
+    polynomials are the default basis; Bessel functions, sin(n pi r / rc) over r, are theirs too.
     """
 
     def __init__(self, config: NetworkConfig, cutoff: float) -> None:
         super().__init__()
         self.cutoff, self.n_basis, self.basis = cutoff, config.n_basis, config.basis
-        p = config.envelope_power
-        self._envelope = (p, -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2)
+        self.envelope_power = config.envelope_power
         self.perceptrons = nn.ModuleList(
             Perceptron(config.n_basis, config.radial_hidden, config.n_radial * (config.l_max + 1))
             for _ in range(config.n_interactions)
@@ -42,7 +37,7 @@ class RadialBasis(nn.Module):
         """float[E, 1] to float[n_radial, E, (l_max + 1)^2] for each interaction: a function for each degree."""
         u = distance / self.cutoff
         functions = _bessel(u, self.n_basis) if self.basis == "bessel" else _chebyshev(u, self.n_basis)
-        basis = torch.cat(functions, dim=-1) * self.envelope(u)
+        basis = functions * polynomial_envelope(u, self.envelope_power)
         return [self._spread(perceptron(basis)) for perceptron in self.perceptrons]
 
     def _spread(self, functions: Tensor) -> Tensor:
@@ -50,11 +45,12 @@ class RadialBasis(nn.Module):
         apart = functions.view(edges, self.n_radial, self.degrees).transpose(0, 1).reshape(-1, self.degrees)
         return (apart @ self.spread).view(self.n_radial, edges, -1)
 
-    def envelope(self, u: Tensor) -> Tensor:
-        """From 1 at u = 0 to 0 at u = 1, and 0 beyond."""
-        p, a, b, c = self._envelope
-        polynomial = 1 + _power(u, p) * (a + u * (b + c * u))
-        return torch.where(u < 1, polynomial, torch.zeros_like(u))
+
+def polynomial_envelope(u: Tensor, power: int) -> Tensor:
+    """From 1 at u = 0 to 0 at u = 1, where two derivatives vanish too, and 0 beyond."""
+    p = power
+    rest = -(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2))
+    return torch.where(u < 1, 1 + _power(u, p) * rest, torch.zeros_like(u))
 
 
 def _power(x: Tensor, exponent: int) -> Tensor:
@@ -66,30 +62,15 @@ def _power(x: Tensor, exponent: int) -> Tensor:
     return square * x if exponent % 2 else square
 
 
-def _chebyshev(u: Tensor, count: int) -> list[Tensor]:
+def _chebyshev(u: Tensor, count: int) -> Tensor:
     x = 1 - 2 * u
     functions = [torch.ones_like(x), x]
     for _ in range(2, count):
         functions.append(2 * x * functions[-1] - functions[-2])
-    return functions[:count]
+    return torch.cat(functions[:count], dim=-1)
 
 
-def _bessel(u: Tensor, count: int) -> list[Tensor]:
-    """sqrt(2) sin(n pi u) / u for n = 1, 2, ..., by the recurrence of sines of multiples."""
-    sine, cosine = _half_turn(u)
-    sines = [torch.zeros_like(u), sine]
-    for _ in range(1, count):
-        sines.append(2 * cosine * sines[-1] - sines[-2])
-    scale = math.sqrt(2) / u
-    return [s * scale for s in sines[1:]]
-
-
-def _half_turn(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of pi u for u from 0 to 1, as series around u = 1/2."""
-    t = math.pi * (u - 0.5)
-    square = t * t
-    even, odd = torch.ones_like(t), torch.ones_like(t)
-    for k in range(_TERMS, 0, -1):
-        even = 1 - even * square / ((2 * k - 1) * (2 * k))
-        odd = 1 - odd * square / ((2 * k) * (2 * k + 1))
-    return even, -odd * t
+def _bessel(u: Tensor, count: int) -> Tensor:
+    """sqrt(2) sin(n pi u) / u for n = 1, 2, ..."""
+    frequencies = math.pi * torch.arange(1, count + 1, dtype=u.dtype, device=u.device)
+    return sine(u * frequencies) * (math.sqrt(2) / u)

@@ -1,0 +1,251 @@
+"""Published weights: where they come from, what they speak, and how they become networks of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..pipeline.errors import CheckpointError, OutputExistsError, detail
+from .base import Network
+from .checkpoint import ModelCard, save_checkpoint
+from .mirror import mirror_violation
+from .nequix import read_nequix
+from .potential import TorchPotential
+from .sevennet import from_sevennet, modality_name
+
+SCHEMES = ("mp-uncorrected", "mp2020-corrected", "omat24", "matpes-pbe", "r2scan", "own")
+MAX_FILE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One set of published weights.
+
+    Attributes:
+        name: What it is called, here and in its own code.
+        file: In the `sevenn` package, or the name of the file that its authors distribute.
+        packaged: Whether it is in the `sevenn` package.
+        schemes: Which energies it speaks, by fidelity; "" stands for a model of one fidelity.
+        functionals: Of its labels, likewise.
+        training_data: What it was trained on.
+        licence: Of the weights.
+        citation: Where it is described.
+    """
+
+    name: str
+    file: str
+    packaged: bool
+    schemes: Mapping[str, str]
+    functionals: Mapping[str, str]
+    training_data: str
+    licence: str
+    citation: str
+
+
+_SEVENNET = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
+_NEQUIX = "Koker and Smidt, arXiv:2508.16067"
+_MP: dict[str, Any] = {"schemes": {"": "mp-uncorrected"}, "functionals": {"": "PBE(+U)"}, "licence": "MIT"}
+_FOLDER = "pretrained_potentials"
+
+REGISTRY = {
+    model.name: model
+    for model in (
+        Published(
+            "7net-0",
+            f"{_FOLDER}/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
+            packaged=True,
+            training_data="MPtrj",
+            citation=_SEVENNET,
+            **_MP,
+        ),
+        Published(
+            "7net-l3i5",
+            f"{_FOLDER}/SevenNet_l3i5/checkpoint_l3i5.pth",
+            packaged=True,
+            training_data="MPtrj",
+            citation=_SEVENNET,
+            **_MP,
+        ),
+        Published(
+            "7net-mf-0",
+            f"{_FOLDER}/SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
+            packaged=True,
+            schemes={"PBE": "mp-uncorrected", "R2SCAN": "r2scan"},
+            functionals={"PBE": "PBE(+U)", "R2SCAN": "r2SCAN"},
+            training_data="MPtrj, and r2SCAN calculations of the Materials Project",
+            licence="MIT",
+            citation="Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)",
+        ),
+        *(
+            Published(name, f"{name}.nqx", packaged=False, training_data=data, citation=_NEQUIX, **{**_MP, **scheme})
+            for name, data, scheme in (
+                ("nequix-mp-1", "MPtrj", {}),
+                ("nequix-mp-1-pft", "MPtrj, and phonons", {}),
+                ("nequix-omat-1", "OMat24", {"schemes": {"": "omat24"}}),
+                ("nequix-oam-1", "OMat24, then sAlex and MPtrj", {}),
+            )
+        ),
+    )
+}
+
+
+def load_pretrained(
+    source: str | Path, *, modality: str | None = None, energy_scheme: str | None = None, trust: bool = False
+) -> tuple[Network, ModelCard]:
+    """Make a network of ours from published weights, or from a file of SevenNet or Nequix.
+
+    Nothing of the code that the weights were trained with is imported. Files are read without running code in them:
+    PyTorch's restricted unpickler, with NumPy's arrays allowed.
+
+    Args:
+        source: A name in `REGISTRY`, or a file: SevenNet's .pth, Nequix's .pt or .nqx.
+        modality: Of a model of several fidelities, which one.
+        energy_scheme: Which energies the file speaks, one of `SCHEMES`; None takes what is known of the name.
+        trust: Unpickle whatever the file asks for, which can run any code.
+
+    Returns:
+        The network, in float32 and evaluation mode, and what is known of it.
+
+    Raises:
+        CheckpointError: No such name or file, a file that is not what it should be, or an architecture that is not
+            known here.
+    """
+    if energy_scheme is not None and energy_scheme not in SCHEMES:
+        raise CheckpointError(f"--energy-scheme {energy_scheme}: there are {', '.join(SCHEMES)}")
+    known = REGISTRY.get(str(source))
+    path = _packaged(known) if known is not None else Path(source)
+    network, fidelity = _read(path, modality, trust=trust)
+    known = known or REGISTRY.get(path.stem)
+    card = ModelCard(symmetry=network.config.symmetry, energy_scheme=energy_scheme or "own", origin={"file": path.name})
+    if known is not None:
+        scheme = energy_scheme or known.schemes[fidelity if fidelity in known.schemes else ""]
+        card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
+    if network.config.symmetry == "so3":
+        card = replace(card, mirror_violation=mirror_violation(TorchPotential(network), network.config))
+    return network, card
+
+
+def import_weights(
+    source: str | Path,
+    out: str | Path,
+    *,
+    modality: str | None = None,
+    energy_scheme: str | None = None,
+    trust: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Write published weights as a checkpoint of ours; arguments as for `load_pretrained`.
+
+    Returns:
+        What the checkpoint is, in a line.
+
+    Raises:
+        CheckpointError: As for `load_pretrained`.
+        OutputExistsError: The checkpoint exists.
+    """
+    target = Path(out)
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+    network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(target, network, card)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    mirror = "".join(f"; a mirror changes {name} by up to {value:.0e}" for name, value in card.mirror_violation.items())
+    unknown = "" if energy_scheme or card.origin.get("name") else " (not known of this file: say --energy-scheme)"
+    return (
+        f"{target}: {len(network.elements)} elements, cutoff {network.cutoff:g} angstrom, {count:,} weights, symmetry "
+        f"{card.symmetry}, energies {card.energy_scheme}{unknown}{mirror}"
+    )
+
+
+def describe_registry() -> str:
+    """The published weights, a line each, for people."""
+    lines = []
+    for model in REGISTRY.values():
+        fidelities = ", ".join(f"{name} = {scheme}" if name else scheme for name, scheme in model.schemes.items())
+        where = "pip install 'equiscreen[pretrained]'" if model.packaged else f"download {model.file}"
+        lines.append(f"{model.name}: {fidelities}; {model.training_data}; {model.licence}; {model.citation}; {where}")
+    return "\n".join(lines)
+
+
+def _origin(model: Published, fidelity: str) -> dict[str, str]:
+    return {
+        "name": model.name,
+        "fidelity": fidelity,
+        "functional": model.functionals[fidelity if fidelity in model.functionals else ""],
+        "training_data": model.training_data,
+        "licence": model.licence,
+        "citation": model.citation,
+    }
+
+
+def _packaged(model: Published) -> Path:
+    """The file of a model in the package that carries it, which is not imported."""
+    if not model.packaged:
+        raise CheckpointError(f"{model.name}: no package carries it; download {model.file} and give its path")
+    spec = importlib.util.find_spec("sevenn")
+    if spec is None or spec.origin is None:
+        raise CheckpointError(f"{model.name}: is in the package sevenn; pip install 'equiscreen[pretrained]'")
+    return Path(spec.origin).parent / model.file
+
+
+def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
+    """The network of a file, and the fidelity that was chosen."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, and no model of that name; known are {', '.join(REGISTRY)}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
+    with path.open("rb") as file:
+        first = file.read(1)
+    if first == b"{":
+        if modality is not None:
+            raise CheckpointError(f"{path}: has one fidelity only; leave out --modality")
+        return read_nequix(path), ""
+    content = _unpickled(path, trust=trust)
+    if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
+        raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix")
+    try:
+        return from_sevennet(content, modality, path), modality_name(content["config"], modality, path)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged, or of an unknown version: {detail(error)}") from error
+
+
+def _unpickled(path: Path, *, trust: bool) -> Any:
+    try:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = sorted(set(_wanted(path)))
+        if not wanted:
+            raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix") from error
+        raise CheckpointError(
+            f"{path}: wants to run {', '.join(wanted)}; if you know where the file comes from, say --trust"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix ({detail(error)})") from error
+
+
+def _wanted(path: Path) -> list[str]:
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError):
+        return []
+
+
+def _harmless() -> list[Any]:
+    """Arrays of NumPy, under the names that they had before version 2 and have since."""
+    rebuild = np._core.multiarray._reconstruct  # noqa: SLF001 - what pickles call
+    dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
+    return [np.ndarray, np.dtype, (rebuild, "numpy.core.multiarray._reconstruct"), rebuild, *dtypes]
