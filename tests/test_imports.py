@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .conftest import write_extxyz
 
-HEAVY = ("torch", "e3nn", "onnx", ""lightning")
+HEAVY = ("torch", "e3nn", "onnx", "lightning")
 SCRIPT = """
 import sys
 

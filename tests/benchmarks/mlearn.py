@@ -5,7 +5,8 @@
 Runs the command line as a user would: featurize with the shipped mapping, train with a fifth of every group held out,
 export. Then the held-out structures, a half of which chose the weights and a half of which was not looked at, are
 evaluated with PyTorch and with ONNX Runtime against the DFT labels and against each other. The same command takes up
-what was cut off and does not repeat what is done. Prints what `mlearn.txt` keeps.
+what was cut off and does not repeat what is done. Prints what `mlearn.txt` keeps, and draws `mlearn.png` beside this
+file if all elements are asked for.
 
 GAP's and MTP's errors are those that the paper publishes for its own models and test sets.
 """
@@ -23,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import yaml
 from equiscreen.export import OnnxPotential
@@ -30,7 +32,9 @@ from equiscreen.model import load_checkpoint
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.potential import Evaluation
+from matplotlib import pyplot as plt
 
+mpl.use("agg")
 # Force MAE in eV/angstrom, energy MAE in meV/atom.
 PUBLISHED = {
     "Li": {"GAP": (0.01, 0.49), "MTP": (0.01, 0.49)},
@@ -38,16 +42,11 @@ PUBLISHED = {
     "Si": {"GAP": (0.07, 2.91), "MTP": (0.06, 2.21)},
     "Ge": {"GAP": (0.05, 2.06), "MTP": (0.05, 1.79)},
 }
-CONFIG: dict[str, Any] = {
-    "training": {
-        "batch_size": 4,
-        "split": {"by": "stratified", "key": "group", "validation": 0.1, "test": 0.1},
-    }
+TRAINING: dict[str, Any] = {
+    "batch_size": 4,
+    "split": {"by": "stratified", "key": "group", "validation": 0.1, "test": 0.1},
 }
-# As many as fit into the time on two cores.
-EPOCHS = {"Li": 200, "Mo": 200, "Si": 200, "Ge": 200}
-NETWORK: dict[str, dict[str, Any]] = {}
-LOSS: dict[str, dict[str, Any]] = {}
+EPOCHS = 200  # a quarter of an hour for each element on one core
 
 
 def say(*words: str | Path) -> float:
@@ -70,9 +69,7 @@ def run(element: str, arguments: argparse.Namespace) -> dict[str, Any]:
     store, trained, model = folder / "graphs.zarr", folder / "run", folder / "model.onnx"
     if not store.exists():
         say("featurize", arguments.data / f"mlearn/{element}.json.gz", "--labels", "mlearn", "--out", store)
-    network = {"network": NETWORK.get(element, {})}
-    config = {**network, "training": {**CONFIG["training"], "loss": LOSS.get(element, {})}}
-    config["training"] |= {"max_epochs": arguments.epochs or EPOCHS[element], "threads": arguments.threads}
+    config = {"training": {**TRAINING, "max_epochs": arguments.epochs, "threads": arguments.threads}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if not (trained / "model.ckpt").exists():
         seconds = say("train", store, "--out", trained, "--config", folder / "config.yaml")
@@ -115,6 +112,30 @@ def errors(found: Evaluation, block: Any) -> list[float]:
     ]
 
 
+def held_out(result: dict[str, Any]) -> Any:
+    """Errors of the whole fifth: energy (eV/atom), forces (eV/angstrom), stress (eV/angstrom^3)."""
+    errors = [result[name]["ONNX"] for name in ("validation", "test")]
+    return np.average(errors, axis=0, weights=result["counts"][1:])
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Errors beside the published ones."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    places = np.arange(len(found))
+    for axis, (place, factor, unit) in zip(
+        axes, ((1, 1, "force error (eV/angstrom)"), (0, 1e3, "energy error (meV/atom)")), strict=True
+    ):
+        bars = {"equiscreen": [held_out(result)[place] * factor for result in found.values()]}
+        for name in ("GAP", "MTP"):
+            bars[f"{name}, published"] = [PUBLISHED[element][name][1 - place] for element in found]
+        for shift, (name, heights) in zip((-0.27, 0, 0.27), bars.items(), strict=True):
+            axis.bar(places + shift, heights, 0.25, label=name)
+        axis.set_xticks(places, list(found))
+        axis.set_ylabel(unit)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 def report(element: str, result: dict[str, Any]) -> None:
     """Print one element."""
     print(f"\n{element}: {result['counts']} structures to train, validate and test on; {result['seconds']:.0f} s")
@@ -125,8 +146,7 @@ def report(element: str, result: dict[str, Any]) -> None:
             print(f"  {f'{subset}, {name}':<28}{1e3 * energy:>16.2f}{forces:>20.4f}{1e3 * stress:>23.3f}")
     for name, (forces, energy) in PUBLISHED[element].items():
         print(f"  {f'{name}, published':<28}{energy:>16.2f}{forces:>20.2f}")
-    weights = np.array(result["counts"][1:])
-    both = np.average([result[x]["ONNX"] for x in ("validation", "test")], axis=0, weights=weights)
+    both = held_out(result)
     forces, energy = PUBLISHED[element]["GAP"]
     print(
         f"  of the fifth that was held out, relative to GAP: energy {1e3 * both[0] / energy:.2f}, "
@@ -145,13 +165,17 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--elements", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
-    parser.add_argument("--epochs", type=int, help="instead of those that take up to 30 minutes")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "torch", "onnxruntime", "e3nn"))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {packages}")
+    found = {}
     for element in arguments.elements:
-        report(element, run(element, arguments))
+        found[element] = run(element, arguments)
+        report(element, found[element])
+    if found.keys() == PUBLISHED.keys():
+        draw(found, Path(__file__).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from equiscreen.model.config import HeadConfig, NetworkConfig
 from equiscreen.model.heads import neutral_statistics
+from equiscreen.model.nequip import NequipConfig, NequipNetwork
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.statistics import DataStatistics, HeadStatistics
 
@@ -69,6 +70,31 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "deep": {"hidden_irreps": "4x0e + 2x1o", "n_interactions": 3, "correlation": 2, "l_max": 3},
     "shallow": {"hidden_irreps": "4x0e", "n_interactions": 1, "correlation": 1, "l_max": 0},
 }
+
+
+# Of NequIP's kind: the architectures of SevenNet and Nequix, narrow.
+NEQUIP: dict[str, dict[str, Any]] = {
+    "sevennet": {
+        "symmetry": "so3",
+        "hidden_irreps": ("4x0e + 3x1e + 2x2e", "4x0e + 3x1e + 2x2e", "4x0e"),
+        "envelope": "xplor",
+        "envelope_onset": CUTOFF - 0.5,
+    },
+    "nequix": {
+        "symmetry": "natural",
+        "hidden_irreps": ("4x0e + 2x1o + 2x2e + 2x3o", "4x0e"),
+        "l_max": 3,
+        "layer_norm": True,
+    },
+}
+
+
+def nequip_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> NequipNetwork:
+    """An untrained network of NequIP's kind, with scales of its own."""
+    torch.manual_seed(3)
+    given = {"cutoff": CUTOFF, "embedding": 3, "l_max": 2, "radial_hidden": (8, 8)}
+    statistics = DataStatistics(REFERENCES, (0.6, 0.7, 0.8))
+    return NequipNetwork(NequipConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
 
 
 def network_of(

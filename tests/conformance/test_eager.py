@@ -17,7 +17,7 @@ from equiscreen.pipeline.potential import Potential
 
 from ..conftest import evaluate
 from .laws import PotentialLaws, crystals
-from .networks import EVERY_KIND, NATURAL_HEADS, NETWORKS, network_of
+from .networks import EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
 
 
 @pytest.fixture(params=list(NETWORKS), scope="module")
@@ -52,6 +52,24 @@ class TestEagerFloat32(PotentialLaws):
     @pytest.fixture
     def heads(self) -> Mapping[str, HeadConfig]:
         return NATURAL_HEADS
+
+
+@pytest.fixture(params=list(NEQUIP), scope="module")
+def nequip_potential(request: pytest.FixtureRequest) -> TorchPotential:
+    return TorchPotential(nequip_of(NEQUIP[request.param]))
+
+
+class TestNequip(PotentialLaws):
+    isolated = None  # their skip connections add to it
+    near_the_cutoff = (1e-2, 5e-2)  # SevenNet's envelope vanishes with the second power, its slope with the first
+
+    @pytest.fixture(autouse=True)
+    def _kind(self, nequip_potential: TorchPotential) -> None:
+        self.reflections = nequip_potential.network.config.symmetry != "so3"
+
+    @pytest.fixture
+    def potential(self, nequip_potential: TorchPotential) -> Potential:
+        return nequip_potential
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from equiscreen.pipeline.probes import probe_structures
 
 from ..conftest import ELEMENTS
 from .laws import PotentialLaws
-from .networks import EVERY_HEAD, network_of
+from .networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
 
-# Lowering takes a minute for two interactions of both parities, so one has to do where tests run often.
+# Narrow, with one interaction: what tests can afford that run often.
 SMALL: dict[str, Any] = {
     "symmetry": "o3",
     "hidden_irreps": "2x0e + 2x1o",
@@ -69,6 +69,13 @@ def larger() -> OnnxPotential:
     return potential_of(LARGER)
 
 
+@pytest.fixture(params=list(NEQUIP), scope="session")
+def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
+    network = nequip_of(NEQUIP[request.param])
+    model, _ = lower_and_check([network], ModelCard(symmetry=network.config.symmetry))
+    return OnnxPotential(model.SerializeToString())
+
+
 class TestOnnxFloat64(PotentialLaws):
     @pytest.fixture
     def potential(self, exported: Callable[[str], Path]) -> Potential:
@@ -109,6 +116,19 @@ class TestOnnxWithoutParity(PotentialLaws):
     def heads(self) -> Mapping[str, HeadConfig]:
         found: Mapping[str, HeadConfig] = CHIRAL["heads"]
         return found
+
+
+class TestOnnxNequip(PotentialLaws):
+    isolated = None
+    near_the_cutoff = (1e-2, 5e-2)
+
+    @pytest.fixture(autouse=True)
+    def _kind(self, nequip_potential: OnnxPotential) -> None:
+        self.reflections = nequip_potential.metadata.symmetry != "so3"
+
+    @pytest.fixture
+    def potential(self, nequip_potential: OnnxPotential) -> Potential:
+        return nequip_potential
 
 
 class TestOnnxFloat32(PotentialLaws):
