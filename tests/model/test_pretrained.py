@@ -223,3 +223,28 @@ def test_the_registry_says_what_matters() -> None:
         assert set(model.schemes.values()) <= set(SCHEMES)
         assert model.schemes.keys() == model.functionals.keys()
         assert model.name in describe_registry()
+
+
+def test_the_page_lists_the_registry() -> None:
+    page = (Path(__file__).parents[2] / "docs/pretrained.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert rows.keys() == REGISTRY.keys()
+    for model in REGISTRY.values():
+        words = (
+            model.training_data,
+            model.licence,
+            model.citation,
+            *model.schemes.values(),
+            *model.functionals.values(),
+        )
+        assert all(word in rows[model.name] for word in words), model.name
+
+
+def test_the_page_says_cutoffs_and_elements_of_the_files(data: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/pretrained.md").read_text()
+    sources = {"7net-0": "7net-0", "7net-l3i5": "7net-l3i5", "7net-mf-0": "7net-mf-0"}
+    for name, source in {**sources, "nequix-mp-1": data / "weights/nequix-mp-1.nqx"}.items():
+        network, _ = load_pretrained(source)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {network.cutoff:g} Å | {len(network.elements)} |" in row
+        assert ("SO(3)" in row) == (network.config.symmetry == "so3")
