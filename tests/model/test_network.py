@@ -12,7 +12,8 @@ from e3nn.o3 import Irrep
 from equiscreen.model.config import PRESETS, NetworkConfig
 from equiscreen.model.data import table_tensors
 from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.radial import RadialBasis, _bessel, _half_turn
+from equiscreen.model.radial import RadialBasis, _bessel, polynomial_envelope
+from equiscreen.model.sine import sine
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.probes import probe_structures
@@ -109,23 +110,31 @@ def radial_basis(**settings: Any) -> RadialBasis:
     return RadialBasis(NetworkConfig(cutoff=CUTOFF, **settings), CUTOFF).double()
 
 
-def test_bessel_functions_are_sines_without_calling_sine() -> None:
-    u = torch.linspace(1e-3, 1, 2_001, dtype=torch.float64)
-    for n, found in enumerate(_bessel(u, 8), start=1):
-        # The recurrence adds a rounding for every n, which 1 / u raises.
-        expected = math.sqrt(2) * torch.sin(n * math.pi * u) / u
-        assert ((found - expected).abs() * u).max() < 1e-14 * n**2
-    sine, cosine = _half_turn(u)
-    assert (sine - torch.sin(math.pi * u)).abs().max() < 1e-14
-    assert (cosine - torch.cos(math.pi * u)).abs().max() < 1e-14
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 2e-15), (torch.float32, 1e-6)])
+def test_sines_are_sines_without_calling_sine(dtype: torch.dtype, rounding: float) -> None:
+    x = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
+    given = x.to(dtype).requires_grad_()
+    found = sine(given)
+    (slope,) = torch.autograd.grad(found.sum(), given, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), given)
+    exact = given.detach().double()
+    # The slope is the sine of an angle a quarter turn further on, which is rounded.
+    assert (found - torch.sin(exact)).abs().max() < rounding
+    assert (slope - torch.cos(exact)).abs().max() < 5 * rounding
+    assert (curvature + torch.sin(exact)).abs().max() < 10 * rounding
 
 
-@pytest.mark.parametrize("basis", ["chebyshev", "bessel"])
+def test_bessel_functions_are_sines_over_the_distance() -> None:
+    u = torch.linspace(1e-3, 1, 2_001, dtype=torch.float64).unsqueeze(1)
+    n = torch.arange(1, 9, dtype=torch.float64)
+    expected = math.sqrt(2) * torch.sin(n * math.pi * u) / u
+    assert ((_bessel(u, 8) - expected).abs() * u).max() < 1e-14
+
+
 @pytest.mark.parametrize("power", [2, 3, 5, 6, 12])
-def test_the_envelope_ends_with_two_derivatives_of_zero(basis: str, power: int) -> None:
-    radial = radial_basis(basis=basis, envelope_power=power)
+def test_the_envelope_ends_with_two_derivatives_of_zero(power: int) -> None:
     u = torch.tensor([1e-9, 0.5, 1 - 1e-12, 1.0, 1.5], dtype=torch.float64, requires_grad=True)
-    envelope = radial.envelope(u)
+    envelope = polynomial_envelope(u, power)
     (first,) = torch.autograd.grad(envelope.sum(), u, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), u)
     value, first = envelope.detach(), first.detach()
@@ -154,5 +163,8 @@ def test_chebyshev_polynomials_are_cosines_of_multiples() -> None:
     kept: list[torch.Tensor] = []
     radial.perceptrons[0].register_forward_pre_hook(lambda _module, given: kept.append(given[0]))
     radial((u * CUTOFF).view(-1, 1, 1))
-    expected = torch.stack([torch.cos(n * angles) for n in range(radial.n_basis)], dim=1) * radial.envelope(u)[:, None]
+    expected = (
+        torch.stack([torch.cos(n * angles) for n in range(radial.n_basis)], dim=1)
+        * polynomial_envelope(u, radial.envelope_power)[:, None]
+    )
     assert np.allclose(kept[0][:, 0].detach(), expected, atol=1e-13)
