@@ -18,7 +18,6 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.labels import ENERGY, FORCES
 from ..pipeline.reading import EpochReader
 from ..pipeline.store import GraphStore
-from .config import HeadConfig
 from .data import element_counts
 from .head_labels import HeadLabels, finite_rows, wanted_labels
 from .statistics import DataStatistics, HeadStatistics
@@ -44,7 +43,6 @@ def fit_statistics(
     *,
     energy: bool,
     heads: Mapping[str, HeadLabels],
-    head_configs: Mapping[str, HeadConfig],
     energy_scale: Literal["global", "element"],
 ) -> tuple[tuple[int, ...], DataStatistics]:
     """Elements and statistics of the structures to train on, in one pass over them.
@@ -59,7 +57,6 @@ def fit_statistics(
         cutoff: Of the network, angstrom.
         energy: Whether there are energies; without, references are 0 and scales 1.
         heads: Labels of the heads, by name.
-        head_configs: Those of them to fit.
         energy_scale: One for all elements, or one for each that has 100 labelled force components.
 
     Returns:
@@ -71,8 +68,8 @@ def fit_statistics(
     """
     energies, forces = _Energies(), _Forces()
     fits = {
-        name: _AtomHead(heads[name]) if config.per == "atom" else _StructureHead(heads[name])
-        for name, config in head_configs.items()
+        name: _AtomHead(labels) if labels.config.per == "atom" else _StructureHead(labels)
+        for name, labels in heads.items()
     }
     atoms = np.zeros(_ALL_ELEMENTS, dtype=np.int64)
     n_edges = 0

@@ -46,7 +46,6 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         config.cutoff,
         energy=config.energy,
         heads=heads,
-        head_configs=config.heads,
         energy_scale=training.energy_scale,
     )
     dtype = torch.float64 if training.dtype == "float64" else torch.float32

@@ -93,9 +93,7 @@ def main() -> None:
         batches = list(StructureBatches([store], chosen, {}, 4, CUTOFF, torch.float32, energy=True, shuffle=(0, 0)))[
             :BATCHES
         ]
-        elements, statistics = fit_statistics(
-            [store], chosen, CUTOFF, energy=True, heads={}, head_configs={}, energy_scale="global"
-        )
+        elements, statistics = fit_statistics([store], chosen, CUTOFF, energy=True, heads={}, energy_scale="global")
     print(f"{'preset':<8}{'symmetry':<10}{'parameters':>12}{'trained/s':>11}{'evaluated/s':>13}  hidden irreps")
     for preset, symmetry in CASES:
         torch.manual_seed(0)

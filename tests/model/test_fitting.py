@@ -53,7 +53,6 @@ def fit(
         cutoff,
         energy=energy,
         heads=head_labels(stores, heads or {}),
-        head_configs=heads or {},
         energy_scale="element" if by_element else "global",
     )
 
