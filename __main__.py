@@ -338,9 +338,9 @@ def export(
 ) -> None:
     """Lower a network, with forces and stress, to one ONNX file, and check it.
 
-    The graph has to hold no reducing scatter, to agree with PyTorch on fresh structures of other sizes, and to give the
-    same bits with one and with two threads (in float64: the same but for rounding). The figures go into the file's
-    metadata: `equiscreen info M.onnx`.
+    The graph has to hold no reducing scatter, to agree with PyTorch on fresh structures of other sizes, to give the
+    same bits with one and with two threads (in float64: the same but for rounding), and to obey the laws: turned,
+    mirrored, moved and renumbered structures. The figures go into the file's metadata: `equiscreen info M.onnx`.
     """
     from .export.exporting import export_onnx
 

@@ -18,6 +18,7 @@ from ..model.ensemble import check_members, with_spread
 from ..pipeline.errors import OutputExistsError
 from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
 from .ensembles import join
+from .laws import check_laws
 from .lowering import lower
 from .metadata import ModelMetadata
 from .runtime import OnnxPotential
@@ -122,7 +123,8 @@ def lower_and_check(networks: Sequence[Network], card: ModelCard) -> tuple[onnx.
     data = model.SerializeToString()
     parity = check_parity(networks, OnnxPotential(data))
     check_determinism(data)
-    metadata = replace(metadata, parity=parity)
+    laws = check_laws(OnnxPotential(data), network.config.heads)
+    metadata = replace(metadata, parity=parity, laws=laws)
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata
 

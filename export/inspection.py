@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,7 @@ def _describe_store(path: str | Path) -> dict[str, Any]:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     potential = OnnxPotential.load(path, threads=1)
-    props = {name: getattr(potential.metadata, name) for name in potential.metadata.__slots__}
-    return {"path": str(path), "sha256": potential.sha256, **props}
+    return {"path": str(path), "sha256": potential.sha256, **asdict(potential.metadata)}
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ModelMetadata:
         members: Networks whose mean it is; more than one put out their spread too.
         mirror_violation: Largest changes under a mirror, by output, of a network that is SO(3) equivariant only.
         calibration: Of the spread of an ensemble: root mean square of error over spread, by output.
+        laws: Largest violations of symmetry, by output and what was done to structures, measured at export.
         origin: Of imported weights: name, file, fidelity, functional, training data, licence, citation.
         schema: Version of this contract.
     """
@@ -53,6 +54,7 @@ class ModelMetadata:
     members: int = 1
     mirror_violation: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, float] = field(default_factory=dict)
+    laws: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     schema: str = ONNX_SCHEMA
 

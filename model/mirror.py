@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock
 from ..pipeline.potential import Potential
 from ..pipeline.probes import probe_structures
 from ..pipeline.structure import Structure
 from .config import Architecture
-from .symmetry import tensor_basis
+from .turning import turned
 
 _PROBES, _SEED = 12, 21
 
@@ -31,7 +30,11 @@ def mirror_violation(potential: Potential, config: Architecture) -> dict[str, fl
     before, after = (potential.evaluate(block).arrays() for block in blocks)
     out = {}
     for spec in potential.outputs:
-        expected = before[spec.name] * _signs(spec.name, config)
+        expected = before[spec.name]
+        if spec.name == "forces":
+            expected = -expected
+        elif spec.name in config.heads:
+            expected = turned(expected, config.heads[spec.name], spec.shape, -np.eye(3))
         difference = np.abs(after[spec.name] - expected)
         if spec.name == "energy":
             difference = difference / blocks[0].n_atoms
@@ -39,12 +42,3 @@ def mirror_violation(potential: Potential, config: Architecture) -> dict[str, fl
             unit = "eV/atom" if spec.name == "energy" else spec.unit
             out[f"{spec.name} {unit}".rstrip()] = float(np.nanmax(difference))
     return out
-
-
-def _signs(name: str, config: Architecture) -> NDArray[np.float64] | float:
-    if name not in config.heads:
-        return -1.0 if name == "forces" else 1.0
-    basis = tensor_basis(config.heads[name])
-    if basis.rank is not None:  # all components of a Cartesian tensor have one parity
-        return float(basis.irreps[0][1].p)
-    return np.concatenate([np.full(mul * ir.dim, float(ir.p)) for mul, ir in basis.irreps])

@@ -123,11 +123,12 @@ def load_pretrained(
     path = _packaged(known) if known is not None else Path(source)
     network, fidelity = _read(path, modality, trust=trust)
     known = known or REGISTRY.get(path.stem)
-    card = ModelCard(symmetry=network.config.symmetry, energy_scheme=energy_scheme or "own", origin={"file": path.name})
+    so3 = network.config.symmetry == "so3"
+    card = ModelCard("so3" if so3 else "o3", energy_scheme or "own", origin={"file": path.name})
     if known is not None:
         scheme = energy_scheme or known.schemes[fidelity if fidelity in known.schemes else ""]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
-    if network.config.symmetry == "so3":
+    if so3:
         card = replace(card, mirror_violation=mirror_violation(TorchPotential(network), network.config))
     return network, card
 

@@ -135,7 +135,9 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
     assert_one_line(equiscreen(*words, "--cutoff", "3"), "--cutoff and --model")
 
 
-@pytest.mark.parametrize("verb", ["demo", "generate", "featurize", "merge", "train", "export", "screen", "info"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"]
+)
 def test_help_teaches(verb: str) -> None:
     done = equiscreen(verb, "--help")
     assert done.returncode == 0

@@ -50,7 +50,8 @@ CHIRAL = {
 
 def potential_of(settings: Mapping[str, Any]) -> OnnxPotential:
     """Exported as float64."""
-    model, _ = lower_and_check([network_of(settings)], ModelCard(training_data="none"))
+    network = network_of(settings)
+    model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
     return OnnxPotential(model.SerializeToString())
 
 
@@ -72,7 +73,7 @@ def larger() -> OnnxPotential:
 @pytest.fixture(params=list(NEQUIP), scope="session")
 def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
     network = nequip_of(NEQUIP[request.param])
-    model, _ = lower_and_check([network], ModelCard(symmetry=network.config.symmetry))
+    model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
     return OnnxPotential(model.SerializeToString())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from equiscreen.export.checks import all_nodes, check_parity, check_structure, is_reducing_scatter
+from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.inspection import describe
 from equiscreen.export.metadata import ModelMetadata
 from equiscreen.export.runtime import OnnxPotential
+from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.pipeline.errors import ExportError
 from onnx import TensorProto, helper
 
+from ..conformance.networks import NEQUIP, nequip_of
 from ..conftest import CUTOFF, ELEMENTS, small_network
 
 
@@ -69,6 +75,26 @@ def test_parity_with_another_network_fails(exported: Callable[[str], Path], netw
     assert network.elements == ELEMENTS
 
 
+def test_an_export_that_breaks_a_law_fails() -> None:
+    """Harmonics of a wrong mixture turn into something else; PyTorch and ONNX Runtime agree on it all the same."""
+    wrong = small_network(correlation=2).float()
+    wrong.harmonics._raise_2.data[:, 0] *= 1.1
+    with pytest.raises(ExportError, match="of turned structures is off by"):
+        lower_and_check([wrong], ModelCard())
+
+
+def test_what_knows_no_mirrors_may_not_say_so() -> None:
+    """A network without parity whose card says that it has it."""
+    network = nequip_of(NEQUIP["sevennet"], torch.float32)
+    with torch.no_grad():
+        for interaction in network.interactions[1:]:
+            interaction.convolution.radial[-1] *= 10
+    report = lower_and_check([network], ModelCard(symmetry="so3"))[1].laws
+    assert {name.split("/")[1] for name in report} == {"turned", "moved and renumbered"}
+    with pytest.raises(ExportError, match="of mirrored structures is off by"):
+        lower_and_check([network], ModelCard(symmetry="o3"))
+
+
 def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:
     metadata = OnnxPotential.load(exported("float32")).metadata
     assert metadata.cutoff == CUTOFF
@@ -76,8 +102,18 @@ def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:
     assert metadata.dtype == "float32"
     assert (metadata.symmetry, metadata.energy_scheme) == ("o3", "own")
     assert metadata.parity["forces/float64"] < 1e-4
+    changes = ("turned", "mirrored", "moved and renumbered")
+    assert {*metadata.laws} == {f"{output}/{change}" for output in ("energy", "forces", "stress") for change in changes}
+    assert max(metadata.laws.values()) < 1e-4
     assert len(metadata.weights_sha256) == 64
     assert ModelMetadata.from_props(metadata.to_props(), "again") == metadata
+
+
+def test_info_on_a_model_is_json(exported: Callable[[str], Path]) -> None:
+    facts = json.loads(json.dumps(describe(exported("float32"))))
+    assert [output["name"] for output in facts["outputs"]] == ["energy", "forces", "stress"]
+    assert facts["cutoff"] == CUTOFF
+    assert facts["parity"]["energy/float32"] < 1e-5
 
 
 def test_sine_depends_on_the_place_in_its_tensor() -> None:

@@ -119,7 +119,7 @@ def test_an_exported_file_finds_what_the_network_finds(model: Path, heads_alone:
     assert np.isnan(found.energy).all()
     assert np.isnan(found.forces).all()
     facts = describe(model)
-    assert [spec.name for spec in facts["outputs"]] == list(HEADS)
+    assert [spec["name"] for spec in facts["outputs"]] == list(HEADS)
     assert facts["members"] == 1
 
 

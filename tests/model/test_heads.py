@@ -14,6 +14,7 @@ from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.model.symmetry import TENSORS, default_shape, presentation, tensor_basis
+from equiscreen.model.turning import turned as turned_heads
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.errors import ConfigError
 from hypothesis import given
@@ -254,3 +255,16 @@ def test_an_extensive_head_is_the_sum_and_an_intensive_one_the_mean_of_its_atoms
     assert together["total"][0] == pytest.approx(single["total"].sum(), abs=1e-13)
     assert together["gap"][0] == pytest.approx(single["gap"].mean(), abs=1e-13)
     assert together["charge"] == pytest.approx(single["charge"], abs=1e-13)
+
+
+@pytest.mark.parametrize("name", EVERY_HEAD)
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_package_turns_heads_as_the_laws_do(name: str, mirror: int) -> None:
+    """Two ways: through irreps, and index by index."""
+    kind = EVERY_HEAD[name]
+    rng = np.random.default_rng(4)
+    basis = tensor_basis(kind)
+    shape = kind.shape or default_shape(basis)
+    values = (rng.normal(size=(5, basis.dim)) @ presentation(basis, shape).numpy().T).reshape(5, *shape)
+    turn = mirror * Rotation.random(rng=rng).as_matrix()
+    assert np.allclose(turned_heads(values, kind, shape, turn), turned(values, kind, turn), atol=1e-12)

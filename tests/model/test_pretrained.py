@@ -108,7 +108,7 @@ def test_nequix_gives_the_numbers_of_its_own_code(suffix: str, frames: list[dict
     }
     for output, difference in differences(TorchPotential(network), chosen, expected).items():
         assert difference <= LIMITS[output], output
-    assert (card.symmetry, card.energy_scheme) == ("natural", "mp-uncorrected")
+    assert (card.symmetry, card.energy_scheme) == ("o3", "mp-uncorrected")
     assert not card.mirror_violation
 
 
