@@ -1,0 +1,72 @@
+"""Exported models as ASE calculators, so that scripts for ASE can use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ..pipeline.structure import Structure
+from .runtime import OnnxPotential
+
+
+class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
+    """An exported model as a calculator of ASE.
+
+    Energies are in eV, forces in eV/angstrom; stresses are in eV/angstrom^3 in ASE's order and sign, and exist for
+    crystals that are periodic in all three directions. `results` also holds the model's other outputs, by name.
+
+    Example:
+        >>> atoms.calc = OnnxCalculator("model.onnx")  # doctest: +SKIP
+        >>> atoms.get_potential_energy()  # doctest: +SKIP
+
+    Args:
+        model: An ONNX file of ours, or a potential that is loaded already.
+        threads: Of ONNX Runtime, for a file; None takes all cores.
+
+    Raises:
+        ModelFileError: No model of ours.
+        ValueError: A model without an energy.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, model: str | Path | OnnxPotential, *, threads: int | None = None) -> None:
+        super().__init__()
+        self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
+        if "energy" not in {spec.name for spec in self.potential.outputs}:
+            raise ValueError(f"{model}: a model without an energy")
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Evaluate; what ASE calls.
+
+        Raises:
+            PropertyNotImplementedError: A stress of what is not periodic in all three directions.
+            InvalidStructureError: Atoms on one place, a flat cell, and the like.
+            UnknownElementError: An element that the model does not know.
+        """
+        super().calculate(atoms, properties, system_changes)
+        found = self.potential.evaluate_structures([Structure.from_ase(self.atoms)])
+        self.results: dict[str, Any] = {
+            "energy": float(found.energy[0]),
+            "free_energy": float(found.energy[0]),
+            "forces": found.forces,
+        }
+        for spec in self.potential.outputs:
+            if spec.name in found.properties:
+                values = found.properties[spec.name]
+                self.results[spec.name] = values[0] if spec.per == "structure" else values
+        if np.isfinite(found.stress).all():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0])
+        elif "stress" in properties:
+            raise PropertyNotImplementedError("a stress needs a crystal that is periodic in all three directions")
