@@ -1,7 +1,7 @@
 """Error of predicted formation energies against the number of training structures, on formulas never seen.
 
     python tests/benchmarks/formation_energy.py DATA_FOLDER --work FOLDER [--jobs 2] [--sizes 600 1200 2400 4800 0]
-        [--passes 200000] [--quick]
+        [--passes 150000] [--quick]
 
 The crystals are those of mp_20_val.csv.gz and mpts_52_val.csv.gz (Materials Project, CC-BY-4.0; the splits of the
 WyckoffTransformer repository), each crystal once. Formulas, not structures, are divided by `split: {by: composition}`:
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[600, 1200, 2400, 4800, 0])
-    parser.add_argument("--passes", type=int, default=200_000)
+    parser.add_argument("--passes", type=int, default=150_000)
     parser.add_argument("--quick", action="store_true", help="two tiny sizes")
     arguments = parser.parse_args()
     if arguments.quick:
