@@ -13,8 +13,8 @@ import torch
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
 from ..pipeline.parts import write_text_atomically
 from .base import Network
-from .config import NetworkConfig
-from .nequip import NequipConfig, NequipNetwork
+from .config import NequipConfig, NetworkConfig
+from .nequip import NequipNetwork
 from .network import EquivariantNetwork
 from .statistics import DataStatistics, HeadStatistics
 
@@ -83,12 +83,10 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: schema {found!r} where {MODEL_SCHEMA!r} is wanted")
     try:
-        rest = (content["elements"], _statistics(content["statistics"]), dtype or _dtype(content["dtype"]))
-        network: Network
-        if content["network"].get("family") == "nequip":
-            network = NequipNetwork(NequipConfig(**content["network"]), *rest)
-        else:
-            network = EquivariantNetwork(NetworkConfig(**content["network"]), *rest)
+        given = content["network"]
+        config = NequipConfig(**given) if given.get("family") == "nequip" else NetworkConfig(**given)
+        kind = dtype or _dtype(content["dtype"])
+        network = make_network(config, content["elements"], _statistics(content["statistics"]), kind)
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, EquiscreenError) as error:
@@ -109,6 +107,19 @@ def _statistics(content: Mapping[str, Any]) -> DataStatistics:
 
 def _dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "float64": torch.float64}[name]
+
+
+def make_network(
+    config: NetworkConfig | NequipConfig, elements: Sequence[int], statistics: DataStatistics, dtype: torch.dtype
+) -> Network:
+    """An untrained network of an architecture.
+
+    Raises:
+        ConfigError: A head needs irreps that the network never makes.
+    """
+    if isinstance(config, NequipConfig):
+        return NequipNetwork(config, elements, statistics, dtype)
+    return EquivariantNetwork(config, elements, statistics, dtype)
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:

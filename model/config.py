@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ..pipeline.errors import ConfigError
 from ..pipeline.tables import INPUT_NAMES
@@ -139,6 +139,57 @@ class NetworkConfig(Architecture):
             reserved = name in RESERVED_HEADS or name.endswith("_std") or is_reserved(name)
             if reserved or not name.isidentifier():
                 raise ValueError(f"a head cannot be called {name!r}")
+        return self
+
+
+class NequipConfig(Architecture):
+    """The architecture of a network of NequIP's kind.
+
+    Attributes:
+        family: Always ``nequip``.
+        energy: They all have one, and no heads.
+        cutoff: Angstrom.
+        embedding: Number of scalars that an atom begins with.
+        hidden_irreps: Features of an atom behind each interaction; the last are scalars.
+        l_max: Highest degree of the spherical harmonics.
+        n_basis: Number of Bessel functions.
+        radial_hidden: Widths of the perceptrons that make radial functions from them.
+        envelope: What takes radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR 2020) or
+            ``xplor`` (the switching function of molecular dynamics codes).
+        envelope_power: Of the polynomial.
+        envelope_onset: Where ``xplor`` begins, angstrom.
+        layer_norm: Whether features are divided by their root mean square before they are gated.
+    """
+
+    family: Literal["nequip"] = "nequip"
+    energy: Literal[True] = True
+    cutoff: float = Field(gt=0)
+    embedding: int = Field(ge=1)
+    hidden_irreps: tuple[str, ...] = Field(min_length=1)
+    l_max: int = Field(ge=0, le=6)
+    n_basis: int = Field(default=8, ge=1)
+    radial_hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    envelope: Literal["polynomial", "xplor"] = "polynomial"
+    envelope_power: int = Field(default=6, ge=2, le=12)
+    envelope_onset: float | None = None
+    layer_norm: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        from .symmetry import parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        for text in self.hidden_irreps:
+            kinds = [str(ir) for _, ir in parsed(text)]
+            if len(set(kinds)) != len(kinds) or "0e" not in kinds:
+                raise ValueError(f"hidden_irreps {text}: needs 0e, and each irrep once")
+            if "0o" in kinds:
+                raise ValueError(f"hidden_irreps {text}: pseudoscalars have no gate here")
+        if kinds != ["0e"]:
+            raise ValueError("hidden_irreps: the last interaction makes scalars only")
+        if self.heads:
+            raise ValueError("heads: networks of this kind have none")
+        if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
+            raise ValueError("envelope_onset: between 0 and the cutoff, please")
         return self
 
 
@@ -271,10 +322,22 @@ class TrainingConfig(_Section):
     early_stop_epochs: int | None = Field(default=None, ge=1)
 
 
-class Config(_Section):
-    """All of it."""
+def _family(network: Any) -> str:
+    family = network.get("family") if isinstance(network, dict) else getattr(network, "family", None)
+    return "nequip" if family == "nequip" else "own"
 
-    network: NetworkConfig = NetworkConfig()
+
+class Config(_Section):
+    """All of it.
+
+    Attributes:
+        network: The architecture; that of imported weights stands in run folders of trainings that began with them.
+        training: All else.
+    """
+
+    network: Annotated[
+        Annotated[NetworkConfig, Tag("own")] | Annotated[NequipConfig, Tag("nequip")], Discriminator(_family)
+    ] = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
 
     def starting_from(self, checkpoint: str | Path) -> Self:
@@ -316,6 +379,8 @@ class Config(_Section):
 
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
     """One mistake; a key that does not exist is told with the one that was probably meant."""
+    if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
+        place = (*place[:1], *place[2:])  # which of the kinds of networks it is
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")

@@ -15,10 +15,10 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.labels import ENERGY
 from ..pipeline.reading import EpochReader
 from ..pipeline.store import GraphStore
+from .base import Network
 from .checkpoint import load_members
-from .config import Config, FineTuneConfig, NetworkConfig
+from .config import Architecture, Config, FineTuneConfig, NequipConfig, NetworkConfig
 from .data import compositions, element_counts
-from .network import EquivariantNetwork
 from .potential import TorchPotential
 from .statistics import DataStatistics
 
@@ -26,22 +26,20 @@ from .statistics import DataStatistics
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 
-def starting_network(config: FineTuneConfig) -> EquivariantNetwork:
+def starting_network(config: FineTuneConfig) -> Network:
     """The network of a checkpoint.
 
     Raises:
         CheckpointError: No checkpoint.
-        ConfigError: An ensemble, or a network of another kind.
+        ConfigError: An ensemble.
     """
     networks, _ = load_members(str(config.checkpoint))
     if len(networks) > 1:
         raise ConfigError(f"{config.checkpoint}: an ensemble; fine-tune its members, {config.checkpoint}/member-0, ...")
-    if not isinstance(networks[0], EquivariantNetwork):
-        raise ConfigError(f"{config.checkpoint}: imported weights; these can be exported, but not yet trained on")
     return networks[0]
 
 
-def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[GraphStore]) -> Config:
+def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -> Config:
     """The configuration with the architecture of the checkpoint, its heads that the stores have labels for, and others.
 
     Args:
@@ -52,6 +50,10 @@ def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[Gra
     Raises:
         ConfigError: A new head that this architecture cannot carry.
     """
+    if isinstance(start.config, NequipConfig):
+        if config.network.heads or not config.network.energy:
+            raise ConfigError(f"{config.training.fine_tune.checkpoint}: imported weights carry an energy and no heads")
+        return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
     kept = {name: head for name, head in start.config.heads.items() if (head.label or name) in labels}
     network = start.config.model_copy(update={"heads": {**kept, **config.network.heads}})
@@ -63,14 +65,12 @@ def architecture(config: Config, start: EquivariantNetwork, stores: Sequence[Gra
     return config.model_copy(update={"network": checked})
 
 
-def new_heads(config: NetworkConfig, start: EquivariantNetwork) -> set[str]:
+def new_heads(config: Architecture, start: Network) -> set[str]:
     """Heads that the checkpoint lacks, or has as something else."""
     return {name for name, head in config.heads.items() if start.config.heads.get(name) != head}
 
 
-def transfer(
-    network: EquivariantNetwork, start: EquivariantNetwork, freeze: Sequence[str], anew: Collection[str] = ()
-) -> list[str]:
+def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Collection[str] = ()) -> list[str]:
     """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
 
     Args:
@@ -117,11 +117,11 @@ def transfer(
 
 
 def _is_by_element(name: str) -> bool:
-    return name == "embedding.weight" or name.endswith(".receiver_scale.weight")
+    return name in {"embedding.weight", "sent"} or name.endswith((".receiver_scale.weight", ".skip_table"))
 
 
 def merged_statistics(
-    elements: Sequence[int], fitted: DataStatistics, start: EquivariantNetwork, anew: Collection[str]
+    elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
     """Statistics for the elements of data and checkpoint: the checkpoint's, where it has them.
 
@@ -164,7 +164,7 @@ def merged_statistics(
 
 
 def fit_references(
-    network: EquivariantNetwork, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
+    network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> tuple[float, ...]:
     """Reference energies of some elements that fit new labels best with the rest of the network as it is.
 

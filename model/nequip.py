@@ -11,16 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
 
 import torch
 from e3nn import o3
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from .base import Network
-from .config import Architecture
+from .config import NequipConfig
 from .gather import gather_senders
 from .irreps import SCALAR, Features, Irrep, Path, SphericalHarmonics, coupling, product_paths
 from .radial import polynomial_envelope
@@ -29,59 +27,6 @@ from .statistics import DataStatistics
 from .symmetry import harmonic_irreps, parsed
 
 NORM_EPSILON = 1e-12
-
-
-class NequipConfig(Architecture):
-    """The architecture of a network of NequIP's kind.
-
-    Attributes:
-        family: Always ``nequip``.
-        energy: They all have one, and no heads.
-        cutoff: Angstrom.
-        embedding: Number of scalars that an atom begins with.
-        hidden_irreps: Features of an atom behind each interaction; the last are scalars.
-        l_max: Highest degree of the spherical harmonics.
-        n_basis: Number of Bessel functions.
-        radial_hidden: Widths of the perceptrons that make radial functions from them.
-        envelope: What takes radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR 2020) or
-            ``xplor`` (the switching function of molecular dynamics codes).
-        envelope_power: Of the polynomial.
-        envelope_onset: Where ``xplor`` begins, angstrom.
-        layer_norm: Whether features are divided by their root mean square before they are gated.
-    """
-
-    family: Literal["nequip"] = "nequip"
-    energy: Literal[True] = True
-    cutoff: float = Field(gt=0)
-    embedding: int = Field(ge=1)
-    hidden_irreps: tuple[str, ...] = Field(min_length=1)
-    l_max: int = Field(ge=0, le=6)
-    n_basis: int = Field(default=8, ge=1)
-    radial_hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
-    envelope: Literal["polynomial", "xplor"] = "polynomial"
-    envelope_power: int = Field(default=6, ge=2, le=12)
-    envelope_onset: float | None = None
-    layer_norm: bool = False
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for text in self.hidden_irreps:
-            kinds = [ir for _, ir in parsed(text)]
-            if len(set(kinds)) != len(kinds) or SCALAR not in kinds:
-                raise ValueError(f"hidden_irreps {text}: needs 0e, and each irrep once")
-            if any(ir.l == 0 and ir != SCALAR for ir in kinds):
-                raise ValueError(f"hidden_irreps {text}: pseudoscalars have no gate here")
-        if {ir for _, ir in parsed(self.hidden_irreps[-1])} != {SCALAR}:
-            raise ValueError("hidden_irreps: the last interaction makes scalars only")
-        if self.heads:
-            raise ValueError("heads: networks of this kind have none")
-        if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
-            raise ValueError("envelope_onset: between 0 and the cutoff, please")
-        return self
-
-    def channels(self) -> list[dict[Irrep, int]]:
-        """Of the features behind each interaction."""
-        return [{ir: mul for mul, ir in parsed(text)} for text in self.hidden_irreps]
 
 
 class NequipNetwork(Network):
@@ -93,6 +38,8 @@ class NequipNetwork(Network):
         statistics: Reference energies and scales.
         dtype: Of weights and features.
     """
+
+    config: NequipConfig
 
     def __init__(
         self,
@@ -106,7 +53,7 @@ class NequipNetwork(Network):
         harmonics = harmonic_irreps(config.l_max, config.symmetry)
         self.basis = BesselFunctions(config)
         self.harmonics = SphericalHarmonics(config.l_max)
-        channels = config.channels()
+        channels = channels_behind(config)
         # Atoms begin with scalars of their element; what the first interaction makes of them is tabulated.
         first = {SCALAR: config.embedding}
         self.sent = nn.Parameter(torch.randn(len(self.elements), first[SCALAR]))
@@ -323,6 +270,11 @@ class NequipInteraction(nn.Module):
         activated = silu(features[SCALAR])
         scalars, *gates = torch.split(activated, [self.scalars, *self.gated.values()], dim=-1)
         return {SCALAR: scalars, **{ir: features[ir] * gate for ir, gate in zip(self.gated, gates, strict=True)}}
+
+
+def channels_behind(config: NequipConfig) -> list[dict[Irrep, int]]:
+    """Of the features behind each interaction."""
+    return [{ir: mul for mul, ir in parsed(text)} for text in config.hidden_irreps]
 
 
 def _matrices(channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> nn.ParameterDict:

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ..pipeline.errors import CheckpointError, detail
+from .config import NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR
-from .nequip import NequipConfig, NequipNetwork
+from .nequip import NequipNetwork, channels_behind
 from .statistics import DataStatistics
 from .symmetry import parsed
 
@@ -99,7 +100,7 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
 
     state = {"atom_energies": read()}
     into = 1
-    for layer, channels in enumerate(config.channels()):
+    for layer, channels in enumerate(channels_behind(config)):
         prefix, out = f"layers.{layer}", len(channels)
         for place in range(len(config.radial_hidden) + 1):
             state[f"{prefix}.radial_mlp.layers.{place}.weights"] = read()
@@ -122,7 +123,7 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
     statistics = DataStatistics(tuple(references.tolist()), (float(settings["scale"]),) * len(numbers))
     network = NequipNetwork(config, [int(numbers[place]) for place in order], statistics, torch.float64)
     gain = _activation_gain()
-    channels = config.channels()
+    channels = channels_behind(config)
     (readout,) = e3nn_matrices(state["readout.weight"], channels[-1], {SCALAR: 1}).values()
     weights = {"basis.frequencies": network.basis.frequencies.detach(), "readout": readout * gain}
     into = {SCALAR: config.embedding}

@@ -39,6 +39,8 @@ class EquivariantNetwork(Network):
         ConfigError: A head needs irreps that the network never makes.
     """
 
+    config: NetworkConfig
+
     def __init__(
         self,
         config: NetworkConfig,

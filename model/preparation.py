@@ -10,7 +10,8 @@ from ase.data import chemical_symbols
 
 from ..pipeline.errors import ConfigError
 from ..pipeline.store import GraphStore
-from .config import NetworkConfig
+from .base import Network
+from .checkpoint import make_network
 from .data import of_elements
 from .finetune import fit_references, merged_statistics, new_heads, starting_network, transfer
 from .fitting import fit_statistics
@@ -22,7 +23,7 @@ from .splits import SUBSETS, Split, split_structures
 from .symmetry import parsed
 
 
-def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, EquivariantNetwork, tuple[str, ...]]:
+def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, Network, tuple[str, ...]]:
     """Find labels, divide structures, fit statistics and make the network.
 
     Returns:
@@ -51,20 +52,20 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
     dtype = torch.float64 if training.dtype == "float64" else torch.float32
     anew: list[str] = []
     if training.fine_tune.checkpoint is None:
-        network = EquivariantNetwork(config, elements, statistics, dtype)
+        network = make_network(config, elements, statistics, dtype)
     else:
         start = starting_network(training.fine_tune)
         fresh = new_heads(config, start)
         elements, statistics = merged_statistics(elements, statistics, start, fresh)
-        network = EquivariantNetwork(config, elements, statistics, dtype)
+        network = make_network(config, elements, statistics, dtype)
         transfer(network, start, (), fresh)
         fitted = set(elements) if training.fine_tune.references == "fit" else set(elements) - set(start.elements)
         if config.energy and fitted:
             references = fit_references(network, stores, split.training, fitted)
-            network = EquivariantNetwork(config, elements, replace(statistics, reference_energies=references), dtype)
+            network = make_network(config, elements, replace(statistics, reference_energies=references), dtype)
         anew = transfer(network, start, training.fine_tune.freeze, fresh)
     known = _of_known_elements(stores, split, elements)
-    notes = [*_left_out(stores, split, known, elements), *_never_made(config, network)]
+    notes = [*_left_out(stores, split, known, elements), *_never_made(network)]
     if anew:
         notes.append(
             "training.fine_tune: new heads give the network other products; with random weights begin "
@@ -107,10 +108,11 @@ def _left_out(stores: Sequence[GraphStore], split: Split, known: Split, elements
     return [f"{lost:,} structures to validate or test on are left out: none is trained on with {symbols}"]
 
 
-def _never_made(config: NetworkConfig, network: EquivariantNetwork) -> list[str]:
+def _never_made(network: Network) -> list[str]:
     """Hidden irreps that no interaction makes: they would be missed by whoever asked for them."""
-    if config.n_interactions == 1:
+    if not isinstance(network, EquivariantNetwork) or network.config.n_interactions == 1:
         return []
+    config = network.config
     made = {ir for interaction in network.interactions[:-1] for ir in interaction.channels_out}  # type: ignore[union-attr]
     missing = [str(ir) for _, ir in parsed(config.hidden_irreps) if ir not in made]
     if not missing:

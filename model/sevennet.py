@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ..pipeline.errors import CheckpointError
+from .config import NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR, Irrep
 from .irreps import Path as IrrepPath
-from .nequip import NequipConfig, NequipNetwork
+from .nequip import NequipNetwork, channels_behind
 from .statistics import DataStatistics
 
 # What a setting has to be for the network to be one of ours; settings that are missing had the first of the values.
@@ -166,7 +167,7 @@ class _Reader:
         self, config: NequipConfig, settings: Mapping[str, Any], state: Mapping[str, Tensor], modality: int | None
     ) -> None:
         self.settings, self.state, self.modality = settings, state, modality
-        self.channels = config.channels()
+        self.channels = channels_behind(config)
         self.embedding = config.embedding
         self.activation = normalize2mom(silu).cst
         self.version = tuple(int(part) for part in str(settings["version"]).split(".")[:2])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from equiscreen.model.config import HeadConfig, NetworkConfig
+from equiscreen.model.config import HeadConfig, NequipConfig, NetworkConfig
 from equiscreen.model.heads import neutral_statistics
-from equiscreen.model.nequip import NequipConfig, NequipNetwork
+from equiscreen.model.nequip import NequipNetwork
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.statistics import DataStatistics, HeadStatistics
 

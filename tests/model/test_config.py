@@ -16,6 +16,7 @@ from equiscreen.model.config import (
     FineTuneConfig,
     HeadConfig,
     LossConfig,
+    NequipConfig,
     NetworkConfig,
     SplitConfig,
     TermConfig,
@@ -70,7 +71,7 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 def annotated(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [] if annotation is NequipConfig else [annotation]  # read from files of weights, not written by people
     return [found for part in getattr(annotation, "__args__", ()) for found in annotated(part)]
 
 

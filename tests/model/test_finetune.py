@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, train
-from equiscreen.model.checkpoint import ModelCard, save_ensemble
+from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, repeat, train
+from equiscreen.model.checkpoint import ModelCard, save_checkpoint, save_ensemble
+from equiscreen.model.nequip import NequipNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import CheckpointError, ConfigError
 from equiscreen.pipeline.probes import probe_structures
 
+from ..conformance.networks import NEQUIP, nequip_of
 from ..conftest import ELEMENTS, evaluate
 from .conftest import small_config
 from .labelled import images, stored
@@ -217,3 +220,48 @@ def test_settings_of_fine_tuning_are_in_the_run(store: Path, start: Path, tmp_pa
     assert written.training.fine_tune.checkpoint == start
     assert written.training.fine_tune.freeze == ("radial",)
     assert written.network == load_checkpoint(start / "model.ckpt")[0].config
+
+
+# --- imported weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(NEQUIP))
+def imported(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A checkpoint like those of `equiscreen import`, with narrow layers."""
+    path = tmp_path / "imported.ckpt"
+    network = nequip_of(NEQUIP[request.param], torch.float32)
+    save_checkpoint(path, network, ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
+    return path
+
+
+def test_imported_weights_learn_but_for_what_is_frozen(store: Path, imported: Path, tmp_path: Path) -> None:
+    freeze = ["sent", "interactions.0"]
+    network = fine_tuned(
+        store, tmp_path / "run", imported, max_epochs=4, learning_rate=2e-3, fine_tune={"freeze": freeze}
+    )
+    assert isinstance(network, NequipNetwork)
+    before = dict(load_checkpoint(imported)[0].named_parameters())
+    for name, parameter in network.named_parameters():
+        frozen = f"{name}.".startswith(tuple(f"{part}." for part in freeze))
+        assert torch.equal(parameter, before[name]) == frozen, name
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["training/loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+    repeat(tmp_path / "run", tmp_path / "again")
+    again = load_checkpoint(tmp_path / "again" / "model.ckpt")[0]
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in network.state_dict().items())
+
+
+def test_imported_weights_get_a_new_element(silver: Path, imported: Path, tmp_path: Path) -> None:
+    network = fine_tuned(silver, tmp_path / "run", imported, **STILL, fine_tune={"references": "keep"})
+    assert network.elements == (13, 29, 47, 79)
+    old = load_checkpoint(imported)[0]
+    structures = probe_structures(ELEMENTS, 4, seed=92)
+    found, expected = (evaluate(TorchPotential(x), structures) for x in (network, old))
+    assert np.allclose(found.energy, expected.energy, rtol=0, atol=1e-4)
+    assert np.isfinite(evaluate(TorchPotential(network), probe_structures((13, 47), 3, seed=93)).energy).all()
+
+
+def test_imported_weights_take_no_heads(silver: Path, imported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="imported weights carry an energy and no heads"):
+        fine_tuned(silver, tmp_path / "run", imported, {"heads": {"hardness": {}}}, max_epochs=1)

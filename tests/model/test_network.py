@@ -20,7 +20,7 @@ from equiscreen.pipeline.probes import probe_structures
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ..conformance.networks import EVERY_HEAD, EVERY_KIND, NATURAL_HEADS, network_of
+from ..conformance.networks import EVERY_HEAD, EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
 from ..conftest import CUTOFF, ELEMENTS
 
 PRESET_IRREPS = {
@@ -168,3 +168,33 @@ def test_chebyshev_polynomials_are_cosines_of_multiples() -> None:
         * polynomial_envelope(u, radial.envelope_power)[:, None]
     )
     assert np.allclose(kept[0][:, 0].detach(), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["natural, correlation 3", "bessel", *NEQUIP])
+def test_gradients_of_forces_by_weights_are_those_of_finite_differences(kind: str) -> None:
+    """What training on forces and stresses stands on."""
+    network = nequip_of(NEQUIP[kind]) if kind in NEQUIP else network_of(NETWORKS[kind])
+    block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=8, max_atoms=5), CUTOFF)
+    table = table_tensors(block, CUTOFF, torch.float64)
+    rng = torch.Generator().manual_seed(2)
+    weights = list(network.parameters())
+    direction = [torch.randn(x.shape, generator=rng, dtype=torch.float64) * x.abs().mean() for x in weights]
+
+    def loss() -> torch.Tensor:
+        found = network.predict(*table)
+        assert found.forces is not None
+        assert found.virial is not None
+        return (found.forces**2).sum() + found.virial.sum()
+
+    network.train()
+    slopes = torch.autograd.grad(loss(), weights, allow_unused=True)
+    slope = sum(float((s * d).sum()) for s, d in zip(slopes, direction, strict=True) if s is not None)
+    step, values = 1e-5, []
+    before = [x.detach().clone() for x in weights]
+    for factor in (-2, -1, 1, 2):
+        with torch.no_grad():
+            for x, start, d in zip(weights, before, direction, strict=True):
+                x.copy_(start + factor * step * d)
+        values.append(float(loss().detach()))
+    difference = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+    assert slope == pytest.approx(difference, rel=1e-6)
