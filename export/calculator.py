@@ -19,7 +19,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
     """An exported model as a calculator of ASE.
 
     Energies are in eV, forces in eV/angstrom; stresses are in eV/angstrom^3 in ASE's order and sign, and exist for
-    crystals that are periodic in all three directions. `results` also holds the model's other outputs, by name.
+    crystals that are periodic in all three directions. The attribute `outputs` holds the model's others, by name.
 
     Example:
         >>> atoms.calc = OnnxCalculator("model.onnx")  # doctest: +SKIP
@@ -27,7 +27,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
 
     Args:
         model: An ONNX file of ours, or a potential that is loaded already.
-        threads: Of ONNX Runtime, for a file; None takes all cores.
+        threads: Of ONNX Runtime, for a file; None takes all cores. A potential has its own.
 
     Raises:
         ModelFileError: No model of ours.
@@ -38,6 +38,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
 
     def __init__(self, model: str | Path | OnnxPotential, *, threads: int | None = None) -> None:
         super().__init__()
+        self.outputs: dict[str, Any] = {}
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
             raise ValueError(f"{model}: a model without an energy")
@@ -62,10 +63,12 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
             "free_energy": float(found.energy[0]),
             "forces": found.forces,
         }
-        for spec in self.potential.outputs:
-            if spec.name in found.properties:
-                values = found.properties[spec.name]
-                self.results[spec.name] = values[0] if spec.per == "structure" else values
+        # Apart from `results`, in which scripts expect what ASE knows.
+        self.outputs = {
+            spec.name: found.properties[spec.name][0] if spec.per == "structure" else found.properties[spec.name]
+            for spec in self.potential.outputs
+            if spec.name in found.properties
+        }
         if np.isfinite(found.stress).all():
             self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0])
         elif "stress" in properties:

@@ -54,7 +54,11 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     block = GraphBlock.from_structures(
         probe_structures(network.elements, count, seed, cutoff=network.cutoff), network.cutoff
     )
-    return table_tensors(block, network.cutoff, network.dtype)
+    example = table_tensors(block, network.cutoff, network.dtype)
+    sizes = (*example[2].shape, len(example[5]))
+    if len(set(sizes)) < len(sizes) or min(sizes) < 2:
+        raise ExportError(f"the example has {sizes} atoms, slots and structures: equal ones cannot be told apart")
+    return example
 
 
 def _trace(network: Network, example: tuple[Tensor, ...]) -> fx.GraphModule:

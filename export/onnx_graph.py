@@ -85,7 +85,7 @@ class Graph:
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self.known:
             shape = tuple(sympy.Integer(size) for size in tensor.shape)
-            self.known[key] = Value(f"constant_{len(self.initializers)}", shape, tensor.dtype, tensor.detach())
+            self.known[key] = Value(f"/constant_{len(self.initializers)}", shape, tensor.dtype, tensor.detach())
             self.initializers.append(numpy_helper.from_array(array, self.known[key].name))
         found: Value = self.known[key]
         return found
@@ -103,7 +103,7 @@ class Graph:
         key = (kind, *names, *(f"{name}={value}" for name, value in sorted(attributes.items())))
         if key not in self.known:
             place = len(self.nodes)
-            stem = f"{kind.lower()}_{place}"
+            stem = f"/{kind.lower()}_{place}"  # no head is called so
             outputs = [stem] if len(shapes) == 1 else [f"{stem}_{number}" for number in range(len(shapes))]
             self.nodes.append(helper.make_node(kind, names, outputs, stem, **attributes))
             self.known[key] = [Value(name, shape, dtype) for name, shape in zip(outputs, shapes, strict=True)]

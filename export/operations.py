@@ -32,11 +32,11 @@ def _elementwise(kind: str) -> Callable[..., Value]:
         out = node.meta["val"]
         if node.kwargs.get("alpha", 1) != 1:
             raise ExportError(f"{node.target} with alpha has no translation to ONNX")
-        dtype = out.dtype if out.dtype != torch.bool else _common_dtype(operands)
+        dtype = out.dtype if out.dtype != torch.bool else _common_dtype(node.args)
         values = [_operand(graph, x, dtype) for x in operands]
         known = [x.constant for x in values]
         if all(x is not None for x in known):
-            folded = node.target(*known)  # type: ignore[operator]
+            folded = FOLDED.get(node.target, node.target)(*known)  # type: ignore[call-overload]
             return graph.constant(folded.reshape((1,) * (out.dim() - folded.dim()) + folded.shape))
         neutral = _neutral(kind, values)
         if neutral is not None and len(neutral.shape) == out.dim():
@@ -46,17 +46,15 @@ def _elementwise(kind: str) -> Callable[..., Value]:
     return handler
 
 
-def _common_dtype(operands: Sequence[Any]) -> torch.dtype:
-    tensors = [x.dtype for x in operands if isinstance(x, Value)]
-    out = tensors[0]
-    for dtype in tensors[1:]:
-        out = torch.promote_types(out, dtype)
-    return out
+def _common_dtype(arguments: Sequence[Any]) -> torch.dtype:
+    """In which two operands are compared: torch's rule, in which a number does not widen a tensor of its kind."""
+    first, second = (x.meta["val"] if isinstance(x, fx.Node) else x for x in arguments)
+    return torch.result_type(first, second)
 
 
 def _operand(graph: Graph, x: Any, dtype: torch.dtype) -> Value:
     """A tensor or a number, in the type in which it is computed with."""
-    return graph.cast(x, dtype) if isinstance(x, Value) else graph.constant(torch.tensor(float(x), dtype=dtype))
+    return graph.cast(x, dtype) if isinstance(x, Value) else graph.constant(torch.tensor(x, dtype=dtype))
 
 
 def _neutral(kind: str, values: Sequence[Value]) -> Value | None:
@@ -76,8 +74,11 @@ def _where(graph: Graph, node: fx.Node, condition: Value, a: Any, b: Any) -> Val
     return graph.emit("Where", values, broadcast([x.shape for x in values]), dtype)
 
 
-def _reversed_subtraction(graph: Graph, node: fx.Node, a: Value, b: float) -> Value:
-    return graph.emit("Sub", [_operand(graph, b, a.dtype), a], a.shape, a.dtype)
+def _reversed_subtraction(graph: Graph, node: fx.Node, a: Value, b: float, alpha: float = 1) -> Value:
+    if alpha != 1:
+        raise ExportError(f"{node.target} with alpha has no translation to ONNX")
+    dtype = node.meta["val"].dtype
+    return graph.emit("Sub", [_operand(graph, b, dtype), _operand(graph, a, dtype)], a.shape, dtype)
 
 
 def _silu(graph: Graph, node: fx.Node, x: Value) -> Value:
@@ -191,11 +192,15 @@ def _gather(axis: int | None) -> Callable[..., Value]:
     """`embedding` and `index` read rows of a table; `index_select` says along which axis."""
 
     def handler(graph: Graph, node: fx.Node, x: Value, *arguments: Any) -> Value:
+        if len(node.all_input_nodes) != 2:
+            raise ExportError(f"{node.target} of a tensor by itself has no translation to ONNX")
         along, index = (axis, arguments[0]) if axis is not None else arguments
         if isinstance(index, Sequence):
             if len(index) != 1:
                 raise ExportError(f"{node.target} by several indices has no translation to ONNX")
             (index,) = index
+        (traced,) = (y for y in node.all_input_nodes if y is not node.args[0])
+        index = graph.full(index, traced.meta["val"])
         x = graph.full(x, _traced(node))
         return graph.emit("Gather", [x, index], shape_of(node.meta["val"]), x.dtype, axis=int(along))
 
@@ -221,9 +226,12 @@ def _evaluated(graph: Graph, node: fx.Node, *arguments: Any) -> Value:
 def _range(graph: Graph, node: fx.Node, end: Any) -> Value:
     zero, one = (graph.constant(torch.tensor(x, dtype=torch.int64)) for x in (0, 1))
     limit = graph.reshape(graph.size(size_of(end)), ())
-    return graph.emit("Range", [zero, limit, one], shape_of(node.meta["val"]), torch.int64)
+    numbers = graph.emit("Range", [zero, limit, one], shape_of(node.meta["val"]), torch.int64)
+    return graph.cast(numbers, node.meta["val"].dtype)
 
 
+# Operations of a tensor and a number as those of two tensors.
+FOLDED = {aten.mul.Scalar: aten.mul.Tensor, aten.lt.Scalar: aten.lt.Tensor}
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: _elementwise("Add"),
     aten.sub.Tensor: _elementwise("Sub"),

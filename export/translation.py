@@ -85,9 +85,11 @@ def _splits(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int, list[int], int
     """Slices that together make up their source: (source, axis, sizes of all slices, which of them it is)."""
     groups: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = {}
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
-        source, axis, start, end = node.args[:4]
+        if len(node.args) != 4:
+            continue
+        source, axis, start, end = node.args
         size = size_of(source.meta["val"].shape[axis])
-        if len(node.args) == 4 and size.is_Integer and isinstance(start, int) and isinstance(end, int):
+        if size.is_Integer and isinstance(start, int) and isinstance(end, int):
             groups.setdefault((source, axis), {}).setdefault((start, min(end, int(size))), []).append(node)
     out: dict[fx.Node, tuple[fx.Node, int, list[int], int]] = {}
     for (source, axis), ranges in groups.items():

@@ -56,9 +56,16 @@ def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
     """Sign of the 3j symbols that a file was trained with, relative to e3nn's own.
 
     Versions of e3nn differ in it; tensor products keep the symbols beside their weights, if no degree is zero.
+
+    Raises:
+        ValueError: Symbols of another convention.
     """
     degrees = (path.left.l, path.right.l, path.out.l)
     stored = state.get(f"{prefix}._compiled_main_left_right._w3j_{'_'.join(map(str, degrees))}")
     if stored is None:
         return 1.0
-    return float(torch.sign((stored.double() * o3.wigner_3j(*degrees, dtype=torch.float64)).sum()))
+    ours = o3.wigner_3j(*degrees, dtype=torch.float64)
+    for sign in (1.0, -1.0):
+        if torch.allclose(stored.double(), sign * ours, atol=1e-5):
+            return sign
+    raise ValueError(f"3j symbols of {degrees} that are not e3nn's")

@@ -56,16 +56,18 @@ def read_nequix(path: str | Path) -> NequipNetwork:
     try:
         settings = json.loads(line)
         missing = sorted(KNOWN - {*settings})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a Nequix file: no settings in its first line") from error
     if missing:
         raise CheckpointError(f"{path}: an architecture that is not known here: {missing[0]} is missing")
     if settings["index_weights"]:
         raise CheckpointError(f"{path}: an architecture that is not known here: index_weights is true")
-    config = _architecture(settings)
     try:
+        config = _architecture(settings)
         state = (
-            _arrays(rest, config) if rest.startswith(ARRAY_MARK) else torch.load(io.BytesIO(rest), weights_only=True)
+            _arrays(rest, config)
+            if rest.startswith(ARRAY_MARK)
+            else torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
         )
         return _network(settings, config, state)
     except Exception as error:  # torch and NumPy raise many kinds for a file that is cut
@@ -118,6 +120,8 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
 
 def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[str, Tensor]) -> NequipNetwork:
     numbers = settings["atomic_numbers"]
+    if len(set(numbers)) != len(numbers):
+        raise ValueError("atomic_numbers: some twice")
     order = torch.tensor(sorted(range(len(numbers)), key=lambda place: numbers[place]))
     references = state["atom_energies"].double()[order] + float(settings["shift"])
     statistics = DataStatistics(tuple(references.tolist()), (float(settings["scale"]),) * len(numbers))

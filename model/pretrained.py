@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +39,7 @@ class Published:
         training_data: What it was trained on.
         licence: Of the weights.
         citation: Where it is described.
+        sha256: Of its files, as far as they were at hand: a file with another content is not taken for it.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Published:
     training_data: str
     licence: str
     citation: str
+    sha256: tuple[str, ...] = ()
 
 
 _SEVENNET = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
@@ -61,6 +65,7 @@ REGISTRY = {
             "7net-0",
             f"{_FOLDER}/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
             packaged=True,
+            sha256=("7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",),
             training_data="MPtrj",
             citation=_SEVENNET,
             **_MP,
@@ -69,6 +74,7 @@ REGISTRY = {
             "7net-l3i5",
             f"{_FOLDER}/SevenNet_l3i5/checkpoint_l3i5.pth",
             packaged=True,
+            sha256=("a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",),
             training_data="MPtrj",
             citation=_SEVENNET,
             **_MP,
@@ -77,6 +83,7 @@ REGISTRY = {
             "7net-mf-0",
             f"{_FOLDER}/SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
             packaged=True,
+            sha256=("81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",),
             schemes={"PBE": "mp-uncorrected", "R2SCAN": "r2scan"},
             functionals={"PBE": "PBE(+U)", "R2SCAN": "r2SCAN"},
             training_data="MPtrj, and r2SCAN calculations of the Materials Project",
@@ -86,7 +93,16 @@ REGISTRY = {
         *(
             Published(name, f"{name}.nqx", packaged=False, training_data=data, citation=_NEQUIX, **{**_MP, **scheme})
             for name, data, scheme in (
-                ("nequix-mp-1", "MPtrj", {}),
+                (
+                    "nequix-mp-1",
+                    "MPtrj",
+                    {
+                        "sha256": (
+                            "3cda805e7233857c30e2173c2bd91b6647fb170de7b23346b176d1242dab8061",
+                            "1647af8e627e1afa11e2bfadeab0797326513a521afd7dd01606a96f56783eee",
+                        )
+                    },
+                ),
                 ("nequix-mp-1-pft", "MPtrj, and phonons", {}),
                 ("nequix-omat-1", "OMat24", {"schemes": {"": "omat24"}}),
                 ("nequix-oam-1", "OMat24, then sAlex and MPtrj", {}),
@@ -122,11 +138,11 @@ def load_pretrained(
     known = REGISTRY.get(str(source))
     path = _packaged(known) if known is not None else Path(source)
     network, fidelity = _read(path, modality, trust=trust)
-    known = known or REGISTRY.get(path.stem)
+    known = known or _recognised(path)
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or "own", origin={"file": path.name})
     if known is not None:
-        scheme = energy_scheme or known.schemes[fidelity if fidelity in known.schemes else ""]
+        scheme = energy_scheme or known.schemes[fidelity]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
     if so3:
         card = replace(card, mirror_violation=mirror_violation(TorchPotential(network), network.config))
@@ -180,11 +196,18 @@ def _origin(model: Published, fidelity: str) -> dict[str, str]:
     return {
         "name": model.name,
         "fidelity": fidelity,
-        "functional": model.functionals[fidelity if fidelity in model.functionals else ""],
+        "functional": model.functionals[fidelity],
         "training_data": model.training_data,
         "licence": model.licence,
         "citation": model.citation,
     }
+
+
+def _recognised(path: Path) -> Published | None:
+    """What a file is, by its content; names can be anything."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next((model for model in REGISTRY.values() if digest in model.sha256), None)
 
 
 def _packaged(model: Published) -> Path:
@@ -194,14 +217,17 @@ def _packaged(model: Published) -> Path:
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
         raise CheckpointError(f"{model.name}: is in the package sevenn; pip install 'equiscreen[pretrained]'")
-    return Path(spec.origin).parent / model.file
+    path = Path(spec.origin).parent / model.file
+    if not path.is_file():
+        raise CheckpointError(f"{model.name}: this version of the package sevenn lacks {model.file}")
+    return path
 
 
 def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
     """The network of a file, and the fidelity that was chosen."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, and no model of that name; known are {', '.join(REGISTRY)}")
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
     with path.open("rb") as file:
         first = file.read(1)
@@ -216,8 +242,18 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         return from_sevennet(content, modality, path), modality_name(content["config"], modality, path)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged, or of an unknown version: {detail(error)}") from error
+
+
+def _unpacked_size(path: Path) -> int:
+    """Bytes of a file, or of what a ZIP file (as PyTorch's are) says that it holds, if that is more."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return max(size, sum(item.file_size for item in archive.infolist()))
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return size
 
 
 def _unpickled(path: Path, *, trust: bool) -> Any:
@@ -241,7 +277,7 @@ def _wanted(path: Path) -> list[str]:
     try:
         with torch.serialization.safe_globals(_harmless()):
             return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError):
+    except Exception:  # noqa: BLE001 - of a damaged pickle nothing is known, least of all how it fails
         return []
 
 

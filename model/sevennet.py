@@ -34,18 +34,18 @@ from .irreps import Path as IrrepPath
 from .nequip import NequipNetwork, channels_behind
 from .statistics import DataStatistics
 
-# What a setting has to be for the network to be one of ours; settings that are missing had the first of the values.
-REQUIRED: dict[str, tuple[Any, ...]] = {
-    "_model_type": ("E3_equivariant_model",),
-    "interaction_type": ("nequip",),
-    "is_parity": (False,),
-    "act_radial": ("silu",),
-    "self_connection_type": ("linear",),
-    "use_bias_in_linear": (False,),
-    "readout_as_fcn": (False,),
-    "_normalize_sph": (True,),
-    "lmax_edge": (-1,),
-    "lmax_node": (-1,),
+# What a setting has to be for the network to be one of ours, and what SevenNet takes where it is missing.
+REQUIRED: dict[str, tuple[Any, Any]] = {
+    "_model_type": ("E3_equivariant_model", "E3_equivariant_model"),
+    "interaction_type": ("nequip", "nequip"),
+    "is_parity": (False, True),
+    "act_radial": ("silu", "silu"),
+    "self_connection_type": ("linear", "nequip"),
+    "use_bias_in_linear": (False, False),
+    "readout_as_fcn": (False, False),
+    "_normalize_sph": (True, False),
+    "lmax_edge": (-1, -1),
+    "lmax_node": (-1, -1),
 }
 OLD_NAMES = {
     "EdgeEmbedding": "edge_embedding",
@@ -100,12 +100,14 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> NequipConfig:
-    for name, allowed in REQUIRED.items():
-        value = settings.get(name, allowed[0])
-        several = value if isinstance(value, list) else [value]
-        if any(one not in allowed for one in several):
+    given = {name: settings.get(name, missing) for name, (_, missing) in REQUIRED.items()}
+    wanted = {name: value for name, (value, _) in REQUIRED.items()}
+    for name in ("act_gate", "act_scalar"):  # of even scalars; there are no others here
+        given[name], wanted[name] = (settings.get(name) or {"e": "silu"})["e"], "silu"
+    for name, value in given.items():
+        if any(one != wanted[name] for one in (value if isinstance(value, list) else [value])):
             raise CheckpointError(
-                f"{path}: an architecture that is not known here: {name} is {value!r}, not {allowed[0]!r}"
+                f"{path}: an architecture that is not known here: {name} is {value!r}, not {wanted[name]!r}"
             )
     degree, channels, layers = (int(settings[name]) for name in ("lmax", "channel", "num_convolution_layer"))
     manual = settings.get("irreps_manual") or None

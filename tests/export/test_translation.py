@@ -73,6 +73,11 @@ FUNCTIONS: dict[str, Function] = {
     "ones": lambda x, y, i: torch.ones_like(x) * 3 + torch.ones_like(y).sum(1, keepdim=True),
     "numbers in a row": lambda x, y, i: torch.arange(y.shape[0]).unsqueeze(1) == i.unsqueeze(0),
     "sizes as numbers": lambda x, y, i: x.reshape(-1).view(3, (x.shape[0] * 6) // 3),
+    "numbers of another type": lambda x, y, i: (i < 1.5) * (1.5 - i),
+    "large whole numbers": lambda x, y, i: i + 9007199254740993,
+    "rows by zeros": lambda x, y, i: x[torch.zeros_like(i)] + x.index_select(0, torch.zeros_like(i)),
+    "ones below a number": lambda x, y, i: torch.where(torch.zeros_like(x) < 1, x, torch.ones_like(x) * 3.0),
+    "a range of floats": lambda x, y, i: torch.arange(y.shape[0], dtype=torch.float64) @ x,
     "constants": lambda x, y, i: x @ (WEIGHT @ WEIGHT.t() * 2 + torch.eye(6, dtype=torch.float64)),
 }
 

@@ -17,6 +17,9 @@ import pytest
 import torch
 from ase import Atoms
 from equiscreen.model import load_checkpoint, load_pretrained
+from equiscreen.model.foreign import sign_of_3j
+from equiscreen.model.irreps import Irrep
+from equiscreen.model.irreps import Path as IrrepPath
 from equiscreen.model.potential import TorchPotential
 from equiscreen.model.pretrained import REGISTRY, SCHEMES, describe_registry, import_weights
 from equiscreen.pipeline import GraphBlock, Structure
@@ -132,8 +135,9 @@ def test_an_imported_checkpoint_is_read_back_as_it_was(data: Path, tmp_path: Pat
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
     with pytest.raises(OutputExistsError, match="say --overwrite"):
         import_weights(source, target)
-    copied = tmp_path / "mine.nqx"
-    copied.write_bytes(source.read_bytes())
+    copied = tmp_path / "nequix-mp-1.nqx"
+    content = source.read_bytes()
+    copied.write_bytes(content.replace(b'"batch_size": 256', b'"batch_size": 512').replace(b"{", b"{ ", 1))
     assert "say --energy-scheme" in import_weights(copied, target, overwrite=True)
     assert "energies omat24" in import_weights(copied, target, energy_scheme="omat24", overwrite=True)
 
@@ -153,6 +157,9 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
         ({"is_parity": True}, "is_parity is True"),
         ({"self_connection_type": ["nequip"] * 5}, "self_connection_type is"),
         ({"readout_as_fcn": True}, "readout_as_fcn is True"),
+        ({"act_gate": {"e": "ssp", "o": "tanh"}}, "act_gate is 'ssp'"),
+        ({"_type_map": {500: 0}}, "damaged, or of an unknown version"),
+        ({"lmax": float("inf")}, "damaged, or of an unknown version"),
         ({"radial_basis": {"radial_basis_name": "chebyshev"}}, "radial_basis_name is 'chebyshev'"),
         ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or of an unknown version"),
     ],
@@ -162,12 +169,46 @@ def test_an_unknown_architecture_is_named(settings: dict[str, Any], message: str
         load_pretrained(sevennet_file(tmp_path / "other.pth", **settings))
 
 
+def test_the_first_seven_net_is_refused() -> None:
+    """Its harmonics are of vectors that are not normalised, which its settings, being old, do not say."""
+    folder = Path(sevenn.__file__).parent / "pretrained_potentials/SevenNet_0__22May2024"
+    with pytest.raises(CheckpointError, match="_normalize_sph is False"):
+        load_pretrained(folder / "checkpoint_sevennet_0.pth")
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    packaged = Path(sevenn.__file__).parent / REGISTRY["7net-0"].file
+    same, other = tmp_path / "nequix-omat-1.pth", tmp_path / "7net-mf-0.pth"
+    same.write_bytes(packaged.read_bytes())
+    _, card = load_pretrained(same)
+    assert (card.origin["name"], card.energy_scheme) == ("7net-0", "mp-uncorrected")
+    _, card = load_pretrained(sevennet_file(other, epoch=1))
+    assert (card.origin, card.energy_scheme) == ({"file": "7net-mf-0.pth"}, "own")
+
+
+def test_symbols_of_another_convention_are_refused() -> None:
+    path = IrrepPath(Irrep("1e"), Irrep("1e"), Irrep("2e"))
+    stored = {"tp._compiled_main_left_right._w3j_1_1_2": torch.ones(3, 3, 5)}
+    with pytest.raises(ValueError, match="3j symbols"):
+        sign_of_3j(stored, "tp", path)
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equiscreen.model.pretrained.MAX_FILE_BYTES", 1 << 20)
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(CheckpointError, match="larger than"):
+        load_pretrained(path)
+
+
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"config": {"x": zipfile.ZipFile}, "model_state_dict": {}}, path)
     with pytest.raises(CheckpointError, match=r"wants to run zipfile\.ZipFile; .* say --trust"):
         load_pretrained(path)
-    with pytest.raises(CheckpointError, match="damaged, or of an unknown version"):
+    with pytest.raises(CheckpointError, match="an architecture that is not known here"):
         load_pretrained(path, trust=True)
 
 
@@ -189,6 +230,12 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
             "an architecture that is not known here: index_weights",
         ),
         "json.nqx": (b"{nothing\n", "not a Nequix file"),
+        "deep.nqx": (b'{"a":' * 100_000 + b"\n", "not a Nequix file"),
+        "degree.nqx": (json.dumps(settings | {"lmax": 9}).encode() + b"\n" + b"x", "damaged"),
+        "twice.nqx": (
+            json.dumps(settings | {"atomic_numbers": [1] * 89}).encode() + whole[whole.index(b"\n") :],
+            "atomic_numbers: some twice",
+        ),
     }
     for name, (content, message) in cases.items():
         path = tmp_path / name
