@@ -121,9 +121,10 @@ def lower_and_check(networks: Sequence[Network], card: ModelCard) -> tuple[onnx.
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()
-    parity = check_parity(networks, OnnxPotential(data))
+    potential = OnnxPotential(data)
+    parity = check_parity(networks, potential)
     check_determinism(data)
-    laws = check_laws(OnnxPotential(data), network.config.heads)
+    laws = check_laws(potential, network.config.heads)
     metadata = replace(metadata, parity=parity, laws=laws)
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata

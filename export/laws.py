@@ -98,14 +98,14 @@ def _changes(structures: list[Structure], *, mirror: bool) -> Iterator[_Change]:
     rng = np.random.default_rng(_PROBES[1])
     turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     same = np.arange(sum(len(s) for s in structures))
-    yield _Change("turned", [_with(s, cell=s.cell @ turn.T, turn=turn) for s in structures], turn, same)
+    yield _Change("turned", [_with(s, turn=turn) for s in structures], turn, same)
     if mirror:
         turn = -Rotation.from_quat(rng.normal(size=4)).as_matrix()
-        yield _Change("mirrored", [_with(s, cell=s.cell @ turn.T, turn=turn) for s in structures], turn, same)
+        yield _Change("mirrored", [_with(s, turn=turn) for s in structures], turn, same)
     moved, orders, begin = [], [], 0
     for s in structures:
         order = rng.permutation(len(s))
-        moved.append(_with(s, cell=s.cell, move=rng.normal(size=3), order=order))
+        moved.append(_with(s, move=rng.normal(size=3), order=order))
         orders.append(order + begin)
         begin += len(s)
     yield _Change("moved and renumbered", moved, np.eye(3), np.concatenate(orders))
@@ -114,15 +114,15 @@ def _changes(structures: list[Structure], *, mirror: bool) -> Iterator[_Change]:
 def _with(
     s: Structure,
     *,
-    cell: NDArray[np.float64],
     turn: NDArray[np.float64] | None = None,
     move: NDArray[np.float64] | None = None,
     order: NDArray[np.int64] | None = None,
 ) -> Structure:
     """A structure turned, moved and with its atoms in another order."""
     order = np.arange(len(s)) if order is None else order
-    positions = s.positions if turn is None else s.positions @ turn.T
+    turn = np.eye(3) if turn is None else turn
+    positions = s.positions @ turn.T
     positions = positions if move is None else positions + move
     if s.pbc.any():
-        return Structure.from_cartesian(s.atomic_number[order], positions[order], cell, s.pbc)
+        return Structure.from_cartesian(s.atomic_number[order], positions[order], s.cell @ turn.T, s.pbc)
     return Structure.from_cartesian(s.atomic_number[order], positions[order])

@@ -17,17 +17,12 @@ from ..model.data import table_tensors
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
 from ..pipeline.probes import probe_structures
+from ..pipeline.tables import INPUT_NAMES
 from .translation import translate
 
 # The inputs, and their axes whose sizes change.
-INPUTS = {
-    "atomic_number": ("atoms",),
-    "vectors": ("atoms", "slots"),
-    "neighbors": ("atoms", "slots"),
-    "reverse": ("atoms", "slots"),
-    "structure": ("atoms",),
-    "volume": ("structures",),
-}
+_ATOMS, _SLOTS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("structures",)
+INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _ATOMS, _STRUCTURES), strict=True))
 # Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 

@@ -228,7 +228,7 @@ class NequipInteraction(nn.Module):
         super().__init__()
         self.gated = {ir: mul for ir, mul in channels_out.items() if ir != SCALAR}
         self.scalars = channels_out[SCALAR]
-        wide = {**channels_out, SCALAR: self.scalars + sum(self.gated.values())}
+        wide = with_gates(channels_out)
         self.convolution = Convolution(config, channels_in, list(channels_out), harmonics)
         self.send = None if n_elements else _matrices(channels_in, channels_in)
         self.mix = _matrices(self.convolution.channels_out, wide)
@@ -275,6 +275,11 @@ class NequipInteraction(nn.Module):
 def channels_behind(config: NequipConfig) -> list[dict[Irrep, int]]:
     """Of the features behind each interaction."""
     return [{ir: mul for mul, ir in parsed(text)} for text in config.hidden_irreps]
+
+
+def with_gates(channels: Mapping[Irrep, int]) -> dict[Irrep, int]:
+    """Before the gate: a scalar more for each channel that is gated."""
+    return {**channels, SCALAR: sum(channels.values())}
 
 
 def _matrices(channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> nn.ParameterDict:

@@ -31,7 +31,7 @@ from ..pipeline.errors import CheckpointError, detail
 from .config import NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR
-from .nequip import NequipNetwork, channels_behind
+from .nequip import NequipNetwork, channels_behind, with_gates
 from .statistics import DataStatistics
 from .symmetry import parsed
 
@@ -133,7 +133,7 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
     into = {SCALAR: config.embedding}
     for layer, made in enumerate(channels):
         theirs, ours = f"layers.{layer}", f"interactions.{layer}"
-        wide = {**made, SCALAR: sum(made.values())}
+        wide = with_gates(made)
         convolution = network.convolution(layer)
         send = e3nn_matrices(state[f"{theirs}.linear_1.weight"], into, into)
         skip = e3nn_matrices(state[f"{theirs}.skip.weight"], into, wide)

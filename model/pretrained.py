@@ -123,7 +123,7 @@ def load_pretrained(
     Args:
         source: A name in `REGISTRY`, or a file: SevenNet's .pth, Nequix's .pt or .nqx.
         modality: Of a model of several fidelities, which one.
-        energy_scheme: Which energies the file speaks, one of `SCHEMES`; None takes what is known of the name.
+        energy_scheme: Which energies the file speaks, one of `SCHEMES`; None takes what is known of the file.
         trust: Unpickle whatever the file asks for, which can run any code.
 
     Returns:
@@ -239,7 +239,8 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
     if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
         raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix")
     try:
-        return from_sevennet(content, modality, path), modality_name(content["config"], modality, path)
+        fidelity = modality_name(content["config"], modality, path)
+        return from_sevennet(content, fidelity, path), fidelity
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:

@@ -31,7 +31,7 @@ from .config import NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR, Irrep
 from .irreps import Path as IrrepPath
-from .nequip import NequipNetwork, channels_behind
+from .nequip import NequipNetwork, channels_behind, with_gates
 from .statistics import DataStatistics
 
 # What a setting has to be for the network to be one of ours, and what SevenNet takes where it is missing.
@@ -55,21 +55,20 @@ OLD_NAMES = {
 }
 
 
-def from_sevennet(content: Mapping[str, Any], modality: str | None, path: str | Path) -> NequipNetwork:
+def from_sevennet(content: Mapping[str, Any], modality: str, path: str | Path) -> NequipNetwork:
     """Build the network of a checkpoint.
 
     Args:
         content: What the file holds.
-        modality: Which of its fidelities, if it has several; None takes its default.
+        modality: Which of its fidelities, as `modality_name` says.
         path: For messages.
 
     Raises:
-        CheckpointError: An architecture that is not ours, a fidelity that it does not have, or weights that do not fit.
+        CheckpointError: An architecture that is not ours.
     """
     settings, state = content["config"], _renamed(content["model_state_dict"])
     config = _architecture(settings, state, path)
-    name = modality_name(settings, modality, path)
-    chosen = int(settings["_modal_map"][name]) if name else None
+    chosen = int(settings["_modal_map"][modality]) if modality else None
     numbers = {int(z): int(place) for z, place in settings["_type_map"].items()}
     elements = sorted(numbers)
     order = torch.tensor([numbers[z] for z in elements])
@@ -205,8 +204,7 @@ class _Reader:
 
     def wide(self, layer: int) -> dict[Irrep, int]:
         """Channels of an interaction before its gate."""
-        channels = self.channels[layer]
-        return {**channels, SCALAR: sum(channels.values())}
+        return with_gates(self.channels[layer])
 
     def interaction(self, layer: int, network: NequipNetwork) -> dict[str, Tensor]:
         """All weights of an interaction but the tables of the first."""
