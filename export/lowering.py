@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..model.base import Network
+from ..model.base import Network, Table
 from ..model.data import table_tensors
 from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
@@ -21,8 +21,8 @@ from ..pipeline.tables import INPUT_NAMES
 from .translation import translate
 
 # The inputs, and their axes whose sizes change.
-_ATOMS, _SLOTS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("structures",)
-INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _ATOMS, _STRUCTURES), strict=True))
+_ATOMS, _SLOTS, _PAIRS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("pairs",), ("structures",)
+INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _SLOTS, _PAIRS, _ATOMS, _STRUCTURES), strict=True))
 # Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
@@ -50,9 +50,12 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
         probe_structures(network.elements, count, seed, cutoff=network.cutoff), network.cutoff
     )
     example = table_tensors(block, network.cutoff, network.dtype)
-    sizes = (*example[2].shape, len(example[5]))
+    table = Table(*example)
+    sizes = (*table.neighbors.shape, len(table.pair_slot), len(table.volume))
     if len(set(sizes)) < len(sizes) or min(sizes) < 2:
-        raise ExportError(f"the example has {sizes} atoms, slots and structures: equal ones cannot be told apart")
+        raise ExportError(
+            f"the example has {sizes} atoms, slots, pairs and structures: equal ones cannot be told apart"
+        )
     return example
 
 

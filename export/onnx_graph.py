@@ -180,7 +180,7 @@ class Graph:
         """The finished model, without what no output needs."""
         for value, name in zip(outputs, names, strict=True):
             self.nodes.append(helper.make_node("Identity", [value.name], [name], name))
-        needed, nodes = set(names), []
+        needed, nodes = {*names}, []
         for node in reversed(self.nodes):
             if needed & {*node.output}:
                 nodes.append(node)
@@ -188,7 +188,7 @@ class Graph:
         graph = helper.make_graph(
             nodes[::-1],
             "equiscreen",
-            self.inputs,
+            [x for x in self.inputs if x.name in needed],
             [self.described(replace(value, name=name)) for value, name in zip(outputs, names, strict=True)],
             [tensor for tensor in self.initializers if tensor.name in needed],
         )

@@ -54,6 +54,8 @@ def _common_dtype(arguments: Sequence[Any]) -> torch.dtype:
 
 def _operand(graph: Graph, x: Any, dtype: torch.dtype) -> Value:
     """A tensor or a number, in the type in which it is computed with."""
+    if isinstance(x, sympy.Expr) and not x.is_number:
+        return graph.cast(graph.reshape(graph.size(x), ()), dtype)
     return graph.cast(x, dtype) if isinstance(x, Value) else graph.constant(torch.tensor(x, dtype=dtype))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ class Prediction:
     heads: dict[str, Tensor]
 
 
+class Table(NamedTuple):
+    """A `NeighborTable` as tensors, in the order of `INPUT_NAMES`."""
+
+    atomic_number: Tensor
+    vectors: Tensor
+    neighbors: Tensor
+    reverse: Tensor
+    pair: Tensor
+    pair_slot: Tensor
+    structure: Tensor
+    volume: Tensor
+
+
 class Network(ExactBuffers):
     """A network on neighbour tables.
 
@@ -72,14 +85,12 @@ class Network(ExactBuffers):
         """Of weights and features."""
 
     @abstractmethod
-    def layers(self, species: Tensor, vectors: Tensor, neighbors: Tensor, reverse: Tensor) -> list[Features]:
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
         """Features behind each interaction: by irrep, float[N, 2 l + 1, channels].
 
         Args:
             species: int64[N], place of each atom's element among the network's.
-            vectors: float[N, K, 3], angstrom.
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
+            table: The inputs.
         """
 
     @abstractmethod
@@ -96,30 +107,19 @@ class Network(ExactBuffers):
         energy = ENERGY_OUTPUTS if self.config.energy else ()
         return (*energy, *(head.spec(name) for name, head in self.named_heads()))
 
-    def predict(
-        self,
-        atomic_number: Tensor,
-        vectors: Tensor,
-        neighbors: Tensor,
-        reverse: Tensor,
-        structure: Tensor,
-        volume: Tensor,
-    ) -> Prediction:
-        """Evaluate a `NeighborTable`; the energy with its exact gradients.
+    def predict(self, *inputs: Tensor) -> Prediction:
+        """The energy with its exact gradients, and the heads.
 
         Args:
-            atomic_number: int64[N].
-            vectors: float[N, K, 3], angstrom.
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
-            structure: int64[N].
-            volume: float64[G], angstrom^3; only its length matters here.
+            *inputs: As a `Table` has them.
         """
+        table = Table(*inputs)
+        atomic_number, structure, volume = table.atomic_number, table.structure, table.volume
         species = self.species_index[atomic_number]
         members = (structure.unsqueeze(0) == torch.arange(volume.shape[0], device=volume.device).unsqueeze(1)).double()
-        vectors = vectors.detach().requires_grad_(self.config.energy)
+        vectors = table.vectors.detach().requires_grad_(self.config.energy)
         with torch.set_grad_enabled(self.config.energy or torch.is_grad_enabled()):
-            layers = self.layers(species, vectors, neighbors, reverse)
+            layers = self.layers(species, table._replace(vectors=vectors))
             relative = self.relative_energies(layers) if self.config.energy else None
         heads = {name: head(layers[-1], species, members) for name, head in self.named_heads()}
         if relative is None:
@@ -131,30 +131,25 @@ class Network(ExactBuffers):
         if not self.training:
             atoms, vectors = atoms.detach(), vectors.detach()
             heads = {name: x.detach() for name, x in heads.items()}
-        opposite = permute_slots(gradient.reshape(1, -1, 3), reverse).view_as(gradient)
+        opposite = permute_slots(gradient.reshape(1, -1, 3), table.reverse).view_as(gradient)
         forces = (gradient - opposite).sum(1)
         virial = torch.bmm(vectors.transpose(1, 2), gradient)
         virial = (virial + virial.transpose(1, 2)).reshape(-1, 9).double() / 2
         energy = members @ (atoms + self.reference_energies[species])
         return Prediction(energy, forces, (members @ virial).view(-1, 3, 3), heads)
 
-    def forward(
-        self,
-        atomic_number: Tensor,
-        vectors: Tensor,
-        neighbors: Tensor,
-        reverse: Tensor,
-        structure: Tensor,
-        volume: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """All outputs in their units, for a `NeighborTable`; arguments as for `predict`.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs in their units.
+
+        Args:
+            *inputs: As a `Table` has them.
 
         Returns:
             As `outputs` says: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress float64[G, 3, 3] in
             eV/angstrom^3 (of no meaning where the volume is not), then the heads, float64[G or N, *shape].
         """
-        found = self.predict(atomic_number, vectors, neighbors, reverse, structure, volume)
+        found = self.predict(*inputs)
         out: list[Tensor] = []
         if found.energy is not None and found.forces is not None and found.virial is not None:
-            out += [found.energy, found.forces, found.virial / volume.view(-1, 1, 1)]
+            out += [found.energy, found.forces, found.virial / Table(*inputs).volume.view(-1, 1, 1)]
         return (*out, *(head.present(found.heads[name]) for name, head in self.named_heads()))

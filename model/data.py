@@ -21,7 +21,7 @@ from ..pipeline.block import GraphBlock
 from ..pipeline.labels import ENERGY, FORCES, STRESS
 from ..pipeline.reading import EpochReader, PlacedBlock, read_ahead
 from ..pipeline.store import GraphStore
-from ..pipeline.tables import INPUT_NAMES, neighbor_table
+from ..pipeline.tables import INPUT_NAMES, neighbor_table, slot_pairs
 from .head_labels import HeadLabels, wanted_labels
 
 # Compositions of so many structures are counted in one go, in 8 MB.
@@ -94,9 +94,11 @@ class Batch:
     def _between(self, begin: int, stop: int, end: NDArray[np.int64]) -> Batch:
         """The structures from `begin` up to `stop`; int64[G] `end` is behind the last atom of each."""
         first, last = (int(end[place - 1]) if place else 0 for place in (begin, stop))
-        atomic_number, vectors, neighbors, reverse, structure, volume = self.inputs
+        atomic_number, vectors, neighbors, reverse, _, _, structure, volume = self.inputs
         own = slice(first, last)
         slots = neighbors.shape[1]
+        opposite = reverse[own] - first * slots
+        pairs = (torch.from_numpy(x).to(reverse.device) for x in slot_pairs(opposite.cpu().numpy()))
         # With as many atoms as structures each has one, and both slices are the same.
         spans = {name: own if len(x) == len(atomic_number) else slice(begin, stop) for name, x in self.labels.items()}
         return Batch(
@@ -104,7 +106,8 @@ class Batch:
                 atomic_number[own],
                 vectors[own],
                 neighbors[own] - first,
-                reverse[own] - first * slots,
+                opposite,
+                *pairs,
                 structure[own] - begin,
                 volume[begin:stop],
             ),

@@ -14,6 +14,56 @@ import torch
 from torch import Tensor
 
 
+class _Read(torch.autograd.Function):
+    """Rows of `x` by `index`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(index, places)
+        ctx.shape = x.shape
+        return x.reshape(-1, x.shape[-1])[index]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return collect(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The sums that are the gradient of `_Read`, and whose gradient it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(index, places)
+        ctx.shape = x.shape
+        rows = x.reshape(-1, x.shape[-1])
+        if places.shape[-1] == 2:  # many sums of two are slow
+            one, other = torch.split(places, [1, 1], dim=-1)
+            return rows[one.squeeze(-1)] + rows[other.squeeze(-1)]
+        return rows[places].sum(-2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return read(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
+
+
+def read(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+    """Rows of `x`, float[..., c], by their number: float[*index.shape, c].
+
+    Args:
+        x: Its rows are counted over all axes but the last.
+        index: int64[...].
+        places: int64[..., m]: where, in the flat `index`, each row of `x` is read; every row equally often.
+    """
+    out: Tensor = _Read.apply(x, index, places)  # type: ignore[no-untyped-call]
+    return out
+
+
+def collect(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+    """Sum what `read` spread: float[*places.shape[:-1], c] from float[*index.shape, c]; arguments as there."""
+    out: Tensor = _Collect.apply(x, index, places)  # type: ignore[no-untyped-call]
+    return out
+
+
 class _PermuteSlots(torch.autograd.Function):
     """``x[:, reverse]``. Opposites of opposites are themselves, so it is its own gradient."""
 

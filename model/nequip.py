@@ -17,10 +17,10 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .base import Network
+from .base import Network, Table
 from .config import NequipConfig
-from .gather import gather_senders
 from .irreps import SCALAR, Features, Irrep, Path, SphericalHarmonics, coupling, product_paths
+from .messages import Slots, sum_messages
 from .radial import polynomial_envelope
 from .sine import sine
 from .statistics import DataStatistics
@@ -79,15 +79,16 @@ class NequipNetwork(Network):
             raise TypeError(type(interaction))
         return interaction.convolution
 
-    def layers(self, species: Tensor, vectors: Tensor, neighbors: Tensor, reverse: Tensor) -> list[Features]:
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
         """Features behind each interaction: by irrep, float[N, 2 l + 1, channels]."""
-        flat = vectors.reshape(-1, 3)
+        slots = Slots(table)
+        flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
-        basis = self.basis(distance)
-        couplings = self.couplings(self.harmonics(flat / distance))
+        basis = self.basis(slots.to_pairs(distance) / 2)
+        couplings = self.couplings(self.harmonics(flat / distance), table.neighbors.shape[1])
         features, out = {SCALAR: self.sent[species].unsqueeze(1)}, []
         for interaction in self.interactions:
-            features = interaction(features, species, basis, couplings, neighbors, reverse)
+            features = interaction(features, species, basis, couplings, slots)
             out.append(features)
         return out
 
@@ -130,20 +131,27 @@ class Couplings(nn.Module):
 
     def __init__(self, paths: Sequence[Path], l_max: int) -> None:
         super().__init__()
-        self.paths = list(paths)
+        # Of a scalar with a feature there is only the feature itself.
+        self.paths = [path for path in paths if path.right.l > 0]
         columns = []
         for path in self.paths:
             matrix = torch.zeros((l_max + 1) ** 2, path.left.dim * path.out.dim, dtype=torch.float64)
             here = slice(path.right.l**2, (path.right.l + 1) ** 2)
-            matrix[here] = coupling(path).permute(1, 0, 2).reshape(path.right.dim, -1)
+            matrix[here] = coupling(path).permute(1, 2, 0).reshape(path.right.dim, -1)
             columns.append(matrix)
         self.matrix: Tensor
         self.register_buffer("matrix", torch.cat(columns, dim=1), persistent=False)
 
-    def forward(self, harmonics: Tensor) -> dict[Path, Tensor]:
-        """float[E, (l_max + 1)^2] to float[E, (2 l_left + 1) (2 l_out + 1)] for each path."""
+    def forward(self, harmonics: Tensor, slots: int) -> dict[Path, Tensor]:
+        """float[N * K, (l_max + 1)^2] to float[N, 2 l_out + 1, (2 l_left + 1) * K] for each path."""
         sizes = [path.left.dim * path.out.dim for path in self.paths]
-        return dict(zip(self.paths, torch.split(harmonics @ self.matrix, sizes, dim=1), strict=True))
+        parts = torch.split(self.matrix.t(), sizes, dim=0)
+        columns = harmonics.t().contiguous()
+        out = {}
+        for path, part in zip(self.paths, parts, strict=True):
+            z = (part @ columns).view(path.out.dim * path.left.dim, -1, slots).transpose(0, 1)
+            out[path] = z.reshape(-1, path.out.dim, path.left.dim * slots)
+        return out
 
 
 class Convolution(nn.Module):
@@ -176,32 +184,26 @@ class Convolution(nn.Module):
         sizes = [config.n_basis, *config.radial_hidden, sum(self.widths)]
         self.radial = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(sizes))
 
-    def forward(
-        self, features: Features, basis: Tensor, couplings: Mapping[Path, Tensor], neighbors: Tensor, reverse: Tensor
-    ) -> Features:
+    def forward(self, features: Features, basis: Tensor, couplings: Mapping[Path, Tensor], slots: Slots) -> Features:
         """Sum over the slots of each atom.
 
         Args:
             features: Of all atoms.
-            basis: float[N * K, n_basis].
-            couplings: float[N * K, left.dim * out.dim] for each path.
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
+            basis: float[P, n_basis].
+            couplings: Of each path, see `Couplings`.
+            slots: Readings.
         """
-        n, k = neighbors.shape
-        sent = {}
-        for irrep, channels in self.channels.items():
-            flat = features[irrep].reshape(1, n, irrep.dim * channels)
-            sent[irrep] = gather_senders(flat, neighbors, reverse).view(n * k, irrep.dim, channels)
         hidden = basis
         for weight in self.radial[:-1]:
             hidden = silu(hidden @ weight)
-        radial = torch.split(hidden @ self.radial[-1], self.widths, dim=1)
+        weights = dict(zip(self.paths, torch.split(self.radial[-1], self.widths, dim=1), strict=True))
         out: dict[Irrep, list[Tensor]] = {}
-        for path, function in zip(self.paths, radial, strict=True):
-            messages = (sent[path.left] * function.unsqueeze(1)).view(n, k * path.left.dim, -1)
-            matrices = couplings[path].reshape(n, k * path.left.dim, path.out.dim).transpose(1, 2)
-            out.setdefault(path.out, []).append(torch.bmm(matrices, messages))
+        for irrep in self.channels:
+            paths = [path for path in self.paths if path.left == irrep]
+            functions = [hidden @ weights[path] for path in paths]
+            sums = sum_messages(slots, features[irrep], functions, [couplings.get(path) for path in paths])
+            for path, total in zip(paths, sums, strict=True):
+                out.setdefault(path.out, []).append(total)
         return {irrep: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for irrep, parts in out.items()}
 
 
@@ -247,12 +249,11 @@ class NequipInteraction(nn.Module):
         species: Tensor,
         basis: Tensor,
         couplings: Mapping[Path, Tensor],
-        neighbors: Tensor,
-        reverse: Tensor,
+        slots: Slots,
     ) -> Features:
         """The next features of all atoms; arguments as for `Convolution`."""
         sent = features if self.send is None else _mapped(features, self.send, self.send_bias)
-        out = _mapped(self.convolution(sent, basis, couplings, neighbors, reverse), self.mix, self.mix_bias)
+        out = _mapped(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
         own = _mapped(features, self.skip, None) if self.skip else {SCALAR: self.skip_table[species].unsqueeze(1)}
         out = {irrep: x + own[irrep] if irrep in own else x for irrep, x in out.items()}
         return self._gate(out if self.norm is None else self._normalised(out, self.norm))

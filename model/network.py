@@ -15,7 +15,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from .base import Network
+from .base import Network, Table
 from .config import NetworkConfig
 from .heads import Head, head_channels, neutral_statistics
 from .interaction import Interaction
@@ -93,16 +93,15 @@ class EquivariantNetwork(Network):
         """The heads, by name."""
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
 
-    def layers(self, species: Tensor, vectors: Tensor, neighbors: Tensor, reverse: Tensor) -> list[Features]:
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
         """Features behind each interaction: by irrep, float[N, 2 l + 1, channels]."""
-        n, k = neighbors.shape
-        flat = vectors.reshape(n * k, 3)
+        flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
         harmonics = self.harmonics(flat / distance)
         features = {SCALAR: self.embedding(species).unsqueeze(1)}
         out = []
         for interaction, radial in zip(self.interactions, self.radial(distance), strict=True):
-            features = interaction(features, species, radial * harmonics, neighbors, reverse)
+            features = interaction(features, species, radial * harmonics, table.neighbors, table.reverse)
             out.append(features)
         return out
 

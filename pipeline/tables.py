@@ -12,21 +12,23 @@ from numpy.typing import DTypeLike, NDArray
 from .block import GraphBlock
 from .errors import InvalidStructureError
 
-INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "structure", "volume")
+INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "pair", "pair_slot", "structure", "volume")
 
 
 @dataclass(frozen=True, slots=True)
 class NeighborTable:
-    """A batch of N atoms with K neighbour slots each, in G structures.
+    """A batch of N atoms with K neighbour slots each, in G structures; each edge and its opposite make one of P pairs.
 
     A padding slot points to its own atom and to itself, with a vector of twice the cutoff, where every radial function
-    is zero.
+    is zero. All padding slots are of one pair, the last.
 
     Attributes:
         atomic_number: int64[N].
         vectors: float[N, K, 3], r_neighbor - r_receiver, computed in float64, angstrom.
         neighbors: int64[N, K], sending atom of each slot.
         reverse: int64[N, K], flat index of the slot that holds the opposite edge.
+        pair: int64[N, K], the pair of each slot.
+        pair_slot: int64[P], flat index of the first slot of each pair; the other is its `reverse`.
         structure: int64[N], the structure of each atom.
         volume: float64[G], angstrom^3, 1 for structures without a volume.
     """
@@ -35,6 +37,8 @@ class NeighborTable:
     vectors: NDArray[np.floating]
     neighbors: NDArray[np.int64]
     reverse: NDArray[np.int64]
+    pair: NDArray[np.int64]
+    pair_slot: NDArray[np.int64]
     structure: NDArray[np.int64]
     volume: NDArray[np.float64]
 
@@ -69,14 +73,35 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         wrong = fill_slots(n_atoms, *graph, padding, slot, edge_start, vectors, neighbors, reverse)
     if wrong >= 0:
         raise InvalidStructureError(f"structure {wrong} of the block: its edges are unsorted, or lack their opposites")
+    pair, pair_slot = slot_pairs(reverse)
     return NeighborTable(
         atomic_number=block.atomic_number.astype(np.int64),
         vectors=vectors,
         neighbors=neighbors,
         reverse=reverse,
+        pair=pair,
+        pair_slot=pair_slot,
         structure=block.atom_structure,
         volume=block.volume,
     )
+
+
+def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the pairs of an edge and its opposite by the first of their slots.
+
+    Args:
+        reverse: int64[N, K], see `NeighborTable`.
+
+    Returns:
+        int64[N, K], the pair of each slot; int64[P], the first slot of each pair.
+    """
+    opposite = reverse.reshape(-1)
+    slots = np.arange(len(opposite))
+    first = np.flatnonzero(opposite > slots)
+    padding = np.flatnonzero(opposite == slots)
+    pair = np.full(len(opposite), len(first))
+    pair[first] = pair[opposite[first]] = np.arange(len(first))
+    return pair.reshape(reverse.shape), np.concatenate([first, padding[:1]])
 
 
 def _checked_arrays(

@@ -11,8 +11,9 @@ import pytest
 import sympy.physics.wigner
 import torch
 from e3nn import o3
+from equiscreen.model.base import Table
 from equiscreen.model.data import table_tensors
-from equiscreen.model.gather import gather_senders
+from equiscreen.model.gather import gather_senders, read
 from equiscreen.model.irreps import (
     ChannelwiseProduct,
     Irrep,
@@ -22,6 +23,7 @@ from equiscreen.model.irreps import (
     coupling,
     product_paths,
 )
+from equiscreen.model.messages import Slots
 from equiscreen.model.symmetry import all_irreps, natural_irreps
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.probes import probe_structures
@@ -177,11 +179,11 @@ def test_features_of_every_layer_turn_by_their_wigner_matrices(name: str, mirror
         pytest.skip("no symmetry of this network")
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=4), CUTOFF)
     turn = Rotation.random(rng=np.random.default_rng(5)).as_matrix() * (-1 if mirror else 1)
-    numbers, vectors, neighbors, reverse, *_ = table_tensors(block, CUTOFF, torch.float64)
-    species = network.species_index[numbers]
+    table = Table(*table_tensors(block, CUTOFF, torch.float64))
+    species = network.species_index[table.atomic_number]
     with torch.no_grad():
-        before = network.layers(species, vectors, neighbors, reverse)
-        after = network.layers(species, vectors @ torch.from_numpy(turn.T), neighbors, reverse)
+        before = network.layers(species, table)
+        after = network.layers(species, table._replace(vectors=table.vectors @ torch.from_numpy(turn.T)))
     made = [set(layer.channels_out) for layer in network.interactions]
     assert [set(features) for features in before] == made
     # A feature that is zero would prove nothing.
@@ -213,6 +215,28 @@ def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
     for mine, plain in zip(
         second_order(gather_senders(x, neighbors, reverse)), second_order(x[:, neighbors.reshape(-1)]), strict=True
     ):
+        assert torch.allclose(mine, plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("of_pairs", [False, True])
+def test_readings_have_the_gradients_of_indexing(of_pairs: bool) -> None:
+    block = GraphBlock.from_structures(probe_structures(ELEMENTS, 4, seed=2), CUTOFF)
+    table = Table(*table_tensors(block, CUTOFF, torch.float64))
+    slots, dim = Slots(table), 3
+    index, again, places = (slots.pair, slots.pair_again, slots.pair_places) if of_pairs else slots.senders(dim)
+    assert torch.equal(index, again)
+    rows = len(table.pair_slot) if of_pairs else len(table.neighbors) * dim
+    x = torch.randn(rows, 4, dtype=torch.float64, requires_grad=True)
+    padding = (table.vectors[..., 0] == 2 * CUTOFF).unsqueeze(1).expand(index.shape)
+    assert padding.any()
+    weight = torch.randn(*index.shape, 4, dtype=torch.float64) * ~padding.unsqueeze(-1)
+
+    def second_order(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (first,) = torch.autograd.grad((found**3 * weight).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first**2).sum(), x)
+        return first, second
+
+    for mine, plain in zip(second_order(read(x, index, places)), second_order(x[index]), strict=True):
         assert torch.allclose(mine, plain, atol=1e-12)
 
 

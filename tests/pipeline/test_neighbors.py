@@ -135,6 +135,12 @@ def test_table_is_symmetric_and_padded(some: list[Structure], cutoff: float, les
     assert np.array_equal(vectors[reverse][~padding], -vectors[~padding])
     assert np.array_equal(reverse[padding], np.flatnonzero(padding))
     assert np.array_equal(table.neighbors.reshape(-1)[padding], own[padding])
+    # Each edge and its opposite are one pair, and what pads is another.
+    pair = table.pair.reshape(-1)
+    assert np.array_equal(pair[reverse], pair)
+    assert np.array_equal(pair[table.pair_slot], np.arange(len(table.pair_slot)))
+    assert np.bincount(pair[~padding]).tolist() == [2] * ((~padding).sum() // 2)
+    assert (pair[padding] == (~padding).sum() // 2).all()
     within = np.linalg.norm(block.displacements(), axis=1) < cutoff * less
     assert (~padding).sum() == within.sum()
     assert np.array_equal(np.sort(vectors[~padding], axis=0), np.sort(block.displacements()[within], axis=0))
