@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ase
 import numpy as np
@@ -34,7 +34,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         ValueError: A model without an energy.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE's own do
 
     def __init__(self, model: str | Path | OnnxPotential, *, threads: int | None = None) -> None:
         super().__init__()
@@ -42,6 +42,8 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
             raise ValueError(f"{model}: a model without an energy")
+        made = {spec.name for spec in self.potential.outputs}
+        self.implemented_properties = [x for x in type(self).implemented_properties if x in {*made, "free_energy"}]
 
     def calculate(
         self,
@@ -61,8 +63,9 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.results: dict[str, Any] = {
             "energy": float(found.energy[0]),
             "free_energy": float(found.energy[0]),
-            "forces": found.forces,
         }
+        if "forces" in self.implemented_properties:
+            self.results["forces"] = found.forces
         # Apart from `results`, in which scripts expect what ASE knows.
         self.outputs = {
             spec.name: found.properties[spec.name][0] if spec.per == "structure" else found.properties[spec.name]
@@ -72,4 +75,6 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         if np.isfinite(found.stress).all():
             self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0])
         elif "stress" in properties:
-            raise PropertyNotImplementedError("a stress needs a crystal that is periodic in all three directions")
+            raise PropertyNotImplementedError(
+                "a stress needs a crystal that is periodic in all three directions, and a model with one"
+            )

@@ -15,12 +15,14 @@ import torch
 from ..model.base import Network
 from ..model.checkpoint import ModelCard, load_members
 from ..model.ensemble import check_members, with_spread
-from ..pipeline.errors import OutputExistsError
+from ..pipeline.errors import ExportError, OutputExistsError
+from ..pipeline.potential import OutputSpec
 from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
 from .ensembles import join
 from .laws import check_laws
 from .lowering import lower
 from .metadata import ModelMetadata
+from .onnx_graph import OPSET, OPSETS
 from .runtime import OnnxPotential
 
 
@@ -55,30 +57,41 @@ class ExportReport:
 
 
 def export_onnx(
-    checkpoint: str | Path, out: str | Path, *, float64: bool = False, overwrite: bool = False
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    outputs: Sequence[str] | None = None,
+    float64: bool = False,
+    opset: int = OPSET,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Lower a checkpoint, with forces, stress and all heads, to one ONNX file.
 
     The file is checked before it gets its name: the graph's structure, parity with PyTorch on fresh structures of other
-    sizes, and equal results with one and two threads.
+    sizes, equal results with one and two threads, and the laws of its symmetry.
 
     Args:
         checkpoint: A model.ckpt, or the run folder of a network or of an ensemble, which becomes one file too.
         out: The ONNX file.
+        outputs: Names of those to keep, ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without forces
+            and stress no gradient is computed, which takes about a third of the time.
         float64: Compute in float64, for checks; several times slower.
+        opset: Version of the ONNX operators, for runtimes that are older or newer.
         overwrite: Replace an existing file.
 
     Raises:
         CheckpointError: No checkpoint of ours.
-        ExportError: A check failed.
+        ExportError: A check failed, an output that the network lacks, or an opset that is not known here.
         OutputExistsError: The file exists.
     """
     target = Path(out)
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
     begin = time.monotonic()
-    model, metadata = lower_and_check(networks, card)
+    model, metadata = lower_and_check(networks, card, outputs, opset)
     data = model.SerializeToString()
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.tmp")
@@ -87,19 +100,28 @@ def export_onnx(
     return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
 
 
-def lower_and_check(networks: Sequence[Network], card: ModelCard) -> tuple[onnx.ModelProto, ModelMetadata]:
+def lower_and_check(
+    networks: Sequence[Network], card: ModelCard, wanted: Sequence[str] | None = None, opset: int = OPSET
+) -> tuple[onnx.ModelProto, ModelMetadata]:
     """Lower a network, or the members of an ensemble, and run all checks; the model carries its metadata.
+
+    Args:
+        networks: One, or the members of an ensemble.
+        card: What is known of them.
+        wanted: Names of the outputs to keep; None keeps all.
+        opset: Version of the ONNX operators.
 
     Raises:
         CheckpointError: Networks that are no ensemble.
-        ExportError: A check failed.
+        ExportError: A check failed, or an output that the network lacks.
     """
-    network, outputs = networks[0], networks[0].outputs
+    network, outputs = networks[0], _kept(networks[0].outputs, wanted)
+    names = [spec.name for spec in outputs]
     if len(networks) == 1:
-        model = lower(network)
+        model = lower(network, names, opset)
     else:
         check_members(networks)
-        model, outputs = join([lower(member) for member in networks]), with_spread(outputs)
+        model, outputs = join([lower(member, names, opset) for member in networks]), with_spread(outputs)
     check_structure(model)
     metadata = ModelMetadata(
         cutoff=network.cutoff,
@@ -128,6 +150,18 @@ def lower_and_check(networks: Sequence[Network], card: ModelCard) -> tuple[onnx.
     metadata = replace(metadata, parity=parity, laws=laws)
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata
+
+
+def _kept(outputs: Sequence[OutputSpec], wanted: Sequence[str] | None) -> tuple[OutputSpec, ...]:
+    """The outputs that are wanted, in the network's order."""
+    known = [spec.name for spec in outputs]
+    if wanted is None:
+        return tuple(outputs)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ExportError(f"the network has no output {', '.join(unknown)}; it has {', '.join(known)}")
+    if not wanted:
+        raise ExportError(f"no output is wanted; there are {', '.join(known)}")
+    return tuple(spec for spec in outputs if spec.name in wanted)
 
 
 def _weights_digest(model: onnx.ModelProto) -> str:

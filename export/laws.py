@@ -53,7 +53,10 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
     structures.append(Structure.from_cartesian(structures[0].atomic_number, structures[0].positions))
     block = GraphBlock.from_structures(structures, potential.cutoff)
     before = potential.evaluate(block).arrays()
-    largest = max(1.0, float(np.nanmax(np.abs(before["forces"]), initial=0.0)))
+    # A model without forces has energies to tell how steep these structures are.
+    has_forces = "forces" in {spec.name for spec in potential.outputs}
+    steepness = before["forces"] if has_forces else before["energy"] / block.n_atoms
+    largest = max(1.0, float(np.nanmax(np.abs(steepness), initial=0.0)))
     factor = FLOAT64 if potential.metadata.dtype == "float64" else 1.0
     out: dict[str, float] = {}
     for change in _changes(structures, mirror=potential.metadata.symmetry != "so3"):

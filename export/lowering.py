@@ -7,6 +7,8 @@ example is frozen in.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 import torch
 from torch import Tensor, fx
@@ -18,6 +20,7 @@ from ..pipeline.block import GraphBlock
 from ..pipeline.errors import ExportError
 from ..pipeline.probes import probe_structures
 from ..pipeline.tables import INPUT_NAMES
+from .onnx_graph import OPSET
 from .translation import translate
 
 # The inputs, and their axes whose sizes change.
@@ -27,19 +30,21 @@ INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _SLOTS, _PAIRS, 
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 
-def lower(network: Network) -> onnx.ModelProto:
-    """Translate a network, in its dtype, to ONNX; its outputs are those that the network names.
+def lower(network: Network, outputs: Collection[str] | None = None, opset: int = OPSET) -> onnx.ModelProto:
+    """Translate a network, in its dtype, to ONNX.
 
     Args:
         network: In evaluation mode, on the CPU (tracing on another device bakes gradients in as constants).
+        outputs: Names of those to keep of the network's outputs; None keeps all.
+        opset: Version of the operators.
 
     Raises:
         ExportError: An operation without translation, or results that depend on the size of the example.
     """
     network = network.eval().requires_grad_(requires_grad=False)
-    names = [spec.name for spec in network.outputs]
+    names = [spec.name if outputs is None or spec.name in outputs else None for spec in network.outputs]
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
-    model, again = (translate(_trace(network, example), INPUTS, names) for example in examples)
+    model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
         raise ExportError("the graph depends on the size of its example: a size is frozen in")
     return model

@@ -18,8 +18,9 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ..pipeline.errors import ExportError
 
+# The oldest with all that is written here (Shape of some axes is of 15, the rest of 13; 17 is what was tried).
+OPSETS = range(17, 24)
 OPSET = 20
-IR_VERSION = 10  # as old as the opset
 ONNX_TYPES = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float64: onnx.TensorProto.DOUBLE,
@@ -176,7 +177,7 @@ class Graph:
         lengths = self.constant(torch.tensor(sizes, dtype=torch.int64))
         return self.emit_many("Split", [value, lengths], shapes, value.dtype, axis=axis % len(value.shape))
 
-    def model(self, outputs: Sequence[Value], names: Sequence[str]) -> onnx.ModelProto:
+    def model(self, outputs: Sequence[Value], names: Sequence[str], opset: int) -> onnx.ModelProto:
         """The finished model, without what no output needs."""
         for value, name in zip(outputs, names, strict=True):
             self.nodes.append(helper.make_node("Identity", [value.name], [name], name))
@@ -192,9 +193,9 @@ class Graph:
             [self.described(replace(value, name=name)) for value, name in zip(outputs, names, strict=True)],
             [tensor for tensor in self.initializers if tensor.name in needed],
         )
-        return helper.make_model(
-            graph, producer_name="equiscreen", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
-        )
+        opsets = [helper.make_opsetid("", opset)]
+        oldest = helper.find_min_ir_version_for(opsets)
+        return helper.make_model(graph, producer_name="equiscreen", ir_version=oldest, opset_imports=opsets)
 
 
 def size_of(size: Any) -> Any:

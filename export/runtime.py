@@ -16,6 +16,7 @@ from ..pipeline.errors import ModelFileError, detail
 from ..pipeline.potential import Evaluation, OutputSpec, evaluate_in_buckets
 from ..pipeline.structure import Structure
 from ..pipeline.tables import INPUT_NAMES
+from .devices import CPU, check_providers, providers
 from .metadata import ModelMetadata
 from .modelfile import check_model_bytes
 
@@ -35,17 +36,28 @@ class OnnxPotential:
         name: Of the file, for messages.
         threads: Of ONNX Runtime, which does not look at OMP_NUM_THREADS.
         slots: Neighbour slots evaluated at once.
+        device: See `devices.providers`.
 
     Raises:
         ModelFileError: No model of ours, or ONNX Runtime is not installed.
+        DeviceError: No such device here.
     """
 
-    def __init__(self, data: bytes, name: str = "model", *, threads: int = 1, slots: int = DEFAULT_SLOTS) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        name: str = "model",
+        *,
+        threads: int = 1,
+        slots: int = DEFAULT_SLOTS,
+        device: str = CPU,
+    ) -> None:
         try:
             import onnxruntime  # noqa: PLC0415 - an extra; reading stores and scores works without
         except ImportError as error:
             raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
         check_model_bytes(data, name)
+        chosen = providers(device)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -54,9 +66,10 @@ class OnnxPotential:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # From bytes: given a path, ONNX Runtime would follow references to other files.
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
         except Exception as error:  # its exceptions have no common base
             raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {detail(error)}") from error
+        check_providers(self._session.get_providers(), chosen, device)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.slots = slots
@@ -69,18 +82,22 @@ class OnnxPotential:
             raise ModelFileError(f"{name}: wants inputs that are not known here: {', '.join(sorted(unknown))}")
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int | None = None, slots: int = DEFAULT_SLOTS) -> OnnxPotential:
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, slots: int = DEFAULT_SLOTS, device: str = CPU
+    ) -> OnnxPotential:
         """Load a model file.
 
         Args:
             path: ONNX file.
             threads: None takes all cores.
             slots: Neighbour slots evaluated at once.
+            device: See `devices.providers`.
 
         Raises:
             ModelFileError: Missing, damaged, or no model of ours.
+            DeviceError: No such device here.
         """
-        return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots)
+        return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
 
     @property
     def cutoff(self) -> float:

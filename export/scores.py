@@ -51,6 +51,8 @@ SPREAD_ARRAYS = (
         "eV/angstrom",
     ),
 )
+# The outputs that arrays of other names are made of.
+SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
 STRUCTURE_ARRAYS = (
     _spec("structure_id", TEXT, "name of the structure in its source"),
     _spec("formula", TEXT, "reduced chemical formula"),
@@ -65,9 +67,8 @@ STRUCTURE_ARRAYS = (
 def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
     """Arrays of the scores of a model; outputs per atom, but for the forces, have no place in them."""
     names = {spec.name for spec in outputs}
-    energy = ENERGY_ARRAYS if "energy" in names else ()
-    spread = SPREAD_ARRAYS if "energy_std" in names else ()
-    return (*energy, *spread, *(_property_array(spec) for spec in property_outputs(outputs)), *STRUCTURE_ARRAYS)
+    known = [spec for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS) if SOURCES.get(spec.name, spec.name) in names]
+    return (*known, *(_property_array(spec) for spec in property_outputs(outputs)), *STRUCTURE_ARRAYS)
 
 
 def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
@@ -129,15 +130,15 @@ def score_block(block: GraphBlock, potential: Potential) -> dict[str, NDArray[An
 
 def _scored(block: GraphBlock, found: Evaluation, outputs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:
     """What the scores hold of an evaluation."""
-    names = {spec.name for spec in outputs}
-    out = {spec.name: found.properties[spec.name] for spec in property_outputs(outputs)}
-    if "energy" in names:
-        out |= {"energy": found.energy, "energy_per_atom": found.energy / block.n_atoms, "stress": found.stress}
-        out["max_force"] = np.maximum.reduceat(np.linalg.norm(found.forces, axis=1), block.atom_start)
-    if "energy_std" in names:
-        out["energy_std"] = found.properties["energy_std"]
-        spread = np.linalg.norm(found.properties["forces_std"], axis=1)
-        out["max_force_std"] = np.maximum.reduceat(spread, block.atom_start)
+    values = found.arrays()
+    out = {}
+    for name in (spec.name for spec in score_arrays(outputs) if spec.name in values or spec.name in SOURCES):
+        value = values[SOURCES.get(name, name)]
+        if name == "energy_per_atom":
+            value = value / block.n_atoms
+        elif name.startswith("max_force"):
+            value = np.maximum.reduceat(np.linalg.norm(value, axis=1), block.atom_start)
+        out[name] = value
     return out
 
 

@@ -14,21 +14,25 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..pipeline.errors import ExportError
-from .onnx_graph import Graph, Value, open_axes, size_of
+from .onnx_graph import OPSET, Graph, Value, open_axes, size_of
 from .operations import HANDLERS
 
 aten = torch.ops.aten
 
 
 def translate(
-    traced: fx.GraphModule, inputs: Mapping[str, Sequence[str]], output_names: Sequence[str]
+    traced: fx.GraphModule,
+    inputs: Mapping[str, Sequence[str]],
+    output_names: Sequence[str | None],
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Translate a graph that `make_fx` traced with symbolic sizes.
 
     Args:
         traced: Its placeholders are the inputs, in order.
         inputs: Names of the inputs, each with the names of those of its axes whose size is not fixed.
-        output_names: Names of the outputs.
+        output_names: Names of the outputs; one that has none is left out, with all that leads to it alone.
+        opset: Version of the operators.
 
     Raises:
         ExportError: An operation, a type or a size that has no translation here.
@@ -52,7 +56,8 @@ def translate(
             values[node] = graph.split(graph.full(values[source], source.meta["val"]), axis, sizes)[place]
         elif isinstance(node.meta["val"], Tensor | list | tuple):
             values[node] = _call(graph, node, values)
-    return graph.model(outputs, output_names)
+    named = [(value, name) for value, name in zip(outputs, output_names, strict=True) if name]
+    return graph.model([value for value, _ in named], [name for _, name in named], opset)
 
 
 def _call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Messages of neighbours, summed: the step in which networks of NequIP's kind spend their time.
 
-Slots are laid out [N, components, K, channels]: what a pair has is multiplied in along whole rows of slots and channels,
-and the sum over components and slots is one matrix product for each atom.
+Slots are laid out [N, components, K, channels]: what a pair has is multiplied in along whole rows of slots and
+channels, and the sum over components and slots is one matrix product for each atom.
 """
 
 from __future__ import annotations

@@ -46,6 +46,10 @@ class ModelFileError(EquiscreenError):
     """A file is no ONNX model of ours, or does not fit the store."""
 
 
+class DeviceError(EquiscreenError):
+    """A device to compute with does not exist here."""
+
+
 class UnknownElementError(EquiscreenError):
     """A model is asked about an element that it has never seen."""
 

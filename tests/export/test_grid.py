@@ -1,0 +1,110 @@
+"""Exports of networks of many kinds: each runs the checks of an export, parity and laws among them, on its file.
+
+A handful that covers presets, symmetries, heads, outputs, types and versions of the operators pairwise runs always; the
+product of presets, symmetries, heads and types is slow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from equiscreen.export import OnnxPotential
+from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.onnx_graph import OPSETS
+from equiscreen.export.scores import score_arrays, score_block
+from equiscreen.model.base import Network
+from equiscreen.model.checkpoint import ModelCard
+from equiscreen.model.config import PRESETS
+from equiscreen.pipeline import GraphBlock
+from equiscreen.pipeline.errors import ExportError
+from equiscreen.pipeline.probes import probe_structures
+
+from ..conformance.networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
+from ..conftest import ELEMENTS
+
+SYMMETRIES = ("natural", "o3", "so3")
+HIDDEN = {"natural": "2x0e + 2x1o", "o3": "2x0e + 2x1o + 1x1e", "so3": "2x0e + 2x1e"}
+HEADS = {
+    "none": {},
+    "scalar": {"gap": EVERY_HEAD["gap"], "charge": EVERY_HEAD["charge"]},
+    "tensor": {"permittivity": EVERY_HEAD["permittivity"]},
+}
+# Preset, symmetry, heads, outputs, dtype, opset. Every two columns meet in most of their combinations.
+HANDFUL: list[tuple[str, str, str, tuple[str, ...] | None, str, int]] = [
+    ("small", "natural", "none", None, "float32", 17),
+    ("medium", "o3", "scalar", ("energy",), "float64", 23),
+    ("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20),
+    ("small", "o3", "tensor", ("forces", "stress"), "float64", 18),
+    ("sevennet", "so3", "none", ("energy", "forces"), "float32", 23),
+    ("nequix", "natural", "none", ("energy",), "float64", 17),
+]
+
+
+def narrow(kind: str, symmetry: str, heads: str, dtype: str) -> Network:
+    """A network with the depth and degrees of a preset, but few channels."""
+    cast: torch.dtype = getattr(torch, dtype)
+    if kind in NEQUIP:
+        return nequip_of(NEQUIP[kind], cast)
+    preset = PRESETS[kind]
+    shape = {key: preset[key] for key in ("l_max", "correlation", "n_interactions") if key in preset}
+    settings: dict[str, Any] = {"symmetry": symmetry, "hidden_irreps": HIDDEN[symmetry], "heads": HEADS[heads]}
+    return network_of({**shape, **settings}, dtype=cast)
+
+
+@pytest.mark.parametrize(("kind", "symmetry", "heads", "outputs", "dtype", "opset"), HANDFUL)
+def test_networks_of_many_kinds_export(
+    kind: str, symmetry: str, heads: str, outputs: tuple[str, ...] | None, dtype: str, opset: int
+) -> None:
+    network = narrow(kind, symmetry, heads, dtype)
+    card = ModelCard("so3" if symmetry == "so3" else "o3")
+    model, metadata = lower_and_check([network], card, outputs, opset)
+    names = outputs or tuple(spec.name for spec in network.outputs)
+    assert [value.name for value in model.graph.output] == list(names)
+    assert [spec.name for spec in metadata.outputs] == list(names)
+    assert {key.partition("/")[0] for key in metadata.laws} == {*names}
+    assert [(x.domain, x.version) for x in model.opset_import] == [("", opset)]
+    onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "symmetry", "heads", "dtype"),
+    list(itertools.product(PRESETS, SYMMETRIES, HEADS, ("float32", "float64"))),
+)
+def test_the_whole_grid(preset: str, symmetry: str, heads: str, dtype: str) -> None:
+    _, metadata = lower_and_check(
+        [narrow(preset, symmetry, heads, dtype)], ModelCard("so3" if symmetry == "so3" else "o3")
+    )
+    assert metadata.laws
+
+
+def test_energies_by_themselves_are_those_of_the_whole_model_and_take_fewer_nodes() -> None:
+    network = narrow("sevennet", "so3", "none", "float32")
+    whole, alone = (lower_and_check([network], ModelCard("so3"), outputs)[0] for outputs in (None, ["energy"]))
+    assert len(alone.graph.node) < 0.5 * len(whole.graph.node)
+    block = GraphBlock.from_structures(probe_structures(ELEMENTS, 5, seed=3), network.cutoff)
+    potential = OnnxPotential(alone.SerializeToString())
+    found, expected = potential.evaluate(block), OnnxPotential(whole.SerializeToString()).evaluate(block)
+    assert np.array_equal(found.energy, expected.energy)
+    assert np.isnan(found.forces).all()
+    assert np.isnan(found.stress).all()
+    names = {spec.name for spec in score_arrays(potential.outputs)}
+    assert {"energy", "energy_per_atom"} < names
+    assert not {"max_force", "stress"} & names
+    rows = score_block(block, potential)
+    assert (rows["status"] == 0).all()
+    assert np.array_equal(rows["energy"], expected.energy)
+
+
+def test_outputs_and_opsets_that_do_not_exist_are_told() -> None:
+    network = narrow("small", "natural", "none", "float32")
+    with pytest.raises(ExportError, match=r"no output energies; it has energy, forces, stress"):
+        lower_and_check([network], ModelCard(), ["energies"])
+    with pytest.raises(ExportError, match="no output is wanted"):
+        lower_and_check([network], ModelCard(), [])
+    assert 20 in OPSETS
