@@ -23,6 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "medium": {"channels": 32, "l_max": 2, "correlation": 3, "radial_hidden": 32},
     "large": {"channels": 64, "l_max": 3, "correlation": 3, "radial_hidden": 64},
 }
+# Of imported networks, whose sizes are what a file says: far beyond all that are published.
+MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
 # Names that the scores, and stores, give to other things.
 RESERVED_HEADS = frozenset(
     (
@@ -164,11 +166,13 @@ class NequipConfig(Architecture):
     family: Literal["nequip"] = "nequip"
     energy: Literal[True] = True
     cutoff: float = Field(gt=0)
-    embedding: int = Field(ge=1)
-    hidden_irreps: tuple[str, ...] = Field(min_length=1)
-    l_max: int = Field(ge=0, le=6)
-    n_basis: int = Field(default=8, ge=1)
-    radial_hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1)
+    embedding: int = Field(ge=1, le=MAX_WIDTH)
+    hidden_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    l_max: int = Field(ge=0, le=MAX_DEGREE)
+    n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
+        default=(64, 64), min_length=1, max_length=MAX_LAYERS
+    )
     envelope: Literal["polynomial", "xplor"] = "polynomial"
     envelope_power: int = Field(default=6, ge=2, le=12)
     envelope_onset: float | None = None
@@ -179,7 +183,10 @@ class NequipConfig(Architecture):
         from .symmetry import parsed  # noqa: PLC0415 - e3nn takes a second to import
 
         for text in self.hidden_irreps:
-            kinds = [str(ir) for _, ir in parsed(text)]
+            irreps = parsed(text)
+            if sum(mul for mul, _ in irreps) > MAX_WIDTH or any(ir.l > MAX_DEGREE for _, ir in irreps):
+                raise ValueError(f"hidden_irreps {text}: more than {MAX_WIDTH} channels, or degrees over {MAX_DEGREE}")
+            kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
                 raise ValueError(f"hidden_irreps {text}: needs 0e, and each irrep once")
             if "0o" in kinds:

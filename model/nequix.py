@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ..pipeline.errors import CheckpointError, detail
-from .config import NequipConfig
+from .config import MAX_LAYERS, NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR
 from .nequip import NequipNetwork, channels_behind, with_gates
@@ -77,7 +77,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
 def _architecture(settings: Mapping[str, Any]) -> NequipConfig:
     hidden = parsed(settings["hidden_irreps"])
     last = " + ".join(f"{mul}x{ir}" for mul, ir in hidden if ir == SCALAR)
-    layers = int(settings["n_layers"])
+    layers, depth = (min(int(settings[name]), MAX_LAYERS + 1) for name in ("n_layers", "radial_mlp_layers"))
     return NequipConfig(
         symmetry="natural",
         cutoff=float(settings["cutoff"]),
@@ -85,7 +85,7 @@ def _architecture(settings: Mapping[str, Any]) -> NequipConfig:
         hidden_irreps=(*[" + ".join(f"{mul}x{ir}" for mul, ir in hidden)] * (layers - 1), last),
         l_max=int(settings["lmax"]),
         n_basis=int(settings["radial_basis_size"]),
-        radial_hidden=(int(settings["radial_mlp_size"]),) * int(settings["radial_mlp_layers"]),
+        radial_hidden=(int(settings["radial_mlp_size"]),) * depth,
         envelope="polynomial",
         envelope_power=int(settings["radial_polynomial_p"]),
         layer_norm=bool(settings["layer_norm"]),

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ..pipeline.errors import CheckpointError
-from .config import NequipConfig
+from .config import MAX_DEGREE, MAX_LAYERS, NequipConfig
 from .foreign import e3nn_matrices, ordered_columns, sign_of_3j
 from .irreps import SCALAR, Irrep
 from .irreps import Path as IrrepPath
@@ -111,8 +111,8 @@ def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path
     degree, channels, layers = (int(settings[name]) for name in ("lmax", "channel", "num_convolution_layer"))
     manual = settings.get("irreps_manual") or None
     if manual is None:
-        every = " + ".join(f"{channels}x{ell}e" for ell in range(degree + 1))
-        manual = [f"{channels}x0e", *[every] * (layers - 1), f"{channels}x0e"]
+        every = " + ".join(f"{channels}x{ell}e" for ell in range(min(degree, MAX_DEGREE + 1) + 1))
+        manual = [f"{channels}x0e", *[every] * (min(layers, MAX_LAYERS + 1) - 1), f"{channels}x0e"]
     basis, envelope = settings["radial_basis"], settings["cutoff_function"]
     kinds = {"poly_cut": "polynomial", "XPLOR": "xplor"}
     for section, key, known in ((basis, "radial_basis_name", {"bessel"}), (envelope, "cutoff_function_name", {*kinds})):

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import pickle
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from equiscreen.export import OnnxPotential
 from equiscreen.model import load_checkpoint, load_pretrained
 from equiscreen.model.foreign import sign_of_3j
 from equiscreen.model.irreps import Irrep
@@ -24,6 +27,7 @@ from equiscreen.model.potential import TorchPotential
 from equiscreen.model.pretrained import REGISTRY, SCHEMES, describe_registry, import_weights
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.errors import CheckpointError, OutputExistsError
+from equiscreen.pipeline.potential import Potential
 from numpy.typing import NDArray
 
 sevenn = pytest.importorskip("sevenn", reason="its package carries the weights")
@@ -47,7 +51,7 @@ def structure_of(frame: Mapping[str, Any]) -> Structure:
 
 
 def differences(
-    potential: TorchPotential, frames: Sequence[Mapping[str, Any]], expected: Mapping[str, NDArray[np.float64]]
+    potential: Potential, frames: Sequence[Mapping[str, Any]], expected: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, float]:
     """Largest differences of energy per atom, forces and stress."""
     block = GraphBlock.from_structures([structure_of(frame) for frame in frames], potential.cutoff)
@@ -162,11 +166,51 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
         ({"lmax": float("inf")}, "damaged, or of an unknown version"),
         ({"radial_basis": {"radial_basis_name": "chebyshev"}}, "radial_basis_name is 'chebyshev'"),
         ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or of an unknown version"),
+        ({"num_convolution_layer": 10**9, "irreps_manual": False}, "at most 32 items"),
+        ({"lmax": 10**9, "irreps_manual": False}, "degrees over 6|less than or equal to 6"),
+        ({"channel": 10**9, "irreps_manual": False}, "less than or equal to 4096"),
+        ({"weight_nn_hidden_neurons": [10**9]}, "less than or equal to 4096"),
     ],
 )
 def test_an_unknown_architecture_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_pretrained(sevennet_file(tmp_path / "other.pth", **settings))
+
+
+def test_a_file_of_todays_sevennet_is_the_same_network(tmp_path: Path) -> None:
+    """Version 0.11 changed the order of the radial functions: 7net-0, as SevenNet itself converts it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sevenn.util import load_checkpoint as load_theirs  # noqa: PLC0415 - where its warnings are silenced
+
+        theirs = load_theirs("7net-0")
+        state = theirs.build_model().state_dict()
+    assert tuple(map(int, sevenn.__version__.split(".")[:2])) >= (0, 11)
+    radial = "1_convolution.weight_nn.layer2.weight"
+    assert not torch.equal(state[radial], theirs.model_state_dict[radial])
+    settings = {**theirs.config, "version": sevenn.__version__}
+    torch.save({"config": settings, "model_state_dict": state}, tmp_path / "new.pth")
+    ours, again = (load_pretrained(source)[0].state_dict() for source in ("7net-0", tmp_path / "new.pth"))
+    assert all(torch.equal(value, again[name]) for name, value in ours.items())
+
+
+def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, Any]], tmp_path: Path) -> None:
+    """By the commands that people use, in processes of their own."""
+    checkpoint, model = tmp_path / "7net-0.ckpt", tmp_path / "7net-0.onnx"
+    for words in (("import", "7net-0", "--out", checkpoint), ("export", checkpoint, "--out", model)):
+        command = [sys.executable, "-m", "equiscreen", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert str(words[-1]) in done.stdout
+    potential = OnnxPotential.load(model, threads=1)
+    chosen = frames[::12]
+    expected = sevennet("7net-0", None, [structure_of(frame).to_ase() for frame in chosen])
+    for output, difference in differences(potential, chosen, expected).items():
+        assert difference <= LIMITS[output], output
+    assert potential.metadata.energy_scheme == "mp-uncorrected"
+    assert potential.metadata.origin["licence"] == "MIT"
+    assert potential.metadata.mirror_violation
+    assert model.stat().st_size < 20e6
 
 
 def test_the_first_seven_net_is_refused() -> None:
@@ -230,7 +274,14 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
             "an architecture that is not known here: index_weights",
         ),
         "json.nqx": (b"{nothing\n", "not a Nequix file"),
-        "deep.nqx": (b'{"a":' * 100_000 + b"\n", "not a Nequix file"),
+        "nested.nqx": (b'{"a":' * 100_000 + b"\n", "not a Nequix file"),
+        "layers.nqx": (json.dumps(settings | {"n_layers": 10**9}).encode() + b"\n", "at most 32 items"),
+        "deep.nqx": (json.dumps(settings | {"radial_mlp_layers": 10**9}).encode() + b"\n", "at most 32 items"),
+        "wide.nqx": (json.dumps(settings | {"radial_mlp_size": 10**9}).encode() + b"\n", "less than or equal to 4096"),
+        "channels.nqx": (
+            json.dumps(settings | {"hidden_irreps": "1000000000x0e"}).encode() + b"\n",
+            "more than 4096 channels",
+        ),
         "degree.nqx": (json.dumps(settings | {"lmax": 9}).encode() + b"\n" + b"x", "damaged"),
         "twice.nqx": (
             json.dumps(settings | {"atomic_numbers": [1] * 89}).encode() + whole[whole.index(b"\n") :],
