@@ -15,6 +15,7 @@ import torch
 from ..model.base import Network
 from ..model.checkpoint import ModelCard, load_members
 from ..model.ensemble import check_members, with_spread
+from ..model.mirror import MirrorAveraged
 from ..pipeline.errors import ExportError, OutputExistsError
 from ..pipeline.potential import OutputSpec
 from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
@@ -62,6 +63,7 @@ def export_onnx(
     *,
     outputs: Sequence[str] | None = None,
     float64: bool = False,
+    average_mirror: bool = False,
     opset: int = OPSET,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -76,11 +78,13 @@ def export_onnx(
         outputs: Names of those to keep, ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without forces
             and stress no gradient is computed, which takes about a third of the time.
         float64: Compute in float64, for checks; several times slower.
+        average_mirror: Average a network that knows no parity with its mirror image, so that it does; twice the time.
         opset: Version of the ONNX operators, for runtimes that are older or newer.
         overwrite: Replace an existing file.
 
     Raises:
         CheckpointError: No checkpoint of ours.
+        ConfigError: `average_mirror` of a network that knows parity, or that has heads.
         ExportError: A check failed, an output that the network lacks, or an opset that is not known here.
         OutputExistsError: The file exists.
     """
@@ -90,6 +94,9 @@ def export_onnx(
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
         raise ExportError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
+    if average_mirror:
+        networks = [MirrorAveraged(network).eval() for network in networks]
+        card = replace(card, symmetry="o3", mirror_violation={})
     begin = time.monotonic()
     model, metadata = lower_and_check(networks, card, outputs, opset)
     data = model.SerializeToString()

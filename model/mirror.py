@@ -1,14 +1,21 @@
-"""How much a network without parity changes when a crystal is mirrored."""
+"""How much a network without parity changes when a crystal is mirrored, and its mean with its mirror image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..pipeline.block import GraphBlock
+from ..pipeline.errors import ConfigError
 from ..pipeline.potential import Potential
 from ..pipeline.probes import probe_structures
 from ..pipeline.structure import Structure
+from .base import Network, Table
 from .config import Architecture
+from .irreps import Features
 from .turning import turned
 
 _PROBES, _SEED = 12, 21
@@ -42,3 +49,39 @@ def mirror_violation(potential: Potential, config: Architecture) -> dict[str, fl
             unit = "eV/atom" if spec.name == "energy" else spec.unit
             out[f"{spec.name} {unit}".rstrip()] = float(np.nanmax(difference))
     return out
+
+
+class MirrorAveraged(Network):
+    """The mean of a network and of its mirror image, which knows parity where the network does not.
+
+    It takes twice the time. What it changes is half of the network's `mirror_violation`, at most.
+
+    Args:
+        network: With an energy, and without heads.
+
+    Raises:
+        ConfigError: A network with heads, or one that knows parity already.
+    """
+
+    def __init__(self, network: Network) -> None:
+        if network.config.symmetry != "so3":
+            raise ConfigError(f"a network of the symmetry {network.config.symmetry} is the same as its mirror image")
+        if network.config.heads:
+            raise ConfigError("networks with heads cannot be averaged with their mirror images")
+        super().__init__(network.config, network.elements, network.statistics)
+        self.config, self.network = network.config, network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+        return self.network.dtype
+
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
+        """Features behind each interaction, then those of the inverted structures."""
+        inverted = table._replace(vectors=-table.vectors)
+        return [*self.network.layers(species, table), *self.network.layers(species, inverted)]
+
+    def relative_energies(self, layers: Sequence[Features]) -> Tensor:
+        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        half = len(layers) // 2
+        return (self.network.relative_energies(layers[:half]) + self.network.relative_energies(layers[half:])) / 2

@@ -7,6 +7,7 @@ product of presets, symmetries, heads and types is slow.
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import onnx
 import pytest
 import torch
 from equiscreen.export import OnnxPotential
-from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.exporting import export_onnx, lower_and_check
 from equiscreen.export.onnx_graph import OPSETS
 from equiscreen.export.scores import score_arrays, score_block
 from equiscreen.model.base import Network
-from equiscreen.model.checkpoint import ModelCard
+from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config import PRESETS
+from equiscreen.model.mirror import mirror_violation
+from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock
-from equiscreen.pipeline.errors import ExportError
+from equiscreen.pipeline.errors import ConfigError, ExportError
 from equiscreen.pipeline.probes import probe_structures
 
 from ..conformance.networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
@@ -108,3 +111,19 @@ def test_outputs_and_opsets_that_do_not_exist_are_told() -> None:
     with pytest.raises(ExportError, match="no output is wanted"):
         lower_and_check([network], ModelCard(), [])
     assert 20 in OPSETS
+
+
+def test_the_mean_with_the_mirror_image_knows_parity(tmp_path: Path) -> None:
+    network = narrow("sevennet", "so3", "none", "float32")
+    alone = mirror_violation(TorchPotential(network), network.config)
+    assert alone["forces eV/angstrom"] > 1e-4
+    save_checkpoint(tmp_path / "m.ckpt", network, ModelCard("so3", mirror_violation=alone))
+    export_onnx(tmp_path / "m.ckpt", tmp_path / "m.onnx", average_mirror=True)
+    potential = OnnxPotential.load(tmp_path / "m.onnx", threads=1)
+    assert potential.metadata.symmetry == "o3"
+    assert not potential.metadata.mirror_violation
+    assert "forces/mirrored" in potential.metadata.laws
+    assert mirror_violation(potential, network.config)["forces eV/angstrom"] < 1e-2 * alone["forces eV/angstrom"]
+    save_checkpoint(tmp_path / "n.ckpt", narrow("nequix", "natural", "none", "float32"), ModelCard())
+    with pytest.raises(ConfigError, match="is the same as its mirror image"):
+        export_onnx(tmp_path / "n.ckpt", tmp_path / "n.onnx", average_mirror=True)
