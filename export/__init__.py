@@ -1,16 +1,17 @@
 """Networks as ONNX files, and the runtime that scores with them.
 
-Scoring needs ONNX Runtime only; `export_onnx`, which needs PyTorch, and `OnnxCalculator`, which needs ASE, are loaded
-when they are asked for.
+Scoring needs ONNX Runtime only; `export_onnx`, which needs PyTorch, `OnnxCalculator`, which needs ASE, and `OnnxModel`,
+which needs TorchSim, are loaded when they are asked for.
 """
 
 from typing import Any
 
+from .filescreen import screen_files
 from .runtime import OnnxPotential
 from .scores import open_scores
 from .screening import screen
 
-__all__ = ["OnnxCalculator", "OnnxPotential", "export_onnx", "open_scores", "screen"]
+__all__ = ["OnnxCalculator", "OnnxModel", "OnnxPotential", "export_onnx", "open_scores", "screen", "screen_files"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from .calculator import OnnxCalculator
 
         return OnnxCalculator
+    if name == "OnnxModel":
+        from .torchsim import OnnxModel
+
+        return OnnxModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

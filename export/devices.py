@@ -12,8 +12,8 @@ CPU = "cpu"
 AUTO = "auto"
 _CUDA, _ON_CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _CURE = (
-    "install onnxruntime-gpu in place of onnxruntime (pip uninstall onnxruntime; pip install 'equiscreen[gpu]'), or say "
-    "cpu, or auto to take the CPU where there is no GPU"
+    "install onnxruntime-gpu in place of onnxruntime (pip uninstall onnxruntime; pip install 'equiscreen[gpu]'), or "
+    "say cpu, or auto to take the CPU where there is no GPU"
 )
 
 Provider = str | tuple[str, dict[str, Any]]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..pipeline.cluster import connect, dashboard
+from ..pipeline.cluster import IN_PROCESS, connect, dashboard
 from ..pipeline.compaction import Compaction, finish_store, offsets_of
 from ..pipeline.errors import ConfigError, ModelFileError, StoreError
 from ..pipeline.parts import Receipt
@@ -23,6 +23,7 @@ from ..pipeline.rows import PartRows, absolute
 from ..pipeline.schema import STRUCTURE, TEXT, ArraySpec
 from ..pipeline.staging import Staging, compact, make_parts, staged, taken_up
 from ..pipeline.store import GraphStore
+from .devices import CPU, providers
 from .runtime import DEFAULT_SLOTS, OnnxPotential
 from .scores import COORDINATES, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays, score_block
 
@@ -38,6 +39,7 @@ def screen(
     out: str | Path,
     *,
     slots: int = DEFAULT_SLOTS,
+    device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
@@ -53,6 +55,7 @@ def screen(
         model: ONNX file made by `export_onnx`.
         out: Scores dataset to write.
         slots: Neighbour slots evaluated at once.
+        device: What workers compute with, see `devices.providers`.
         scheduler: See `pipeline.cluster.connect`.
         limit: Score only the first structures.
         overwrite: Replace an existing dataset.
@@ -64,6 +67,7 @@ def screen(
     Raises:
         StoreError: The store cannot be read, or nothing in it could be scored.
         ModelFileError: The model cannot be used, or looks further than the store's graphs.
+        DeviceError: No such device here, or on a worker.
         OutputExistsError: The output exists, or is being written by another run.
     """
     from .worker import ModelPlugin, ScreenTask, screen_part  # noqa: PLC0415 - imports distributed, which takes 0.7 s
@@ -72,6 +76,8 @@ def screen(
     graphs = GraphStore(store)
     potential = OnnxPotential.load(model, threads=1)
     _check_cutoff(graphs, potential, model)
+    if scheduler in (None, IN_PROCESS):
+        providers(device)  # workers elsewhere have other devices
     size = len(graphs) if limit is None else min(limit, len(graphs))
     if size < 1:
         raise ConfigError("a limit below one structure")
@@ -82,6 +88,7 @@ def screen(
         "model_sha256": potential.sha256,
         "limit": limit,
         "slots": slots,
+        "device": device,
         "parts": hashlib.sha256(repr(spans).encode()).hexdigest(),
         "equiscreen": version("equiscreen"),
     }
@@ -99,7 +106,7 @@ def screen(
         done = staging.receipts()
         with connect(scheduler) as client, ProgressReport("screen", size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
-            client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots))
+            client.register_plugin(ModelPlugin(Path(model).resolve(), potential.sha256, slots, device))
             receipts = make_parts(client, staging, screen_part, [task for task in tasks if task.key not in done], bar)
             digests = compact(client, _compaction(staging, receipts, arrays, columns))
         counts = np.sum([receipt.notes["status"] for receipt in receipts], axis=0)
@@ -111,7 +118,7 @@ def screen(
         attrs = {
             "coordinates": " ".join((*COORDINATES, *columns)),
             **_provenance(graphs, model, potential),
-            "settings": {"slots": slots, "limit": limit},
+            "settings": {"slots": slots, "limit": limit, "device": device},
             "status_counts": statuses,
             "timing": {"seconds": round(seconds, 3), "structures_per_second": round(size / seconds, 1)},
         }
@@ -163,8 +170,14 @@ def account(scores: xr.Dataset, path: str | Path) -> str:
     )
 
 
-def estimate(store: str | Path, model: str | Path, limit: int | None = None) -> str:
+def estimate(store: str | Path, model: str | Path, limit: int | None = None, *, sample_of: int | None = None) -> str:
     """Score the first structures in this process and scale up to the store, by edges.
+
+    Args:
+        store: As for `screen`, like the model and the limit.
+        model: ONNX file.
+        limit: Score only the first structures.
+        sample_of: The store is a sample of so many structures, to which to scale up.
 
     Raises:
         StoreError: As for `screen`.
@@ -178,12 +191,14 @@ def estimate(store: str | Path, model: str | Path, limit: int | None = None) -> 
     begin = time.monotonic()
     score_block(graphs.block(0, sample, labels=False), potential)
     seconds = (time.monotonic() - begin) * graphs.n_edges[:size].sum() / max(1, graphs.n_edges[:sample].sum())
+    total = size if sample_of is None else sample_of
+    seconds *= total / size
     arrays = score_arrays(potential.outputs)
     row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in arrays if spec.dtype != TEXT)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
-        f"{size:,} structures: about {seconds:,.0f} s of work for one core, at most {size * row / 1e6:,.1f} MB on disk "
-        f"besides names, {memory / 1e6:,.0f} MB of memory per worker"
+        f"{total:,} structures: about {seconds:,.0f} s of work for one core, at most {total * row / 1e6:,.1f} MB on "
+        f"disk besides names, {memory / 1e6:,.0f} MB of memory per worker"
     )
 
 

@@ -52,12 +52,13 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         model: The file.
         sha256: That it had when the run began.
         slots: See `OnnxPotential`.
+        device: See `devices.providers`.
     """
 
     idempotent = True
 
-    def __init__(self, model: Path, sha256: str, slots: int) -> None:
-        self.model, self.sha256, self.slots = model, sha256, slots
+    def __init__(self, model: Path, sha256: str, slots: int, device: str) -> None:
+        self.model, self.sha256, self.slots, self.device = model, sha256, slots, device
         self.name = plugin_name(sha256)
         self.potential: OnnxPotential | None = None
 
@@ -66,11 +67,14 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
 
         Raises:
             ModelFileError: The file has changed since the run began.
+            DeviceError: The worker has no such device.
         """
         data = read_model(self.model)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ModelFileError(f"{self.model}: changed since the run began")
-        self.potential = OnnxPotential(data, str(self.model), threads=worker.state.nthreads, slots=self.slots)
+        self.potential = OnnxPotential(
+            data, str(self.model), threads=worker.state.nthreads, slots=self.slots, device=self.device
+        )
 
 
 def plugin_name(sha256: str) -> str:

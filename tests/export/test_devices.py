@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from equiscreen.export import OnnxPotential
+from equiscreen.export import OnnxPotential, screen
+from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import DeviceError
 from equiscreen.pipeline.probes import probe_structures
+
+from ..conftest import CUTOFF, write_extxyz
 
 pytestmark = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime knows GPUs"
@@ -29,6 +32,16 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_how_to_get_one(
 def test_what_is_no_device_is_an_error(exported: Callable[[str], Path], device: str) -> None:
     with pytest.raises(DeviceError, match="is no device"):
         OnnxPotential.load(exported("float32"), device=device)
+
+
+def test_a_screen_asks_before_it_begins(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    write_extxyz(tmp_path / "s.extxyz", 2)
+    model, out = exported("float32"), tmp_path / "s.zarr"
+    featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=CUTOFF, scheduler="threads")
+    for device, message in (("cuda", "knows no GPU"), ("tpu", "is no device")):
+        with pytest.raises(DeviceError, match=message):
+            screen(tmp_path / "g.zarr", model, out, device=device)
+    assert not list(tmp_path.glob("s.zarr*"))
 
 
 def test_auto_takes_the_cpu_where_there_is_no_gpu(exported: Callable[[str], Path]) -> None:
