@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .demo.acts import Act
 from .pipeline.errors import ConfigError, EquiscreenError
 from .pipeline.formats import Format
 from .pipeline.schema import Dedup
@@ -44,25 +45,42 @@ Scheduler = Annotated[
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for store, model, scores and plot.")] = Path("equiscreen-demo"),
-    candidates: Annotated[int, typer.Option(min=10, help="New structures to screen.")] = 5000,
-    training: Annotated[int, typer.Option(min=20, help="Structures to train on.")] = 1500,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 40,
+    out: Annotated[
+        Path, typer.Option(help="Folder; each act leaves stores, model and scores in a folder of its own.")
+    ] = Path("equiscreen-demo"),
+    only: Annotated[Act | None, typer.Option(help="Run this act alone.")] = None,
+    candidates: Annotated[int, typer.Option(min=10, help="Of act two: new structures to screen.")] = 5000,
+    training: Annotated[int, typer.Option(min=20, help="Of act two: structures to train on.")] = 1500,
+    epochs: Annotated[int, typer.Option(min=1, help="Of act two: epochs of training.")] = 40,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Run the main job, end to end, on alloys whose energies are known.
+    """Run the main job, end to end, in two acts.
 
-    Alloys of seven metals are made from real prototypes and labelled with ASE's EMT, a cheap classical potential; a
-    network is trained on some, exported to ONNX, and ranks several thousand others, which EMT then checks.
+    Act one, `published`: the published weights 7net-0 are imported, exported to ONNX, and rank intermetallics of Al,
+    Ti, Co and Ni that are made from real prototypes. It needs `pip install 'equiscreen[demo]'`. Without the package
+    that carries the weights it is left out, act two is run, and the exit code is 1.
+
+    Act two, `train`: alloys of seven metals are labelled with ASE's EMT, a cheap classical potential; a network is
+    trained on some, exported, and ranks several thousand others, which EMT then checks.
     """
-    from .demo import run_demo
+    from .demo.job import LeftOut, run_demo
 
-    print(
-        run_demo(
-            out, n_candidates=candidates, n_training=training, epochs=epochs, overwrite=overwrite, scheduler=scheduler
-        )
-    )
+    complete = True
+    for report in run_demo(
+        out,
+        only=only,
+        n_candidates=candidates,
+        n_training=training,
+        epochs=epochs,
+        overwrite=overwrite,
+        scheduler=scheduler,
+    ):
+        left_out = isinstance(report, LeftOut)
+        print(report, file=sys.stderr if left_out else sys.stdout, flush=True)  # the next act takes minutes
+        complete &= not left_out
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -333,7 +351,22 @@ def import_(
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="M.ckpt", help="A checkpoint, or the run folder with one.")],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Keep these alone of energy, forces, stress and heads: energy by itself takes a third of the time.",
+        ),
+    ] = None,
     float64: Annotated[bool, typer.Option("--float64", help="Compute in float64; several times slower.")] = False,
+    average_mirror: Annotated[
+        bool,
+        typer.Option(
+            "--average-mirror",
+            help="Average a network that knows no parity (SevenNet) with its mirror image; twice the time.",
+        ),
+    ] = False,
+    opset: Annotated[int, typer.Option(help="Version of the ONNX operators.")] = 20,
     overwrite: Overwrite = False,
 ) -> None:
     """Lower a network, with forces and stress, to one ONNX file, and check it.
@@ -344,33 +377,61 @@ def export(
     """
     from .export.exporting import export_onnx
 
-    print(export_onnx(checkpoint, out, float64=float64, overwrite=overwrite))
+    wanted = None if outputs is None else [name.strip() for name in outputs.split(",") if name.strip()]
+    report = export_onnx(
+        checkpoint,
+        out,
+        outputs=wanted,
+        float64=float64,
+        average_mirror=average_mirror,
+        opset=opset,
+        overwrite=overwrite,
+    )
+    print(report)
 
 
 @app.command()
 def screen(
-    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
+            "`featurize` takes.",
+        ),
+    ],
     model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`.")],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
     limit: Limit = None,
     estimate: Estimate = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; cuda, or cuda:1 and so on; auto takes a GPU if there is one.")
+    ] = "cpu",
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Score every structure of a graph store.
+    """Score every structure of a graph store, or of structure files.
+
+    Files are featurized first, with the model's cutoff, to a store beside the scores: S.graphs.zarr for S.zarr. It
+    stays there, with the structures, and failures.parquet in it says what could not be read. Whoever wants to carry
+    columns along or to say formats and names calls `featurize` and screens its store.
 
     Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress, with units, for each
     structure, and a status that says why one could not be scored. A run that was stopped goes on when the same words
     are said again.
     """
-    from .export import screening as work
+    from .export import filescreen, screening
 
     if estimate:
-        print(work.estimate(store, model, limit))
+        print(filescreen.estimate(sources, model, out, limit))
         return
+    settings: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "scheduler": scheduler, "progress": True}
     with _resumable():
-        scores = work.screen(store, model, out, limit=limit, overwrite=overwrite, scheduler=scheduler, progress=True)
-    print(work.account(scores, out))
+        graphs = filescreen.prepare_graphs(sources, model, out, **settings)
+        if graphs.account:
+            print(graphs.account, flush=True)  # scoring may take hours
+        scores = screening.screen(graphs.path, model, out, device=device, **settings)
+    print(screening.account(scores, out))
 
 
 @app.command()

@@ -8,6 +8,7 @@ milliseconds, and is a stand-in for DFT here, not a substitute for it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.data import chemical_symbols, reference_states
+from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io import write
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -110,7 +111,7 @@ def write_alloys(task: AlloyTask) -> int:
 
 
 def prototypes() -> dict[str, Atoms]:
-    """The prototypes by AFLOW label, primitive cells."""
+    """The prototypes by AFLOW label, primitive cells, with the name of the structure type as `strukturbericht`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
@@ -121,22 +122,32 @@ def prototypes() -> dict[str, Atoms]:
             if label in PROTOTYPES:
                 structure = entry["snl"].structure
                 numbers = [site.specie.Z for site in structure]
+                symbol = str(entry["tags"]["strukturbericht"])
                 found[label] = Atoms(
-                    numbers=numbers, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True
+                    numbers=numbers,
+                    scaled_positions=structure.frac_coords,
+                    cell=structure.lattice.matrix,
+                    pbc=True,
+                    info={"strukturbericht": label if symbol == "None" else symbol},
                 )
     return found
 
 
 def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
     """Put other metals on the sites of a prototype, scale it to their radii, strain and rattle it."""
-    atoms = prototype.copy()
-    species = np.unique(atoms.numbers)
-    metals = [chemical_symbols.index(m) for m in rng.choice(METALS, len(species), replace=False)]
-    atoms.numbers = np.array(metals)[np.searchsorted(species, atoms.numbers)]
+    n_species = len(np.unique(prototype.numbers))
+    atoms = with_elements(prototype, [atomic_numbers[m] for m in rng.choice(METALS, n_species, replace=False)])
     scale = rng.uniform(*SPACING) / nearest_contact(atoms)
     strain = rng.uniform(-MAX_STRAIN, MAX_STRAIN, (3, 3))
     atoms.set_cell(atoms.cell.array @ (np.eye(3) * scale + (strain + strain.T) / 2), scale_atoms=True)
     atoms.positions += rng.normal(0, rng.uniform(0, MAX_RATTLE), atoms.positions.shape)
+    return atoms
+
+
+def with_elements(prototype: Atoms, numbers: Sequence[int]) -> Atoms:
+    """Replace a prototype's elements, in the order of their atomic numbers, by others."""
+    atoms = prototype.copy()
+    atoms.numbers = np.array(numbers)[np.searchsorted(np.unique(prototype.numbers), prototype.numbers)]
     return atoms
 
 

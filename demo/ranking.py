@@ -1,4 +1,4 @@
-"""The ranking of the candidates, the model's beside EMT's."""
+"""The ranking of act two's candidates, the model's beside EMT's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from ..pipeline import GraphStore
 from .alloys import METALS
+from .composition import element_fractions
 
 TOP_FRACTION = 0.02
 SHOWN = 10
@@ -62,7 +63,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     """
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
-    fractions = _fractions(block.atomic_number, block.atom_structure, block.n_atoms)
+    fractions = element_fractions(block, [atomic_numbers[metal] for metal in METALS])
     names = scores["structure_id"].values.astype(object)
     pure = np.array([int(np.flatnonzero(names == f"reference-{metal}")[0]) for metal in METALS])
     predicted = scores["energy_per_atom"].values
@@ -130,11 +131,3 @@ def draw(ranking: Ranking, path: Path) -> None:
     figure.suptitle("Labels are ASE's EMT, not DFT")
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _fractions(numbers: NDArray[np.uint8], owner: NDArray[np.int64], n_atoms: NDArray[np.int32]) -> NDArray[np.float64]:
-    """float64[n_structures, n_metals], share of each metal."""
-    counts = np.zeros((len(n_atoms), len(METALS)))
-    for place, metal in enumerate(METALS):
-        counts[:, place] = np.bincount(owner[numbers == chemical_symbols.index(metal)], minlength=len(n_atoms))
-    return counts / n_atoms[:, None]

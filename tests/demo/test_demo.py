@@ -1,17 +1,22 @@
-"""The demo: the whole job, small, and its parts."""
+"""The demo's job, and act two: the whole of it, small, and its parts."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
-from equiscreen.demo import run_demo
+from equiscreen.__main__ import app
+from equiscreen.demo.acts import Act
 from equiscreen.demo.alloys import METALS, PROTOTYPES, AlloyTask, make_alloy, nearest_contact, prototypes, write_alloys
+from equiscreen.demo.job import LeftOut, run_demo
+from equiscreen.demo.trained import TrainedReport
 from equiscreen.export import open_scores
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import OutputExistsError
+from typer.testing import CliRunner
 
 
 def test_alloys_are_metals_at_sensible_distances() -> None:
@@ -33,9 +38,20 @@ def test_alloys_depend_on_their_number_alone(tmp_path: Path) -> None:
     assert (tmp_path / "all.extxyz").read_text().endswith((tmp_path / "tail.extxyz").read_text())
 
 
-def test_the_demo_runs_and_ranks(tmp_path: Path) -> None:
+@pytest.fixture
+def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the extra `pretrained` were not installed."""
+    monkeypatch.setitem(sys.modules, "sevenn", None)
+
+
+@pytest.mark.usefixtures("without_the_weights")
+def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
+    left_out, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
+    assert isinstance(left_out, LeftOut)
+    assert left_out.act == "published"
+    assert "pip install 'equiscreen[pretrained]'" in str(left_out)
+    assert isinstance(report, TrainedReport)
     assert report.candidates.stored == 67
     assert report.ranking.spearman > 0.3
     text = str(report)
@@ -43,11 +59,30 @@ def test_the_demo_runs_and_ranks(tmp_path: Path) -> None:
     assert "not DFT" in text
     assert len(report.ranking.best) == 10
     assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png"} <= {
-        p.name for p in out.iterdir()
+        p.name for p in (out / "train").iterdir()
     }
-    scores = open_scores(out / "scores.zarr")
+    scores = open_scores(out / "train" / "scores.zarr")
     # The truth stands in the store, where no model looks.
-    truth = GraphStore(out / "candidates.zarr").block(0, 67).structure_labels["emt_energy"]
+    truth = GraphStore(out / "train" / "candidates.zarr").block(0, 67).structure_labels["emt_energy"]
     assert np.corrcoef(scores["energy"].values, truth)[0, 1] > 0.5
-    with pytest.raises(OutputExistsError):
+    with pytest.raises(OutputExistsError, match="--overwrite"):
         run_demo(out)
+
+
+@pytest.mark.usefixtures("without_the_weights")
+def test_an_act_that_is_left_out_shows_in_the_exit_code(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["demo", "--only", "published", "--out", str(tmp_path / "demo")])
+    assert done.exit_code == 1
+    assert "left out" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("act", list(Act))
+def test_only_a_demo_is_overwritten(tmp_path: Path, act: Act) -> None:
+    (tmp_path / act).mkdir()
+    (tmp_path / act / "thesis.tex").touch()
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError):
+            run_demo(tmp_path, overwrite=overwrite)
+    assert (tmp_path / act / "thesis.tex").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [act]

@@ -227,7 +227,7 @@ def test_molecules_and_slabs_have_forces_but_no_stress(potential: OnnxPotential,
 
 
 def test_a_model_without_an_energy_is_refused() -> None:
-    with pytest.raises(ModelFileError, match="without an energy"):
+    with pytest.raises(ModelFileError, match="a model without energy"):
         OnnxModel(with_heads(energy=False))
 
 

@@ -1,0 +1,15 @@
+"""Shares of the elements in structures: what formation energies are computed from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..pipeline import GraphBlock
+
+
+def element_fractions(block: GraphBlock, numbers: ArrayLike) -> NDArray[np.float64]:
+    """float64[n_structures, n_elements], the share of the atoms of each structure that are of each atomic number."""
+    wanted = np.asarray(numbers)
+    is_element = block.atomic_number[:, None] == wanted
+    return np.add.reduceat(is_element.astype(np.float64), block.atom_start, axis=0) / block.n_atoms[:, None]

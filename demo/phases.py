@@ -1,0 +1,95 @@
+"""The list of act one: for each chemical system, its phases by formation energy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from ase.data import chemical_symbols
+
+from ..export.scores import OK
+from ..pipeline import GraphStore
+from .composition import element_fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A formula in a structure type, at the volume and in the order of its sites that have the lowest energy.
+
+    Attributes:
+        structure_id: Of that candidate.
+        formula: Reduced.
+        strukturbericht: The structure type.
+        relative_volume: Times the sum of the elements' own volumes.
+        energy: eV/atom.
+        formation_energy: Against the elements, eV/atom.
+    """
+
+    structure_id: str
+    formula: str
+    strukturbericht: str
+    relative_volume: float
+    energy: float
+    formation_energy: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseList:
+    """All phases.
+
+    Attributes:
+        elements: The lowest phase of each element, by symbol: what formation energies refer to.
+        systems: Compounds by chemical system, as sorted symbols; the lowest formation energy first.
+        n_at_edge: Phases whose energy is lowest at the smallest or largest volume there is: lower ones lie beyond.
+    """
+
+    elements: dict[str, Phase]
+    systems: dict[tuple[str, ...], tuple[Phase, ...]]
+    n_at_edge: int
+
+    def __len__(self) -> int:
+        return len(self.elements) + sum(map(len, self.systems.values()))
+
+
+def rank_phases(store: Path, scores: xr.Dataset) -> PhaseList:
+    """Find the phases among the candidates, and rank those of each chemical system.
+
+    Args:
+        store: Graph store of the candidates, each element of them also by itself.
+        scores: Of that store, with its columns strukturbericht and relative_volume.
+    """
+    graphs = GraphStore(store)
+    block = graphs.block(0, len(graphs), labels=False)
+    numbers = np.unique(block.atomic_number)
+    fractions = element_fractions(block, numbers)
+    energy = np.where(scores["status"].values == OK, scores["energy_per_atom"].values, np.inf)
+    pure = [int(np.argmin(np.where(share == 1, energy, np.inf))) for share in fractions.T]
+    formation = energy - fractions @ energy[pure]
+    names, formulas, types = (scores[key].values for key in ("structure_id", "formula", "strukturbericht"))
+    volumes = scores["relative_volume"].values.astype(np.float64)
+
+    def phase(row: int) -> Phase:
+        return Phase(
+            str(names[row]),
+            str(formulas[row]),
+            str(types[row]),
+            float(volumes[row]),
+            float(energy[row]),
+            float(formation[row]),
+        )
+
+    best: dict[tuple[str, str], int] = {}
+    systems: dict[tuple[str, ...], list[Phase]] = defaultdict(list)
+    for row in np.argsort(formation, kind="stable").tolist():
+        if np.isfinite(energy[row]):
+            best.setdefault((formulas[row], types[row]), row)
+    for row in best.values():
+        systems[tuple(sorted(chemical_symbols[z] for z in numbers[fractions[row] > 0]))].append(phase(row))
+    return PhaseList(
+        elements={chemical_symbols[z]: phase(row) for z, row in zip(numbers.tolist(), pure, strict=True)},
+        systems={key: tuple(systems[key]) for key in sorted(systems, key=lambda key: (len(key), key))},
+        n_at_edge=sum(volumes[row] in (volumes.min(), volumes.max()) for row in best.values()),
+    )

@@ -1,0 +1,126 @@
+"""Act one: published weights, imported and exported, rank intermetallics made from real prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..export import screen
+from ..export.exporting import export_onnx
+from ..model.pretrained import import_weights
+from ..pipeline import LabelMapping, featurize
+from ..pipeline.schema import Dedup
+from .acts import Act
+from .intermetallics import RELATIVE_VOLUMES, write_intermetallics
+from .phases import Phase, PhaseList, rank_phases
+from .report import ActReport, Steps
+
+WEIGHTS = "7net-0"
+# Metals of superalloys and Heusler alloys, with many known compounds among them. PBE needs no corrections for metals,
+# so that formation energies are what the model says.
+METALS = ("Al", "Ti", "Co", "Ni")
+SHOWN = 3
+COLUMNS = ("strukturbericht", "relative_volume")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedReport(ActReport):
+    """What act one ends with; as text, its summary.
+
+    Attributes:
+        phases: The ranked phases.
+    """
+
+    phases: PhaseList
+
+    def __str__(self) -> str:
+        metadata = self.exported.metadata
+        origin = metadata.origin
+        low, high = RELATIVE_VOLUMES[0], RELATIVE_VOLUMES[-1]
+        metals = ", ".join(self.phases.elements)
+        elements = ", ".join(f"{metal} {phase.strukturbericht}" for metal, phase in self.phases.elements.items())
+        return "\n".join(
+            [
+                "",
+                f"equiscreen demo, act one: published weights rank intermetallics of {metals}.",
+                f"The model is {origin['name']} ({origin['citation']}), trained on {origin['training_data']}; its "
+                f"energies are {origin['functional']}, {metadata.energy_scheme}.",
+                "",
+                f"  candidates   {len(self.phases)} phases (a formula in a structure type), each at "
+                f"{len(RELATIVE_VOLUMES)} volumes and in all orders of its sites ({self.account()})",
+                *self.lines_on_scoring(),
+                f"  elements     lowest as {elements}",
+                "",
+                f"  {'system':<10}{'rank':>4}  {'formula':<10}{'structure':<18}{'volume':>7}{'eV/atom':>10}"
+                f"{'formation':>11}",
+                *(
+                    _row(system, place, phase)
+                    for system, phases in self.phases.systems.items()
+                    for place, phase in enumerate(phases[:SHOWN], start=1)
+                    if len(system) > 1
+                ),
+                "  (formation: energy against the elements of the list, by the same model, eV/atom; volume: times the "
+                "sum of the elements' own)",
+                f"  Nothing is relaxed: shape and coordinates are the prototype's, the volume is the best of {low:.2f} "
+                f"to {high:.2f}{self._edge()}.",
+                "  A rank is one among these candidates. The energy above the hull of known compounds comes in a later "
+                "release.",
+                *self.last_lines(
+                    f"{WEIGHTS}.ckpt", f"{WEIGHTS}.onnx", "candidates.extxyz", "candidates.zarr", "scores.zarr"
+                ),
+            ]
+        )
+
+    def _edge(self) -> str:
+        count = self.phases.n_at_edge
+        return f"; {count} phases are lowest at an end of that" if count else ""
+
+
+def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: str | None = None) -> PublishedReport:
+    """Run act one in a folder.
+
+    Args:
+        folder: That exists and is empty.
+        metals: Elements of the candidates.
+        scheduler: See `pipeline.cluster.connect`.
+
+    Raises:
+        CheckpointError: The package that carries the weights is not there.
+    """
+    clock = Steps(Act.PUBLISHED)
+    checkpoint, model = folder / f"{WEIGHTS}.ckpt", folder / f"{WEIGHTS}.onnx"
+    with clock.step("import"):
+        import_weights(WEIGHTS, checkpoint)
+    with clock.step("export"):
+        exported = export_onnx(checkpoint, model)
+    with clock.step("candidates"):
+        write_intermetallics(folder / "candidates.extxyz", metals)
+    with clock.step("featurize"):
+        candidates = featurize(
+            folder / "candidates.extxyz",
+            folder / "candidates.zarr",
+            cutoff=exported.metadata.cutoff,
+            labels=LabelMapping(columns=COLUMNS),
+            dedup=Dedup.CRYSTAL,  # AlNi and NiAl are one crystal in some prototypes
+            scheduler=scheduler,
+            progress=True,
+        )
+    with clock.step("screen"):
+        scores = screen(folder / "candidates.zarr", model, folder / "scores.zarr", scheduler=scheduler, progress=True)
+    return PublishedReport(
+        out=folder,
+        candidates=candidates,
+        exported=exported,
+        structures_per_second=float(scores.attrs["timing"]["structures_per_second"]),
+        seconds=clock.seconds,
+        phases=rank_phases(folder / "candidates.zarr", scores),
+    )
+
+
+def _row(system: Sequence[str], place: int, phase: Phase) -> str:
+    name = "-".join(system) if place == 1 else ""
+    return (
+        f"  {name:<10}{place:>4}  {phase.formula:<10}{phase.strukturbericht:<18}{phase.relative_volume:>7.2f}"
+        f"{phase.energy:>10.3f}{phase.formation_energy:>z11.3f}"
+    )

@@ -1,0 +1,133 @@
+"""Act two: make alloys, featurize, train, export, screen, and compare with the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..export import screen
+from ..export.exporting import export_onnx
+from ..model import Config, TrainingReport, train
+from ..pipeline import FeaturizeReport, LabelMapping, featurize
+from ..pipeline.cluster import connect, run_tasks
+from ..pipeline.labels import LabelRule
+from ..pipeline.progress import ProgressReport
+from .acts import Act
+from .alloys import METALS, AlloyTask, write_alloys, write_references
+from .ranking import Ranking, compare, draw
+from .report import ActReport, Steps
+
+CUTOFF = 5.0
+ALLOYS_PER_FILE = 250
+TRAINING_SEED, CANDIDATE_SEED = 1, 2
+NETWORK = {"hidden_irreps": "16x0e + 16x1o + 16x2e", "n_interactions": 2, "correlation": 2}
+COLUMNS = ("prototype",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedReport(ActReport):
+    """What act two ends with; as text, its summary.
+
+    Attributes:
+        training: Account of the training structures.
+        model: The trained model.
+        ranking: Compared with EMT's.
+    """
+
+    training: FeaturizeReport
+    model: TrainingReport
+    ranking: Ranking
+
+    def __str__(self) -> str:
+        mae, r = self.model.validation, self.ranking
+        return "\n".join(
+            [
+                "",
+                f"equiscreen demo, act two: a network learns alloys of {', '.join(METALS)} and ranks new ones.",
+                "The energies are those of ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
+                "",
+                f"  structures   {self.training.stored:,} to train on, {self.candidates.stored:,} candidates "
+                f"({self.account()})",
+                f"  network      E(3)-equivariant, {NETWORK['hidden_irreps']}, {self.model.epochs} epochs",
+                f"  validation   MAE energy {1e3 * mae['energy']:.1f} meV/atom, forces {1e3 * mae['forces']:.0f} "
+                f"meV/angstrom, stress {1e3 * mae['stress']:.2f} meV/angstrom^3",
+                *self.lines_on_scoring(),
+                f"  ranking      formation energy against EMT's: MAE {1e3 * r.mae:.1f} meV/atom, Spearman "
+                f"{r.spearman:.3f}; of EMT's best {r.n_top}, {r.n_shared} are among the model's best {r.n_top}",
+                "",
+                f"  {'rank':>4}  {'candidate':<18}{'formula':<12}{'prototype':<22}{'model':>10}{'EMT':>10}"
+                f"{'EMT rank':>10}",
+                *(
+                    f"  {place:>4}  {row.structure_id:<18}{row.formula:<12}{row.prototype:<22}{row.predicted:>10.3f}"
+                    f"{row.emt:>10.3f}{row.emt_rank:>10}"
+                    for place, row in enumerate(r.best, start=1)
+                ),
+                "  (formation energies in eV/atom, unrelaxed)",
+                *self.last_lines(
+                    "training.zarr", "candidates.zarr", "run/model.ckpt", "model.onnx", "scores.zarr", "ranking.png"
+                ),
+            ]
+        )
+
+
+def run_trained(
+    folder: Path, *, n_candidates: int, n_training: int, epochs: int, scheduler: str | None = None
+) -> TrainedReport:
+    """Run act two in a folder.
+
+    Args:
+        folder: That exists and is empty.
+        n_candidates: New structures to screen.
+        n_training: Structures to train on.
+        epochs: Of training.
+        scheduler: See `pipeline.cluster.connect`.
+    """
+    clock = Steps(Act.TRAIN)
+    graphs, candidate_graphs, model_file = folder / "training.zarr", folder / "candidates.zarr", folder / "model.onnx"
+    with clock.step("alloys"):
+        training_files, candidate_files = _make_alloys(folder / "structures", n_training, n_candidates, scheduler)
+    with clock.step("featurize"):
+        training = featurize(training_files, graphs, cutoff=CUTOFF, scheduler=scheduler, progress=True)
+        truth = LabelMapping(labels={"emt_energy": (LabelRule(path="emt_energy", unit="eV"),)}, columns=COLUMNS)
+        candidates = featurize(
+            candidate_files, candidate_graphs, cutoff=CUTOFF, labels=truth, scheduler=scheduler, progress=True
+        )
+    with clock.step("train"):
+        config = Config.parse({"network": NETWORK, "training": {"max_epochs": epochs}}, "demo")
+        model = train(graphs, folder / "run", config, progress=True)
+    with clock.step("export"):
+        exported = export_onnx(folder / "run", model_file)
+    with clock.step("screen"):
+        scores = screen(candidate_graphs, model_file, folder / "scores.zarr", scheduler=scheduler, progress=True)
+    with clock.step("compare"):
+        ranking = compare(candidate_graphs, scores)
+        draw(ranking, folder / "ranking.png")
+    return TrainedReport(
+        out=folder,
+        candidates=candidates,
+        exported=exported,
+        structures_per_second=float(scores.attrs["timing"]["structures_per_second"]),
+        seconds=clock.seconds,
+        training=training,
+        model=model,
+        ranking=ranking,
+    )
+
+
+def _make_alloys(
+    folder: Path, n_training: int, n_candidates: int, scheduler: str | None
+) -> tuple[list[Path], list[Path]]:
+    """Write all structures, on the workers; returns the files to train on, and those of the candidates."""
+    folder.mkdir()
+    tasks: dict[bool, list[AlloyTask]] = {True: [], False: []}
+    for teach, total, seed in ((True, n_training, TRAINING_SEED), (False, n_candidates, CANDIDATE_SEED)):
+        for first in range(0, total, ALLOYS_PER_FILE):
+            path = (folder / f"{'training' if teach else 'candidates'}-{first:06d}.extxyz").resolve()
+            tasks[teach].append(AlloyTask(path, first, min(ALLOYS_PER_FILE, total - first), seed, teach))
+    references = folder / "references.extxyz"
+    write_references(references)
+    with connect(scheduler) as client, ProgressReport("alloys", n_training + n_candidates) as bar:
+        for count in run_tasks(client, write_alloys, [*tasks[True], *tasks[False]]):
+            bar.advance(count)
+    names = {teach: [folder / task.path.name for task in some] for teach, some in tasks.items()}
+    return names[True], [references, *names[False]]

@@ -1,0 +1,49 @@
+"""The README's five lines from published weights to a ranked list, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from equiscreen.pipeline.probes import probe_structures
+
+from ..conftest import ELEMENTS, cif_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines() -> list[str]:
+    found = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1].strip().splitlines()
+
+
+def test_the_extras_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = re.search(r"equiscreen\[(.*)\]", lines()[0])
+    assert wanted is not None
+    assert set(wanted[1].split(",")) <= set(extras)
+
+
+@pytest.mark.slow
+def test_five_lines(tmp_path: Path) -> None:
+    install, *rest = lines()
+    assert install.startswith("pip install")
+    assert len(rest) == 4
+    (tmp_path / "my_crystals").mkdir()
+    for number, structure in enumerate(probe_structures(ELEMENTS, 12, seed=71)):
+        (tmp_path / "my_crystals" / f"c{number}.cif").write_text(cif_text(structure))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for line in rest:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    ranked = [float(energy) for energy in re.findall(r"^c\d+ +(-?\d+\.\d+)$", done.stdout, re.MULTILINE)]
+    assert len(ranked) == 10
+    assert ranked == sorted(ranked)
