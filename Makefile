@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, in a virtual environment of its own
+# make demo   the main job, with published weights and with a network of its own, in a virtual environment of its own
 # make test   tests, ruff and mypy, likewise
 # make slow   full grids and benchmarks; minutes as yet
 PYTHON ?= python3.11
@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 7200
