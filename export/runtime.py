@@ -20,8 +20,9 @@ from .devices import CPU, check_providers, providers
 from .metadata import ModelMetadata
 from .modelfile import check_model_bytes
 
-# Slots of one run: beyond this, intermediates leave the cache (tests/benchmarks/runtime_rate.txt).
-DEFAULT_SLOTS = 4_096
+# Slots of one run: with fewer, what each node costs counts; with more, intermediates leave the cache
+# (docs/performance.md).
+DEFAULT_SLOTS = 2_048
 
 
 class OnnxPotential:
@@ -62,6 +63,9 @@ class OnnxPotential:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Plans of memory are for inputs of equal shapes. Batches of crystals seldom are, and each plan takes as much
+        # memory again.
+        options.enable_mem_pattern = False
         # Idle threads that spin take time from the other processes of a worker pool.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
