@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -432,6 +432,82 @@ def screen(
             print(graphs.account, flush=True)  # scoring may take hours
         scores = screening.screen(graphs.path, model, out, device=device, **settings)
     print(screening.account(scores, out))
+
+
+@app.command()
+def relax(
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store, or its URL.")],
+    model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`, with forces and stress.")],
+    out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    fmax: Annotated[float, typer.Option(help="Largest force on an atom of a relaxed structure, eV/angstrom.")] = 0.05,
+    smax: Annotated[float, typer.Option(help="Largest component of its stress, besides the pressure, GPa.")] = 0.1,
+    max_steps: Annotated[int, typer.Option(min=1, help="Evaluations of one structure.")] = 500,
+    pressure: Annotated[float, typer.Option(help="Of the surroundings, GPa.")] = 0.0,
+    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Move atoms only.")] = False,
+    fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Keep the space group.")] = False,
+    rattle: Annotated[
+        float,
+        typer.Option(
+            help="Displace what is relaxed by so many angstrom (standard deviation; 0.05 is good) and relax it again: "
+            "a symmetric structure may stand on a saddle."
+        ),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rattle.")] = 0,
+    optimizer: Annotated[Literal["lbfgs", "fire"], typer.Option(help="How a structure goes downhill.")] = "lbfgs",
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Keep all points, as extended XYZ in R.trajectories.")
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="Hours after which nothing new is begun; the same words go on.")
+    ] = None,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; cuda, or cuda:1 and so on; auto takes a GPU if there is one.")
+    ] = "cpu",
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Relax every structure of a graph store, atoms and cell together.
+
+    R.zarr has a row for each structure: energies before and after, largest force and stress that are left, change of
+    volume and space group, and a status that says why one could not be relaxed. The relaxed structures are beside it
+    in R.graphs.zarr, a graph store row for row the same. A run that was stopped goes on when the same words are said
+    again.
+    """
+    from .export import relaxing
+    from .export.optimizers import Optimizer
+    from .export.relaxation import RelaxSettings
+
+    settings = RelaxSettings(
+        fmax=fmax,
+        smax=smax,
+        max_steps=max_steps,
+        optimizer=Optimizer(optimizer),
+        pressure=pressure,
+        fix_cell=fix_cell,
+        fix_symmetry=fix_symmetry,
+        rattle=rattle,
+        seed=seed,
+        trajectory=trajectory,
+    )
+    if estimate:
+        print(relaxing.estimate(store, model, settings, limit))
+        return
+    with _resumable():
+        relaxed = relaxing.relax(
+            store,
+            model,
+            out,
+            settings,
+            device=device,
+            scheduler=scheduler,
+            limit=limit,
+            budget=None if budget is None else budget * 3600,
+            overwrite=overwrite,
+            progress=True,
+        )
+    print(relaxing.account(relaxed, out))
 
 
 @app.command()

@@ -7,11 +7,24 @@ which needs TorchSim, are loaded when they are asked for.
 from typing import Any
 
 from .filescreen import screen_files
+from .relaxation import RelaxSettings, relax_structures
+from .relaxing import relax
 from .runtime import OnnxPotential
 from .scores import open_scores
 from .screening import screen
 
-__all__ = ["OnnxCalculator", "OnnxModel", "OnnxPotential", "export_onnx", "open_scores", "screen", "screen_files"]
+__all__ = [
+    "OnnxCalculator",
+    "OnnxModel",
+    "OnnxPotential",
+    "RelaxSettings",
+    "export_onnx",
+    "open_scores",
+    "relax",
+    "relax_structures",
+    "screen",
+    "screen_files",
+]
 
 
 def __getattr__(name: str) -> Any:

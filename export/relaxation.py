@@ -32,6 +32,8 @@ EDGES_IN_FLIGHT = 32_768
 LONGEST_STEP = 0.2  # angstrom
 LONGEST_STRAIN = 0.05  # of one step
 RATTLED_LENGTH = 5.0  # angstrom, of what a rattle strains by as much as it displaces atoms
+# eV for each atom. Two relaxations to the same minimum differ by less, with the default `fmax` and `smax`.
+RATTLE_GAIN = 1e-3
 # Rounding of an energy in float32 networks, eV for each atom.
 ENERGY_ROUNDING = 2e-6
 
@@ -51,9 +53,10 @@ class RelaxSettings:
         pressure: Of the surroundings, GPa.
         fix_cell: Move atoms only. So it is for whatever is not periodic in three directions.
         fix_symmetry: Keep the space group that is found within `symprec`.
-        symprec: For symmetry, angstrom.
+        symprec: How far sites may be from where symmetry wants them, angstrom.
         rattle: Displace a relaxed structure by normal random numbers of this standard deviation, in angstrom, strain it
-            a little, and relax it again: a symmetric structure may stand on a saddle. 0 does not.
+            a little, and relax it again: a symmetric structure may stand on a saddle. What comes of it counts if it is
+            lower by more than `RATTLE_GAIN`. 0 does not.
         seed: Of these displacements.
         skin: Neighbours are searched so much further than the cutoff, and again when one could have come within it,
             angstrom.
@@ -68,7 +71,7 @@ class RelaxSettings:
     pressure: float = 0.0
     fix_cell: bool = False
     fix_symmetry: bool = False
-    symprec: float = 0.01
+    symprec: float = 0.05
     rattle: float = 0.0
     seed: int = 0
     skin: float = 0.3
@@ -113,7 +116,7 @@ class Relaxed:
         last: The relaxed one, or the last point; None likewise. Of a structure that exploded, the first.
         n_steps: Evaluations.
         frames: All points in between, if they were to be kept.
-        saddle: Where it stood before it was displaced and went lower; None if it was not, or came back.
+        saddle: Where it rested before it was displaced and went lower; None if it was not, or went nowhere lower.
         rattled_energy: Energy where it came to rest after the displacement, eV; NaN without.
         reason: Why it failed, empty if it did not.
     """
@@ -384,7 +387,7 @@ class _Relaxation:
         saddle, rattled_energy = None, float("nan")
         if self.saddle is not None:
             rattled_energy = frame.energy
-            if status == OK and frame.energy < self.saddle.energy:
+            if status == OK and frame.energy < self.saddle.energy - RATTLE_GAIN * len(self.structure):
                 saddle = self.saddle
             else:
                 frame, status = self.saddle, OK

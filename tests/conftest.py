@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.exporting import export_onnx, lower_and_check
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config import NetworkConfig
 from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.pretrained import import_weights
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.potential import Evaluation, Potential
@@ -73,6 +74,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return path
 
     return file
+
+
+@pytest.fixture(scope="session")
+def sevennet_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file of 7net-0: a network that knows what holds crystals together."""
+    pytest.importorskip("sevenn", reason="its package carries the weights")
+    folder = tmp_path_factory.mktemp("sevennet")
+    import_weights("7net-0", folder / "7net-0.ckpt")
+    export_onnx(folder / "7net-0.ckpt", folder / "7net-0.onnx")
+    return folder / "7net-0.onnx"
 
 
 @pytest.fixture(scope="session")
