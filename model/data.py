@@ -82,6 +82,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.row)
 
+    def input(self, name: str) -> Tensor:
+        """One of the inputs, by its name."""
+        return self.inputs[INPUT_NAMES.index(name)]
+
     def split(self, parts: int) -> list[Batch]:
         """The same structures, in order, as at most so many batches of about as many atoms each."""
         end = np.cumsum(self.n_atoms.cpu().numpy()).astype(np.int64)

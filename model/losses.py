@@ -42,7 +42,7 @@ def residuals(network: Network, found: Prediction, batch: Batch) -> dict[str, Re
     if found.energy is not None and found.forces is not None and found.virial is not None:
         out["energy"] = _residual(found.energy, batch.labels["energy"], 1 / batch.n_atoms)
         out["forces"] = _residual(found.forces.double(), batch.labels["forces"], per_atom=True)
-        volume = batch.inputs[-1].view(-1, 1, 1)
+        volume = batch.input("volume").view(-1, 1, 1)
         out["stress"] = _residual(found.virial / volume, batch.labels["stress"])
     for name, head in network.named_heads():
         weight = 1 / head.component_scales

@@ -341,7 +341,7 @@ def presented(network: Network, found: Any, batch: Batch) -> dict[str, tuple[Ten
     if found.energy is not None:
         out["energy"] = (found.energy / batch.n_atoms, batch.labels["energy"] / batch.n_atoms)
         out["forces"] = (found.forces.double(), batch.labels["forces"])
-        out["stress"] = (found.virial / batch.inputs[-1].view(-1, 1, 1), batch.labels["stress"])
+        out["stress"] = (found.virial / batch.input("volume").view(-1, 1, 1), batch.labels["stress"])
     for name, head in network.named_heads():
         out[name] = (head.present(found.heads[name]), head.present(batch.labels[name]))
     return {name: (value.detach(), label) for name, (value, label) in out.items()}
@@ -352,7 +352,7 @@ def by_structure(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The sum of a measure of all errors of each structure: float64[G]."""
     out = torch.zeros(len(batch), dtype=torch.float64)
-    structure = batch.inputs[4].cpu()
+    structure = batch.input("structure").cpu()
     for residual in found.values():
         values = measure(residual.error.detach()).double().cpu().reshape(len(residual.error), -1).sum(1)
         out = out.index_add(0, structure, values) if residual.per_atom else out + values
@@ -385,7 +385,9 @@ def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
     values = batch.labels[name].cpu().abs()
     values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
     if len(values) != len(batch):  # of atoms
-        values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(0, batch.inputs[4].cpu(), values, "amax")
+        values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(
+            0, batch.input("structure").cpu(), values, "amax"
+        )
     return (values / batch.n_atoms.cpu() if name == ENERGY else values).numpy()
 
 

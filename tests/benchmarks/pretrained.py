@@ -30,7 +30,7 @@ def header(*packages: str) -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {python}, {versions}"
 
 
-def crystals(data: Path, count: int) -> dict[str, Structure]:
+def crystals(data: Path, count: int, rattle: float = RATTLE, strain: float = STRAIN) -> dict[str, Structure]:
     """Crystals of the Materials Project by their ids, drawn at random, strained and rattled.
 
     The smaller number are the first of the larger, and a crystal is always the same.
@@ -38,6 +38,8 @@ def crystals(data: Path, count: int) -> dict[str, Structure]:
     Args:
         data: Folder with `SOURCE`.
         count: How many.
+        rattle: Angstrom, of each coordinate.
+        strain: Of each component.
     """
     with gzip.open(data / SOURCE, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -45,16 +47,18 @@ def crystals(data: Path, count: int) -> dict[str, Structure]:
         raise SystemExit(f"{SOURCE} has {len(rows)} crystals, not {count}")
     chosen = np.random.default_rng(SEED).permutation(len(rows))[:count].tolist()
     return {
-        rows[row]["material_id"]: distorted(structure_from_cif(rows[row]["cif"])[0], np.random.default_rng((SEED, row)))
+        rows[row]["material_id"]: distorted(
+            structure_from_cif(rows[row]["cif"])[0], np.random.default_rng((SEED, row)), rattle, strain
+        )
         for row in chosen
     }
 
 
-def distorted(structure: Structure, rng: np.random.Generator) -> Structure:
+def distorted(structure: Structure, rng: np.random.Generator, rattle: float, strain: float) -> Structure:
     """A crystal with a random symmetric strain and normal displacements."""
-    strain = rng.normal(0, STRAIN, (3, 3))
-    cell = structure.cell @ (np.eye(3) + (strain + strain.T) / 2)
-    positions = structure.frac_coord @ cell + rng.normal(0, RATTLE, (len(structure), 3))
+    deformation = rng.normal(0, strain, (3, 3))
+    cell = structure.cell @ (np.eye(3) + (deformation + deformation.T) / 2)
+    positions = structure.frac_coord @ cell + rng.normal(0, rattle, (len(structure), 3))
     return Structure.from_cartesian(structure.atomic_number, positions, cell, pbc=True)
 
 

@@ -238,20 +238,21 @@ def test_a_batch_in_parts_is_the_same_batch(stores: tuple[GraphStore, GraphStore
     split = batch.split(parts)
     assert len(split) == min(parts, len(batch))
     assert [place for part in split for place in places(part)] == places(batch)
-    first = np.cumsum([0, *(len(part.inputs[0]) for part in split)]).tolist()
-    slots = batch.inputs[2].shape[1]
-    moved = [
-        (p.inputs[0], p.inputs[1], p.inputs[2] + atom, p.inputs[3] + atom * slots, p.inputs[5], p.n_atoms)
-        for p, atom in zip(split, first, strict=False)
-    ]
-    whole = (*batch.inputs[:4], batch.inputs[5], batch.n_atoms)
-    assert all(
-        torch.equal(torch.cat(pieces), all_) for pieces, all_ in zip(zip(*moved, strict=True), whole, strict=True)
-    )
+    first = np.cumsum([0, *(len(part.input("atomic_number")) for part in split)]).tolist()
+    slots = batch.input("neighbors").shape[1]
+    shifts = {"atomic_number": 0, "vectors": 0, "neighbors": 1, "reverse": slots, "volume": 0}
+    for name, shift in shifts.items():
+        pieces = [part.input(name) + shift * atom for part, atom in zip(split, first, strict=False)]
+        assert torch.equal(torch.cat(pieces), batch.input(name)), name
+    assert torch.equal(torch.cat([part.n_atoms for part in split]), batch.n_atoms)
     for part in split:
-        assert torch.equal(torch.bincount(part.inputs[4], minlength=len(part)).double(), part.n_atoms)
-        assert int(part.inputs[2].min()) >= 0
-        assert int(part.inputs[2].max()) < len(part.inputs[0])
+        assert torch.equal(torch.bincount(part.input("structure"), minlength=len(part)).double(), part.n_atoms)
+        assert int(part.input("neighbors").min()) >= 0
+        assert int(part.input("neighbors").max()) < len(part.input("atomic_number"))
+        # Both slots of a pair are of the pair, and its first one is the one that it names.
+        pair, reverse = part.input("pair").reshape(-1), part.input("reverse").reshape(-1)
+        assert torch.equal(pair[reverse], pair)
+        assert torch.equal(pair[part.input("pair_slot")], torch.arange(len(part.input("pair_slot"))))
     for name, values in batch.labels.items():
         assert torch.allclose(torch.cat([part.labels[name] for part in split]), values, 0, 0, equal_nan=True)
 
