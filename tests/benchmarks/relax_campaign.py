@@ -25,7 +25,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +131,9 @@ def torch_sim(structures: Sequence[Structure], model: Path, cores: int, max_step
     return seconds, state.energy.numpy() / np.array([len(s) for s in structures])
 
 
-def print_energies(title: str, ours_: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> None:
+def print_energies(title: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> None:
     """How far relaxed energies are apart."""
-    difference = ours_ - theirs
+    difference = mine - theirs
     equal = np.abs(difference) <= TOLERANCE
     print(
         f"{title}: final energies of {len(names)} crystals within {1e3 * TOLERANCE:g} meV/atom for {equal.mean():.1%}; "
@@ -183,10 +182,9 @@ def main() -> None:
         f"\nequiscreen / SevenNet + ASE: {rates[Optimizer.LBFGS] / theirs:.1f}; with FIRE too "
         f"{rates[Optimizer.FIRE] / theirs:.1f}"
     )
-    print_energies(
-        "beside SevenNet + ASE", energies[Optimizer.LBFGS][: len(few)], np.array([one[1] for one in found]), names
-    )
-    print_energies("beside TorchSim", energies[Optimizer.LBFGS][: len(few)], batched, names[: len(few)])
+    one_by_one, ours_ = np.array([one[1] for one in found]), energies[Optimizer.LBFGS][: len(few)]
+    print_energies("beside SevenNet + ASE", ours_, one_by_one, names[: len(few)])
+    print_energies("beside TorchSim", ours_, batched, names[: len(few)])
     print_energies("L-BFGS beside FIRE", energies[Optimizer.LBFGS], energies[Optimizer.FIRE], names)
     hours = WBM / (rates[Optimizer.LBFGS] / arguments.cores * NODE_CORES) / 3600
     print(
@@ -196,7 +194,7 @@ def main() -> None:
 
 
 def _named(name: str, structure: Structure) -> Any:
-    atoms = replace(structure).to_ase()
+    atoms = structure.to_ase()
     atoms.info["name"] = name
     return atoms
 
