@@ -511,51 +511,6 @@ def relax(
 
 
 @app.command()
-def hull(
-    scores: Annotated[str, typer.Argument(metavar="S.zarr", help="Scores of a screen or a relaxation, or their URL.")],
-    references: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Phases that compete: pymatgen's entries (.json, .json.gz), a dataset of ours, or a table (.csv, "
-            ".csv.gz, .parquet) with formula and energy_per_atom or formation_energy_per_atom. Repeatable. Nothing: "
-            "the candidates alone, which gives lower bounds."
-        ),
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Dataset to write.  [default: S.hull.zarr]")] = None,
-    scheme: Annotated[
-        str | None, typer.Option(help="Which energies tables hold: mp-uncorrected, mp2020-corrected, omat24, ...")
-    ] = None,
-    store: Annotated[str | None, typer.Option(help="Graph store of the candidates, if it was moved.")] = None,
-    unrelaxed_references: Annotated[
-        bool, typer.Option("--unrelaxed-references", help="Take unrelaxed datasets as references of relaxed ones.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure every structure against the convex hull of known phases.
-
-    The dataset holds all of S.zarr, and energy_above_hull (negative: below the hull of the references), the same with
-    all candidates in it (energy_above_joint_hull), formation energies and products of decomposition. Energies of
-    scheme mp-uncorrected get the MP2020 corrections, once, candidates and references alike; schemes that do not mix
-    are refused. Of structures that were not relaxed the names end in _unrelaxed.
-    """
-    from .export import convex_hull
-
-    target = out or convex_hull.hull_path(scores)
-    with _resumable():
-        found = convex_hull.hull(
-            scores,
-            references or (),
-            target,
-            scheme=scheme,
-            store=store,
-            unrelaxed_references=unrelaxed_references,
-            overwrite=overwrite,
-            progress=True,
-        )
-    print(convex_hull.account(found, target))
-
-
-@app.command()
 def info(
     path: Annotated[
         str, typer.Argument(help="A store or scores dataset, also at a URL; a run folder, checkpoint or ONNX model.")

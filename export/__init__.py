@@ -6,7 +6,6 @@ which needs TorchSim, are loaded when they are asked for.
 
 from typing import Any
 
-from .convex_hull import hull
 from .filescreen import screen_files
 from .relaxation import RelaxSettings, relax_structures
 from .relaxing import relax
@@ -20,7 +19,6 @@ __all__ = [
     "OnnxPotential",
     "RelaxSettings",
     "export_onnx",
-    "hull",
     "open_scores",
     "relax",
     "relax_structures",
