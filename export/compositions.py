@@ -1,0 +1,112 @@
+"""Compositions: each has a number, its elements are its chemical system."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from ase.formula import Formula
+from numpy.typing import NDArray
+
+from ..pipeline.errors import ConfigError
+
+# Atomic numbers, ascending.
+System = tuple[int, ...]
+_PLAIN = re.compile(r"(?:[A-Z][a-z]?\d*)+")
+_TERM = re.compile(r"([A-Z][a-z]?)(\d*)")
+
+
+class Compositions:
+    """Reduced compositions by number, in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[System, tuple[int, ...]], int] = {}
+        self._of_text: dict[str, int] = {}
+        self._items: list[tuple[System, tuple[int, ...]]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, amounts: Iterable[tuple[int, int]]) -> int:
+        """The number of a composition.
+
+        Args:
+            amounts: Atomic number and count of each element, with or without a common divisor.
+        """
+        elements, counts = zip(*sorted(amounts), strict=True)
+        divisor = gcd(*counts)
+        key = (elements, tuple(count // divisor for count in counts))
+        number = self._numbers.setdefault(key, len(self._items))
+        if number == len(self._items):
+            self._items.append(key)
+        return number
+
+    def of_formula(self, text: str) -> int:
+        """The number of a formula.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        number = self._of_text.get(text)
+        if number is None:
+            number = self._of_text[text] = self.add(parsed(text).items())
+        return number
+
+    def system(self, number: int) -> System:
+        """The elements of a composition."""
+        return self._items[number][0]
+
+    def counts(self, number: int) -> tuple[int, ...]:
+        """Atoms of each of its elements."""
+        return self._items[number][1]
+
+    def symbols(self, number: int) -> tuple[str, ...]:
+        """Symbols of its elements."""
+        return tuple(chemical_symbols[element] for element in self.system(number))
+
+    def fractions(self, numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Atomic fractions of compositions of one system: float64[n, elements of the system]."""
+        counts = np.array([self._items[number][1] for number in np.asarray(numbers).tolist()], dtype=np.float64)
+        return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+
+    def formula(self, number: int) -> str:
+        """Reduced, metals first."""
+        return _formula(*self._items[number])
+
+    def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
+        """Compositions put together by their systems, small systems first."""
+        found: dict[System, list[int]] = {}
+        for number in numbers:
+            found.setdefault(self._items[number][0], []).append(number)
+        ordered = sorted(found.items(), key=lambda item: (len(item[0]), item[0]))
+        return {system: np.array(members, dtype=np.int64) for system, members in ordered}
+
+
+def parsed(text: str) -> dict[int, int]:
+    """Counts by atomic number.
+
+    Raises:
+        ConfigError: No formula of whole numbers of known elements.
+    """
+    counts: dict[int, int] = {}
+    try:
+        if _PLAIN.fullmatch(text):
+            for symbol, count in _TERM.findall(text):
+                counts[atomic_numbers[symbol]] = counts.get(atomic_numbers[symbol], 0) + int(count or 1)
+        else:  # brackets
+            counts = {atomic_numbers[symbol]: count for symbol, count in Formula(text.strip()).count().items()}
+    except (KeyError, ValueError, TypeError):
+        counts = {}
+    if not counts or min(counts) < 1 or min(counts.values()) < 1:
+        raise ConfigError(f"{text!r} is no chemical formula of whole numbers")
+    return counts
+
+
+@lru_cache(maxsize=1 << 16)
+def _formula(elements: System, counts: tuple[int, ...]) -> str:
+    symbols = {chemical_symbols[element]: count for element, count in zip(elements, counts, strict=True)}
+    return f"{Formula.from_dict(symbols):metal}"

@@ -1,0 +1,268 @@
+"""Hull distances per second, beside a loop over pymatgen's `PhaseDiagram`, on one core.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/hull_rate.py --data FOLDER [--candidates 1000000]
+
+Candidates have compositions of the Materials Project (`mp_20_val`) whose elements were swapped at random, and energies
+drawn at random around the elements'. They are measured against elemental references and the crystals of `mp_20_val`,
+as a table of formation energies; since these fill few of the systems, a second case has candidates of the 14 most
+frequent elements only, and 20,000 references made like them: about 100 for a ternary system. `equiscreen.export.hull`
+reads and writes datasets; the loop over pymatgen starts from entries in memory, with one phase diagram for each
+chemical system, or one for each candidate as is often seen. It runs on some of the same systems, and the distances are
+compared. The last line is for corrections: the crystals of `mp_20_val` themselves, as uncorrected energies, from their
+graph store. Prints what `hull_rate.txt` keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+import platform
+import resource
+import tempfile
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equiscreen.export import hull
+from equiscreen.export.compositions import Compositions
+from equiscreen.export.energy_rows import ScoredEnergies
+from equiscreen.export.references import References, read_references
+from equiscreen.export.scores import SCORES_SCHEMA, STATUS_MEANINGS, formulas
+from equiscreen.pipeline import GraphStore, featurize
+from equiscreen.pipeline.compaction import Compaction, create_arrays, finish_store, offsets_of, shard_tasks, write_shard
+from equiscreen.pipeline.parts import PartArray, PartKey, write_part
+from equiscreen.pipeline.rows import PartRows
+from equiscreen.pipeline.schema import STRUCTURE, TEXT, ArraySpec, flags
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition
+
+SEED = 7
+PART = 65_536
+MEAN, SPREAD = 0.15, 0.2  # of formation energies, eV/atom
+SYSTEMS, PER_SYSTEM = 60, 200
+MOST = 8  # elements of a prototype; those of the set have three
+# The second case: as dense as the Materials Project is among frequent elements.
+DENSE_ELEMENTS, DENSE_REFERENCES = 14, 20_000
+SPECS = (
+    *(ArraySpec(name, (STRUCTURE,), TEXT) for name in ("structure_id", "formula")),
+    ArraySpec("n_atoms", (STRUCTURE,), "int32"),
+    ArraySpec("status", (STRUCTURE,), "uint8", flags(STATUS_MEANINGS)),
+    *(ArraySpec(name, (STRUCTURE,), "float64") for name in ("energy", "energy_per_atom")),
+)
+
+
+def write_scores(path: Path, parts: Iterator[dict[str, PartArray]], **attrs: Any) -> Path:
+    """A relaxed dataset of some rows."""
+    folder = path.with_suffix(".parts")
+    folder.mkdir()
+    receipts = []
+    for number, arrays in enumerate(parts):
+        size = len(arrays["energy"])
+        arrays["status"] = np.zeros(size, np.uint8)
+        receipts.append(write_part(folder, PartKey(number, 0, size), arrays, {"read": size}, {}))
+    rows = offsets_of([receipt.counts["read"] for receipt in receipts])
+    sources = tuple(PartRows(folder, receipt.key, {}) for receipt in receipts)
+    work = Compaction(path, SPECS, sources, {STRUCTURE: rows}, None, None, rows)
+    create_arrays(work)
+    digests = {key: value for task in shard_tasks(work) for key, value in write_shard(work, task).items()}
+    finish_store(path, digests, {"schema": SCORES_SCHEMA, "kind": "relaxed", **attrs})
+    return path
+
+
+def swapped(
+    prototypes: list[tuple[int, ...]], elements: dict[str, float], count: int, seed: int = SEED
+) -> Iterator[dict[str, PartArray]]:
+    """Candidates: counts of prototypes on other elements."""
+    rng = np.random.default_rng(seed)
+    symbols = sorted(elements)
+    for start in range(0, count, PART):
+        size = min(PART, count - start)
+        arrays: dict[str, Any] = {"formula": [], "n_atoms": np.zeros(size, np.int32), "energy": np.zeros(size)}
+        formation = rng.normal(MEAN, SPREAD, size)
+        kinds = rng.integers(len(prototypes), size=size)
+        places = np.argsort(rng.random((size, len(symbols))), axis=1)[:, :MOST]
+        for row in range(size):
+            counts = prototypes[kinds[row]]
+            chosen = [symbols[place] for place in places[row, : len(counts)].tolist()]
+            total = sum(counts)
+            elemental = sum(elements[symbol] * n for symbol, n in zip(chosen, counts, strict=True))
+            arrays["formula"].append("".join(f"{symbol}{n}" for symbol, n in zip(chosen, counts, strict=True)))
+            arrays["n_atoms"][row], arrays["energy"][row] = total, elemental + total * formation[row]
+        arrays["energy_per_atom"] = arrays["energy"] / arrays["n_atoms"]
+        arrays["structure_id"] = [f"candidate-{start + row}" for row in range(size)]
+        yield arrays
+
+
+def pymatgen_rates(found: Any, references: References, compositions: Compositions) -> tuple[float, float, float, int]:
+    """Candidates per second with one diagram for a system and with one for each candidate; the largest difference."""
+    entries = [
+        PDEntry(Composition(compositions.formula(number)), energy * sum(compositions.counts(number)))
+        for number, energy in zip(references.composition.tolist(), references.energy.tolist(), strict=True)
+    ]
+    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    texts = found["formula"].values[:PART].tolist()
+    for row, text in enumerate(texts):
+        rows[compositions.system(compositions.of_formula(text))].append(row)
+    systems = [list(rows)[place] for place in np.random.default_rng(SEED).permutation(len(rows))[:SYSTEMS]]
+    # The rows of all candidates in these systems, not only of the first part.
+    wanted = set(systems)
+    picked: dict[tuple[int, ...], list[tuple[str, float, float]]] = defaultdict(list)
+    energy, above = found["corrected_energy_per_atom"].values, found["energy_above_hull"].values
+    for row, text in enumerate(found["formula"].values.tolist()):
+        system = compositions.system(compositions.of_formula(text))
+        if system in wanted:
+            picked[system].append((text, float(energy[row]), float(above[row])))
+    shared = single = worst = 0.0
+    count = 0
+    for system, all_candidates in picked.items():
+        candidates = all_candidates[:PER_SYSTEM]
+        near = [entry for entry in entries if {element.Z for element in entry.composition.elements} <= set(system)]
+        mine = [PDEntry(Composition(text), e * Composition(text).num_atoms) for text, e, _ in candidates]
+        begin = time.perf_counter()
+        diagram = PhaseDiagram(near)
+        distances = [diagram.get_e_above_hull(entry, allow_negative=True) for entry in mine]
+        shared += time.perf_counter() - begin
+        begin = time.perf_counter()
+        for entry in mine[:3]:
+            PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
+        single += (time.perf_counter() - begin) / len(mine[:3]) * len(mine)
+        worst = max(worst, *(abs(a - b) for a, (_, _, b) in zip(distances, candidates, strict=True)))
+        count += len(mine)
+    return count / shared, count / single, worst, count
+
+
+def corrected_rate(data: Path, rows: list[dict[str, str]], folder: Path) -> tuple[int, float]:
+    """Structures per second with corrections of their own."""
+    with (folder / "crystals.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "cif"])
+        table.writerows((row["material_id"], row["cif"]) for row in rows)
+    featurize(folder / "crystals.csv", folder / "g.zarr", cutoff=5.0, scheduler="threads", id_field="id")
+    graphs = GraphStore(folder / "g.zarr")
+    block = graphs.block(0, len(graphs), labels=False)
+    arrays: dict[str, PartArray] = {
+        "structure_id": graphs.column("structure_id").tolist(),
+        "formula": formulas(block).tolist(),
+        "n_atoms": block.n_atoms,
+        "energy": -4.0 * block.n_atoms,
+        "energy_per_atom": np.full(len(block), -4.0),
+    }
+    store = {"path": str(graphs.path), "store_hash": graphs.store_hash}
+    scores = write_scores(
+        folder / "c.zarr", iter([arrays]), graph_store=store, model={"energy_scheme": "mp-uncorrected"}
+    )
+    begin = time.perf_counter()
+    hull(scores, data / "mp/mp_elemental_reference_entries.json.gz")
+    return len(graphs), len(graphs) / (time.perf_counter() - begin)
+
+
+def measure(scores: Path, entries: Path, table: Path) -> None:
+    """Time the hull of some scores beside pymatgen, and print it."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    found = hull(scores, [entries, table], scheme="mp2020-corrected")
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    compositions = Compositions()
+    references = read(entries, table, scores, compositions)
+    count, systems = found.sizes[STRUCTURE], set()
+    for text in found["formula"].values.tolist():
+        systems.add(compositions.system(compositions.of_formula(text)))
+    below = found.attrs["hull"]["below_hull"]
+    print(
+        f"{count:,} candidates in {len(systems):,} systems, {len(references.energy):,} references, {below:,} "
+        "candidates below their hull"
+    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    rate = count / seconds
+    print(
+        f"  equiscreen, files included: {seconds:.1f} s ({cpu:.1f} s of CPU), {rate:,.0f} candidates/s, {memory:.2f} "
+        "GB of memory"
+    )
+    shared, single, worst, tried = pymatgen_rates(found, references, compositions)
+    print(f"  pymatgen, a diagram for each candidate: {single:,.0f} candidates/s; equiscreen {rate / single:,.0f}x")
+    print(f"  pymatgen, a diagram for each system:    {shared:,.0f} candidates/s; equiscreen {rate / shared:,.0f}x")
+    print(f"  largest difference of {tried:,} distances: {worst:.1e} eV/atom", flush=True)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with mp/")
+    parser.add_argument("--candidates", type=int, default=1_000_000)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "pymatgen", "scipy", "numpy"))
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 of {os.cpu_count()} cores, {packages}")
+    with gzip.open(given.data / "mp/mp_20_val.csv.gz", "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    amounts = [Composition(row["pretty_formula"]).get_el_amt_dict() for row in rows]
+    prototypes = [tuple(int(n) for n in some.values()) for some in amounts if len(some) > 1]
+    entries = given.data / "mp/mp_elemental_reference_entries.json.gz"
+    model = {"energy_scheme": "mp2020-corrected"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        elements = elemental(entries, folder)
+        known = folder / "known.csv"
+        with known.open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["id", "formula", "formation_energy_per_atom"])
+            out.writerows((r["material_id"], r["pretty_formula"], r["formation_energy_per_atom"]) for r in rows)
+        candidates = swapped(prototypes, elements, given.candidates)
+        measure(write_scores(folder / "all.zarr", candidates, model=model), entries, known)
+
+        frequent = Counter(symbol for some in amounts for symbol in some).most_common(DENSE_ELEMENTS)
+        few = {symbol: elements[symbol] for symbol, _ in frequent}
+        dense = folder / "dense.csv"
+        with dense.open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["id", "formula", "energy_per_atom"])
+            for part in swapped(prototypes, few, DENSE_REFERENCES, seed=SEED + 1):
+                numbers = (f"known-{row}" for row in range(len(part["formula"])))
+                out.writerows(zip(numbers, part["formula"], map(float, part["energy_per_atom"]), strict=True))
+        candidates = swapped(prototypes, few, max(1, given.candidates // 5))
+        measure(write_scores(folder / "few.zarr", candidates, model=model), entries, dense)
+
+        n, with_corrections = corrected_rate(given.data, rows, folder)
+        print(
+            f"with corrections by structure (mp_20_val, {n:,} crystals, elements as references): "
+            f"{with_corrections:,.0f} structures/s"
+        )
+
+
+def read(entries: Path, table: Path, scores: Path, compositions: Compositions) -> References:
+    """The references as the hull reads them."""
+    from equiscreen.export.corrections import MP2020  # noqa: PLC0415 - beside its only use
+
+    candidates = ScoredEnergies(scores)
+    return read_references([entries, table], candidates, compositions, MP2020(), scheme="mp2020-corrected")
+
+
+def elemental(entries: Path, folder: Path) -> dict[str, float]:
+    """Energies of the elements, eV/atom."""
+    one: dict[str, PartArray] = {
+        "structure_id": ["x"],
+        "formula": ["Fe"],
+        "n_atoms": np.ones(1, np.int32),
+        "energy": np.zeros(1),
+        "energy_per_atom": np.zeros(1),
+    }
+    scores = write_scores(folder / "one.zarr", iter([one]), model={"energy_scheme": "mp2020-corrected"})
+    compositions = Compositions()
+    from equiscreen.export.corrections import MP2020  # noqa: PLC0415 - beside its only use
+
+    references = read_references([entries], ScoredEnergies(scores), compositions, MP2020())
+    return {
+        compositions.symbols(number)[0]: energy
+        for number, energy in zip(references.composition.tolist(), references.energy.tolist(), strict=True)
+    }
+
+
+if __name__ == "__main__":
+    main()
