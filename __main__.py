@@ -29,7 +29,14 @@ app = typer.Typer(
 )
 
 # What to install for modules that are not part of the base.
-_EXTRAS = {"pymatgen": "generate", "ase_db_backends": "lmdb", "httpx": "remote", "s3fs": "remote", "aiohttp": "remote"}
+_EXTRAS = {
+    "pymatgen": "generate",
+    "smact": "select",
+    "ase_db_backends": "lmdb",
+    "httpx": "remote",
+    "s3fs": "remote",
+    "aiohttp": "remote",
+}
 
 Overwrite = Annotated[bool, typer.Option(help="Replace what is at --out.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N structures.")]
@@ -355,7 +362,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Keep these alone of energy, forces, stress and heads: energy by itself takes a third of the time.",
+            help="Keep these alone of energy, forces, stress and heads: energy by itself takes less than a third of "
+            "the time.",
         ),
     ] = None,
     float64: Annotated[bool, typer.Option("--float64", help="Compute in float64; several times slower.")] = False,
@@ -400,13 +408,32 @@ def screen(
             "`featurize` takes.",
         ),
     ],
-    model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`.")],
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            help="ONNX file from `equiscreen export`; again for more of the same energies, which give mean and spread."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
     limit: Limit = None,
     estimate: Estimate = False,
     device: Annotated[
         str, typer.Option(help="cpu; cuda, or cuda:1 and so on; auto takes a GPU if there is one.")
     ] = "cpu",
+    max_edges: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Structures with more edges are too large (100,000; an edge takes some 30 kB with 7net-0).",
+            show_default=False,
+        ),
+    ] = None,
+    min_distance: Annotated[
+        float | None, typer.Option(help="Mark structures with atoms closer than so many angstrom as extrapolating.")
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Keep the scores that are there, and score what the store has gained.")
+    ] = False,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
@@ -417,20 +444,31 @@ def screen(
     columns along or to say formats and names calls `featurize` and screens its store.
 
     Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress, with units, for each
-    structure, and a status that says why one could not be scored. A run that was stopped goes on when the same words
-    are said again.
+    structure, and a status that says why one could not be scored; of several models also energy_std and
+    energy_members. A run that was stopped goes on when the same words are said again.
     """
     from .export import filescreen, screening
+    from .export.scores import MAX_SCORED_EDGES
 
     if estimate:
         print(filescreen.estimate(sources, model, out, limit))
         return
     settings: dict[str, Any] = {"limit": limit, "overwrite": overwrite, "scheduler": scheduler, "progress": True}
+    settings["append"] = append
     with _resumable():
         graphs = filescreen.prepare_graphs(sources, model, out, **settings)
         if graphs.account:
             print(graphs.account, flush=True)  # scoring may take hours
-        scores = screening.screen(graphs.path, model, out, device=device, **settings)
+        scores = screening.screen(
+            graphs.path,
+            model,
+            out,
+            device=device,
+            max_edges=max_edges or MAX_SCORED_EDGES,
+            min_distance=min_distance,
+            command=screening.command_line(sys.argv[1:]),
+            **settings,
+        )
     print(screening.account(scores, out))
 
 
@@ -508,6 +546,119 @@ def relax(
             progress=True,
         )
     print(relaxing.account(relaxed, out))
+
+
+@app.command()
+def hull(
+    scores: Annotated[str, typer.Argument(metavar="S.zarr", help="Scores of a screen or a relaxation, or their URL.")],
+    references: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Phases that compete: pymatgen's entries (.json, .json.gz), a dataset of ours, or a table (.csv, "
+            ".csv.gz, .parquet) with formula and energy_per_atom or formation_energy_per_atom. Repeatable. Nothing: "
+            "the candidates alone, which gives lower bounds."
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Dataset to write.  [default: S.hull.zarr]")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Which energies tables hold: mp-uncorrected, mp2020-corrected, omat24, ...")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Graph store of the candidates, if it was moved.")] = None,
+    unrelaxed_references: Annotated[
+        bool, typer.Option("--unrelaxed-references", help="Take unrelaxed datasets as references of relaxed ones.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure every structure against the convex hull of known phases.
+
+    The dataset holds all of S.zarr, and energy_above_hull (negative: below the hull of the references), the same with
+    all candidates in it (energy_above_joint_hull), formation energies and products of decomposition. Energies of
+    scheme mp-uncorrected get the MP2020 corrections, once, candidates and references alike; schemes that do not mix
+    are refused. Of structures that were not relaxed the names end in _unrelaxed.
+    """
+    from .export import convex_hull
+
+    target = out or convex_hull.hull_path(scores)
+    with _resumable():
+        found = convex_hull.hull(
+            scores,
+            references or (),
+            target,
+            scheme=scheme,
+            store=store,
+            unrelaxed_references=unrelaxed_references,
+            overwrite=overwrite,
+            progress=True,
+        )
+    print(convex_hull.account(found, target))
+
+
+@app.command()
+def select(
+    scores: Annotated[str, typer.Argument(metavar="S.zarr", help="Scores of a screen, relaxation or hull, or a URL.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help='Filter: "energy_above_hull < 0.05 and n_atoms <= 20", \'status in ["ok", "not_converged"]\'. '
+            "and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max, isnan; names are the columns of S.zarr "
+            "and those that a selection adds."
+        ),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The best N.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Column to rank by, lowest first; -COLUMN: highest first.  [default: energy_above_hull]"),
+    ] = None,
+    elements_only: Annotated[list[str] | None, typer.Option(help="Of these elements alone: Li,Fe,O.")] = None,
+    elements_any: Annotated[list[str] | None, typer.Option(help="With one of these elements.")] = None,
+    exclude_elements: Annotated[list[str] | None, typer.Option(help="With none of these elements.")] = None,
+    pareto: Annotated[
+        list[str] | None,
+        typer.Option(help="Two or more columns, what no other beats in all of them: energy_above_hull,-band_gap."),
+    ] = None,
+    per_system: Annotated[int | None, typer.Option(min=1, help="At most so many of one chemical system.")] = None,
+    per_prototype: Annotated[int | None, typer.Option(min=1, help="At most so many of one prototype.")] = None,
+    uncertainty_weight: Annotated[
+        float, typer.Option(min=0.0, help="Rank by the value plus so many standard deviations.")
+    ] = 0.0,
+    known: Annotated[str | None, typer.Option(metavar="G.zarr", help="Graph store of known crystals.")] = None,
+    output_format: Annotated[
+        str, typer.Option("--format", help="Of cif, extxyz, parquet, vasp, vasp-static, zarr.")
+    ] = "cif,zarr",
+    store: Annotated[str | None, typer.Option(help="Graph store of the scores, if it was moved.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Choose the best structures of a screen, and write them.
+
+    Only rows of status ok take part (unless the filter speaks of status); how many were left out for what reason is
+    printed. Columns say which are charge-neutral, magnetic, of which prototype, and with --known which are new; they
+    are computed for what comes through the other conditions and may stand in the filter, too.
+
+        equiscreen select hull.zarr --out best --where "energy_above_hull < 0.05 and n_atoms <= 20" --top 100
+    """
+    from .export import selection
+
+    found = selection.select(
+        scores,
+        out,
+        where,
+        top=top,
+        by=by,
+        elements_only=elements_only or (),
+        elements_any=elements_any or (),
+        exclude_elements=exclude_elements or (),
+        pareto=pareto or (),
+        per_system=per_system,
+        per_prototype=per_prototype,
+        uncertainty_weight=uncertainty_weight,
+        known=known,
+        formats=(output_format,),
+        store=store,
+        overwrite=overwrite,
+        progress=True,
+    )
+    print(selection.account(found, out))
 
 
 @app.command()

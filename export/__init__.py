@@ -6,24 +6,33 @@ which needs TorchSim, are loaded when they are asked for.
 
 from typing import Any
 
+from .comparison import compare, join_energies
+from .convex_hull import hull
 from .filescreen import screen_files
 from .relaxation import RelaxSettings, relax_structures
 from .relaxing import relax
 from .runtime import OnnxPotential
 from .scores import open_scores
 from .screening import screen
+from .selection import select
+from .tables import to_parquet
 
 __all__ = [
     "OnnxCalculator",
     "OnnxModel",
     "OnnxPotential",
     "RelaxSettings",
+    "compare",
     "export_onnx",
+    "hull",
+    "join_energies",
     "open_scores",
     "relax",
     "relax_structures",
     "screen",
     "screen_files",
+    "select",
+    "to_parquet",
 ]
 
 

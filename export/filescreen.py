@@ -27,8 +27,10 @@ from ..pipeline.store import GraphStore
 from ..pipeline.structure import MAX_ATOMS
 from ..pipeline.target import ROOT_FILE, Target
 from . import screening
+from .committee import Committee, Models
 from .devices import CPU
-from .runtime import DEFAULT_SLOTS, OnnxPotential
+from .runtime import DEFAULT_SLOTS
+from .scores import MAX_SCORED_EDGES
 
 Sources = Sequence[str | Path] | str | Path
 
@@ -48,10 +50,12 @@ class PreparedGraphs:
 
 def screen_files(
     sources: Sources,
-    model: str | Path,
+    model: Models,
     out: str | Path,
     *,
     slots: int = DEFAULT_SLOTS,
+    max_edges: int = MAX_SCORED_EDGES,
+    min_distance: float | None = None,
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
@@ -70,9 +74,11 @@ def screen_files(
 
     Args:
         sources: As for `pipeline.featurize`; or one graph store, which is screened as it stands.
-        model: ONNX file made by `export_onnx`.
+        model: ONNX file made by `export_onnx`, or several, see `screening.screen`.
         out: Scores dataset to write.
         slots: Neighbour slots evaluated at once.
+        max_edges: Structures with more edges are too large.
+        min_distance: Angstrom, see `screening.screen`.
         device: What workers compute with, see `devices.providers`.
         scheduler: See `pipeline.cluster.connect`.
         limit: Read only so many records.
@@ -97,6 +103,8 @@ def screen_files(
         model,
         out,
         slots=slots,
+        max_edges=max_edges,
+        min_distance=min_distance,
         device=device,
         scheduler=scheduler,
         limit=limit,
@@ -107,11 +115,12 @@ def screen_files(
 
 def prepare_graphs(
     sources: Sources,
-    model: str | Path,
+    model: Models,
     out: str | Path,
     *,
     scheduler: str | None = None,
     limit: int | None = None,
+    append: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> PreparedGraphs:
@@ -121,10 +130,11 @@ def prepare_graphs(
 
     Args:
         sources: As for `screen_files`, like all others.
-        model: ONNX file.
+        model: ONNX file, or several, the widest of whose cutoffs counts.
         out: Where the scores will be.
         scheduler: See `pipeline.cluster.connect`.
         limit: Read only so many records.
+        append: Whether scores are appended to, which is for stores alone.
         overwrite: Replace a store that is damaged or of other graphs.
         progress: Show progress on standard error.
 
@@ -138,7 +148,11 @@ def prepare_graphs(
     given = _given_store(named)
     if given is not None:
         return PreparedGraphs(given, "")
-    cutoff = OnnxPotential.load(model, threads=1).cutoff
+    if append:
+        raise ConfigError(
+            "append is for a graph store: `equiscreen featurize --append` the files to it, then screen it"
+        )
+    cutoff = Committee.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
     # Before the work, not after it; a run that was killed as it gave the scores their name is for `screen` to finish.
     if not overwrite and scores.exists() and not scores.working_folder.exists():
@@ -162,7 +176,7 @@ def prepare_graphs(
     return PreparedGraphs(path, f"{report}{_where_failures_are(report.failed)}")
 
 
-def estimate(sources: Sources, model: str | Path, out: str | Path, limit: int | None = None) -> str:
+def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None = None) -> str:
     """What both halves of `screen_files` would take, from a sample: a line each.
 
     Raises:
@@ -174,7 +188,7 @@ def estimate(sources: Sources, model: str | Path, out: str | Path, limit: int | 
     given = _given_store(named)
     if given is not None:
         return screening.estimate(given, model, limit)
-    cutoff = OnnxPotential.load(model, threads=1).cutoff
+    cutoff = Committee.load(model, threads=1).cutoff
     path = graphs_path(out)
     if Target.of(path).exists() and not _wrong_with(path, named, cutoff, limit):
         return f"{_account(GraphStore(path))}\n{screening.estimate(path, model, limit)}"

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import zarr
 from distributed import WorkerPlugin, get_worker
 
-from ..pipeline.errors import ModelFileError
-from ..pipeline.parts import PartKey, Receipt, write_part
-from ..pipeline.store import GraphStore
+from ..pipeline.block import GraphBlock
+from ..pipeline.errors import ModelFileError, StoreError
+from ..pipeline.parts import PartArray, PartKey, Receipt, write_part
+from ..pipeline.potential import Evaluation, OutputSpec, Potential
+from ..pipeline.rows import opened
+from ..pipeline.store import GraphStore, open_root
+from .committee import Committee
 from .runtime import OnnxPotential, read_model
-from .scores import score_block, status_counts
+from .scores import SCORES_SCHEMA, ScoreLimits, score_block, status_counts
 
 CARRIED = ("structure_id", "source", "source_index")
 
@@ -25,18 +34,61 @@ class ScreenTask:
     Attributes:
         number: Of the part.
         start, stop: Structures of the store.
+        begin, end: Those of them that are scored, counted from `start`: a part whose worker died is divided.
         store: The graph store.
+        store_hash: That it had when the run began.
         columns: Input columns to carry along.
-        model_sha256: Names the plugin that holds the session.
+        models: Hashes of the model files, which name the plugins that hold the sessions.
+        limits: On what is scored.
+        folder: Of the parts.
+        given_up: The worker died of this structure alone: it is not evaluated.
+    """
+
+    number: int
+    start: int
+    stop: int
+    begin: int
+    end: int
+    store: Path | str
+    store_hash: str
+    columns: tuple[str, ...]
+    models: tuple[str, ...]
+    limits: ScoreLimits
+    folder: Path
+    given_up: bool = False
+
+    @property
+    def key(self) -> PartKey:
+        """Of its part."""
+        return PartKey(self.number, self.begin, self.end)
+
+    def halves(self) -> Sequence[ScreenTask]:
+        """The same work in two tasks; none if it is one structure."""
+        if self.end - self.begin < 2:
+            return ()
+        middle = (self.begin + self.end) // 2
+        return replace(self, end=middle), replace(self, begin=middle)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """Rows of the scores that are appended to.
+
+    Attributes:
+        number: Of the part.
+        start, stop: Rows of the scores.
+        scores: Where they are.
+        scores_hash: That they had when the run began.
+        names: Of the arrays.
         folder: Of the parts.
     """
 
     number: int
     start: int
     stop: int
-    store: Path | str
-    columns: tuple[str, ...]
-    model_sha256: str
+    scores: Path | str
+    scores_hash: str
+    names: tuple[str, ...]
     folder: Path
 
     @property
@@ -82,13 +134,96 @@ def plugin_name(sha256: str) -> str:
     return f"equiscreen-{sha256}"
 
 
-def screen_part(task: ScreenTask) -> Receipt:
-    """Score one part; the body of a Dask task, on a worker with a `ModelPlugin`."""
-    potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
-    graphs = GraphStore(task.store)
-    arrays = score_block(graphs.block(task.start, task.stop, labels=False), potential)
-    for name in (*CARRIED, *task.columns):
-        values = graphs.column(name, task.start, task.stop)
-        arrays[name] = values.tolist() if values.dtype.kind == "T" else values
-    statuses = list(status_counts(arrays["status"]).values())
-    return write_part(task.folder, task.key, arrays, {"read": task.stop - task.start}, {"status": statuses})
+class TimedPotential:
+    """A potential that adds up the seconds in which it evaluates.
+
+    Args:
+        potential: That is asked.
+    """
+
+    def __init__(self, potential: Committee) -> None:
+        self._potential = potential
+        self.slots = potential.slots
+        self.seconds = 0.0
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self._potential.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that it knows."""
+        return self._potential.elements
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        return self._potential.outputs
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """All outputs for all structures of a block."""
+        begin = time.perf_counter()
+        try:
+            return self._potential.evaluate(block)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+def screen_part(task: ScreenTask | CopyTask) -> Receipt:
+    """Make one part; the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
+    return _copied(task) if isinstance(task, CopyTask) else _scored(task)
+
+
+def _scored(task: ScreenTask) -> Receipt:
+    began = time.perf_counter()
+    plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
+    potential = TimedPotential(Committee([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
+    graphs = opened(str(task.store), task.store_hash)
+    first, last = task.start + task.begin, task.start + task.end
+    arrays: dict[str, PartArray]
+    if task.given_up:
+        arrays = _given_up(graphs.block(first, last, labels=False), potential, task.limits)
+    else:
+        window = None if (first, last) == (task.start, task.stop) else (task.begin, task.end)
+        arrays = dict(score_block(graphs.block(task.start, task.stop, labels=False), potential, task.limits, window))
+    arrays.update(_carried(graphs, task.columns, first, last))
+    notes = {
+        "status": list(status_counts(np.asarray(arrays["status"])).values()),
+        "seconds": 0.0,
+        "evaluating": potential.seconds,
+    }
+    counts = {"read": last - first}
+    notes["seconds"] = time.perf_counter() - began
+    return write_part(task.folder, task.key, arrays, counts, notes)
+
+
+def _given_up(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
+    """Rows of structures that a worker dies of: there was not the memory for them."""
+    return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # more than any has
+
+
+def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) -> dict[str, PartArray]:
+    """Names, places and input columns."""
+    found = {name: graphs.column(name, start, stop) for name in (*CARRIED, *columns)}
+    return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
+
+
+def _copied(task: CopyTask) -> Receipt:
+    root = _opened_scores(str(task.scores), task.scores_hash)
+    arrays: dict[str, PartArray] = {}
+    for name in task.names:
+        array = root[name]
+        assert isinstance(array, zarr.Array)  # noqa: S101 - for the type checker
+        values = np.asarray(array[task.start : task.stop])
+        arrays[name] = values.tolist() if values.dtype.kind in "TO" else values
+    notes = {"status": list(status_counts(np.asarray(arrays["status"])).values()), "seconds": 0.0, "evaluating": 0.0}
+    return write_part(task.folder, task.key, arrays, {"read": task.stop - task.start}, notes)
+
+
+@lru_cache(maxsize=2)
+def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
+    root = open_root(path, SCORES_SCHEMA)
+    if root.attrs.get("store_hash") != scores_hash:
+        raise StoreError(f"{path}: has changed while it was read; run the command again")
+    return root

@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 from equiscreen.export import OnnxPotential, open_scores, screen
 from equiscreen.export.inspection import describe
-from equiscreen.export.scores import NOT_FINITE, OK, UNKNOWN_ELEMENT, score_block
-from equiscreen.export.screening import account, cut, estimate
+from equiscreen.export.runs import cut
+from equiscreen.export.scores import NOT_FINITE, OK, STATUS_MEANINGS, UNKNOWN_ELEMENT, score_block
+from equiscreen.export.screening import PART_EDGES, PART_STRUCTURES, account, estimate
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize
@@ -72,7 +73,9 @@ def test_scores_are_the_networks_with_units_and_provenance(
     assert scores["stress"].attrs["units"] == "eV/angstrom^3"
     assert scores.attrs["graph_store"] == {"path": str(candidates), "store_hash": graphs.store_hash}
     assert scores.attrs["model"]["sha256"] == OnnxPotential.load(model).sha256
-    assert scores.attrs["status_counts"] == {"ok": 31, "unknown_element": 1, "not_finite": 0}
+    assert scores.attrs["status_counts"] == {
+        meaning: {0: 31, 1: 1}.get(i, 0) for i, meaning in enumerate(STATUS_MEANINGS)
+    }
     assert "31 ok, 1 unknown element" in account(scores, "s.zarr")
     assert json.dumps(describe(tmp_path / "s.zarr"))
     xr.testing.assert_identical(open_scores(tmp_path / "s.zarr"), scores)
@@ -102,7 +105,7 @@ def test_an_output_that_exists_and_a_limit(candidates: Path, exported: Callable[
 
 def test_parts_cover_all_structures_and_do_not_depend_on_workers() -> None:
     edges = np.random.default_rng(0).integers(0, 60_000, 1000).astype(np.int32)
-    spans = cut(edges)
+    spans = cut(edges, PART_EDGES, PART_STRUCTURES)
     assert spans[0][0] == 0
     assert spans[-1][1] == 1000
     assert all(a[1] == b[0] for a, b in pairwise(spans))
