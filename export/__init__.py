@@ -9,6 +9,7 @@ from typing import Any
 from .comparison import compare, join_energies
 from .convex_hull import hull
 from .filescreen import screen_files
+from .parity import calibration, parity
 from .relaxation import RelaxSettings, relax_structures
 from .relaxing import relax
 from .runtime import OnnxPotential
@@ -22,11 +23,13 @@ __all__ = [
     "OnnxModel",
     "OnnxPotential",
     "RelaxSettings",
+    "calibration",
     "compare",
     "export_onnx",
     "hull",
     "join_energies",
     "open_scores",
+    "parity",
     "relax",
     "relax_structures",
     "screen",

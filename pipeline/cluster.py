@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,10 @@ Result = TypeVar("Result")
 IN_PROCESS = "threads"
 # Tasks in flight for each worker: enough that none waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
+# A cluster may have none for a while, as its queue has it.
+WITHOUT_WORKERS_S = 300
+# A worker is back after some seconds; its nanny knows a moment later.
+RESTART_S, SETTLE_S = 20, 0.5
 # Workers that may die under a task before it is suspected; more would only cost time, since it is tried again anyway.
 ALLOWED_DEATHS = 1
 
@@ -128,18 +133,15 @@ class _Run(Generic[Item, Result]):
         waiting: Iterator[Item],
         salvage: Salvage[Item] | None,
     ) -> None:
-        from distributed import as_completed  # noqa: PLC0415 - see connect
-
         self.client, self.function, self.waiting, self.salvage = client, function, waiting, salvage
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
-        self.running = as_completed()
+        self.workers = len(client.nthreads())
 
     def submit(self, some: Iterable[Item]) -> None:
         for item in some:
             future = self.client.submit(self.function, item, pure=False)
             self.items[future] = item
-            self.running.add(future)
 
     def fill(self) -> None:
         """Take so many items that every worker there is now has some."""
@@ -150,7 +152,8 @@ class _Run(Generic[Item, Result]):
         """Results until nothing is in flight or waits. `alone` says that a task in flight had no other beside it."""
         from distributed import KilledWorker  # noqa: PLC0415 - see connect
 
-        for future in self.running:
+        while self.items:
+            future = self._next()
             item = self.items.pop(future)
             try:
                 result = future.result()
@@ -163,7 +166,39 @@ class _Run(Generic[Item, Result]):
             future.release()
             self.fill()
 
+    def _next(self) -> Any:
+        """A task that has ended, in whatever way.
+
+        Raises:
+            EquiscreenError: No worker is left, and none has come for a while: a nanny gives up when the worker that it
+                starts dies at once, and a cluster may lose all its nodes.
+        """
+        from distributed import wait  # noqa: PLC0415 - see connect
+
+        while True:
+            try:
+                ended = wait(list(self.items), timeout=WITHOUT_WORKERS_S, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                if not self.client.nthreads():
+                    raise EquiscreenError(
+                        f"no worker is left, and none has come for {WITHOUT_WORKERS_S} s; run the same command again "
+                        "to go on"
+                    ) from None
+            else:
+                return next(future for future in self.items if future in ended)
+
+    def _wait_for_restarts(self) -> None:
+        """Let dead workers come back before they get something that may kill them again.
+
+        A nanny whose worker dies while it starts it gives up, and the worker is lost.
+        """
+        with suppress(TimeoutError):
+            self.client.wait_for_workers(max(1, self.workers), timeout=RESTART_S)
+        self.workers = len(self.client.nthreads())  # one that is lost is not waited for again
+        time.sleep(SETTLE_S)
+
     def _salvage(self, item: Item, salvage: Salvage[Item], *, alone: bool) -> None:
+        self._wait_for_restarts()
         halves = salvage.halves(item)
         if halves:
             self.submit(halves)

@@ -20,7 +20,7 @@ VOIGT_NOTE = "; Voigt order xx, yy, zz, yz, xz, xy"
 _TENSOR_DIMS = {3: CARTESIAN, 6: "voigt"}
 TEXT = "text"
 # Scores carry the columns of their store along, beside these.
-SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "max_force_std", "formula", "volume")
+SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "max_force_std", "energy_members", "formula", "volume")
 
 # What may be said of a stored structure; several may hold, so each has a bit.
 STATUS_MASKS = {

@@ -21,7 +21,8 @@ from dask import config as dask_config
 from distributed import LocalCluster, WorkerPlugin
 from equiscreen.export import open_scores
 from equiscreen.pipeline import FeaturizeReport, GraphStore, featurize
-from equiscreen.pipeline.errors import StoreError
+from equiscreen.pipeline.cluster import run_tasks
+from equiscreen.pipeline.errors import EquiscreenError, StoreError
 
 from .conftest import write_extxyz
 from .pipeline.test_featurize import same_files
@@ -219,7 +220,8 @@ def on_fragile_workers(
 ) -> FeaturizeReport:
     with (
         dask_config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=memory, dashboard_address=None) as cluster,
+        # A nanny gives up now and then, when its worker dies as it starts.
+        LocalCluster(n_workers=4, threads_per_worker=1, memory_limit=memory, dashboard_address=None) as cluster,
     ):
         if plugin is not None:
             with cluster.get_client() as client:
@@ -237,6 +239,17 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
     assert "the process that read it died" in row["reason"]
     names = GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
     assert names == [f"{i:03d}" for i in range(12) if i != 5]
+
+
+def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
+    monkeypatch.setattr("equiscreen.pipeline.cluster.WITHOUT_WORKERS_S", 1)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        cluster.get_client() as client,
+        pytest.raises(EquiscreenError, match="no worker is left, and none has come for 1 s"),
+    ):
+        list(run_tasks(client, abs, [-1]))
 
 
 def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_path: Path) -> None:

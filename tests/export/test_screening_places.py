@@ -46,7 +46,7 @@ def bucket() -> Iterator[s3fs.S3FileSystem]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         s3fs.S3FileSystem.clear_instance_cache()
         fs = s3fs.S3FileSystem()
-        fs.mkdir("screening")
+        fs.mkdir("scored")
         yield fs
         s3fs.S3FileSystem.clear_instance_cache()  # they remember the credentials
     service.stop()
@@ -74,8 +74,8 @@ def test_scores_of_a_bucket_in_a_bucket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the work goes on
-    bucket.put(str(screened / "g.zarr"), "screening/g.zarr", recursive=True)
-    store, out, model = "s3://screening/g.zarr", "s3://screening/s.zarr", exported("float32")
+    bucket.put(str(screened / "g.zarr"), "scored/g.zarr", recursive=True)
+    store, out, model = "s3://scored/g.zarr", "s3://scored/s.zarr", exported("float32")
     found = screen(store, model, out, scheduler="threads")
     assert found.attrs["graph_store"]["path"] == store
     assert content(found).identical(content(open_scores(screened / "s.zarr")))
@@ -83,7 +83,7 @@ def test_scores_of_a_bucket_in_a_bucket(
     assert len(parity(open_scores(out))[0]) == 7
     assert describe(out)["schema"] == "equiscreen-scores/1"
     assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(OutputExistsError, match=r"s3://screening/s\.zarr: exists"):
+    with pytest.raises(OutputExistsError, match=r"s3://scored/s\.zarr: exists"):
         screen(store, model, out, scheduler="threads")
     screen(store, model, out, scheduler="threads", limit=3, overwrite=True)
     grown = screen(store, model, out, scheduler="threads", append=True)
