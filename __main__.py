@@ -662,6 +662,26 @@ def select(
 
 
 @app.command()
+def report(
+    scores: Annotated[str, typer.Argument(metavar="S.zarr", help="Scores, relaxation, hull or selection; or a URL.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write.  [default: S.report.html]")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=500, help="How many of the best are shown.")] = 50,
+    store: Annotated[str | None, typer.Option(help="Graph store of the structures, if it was moved.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one HTML page on a screen: counts, distributions, elements, the best with pictures, cost.
+
+    The page needs no network and no other file. The best are those lowest above the hull: run `equiscreen hull` first.
+    It needs `pip install 'equiscreen[report]'`.
+    """
+    from .export import report as write_report
+
+    page = write_report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
 def info(
     path: Annotated[
         str, typer.Argument(help="A store or scores dataset, also at a URL; a run folder, checkpoint or ONNX model.")

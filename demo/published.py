@@ -14,7 +14,7 @@ from ..pipeline.schema import Dedup
 from .acts import Act
 from .intermetallics import RELATIVE_VOLUMES, write_intermetallics
 from .phases import Phase, PhaseList, rank_phases
-from .report import ActReport, Steps
+from .report import HULL, PAGE, SCORES, ActReport, Steps, write_page
 
 WEIGHTS = "7net-0"
 # Metals of superalloys and Heusler alloys, with many known compounds among them. PBE needs no corrections for metals,
@@ -64,10 +64,10 @@ class PublishedReport(ActReport):
                 "sum of the elements' own)",
                 f"  Nothing is relaxed: shape and coordinates are the prototype's, the volume is the best of {low:.2f} "
                 f"to {high:.2f}{self._edge()}.",
-                "  A rank is one among these candidates. The energy above the hull of known compounds comes in a later "
-                "release.",
+                f"  A rank is one among these candidates, and so is the hull in {PAGE}: what is known of these metals "
+                "else is not in it.",
                 *self.last_lines(
-                    f"{WEIGHTS}.ckpt", f"{WEIGHTS}.onnx", "candidates.extxyz", "candidates.zarr", "scores.zarr"
+                    f"{WEIGHTS}.ckpt", f"{WEIGHTS}.onnx", "candidates.extxyz", "candidates.zarr", SCORES, HULL, PAGE
                 ),
             ]
         )
@@ -107,7 +107,9 @@ def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: st
             progress=True,
         )
     with clock.step("screen"):
-        scores = screen(folder / "candidates.zarr", model, folder / "scores.zarr", scheduler=scheduler, progress=True)
+        scores = screen(folder / "candidates.zarr", model, folder / SCORES, scheduler=scheduler, progress=True)
+    with clock.step("report"):
+        write_page(folder, f"Intermetallics of {', '.join(metals)}, ranked by {WEIGHTS}")
     return PublishedReport(
         out=folder,
         candidates=candidates,

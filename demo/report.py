@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..export import hull, report
 from ..export.exporting import ExportReport
 from ..pipeline import FeaturizeReport
 
@@ -31,6 +32,20 @@ class Steps:
         begin = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begin
+
+
+SCORES, HULL, PAGE = "scores.zarr", "hull.zarr", "report.html"
+
+
+def write_page(folder: Path, title: str) -> None:
+    """Measure an act's scores against the hull that its own candidates make, and write the page on them.
+
+    Args:
+        folder: Of the act, with its scores; each element of the candidates is one of them by itself.
+        title: Of the page.
+    """
+    hull(folder / SCORES, out=folder / HULL, progress=True)
+    report(folder / HULL, folder / PAGE, title=title)
 
 
 @dataclass(frozen=True, kw_only=True)

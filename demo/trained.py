@@ -15,7 +15,7 @@ from ..pipeline.progress import ProgressReport
 from .acts import Act
 from .alloys import METALS, AlloyTask, write_alloys, write_references
 from .ranking import Ranking, compare, draw
-from .report import ActReport, Steps
+from .report import HULL, PAGE, SCORES, ActReport, Steps, write_page
 
 CUTOFF = 5.0
 ALLOYS_PER_FILE = 250
@@ -64,7 +64,14 @@ class TrainedReport(ActReport):
                 ),
                 "  (formation energies in eV/atom, unrelaxed)",
                 *self.last_lines(
-                    "training.zarr", "candidates.zarr", "run/model.ckpt", "model.onnx", "scores.zarr", "ranking.png"
+                    "training.zarr",
+                    "candidates.zarr",
+                    "run/model.ckpt",
+                    "model.onnx",
+                    SCORES,
+                    HULL,
+                    "ranking.png",
+                    PAGE,
                 ),
             ]
         )
@@ -98,10 +105,12 @@ def run_trained(
     with clock.step("export"):
         exported = export_onnx(folder / "run", model_file)
     with clock.step("screen"):
-        scores = screen(candidate_graphs, model_file, folder / "scores.zarr", scheduler=scheduler, progress=True)
+        scores = screen(candidate_graphs, model_file, folder / SCORES, scheduler=scheduler, progress=True)
     with clock.step("compare"):
         ranking = compare(candidate_graphs, scores)
         draw(ranking, folder / "ranking.png")
+    with clock.step("report"):
+        write_page(folder, "Alloys ranked by a network that was trained a minute ago")
     return TrainedReport(
         out=folder,
         candidates=candidates,

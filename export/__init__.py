@@ -12,6 +12,7 @@ from .filescreen import screen_files
 from .parity import calibration, parity
 from .relaxation import RelaxSettings, relax_structures
 from .relaxing import relax
+from .report import report
 from .runtime import OnnxPotential
 from .scores import open_scores
 from .screening import screen
@@ -32,6 +33,7 @@ __all__ = [
     "parity",
     "relax",
     "relax_structures",
+    "report",
     "screen",
     "screen_files",
     "select",

@@ -58,7 +58,7 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     assert "EMT" in text
     assert "not DFT" in text
     assert len(report.ranking.best) == 10
-    assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png"} <= {
+    assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png", "report.html"} <= {
         p.name for p in (out / "train").iterdir()
     }
     scores = open_scores(out / "train" / "scores.zarr")
