@@ -594,6 +594,62 @@ def hull(
 
 
 @app.command()
+def cascade(
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store, or its URL.")],
+    fast: Annotated[Path, typer.Option(help="ONNX file of the model that looks at everything.")],
+    accurate: Annotated[Path, typer.Option(help="ONNX file of the model that looks at what is kept.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    references: Annotated[list[str], typer.Option(help="Phases that compete, as for `equiscreen hull`. Repeatable.")],
+    fast_references: Annotated[
+        list[str] | None, typer.Option(help="The same for the fast model, if its energies are of another scheme.")
+    ] = None,
+    keep_below: Annotated[
+        float, typer.Option(help="Kept is what the fast model finds this close to the hull, eV/atom.")
+    ] = 0.2,
+    target: Annotated[float, typer.Option(help="A hit is what the accurate model finds this close, eV/atom.")] = 0.05,
+    audit: Annotated[
+        int, typer.Option(min=1, help="Rejected structures that the accurate model looks at too, for the recall.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of their choice.")] = 0,
+    relax: Annotated[bool, typer.Option("--relax/--no-relax", help="Let the accurate model relax.")] = True,
+    scheme: Annotated[str | None, typer.Option(help="Which energies tables of references hold.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Hours after which a relaxation begins nothing new; the same words go on.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu; cuda, or cuda:1 and so on; auto takes a GPU if there is one.")
+    ] = "cpu",
+    scheduler: Scheduler = None,
+) -> None:
+    """Screen with a fast model, then look again with an accurate one at what it keeps.
+
+    A random sample of what the fast model rejects goes through the accurate one as well: the share of hits that the
+    cascade finds is printed with its Clopper-Pearson interval. FOLDER/result.zarr has the kept structures, then the
+    audited ones, relaxed and with their distances from the hull. A run that was stopped goes on when the same words
+    are said again.
+    """
+    from .export import cascade as run_cascade
+    from .export.cascade import CascadeSettings, account
+
+    with _resumable():
+        found = run_cascade(
+            store,
+            fast,
+            accurate,
+            out,
+            references,
+            CascadeSettings(keep_below, target, audit, seed, relax),
+            fast_references=fast_references,
+            scheme=scheme,
+            device=device,
+            scheduler=scheduler,
+            budget=None if budget is None else budget * 3600,
+            progress=True,
+        )
+    print(account(found, out))
+
+
+@app.command()
 def select(
     scores: Annotated[str, typer.Argument(metavar="S.zarr", help="Scores of a screen, relaxation or hull, or a URL.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],

@@ -6,6 +6,7 @@ which needs TorchSim, are loaded when they are asked for.
 
 from typing import Any
 
+from .cascade import CascadeSettings, cascade
 from .comparison import compare, join_energies
 from .convex_hull import hull
 from .filescreen import screen_files
@@ -20,11 +21,13 @@ from .selection import select
 from .tables import to_parquet
 
 __all__ = [
+    "CascadeSettings",
     "OnnxCalculator",
     "OnnxModel",
     "OnnxPotential",
     "RelaxSettings",
     "calibration",
+    "cascade",
     "compare",
     "export_onnx",
     "hull",

@@ -159,15 +159,12 @@ def _count_distances(rows: ScoreRows, start: int, stop: int, above: NDArray[np.f
 
 def _funnel(rows: ScoreRows, tally: _Tally, *, has_hull: bool) -> Iterator[tuple[str, int]]:
     """Steps from the source to the best."""
-    try:
-        counts = rows.graphs.attrs.get("counts", {})
-    except StoreError:
-        counts = {}
-    if "read" in counts:
-        yield "read", int(counts["read"])
-        yield "stored as graphs", int(counts["stored"])
-    for stage in (rows.attrs.get("cascade") or {}).get("stages", ()):
-        yield f"cascade: {stage.get('name')}", int(stage.get("kept", 0))
+    cascade = rows.attrs.get("cascade")
+    if cascade:
+        yield "screened by the fast model", int(cascade["screened"])
+        yield "kept by it, and audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
+    else:
+        yield from _stored(rows)
     yield "rows of this dataset", len(rows)
     yield "scored", tally.scored
     if has_hull:
@@ -175,6 +172,17 @@ def _funnel(rows: ScoreRows, tally: _Tally, *, has_hull: bool) -> Iterator[tuple
         yield f"within {CLOSE} eV/atom of the hull", tally.close
         if "novelty" in rows.specs:
             yield f"not known, within {CLOSE} eV/atom", tally.new
+
+
+def _stored(rows: ScoreRows) -> Iterator[tuple[str, int]]:
+    """What became of the source, if the graph store is within reach."""
+    try:
+        counts = rows.graphs.attrs.get("counts", {})
+    except StoreError:
+        return
+    if "read" in counts:
+        yield "read", int(counts["read"])
+        yield "stored as graphs", int(counts["stored"])
 
 
 def _distribution(rows: ScoreRows, name: str) -> Distribution:
@@ -201,7 +209,7 @@ def _elements(formulas: Mapping[str, int]) -> dict[str, int]:
 
 def _recall(attrs: Mapping[str, Any]) -> str:
     found = (attrs.get("cascade") or {}).get("recall")
-    if not found:
+    if not found or found["value"] is None:
         return ""
     return (
         f"The cascade found an estimated {found['value']:.1%} of what the accurate model alone would have "
