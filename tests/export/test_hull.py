@@ -6,8 +6,10 @@ import csv
 import gzip
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,6 +320,48 @@ def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: 
     cut = hull(scores, crystals.elements, tmp_path / "b.zarr")
     for name in whole.variables:
         assert np.array_equal(whole[name].values, cut[name].values, equal_nan=whole[name].dtype.kind == "f"), name
+
+
+SMALL_PARTS = (
+    "import sys; from equiscreen.export import energy_rows, hull_rows; hull_rows.CHUNK_ROWS = 8; "
+    "energy_rows.CHUNK_ROWS = 8; from equiscreen.__main__ import main; main()"
+)
+
+
+def kill_after(words: list[str], out: Path, parts: int) -> bool:
+    """Begin a hull and kill it when it has some parts; says whether it was killed before it was done."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made = out.with_name(f"{out.name}.partial")
+    while process.poll() is None and len(list(made.glob("*/parts/[0-9]*.json"))) < parts:
+        time.sleep(0.0005)
+    process.kill()
+    return process.wait() == -signal.SIGKILL and not out.exists()
+
+
+def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    others = tmp_path / "others.csv"
+    shutil.copy(crystals.others, others)
+    references = [crystals.elements, others]
+    out = tmp_path / "k.zarr"
+    words = [sys.executable, "-c", SMALL_PARTS, "hull", str(scores), "--out", str(out)]
+    words += ["--scheme", "mp2020-corrected"]
+    words += [word for path in references for word in ("--references", str(path))]
+    killed = [kill_after(words, out, parts) for parts in (1, 4, 9)]
+    assert killed[0]
+    if not out.exists():
+        subprocess.run(words, capture_output=True, check=True)
+    undisturbed = hull(scores, references, tmp_path / "u.zarr", scheme="mp2020-corrected")
+    assert open_scores(out).equals(undisturbed)
+    # With other references under the same names nothing of a killed run is gone on with.
+    shutil.rmtree(out)
+    assert kill_after(words, out, 2)
+    with others.open("a") as file:
+        file.write(f"mp-new,{crystals.rows[0]['pretty_formula']},-9.0\n")
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "an unfinished run with other settings (references differ)" in refused.stderr
+    assert not out.exists()
 
 
 def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_path: Path) -> None:
