@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from ..pipeline.compaction import Compaction, create_arrays, finish_store, offsets_of, shard_tasks, write_shard
+from ..pipeline.compaction import Compaction, finish_store, offsets_of, write_shards
 from ..pipeline.parts import Receipt
 from ..pipeline.progress import ProgressReport
 from ..pipeline.rows import PartRows
@@ -149,11 +149,7 @@ def _compact(staging: Staging, receipts: Iterable[Receipt], specs: tuple[ArraySp
         status=None,
         structure_offsets=rows,
     )
-    create_arrays(compaction)
-    digests: dict[str, str] = {}
-    for task in shard_tasks(compaction):
-        digests.update(write_shard(compaction, task))
-    return digests
+    return write_shards(compaction)
 
 
 def _attrs(

@@ -14,6 +14,7 @@ from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.store import GraphStore, open_root
 from .compositions import Compositions
 from .corrections import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
+from .score_rows import place_of_graphs
 from .scores import SCORES_SCHEMA
 
 UNCORRECTED, CORRECTED = "mp-uncorrected", "mp2020-corrected"
@@ -194,11 +195,7 @@ class ScoredEnergies:
             StoreError: It is not there, or has changed.
         """
         if self._graphs is None:
-            named = self.attrs.get("graph_store", {})
-            place = str(self._given_store or named.get("path", ""))
-            beside = Path(str(self.path)).parent / Path(place).name
-            if self._given_store is None and "://" not in place and not Path(place).exists() and beside.exists():
-                place = str(beside)  # the two were moved together
+            place = place_of_graphs(self.path, self.attrs, self._given_store)
             try:
                 graphs = GraphStore(place)
             except StoreError as error:
@@ -206,7 +203,7 @@ class ScoredEnergies:
                     f"{self.path}: corrections of oxides and sulfides need its structures; say where they are with "
                     f"--store ({error})"
                 ) from error
-            if graphs.store_hash != named.get("store_hash") or len(graphs) < len(self):
+            if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
                 raise StoreError(f"{place}: is not the store that {self.path} was made of, or has changed")
             self._graphs = graphs
         return self._graphs

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.errors import ConfigError, EquiscreenError, OutputExistsError, StoreError
+from ..pipeline.parts import write_text_atomically
 from . import report_figures as figures
 from .parity import calibration, parity
 from .report_content import NEAR, ReportContent, read_content
@@ -89,9 +89,7 @@ def report(
     ]
     page = "".join((HEAD.format(title=escape(name)), f"<script>{get_plotlyjs()}</script>", *sections, SORTING, FOOT))
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.rename(target)
+    write_text_atomically(target, page)
     return target
 
 
@@ -221,7 +219,7 @@ def _provenance(attrs: Mapping[str, Any]) -> str:
         ("versions", ", ".join(f"{name} {text}" for name, text in (attrs.get("software") or {}).items())),
         ("command", attrs.get("command")),
         ("corrections", found.get("corrections")),
-        ("references", ", ".join(str(entry.get("path", entry)) for entry in _entries(found.get("references", ())))),
+        ("references", ", ".join(entry["path"] for entry in found.get("references", ()))),
         ("cost of the scores", _cost(attrs.get("timing") or {})),
         ("cost of the hull", _cost(found.get("timing") or {})),
     ]
@@ -231,10 +229,6 @@ def _provenance(attrs: Mapping[str, Any]) -> str:
         if value not in (None, "")
     )
     return _section("Cost and provenance", f"<table class='facts'>{body}</table>")
-
-
-def _entries(references: Sequence[Any]) -> list[Mapping[str, Any]]:
-    return [entry if isinstance(entry, Mapping) else {"path": entry} for entry in references]
 
 
 def _cost(timing: Mapping[str, Any]) -> str:

@@ -122,16 +122,12 @@ class ScoreRows:
         Raises:
             StoreError: It is not there, or has changed.
         """
-        named = self.attrs.get("graph_store", {})
-        place = str(self._given_store or named.get("path", ""))
-        beside = Path(str(self.path)).parent / Path(place).name
-        if self._given_store is None and "://" not in place and not Path(place).exists() and beside.exists():
-            place = str(beside)  # the two were moved together
+        place = place_of_graphs(self.path, self.attrs, self._given_store)
         try:
             graphs = GraphStore(place)
         except StoreError as error:
             raise StoreError(f"{self.path}: its structures are not there; say where with --store ({error})") from error
-        if graphs.store_hash != named.get("store_hash") or len(graphs) < len(self):
+        if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
             raise StoreError(f"{place}: is not the graph store that {self.path} was made of, or has changed")
         return graphs
 
@@ -162,6 +158,22 @@ class ScoreRows:
             )
         self._last = rows, out
         return out
+
+
+def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Path | None) -> str:
+    """Where the graph store of a dataset is: as it says, or beside it if the two were moved together.
+
+    Args:
+        path: Of the dataset.
+        attrs: Of the dataset.
+        given: Where the store is, if somebody said so.
+    """
+    if given is not None:
+        return str(given)
+    place = str(attrs.get("graph_store", {}).get("path", ""))
+    beside = Path(str(path)).parent / Path(place).name
+    moved = "://" not in place and not Path(place).exists() and beside.exists()
+    return str(beside) if moved else place
 
 
 def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:

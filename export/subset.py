@@ -11,15 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..pipeline.accounts import DUPLICATE_SCHEMA, DUPLICATES_FILE, FAILURE_SCHEMA, FAILURES_FILE
-from ..pipeline.compaction import (
-    START_ARRAYS,
-    Compaction,
-    create_arrays,
-    finish_store,
-    offsets_of,
-    shard_tasks,
-    write_shard,
-)
+from ..pipeline.compaction import START_ARRAYS, Compaction, finish_store, offsets_of, write_shards
 from ..pipeline.parts import PartArray, PartKey, Receipt, write_part
 from ..pipeline.rows import PartRows
 from ..pipeline.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
@@ -79,11 +71,7 @@ class Subset:
             status=None,
             structure_offsets=rows,
         )
-        create_arrays(compaction)
-        digests: dict[str, str] = {}
-        for task in shard_tasks(compaction):
-            digests.update(write_shard(compaction, task))
-        return finish_store(self.store, digests, attrs)
+        return finish_store(self.store, write_shards(compaction), attrs)
 
 
 class GraphSubset:

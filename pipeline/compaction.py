@@ -181,6 +181,19 @@ def _chunk_rows(spec: ArraySpec) -> int:
     return max(1, CHUNK_ROWS[spec.dims[0]] // divisor)
 
 
+def write_shards(compaction: Compaction) -> dict[str, str]:
+    """Write all shards of the store, one after the other; `staging.compact` does it on workers.
+
+    Returns:
+        sha256 of the rows of every array, by ``name/shard``.
+    """
+    create_arrays(compaction)
+    digests: dict[str, str] = {}
+    for task in shard_tasks(compaction):
+        digests.update(write_shard(compaction, task))
+    return digests
+
+
 def _shard_rows(spec: ArraySpec, length: int) -> int:
     """Rows of a shard: whole chunks, and no more of them than the array has."""
     chunk = _chunk_rows(spec)

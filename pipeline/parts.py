@@ -133,7 +133,7 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]], name: str) -> PartArray:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a file that appears under its name only when complete."""
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with scratch.open("w") as file:
+    with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
