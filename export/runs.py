@@ -23,14 +23,14 @@ def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> li
         part_edges: A part ends when it has so many edges,
         part_structures: or so many structures.
     """
-    spans, start, edges = [], 0, 0
-    for index, count in enumerate(n_edges.tolist()):
-        edges += count
-        if edges >= part_edges or index + 1 - start >= part_structures:
-            spans.append((start, index + 1))
-            start, edges = index + 1, 0
-    if start < len(n_edges):
-        spans.append((start, len(n_edges)))
+    ends = np.cumsum(n_edges, dtype=np.int64)
+    spans: list[tuple[int, int]] = []
+    start = before = 0
+    while start < len(ends):
+        full = int(np.searchsorted(ends, before + part_edges)) + 1
+        stop = min(full, start + part_structures, len(ends))
+        spans.append((start, stop))
+        start, before = stop, int(ends[stop - 1])
     return spans
 
 

@@ -109,13 +109,16 @@ def evaluate_in_buckets(
     Raises:
         UnknownElementError: An element that the model does not know.
     """
-    unknown = np.setdiff1d(block.atomic_number, potential.elements)
-    if len(unknown):
-        raise UnknownElementError(f"the model does not know the elements {unknown.tolist()}")
+    present: list[int] = np.flatnonzero(np.bincount(block.atomic_number)).tolist()
+    unknown = sorted(set(present).difference(potential.elements))
+    if unknown:
+        raise UnknownElementError(f"the model does not know the elements {unknown}")
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
     for rows in size_buckets(block, slots):
         atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])
-        results = run(neighbor_table(block.take(rows), potential.cutoff, dtype).arrays())
+        # A block that is one bucket as it stands is not copied: screens ask for bucket after bucket.
+        bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
+        results = run(neighbor_table(bucket, potential.cutoff, dtype).arrays())
         for spec in potential.outputs:
             found[spec.name][rows if spec.per == "structure" else atoms] = results[spec.name]
     for spec in potential.outputs:
@@ -127,9 +130,9 @@ def evaluate_in_buckets(
 
 def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:
     """bool[n_structures], for which structures a property does not exist."""
-    periodic = pbc.sum(axis=1)
-    without = {"always": np.zeros(len(pbc), dtype=bool), "crystals": periodic < 3, "molecules": periodic > 0}
-    return np.asarray(without[defined])
+    if defined == "always":
+        return np.zeros(len(pbc), dtype=bool)
+    return ~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1)
 
 
 def _empty(block: GraphBlock, specs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:

@@ -31,8 +31,7 @@ import psutil
 import torch
 from equiscreen.export import OnnxPotential, open_scores
 from equiscreen.export.exporting import export_onnx, lower_and_check
-from equiscreen.export.runs import cut
-from equiscreen.export.screening import PART_EDGES, PART_STRUCTURES
+from equiscreen.export.screening import cut_screen
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.config import NetworkConfig
 from equiscreen.model.network import EquivariantNetwork
@@ -91,7 +90,7 @@ def watched(words: list[str]) -> tuple[float, list[float]]:
 def evaluate_share(store: Path, model: Path, share: int, of: int, ready: Any, found: Any) -> None:
     """Evaluate every part of a store whose turn it is, all of them read before: the body of a process."""
     graphs, potential = GraphStore(store), OnnxPotential.load(model, threads=1)
-    parts = cut(graphs.n_edges, PART_EDGES, PART_STRUCTURES)[share::of]
+    parts = cut_screen(graphs.n_edges)[share::of]
     blocks = []
     for start, stop in parts:
         block = graphs.block(start, stop, labels=False)

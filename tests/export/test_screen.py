@@ -17,7 +17,7 @@ from equiscreen.export import OnnxPotential, open_scores, screen
 from equiscreen.export.inspection import describe
 from equiscreen.export.runs import cut
 from equiscreen.export.scores import NOT_FINITE, OK, STATUS_MEANINGS, UNKNOWN_ELEMENT, score_block
-from equiscreen.export.screening import PART_EDGES, PART_STRUCTURES, account, estimate
+from equiscreen.export.screening import account, cut_screen, estimate
 from equiscreen.model.network import EquivariantNetwork
 from equiscreen.model.potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize
@@ -103,13 +103,22 @@ def test_an_output_that_exists_and_a_limit(candidates: Path, exported: Callable[
         screen(candidates, exported("float32"), tmp_path / "s.zarr", scheduler="threads")
 
 
-def test_parts_cover_all_structures_and_do_not_depend_on_workers() -> None:
-    edges = np.random.default_rng(0).integers(0, 60_000, 1000).astype(np.int32)
-    spans = cut(edges, PART_EDGES, PART_STRUCTURES)
+@pytest.mark.parametrize(("size", "largest"), [(1, 250_000), (1000, 250_000), (2000, 750_000), (20_000, 1_000_000)])
+def test_parts_cover_all_structures_and_are_larger_in_large_screens(size: int, largest: int) -> None:
+    edges = np.random.default_rng(0).integers(0, 60_000, size).astype(np.int32)
+    spans = cut_screen(edges)
     assert spans[0][0] == 0
-    assert spans[-1][1] == 1000
+    assert spans[-1][1] == size
     assert all(a[1] == b[0] for a, b in pairwise(spans))
-    assert max(edges[a:b].sum() for a, b in spans) < 250_000 + 60_000
+    sums = [edges[a:b].sum() for a, b in spans]
+    assert max(sums) < largest + 60_000
+    assert all(found >= largest for found in sums[:-1])
+
+
+def test_parts_of_small_structures_end_by_their_number() -> None:
+    assert cut(np.zeros(10, np.int32), 100, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert cut(np.array([100, 99, 1, 5], np.int32), 100, 4) == [(0, 1), (1, 3), (3, 4)]
+    assert cut(np.zeros(0, np.int32), 100, 4) == []
 
 
 def test_estimate(candidates: Path, exported: Callable[[str], Path]) -> None:
