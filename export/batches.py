@@ -35,27 +35,38 @@ def evaluate_batches(
         Rows of a batch, and what was found; None for a structure for which memory does not suffice by itself.
     """
     slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
-    for group in groups_by_size(block.n_atoms[rows], block.max_neighbors[rows], slots):
-        batch = rows[group]
-        if window is None or ((batch >= window[0]) & (batch < window[1])).any():
-            yield from _halving(block, batch, potential)
+    groups = [rows[group] for group in groups_by_size(block.n_atoms[rows], block.max_neighbors[rows], slots)]
+    if window is not None:
+        groups = [batch for batch in groups if ((batch >= window[0]) & (batch < window[1])).any()]
+    if not groups:
+        return
+    # In the order of the batches, so that each is a view.
+    order = np.concatenate(groups)
+    ordered, start = block.take(order), 0
+    for batch in groups:
+        for begin, end, found in _halving(ordered, start, start + len(batch), potential):
+            yield order[begin:end], found
+        start += len(batch)
 
 
-def _halving(block: GraphBlock, rows: NDArray[np.int64], potential: Potential) -> Iterator[Batch]:
+def _halving(
+    block: GraphBlock, start: int, stop: int, potential: Potential
+) -> Iterator[tuple[int, int, Evaluation | None]]:
     try:
-        found = potential.evaluate(block.take(rows))
+        found = potential.evaluate(block.between(start, stop))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     else:
-        yield rows, found
+        yield start, stop, found
         return
     # Outside of the clause: the error holds on to what the failed batch had allocated.
-    if len(rows) == 1:
-        yield rows, None
+    if stop - start == 1:
+        yield start, stop, None
         return
-    for half in np.array_split(rows, 2):
-        yield from _halving(block, half, potential)
+    middle = (start + stop + 1) // 2
+    yield from _halving(block, start, middle, potential)
+    yield from _halving(block, middle, stop, potential)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

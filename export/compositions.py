@@ -75,7 +75,7 @@ class Compositions:
 
     def formula(self, number: int) -> str:
         """Reduced, metals first."""
-        return _formula(*self._items[number])
+        return formula_text(*self._items[number])
 
     def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
         """Compositions put together by their systems, small systems first."""
@@ -107,6 +107,20 @@ def parsed(text: str) -> dict[int, int]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _formula(elements: System, counts: tuple[int, ...]) -> str:
-    symbols = {chemical_symbols[element]: count for element, count in zip(elements, counts, strict=True)}
-    return f"{Formula.from_dict(symbols):metal}"
+def formula_text(elements: System, counts: tuple[int, ...]) -> str:
+    """A formula, metals first.
+
+    Args:
+        elements: Atomic numbers, in any order.
+        counts: Of their atoms.
+    """
+    places = _metals_first()
+    ordered = sorted(zip(elements, counts, strict=True), key=lambda item: places[item[0]])
+    return "".join(f"{chemical_symbols[number]}{'' if count == 1 else count}" for number, count in ordered)
+
+
+@lru_cache(maxsize=1)
+def _metals_first() -> dict[int, int]:
+    """The place of each atomic number in ASE's order of metals, then non-metals; ASE itself takes 20 us a formula."""
+    everything = Formula.from_dict(dict.fromkeys(chemical_symbols[1:], 1))
+    return {atomic_numbers[symbol]: place for place, symbol in enumerate(Formula(f"{everything:metal}"))}

@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ _BELOW, _OUTSIDE = 1e-11, 1e-10
 # The number of facets grows as a power of half the elements: beyond these, a linear program for each composition.
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
+# Where there are no more simplices than these, all are tried: cheaper than to ask qhull for those of the hull.
+_FEW_SIMPLICES = 40
 # Elements of a table of compositions by facets.
 _TABLE = 1 << 22
 
@@ -120,6 +123,9 @@ class Hulls:
         if self.missing(system):
             return _no_hull(len(numbers), len(system))
         entries = self._entries(system)
+        if len(entries.numbers) == len(system):  # the elements alone
+            products = np.broadcast_to(entries.numbers, fractions.shape)
+            return HullPoints(self.elemental(system, fractions), products, fractions)
         facets = _facets(entries)
         if facets is not None:
             self._remember(system, entries, facets)
@@ -184,7 +190,7 @@ class Hulls:
 
     def _remember(self, system: System, entries: _Entries, facets: _Facets) -> None:
         inside = np.zeros(len(entries.numbers), dtype=bool)
-        inside[np.unique(facets.corners)] = True
+        inside[facets.corners] = True
         inside &= (entries.fractions > 0).all(axis=1)
         if len(system) > 1:
             self._stable[system] = _Entries(entries.numbers[inside], entries.fractions[inside], entries.energy[inside])
@@ -208,9 +214,9 @@ class _Facets:
 def _facets(entries: _Entries) -> _Facets | None:
     """The lower hull of entries, or None where it has too many facets or cannot be found."""
     size = entries.fractions.shape[1]
-    if len(entries.numbers) == size:
-        return _elements_alone(size)
-    if size == 2:
+    if comb(len(entries.numbers), size) <= _FEW_SIMPLICES:
+        corners = _all_simplices(len(entries.numbers), size)
+    elif size == 2:
         corners = _chain(entries)
     elif size > _MAX_ELEMENTS or len(entries.numbers) > _MAX_POINTS.get(size, 1 << 30):
         return None
@@ -237,9 +243,10 @@ def _facets(entries: _Entries) -> _Facets | None:
     return _Facets(corners[kept], inverse[kept], potentials[kept]) if kept.any() else None
 
 
-@lru_cache(maxsize=128)
-def _elements_alone(size: int) -> _Facets:
-    return _Facets(np.arange(size)[None], np.eye(size)[None], np.zeros((1, size)))
+@lru_cache(maxsize=256)
+def _all_simplices(count: int, size: int) -> NDArray[np.int64]:
+    """int64[simplices, size], every choice of so many of so many entries."""
+    return np.array(list(combinations(range(count), size)), dtype=np.int64)
 
 
 def _chain(entries: _Entries) -> NDArray[np.int64]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from ase.data import chemical_symbols
-from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ..pipeline.block import GraphBlock, starts
@@ -19,6 +16,7 @@ from ..pipeline.potential import Evaluation, OutputSpec, Potential
 from ..pipeline.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, VOIGT_NOTE, ArraySpec, flags, tensor_dims
 from ..pipeline.store import open_root
 from .batches import evaluate_batches
+from .compositions import formula_text
 
 SCORES_SCHEMA = "equiscreen-scores/1"
 STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapolating")
@@ -214,13 +212,7 @@ def formulas(block: GraphBlock) -> NDArray[np.str_]:
     ends = [*begin[1:].tolist(), len(found)]
     every, of_each = numbers.tolist(), counts.tolist()
     pieces = zip(begin.tolist(), ends, strict=False)
-    return np.array([_formula(tuple(every[i:j]), tuple(of_each[i:j])) for i, j in pieces], dtype=np.str_)
-
-
-@lru_cache(maxsize=1 << 16)
-def _formula(numbers: tuple[int, ...], counts: tuple[int, ...]) -> str:
-    symbols = {chemical_symbols[number]: count for number, count in zip(numbers, counts, strict=True)}
-    return f"{Formula.from_dict(symbols):metal}"
+    return np.array([formula_text(tuple(every[i:j]), tuple(of_each[i:j])) for i, j in pieces], dtype=np.str_)
 
 
 def open_scores(path: str | Path) -> xr.Dataset:

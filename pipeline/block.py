@@ -142,6 +142,25 @@ class GraphBlock:
             atom_labels={name: _joined_runs(values, atoms) for name, values in self.atom_labels.items()},
         )
 
+    def between(self, start: int, stop: int) -> GraphBlock:
+        """The structures from `start` up to `stop`, one at least; their arrays are views of these."""
+        last = stop - 1
+        atoms = slice(self.atom_start[start], self.atom_start[last] + self.n_atoms[last])
+        edges = slice(self.edge_start[start], self.edge_start[last] + self.n_edges[last])
+        return GraphBlock(
+            n_atoms=self.n_atoms[start:stop],
+            n_edges=self.n_edges[start:stop],
+            cell=self.cell[start:stop],
+            pbc=self.pbc[start:stop],
+            atomic_number=self.atomic_number[atoms],
+            frac_coord=self.frac_coord[atoms],
+            n_neighbors=self.n_neighbors[atoms],
+            neighbor=self.neighbor[edges],
+            image=self.image[edges],
+            structure_labels={name: values[start:stop] for name, values in self.structure_labels.items()},
+            atom_labels={name: values[atoms] for name, values in self.atom_labels.items()},
+        )
+
     @staticmethod
     def concatenate(blocks: Sequence[GraphBlock]) -> GraphBlock:
         """Blocks one after the other; all have to carry the same labels."""

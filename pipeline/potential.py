@@ -132,7 +132,7 @@ def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool
     """bool[n_structures], for which structures a property does not exist."""
     if defined == "always":
         return np.zeros(len(pbc), dtype=bool)
-    return ~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1)
+    return np.asarray(~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1))
 
 
 def _empty(block: GraphBlock, specs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:
