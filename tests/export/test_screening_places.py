@@ -99,7 +99,7 @@ def test_a_bucket_that_does_not_exist_is_told_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert bucket.exists("screening")
+    assert bucket.exists("scored")
     with pytest.raises(OutputExistsError, match=r"s3://nowhere/s\.zarr: cannot be written there"):
         screen(screened / "g.zarr", exported("float32"), "s3://nowhere/s.zarr", scheduler="threads")
     assert not list(tmp_path.glob("*.partial"))
