@@ -1,0 +1,38 @@
+"""A checkout passes the linter in a folder of any name: `git clone` calls it equiscreen, others call it otherwise."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked_files() -> list[str]:
+    """Files of the checkout as they stand in the working tree, relative to its root."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("folder", ["equiscreen", "another-name"])
+def test_lint_passes_in_a_folder_of_any_name(folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("ruff", reason="the linter comes with the dev extra")
+    for name in tracked_files():
+        target = tmp_path / folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target)
+    for command in (("check",), ("format", "--check")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
+            cwd=tmp_path / folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
