@@ -28,7 +28,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/equiscreen
 	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
-	  -p equiscreen.export -p equiscreen.demo -m equiscreen.__main__
+	  -p equiscreen.export -p equiscreen.screening -p equiscreen.cli -p equiscreen.demo -m equiscreen.__main__
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

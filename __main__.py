@@ -15,8 +15,8 @@ import typer
 from . import __version__
 from .demo.acts import Act
 from .pipeline.errors import ConfigError, EquiscreenError
-from .pipeline.formats import Format
-from .pipeline.schema import Dedup
+from .pipeline.sources.formats import Format
+from .pipeline.store.schema import Dedup
 
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
@@ -120,7 +120,7 @@ def generate(
     The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
     substitution_probability.
     """
-    from .pipeline import substitution as work
+    from .pipeline.generation import generate as work
 
     symbols = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
     print(
@@ -196,18 +196,19 @@ def featurize(
     What ASE reads (extended XYZ, its databases) brings energy, forces and stress along; for other formats say where
     labels stand.
     """
-    from .pipeline import featurization as work
-    from .pipeline.labels import LabelMapping
-    from .pipeline.neighbors import MAX_EDGES
-    from .pipeline.readers import ReadOptions
-    from .pipeline.structure import MAX_ATOMS
+    from .pipeline.featurization import featurize as work
+    from .pipeline.featurization.estimate import estimate as estimate_featurization
+    from .pipeline.graphs.neighbor_list import MAX_EDGES
+    from .pipeline.labels.mapping import LabelMapping
+    from .pipeline.readers.records import ReadOptions
+    from .pipeline.structures.structure import MAX_ATOMS
 
     if cutoff is not None and model is not None:
         raise ConfigError("--cutoff and --model both set the cutoff; say one of them")
     if append and overwrite:
         raise ConfigError("--append adds to a store and --overwrite replaces it; say one of them")
     if model is not None:
-        from .export.runtime import OnnxPotential
+        from .export.runtime.onnx_potential import OnnxPotential
 
         cutoff = OnnxPotential.load(model, threads=1).cutoff
     mapping = (LabelMapping.load(labels) if labels else LabelMapping()).with_inline(label or (), column or ())
@@ -223,7 +224,7 @@ def featurize(
         "max_edges": max_edges or MAX_EDGES,
     }
     if estimate:
-        print(work.estimate(sources, limit=limit, **settings))
+        print(estimate_featurization(sources, limit=limit, **settings))
         return
     with _resumable():
         report = work.featurize(
@@ -254,7 +255,7 @@ def merge(
     The first of two equal structures stays. Labels and columns that only some of the stores have are empty for the
     others; those of one name have to be of one shape and unit.
     """
-    from .pipeline.merging import merge as work
+    from .pipeline.featurization.merge import merge as work
 
     with _resumable():
         print(work(stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=True))
@@ -344,7 +345,8 @@ def import_(
         equiscreen import 7net-0 --out 7net-0.ckpt
         equiscreen export 7net-0.ckpt --out 7net-0.onnx
     """
-    from .model.pretrained import describe_registry, import_weights
+    from .model.pretrained.load import import_weights
+    from .model.pretrained.registry import describe_registry
 
     if list_:
         print(describe_registry())
@@ -383,7 +385,7 @@ def export(
     same bits with one and with two threads (in float64: the same but for rounding), and to obey the laws: turned,
     mirrored, moved and renumbered structures. The figures go into the file's metadata: `equiscreen info M.onnx`.
     """
-    from .export.exporting import export_onnx
+    from .export.exporter import export_onnx
 
     wanted = None if outputs is None else [name.strip() for name in outputs.split(",") if name.strip()]
     report = export_onnx(
@@ -447,8 +449,9 @@ def screen(
     structure, and a status that says why one could not be scored; of several models also energy_std and
     energy_members. A run that was stopped goes on when the same words are said again.
     """
-    from .export import filescreen, screening
-    from .export.scores import MAX_SCORED_EDGES
+    from .screening.scoring import screen as screening
+    from .screening.scoring import screen_files as filescreen
+    from .screening.scoring.score import MAX_SCORED_EDGES
 
     if estimate:
         print(filescreen.estimate(sources, model, out, limit))
@@ -513,9 +516,9 @@ def relax(
     in R.graphs.zarr, a graph store row for row the same. A run that was stopped goes on when the same words are said
     again.
     """
-    from .export import relaxing
-    from .export.optimizers import Optimizer
-    from .export.relaxation import RelaxSettings
+    from .screening.relaxation import relax as relaxing
+    from .screening.relaxation.batched import RelaxSettings
+    from .screening.relaxation.optimizers import Optimizer
 
     settings = RelaxSettings(
         fmax=fmax,
@@ -576,9 +579,10 @@ def hull(
     scheme mp-uncorrected get the MP2020 corrections, once, candidates and references alike; schemes that do not mix
     are refused. Of structures that were not relaxed the names end in _unrelaxed.
     """
-    from .export import convex_hull
+    from .screening.convex_hull import hull as convex_hull
+    from .screening.dataset.paths import hull_path
 
-    target = out or convex_hull.hull_path(scores)
+    target = out or hull_path(scores)
     with _resumable():
         found = convex_hull.hull(
             scores,
@@ -628,8 +632,8 @@ def cascade(
     audited ones, relaxed and with their distances from the hull. A run that was stopped goes on when the same words
     are said again.
     """
-    from .export import cascade as run_cascade
-    from .export.cascade import CascadeSettings, account
+    from .screening import cascade as run_cascade
+    from .screening.multi_fidelity import CascadeSettings, account
 
     with _resumable():
         found = run_cascade(
@@ -693,7 +697,7 @@ def select(
 
         equiscreen select hull.zarr --out best --where "energy_above_hull < 0.05 and n_atoms <= 20" --top 100
     """
-    from .export import selection
+    from .screening.selection import select as selection
 
     found = selection.select(
         scores,
@@ -731,7 +735,7 @@ def report(
     The page needs no network and no other file. The best are those lowest above the hull: run `equiscreen hull` first.
     It needs `pip install 'equiscreen[report]'`.
     """
-    from .export import report as write_report
+    from .screening import report as write_report
 
     page = write_report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
@@ -745,7 +749,7 @@ def info(
     verify: Annotated[bool, typer.Option("--verify", help="Compute a graph store's checksums anew.")] = False,
 ) -> None:
     """Say what a file or folder is."""
-    from .export.inspection import describe, verify_store
+    from .cli.info import describe, verify_store
 
     print(json.dumps(describe(path), indent=2))
     if verify:

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from ase.data import chemical_symbols
 
-from ..export.scores import OK
 from ..pipeline import GraphStore
+from ..screening.dataset.scores import OK
 from .composition import element_fractions
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export import screen
-from ..export.exporting import export_onnx
-from ..model.pretrained import import_weights
+from ..export.exporter import export_onnx
+from ..model.pretrained.load import import_weights
 from ..pipeline import LabelMapping, featurize
-from ..pipeline.schema import Dedup
+from ..pipeline.store.schema import Dedup
+from ..screening import screen
 from .acts import Act
 from .intermetallics import RELATIVE_VOLUMES, write_intermetallics
 from .phases import Phase, PhaseList, rank_phases

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export import hull, report
-from ..export.exporting import ExportReport
+from ..export.exporter import ExportReport
 from ..pipeline import FeaturizeReport
+from ..screening import hull, report
 
 
 class Steps:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export import screen
-from ..export.exporting import export_onnx
+from ..export.exporter import export_onnx
 from ..model import Config, TrainingReport, train
 from ..pipeline import FeaturizeReport, LabelMapping, featurize
-from ..pipeline.cluster import connect, run_tasks
-from ..pipeline.labels import LabelRule
-from ..pipeline.progress import ProgressReport
+from ..pipeline.labels.mapping import LabelRule
+from ..pipeline.runs.cluster import connect
+from ..pipeline.runs.progress import ProgressReport
+from ..pipeline.runs.tasks import run_tasks
+from ..screening import screen
 from .acts import Act
 from .alloys import METALS, AlloyTask, write_alloys, write_references
 from .ranking import Ranking, compare, draw

@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 import torch
 
-from ..model.base import Network
-from ..model.ensemble import SPREAD, EnsemblePotential
-from ..model.potential import TorchPotential
-from ..pipeline.block import GraphBlock
+from ..model.networks.base import Network
+from ..model.networks.ensemble import SPREAD, EnsemblePotential
+from ..model.networks.torch_potential import TorchPotential
 from ..pipeline.errors import ExportError
-from ..pipeline.potential import Evaluation, Potential
-from ..pipeline.probes import probe_structures
-from ..pipeline.structure import Structure
-from .modelfile import STANDARD_DOMAINS
-from .runtime import OnnxPotential
+from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.graphs.potential import Evaluation, Potential
+from ..pipeline.structures.random_crystals import probe_structures
+from ..pipeline.structures.structure import Structure
+from .runtime.file_validation import STANDARD_DOMAINS
+from .runtime.onnx_potential import OnnxPotential
 
 # Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an
 # element's place in its tensor (vector code and scalar remainder differ), so on how threads divide it (seen in

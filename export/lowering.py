@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..model.base import Network, Table
-from ..model.data import table_tensors
-from ..pipeline.block import GraphBlock
+from ..model.data.batches import table_tensors
+from ..model.layers.table import Table
+from ..model.networks.base import Network
 from ..pipeline.errors import ExportError
-from ..pipeline.probes import probe_structures
-from ..pipeline.tables import INPUT_NAMES
-from .onnx_graph import OPSET
-from .translation import translate
+from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.graphs.neighbor_table import INPUT_NAMES
+from ..pipeline.structures.random_crystals import probe_structures
+from .aten_translation import translate
+from .graph_builder import OPSET
 
 # The inputs, and their axes whose sizes change.
 _ATOMS, _SLOTS, _PAIRS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("pairs",), ("structures",)

@@ -1,12 +1,12 @@
 """Equivariant networks, trained on graph stores."""
 
 from .checkpoint import load_checkpoint, load_members, save_checkpoint
-from .config import Config
-from .ensemble_training import EnsembleReport, train_ensemble
-from .network import EquivariantNetwork
-from .pretrained import load_pretrained
-from .repeating import repeat
-from .training import TrainingReport, train
+from .config.config import Config
+from .networks.equivariant import EquivariantNetwork
+from .pretrained.load import load_pretrained
+from .training.ensemble import EnsembleReport, train_ensemble
+from .training.repeat import repeat
+from .training.train import TrainingReport, train
 
 __all__ = [
     "Config",

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..pipeline.atomic import write_text_atomically
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
-from ..pipeline.parts import write_text_atomically
-from .base import Network
-from .config import NequipConfig, NetworkConfig
-from .nequip import NequipNetwork
-from .network import EquivariantNetwork
+from .config.network import NequipConfig, NetworkConfig
+from .networks.base import Network
+from .networks.equivariant import EquivariantNetwork
+from .networks.nequip import NequipNetwork
 from .statistics import DataStatistics, HeadStatistics
 
 MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"

@@ -1,17 +1,19 @@
 """Ground floor: structures to neighbour graphs in a Zarr store, and how the work is spread over Dask."""
 
-from .block import GraphBlock
 from .errors import EquiscreenError
-from .featurization import FeaturizeReport, featurize
-from .labels import LabelMapping, LabelRule, Quantity
-from .merging import merge
-from .neighbors import NeighborList, neighbor_list
-from .readers import ReadOptions
-from .reading import EpochReader
-from .store import GraphStore
-from .structure import Structure
-from .substitution import Candidate, substitute
-from .tables import NeighborTable, neighbor_table
+from .featurization.featurize import featurize
+from .featurization.merge import merge
+from .featurization.report import FeaturizeReport
+from .generation.substitution import Candidate, substitute
+from .graphs.graph_block import GraphBlock
+from .graphs.neighbor_list import NeighborList, neighbor_list
+from .graphs.neighbor_table import NeighborTable, neighbor_table
+from .labels.mapping import LabelMapping, LabelRule
+from .labels.quantities import Quantity
+from .readers.records import ReadOptions
+from .store.epoch_reader import EpochReader
+from .store.graph_store import GraphStore
+from .structures.structure import Structure
 
 __all__ = [
     "Candidate",

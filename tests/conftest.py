@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from equiscreen.export.exporting import export_onnx, lower_and_check
+from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
-from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.pretrained import import_weights
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.pretrained.load import import_weights
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
-from equiscreen.pipeline.potential import Evaluation, Potential
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.graphs.potential import Evaluation, Potential
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
 CUTOFF = 4.5
 ELEMENTS = (13, 29, 79)
 REFERENCES = (-1.5, -3.25, -9.0)

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from dask import config as dask_config
 from distributed import LocalCluster, WorkerPlugin
-from equiscreen.export import open_scores
 from equiscreen.pipeline import FeaturizeReport, GraphStore, featurize
-from equiscreen.pipeline.cluster import run_tasks
 from equiscreen.pipeline.errors import EquiscreenError, StoreError
+from equiscreen.pipeline.runs.tasks import run_tasks
+from equiscreen.screening import open_scores
 
 from .conftest import write_extxyz
-from .pipeline.test_featurize import same_files
+from .pipeline.featurization.test_featurize import same_files
 
 STRUCTURES = 6_000
 FILES = 12
@@ -193,7 +193,7 @@ def crashing_parser() -> WorkerPlugin:
 
     class CrashingParser(WorkerPlugin):  # within a function, so that it travels to the workers by value
         def setup(self, worker: object) -> None:  # noqa: ARG002
-            from equiscreen.pipeline import readers  # noqa: PLC0415 - on the worker
+            from equiscreen.pipeline.readers import records as readers  # noqa: PLC0415 - on the worker
 
             parse = readers.structure_from_poscar
 
@@ -243,7 +243,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
 
 def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
-    monkeypatch.setattr("equiscreen.pipeline.cluster.WITHOUT_WORKERS_S", 1)
+    monkeypatch.setattr("equiscreen.pipeline.runs.tasks.WITHOUT_WORKERS_S", 1)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
         cluster.get_client() as client,

@@ -19,7 +19,8 @@ class Forbidden:
             raise ModuleNotFoundError(f"{{name}} is not to be imported here", name=name)
 
 sys.meta_path.insert(0, Forbidden())
-from equiscreen.export import OnnxPotential, open_scores, screen
+from equiscreen.export import OnnxPotential
+from equiscreen.screening import open_scores, screen
 from equiscreen.pipeline import GraphStore, featurize
 
 featurize({source!r}, {graphs!r}, cutoff=5.0, scheduler="threads")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from equiscreen.export import open_scores
 from equiscreen.model import Config
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
+from equiscreen.screening import open_scores
 
-from .conftest import ELEMENTS, cif_text, write_emt_labelled
+from .conftest import ELEMENTS, ROOT, cif_text, write_emt_labelled
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 QUICK = {"network": {"hidden_irreps": "4x0e + 2x1o", "correlation": 2}, "training": {"max_epochs": 2}}
 
 

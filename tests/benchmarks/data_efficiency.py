@@ -43,8 +43,8 @@ import numpy as np
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, train
-from equiscreen.model.data import table_tensors
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.data.batches import table_tensors
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, LabelMapping, Structure, featurize
 from numpy.typing import NDArray
 from plain_network import VARIANTS, WIDTH, Frames, train_plain, tumbling

@@ -43,9 +43,9 @@ import numpy as np
 import pandas as pd
 import yaml
 from equiscreen.model import load_checkpoint
-from equiscreen.model.config import SplitConfig
-from equiscreen.model.potential import TorchPotential
-from equiscreen.model.splits import split_structures
+from equiscreen.model.config.training import SplitConfig
+from equiscreen.model.data.splits import split_structures
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers
 from ase.formula import Formula
-from equiscreen.export import hull, screen
-from equiscreen.export.compositions import Compositions
-from equiscreen.export.corrections import ANIONS, MP2020, OXIDE_TYPES, SULFIDE_TYPES
 from equiscreen.pipeline import featurize
+from equiscreen.screening import hull, screen
+from equiscreen.screening.chemistry.composition import Compositions
+from equiscreen.screening.convex_hull.mp2020 import ANIONS, MP2020, OXIDE_TYPES, SULFIDE_TYPES
 from numpy.typing import NDArray
 from pretrained import SOURCE, exported, header, kept_folder
 

@@ -5,7 +5,7 @@
 Candidates have compositions of the Materials Project (`mp_20_val`) whose elements were swapped at random, and energies
 drawn at random around the elements'. They are measured against elemental references and the crystals of `mp_20_val`,
 as a table of formation energies; since these fill few of the systems, a second case has candidates of the 14 most
-frequent elements only, and 20,000 references made like them: about 100 for a ternary system. `equiscreen.export.hull`
+frequent elements only, and 20,000 references made like them: about 100 for a ternary system. `screening.hull`
 reads and writes datasets; the loop over pymatgen starts from entries in memory, with one phase diagram for each
 chemical system, or one for each candidate as is often seen. It runs on some of the same systems, and the distances are
 compared. The last line is for corrections: the crystals of `mp_20_val` themselves, as uncorrected energies, from their
@@ -31,16 +31,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from equiscreen.export import hull
-from equiscreen.export.compositions import Compositions
-from equiscreen.export.energy_rows import ScoredEnergies
-from equiscreen.export.references import References, read_references
-from equiscreen.export.scores import SCORES_SCHEMA, STATUS_MEANINGS, formulas
 from equiscreen.pipeline import GraphStore, featurize
-from equiscreen.pipeline.compaction import Compaction, create_arrays, finish_store, offsets_of, shard_tasks, write_shard
-from equiscreen.pipeline.parts import PartArray, PartKey, write_part
-from equiscreen.pipeline.rows import PartRows
-from equiscreen.pipeline.schema import STRUCTURE, TEXT, ArraySpec, flags
+from equiscreen.pipeline.graphs.offsets import offsets_of
+from equiscreen.pipeline.runs.parts import PartArray, PartKey, write_part
+from equiscreen.pipeline.store.compaction import Compaction, create_arrays, finish_store, shard_tasks, write_shard
+from equiscreen.pipeline.store.row_sources import PartRows
+from equiscreen.pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from equiscreen.screening import hull
+from equiscreen.screening.chemistry.composition import Compositions, formulas
+from equiscreen.screening.convex_hull.energies import ScoredEnergies
+from equiscreen.screening.convex_hull.references import References, read_references
+from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STATUS_MEANINGS
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
@@ -238,7 +239,7 @@ def main() -> None:
 
 def read(entries: Path, table: Path, scores: Path, compositions: Compositions) -> References:
     """The references as the hull reads them."""
-    from equiscreen.export.corrections import MP2020  # noqa: PLC0415 - beside its only use
+    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - beside its only use
 
     candidates = ScoredEnergies(scores)
     return read_references([entries, table], candidates, compositions, MP2020(), scheme="mp2020-corrected")
@@ -255,7 +256,7 @@ def elemental(entries: Path, folder: Path) -> dict[str, float]:
     }
     scores = write_scores(folder / "one.zarr", iter([one]), model={"energy_scheme": "mp2020-corrected"})
     compositions = Compositions()
-    from equiscreen.export.corrections import MP2020  # noqa: PLC0415 - beside its only use
+    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - beside its only use
 
     references = read_references([entries], ScoredEnergies(scores), compositions, MP2020())
     return {

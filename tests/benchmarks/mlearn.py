@@ -29,9 +29,9 @@ import numpy as np
 import yaml
 from equiscreen.export import OnnxPotential
 from equiscreen.model import load_checkpoint
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphStore
-from equiscreen.pipeline.potential import Evaluation
+from equiscreen.pipeline.graphs.potential import Evaluation
 from matplotlib import pyplot as plt
 
 mpl.use("agg")

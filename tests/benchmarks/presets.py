@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from equiscreen.model.config import LossConfig, NetworkConfig
-from equiscreen.model.data import Batch, StructureBatches
-from equiscreen.model.fitting import fit_statistics
-from equiscreen.model.losses import residuals, total_loss
-from equiscreen.model.memory import keep_freed_memory
-from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.config.training import LossConfig
+from equiscreen.model.data.batches import Batch, StructureBatches
+from equiscreen.model.data.fit_statistics import fit_statistics
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.training.allocator import keep_freed_memory
+from equiscreen.model.training.losses import residuals, total_loss
 from equiscreen.pipeline import GraphStore, LabelMapping, featurize
 
 CUTOFF = 5.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from equiscreen.pipeline import Structure
-from equiscreen.pipeline.cif import structure_from_cif
+from equiscreen.pipeline.readers.cif import structure_from_cif
 
 SOURCE = "mp/mp_20_val.csv.gz"
 RATTLE = 0.05  # angstrom, of each coordinate
@@ -88,7 +88,7 @@ def exported(source: str | Path, folder: Path, modality: str | None = None) -> P
         return target
     # Processes that only score have no use for PyTorch.
     from equiscreen.export import export_onnx  # noqa: PLC0415 - see above
-    from equiscreen.model.pretrained import import_weights  # noqa: PLC0415 - see above
+    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - see above
 
     print(import_weights(source, checkpoint, modality=modality, overwrite=True).removeprefix(f"{folder}/"))
     print(str(export_onnx(checkpoint, target)).removeprefix(f"{folder}/"), flush=True)

@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from equiscreen.export import OnnxPotential
-from equiscreen.model.potential import TorchPotential
-from equiscreen.model.pretrained import load_pretrained
+from equiscreen.model.networks.torch_potential import TorchPotential
+from equiscreen.model.pretrained.load import load_pretrained
 from equiscreen.pipeline import GraphBlock, Structure
-from equiscreen.pipeline.potential import Evaluation
+from equiscreen.pipeline.graphs.potential import Evaluation
 from numpy.typing import NDArray
 from pretrained import crystals, exported, header, kept_folder
 

@@ -40,7 +40,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_table
-from equiscreen.pipeline.tables import size_buckets
+from equiscreen.pipeline.graphs.neighbor_table import size_buckets
 from numpy.typing import NDArray
 from pretrained import crystals, exported, header, kept_folder
 

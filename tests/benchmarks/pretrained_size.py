@@ -100,8 +100,8 @@ def make(source: str, folder: Path) -> Path:
     Returns:
         The ONNX file.
     """
-    from equiscreen.export import exporting  # noqa: PLC0415 - see the top
-    from equiscreen.model.pretrained import import_weights  # noqa: PLC0415 - likewise
+    from equiscreen.export import exporter as exporting  # noqa: PLC0415 - see the top
+    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - likewise
 
     checkpoint, out = folder / "size.ckpt", folder / "size.onnx"
     begin = time.perf_counter()

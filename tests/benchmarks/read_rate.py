@@ -36,7 +36,7 @@ import numpy as np
 import zarr
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize, neighbor_table
 from equiscreen.pipeline.errors import StoreError
-from equiscreen.pipeline.reading import EpochReader
+from equiscreen.pipeline.store.epoch_reader import EpochReader
 
 CUTOFF = 5.0
 STRAIN = 0.02

@@ -30,9 +30,9 @@ from typing import Any
 
 import ase.io
 import numpy as np
-from equiscreen.export import RelaxSettings, relax
-from equiscreen.export.optimizers import Optimizer
 from equiscreen.pipeline import GraphStore, Structure, featurize
+from equiscreen.screening import RelaxSettings, relax
+from equiscreen.screening.relaxation.optimizers import Optimizer
 from numpy.typing import NDArray
 from pretrained import crystals, exported, header, kept_folder
 

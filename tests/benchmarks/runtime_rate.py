@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from equiscreen.demo.alloys import make_alloy, prototypes
 from equiscreen.export import OnnxPotential
-from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
-from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 

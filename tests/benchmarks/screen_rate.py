@@ -29,15 +29,16 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from equiscreen.export import OnnxPotential, open_scores
-from equiscreen.export.exporting import export_onnx, lower_and_check
-from equiscreen.export.screening import cut_screen
+from equiscreen.export import OnnxPotential
+from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.model.checkpoint import ModelCard
-from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.pretrained import import_weights
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.pretrained.load import import_weights
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphStore
+from equiscreen.screening import open_scores
+from equiscreen.screening.scoring.screen import cut_screen
 from featurize_rate import write_rows
 
 CUTOFF = 5.0

@@ -20,11 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from equiscreen.export import compare, select, to_parquet
-from equiscreen.export.scores import SCORES_SCHEMA, STATUS_MEANINGS, STRUCTURE_ARRAYS, formulas
-from equiscreen.export.subset import GraphSubset, Subset
 from equiscreen.pipeline import GraphStore, featurize
-from equiscreen.pipeline.schema import STRUCTURE, TEXT, ArraySpec, flags
+from equiscreen.pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from equiscreen.screening import compare, select, to_parquet
+from equiscreen.screening.chemistry.composition import formulas
+from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STATUS_MEANINGS, STRUCTURE_ARRAYS
+from equiscreen.screening.dataset.subset import GraphSubset, Subset
 
 ROWS = 257_000
 TOP = 100

@@ -42,11 +42,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from equiscreen.model import load_checkpoint
-from equiscreen.model.config import HeadConfig
-from equiscreen.model.potential import TorchPotential
-from equiscreen.model.symmetry import TensorBasis, tensor_basis
+from equiscreen.model.config.head import HeadConfig
+from equiscreen.model.equivariance.tensors import TensorBasis, tensor_basis
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphStore, LabelMapping, ReadOptions, Structure, featurize
-from equiscreen.pipeline.symmetry import point_group
+from equiscreen.pipeline.structures.symmetry import point_group
 from formation_energy import Training, header, train_all
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray

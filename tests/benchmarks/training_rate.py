@@ -46,7 +46,8 @@ import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from e3nn import o3
 from equiscreen.model import load_checkpoint
-from equiscreen.model.config import LossConfig, NetworkConfig
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.config.training import LossConfig
 from equiscreen.pipeline import GraphBlock, GraphStore
 
 OURS = "equiscreen"

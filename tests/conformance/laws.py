@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from equiscreen.model.config import HeadConfig
+from equiscreen.model.config.head import HeadConfig
 from equiscreen.pipeline import GraphBlock, Structure
-from equiscreen.pipeline.potential import Evaluation, Potential
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.graphs.potential import Evaluation, Potential
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation

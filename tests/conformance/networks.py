@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from equiscreen.model.config import HeadConfig, NequipConfig, NetworkConfig
-from equiscreen.model.heads import neutral_statistics
-from equiscreen.model.nequip import NequipNetwork
-from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.config.head import HeadConfig
+from equiscreen.model.config.network import NequipConfig, NetworkConfig
+from equiscreen.model.layers.heads import neutral_statistics
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.statistics import DataStatistics, HeadStatistics
 
 from ..conftest import CUTOFF, ELEMENTS, REFERENCES

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from e3nn import o3
-from equiscreen.model.config import HeadConfig
-from equiscreen.model.ensemble import SPREAD
-from equiscreen.model.symmetry import TENSORS
-from equiscreen.pipeline.potential import OutputSpec
+from equiscreen.model.config.head import HeadConfig
+from equiscreen.model.equivariance.tensors import TENSORS
+from equiscreen.model.networks.ensemble import SPREAD
+from equiscreen.pipeline.graphs.potential import OutputSpec
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from equiscreen.model.config import Config
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.config.config import Config
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline.errors import ConfigError
-from equiscreen.pipeline.symmetry import find_symmetry, point_group
+from equiscreen.pipeline.structures.symmetry import find_symmetry, point_group
 
 from ..conftest import evaluate
 from .networks import EVERY_HEAD, EVERY_HIDDEN, network_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, Structure
 
 from ..conftest import CUTOFF, evaluate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.data import atomic_masses
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import Structure
 
 from ..conftest import evaluate

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from equiscreen.model.config import HeadConfig
-from equiscreen.model.ensemble import EnsemblePotential
-from equiscreen.model.mirror import mirror_violation
-from equiscreen.model.potential import TorchPotential
-from equiscreen.model.symmetry import TENSORS
+from equiscreen.model.config.head import HeadConfig
+from equiscreen.model.equivariance.tensors import TENSORS
+from equiscreen.model.networks.ensemble import EnsemblePotential
+from equiscreen.model.networks.reflection import mirror_violation
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import Structure
-from equiscreen.pipeline.potential import Potential
+from equiscreen.pipeline.graphs.potential import Potential
 
 from ..conftest import evaluate
 from .laws import PotentialLaws, crystals

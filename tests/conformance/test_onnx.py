@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from equiscreen.export import OnnxPotential
-from equiscreen.export.exporting import lower_and_check
+from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
-from equiscreen.model.config import HeadConfig
+from equiscreen.model.config.head import HeadConfig
 from equiscreen.pipeline import GraphBlock
-from equiscreen.pipeline.potential import Potential
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.graphs.potential import Potential
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ..conftest import ELEMENTS
 from .laws import PotentialLaws

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from equiscreen.model.data import table_tensors
-from equiscreen.model.heads import Head
-from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.data.batches import table_tensors
+from equiscreen.model.layers.heads import Head
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, Structure
 from scipy.spatial.transform import Rotation
 

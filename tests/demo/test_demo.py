@@ -13,9 +13,9 @@ from equiscreen.demo.acts import Act
 from equiscreen.demo.alloys import METALS, PROTOTYPES, AlloyTask, make_alloy, nearest_contact, prototypes, write_alloys
 from equiscreen.demo.job import LeftOut, run_demo
 from equiscreen.demo.trained import TrainedReport
-from equiscreen.export import open_scores
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import OutputExistsError
+from equiscreen.screening import open_scores
 from typer.testing import CliRunner
 
 

@@ -10,11 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 
-from ..conftest import ELEMENTS, cif_text
-
-ROOT = Path(__file__).parents[2]
+from ..conftest import ELEMENTS, ROOT, cif_text
 
 
 def lines() -> list[str]:

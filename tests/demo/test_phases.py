@@ -13,15 +13,11 @@ import xarray as xr
 from ase import Atoms
 from equiscreen.demo.alloys import PROTOTYPES
 from equiscreen.demo.composition import element_fractions
-from equiscreen.demo.intermetallics import (
-    elemental_volume,
-    intermetallics,
-    write_intermetallics,
-)
+from equiscreen.demo.intermetallics import elemental_volume, intermetallics, write_intermetallics
 from equiscreen.demo.phases import PhaseList, rank_phases
 from equiscreen.demo.published import COLUMNS, run_published
-from equiscreen.export import screen
 from equiscreen.pipeline import GraphBlock, LabelMapping, Structure, featurize
+from equiscreen.screening import screen
 
 from ..conftest import CUTOFF
 

@@ -11,13 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from equiscreen.cli.info import describe
 from equiscreen.export.checks import all_nodes, check_parity, check_structure, is_reducing_scatter
-from equiscreen.export.exporting import lower_and_check
-from equiscreen.export.inspection import describe
-from equiscreen.export.metadata import ModelMetadata
-from equiscreen.export.runtime import OnnxPotential
+from equiscreen.export.exporter import lower_and_check
+from equiscreen.export.runtime.metadata import ModelMetadata
+from equiscreen.export.runtime.onnx_potential import OnnxPotential
 from equiscreen.model.checkpoint import ModelCard
-from equiscreen.model.network import EquivariantNetwork
+from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.pipeline.errors import ExportError
 from onnx import TensorProto, helper
 

@@ -15,17 +15,18 @@ import onnx
 import pytest
 import torch
 from equiscreen.export import OnnxPotential
-from equiscreen.export.exporting import export_onnx, lower_and_check
-from equiscreen.export.onnx_graph import OPSETS
-from equiscreen.export.scores import score_arrays, score_block
-from equiscreen.model.base import Network
+from equiscreen.export.exporter import export_onnx, lower_and_check
+from equiscreen.export.graph_builder import OPSETS
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
-from equiscreen.model.config import PRESETS
-from equiscreen.model.mirror import mirror_violation
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.config.network import PRESETS
+from equiscreen.model.networks.base import Network
+from equiscreen.model.networks.reflection import mirror_violation
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.errors import ConfigError, ExportError
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
+from equiscreen.screening.dataset.scores import score_arrays
+from equiscreen.screening.scoring.score import score_block
 
 from ..conformance.networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
 from ..conftest import ELEMENTS

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from equiscreen.export import OnnxPotential, screen
-from equiscreen.export.exporting import export_onnx
-from equiscreen.export.inspection import describe
-from equiscreen.export.scores import NOT_FINITE, OK, UNKNOWN_ELEMENT, score_arrays, score_block
+from equiscreen.cli.info import describe
+from equiscreen.export import OnnxPotential
+from equiscreen.export.exporter import export_onnx
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
-from equiscreen.model.config import NetworkConfig
-from equiscreen.model.network import EquivariantNetwork
-from equiscreen.model.potential import TorchPotential
+from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.statistics import DataStatistics, HeadStatistics
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
+from equiscreen.screening import screen
+from equiscreen.screening.dataset.scores import NOT_FINITE, OK, UNKNOWN_ELEMENT, score_arrays
+from equiscreen.screening.scoring.score import score_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from equiscreen.model import Config
 from equiscreen.pipeline import featurize
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ..conftest import ELEMENTS, write_emt_labelled
 

@@ -1,0 +1,139 @@
+"""Several models of one kind asked together: their mean, their spread, and the energy of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...pipeline.errors import ModelFileError
+from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.graphs.potential import Evaluation, OutputSpec
+from .onnx_potential import OnnxPotential, model_provenance
+
+MEMBERS_ARRAY, MEMBER = "energy_members", "member"
+
+Models = str | Path | Sequence[str | Path]
+SPREAD = "_std"
+
+
+class Committee:
+    """Models as one potential; of a single one, that model as it is.
+
+    Several put out the mean of every output, its standard deviation over n - 1 as ``NAME_std``, as a file of an
+    ensemble does, and the energies of all of them as ``energy_members``. Of elements it knows those that all know.
+
+    Args:
+        members: One at least.
+        names: Of their files.
+
+    Raises:
+        ModelFileError: They speak different energies, find different things, or one of them is there twice.
+    """
+
+    def __init__(self, members: Sequence[OnnxPotential], names: Sequence[str]) -> None:
+        if not members:
+            raise ModelFileError("no model is given")
+        self.members, self.names = tuple(members), tuple(names)
+        self._check()
+        first = self.members[0]
+        self.slots = first.slots
+        self.cutoff = max(member.cutoff for member in self.members)
+        self.elements = tuple(sorted(set.intersection(*(set(member.elements) for member in self.members))))
+        self.outputs = first.outputs if len(self.members) == 1 else self._outputs(first.outputs)
+
+    @classmethod
+    def load(cls, models: Models, **settings: Any) -> Self:
+        """Load model files.
+
+        Args:
+            models: One or several.
+            **settings: As for `OnnxPotential.load`.
+
+        Raises:
+            ModelFileError: As for the class; or a file is missing, damaged, or no model of ours.
+        """
+        paths = paths_of(models)
+        return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; of several, of their hashes in their order."""
+        return _joined([member.sha256 for member in self.members])
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """All outputs for all structures of a block.
+
+        Raises:
+            UnknownElementError: An element that one of the models does not know.
+        """
+        each = [member.evaluate(block) for member in self.members]
+        if len(each) == 1:
+            return each[0]
+        found: dict[str, NDArray[np.float64]] = {}
+        for spec in self.members[0].outputs:
+            values = np.stack([evaluation.arrays()[spec.name] for evaluation in each])
+            found[spec.name] = values.mean(axis=0)
+            found[f"{spec.name}{SPREAD}"] = values.std(axis=0, ddof=1)
+        own = {name: found.pop(name, getattr(each[0], name)) for name in ("energy", "forces", "stress")}
+        found[MEMBERS_ARRAY] = np.stack([evaluation.energy for evaluation in each], axis=1)
+        return Evaluation(**own, properties=found)
+
+    def provenance(self) -> dict[str, Any]:
+        """Which models the results come from; each of several under ``files``."""
+        each = [model_provenance(name, member) for name, member in zip(self.names, self.members, strict=True)]
+        if len(each) == 1:
+            return each[0]
+        return {
+            **each[0],
+            "path": ", ".join(self.names),
+            "sha256": self.sha256,
+            "weights_sha256": _joined([member.metadata.weights_sha256 for member in self.members]),
+            "symmetry": ", ".join(dict.fromkeys(member.metadata.symmetry for member in self.members)),
+            "members": len(each),
+            "cutoff": self.cutoff,
+            "files": each,
+        }
+
+    def _outputs(self, outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
+        spreads = [replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs]
+        each = OutputSpec(MEMBERS_ARRAY, "structure", (len(self.members),), "eV")
+        return (*outputs, *spreads, *([each] if any(spec.name == "energy" for spec in outputs) else []))
+
+    def _check(self) -> None:
+        first, name = self.members[0], self.names[0]
+        for place, (other, its_name) in enumerate(zip(self.members[1:], self.names[1:], strict=True), start=1):
+            schemes = [member.metadata.energy_scheme for member in (first, other)]
+            if schemes[0] != schemes[1]:
+                raise ModelFileError(
+                    f"{its_name}: its energies are {schemes[1]}, those of {name} {schemes[0]}: they have no mean; "
+                    "screen with each by itself"
+                )
+            if first.outputs != other.outputs:
+                found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]
+                raise ModelFileError(
+                    f"{its_name}: it finds {found[1]}, {name} finds {found[0]}; export both with the same --outputs"
+                )
+            earlier = [member.sha256 for member in self.members[:place]]
+            if other.sha256 in earlier:
+                same = self.names[earlier.index(other.sha256)]
+                raise ModelFileError(f"{its_name}: the same model as {same}; say it once")
+        for member, its_name in zip(self.members, self.names, strict=True):
+            if len(self.members) > 1 and member.metadata.members > 1:
+                raise ModelFileError(
+                    f"{its_name}: an ensemble already; screen with it alone, or export its members one by one"
+                )
+
+
+def paths_of(models: Models) -> list[str | Path]:
+    """Paths of one or several models."""
+    return [models] if isinstance(models, str | Path) else list(models)
+
+
+def _joined(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -1,0 +1,180 @@
+"""Evaluating an exported model with ONNX Runtime; neither PyTorch nor e3nn is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...pipeline.errors import ModelFileError, detail
+from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.graphs.neighbor_table import INPUT_NAMES
+from ...pipeline.graphs.potential import Evaluation, OutputSpec, evaluate_in_buckets
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.structures.structure import Structure
+from .file_validation import check_model_bytes
+from .metadata import ModelMetadata
+from .providers import CPU, check_providers, providers
+
+# Slots of one run: with fewer, what each node costs counts; with more, intermediates leave the cache
+# (docs/performance.md).
+DEFAULT_SLOTS = 2_048
+
+
+class OnnxPotential:
+    """An exported model, loaded for evaluation.
+
+    Example:
+        >>> potential = OnnxPotential.load("model.onnx")  # doctest: +SKIP
+        >>> potential.evaluate_structures([structure]).energy  # doctest: +SKIP
+
+    Args:
+        data: The file's bytes.
+        name: Of the file, for messages.
+        threads: Of ONNX Runtime, which does not look at OMP_NUM_THREADS.
+        slots: Neighbour slots evaluated at once.
+        device: See `devices.providers`.
+
+    Raises:
+        ModelFileError: No model of ours, or ONNX Runtime is not installed.
+        DeviceError: No such device here.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        name: str = "model",
+        *,
+        threads: int = 1,
+        slots: int = DEFAULT_SLOTS,
+        device: str = CPU,
+    ) -> None:
+        try:
+            import onnxruntime  # noqa: PLC0415 - an extra; reading stores and scores works without
+        except ImportError as error:
+            raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
+        check_model_bytes(data, name)
+        chosen = providers(device)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Plans of memory are for inputs of equal shapes. Batches of crystals seldom are, and each plan takes as much
+        # memory again.
+        options.enable_mem_pattern = False
+        # Idle threads that spin take time from the other processes of a worker pool.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            # From bytes: given a path, ONNX Runtime would follow references to other files.
+            self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
+        except Exception as error:  # its exceptions have no common base
+            raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {detail(error)}") from error
+        check_providers(self._session.get_providers(), chosen, device)
+        self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.slots = slots
+        self._inputs = [item.name for item in self._session.get_inputs()]
+        unknown = set(self._inputs) - set(INPUT_NAMES)
+        made = {item.name for item in self._session.get_outputs()}
+        if absent := {spec.name for spec in self.outputs} - made:
+            raise ModelFileError(f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}")
+        if unknown:
+            raise ModelFileError(f"{name}: wants inputs that are not known here: {', '.join(sorted(unknown))}")
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, slots: int = DEFAULT_SLOTS, device: str = CPU
+    ) -> OnnxPotential:
+        """Load a model file.
+
+        Args:
+            path: ONNX file.
+            threads: None takes all cores.
+            slots: Neighbour slots evaluated at once.
+            device: See `devices.providers`.
+
+        Raises:
+            ModelFileError: Missing, damaged, or no model of ours.
+            DeviceError: No such device here.
+        """
+        return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.metadata.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows."""
+        return self.metadata.elements
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        return self.metadata.outputs
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """All outputs for all structures of a block.
+
+        Args:
+            block: Graphs whose cutoff is at least the model's, of elements that the model knows.
+
+        Raises:
+            UnknownElementError: An element that the model does not know.
+        """
+        dtype = np.dtype(self.metadata.dtype)
+        return evaluate_in_buckets(block, self, dtype, self.slots, self.run_table)
+
+    def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
+        """All outputs for structures, whose graphs are made here."""
+        return self.evaluate(GraphBlock.from_structures(structures, self.cutoff))
+
+    def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs for one padded table, by name."""
+        names = [spec.name for spec in self.outputs]
+        feed = {name: arrays[name] for name in self._inputs}
+        return dict(zip(names, self._session.run(names, feed), strict=True))
+
+
+def read_model(path: str | Path) -> bytes:
+    """The bytes of a model file.
+
+    Raises:
+        ModelFileError: No such file.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path}: no model file can be read there ({error.strerror})") from error
+
+
+def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:
+    """Refuse a model that looks further than the graphs of a store.
+
+    Raises:
+        ModelFileError: It does.
+    """
+    if graphs.cutoff < potential.cutoff:
+        raise ModelFileError(
+            f"{graphs.path}: its graphs end at {graphs.cutoff} angstrom, the model looks {potential.cutoff} far; "
+            f"run `equiscreen featurize SOURCE... --out NEW.zarr --model {model}`"
+        )
+
+
+def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
+    """Which model the results come from."""
+    return {
+        "path": str(model),
+        "sha256": potential.sha256,
+        "weights_sha256": potential.metadata.weights_sha256,
+        "energy_scheme": potential.metadata.energy_scheme,
+        "symmetry": potential.metadata.symmetry,
+        "members": potential.metadata.members,
+        "cutoff": potential.cutoff,
+    }

@@ -1,0 +1,96 @@
+"""The configuration of a network and of its training: one YAML file, every key with a default.
+
+docs/training.md explains every key to people; a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Discriminator, Tag, ValidationError
+
+from ...pipeline.errors import ConfigError
+from .head import Section
+from .network import NequipConfig, NetworkConfig
+from .training import TrainingConfig
+
+
+def _family(network: Any) -> str:
+    family = network.get("family") if isinstance(network, dict) else getattr(network, "family", None)
+    return "nequip" if family == "nequip" else "own"
+
+
+class Config(Section):
+    """All of it.
+
+    Attributes:
+        network: The architecture; that of imported weights stands in run folders of trainings that began with them.
+        training: All else.
+    """
+
+    network: Annotated[
+        Annotated[NetworkConfig, Tag("own")] | Annotated[NequipConfig, Tag("nequip")], Discriminator(_family)
+    ] = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def starting_from(self, checkpoint: str | Path) -> Self:
+        """The same, to be fine-tuned from a checkpoint or run folder."""
+        fine_tune = self.training.fine_tune.model_copy(update={"checkpoint": Path(checkpoint)})
+        training = self.training.model_copy(update={"fine_tune": fine_tune})
+        return self.model_copy(update={"training": training})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: Missing, not YAML, or with a key or value that does not exist.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(errors="replace"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        return cls.parse(content or {}, str(path))
+
+    @classmethod
+    def parse(cls, content: Any, where: str) -> Self:
+        """Check a configuration given as plain values; `where` is named in errors.
+
+        Raises:
+            ConfigError: A key or value that does not exist.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            problems = "; ".join(_problem(cls, item["loc"], item["type"], item["msg"]) for item in error.errors())
+            raise ConfigError(f"{where}: {problems}") from error
+
+
+def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One mistake; a key that does not exist is told with the one that was probably meant."""
+    if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
+        place = (*place[:1], *place[2:])  # which of the kinds of networks it is
+    name = ".".join(map(str, place))
+    if kind != "extra_forbidden":
+        return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")
+    for key in place[:-1]:
+        field = model.model_fields.get(str(key))  # None: the name of a head, whose section was found already
+        if field is not None and (section := _section(field.annotation)) is not None:
+            model = section
+    near = get_close_matches(str(place[-1]), model.model_fields, 1)
+    known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}"
+    return f"{name}: no such key; {known}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation names, also as the values of a dictionary."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)

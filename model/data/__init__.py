@@ -1,0 +1,1 @@
+"""Batches, targets, splits and statistics of training data."""

@@ -1,0 +1,1 @@
+"""Irreps, Cartesian tensors and rotations."""

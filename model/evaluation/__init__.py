@@ -1,0 +1,1 @@
+"""Errors, calibration and plots."""

@@ -1,0 +1,161 @@
+"""Heads: properties of structures and atoms, as tensors, from the features of the last interaction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.graphs.potential import Defined, OutputSpec
+from ..config.head import HeadConfig
+from ..equivariance.irreps import SCALAR, Features, Irrep
+from ..equivariance.tensors import TENSORS, carrier, default_shape, presentation, tensor_basis
+from ..statistics import HeadStatistics
+from .float64_buffers import ExactBuffers
+from .mlp import Perceptron
+
+# exp(A) = exp(A / 2^6)^(2^6), with so many terms of the series: to rounding in float64 for norms up to 30.
+_SQUARINGS, _SERIES = 6, 14
+
+
+class Head(ExactBuffers):
+    """One property.
+
+    Invariant components come from a perceptron on the scalars; the others are linear in the features of their irrep,
+    each channel times a learned function of the scalars. There are no biases: an atom without neighbours has the shift
+    of its element and nothing else.
+
+    Args:
+        name: For messages.
+        config: What it is.
+        statistics: Of its labels.
+        channels: Of the features that it reads.
+        symmetry: Of the network.
+
+    Raises:
+        ConfigError: The network never makes one of its irreps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: HeadConfig,
+        statistics: HeadStatistics,
+        channels: Mapping[Irrep, int],
+        symmetry: str,
+    ) -> None:
+        super().__init__()
+        self.config, self.statistics = config, statistics
+        self.basis = tensor_basis(config)
+        self.carriers = [(mul, carrier(ir, symmetry)) for mul, ir in self.basis.irreps]
+        self._check_reach(name, channels)
+        width = config.channels
+        self.scalars, self.gates, self.weights = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
+        for place, (mul, ir) in enumerate(self.carriers):
+            if ir == SCALAR:
+                self.scalars[str(place)] = Perceptron(channels[SCALAR], width, mul)
+            else:
+                self.gates[str(place)] = Perceptron(channels[SCALAR], width, channels[ir])
+                self.weights[str(place)] = nn.Parameter(torch.randn(channels[ir], mul))
+        kinds = [ir for mul, ir in self.basis.irreps for _ in range(mul)]
+        scales = [scale for scale, ir in zip(statistics.scales, kinds, strict=True) for _ in range(ir.dim)]
+        invariant = [ir == SCALAR for ir in kinds for _ in range(ir.dim)]
+        shifts = torch.zeros(len(statistics.shifts), self.basis.dim, dtype=torch.float64)
+        shifts[:, torch.tensor(invariant)] = torch.tensor(statistics.shifts, dtype=torch.float64)
+        self.component_scales: Tensor
+        self.element_shifts: Tensor
+        self.presenting: Tensor
+        self.cartesian: Tensor
+        self.register_exact("component_scales", torch.tensor(scales, dtype=torch.float64))
+        self.register_exact("element_shifts", shifts)
+        # Transposed: components stand in rows.
+        matrix = presentation(self.basis, statistics.shape).T.contiguous()
+        self.register_exact("presenting", matrix)
+        self.register_exact("cartesian", self.basis.matrix.T.contiguous())
+
+    def _check_reach(self, name: str, channels: Mapping[Irrep, int]) -> None:
+        missing = sorted({str(ir) for _, ir in self.carriers if ir not in channels})
+        if missing:
+            raise ConfigError(
+                f"network.heads.{name}: this network never makes {', '.join(missing)}; raise `correlation` or "
+                "`n_interactions`, or give `hidden_irreps` more kinds"
+            )
+
+    def spec(self, name: str) -> OutputSpec:
+        """What it puts out."""
+        kind = TENSORS.get(self.config.tensor) if self.config.irreps is None else None
+        defined: Defined = "molecules" if kind is not None and kind.molecules_only else "always"
+        return OutputSpec(name, self.config.per, self.statistics.shape, self.statistics.unit, defined)
+
+    def forward(self, features: Features, species: Tensor, members: Tensor) -> Tensor:
+        """Components of the irreps, of the logarithm where there is one, in the unit of the labels.
+
+        Args:
+            features: Of the last interaction.
+            species: int64[N].
+            members: float64[G, N], 1 for the atoms of each structure.
+
+        Returns:
+            float64[G, dim], or float64[N, dim] for a property of atoms.
+        """
+        scalars = features[SCALAR].squeeze(1)
+        parts = []
+        for place, (mul, ir) in enumerate(self.carriers):
+            if ir == SCALAR:
+                parts.append(self.scalars[str(place)](scalars))
+                continue
+            x = features[ir]
+            n, dim, channels = x.shape
+            gated = x * (1 + self.gates[str(place)](scalars)).unsqueeze(1)
+            weight = self.weights[str(place)] / math.sqrt(channels)
+            out = (gated.reshape(n * dim, channels) @ weight).view(n, dim, mul)
+            parts.append(out.transpose(1, 2).reshape(n, mul * dim))
+        components = torch.cat(parts, dim=1).double() * self.component_scales + self.element_shifts[species]
+        if self.config.per == "atom":
+            return components
+        pooled = members @ components
+        return pooled if self.config.extensive else pooled / members.sum(1, keepdim=True)
+
+    def present(self, components: Tensor) -> Tensor:
+        """Components as the property itself: float64[n, dim] to float64[n, *shape]."""
+        if self.config.transform == "log":
+            components = self._exponential(components)
+        return (components @ self.presenting).reshape(-1, *self.statistics.shape)
+
+    def _exponential(self, components: Tensor) -> Tensor:
+        if self.basis.rank == 0:
+            return components.exp()
+        matrix = (components @ self.cartesian).view(-1, 3, 3) / 2**_SQUARINGS
+        unit = torch.eye(3, dtype=matrix.dtype, device=matrix.device).unsqueeze(0)
+        series = unit + matrix / _SERIES
+        for k in range(_SERIES - 1, 0, -1):
+            series = unit + torch.bmm(matrix, series) / k
+        for _ in range(_SQUARINGS):
+            series = torch.bmm(series, series)
+        exponential: Tensor = series.reshape(-1, 9) @ self.cartesian.T
+        return exponential
+
+
+def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
+    """Of a head whose labels are not known: no shifts, scales of one."""
+    basis = tensor_basis(config)
+    invariants = sum(mul for mul, ir in basis.irreps if ir == SCALAR)
+    return HeadStatistics(
+        shape=config.shape if config.shape is not None else default_shape(basis),
+        unit="",
+        shifts=((0.0,) * invariants,) * n_elements,
+        scales=(1.0,) * sum(mul for mul, _ in basis.irreps),
+    )
+
+
+def head_channels(heads: Sequence[HeadConfig], symmetry: str) -> dict[Irrep, int]:
+    """Features that the last interaction makes for the heads."""
+    wanted: dict[Irrep, int] = {}
+    for head in heads:
+        for _, ir in tensor_basis(head).irreps:
+            key = carrier(ir, symmetry)
+            wanted[key] = max(wanted.get(key, 0), head.channels)
+    return wanted

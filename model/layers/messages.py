@@ -1,0 +1,127 @@
+"""Messages of neighbours, summed: the step in which networks of NequIP's kind spend their time.
+
+Slots are laid out [N, components, K, channels]: what a pair has is multiplied in along whole rows of slots and
+channels, and the sum over components and slots is one matrix product for each atom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .scatter_free import collect, read
+from .table import Table
+
+
+class Slots:
+    """Readings of atoms' features and of pairs' radial functions, for each slot.
+
+    Args:
+        table: The inputs.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        # The same numbers by another way: what a backward pass computes anew from them is not taken for what the
+        # forward pass has, and kept in memory, by those who look for common subexpressions.
+        back = table.reverse.view(-1)[table.reverse]
+        self.neighbors_again = table.neighbors.view(-1)[back]
+        self.pair = table.pair.unsqueeze(1)
+        self.pair_again = table.pair.view(-1)[back].unsqueeze(1)
+        first = table.pair_slot
+        self.pair_places = torch.cat([x.unsqueeze(1) for x in (first, table.reverse.view(-1)[first])], dim=1)
+        self._senders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def senders(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`index`, the same again, and `places` of the senders' features of so many components: int64[N, dim, K]."""
+        if dim not in self._senders:
+            n, k = self.table.neighbors.shape
+            device = self.table.neighbors.device
+            component = torch.arange(dim, device=device).view(1, dim, 1)
+            index, again = ((x * dim).unsqueeze(1) + component for x in (self.table.neighbors, self.neighbors_again))
+            first = (torch.arange(n, device=device) * (dim * k)).unsqueeze(1) + torch.arange(k, device=device)
+            places = first.view(-1)[self.table.reverse].unsqueeze(1) + component * k
+            self._senders[dim] = index, again, places
+        return self._senders[dim]
+
+    def spread(self, x: Tensor, *, again: bool = False) -> Tensor:
+        """Give each slot what its pair has: float[P, c] to float[N, 1, K, c]."""
+        return read(x, self.pair_again if again else self.pair, self.pair_places)
+
+    def to_pairs(self, x: Tensor) -> Tensor:
+        """Sum the two slots of each pair: float[N * K, c] to float[P, c]."""
+        return collect(x, self.pair, self.pair_places)
+
+
+class _Messages(torch.autograd.Function):
+    """Sums of messages over neighbours, of one irrep along all its paths.
+
+    Nothing that stands in the slots is kept for the gradient: to compute it again takes less time than to write it to
+    memory and to read it, and an evaluation needs a fraction of the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slots: Slots, x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.slots = slots
+        ctx.save_for_backward(x, *operands)
+        n, dim, channels = x.shape
+        index, _, places = slots.senders(dim)
+        sent = read(x, index, places)
+        out = []
+        for function, matrices in _pairwise(operands):
+            messages = sent * slots.spread(function)
+            out.append(messages.sum(2) if matrices is None else torch.bmm(matrices, messages.view(n, -1, channels)))
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *operands = ctx.saved_tensors
+        slots = ctx.slots
+        n, dim, channels = x.shape
+        _, index, places = slots.senders(dim)
+        sent = read(x, index, places)
+        found: list[Tensor | None] = []
+        total = None
+        for grad, (function, matrices) in zip(grads, _pairwise(operands), strict=True):
+            spread = slots.spread(function, again=True)
+            if matrices is None:
+                back, turned = grad.unsqueeze(2), None
+            else:
+                back = torch.bmm(matrices.transpose(1, 2), grad).view_as(sent)
+                turned = torch.bmm(grad, (sent * spread).view(n, -1, channels).transpose(1, 2))
+            found += [slots.to_pairs(_sum_components(back * sent)), turned]
+            term = back * spread
+            total = term if total is None else total + term
+        if total is None or not ctx.needs_input_grad[1]:
+            return None, None, *found
+        return None, collect(total, index, places), *found
+
+
+def sum_messages(
+    slots: Slots, x: Tensor, functions: Sequence[Tensor], matrices: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Sum neighbours' features of one irrep over the slots of each atom, along several paths.
+
+    Args:
+        slots: Readings.
+        x: float[N, dim, channels], of all atoms.
+        functions: Of each path float[P, channels], what each channel is multiplied by.
+        matrices: Of each path float[N, dim out, dim * K], what the components are multiplied by; None leaves them.
+
+    Returns:
+        float[N, dim out, channels] of each path.
+    """
+    operands = [y for path in zip(functions, matrices, strict=True) for y in path]
+    out: tuple[Tensor, ...] = _Messages.apply(slots, x, *operands)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _sum_components(x: Tensor) -> Tensor:
+    return x.sum(1, keepdim=True) if x.shape[1] > 1 else x
+
+
+def _pairwise(operands: Sequence[Any]) -> list[tuple[Tensor, Tensor | None]]:
+    return list(zip(operands[::2], operands[1::2], strict=True))

@@ -1,0 +1,1 @@
+"""The networks: energies, forces, stresses and heads of structures."""

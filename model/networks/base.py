@@ -1,0 +1,143 @@
+"""What all networks have in common: an energy that atoms sum to, its exact gradients, and heads."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...pipeline.graphs.potential import ENERGY_OUTPUTS, OutputSpec
+from ..equivariance.irreps import Features
+from ..layers.float64_buffers import ExactBuffers
+from ..layers.scatter_free import permute_slots
+from ..layers.table import Table
+from ..statistics import DataStatistics
+
+if TYPE_CHECKING:
+    from ..config.network import Architecture
+    from ..layers.heads import Head
+
+MAX_ATOMIC_NUMBER = 118
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a network finds, in the form that it is trained on.
+
+    Attributes:
+        energy: float64[G], eV; this and the next two are None for a network without an energy.
+        forces: float[N, 3], eV/angstrom.
+        virial: float64[G, 3, 3], eV: the derivative by strain; divided by the volume it is the stress.
+        heads: Components of the irreps of each head, by name: float64[G or N, dim].
+    """
+
+    energy: Tensor | None
+    forces: Tensor | None
+    virial: Tensor | None
+    heads: dict[str, Tensor]
+
+
+class Network(ExactBuffers):
+    """A network on neighbour tables.
+
+    Args:
+        config: Architecture; its cutoff has to be set.
+        elements: Atomic numbers that it knows, ascending.
+        statistics: Reference energies and scales of each element, among others.
+    """
+
+    def __init__(self, config: Architecture, elements: Sequence[int], statistics: DataStatistics) -> None:
+        super().__init__()
+        if config.cutoff is None:
+            raise ValueError("the network's cutoff is not set")
+        self.elements, self.statistics = tuple(elements), statistics
+        self.cutoff = config.cutoff
+        index = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.int64)
+        index[torch.tensor(self.elements)] = torch.arange(len(self.elements))
+        self.species_index: Tensor
+        self.register_buffer("species_index", index, persistent=False)
+        self.reference_energies: Tensor
+        self.energy_scales: Tensor
+        self.register_exact("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
+        self.register_exact("energy_scales", torch.tensor(statistics.energy_scales, dtype=torch.float64))
+
+    config: Architecture
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+
+    @abstractmethod
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
+        """Features behind each interaction: by irrep, float[N, 2 l + 1, channels].
+
+        Args:
+            species: int64[N], place of each atom's element among the network's.
+            table: The inputs.
+        """
+
+    @abstractmethod
+    def relative_energies(self, layers: Sequence[Features]) -> Tensor:
+        """Energies of the atoms, in units of their scales and without references: float[N]."""
+
+    def named_heads(self) -> list[tuple[str, Head]]:
+        """The heads, by name."""
+        return []
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What `forward` returns, in that order."""
+        energy = ENERGY_OUTPUTS if self.config.energy else ()
+        return (*energy, *(head.spec(name) for name, head in self.named_heads()))
+
+    def predict(self, *inputs: Tensor) -> Prediction:
+        """The energy with its exact gradients, and the heads.
+
+        Args:
+            *inputs: As a `Table` has them.
+        """
+        table = Table(*inputs)
+        atomic_number, structure, volume = table.atomic_number, table.structure, table.volume
+        species = self.species_index[atomic_number]
+        members = (structure.unsqueeze(0) == torch.arange(volume.shape[0], device=volume.device).unsqueeze(1)).double()
+        vectors = table.vectors.detach().requires_grad_(self.config.energy)
+        with torch.set_grad_enabled(self.config.energy or torch.is_grad_enabled()):
+            layers = self.layers(species, table._replace(vectors=vectors))
+            relative = self.relative_energies(layers) if self.config.energy else None
+        heads = {name: head(layers[-1], species, members) for name, head in self.named_heads()}
+        if relative is None:
+            return Prediction(None, None, None, heads)
+        # Double scales times float energies: units come in behind the gradient's rounding, in float64.
+        with torch.enable_grad():
+            atoms = relative.double() * self.energy_scales[species]
+            (gradient,) = torch.autograd.grad(atoms.sum(), vectors, create_graph=self.training)
+        if not self.training:
+            atoms, vectors = atoms.detach(), vectors.detach()
+            heads = {name: x.detach() for name, x in heads.items()}
+        opposite = permute_slots(gradient.reshape(1, -1, 3), table.reverse).view_as(gradient)
+        forces = (gradient - opposite).sum(1)
+        virial = torch.bmm(vectors.transpose(1, 2), gradient)
+        virial = (virial + virial.transpose(1, 2)).reshape(-1, 9).double() / 2
+        energy = members @ (atoms + self.reference_energies[species])
+        return Prediction(energy, forces, (members @ virial).view(-1, 3, 3), heads)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs in their units.
+
+        Args:
+            *inputs: As a `Table` has them.
+
+        Returns:
+            As `outputs` says: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress float64[G, 3, 3] in
+            eV/angstrom^3 (of no meaning where the volume is not), then the heads, float64[G or N, *shape].
+        """
+        found = self.predict(*inputs)
+        out: list[Tensor] = []
+        if found.energy is not None and found.forces is not None and found.virial is not None:
+            out += [found.energy, found.forces, found.virial / Table(*inputs).volume.view(-1, 1, 1)]
+        return (*out, *(head.present(found.heads[name]) for name, head in self.named_heads()))

@@ -1,0 +1,78 @@
+"""Ensembles: several networks of one kind, whose mean is the prediction and whose spread says how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...pipeline.errors import CheckpointError
+from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.graphs.potential import Evaluation, OutputSpec
+from .base import Network
+from .torch_potential import TorchPotential
+
+SPREAD = "_std"
+
+
+def with_spread(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
+    """Outputs of an ensemble: each mean, then the standard deviation (of a sample, so over n - 1) of each."""
+    return (*outputs, *(replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs))
+
+
+class EnsemblePotential:
+    """Networks, evaluated one after the other.
+
+    Args:
+        networks: Two at least, of the same elements, cutoff and outputs.
+
+    Raises:
+        CheckpointError: They are not of one kind.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.members = [TorchPotential(network) for network in networks]
+        check_members(networks)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.members[0].cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the networks know."""
+        return self.members[0].elements
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Means, and standard deviations with the ending ``_std``."""
+        return with_spread(self.members[0].outputs)
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """Means of all outputs, and their standard deviations among the properties.
+
+        Raises:
+            UnknownElementError: An element that the networks do not know.
+        """
+        found = [member.evaluate(block).arrays() for member in self.members]
+        stacked = {name: np.stack([arrays[name] for arrays in found]) for name in found[0]}
+        means = {name: values.mean(axis=0) for name, values in stacked.items()}
+        names = [spec.name for spec in self.members[0].outputs]
+        spread = {f"{name}{SPREAD}": stacked[name].std(axis=0, ddof=1) for name in names}
+        energy, forces, stress = (means.pop(name) for name in ("energy", "forces", "stress"))
+        return Evaluation(energy, forces, stress, {**means, **spread})
+
+
+def check_members(networks: Sequence[Network]) -> None:
+    """See that networks can be members of one ensemble.
+
+    Raises:
+        CheckpointError: Fewer than two, or of different elements, cutoff, outputs or dtype.
+    """
+    if len(networks) < 2:
+        raise CheckpointError(f"an ensemble of {len(networks)}; it takes two networks at least")
+    kinds = {(x.elements, x.cutoff, x.outputs, x.dtype) for x in networks}
+    if len(kinds) > 1:
+        raise CheckpointError("the members of the ensemble differ in elements, cutoff, outputs or dtype")

@@ -1,0 +1,167 @@
+"""Nequix (Koker and Smidt, arXiv:2508.16067) as a network of ours, from its PyTorch and its JAX files.
+
+Both begin with a line of JSON, the settings. Behind it stands a PyTorch file, or arrays in NumPy's format, one after
+the other in the order of the model's leaves. Conventions that differ, and where they go:
+
+- linear maps on irreps divide by the root of the number of channels that come in: into the weights;
+- activations of the gate, but not those of the radial perceptron, are divided by the root of their second moment: into
+  the maps behind;
+- Bessel functions carry 2 / cutoff: into the radial perceptron;
+- sums are divided by the root of the average number of neighbours: into the map behind;
+- PyTorch files keep radial functions in the order of the irrep that a path ends in, JAX files too;
+- PyTorch files hold the 3j symbols, whose sign is that of the version of e3nn: into the radial functions;
+- energies are readout times scale, plus shift, plus the reference energy of the element.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from ...pipeline.errors import CheckpointError, detail
+from ..config.network import MAX_LAYERS, NequipConfig
+from ..equivariance.irreps import SCALAR
+from ..equivariance.tensors import parsed
+from ..networks.nequip import NequipNetwork, channels_behind, with_gates
+from ..statistics import DataStatistics
+from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
+
+MAX_SETTINGS_BYTES = 1 << 20
+ARRAY_MARK = b"\x93NUMPY"
+KNOWN = {
+    *("cutoff", "atomic_numbers", "atom_energies", "scale", "shift", "hidden_irreps", "lmax", "n_layers"),
+    *("radial_basis_size", "radial_mlp_size", "radial_mlp_layers", "radial_polynomial_p", "layer_norm"),
+    *("avg_n_neighbors", "index_weights"),
+}
+
+
+def read_nequix(path: str | Path) -> NequipNetwork:
+    """Build the network of a file.
+
+    Raises:
+        CheckpointError: No such file, or an architecture that is not known here.
+    """
+    with Path(path).open("rb") as file:
+        line = file.readline(MAX_SETTINGS_BYTES)
+        rest = file.read()
+    try:
+        settings = json.loads(line)
+        missing = sorted(KNOWN - {*settings})
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a Nequix file: no settings in its first line") from error
+    if missing:
+        raise CheckpointError(f"{path}: an architecture that is not known here: {missing[0]} is missing")
+    if settings["index_weights"]:
+        raise CheckpointError(f"{path}: an architecture that is not known here: index_weights is true")
+    try:
+        config = _architecture(settings)
+        state = (
+            _arrays(rest, config)
+            if rest.startswith(ARRAY_MARK)
+            else torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+        )
+        return _network(settings, config, state)
+    except Exception as error:  # torch and NumPy raise many kinds for a file that is cut
+        raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
+
+
+def _architecture(settings: Mapping[str, Any]) -> NequipConfig:
+    hidden = parsed(settings["hidden_irreps"])
+    last = " + ".join(f"{mul}x{ir}" for mul, ir in hidden if ir == SCALAR)
+    layers, depth = (min(int(settings[name]), MAX_LAYERS + 1) for name in ("n_layers", "radial_mlp_layers"))
+    return NequipConfig(
+        symmetry="natural",
+        cutoff=float(settings["cutoff"]),
+        embedding=len(settings["atomic_numbers"]),
+        hidden_irreps=(*[" + ".join(f"{mul}x{ir}" for mul, ir in hidden)] * (layers - 1), last),
+        l_max=int(settings["lmax"]),
+        n_basis=int(settings["radial_basis_size"]),
+        radial_hidden=(int(settings["radial_mlp_size"]),) * depth,
+        envelope="polynomial",
+        envelope_power=int(settings["radial_polynomial_p"]),
+        layer_norm=bool(settings["layer_norm"]),
+    )
+
+
+def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
+    """Arrays of a JAX file under the names that a PyTorch file has, matrices of several irreps as one."""
+    file = io.BytesIO(data)
+
+    def read(count: int = 1) -> Tensor:
+        arrays = [np.load(file, allow_pickle=False) for _ in range(count)]
+        return torch.cat([torch.from_numpy(x).flatten() for x in arrays]) if count > 1 else torch.from_numpy(arrays[0])
+
+    state = {"atom_energies": read()}
+    into = 1
+    for layer, channels in enumerate(channels_behind(config)):
+        prefix, out = f"layers.{layer}", len(channels)
+        for place in range(len(config.radial_hidden) + 1):
+            state[f"{prefix}.radial_mlp.layers.{place}.weights"] = read()
+        state[f"{prefix}.linear_1.weight"] = read(into).flatten()
+        state[f"{prefix}.linear_2.weight"] = read(out).flatten()
+        state[f"{prefix}.skip.weight"] = read(min(into, out)).flatten()
+        for place in range(out if config.layer_norm else 0):
+            state[f"{prefix}.layer_norm.affine_weight.{place}"] = read()
+        into = out
+    state["readout.weight"] = read()
+    if file.read().strip():
+        raise ValueError("more arrays than the settings tell of")
+    return state
+
+
+def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[str, Tensor]) -> NequipNetwork:
+    numbers = settings["atomic_numbers"]
+    if len(set(numbers)) != len(numbers):
+        raise ValueError("atomic_numbers: some twice")
+    order = torch.tensor(sorted(range(len(numbers)), key=lambda place: numbers[place]))
+    references = state["atom_energies"].double()[order] + float(settings["shift"])
+    statistics = DataStatistics(tuple(references.tolist()), (float(settings["scale"]),) * len(numbers))
+    network = NequipNetwork(config, [int(numbers[place]) for place in order], statistics, torch.float64)
+    gain = _activation_gain()
+    channels = channels_behind(config)
+    (readout,) = e3nn_matrices(state["readout.weight"], channels[-1], {SCALAR: 1}).values()
+    weights = {"basis.frequencies": network.basis.frequencies.detach(), "readout": readout * gain}
+    into = {SCALAR: config.embedding}
+    for layer, made in enumerate(channels):
+        theirs, ours = f"layers.{layer}", f"interactions.{layer}"
+        wide = with_gates(made)
+        convolution = network.convolution(layer)
+        send = e3nn_matrices(state[f"{theirs}.linear_1.weight"], into, into)
+        skip = e3nn_matrices(state[f"{theirs}.skip.weight"], into, wide)
+        mix = e3nn_matrices(state[f"{theirs}.linear_2.weight"], convolution.channels_out, wide)
+        norm = settings["avg_n_neighbors"] ** -0.5
+        weights |= {f"{ours}.mix.{irrep}": matrix * norm for irrep, matrix in mix.items()}
+        weights[f"{ours}.mix_bias"] = torch.zeros(wide[SCALAR], dtype=torch.float64)
+        if layer:
+            weights |= {f"{ours}.send.{irrep}": matrix * gain for irrep, matrix in send.items()}
+            weights |= {f"{ours}.skip.{irrep}": matrix * gain for irrep, matrix in skip.items()}
+            weights[f"{ours}.send_bias"] = torch.zeros(into[SCALAR], dtype=torch.float64)
+        else:  # elements are one-hot vectors: what becomes of them are the rows of the matrices
+            weights |= {"sent": send[SCALAR][order], f"{ours}.skip_table": skip[SCALAR][order]}
+        if config.layer_norm:
+            for place, irrep in enumerate(wide):
+                weights[f"{ours}.norm.{irrep}"] = state[f"{theirs}.layer_norm.affine_weight.{place}"].double()
+        count = len(config.radial_hidden) + 1
+        radial = [state[f"{theirs}.radial_mlp.layers.{place}.weights"].double() for place in range(count)]
+        radial[0] = radial[0] * (2 / config.cutoff)
+        signs = [sign_of_3j(state, f"{theirs}.tp", path) for path in convolution.paths]
+        radial[-1] = ordered_columns(radial[-1], convolution.paths, into, signs, by_result=True)
+        weights |= {f"{ours}.convolution.radial.{place}": matrix for place, matrix in enumerate(radial)}
+        into = made
+    network.load_state_dict(weights)
+    return network.to(torch.float32).eval()
+
+
+def _activation_gain() -> float:
+    """One over the root of SiLU's second moment, as Nequix sums it: over quantiles of the normal distribution."""
+    shares = torch.linspace(-1, 1, 1_000_003, dtype=torch.float64)[1:-1]
+    return float((silu(math.sqrt(2) * torch.erfinv(shares)) ** 2).mean() ** -0.5)

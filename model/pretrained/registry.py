@@ -1,0 +1,103 @@
+"""Published weights by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_SEVENNET = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
+_NEQUIX = "Koker and Smidt, arXiv:2508.16067"
+_MP: dict[str, Any] = {"schemes": {"": "mp-uncorrected"}, "functionals": {"": "PBE(+U)"}, "licence": "MIT"}
+_FOLDER = "pretrained_potentials"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One set of published weights.
+
+    Attributes:
+        name: What it is called, here and in its own code.
+        file: In the `sevenn` package, or the name of the file that its authors distribute.
+        packaged: Whether it is in the `sevenn` package.
+        schemes: Which energies it speaks, by fidelity; "" stands for a model of one fidelity.
+        functionals: Of its labels, likewise.
+        training_data: What it was trained on.
+        licence: Of the weights.
+        citation: Where it is described.
+        sha256: Of its files, as far as they were at hand: a file with another content is not taken for it.
+    """
+
+    name: str
+    file: str
+    packaged: bool
+    schemes: Mapping[str, str]
+    functionals: Mapping[str, str]
+    training_data: str
+    licence: str
+    citation: str
+    sha256: tuple[str, ...] = ()
+
+
+REGISTRY = {
+    model.name: model
+    for model in (
+        Published(
+            "7net-0",
+            f"{_FOLDER}/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
+            packaged=True,
+            sha256=("7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",),
+            training_data="MPtrj",
+            citation=_SEVENNET,
+            **_MP,
+        ),
+        Published(
+            "7net-l3i5",
+            f"{_FOLDER}/SevenNet_l3i5/checkpoint_l3i5.pth",
+            packaged=True,
+            sha256=("a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",),
+            training_data="MPtrj",
+            citation=_SEVENNET,
+            **_MP,
+        ),
+        Published(
+            "7net-mf-0",
+            f"{_FOLDER}/SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
+            packaged=True,
+            sha256=("81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",),
+            schemes={"PBE": "mp-uncorrected", "R2SCAN": "r2scan"},
+            functionals={"PBE": "PBE(+U)", "R2SCAN": "r2SCAN"},
+            training_data="MPtrj, and r2SCAN calculations of the Materials Project",
+            licence="MIT",
+            citation="Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)",
+        ),
+        *(
+            Published(name, f"{name}.nqx", packaged=False, training_data=data, citation=_NEQUIX, **{**_MP, **scheme})
+            for name, data, scheme in (
+                (
+                    "nequix-mp-1",
+                    "MPtrj",
+                    {
+                        "sha256": (
+                            "3cda805e7233857c30e2173c2bd91b6647fb170de7b23346b176d1242dab8061",
+                            "1647af8e627e1afa11e2bfadeab0797326513a521afd7dd01606a96f56783eee",
+                        )
+                    },
+                ),
+                ("nequix-mp-1-pft", "MPtrj, and phonons", {}),
+                ("nequix-omat-1", "OMat24", {"schemes": {"": "omat24"}}),
+                ("nequix-oam-1", "OMat24, then sAlex and MPtrj", {}),
+            )
+        ),
+    )
+}
+
+
+def describe_registry() -> str:
+    """The published weights, a line each, for people."""
+    lines = []
+    for model in REGISTRY.values():
+        fidelities = ", ".join(f"{name} = {scheme}" if name else scheme for name, scheme in model.schemes.items())
+        where = "pip install 'equiscreen[pretrained]'" if model.packaged else f"download {model.file}"
+        lines.append(f"{model.name}: {fidelities}; {model.training_data}; {model.licence}; {model.citation}; {where}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Training: one network, an ensemble, fine-tuning, repetition."""

@@ -1,0 +1,212 @@
+"""Fine-tuning: weights of a checkpoint, under the elements, heads and reference energies of new data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.labels.quantities import ENERGY
+from ...pipeline.store.epoch_reader import EpochReader
+from ...pipeline.store.graph_store import GraphStore
+from ..checkpoint import load_members
+from ..config.config import Config
+from ..config.network import Architecture, NequipConfig, NetworkConfig
+from ..config.training import FineTuneConfig
+from ..data.batches import compositions, element_counts
+from ..networks.base import Network
+from ..networks.torch_potential import TorchPotential
+from ..statistics import DataStatistics
+
+# Enough to fit a number for each element, and at least of each.
+REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
+
+
+def starting_network(config: FineTuneConfig) -> Network:
+    """The network of a checkpoint.
+
+    Raises:
+        CheckpointError: No checkpoint.
+        ConfigError: An ensemble.
+    """
+    networks, _ = load_members(str(config.checkpoint))
+    if len(networks) > 1:
+        raise ConfigError(f"{config.checkpoint}: an ensemble; fine-tune its members, {config.checkpoint}/member-0, ...")
+    return networks[0]
+
+
+def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -> Config:
+    """The configuration with the architecture of the checkpoint, its heads that the stores have labels for, and others.
+
+    Args:
+        config: Whose heads come in addition.
+        start: The network of the checkpoint.
+        stores: To train on.
+
+    Raises:
+        ConfigError: A new head that this architecture cannot carry.
+    """
+    if isinstance(start.config, NequipConfig):
+        if config.network.heads or not config.network.energy:
+            raise ConfigError(f"{config.training.fine_tune.checkpoint}: imported weights carry an energy and no heads")
+        return config.model_copy(update={"network": start.config})
+    labels = {name for store in stores for names in store.label_names for name in names}
+    kept = {name: head for name, head in start.config.heads.items() if (head.label or name) in labels}
+    network = start.config.model_copy(update={"heads": {**kept, **config.network.heads}})
+    try:
+        checked = NetworkConfig.model_validate(network.model_dump())
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{config.training.fine_tune.checkpoint}: cannot carry a new head: {reason}") from error
+    return config.model_copy(update={"network": checked})
+
+
+def new_heads(config: Architecture, start: Network) -> set[str]:
+    """Heads that the checkpoint lacks, or has as something else."""
+    return {name for name, head in config.heads.items() if start.config.heads.get(name) != head}
+
+
+def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Collection[str] = ()) -> list[str]:
+    """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
+
+    Args:
+        network: Of the same architecture, maybe with more heads and other elements.
+        start: Where the weights come from.
+        freeze: Beginnings of names of parameters.
+        anew: Heads whose weights are not copied.
+
+    Returns:
+        Names of weights that begin anew though `start` has them: a new head with irreps that `start` lacks gives
+        products more paths, and their weights another shape.
+
+    Raises:
+        ConfigError: A beginning that no parameter has, or nothing left to train.
+    """
+    source = start.state_dict()
+    place = {element: index for index, element in enumerate(start.elements)}
+    common = [(row, place[element]) for row, element in enumerate(network.elements) if element in place]
+    rows, from_rows = torch.tensor(common, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    others = []
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name not in source or name.split(".")[:2] in [["heads", head] for head in anew]:
+                continue
+            if _is_by_element(name):
+                parameter[rows] = source[name][from_rows].to(parameter.dtype)
+            elif source[name].shape == parameter.shape:
+                parameter.copy_(source[name])
+            else:
+                others.append(name)
+    for beginning in freeze:
+        names = [name for name, _ in network.named_parameters()]
+        frozen = [parameter for name, parameter in network.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
+        if not frozen:
+            parts = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            near = get_close_matches(beginning, parts, 1)
+            known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(parts)}"
+            raise ConfigError(f"training.fine_tune.freeze: no parameter begins with {beginning!r}; {known}")
+        for parameter in frozen:
+            parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError(f"training.fine_tune.freeze: {', '.join(freeze)} leave nothing to train")
+    return others
+
+
+def _is_by_element(name: str) -> bool:
+    return name in {"embedding.weight", "sent"} or name.endswith((".receiver_scale.weight", ".skip_table"))
+
+
+def merged_statistics(
+    elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
+) -> tuple[tuple[int, ...], DataStatistics]:
+    """Statistics for the elements of data and checkpoint: the checkpoint's, where it has them.
+
+    Weights were learned under the checkpoint's scales and number of neighbours; new heads have those of the data.
+
+    Args:
+        elements: Of the data.
+        fitted: To the data.
+        start: The network of the checkpoint.
+        anew: Heads that the checkpoint lacks, or has as something else.
+
+    Raises:
+        ConfigError: Labels of another unit than the checkpoint's head.
+    """
+    together = tuple(sorted({*elements, *start.elements}))
+    old = start.statistics
+    of_data = {element: index for index, element in enumerate(elements)}
+    of_start = {element: index for index, element in enumerate(start.elements)}
+
+    def each(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
+        return tuple(
+            first[of_start[element]] if element in of_start else second[of_data[element]] for element in together
+        )
+
+    heads = {}
+    for name, fresh in fitted.heads.items():
+        head, known = (fresh, of_data) if name in anew else (old.heads[name], of_start)
+        if head.unit != fresh.unit:
+            raise ConfigError(f"heads.{name}: labels in {fresh.unit!r}, but the checkpoint speaks {head.unit!r}")
+        mean = tuple(np.mean(head.shifts, axis=0).tolist())
+        shifts = tuple(head.shifts[known[element]] if element in known else mean for element in together)
+        heads[name] = replace(head, shifts=shifts)
+    scale = float(np.mean(old.energy_scales))
+    return together, DataStatistics(
+        each(old.reference_energies, fitted.reference_energies),
+        each(old.energy_scales, [scale] * len(of_data)),
+        old.mean_neighbors,
+        heads,
+    )
+
+
+def fit_references(
+    network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
+) -> tuple[float, ...]:
+    """Reference energies of some elements that fit new labels best with the rest of the network as it is.
+
+    Corrections to the present ones are solved for by least squares on the composition of some labelled structures, of
+    which as many as possible hold the elements that are the rarest.
+
+    Args:
+        network: With weights.
+        stores: Of the new labels.
+        chosen: bool[n_structures] for each store.
+        elements: Whose references are fitted.
+
+    Returns:
+        eV, for each element of the network.
+    """
+    potential = TorchPotential(network)
+    columns = [place for place, element in enumerate(network.elements) if element in elements]
+    counts, rests = [], []
+    for rows in EpochReader(stores, _some_of_each(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
+        labels = rows.block.structure_labels.get(ENERGY)
+        known = np.flatnonzero(np.isfinite(labels)) if labels is not None else np.zeros(0, dtype=np.int64)
+        if len(known):
+            block = rows.block.take(known)
+            of_element = element_counts(block.atom_structure, block.atomic_number, len(block))
+            counts.append(of_element[:, np.array(network.elements)[columns]].astype(np.float64))
+            rests.append(block.structure_labels[ENERGY] - potential.evaluate(block).energy)
+    references = np.array(network.statistics.reference_energies)
+    if counts:
+        references[columns] += np.linalg.lstsq(np.concatenate(counts), np.concatenate(rests), rcond=None)[0]
+    return tuple(references.tolist())
+
+
+def _some_of_each(
+    stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
+) -> list[NDArray[np.bool_]]:
+    """Up to `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and some more of each rare element."""
+    rows = np.flatnonzero(np.concatenate(list(chosen)))
+    taken = np.zeros(sum(map(len, chosen)), dtype=bool)
+    taken[rows[:: max(1, len(rows) // REFERENCE_STRUCTURES)]] = True
+    holds = np.concatenate([counts[:, sorted(elements)] > 0 for store in stores for counts in compositions(store)])
+    for has in holds[rows].T:
+        taken[rows[has][:LEAST_STRUCTURES]] = True
+    return np.split(taken, np.cumsum([len(some) for some in chosen])[:-1])

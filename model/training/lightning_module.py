@@ -1,0 +1,336 @@
+"""Steps of a training, for Lightning: loss, gradients, the optimiser, and errors on the validation structures."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...pipeline.errors import EquiscreenError
+from ...pipeline.labels.quantities import ENERGY
+from ..config.training import TrainingConfig
+from ..data.batches import Batch, StructureBatches
+from ..data.training_data import TrainingData
+from ..evaluation.metrics import presented
+from ..networks.base import Network
+from .allocator import give_back_memory, keep_freed_memory
+from .callbacks import silence_lightning
+from .losses import Residual, penalty, residuals, term_of, total_loss
+from .schedule import Schedule
+
+# A label that is so many times the median one is a mistake.
+BY_FAR = 1e6
+
+
+class _Loader:
+    """Batches of one epoch; a training that was stopped in its middle skips those that it had."""
+
+    def __init__(self, batches: StructureBatches, length: int) -> None:
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class TrainingModule(lightning.LightningModule):
+    """Optimisation is by hand: a batch that does not fit into memory is done in parts, whose gradients add up.
+
+    Args:
+        network: What is trained.
+        config: How.
+        data: On what.
+    """
+
+    def __init__(self, network: Network, config: TrainingConfig, data: TrainingData) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.config, self.data = network, config, data
+        self.parts = 1
+        self._done = self._skip = 0
+        self._sums: dict[str, Tensor] = {}
+        self._wrong = ""
+        self._before: tuple[Batch, dict[str, Residual]] | None = None
+        self._spent = 0.0
+        self._batches: StructureBatches | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
+        """A copy of the weights for the running mean; the data is shared."""
+        return TrainingModule(copy.deepcopy(self.network, memo), self.config, self.data)
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """In each process."""
+        keep_freed_memory()
+        if self.trainer.world_size > 1:
+            silence_lightning()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+
+    def train_dataloader(self) -> _Loader:
+        """Another order in every epoch, the same in every run."""
+        order = (self.config.seed, self.trainer.current_epoch)
+        self._batches = self._share("training", order, self._skip)
+        length = len(self._batches) + self._skip
+        self._skip = 0
+        return _Loader(self._batches, length)
+
+    def val_dataloader(self) -> _Loader:
+        """In the order of the stores."""
+        batches = self._share("validation", None, 0)
+        return _Loader(batches, len(batches))
+
+    def _share(self, subset: str, order: tuple[int, int] | None, skip: int) -> StructureBatches:
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        return self.data.batches(subset, self.network, self.config, shuffle=order, share=share, skip=skip)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Move all tensors of a batch."""
+        return batch.to(device)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to count time."""
+        self._spent = 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the optimiser.
+
+        Raises:
+            EquiscreenError: Loss or gradient is not finite, or one structure alone is too large for the memory.
+        """
+        begin = time.monotonic()
+        optimizer = self.optimizers()
+        loss = self._gradients(batch, optimizer)  # type: ignore[arg-type]
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.config.gradient_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise EquiscreenError(self._what_is_wrong(batch, batch_idx, loss))
+        optimizer.step()  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self._done = batch_idx + 1
+        self._spent += time.monotonic() - begin
+        self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        # The optimiser knows weights by their place: a run may be taken up with its heads in another order.
+        named = sorted(self.network.named_parameters(), key=lambda item: item[0])
+        return [parameter for _, parameter in named if parameter.requires_grad]
+
+    def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The loss of a batch over all processes, with its gradients on the weights."""
+        while True:
+            optimizer.zero_grad()
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(batch, optimizer, error)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        counts = self._global_counts(batch)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        seen: dict[str, Residual] = {}
+        for part in batch.split(self.parts):
+            found = residuals(self.network, self.network.predict(*part.inputs), part)
+            loss = total_loss(found, self.config.loss, counts)
+            # Lightning averages gradients over processes; they are shares of one sum.
+            self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach()
+            seen = {name: Residual(x.error.detach(), x.known, x.per_atom) for name, x in found.items()}
+        if torch.isfinite(total):
+            self._before = (batch, seen) if self.parts == 1 else None
+        return self._summed(total)
+
+    def _global_counts(self, batch: Batch) -> dict[str, Tensor]:
+        names = sorted(batch.labels)
+        counts = torch.stack([torch.isfinite(batch.labels[name]).sum() for name in names]).double()
+        return dict(zip(names, self._summed(counts), strict=True))
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _halve(self, batch: Batch, optimizer: torch.optim.Optimizer, error: Exception) -> None:
+        if self.trainer.world_size > 1:
+            raise EquiscreenError(
+                f"out of memory with {len(batch)} structures in one process; lower training.batch_size"
+            ) from error
+        if self.parts >= len(batch):
+            raise EquiscreenError(
+                f"out of memory with one structure alone; the batch holds {self.data.names(batch, range(len(batch)))}"
+            ) from error
+        self.parts *= 2
+        optimizer.zero_grad()
+        give_back_memory()
+        line = f"train: out of memory; batches are done in {self.parts} parts from now on, with equal results"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
+
+    def _what_is_wrong(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
+        """Which structure made the loss, or its gradient, infinite."""
+        where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch}, batch {batch_idx}"
+        if torch.isfinite(loss):
+            where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
+        rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
+        if 0 < len(rows) < len(batch):
+            return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
+        # A label of 1e30 spoils references and scales, so that other structures fail before its own has its turn.
+        hint = largest_label(self.data, self.network, self.config)
+        if not hint and self._before is not None:
+            last, seen = self._before
+            worst = int(np.argmax(by_structure(last, seen, torch.abs)))
+            when = "in this step" if last is batch else "in the step before"
+            hint = f"; {when}, the largest error was that of {self.data.names(last, [worst])}"
+        return f"{where}{hint}: check the labels, or lower training.learning_rate"
+
+    def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
+        """How many errors of each structure are not finite; in a larger batch, sums carry a NaN to its neighbours."""
+        return by_structure(batch, self._errors(batch), lambda x: (~torch.isfinite(x)).double())
+
+    def on_train_epoch_end(self) -> None:
+        """Log times."""
+        waited = 0.0 if self._batches is None else self._batches.waited_s
+        self.log("training/seconds", self._spent + waited)
+        self.log("training/waited_seconds", waited)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin new sums."""
+        self._sums = {}
+        self._wrong = ""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Add up the errors of one batch."""
+        for part in batch.split(self.parts):
+            found = self.network.predict(*part.inputs)
+            errors = residuals(self.network, found, part)
+            self._note_wrong(part, errors)
+            for name, residual in errors.items():
+                term = term_of(self.config.loss, name)
+                self._add(f"{name}/penalty", penalty(residual.error, term).sum())
+                self._add(f"{name}/terms", residual.known.sum())
+            for name, (value, label) in presented(self.network, found, part).items():
+                known = torch.isfinite(label)
+                self._add(f"{name}/absolute", torch.where(known, value - label, 0.0).abs().sum())
+                self._add(f"{name}/count", known.sum())
+
+    def _note_wrong(self, batch: Batch, errors: Mapping[str, Residual]) -> None:
+        squares = torch.stack([residual.error.square().sum() for residual in errors.values()])
+        if not self._wrong and not torch.isfinite(squares).all():
+            each = [by_structure(part, self._errors(part), torch.square) for part in batch.split(len(batch))]
+            rows = np.flatnonzero(~np.isfinite(np.concatenate(each)))
+            self._wrong = self.data.names(batch, rows.tolist())
+
+    def _errors(self, batch: Batch) -> dict[str, Residual]:
+        with torch.enable_grad():
+            return residuals(self.network, self.network.predict(*batch.inputs), batch)
+
+    def _add(self, key: str, value: Tensor) -> None:
+        self._sums[key] = self._sums.get(key, torch.zeros((), device=value.device)) + value.detach().double()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mean errors over all validation structures, of all processes.
+
+        Raises:
+            EquiscreenError: The loss is not finite, so that no epoch could be better than another.
+        """
+        names = sorted(self._sums)
+        sums = dict(zip(names, self._summed(torch.stack([self._sums[name] for name in names])), strict=True))
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name in (spec.name for spec in self.network.outputs):
+            self.log(f"validation/{name}_mae", sums[f"{name}/absolute"] / sums[f"{name}/count"])
+            if sums[f"{name}/terms"] > 0:
+                loss += term_of(self.config.loss, name).weight * sums[f"{name}/penalty"] / sums[f"{name}/terms"]
+        if not torch.isfinite(loss):
+            by = f", by {self._wrong}" if self._wrong else ""
+            raise EquiscreenError(
+                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch}{by}: check the labels"
+            )
+        self.log("validation/loss", loss)
+        if self.trainer.training or self.trainer.validating:
+            self._schedule().validated(float(loss))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with a schedule by steps."""
+        optimizer = torch.optim.AdamW(
+            self._trained(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, amsgrad=True
+        )
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(self.config, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _schedule(self) -> Schedule:
+        schedule: Schedule = self.lr_schedulers().lr_lambdas[0]  # type: ignore[union-attr]
+        return schedule
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where in the epoch it is, and in how many parts batches are done."""
+        checkpoint["batches_done"] = self._done
+        checkpoint["batch_parts"] = self.parts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on behind the batches that were done."""
+        self._skip = int(checkpoint["batches_done"])
+        self.parts = int(checkpoint["batch_parts"])
+
+
+def by_structure(
+    batch: Batch, found: Mapping[str, Residual], measure: Callable[[Tensor], Tensor]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sum of a measure of all errors of each structure: float64[G]."""
+    out = torch.zeros(len(batch), dtype=torch.float64)
+    structure = batch.input("structure").cpu()
+    for residual in found.values():
+        values = measure(residual.error.detach()).double().cpu().reshape(len(residual.error), -1).sum(1)
+        out = out.index_add(0, structure, values) if residual.per_atom else out + values
+    return out.numpy()
+
+
+def largest_label(data: TrainingData, network: Network, config: TrainingConfig) -> str:
+    """The training label that is by far larger than all others of its name, in words; nothing if there is none."""
+    sizes: dict[str, list[NDArray[np.float64]]] = {}
+    place: list[tuple[Batch, int]] = []
+    for batch in data.batches("training", network, config):
+        place += [(batch, row) for row in range(len(batch))]
+        for name in batch.labels:
+            sizes.setdefault(name, []).append(_label_sizes(batch, name))
+    largest, hint = BY_FAR, ""
+    for name, parts in sizes.items():
+        size = np.concatenate(parts)
+        if not size.any():
+            continue
+        worst = int(size.argmax())
+        ratio = size[worst] / np.median(size[size > 0])
+        if ratio > largest:
+            batch, row = place[worst]
+            largest, hint = ratio, f"; by far the largest label is {name} of {data.names(batch, [row])}"
+    return hint
+
+
+def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
+    """float64[G], the largest number in a label of each structure, of energies per atom; 0 without a label."""
+    values = batch.labels[name].cpu().abs()
+    values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
+    if len(values) != len(batch):  # of atoms
+        values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(
+            0, batch.input("structure").cpu(), values, "amax"
+        )
+    return (values / batch.n_atoms.cpu() if name == ENERGY else values).numpy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: PyTorch has one kind for CUDA, and only words for the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

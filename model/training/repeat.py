@@ -1,0 +1,35 @@
+"""Repeating a run from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...pipeline.errors import ConfigError
+from .ensemble import EnsembleReport, train_ensemble
+from .run_folder import read_recipe
+from .train import TrainingReport, make_recipe, open_stores, train
+
+
+def repeat(
+    run: str | Path, out: str | Path, *, overwrite: bool = False, progress: bool = False
+) -> TrainingReport | EnsembleReport:
+    """Train once more what a run folder describes, with as many threads: the weights come out the same.
+
+    Raises:
+        ConfigError: No run, or its stores, or the checkpoint that it began with, have changed since.
+        OutputExistsError: As for `train`.
+    """
+    recipe = read_recipe(run)
+    graphs = open_stores(recipe.stores)
+    changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
+    if changed:
+        raise ConfigError(f"{changed[0]}: not the store that {run} was trained on, its content has changed")
+    training = recipe.config.training.model_copy(update={"threads": recipe.threads})
+    config = recipe.config.model_copy(update={"training": training})
+    if make_recipe(graphs, config, recipe.limit).start_sha256 != recipe.start_sha256:
+        raise ConfigError(f"{training.fine_tune.checkpoint}: not the checkpoint that {run} began with")
+    if recipe.members == 1:
+        return train(recipe.stores, out, config, limit=recipe.limit, overwrite=overwrite, progress=progress)
+    return train_ensemble(
+        recipe.stores, out, config, members=recipe.members, limit=recipe.limit, overwrite=overwrite, progress=progress
+    )

@@ -1,0 +1,181 @@
+"""Run folders: what a training leaves, and what is needed to repeat it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...pipeline.atomic import write_text_atomically
+from ...pipeline.errors import ConfigError, OutputExistsError
+from ...pipeline.runs.lock import locked
+from ...pipeline.runs.staging import check_place
+from ...pipeline.store.graph_store import GraphStore
+from ..checkpoint import ENSEMBLE_FILE, MODEL_FILE
+from ..config.config import Config
+
+RUN_FILE, LOCK_FILE = "run.json", "lock"
+_SOFTWARE = ("equiscreen", "torch", "e3nn", "lightning", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what a run ends in.
+
+    Attributes:
+        stores: Paths or URLs.
+        hashes: Of their contents.
+        config: Of network and training.
+        limit: Only so many structures of each store.
+        threads: Of PyTorch; sums come out the same to the last bit only with the same number.
+        members: Of an ensemble; 1 is a single network.
+        start_sha256: Of the checkpoint that is fine-tuned; empty without one.
+    """
+
+    stores: tuple[str, ...]
+    hashes: tuple[str, ...]
+    config: Config
+    limit: int | None
+    threads: int
+    members: int = 1
+    start_sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "stores": list(self.stores),
+            "store_hashes": list(self.hashes),
+            "config": self.config.model_dump(mode="json"),
+            "limit": self.limit,
+            "threads": self.threads,
+            "members": self.members,
+            "start_sha256": self.start_sha256,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same when a run is taken up: not where files lie, nor the number of threads."""
+        content = self.to_json()
+        content["config"]["training"]["fine_tune"].pop("checkpoint")
+        return {name: value for name, value in content.items() if name not in ("stores", "threads")}
+
+
+def read_recipe(folder: str | Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        ConfigError: No run, or a damaged one.
+    """
+    path = Path(folder) / RUN_FILE
+    try:
+        content = json.loads(path.read_text())["recipe"]
+        return Recipe(
+            tuple(content["stores"]),
+            tuple(content["store_hashes"]),
+            Config.parse(content["config"], str(path)),
+            content["limit"],
+            int(content["threads"]),
+            int(content["members"]),
+            str(content["start_sha256"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}: no run folder ({path.name} cannot be read)") from error
+
+
+@contextmanager
+def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, overwrite: bool) -> Iterator[None]:
+    """Make a run folder, or find that the unfinished run in it is this one, and hold its lock.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run.
+        stores: That it reads.
+        overwrite: Clear a folder that holds a finished run or another one; this one, unfinished, is taken up.
+
+    Raises:
+        OutputExistsError: It holds a finished run, another one, what is no run, or an input; or a process works there.
+    """
+    check_place(folder.resolve(), [store.path for store in stores])
+    start = recipe.config.training.fine_tune.checkpoint
+    if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
+        raise OutputExistsError(f"{folder}: holds what is fine-tuned, {start}; choose another --out")
+    if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
+        raise OutputExistsError(f"{folder}: exists and is no run; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK_FILE):
+        _settle(folder, recipe, overwrite=overwrite)
+        yield
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir())
+
+
+def _settle(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    finished = (folder / MODEL_FILE).exists() or (folder / ENSEMBLE_FILE).exists()
+    if overwrite and (finished or not _is_this(folder, recipe)):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+    elif finished:
+        raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
+    # Before the first weights are saved nothing is lost: a mistake in the configuration can be mended.
+    elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
+        raise OutputExistsError(
+            f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
+            "--overwrite"
+        )
+    _describe(folder, recipe)
+
+
+def _is_this(folder: Path, recipe: Recipe) -> bool:
+    try:
+        return read_recipe(folder).identity == recipe.identity
+    except ConfigError:
+        return False
+
+
+def _describe(folder: Path, recipe: Recipe) -> None:
+    content = {
+        "recipe": recipe.to_json(),
+        "software": {name: version(name) for name in _SOFTWARE},
+        "python": platform.python_version(),
+        "command": sys.argv[1:],
+    }
+    write_text_atomically(folder / RUN_FILE, json.dumps(content, indent=1))
+    settings = recipe.config.model_dump(mode="json")
+    write_text_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def join_logs(folder: Path) -> Path:
+    """All logs of a run as one table, metrics.csv: one row for each epoch, the last that was written of it.
+
+    Args:
+        folder: Of the run.
+    """
+    rows: dict[int, dict[str, str]] = {}
+    for part in sorted((folder / "log").glob("part-*/metrics.csv")):
+        with part.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("epoch"):
+                    known = {name: value for name, value in row.items() if value}
+                    rows.setdefault(int(row["epoch"]), {}).update(known)
+    names = sorted({name for row in rows.values() for name in row} - {"epoch", "step"})
+    out = folder / "metrics.csv"
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "step", *names], restval="")
+        writer.writeheader()
+        writer.writerows(rows[epoch] for epoch in sorted(rows))
+    return out

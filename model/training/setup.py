@@ -1,0 +1,122 @@
+"""What a training begins with: data, split, and the network before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from ase.data import chemical_symbols
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.store.graph_store import GraphStore
+from ..checkpoint import make_network
+from ..data.batches import of_elements
+from ..data.fit_statistics import fit_statistics
+from ..data.splits import SUBSETS, Split, split_structures
+from ..data.targets import head_labels, usable_structures
+from ..data.training_data import TrainingData
+from ..equivariance.tensors import parsed
+from ..networks.base import Network
+from ..networks.equivariant import EquivariantNetwork
+from .finetune import fit_references, merged_statistics, new_heads, starting_network, transfer
+from .run_folder import Recipe
+
+
+def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, Network, tuple[str, ...]]:
+    """Find labels, divide structures, fit statistics and make the network.
+
+    Returns:
+        The data, the network, and what a person should know of them, in lines.
+
+    Raises:
+        ConfigError: The stores do not fit the configuration.
+    """
+    config, training = recipe.config.network, recipe.config.training
+    if config.cutoff is None:
+        raise ValueError("the cutoff of a recipe is set")
+    heads = head_labels(stores, config.heads)
+    usable = usable_structures(stores, energy=config.energy, heads=heads)
+    if recipe.limit is not None:
+        for chosen in usable:
+            chosen[recipe.limit :] = False
+    split = split_structures(stores, usable, training.split)
+    elements, statistics = fit_statistics(
+        stores,
+        split.training,
+        config.cutoff,
+        energy=config.energy,
+        heads=heads,
+        energy_scale=training.energy_scale,
+    )
+    dtype = torch.float64 if training.dtype == "float64" else torch.float32
+    anew: list[str] = []
+    if training.fine_tune.checkpoint is None:
+        network = make_network(config, elements, statistics, dtype)
+    else:
+        start = starting_network(training.fine_tune)
+        fresh = new_heads(config, start)
+        elements, statistics = merged_statistics(elements, statistics, start, fresh)
+        network = make_network(config, elements, statistics, dtype)
+        transfer(network, start, (), fresh)
+        fitted = set(elements) if training.fine_tune.references == "fit" else set(elements) - set(start.elements)
+        if config.energy and fitted:
+            references = fit_references(network, stores, split.training, fitted)
+            network = make_network(config, elements, replace(statistics, reference_energies=references), dtype)
+        anew = transfer(network, start, training.fine_tune.freeze, fresh)
+    known = _of_known_elements(stores, split, elements)
+    notes = [*_left_out(stores, split, known, elements), *_never_made(network)]
+    if anew:
+        notes.append(
+            "training.fine_tune: new heads give the network other products; with random weights begin "
+            f"{', '.join(anew)}"
+        )
+    for name, head in heads.items():
+        pairs = zip(stores, split.training, strict=True)
+        count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)
+        if count:
+            notes.append(f"heads.{name}: {count:,} labels to train on have no logarithm, and are left out")
+    return TrainingData(tuple(stores), known, heads), network, tuple(notes)
+
+
+def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:
+    """The split without structures that cannot be evaluated.
+
+    Raises:
+        ConfigError: No validation structure is left.
+    """
+    fine = [of_elements(store, elements) for store in stores]
+    kept = {
+        name: tuple(chosen & known for chosen, known in zip(getattr(split, name), fine, strict=True))
+        for name in SUBSETS
+    }
+    if not any(chosen.any() for chosen in kept["validation"]):
+        raise ConfigError(f"{stores[0].path}: no validation structure is made of elements that are trained on")
+    return Split(**kept)
+
+
+def _left_out(stores: Sequence[GraphStore], split: Split, known: Split, elements: tuple[int, ...]) -> list[str]:
+    lost = sum(
+        int(before.sum() - after.sum())
+        for name in SUBSETS
+        for before, after in zip(getattr(split, name), getattr(known, name), strict=True)
+    )
+    if not lost:
+        return []
+    unknown = sorted({int(number) for store in stores for number in store.elements} - set(elements))
+    symbols = ", ".join(chemical_symbols[number] for number in unknown)
+    return [f"{lost:,} structures to validate or test on are left out: none is trained on with {symbols}"]
+
+
+def _never_made(network: Network) -> list[str]:
+    """Hidden irreps that no interaction makes: they would be missed by whoever asked for them."""
+    if not isinstance(network, EquivariantNetwork) or network.config.n_interactions == 1:
+        return []
+    config = network.config
+    made = {ir for interaction in network.interactions[:-1] for ir in interaction.channels_out}  # type: ignore[union-attr]
+    missing = [str(ir) for _, ir in parsed(config.hidden_irreps) if ir not in made]
+    if not missing:
+        return []
+    return [
+        f"network.hidden_irreps: this network never makes {', '.join(missing)}; raise n_interactions or correlation"
+    ]

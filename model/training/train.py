@@ -1,0 +1,236 @@
+"""Training from graph stores: one call from labelled structures to a checkpoint, which can be stopped and taken up."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from ...pipeline.errors import ConfigError, EquiscreenError
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.row_sources import absolute
+from ..checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
+from ..config.config import Config
+from ..data.splits import SUBSETS
+from ..evaluation.metrics import Comparison, compare, error_units, told
+from ..evaluation.plots import Parity, Subset, learning_curves, parity_plots
+from ..networks.reflection import mirror_violation
+from ..networks.torch_potential import TorchPotential
+from .callbacks import BEST, LAST, make_trainer, quiet_lightning
+from .finetune import architecture, starting_network
+from .lightning_module import TrainingModule
+from .run_folder import Recipe, join_logs, opened_run
+from .setup import prepare
+
+HELD_OUT: tuple[Subset, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training ended with.
+
+    Attributes:
+        checkpoint: The model.
+        validation: Mean absolute errors on the validation structures; NaN without labels.
+        test: The same on the test structures, if there are any.
+        units: Of the errors.
+        n_training, n_validation, n_test: Structures.
+        epochs: Trained in all.
+        seconds: Of this call.
+    """
+
+    checkpoint: Path
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+    units: Mapping[str, str]
+    n_training: int
+    n_validation: int
+    n_test: int
+    epochs: int
+    seconds: float
+
+    def __str__(self) -> str:
+        tested = f"; test MAE on {self.n_test:,}: {self._listed(self.test)}" if self.test else ""
+        return (
+            f"{self.checkpoint}: {self.epochs} epochs on {self.n_training:,} structures in {self.seconds:.0f} s; "
+            f"validation MAE on {self.n_validation:,}: {self._listed(self.validation)}{tested}"
+        )
+
+    def _listed(self, errors: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {value:.4g} {self.units[name]}".rstrip() for name, value in errors.items())
+
+
+def train(
+    stores: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> TrainingReport:
+    """Train a network on graph stores with energies, forces and stresses, or labels of its heads.
+
+    A training that was stopped goes on where it was when it is called again with the same arguments, and ends in the
+    same weights to the last bit, if the number of threads is the same. PyTorch's seed and number of threads are set for
+    the whole process.
+
+    Args:
+        stores: One graph store or several.
+        out: Run folder; the model becomes ``model.ckpt`` in it.
+        config: Of network and training.
+        limit: Use only the first structures of each store.
+        overwrite: Begin anew in an existing folder.
+        progress: Show progress on standard error.
+
+    Raises:
+        ConfigError: The stores do not fit the configuration.
+        OutputExistsError: The folder holds a finished run, or one with another configuration.
+    """
+    begin = time.monotonic()
+    graphs = open_stores(stores)
+    recipe = make_recipe(graphs, config or Config(), limit)
+    folder = Path(out)
+    with opened_run(folder, recipe, graphs, overwrite=overwrite):
+        report = _train(graphs, folder, recipe, progress=progress)
+    return replace(report, seconds=time.monotonic() - begin)
+
+
+def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
+    """Graph stores, in the order given.
+
+    Raises:
+        StoreError: One cannot be read.
+    """
+    paths = [stores] if isinstance(stores, str | Path) else list(stores)
+    if not paths:
+        raise ConfigError("no graph store to train on")
+    return [GraphStore(path) for path in paths]
+
+
+def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
+    """All that decides what a run ends in; a cutoff that is not set is that of the stores.
+
+    Raises:
+        ConfigError: The cutoff is beyond that of a store.
+    """
+    smallest = min(stores, key=lambda store: store.cutoff)
+    network, training, digest = config.network, config.training, ""
+    if training.fine_tune.checkpoint is not None:
+        network = architecture(config, starting_network(training.fine_tune), stores).network
+        checkpoint = training.fine_tune.checkpoint.resolve()
+        digest = hashlib.sha256(find_checkpoints(checkpoint)[0].read_bytes()).hexdigest()
+        fine_tune = training.fine_tune.model_copy(update={"checkpoint": checkpoint})
+        training = training.model_copy(update={"fine_tune": fine_tune})
+    unknown = training.loss.heads.keys() - network.heads.keys()
+    if unknown:
+        raise ConfigError(f"training.loss.heads: network.heads has no {', '.join(sorted(unknown))}")
+    cutoff = network.cutoff or smallest.cutoff
+    if cutoff > smallest.cutoff:
+        raise ConfigError(
+            f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; "
+            f"{'' if digest else 'lower it, or '}run `equiscreen featurize ... --cutoff {cutoff}`"
+        )
+    settled = Config(network=network.model_copy(update={"cutoff": cutoff}), training=training)
+    threads = config.training.threads or torch.get_num_threads()
+    paths = tuple(str(absolute(store.path)) for store in stores)
+    return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members, digest)
+
+
+def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: bool) -> TrainingReport:
+    config = recipe.config
+    lightning.seed_everything(config.training.seed, verbose=False)
+    torch.set_num_threads(recipe.threads)
+    data, network, notes = prepare(graphs, recipe)
+    for note in notes if progress else ():
+        print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
+    data.split.save(folder / "split.npz")
+    module = TrainingModule(network, config.training, data)
+    units = error_units(network)
+    with quiet_lightning():
+        trainer = make_trainer(folder, config.training, units, progress=progress)
+        last = folder / LAST
+        _fit(trainer, module, last)
+    module.load_state_dict(_read_state(folder / BEST)["state_dict"])
+    module.to(trainer.strategy.root_device)
+    state = _read_state(last)
+    found: dict[Subset, dict[str, Comparison]] = {
+        subset: compare(network, data.batches(subset, network, config.training), state["batch_parts"])
+        for subset in HELD_OUT
+        if any(chosen.any() for chosen in getattr(data.split, subset))
+    }
+    _draw(folder, found, units)
+    network.cpu()
+    so3 = config.network.symmetry == "so3"
+    card = ModelCard(
+        symmetry="so3" if so3 else "o3",
+        training_data=" ".join(recipe.hashes),
+        validation=told(found["validation"]),
+        test=told(found.get("test", {})),
+        mirror_violation=mirror_violation(TorchPotential(network), config.network) if so3 else {},
+    )
+    save_checkpoint(folder / MODEL_FILE, network, card)
+    n_training, n_validation, n_test = (sum(int(x.sum()) for x in getattr(data.split, name)) for name in SUBSETS)
+    return TrainingReport(
+        folder / MODEL_FILE,
+        {name: x.mae for name, x in found["validation"].items()},
+        {name: x.mae for name, x in found.get("test", {}).items()},
+        units,
+        n_training,
+        n_validation,
+        n_test,
+        max(trainer.current_epoch, state["epoch"] + 1),  # several processes leave no count behind
+        0.0,
+    )
+
+
+def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None:
+    """Train on from the last state, if there is one.
+
+    Raises:
+        EquiscreenError: What a process of several raised, too.
+    """
+    if last.exists():
+        _read_state(last)
+    try:
+        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if "equiscreen" not in kind:
+            raise
+        raise EquiscreenError(message) from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of Lightning's.
+
+    Raises:
+        EquiscreenError: Damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise EquiscreenError(f"{path}: damaged; --overwrite begins the run anew ({type(error).__name__})") from error
+    return state
+
+
+def _draw(folder: Path, found: Mapping[Subset, Mapping[str, Comparison]], units: Mapping[str, str]) -> None:
+    learning_curves(join_logs(folder), folder / "learning_curves.png", units)
+    pairs = [
+        Parity(name, x.unit, x.label, x.found, subset)
+        for subset, comparisons in found.items()
+        for name, x in comparisons.items()
+        if len(x.label)
+    ]
+    if pairs:
+        parity_plots(pairs, folder / "parity.png")

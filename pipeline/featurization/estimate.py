@@ -1,0 +1,70 @@
+"""Time and disk that a featurization would take, extrapolated from a sample."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from ..readers.records import ReadOptions
+from ..runs.cluster import IN_PROCESS
+from ..sources.discovery import OPTIMADE_PREFIX, find_files
+from .featurize import featurize
+from .partitions import count_records
+
+ESTIMATE_RECORDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturizeEstimate:
+    """What a run would take, from a sample of its first records.
+
+    Attributes:
+        records: In all sources.
+        seconds: Of work for one core, without the start of the workers.
+        bytes_on_disk: Of the store.
+        bytes_in_memory: Of one worker.
+    """
+
+    records: int
+    seconds: float
+    bytes_on_disk: int
+    bytes_in_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.records:,} records: about {self.seconds:,.0f} s of work for one core, "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk, {self.bytes_in_memory / 1e6:,.0f} MB of memory per worker"
+        )
+
+
+def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimate:
+    """Featurize the first records into a scratch store and scale up.
+
+    Args:
+        sources: As for `featurize`.
+        **settings: As for `featurize`; `limit` is the size of the run that is asked about.
+    """
+    form = (settings.get("options") or ReadOptions()).format
+    live = [str(source) for source in sources if str(source).startswith(OPTIMADE_PREFIX)]
+    if live:
+        raise SourceError(f"{live[0]}: how much a server has is not known before it is asked; --limit asks for a part")
+    n_records = count_records(find_files(sources, form), settings.pop("limit", None) or sys.maxsize)
+    with tempfile.TemporaryDirectory() as scratch:
+        report = featurize(
+            sources,
+            Path(scratch) / "sample.zarr",
+            limit=min(ESTIMATE_RECORDS, n_records),
+            scheduler=IN_PROCESS,
+            **settings,
+        )
+    scale = max(n_records, report.read) / report.read
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return FeaturizeEstimate(
+        max(n_records, report.read), report.seconds * scale, round(report.bytes_on_disk * scale), memory
+    )

@@ -1,0 +1,64 @@
+"""Checks on the first records before any work is done."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import LabelError
+from ..field_path import key_paths, lookup
+from ..readers.records import RawRecord, ReadOptions
+from ..sources.files import SourceFile
+from .partitions import Plan, read_partition
+from .task import FeaturizeSettings
+
+# A mapped label that none of so many first records has is taken for a mistake.
+PEEK_RECORDS = 50
+PEEK_SOURCES = 20
+
+
+def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: FeaturizeSettings) -> None:
+    """Fail on a label, column or name that is nowhere in the first records, before the long work begins."""
+    from distributed import KilledWorker  # noqa: PLC0415 - as in cluster.connect
+
+    wanted = {
+        f"label {name!r}": [rule.path for rule in rules]
+        for name, rules in settings.mapping.labels.items()
+        if not all(rule.optional for rule in rules)
+    }
+    wanted |= {f"column {name!r}": [name] for name in settings.mapping.columns}
+    if settings.id_field is not None:
+        wanted["--id-field"] = [settings.id_field]
+    if not wanted:
+        return
+    try:
+        # On a worker: what comes first may crash whoever reads it.
+        source, absent, keys = client.submit(_fields_absent, files[:PEEK_SOURCES], settings.options, wanted).result()
+    except KilledWorker:
+        return
+    for what, paths in absent.items():
+        raise LabelError(
+            f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
+            f"keys there: {', '.join(keys)} (if later ones have it, say `optional: true` in a YAML mapping)"
+        )
+
+
+def _fields_absent(
+    files: Sequence[SourceFile], options: ReadOptions, wanted: Mapping[str, Sequence[str]]
+) -> tuple[str, dict[str, list[str]], list[str]]:
+    """What of `wanted` none of the first records has, with an example of the keys that they have."""
+    records: list[RawRecord] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in files:
+            for partition in Plan([file], Path(scratch), PEEK_RECORDS):
+                records.extend(record for record in read_partition(partition, options) if record.structure is not None)
+    if not records:
+        return "", {}, []  # the reasons become rows of the failures table
+    absent = {
+        what: sorted(set(paths))
+        for what, paths in wanted.items()
+        if not any(lookup(record.fields, path) is not None for record in records for path in paths)
+    }
+    return records[0].source, absent, key_paths(max((record.fields for record in records), key=len))[:30]

@@ -1,0 +1,30 @@
+"""Dotted paths into the fields of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def lookup(fields: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None. A key that itself holds dots is tried first."""
+    if path in fields:
+        return fields[path]
+    value: Any = fields
+    for key in path.split("."):
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def key_paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All dotted paths that hold a value, for messages."""
+    paths: list[str] = []
+    for key, value in fields.items():
+        inner = key_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
+        paths.extend(inner)
+    return paths

@@ -1,0 +1,1 @@
+"""Candidate crystals by ion substitution into prototypes."""

@@ -1,0 +1,180 @@
+"""Generated candidates as a parquet file."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ..errors import OutputExistsError
+from ..runs.progress import ProgressReport
+from .prototypes import load_prototypes
+from .substitution import MAX_STRAIN, MIN_PROBABILITY, RATTLE, Candidate, draw_candidates, plan_substitutions
+
+ROWS_PER_GROUP = 10_000
+_VECTORS = pa.list_(pa.list_(pa.float64()))
+# The names are OPTIMADE's, and those of the data set LeMat-Bulk.
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lattice_vectors", _VECTORS),
+        ("cartesian_site_positions", _VECTORS),
+        ("species_at_sites", pa.list_(pa.string())),
+        ("prototype", pa.string()),
+        ("substitution_probability", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateReport:
+    """What a run of `generate` ends with.
+
+    Attributes:
+        path: The parquet file.
+        written: Candidates in it.
+        read, usable: Prototypes, and those of them that have likely substitutions.
+        substitutions: Distinct ones to draw from; candidates beyond are strained and rattled copies.
+        setup_seconds: Until the first candidate: prototypes, oxidation states and probabilities.
+        seconds: From then on.
+    """
+
+    path: Path
+    written: int
+    read: int
+    usable: int
+    substitutions: int
+    setup_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.written:,} candidates, drawn from {self.substitutions:,} likely substitutions in "
+            f"{self.usable:,} of {self.read:,} prototypes; set up in {self.setup_seconds:.1f} s, then "
+            f"{self.seconds:.1f} s, {self.written / max(self.seconds, 1e-9):,.0f} candidates/s"
+        )
+
+
+def generate(
+    prototypes: Sequence[str | Path],
+    out: str | Path,
+    count: int,
+    *,
+    seed: int = 0,
+    elements: Collection[str] | None = None,
+    max_atoms: int | None = None,
+    min_probability: float = MIN_PROBABILITY,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> GenerateReport:
+    """Write `count` candidates to a parquet file; what ``equiscreen generate`` does.
+
+    Args:
+        prototypes: See `load_prototypes`.
+        out: See `write_candidates`, as for `overwrite`.
+        count: See `substitute`, as for `seed`, `elements`, `max_atoms` and `min_probability`.
+        seed: Equal seeds and prototypes give equal files.
+        elements: That candidates may have.
+        max_atoms: Of a candidate's cell.
+        min_probability: Of a substitution.
+        overwrite: Replace an existing file.
+        progress: Show progress on standard error.
+
+    Raises:
+        SourceError: As for `load_prototypes` and `substitute`.
+        ConfigError: As for `substitute`.
+        OutputExistsError: The file exists.
+    """
+    begin = time.monotonic()
+    path = Path(out)
+    _check_free(path, overwrite=overwrite)
+    plan = plan_substitutions(load_prototypes(prototypes), count, seed, elements, max_atoms, min_probability)
+    ready = time.monotonic()
+    with ProgressReport("generate", count, "candidates", enabled=progress) as report:
+        candidates = draw_candidates(plan, count, seed, MAX_STRAIN, RATTLE)
+        written = write_candidates(candidates, path, overwrite=overwrite, progress=report)
+    usable = len(np.unique(plan.host))
+    return GenerateReport(path, written, plan.read, usable, len(plan.host), ready - begin, time.monotonic() - ready)
+
+
+def write_candidates(
+    candidates: Iterable[Candidate],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    rows_per_group: int = ROWS_PER_GROUP,
+    progress: ProgressReport | None = None,
+) -> int:
+    """Write candidates to a parquet file, one row group after the other; it appears only when it is complete.
+
+    Columns: ``id``, ``lattice_vectors`` (3 x 3, angstrom), ``cartesian_site_positions`` (n_atoms x 3, angstrom),
+    ``species_at_sites``, ``prototype`` and ``substitution_probability``.
+
+    Args:
+        candidates: Taken as they come; no more than a row group is held.
+        path: File to write.
+        overwrite: Replace an existing file.
+        rows_per_group: Candidates in a row group.
+        progress: Told about each row group.
+
+    Returns:
+        How many candidates.
+
+    Raises:
+        OutputExistsError: The path is taken.
+    """
+    target = Path(path)
+    _check_free(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    stream, written = iter(candidates), 0
+    try:
+        with pq.ParquetWriter(scratch, CANDIDATE_SCHEMA, compression="zstd") as writer:
+            while batch := list(islice(stream, rows_per_group)):
+                writer.write_table(_table(batch), row_group_size=rows_per_group)
+                written += len(batch)
+                if progress is not None:
+                    progress.advance(len(batch))
+        scratch.rename(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return written
+
+
+def _table(candidates: Sequence[Candidate]) -> pa.Table:
+    """Candidates as rows of `CANDIDATE_SCHEMA`, without a Python object for each number."""
+    sizes = np.array([len(c.structure) for c in candidates])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    numbers = np.concatenate([c.structure.atomic_number for c in candidates])
+    symbols = pa.array(np.array(chemical_symbols, dtype=object)[numbers], pa.string())
+    columns = [
+        pa.array([c.name for c in candidates], pa.string()),
+        _vector_lists(np.concatenate([c.structure.cell for c in candidates]), np.arange(len(candidates) + 1) * 3),
+        _vector_lists(np.concatenate([c.structure.positions for c in candidates]), ends),
+        pa.ListArray.from_arrays(pa.array(ends, pa.int32()), symbols),
+        pa.array([c.prototype for c in candidates], pa.string()),
+        pa.array([c.probability for c in candidates], pa.float64()),
+    ]
+    return pa.table(columns, schema=CANDIDATE_SCHEMA)
+
+
+def _vector_lists(vectors: NDArray[np.float64], ends: NDArray[np.int64]) -> pa.ListArray:
+    """Lists of vectors, float64[n, 3], where list i holds the vectors from `ends[i]` up to `ends[i + 1]`."""
+    inner = pa.ListArray.from_arrays(pa.array(np.arange(len(vectors) + 1) * 3, pa.int32()), pa.array(vectors.ravel()))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), inner)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir():
+        raise OutputExistsError(f"{path}: is a folder; say --out FILE.parquet")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path}: exists; choose another --out, or say --overwrite")

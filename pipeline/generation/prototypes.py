@@ -1,0 +1,60 @@
+"""Prototype crystals: graph stores of the user, or the AFLOW prototypes shipped with pymatgen."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from ..errors import SourceError
+from ..store.graph_store import GraphStore
+from ..structures.structure import Structure
+from .substitution import BLOCK
+
+
+def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Structure]]:
+    """Read prototypes from graph stores, or take the default.
+
+    Args:
+        sources: Finished graph stores. None at all: the prototypes of the AFLOW library (Mehl et al., Comput. Mater.
+            Sci. 136, S1 (2017)) that pymatgen ships.
+
+    Returns:
+        Name and structure of each.
+
+    Raises:
+        SourceError: A source is no store.
+        StoreError: A store is unfinished or damaged.
+    """
+    if not sources:
+        return _aflow_prototypes()
+    found: list[tuple[str, Structure]] = []
+    for path in map(Path, sources):
+        if path.is_file():
+            raise SourceError(
+                f"{path}: prototypes are read from graph stores; make one with "
+                f"`equiscreen featurize {path} --out PROTOTYPES.zarr`"
+            )
+        store = GraphStore(path)
+        names = map(str, store.column("structure_id"))
+        for block in store.blocks(BLOCK, labels=False):
+            found += zip(islice(names, len(block)), map(block.structure, range(len(block))), strict=True)
+    return found
+
+
+def _aflow_prototypes() -> list[tuple[str, Structure]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pymatgen's, about the accuracy of some coordinates
+        from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
+
+        seen: Counter[str] = Counter()
+        found = []
+        for entry in AFLOW_PROTOTYPE_LIBRARY:
+            label, crystal = str(entry["tags"]["aflow"]), entry["snl"].structure
+            seen[label] += 1
+            name = label if seen[label] == 1 else f"{label}-{seen[label]}"  # one label, another mineral
+            numbers = [site.specie.Z for site in crystal]
+            found.append((name, Structure.from_fractional(numbers, crystal.lattice.matrix, crystal.frac_coords)))
+    return found

@@ -1,0 +1,1 @@
+"""Periodic neighbour graphs and padded neighbour tables."""

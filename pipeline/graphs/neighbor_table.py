@@ -1,0 +1,170 @@
+"""Padded neighbour tables: the form in which graphs enter a network, in PyTorch and in ONNX Runtime alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import InvalidStructureError
+from .graph_block import GraphBlock
+
+INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "pair", "pair_slot", "structure", "volume")
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborTable:
+    """A batch of N atoms with K neighbour slots each, in G structures; each edge and its opposite make one of P pairs.
+
+    A padding slot points to its own atom and to itself, with a vector of twice the cutoff, where every radial function
+    is zero. All padding slots are of one pair, the last.
+
+    Attributes:
+        atomic_number: int64[N].
+        vectors: float[N, K, 3], r_neighbor - r_receiver, computed in float64, angstrom.
+        neighbors: int64[N, K], sending atom of each slot.
+        reverse: int64[N, K], flat index of the slot that holds the opposite edge.
+        pair: int64[N, K], the pair of each slot.
+        pair_slot: int64[P], flat index of the first slot of each pair; the other is its `reverse`.
+        structure: int64[N], the structure of each atom.
+        volume: float64[G], angstrom^3, 1 for structures without a volume.
+    """
+
+    atomic_number: NDArray[np.int64]
+    vectors: NDArray[np.floating]
+    neighbors: NDArray[np.int64]
+    reverse: NDArray[np.int64]
+    pair: NDArray[np.int64]
+    pair_slot: NDArray[np.int64]
+    structure: NDArray[np.int64]
+    volume: NDArray[np.float64]
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The inputs of a network by name, in the order of `INPUT_NAMES`."""
+        return {name: getattr(self, name) for name in INPUT_NAMES}
+
+
+def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float32) -> NeighborTable:
+    """Lay out all structures of a block as one padded table.
+
+    Args:
+        block: Graphs whose cutoff is at least `cutoff`, their edges sorted by (receiver, image, neighbour).
+        cutoff: The network's cutoff, angstrom; longer edges are left out.
+        dtype: Of the vectors, float32 or float64.
+
+    Raises:
+        InvalidStructureError: Edges that are not sorted or have no opposite, or counts that do not add up.
+    """
+    from .neighbor_table_kernels import fill_slots, number_slots  # noqa: PLC0415 - numba takes half a second to import
+
+    graph = _checked_arrays(block)
+    slot = np.empty(len(block.neighbor), dtype=np.int32)
+    edge_start = np.empty(len(block.atomic_number), dtype=np.int64)
+    n_atoms, n_edges = _plain(block.n_atoms, np.int32), _plain(block.n_edges, np.int32)
+    widest, wrong = number_slots(n_atoms, n_edges, *graph, float(cutoff), slot, edge_start)
+    shape = (len(block.atomic_number), max(1, int(widest)))
+    vectors = np.empty((*shape, 3), dtype=dtype)
+    neighbors, reverse = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    if wrong < 0:
+        padding = 2.0 * float(cutoff)
+        wrong = fill_slots(n_atoms, *graph, padding, slot, edge_start, vectors, neighbors, reverse)
+    if wrong >= 0:
+        raise InvalidStructureError(f"structure {wrong} of the block: its edges are unsorted, or lack their opposites")
+    pair, pair_slot = slot_pairs(reverse)
+    return NeighborTable(
+        atomic_number=block.atomic_number.astype(np.int64),
+        vectors=vectors,
+        neighbors=neighbors,
+        reverse=reverse,
+        pair=pair,
+        pair_slot=pair_slot,
+        structure=block.atom_structure,
+        volume=block.volume,
+    )
+
+
+def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the pairs of an edge and its opposite by the first of their slots.
+
+    Args:
+        reverse: int64[N, K], see `NeighborTable`.
+
+    Returns:
+        int64[N, K], the pair of each slot; int64[P], the first slot of each pair.
+    """
+    opposite = reverse.reshape(-1)
+    slots = np.arange(len(opposite))
+    first = np.flatnonzero(opposite > slots)
+    padding = np.flatnonzero(opposite == slots)
+    pair = np.full(len(opposite), len(first))
+    pair[first] = pair[opposite[first]] = np.arange(len(first))
+    return pair.reshape(reverse.shape), np.concatenate([first, padding[:1]])
+
+
+def _checked_arrays(
+    block: GraphBlock,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]:
+    """Arrays of a block as the compiled loops want them, of lengths that fit one another.
+
+    Raises:
+        InvalidStructureError: They do not.
+    """
+    n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
+    lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
+    if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
+        raise InvalidStructureError("the counts of a block and its arrays disagree")
+    return (
+        _plain(block.cell, np.float64),
+        _plain(block.frac_coord, np.float64),
+        _plain(block.n_neighbors, np.uint16),
+        _plain(block.neighbor, np.uint16),
+        _plain(block.image, np.int16),
+    )
+
+
+def _plain(values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """Contiguous and writable, or the loops would be compiled anew for every kind of array."""
+    return np.require(values, dtype, ["C_CONTIGUOUS", "WRITEABLE"])
+
+
+def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
+    """Group structures so that each group's table has at most `slots` slots and little padding.
+
+    Structures are ordered by their largest number of neighbours. A structure beyond the limit stands alone.
+
+    Args:
+        block: The structures.
+        slots: Largest N * K of a group.
+
+    Yields:
+        int64[n], indices into the block; every structure comes exactly once.
+    """
+    return groups_by_size(block.n_atoms, block.max_neighbors, slots)
+
+
+def groups_by_size(
+    n_atoms: NDArray[np.integer], max_neighbors: NDArray[np.int64], slots: int
+) -> Iterator[NDArray[np.int64]]:
+    """Group structures as `size_buckets` does, by their counts alone.
+
+    Args:
+        n_atoms: int[n_structures].
+        max_neighbors: int64[n_structures], the largest number of neighbours of an atom of each.
+        slots: Largest N * K of a group.
+
+    Yields:
+        int64[n], indices; every structure comes exactly once.
+    """
+    order = np.lexsort((np.arange(len(n_atoms)), n_atoms, max_neighbors))
+    begin = atoms = 0
+    sizes = zip(n_atoms[order].tolist(), np.maximum(1, max_neighbors[order]).tolist(), strict=True)
+    for place, (size, width) in enumerate(sizes):  # widths ascend, so the last is the group's K
+        if place > begin and (atoms + size) * width > slots:
+            yield order[begin:place]
+            begin, atoms = place, 0
+        atoms += size
+    if len(order):
+        yield order[begin:]

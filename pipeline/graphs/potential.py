@@ -1,0 +1,141 @@
+"""What every potential can do, eager or in ONNX: energies, forces, stresses and other properties of graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UnknownElementError
+from .graph_block import GraphBlock
+from .neighbor_table import neighbor_table, size_buckets
+from .offsets import ragged_rows
+
+Defined = Literal["always", "crystals", "molecules"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of a potential.
+
+    Attributes:
+        name: Its name.
+        per: What has one: "structure" or "atom".
+        shape: Of one of them.
+        unit: Of it.
+        defined: For which structures it has a meaning; it is NaN for the others. Crystals are periodic in all three
+            directions, molecules in none.
+    """
+
+    name: str
+    per: Literal["structure", "atom"]
+    shape: tuple[int, ...] = ()
+    unit: str = ""
+    defined: Defined = "always"
+
+
+ENERGY_OUTPUTS = (
+    OutputSpec("energy", "structure", (), "eV"),
+    OutputSpec("forces", "atom", (3,), "eV/angstrom"),
+    OutputSpec("stress", "structure", (3, 3), "eV/angstrom^3", "crystals"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Results for a block of structures, in its order.
+
+    Attributes:
+        energy: float64[n_structures], eV; NaN from a potential that has none, as the next two.
+        forces: float64[n_atoms, 3], eV/angstrom.
+        stress: float64[n_structures, 3, 3], eV/angstrom^3; NaN unless all three directions are periodic.
+        properties: Other outputs, by name: float64[n_structures or n_atoms, *shape].
+    """
+
+    energy: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64]
+    properties: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """All of it, by name."""
+        return {"energy": self.energy, "forces": self.forces, "stress": self.stress, **self.properties}
+
+
+class Potential(Protocol):
+    """Anything that evaluates graphs."""
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        ...
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that it knows."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        ...
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """All outputs for all structures of a block."""
+        ...
+
+
+RunTable = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+def evaluate_in_buckets(
+    block: GraphBlock,
+    potential: Potential,
+    dtype: np.dtype[Any],
+    slots: int,
+    run: RunTable,
+) -> Evaluation:
+    """Evaluate a block bucket by bucket, with little padding and bounded memory.
+
+    Args:
+        block: Graphs.
+        potential: Whose elements, cutoff and outputs they are.
+        dtype: Of the model.
+        slots: Neighbour slots of a bucket.
+        run: Maps the arrays of one table to the outputs, by name.
+
+    Raises:
+        UnknownElementError: An element that the model does not know.
+    """
+    present: list[int] = np.flatnonzero(np.bincount(block.atomic_number)).tolist()
+    unknown = sorted(set(present).difference(potential.elements))
+    if unknown:
+        raise UnknownElementError(f"the model does not know the elements {unknown}")
+    found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
+    for rows in size_buckets(block, slots):
+        atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])
+        # A block that is one bucket as it stands is not copied: screens ask for bucket after bucket.
+        bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
+        results = run(neighbor_table(bucket, potential.cutoff, dtype).arrays())
+        for spec in potential.outputs:
+            found[spec.name][rows if spec.per == "structure" else atoms] = results[spec.name]
+    for spec in potential.outputs:
+        undefined = without_meaning(block.pbc, spec.defined)
+        if undefined.any():
+            found[spec.name][undefined if spec.per == "structure" else undefined[block.atom_structure]] = np.nan
+    return Evaluation(found.pop("energy"), found.pop("forces"), found.pop("stress"), found)
+
+
+def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:
+    """bool[n_structures], for which structures a property does not exist."""
+    if defined == "always":
+        return np.zeros(len(pbc), dtype=bool)
+    return np.asarray(~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1))
+
+
+def _empty(block: GraphBlock, specs: Sequence[OutputSpec]) -> dict[str, NDArray[np.float64]]:
+    rows = {"structure": len(block), "atom": len(block.atomic_number)}
+    return {spec.name: np.full((rows[spec.per], *spec.shape), np.nan) for spec in specs}

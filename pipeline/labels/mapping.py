@@ -1,0 +1,297 @@
+"""Labels are mapped, not guessed: where a quantity stands in a record, in which unit, order and sign."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import LabelError
+from ..field_path import lookup
+from ..structures.structure import Structure
+from ..structures.symmetry import point_group, symmetry_violation
+from .quantities import ASE_VOIGT, AXES, ENERGY, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
+
+# Stresses weaker than this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
+WEAK_STRESS = 5e-3
+# A tensor that its crystal's symmetry would change by a larger share of itself is not one of this crystal.
+# Of 1,056 published dielectric tensors 0.1 % are beyond it in the frame they were computed in, 11 % in another.
+SYMMETRY_TOLERANCE = 0.05
+_INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
+_AXES = {"x": 0, "y": 1, "z": 2}
+
+
+class LabelRule(BaseModel):
+    """Where one label is found, and how it is written there.
+
+    Attributes:
+        path: Keys into the record, joined by dots: ``outputs.energy``.
+        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` makes a known energy a total.
+        sign: -1 for a stress that is positive under compression.
+        order: Order of six stress components; ASE's order if absent.
+        when: Other fields and the values that they may have for this rule to apply.
+        optional: The label may be absent from the whole source.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    unit: str = ""
+    sign: Literal[1, -1] = 1
+    order: tuple[Component, ...] = ASE_VOIGT
+    when: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    optional: bool = False
+
+    @field_validator("order")
+    @classmethod
+    def _six_different(cls, order: tuple[Component, ...]) -> tuple[Component, ...]:
+        if {"".join(sorted(component)) for component in order} != set(map("".join, map(sorted, ASE_VOIGT))):
+            raise ValueError("order needs each of xx, yy, zz, yz, xz, xy once")
+        if len(order) != len(ASE_VOIGT):
+            raise ValueError("order needs six components")
+        return order
+
+    def applies(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the record's other fields are those that this rule is for."""
+        return all(str(lookup(fields, key)) in values for key, values in self.when.items())
+
+
+class LabelMapping(BaseModel):
+    """All labels of a source. The first rule that applies to a record and finds a value is used.
+
+    Attributes:
+        labels: Name in the store to rules.
+        quantities: What labels are. `energy`, `forces` and `stress` are known; any other is a number per structure
+            unless something else is said here.
+        columns: Other fields to carry along with every structure, as text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: dict[str, tuple[LabelRule, ...]] = Field(default_factory=dict)
+    quantities: dict[str, Quantity] = Field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_stay_known(self) -> Self:
+        for name in self.quantities:
+            if name in KNOWN_QUANTITIES:
+                raise ValueError(f"{name!r} is known and cannot be made something else")
+            if name not in self.labels:
+                raise ValueError(f"quantity {name!r} has no label of its name")
+        return self
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """Read a mapping that ships with equiscreen, by name, or a YAML file.
+
+        Raises:
+            LabelError: No such mapping, or a mistake in it.
+        """
+        shipped = resources.files(__package__) / "mappings" / f"{name_or_path}.yaml"
+        if shipped.is_file():
+            text = shipped.read_text()
+        elif Path(name_or_path).is_file():
+            text = Path(name_or_path).read_text(errors="replace")
+        else:
+            known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
+            raise LabelError(f"{name_or_path}: neither a YAML file nor a shipped mapping ({', '.join(known)})")
+        try:
+            return cls.model_validate(yaml.safe_load(text) or {})
+        except (ValidationError, yaml.YAMLError) as error:
+            raise LabelError(f"{name_or_path}: {error}".replace("\n", "; ")) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the mapping as YAML that `load` reads."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def with_inline(self, inline: Iterable[str], columns: Iterable[str] = ()) -> Self:
+        """Add labels written as ``NAME=KEY.PATH[unit]``, as the command line takes them.
+
+        Behind the name may stand a shape: ``dielectric:3x3=e_total``, ``charge:atom=charges[e]``,
+        ``born:atomx3x3=born_charges[e]``.
+
+        Raises:
+            LabelError: Not of that form.
+        """
+        labels = dict(self.labels)
+        quantities: dict[str, Any] = dict(self.quantities)
+        for text in inline:
+            match = _INLINE.match(text)
+            if match is None:
+                raise LabelError(
+                    f"label {text!r} is not of the form NAME[:SHAPE]=KEY.PATH[unit], such as energy=outputs.E[eV] or "
+                    "dielectric:3x3=e_total"
+                )
+            name, unit = match["name"], match["unit"]
+            if match["shape"]:
+                first, *rest = match["shape"].split("x")
+                per, sizes = ("atom", rest) if first == "atom" else ("structure", [first, *rest])
+                quantities[name] = {"per": per, "shape": sizes}
+            known = KNOWN_QUANTITIES.get(name, Quantity()).unit or ""
+            labels[name] = (LabelRule(path=match["path"], unit=known if unit is None else unit),)
+        content = {"labels": labels, "quantities": quantities, "columns": (*self.columns, *columns)}
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            what = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+            raise LabelError(f"labels: {what}") from error
+
+    def with_ase_defaults(self) -> Self:
+        """Add what ASE's readers deliver, where nothing else is said."""
+        return self._with_labels({**ASE_DEFAULTS, **self.labels})
+
+    def without_ase_defaults(self) -> Self:
+        """What was said, without those defaults: for files of other formats, where nothing is guessed."""
+        labels = {name: rules for name, rules in self.labels.items() if rules != ASE_DEFAULTS.get(name)}
+        return self._with_labels(labels)
+
+    def only(self, names: Collection[str]) -> Self:
+        """The mapping without labels of other names."""
+        return self._with_labels({name: rules for name, rules in self.labels.items() if name in names})
+
+    def _with_labels(self, labels: dict[str, tuple[LabelRule, ...]]) -> Self:
+        quantities = {name: quantity for name, quantity in self.quantities.items() if name in labels}
+        return type(self)(labels=labels, quantities=quantities, columns=self.columns)
+
+    def quantity(self, name: str) -> Quantity:
+        """What a label is, with its unit in the store."""
+        return self._all_quantities[name]
+
+    @cached_property
+    def _all_quantities(self) -> dict[str, Quantity]:
+        known = {**self.quantities, **KNOWN_QUANTITIES}
+        found = {name: known.get(name, Quantity()) for name in self.labels}
+        return {
+            name: quantity if quantity.unit is not None else quantity.model_copy(update={"unit": rules[0].unit})
+            for (name, quantity), rules in zip(found.items(), self.labels.values(), strict=True)
+        }
+
+    def check_units(self) -> None:
+        """Refuse units that do not fit, before any file is read.
+
+        Raises:
+            LabelError: An unknown unit, or one of another dimension.
+        """
+        for name, rules in self.labels.items():
+            if self.quantity(name).turns:
+                symmetry_violation(np.zeros(self.quantity(name).shape), np.eye(3)[None])  # of a rank that is known
+            for rule in rules:
+                _factor(name, rule.unit, self.quantity(name).unit or "")
+
+    def breaks_symmetry(self, structure: Structure, labels: Mapping[str, NDArray[np.float64]]) -> bool:
+        """Whether a tensor among the labels of a crystal is one that the crystal's own symmetry forbids."""
+        tensors = [name for name in labels if self.quantity(name).turns]
+        if not tensors:
+            return False
+        rotations = point_group(structure)
+        if len(rotations) == 1:
+            return False
+        for name in tensors:
+            tensor = labels[name]
+            axes = tuple(AXES[size] for size in self.quantity(name).shape)
+            violation = symmetry_violation(tensor, rotations, axes)
+            size = float(np.linalg.norm(tensor))
+            weak = WEAK_STRESS if name == STRESS else 0.0
+            if violation * size > SYMMETRY_TOLERANCE * max(size, weak):
+                return True
+        return False
+
+    def extract(self, fields: Mapping[str, Any], n_atoms: int) -> dict[str, NDArray[np.float64]]:
+        """Read all labels of one record; what is absent is left out.
+
+        Args:
+            fields: The record.
+            n_atoms: Of its structure.
+
+        Returns:
+            Label to values in the store's unit and order: float64[*shape] of the structure, float64[n_atoms, *shape]
+            of its atoms.
+
+        Raises:
+            LabelError: A value that is there but is no number or has the wrong size.
+        """
+        found: dict[str, NDArray[np.float64]] = {}
+        for name, rules in self.labels.items():
+            for rule in rules:
+                value = lookup(fields, rule.path) if rule.applies(fields) else None
+                if value is not None and not (isinstance(value, str) and not value.strip()):
+                    numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
+                    if not np.isnan(numbers).all():
+                        found[name] = numbers
+                    break
+        return found
+
+
+# What ASE's extended XYZ reader delivers under these names is in ASE's units, order and sign.
+ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
+    name: (LabelRule(path=name, unit=quantity.unit or "", optional=True),)
+    for name, quantity in KNOWN_QUANTITIES.items()
+}
+
+
+def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
+    try:
+        # Tables of text hold tensors as JSON.
+        numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"label {name!r}: {rule.path} holds no numbers but {str(value)[:40]!r}") from error
+    if np.isinf(numbers).any():
+        raise LabelError(f"label {name!r}: {rule.path} is infinite")
+    numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))
+    shape = (n_atoms, *quantity.shape) if quantity.per == "atom" else quantity.shape
+    if quantity.shape == (3, 3) and quantity.per == "structure" and numbers.size == 6:
+        return _symmetric_matrix(numbers.reshape(6), rule.order)
+    # A flat list of all components is as good as a nested one.
+    if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
+        raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, not {shape}")
+    if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
+        numbers = numbers * n_atoms
+    numbers = numbers.reshape(shape)
+    if quantity.tensor:
+        for axis in (axis for axis, size in enumerate(quantity.shape, len(shape) - len(quantity.shape)) if size == 6):
+            numbers = np.take(numbers, _ase_places(rule.order), axis=axis)
+    return numbers
+
+
+def _ase_places(order: tuple[Component, ...]) -> list[int]:
+    """Where each of ASE's Voigt components stands in another order."""
+    names = ["".join(sorted(component)) for component in order]
+    return [names.index("".join(sorted(component))) for component in ASE_VOIGT]
+
+
+def _symmetric_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]) -> NDArray[np.float64]:
+    matrix = np.zeros((3, 3))
+    for component, number in zip(order, numbers, strict=True):
+        row, column = _AXES[component[0]], _AXES[component[1]]
+        matrix[row, column] = matrix[column, row] = number
+    return matrix
+
+
+@lru_cache(maxsize=256)
+def _factor(name: str, unit: str, target: str) -> float:
+    """What a number in `unit` is multiplied by to be in the unit `target` of the store."""
+    given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
+    if given in ("", target):
+        return 1.0
+    import pint  # noqa: PLC0415 - 0.3 s, and only needed where labels are read
+
+    try:
+        quantity = pint.UnitRegistry().Quantity
+        zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
+    except Exception as error:  # pint raises many kinds, from its parser too
+        raise LabelError(f"label {name!r}: unit {unit!r} does not convert to {target or 'a pure number'}") from error
+    if zero != 0.0:
+        raise LabelError(f"label {name!r}: {unit!r} and {target!r} differ in more than a factor")
+    return one

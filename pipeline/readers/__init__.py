@@ -1,0 +1,1 @@
+"""Bytes to structures, one module per format."""

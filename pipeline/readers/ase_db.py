@@ -1,0 +1,113 @@
+"""ASE databases: SQLite (.db) and LMDB (.aselmdb), read by the ids of their rows."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidStructureError, SourceError, detail
+from ..sources.formats import Format, detect_binary
+from ..structures.structure import Structure
+from .records import RawRecord, fields_of_atoms
+
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_LMDB_PAGE_SIZE_AT, _LMDB_LAST_PAGE_AT = 40, 136
+_LMDB_SPARE_PAGES = 16  # the last pages may never have been written, where they were freed again at once
+
+
+def row_ids(path: Path, name: str) -> list[int]:
+    """The ids of all rows, ascending.
+
+    Raises:
+        SourceError: No database of ASE.
+    """
+    try:
+        _check_whole(path)
+        if _is_sqlite(path):
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                return [int(row[0]) for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+        with _connected(path) as database:
+            return sorted(map(int, database.ids))
+    except Exception as error:  # sqlite3, lmdb and ASE raise kinds of their own
+        raise SourceError(f"{name}: no database of ASE, or damaged ({detail(error)})") from error
+
+
+def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:
+    """Read rows by their ids; a row that cannot be read does not stop the others.
+
+    Args:
+        path: The database.
+        source: Its name.
+        ids: Of rows.
+        first: Place of the first of these rows in the database.
+    """
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(_connected(path))
+        except Exception as error:  # noqa: BLE001 - sqlite3, lmdb and ASE raise kinds of their own
+            for index, row_id in enumerate(ids, start=first):
+                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
+            return
+        for index, row_id in enumerate(ids, start=first):
+            try:
+                row = database.get(id=int(row_id))
+                atoms = row.toatoms()
+                fields = {"id": row.id, "unique_id": row.unique_id, **row.data, **fields_of_atoms(atoms)}
+                fields.update(row.key_value_pairs)
+            except Exception as error:  # noqa: BLE001 - whatever the row makes ASE stumble on
+                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
+                continue
+            try:
+                yield RawRecord(source, index, Structure.from_ase(atoms), fields, format=Format.ASE_DB)
+            except InvalidStructureError as error:
+                yield RawRecord(source, index, None, fields, str(error), Format.ASE_DB)
+
+
+def _reason(error: Exception) -> str:
+    return f"row does not parse: {detail(error)}"
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what is no database before a library opens it, and LMDB files that end early, to read which kills.
+
+    The places are those of the structures `MDB_page` and `MDB_meta` in LMDB's source (mdb.c), on 64-bit machines.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if detect_binary(head) is not Format.ASE_DB:
+            raise ValueError("neither SQLite nor LMDB")
+        if head.startswith(_SQLITE_MAGIC):
+            return
+        (page_size,) = struct.unpack_from("<I", head, _LMDB_PAGE_SIZE_AT)
+        file.seek(page_size)
+        metas = [head, file.read(4096)]
+    # Of the two meta pages the one of the later transaction counts.
+    pairs = [struct.unpack_from("<QQ", meta, _LMDB_LAST_PAGE_AT) for meta in metas]
+    last = max(pairs, key=lambda pair: int(pair[1]))[0]
+    if path.stat().st_size < (last + 1 - _LMDB_SPARE_PAGES) * page_size:
+        raise ValueError("it ends early")
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[Any]:
+    import ase.db  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    if _is_sqlite(path):
+        # Entering it keeps one connection open; without, ASE opens one for each row.
+        with ase.db.connect(path, type="db", use_lock_file=False) as database:
+            yield database
+        return
+    database = ase.db.connect(path, type="aselmdb", use_lock_file=False, readonly=True)
+    try:
+        yield database
+    finally:
+        database.close()

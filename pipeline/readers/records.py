@@ -1,0 +1,374 @@
+"""Readers: documents, rows of tables and of databases to structures, each with the other fields of its record."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ..errors import InvalidStructureError, detail
+from ..field_path import lookup
+from ..sources.formats import Format, detect, is_cif
+from ..structures.elements import atomic_number
+from ..structures.structure import Structure
+from .cif import structure_from_cif
+from .optimade import structure_from_optimade
+from .pymatgen_dict import is_optimade, is_structure, structure_from_pymatgen, structure_keys
+from .split_csv import separator_of
+from .splitting import Document
+
+csv.field_size_limit(1 << 27)  # a CIF of a large cell is one field; the default is 128 kB
+# Columns of tables that hold structures without being text: those of OPTIMADE (LeMat-Bulk) and of ASE and its kin.
+_LATTICE = ("lattice_vectors", "cell", "lattice", "lattice_matrix")
+_CARTESIAN = ("cartesian_site_positions", "positions", "pos", "cart_coords", "coords")
+_FRACTIONAL = ("frac_coords", "fractional_site_positions", "fractional_coords", "scaled_positions")
+_SPECIES = ("species_at_sites", "atomic_numbers", "numbers", "symbols", "atomic_symbols", "species")
+_PBC = ("pbc", "dimension_types")
+# Columns that say that there is more to a structure than its sites tell.
+_CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions")
+STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
+_SHORTEST_TEXT = 30  # no structure is written in fewer characters
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a reader is told about its files.
+
+    Attributes:
+        format: Of all sources; None tells it from the content of each.
+        structure_field: Column of a table, or dotted path in a JSON record, that holds the structure; None finds it.
+    """
+
+    format: Format | None = None
+    structure_field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record of a source.
+
+    Attributes:
+        source: Name of the file.
+        index: Place in the file, from 0.
+        structure: None where it could not be read.
+        fields: Everything else in the record.
+        reason: Why there is no structure.
+        format: Of the file.
+        name: What the file calls it, where that is not one of the fields.
+    """
+
+    source: str
+    index: int
+    structure: Structure | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    format: Format | None = None
+    name: str | None = None
+
+
+def read_document(document: Document, options: ReadOptions) -> RawRecord:
+    """Understand one document; what is wrong with it becomes the record's reason."""
+    origin = (document.source, document.index)
+    if document.reason:
+        return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
+    try:
+        structure, fields, name = _READERS[document.format](document, options)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the record makes a reader stumble on
+        fields = error.fields if isinstance(error, _UnreadableRecordError) else {}
+        return RawRecord(*origin, None, fields, _reason(error), document.format, document.name)
+    return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
+
+
+def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, options: ReadOptions) -> RawRecord:
+    """Understand one row of a table; what is wrong with it becomes the record's reason."""
+    try:
+        structure, fields = _from_mapping(row, options)
+    except _UnreadableRecordError as error:
+        return RawRecord(source, index, None, error.fields, _reason(error), form)
+    return RawRecord(source, index, structure, fields, format=form)
+
+
+def has_structure_columns(names: Collection[str]) -> bool:
+    """Whether the structures of a table stand in columns of lattice, positions and species."""
+    kinds = (_LATTICE, (*_CARTESIAN, *_FRACTIONAL), _SPECIES)
+    return all(any(name in names for name in kind) for kind in kinds)
+
+
+class _UnreadableRecordError(InvalidStructureError):
+    """A record without a structure that could be read, with its other fields."""
+
+    def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(reason)
+        self.fields = fields
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a record, in one line that can be written as UTF-8."""
+    text = str(error) if isinstance(error, InvalidStructureError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
+
+
+Understood = tuple[Structure, Mapping[str, Any], str | None]
+
+
+def _read_cif(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001 - one signature for all
+    structure, block = structure_from_cif(_text(document.content))
+    return structure, {"block": block}, None
+
+
+def _read_poscar(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
+    text = _text(document.content)
+    return structure_from_poscar(text), {"comment": text.split("\n", 1)[0].strip()}, None
+
+
+def _read_extxyz(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
+    from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    with _parsing("frame does not parse"):
+        atoms = next(iter(read_extxyz(io.StringIO(_text(document.content).lstrip()), index=slice(0, 1))))
+    return Structure.from_ase(atoms), fields_of_atoms(atoms), None
+
+
+def _read_csv(document: Document, options: ReadOptions) -> Understood:
+    names, separator = _columns(document.header)
+    with _parsing("row does not parse"):
+        values = next(csv.reader([_text(document.content)], delimiter=separator))
+    row = dict(zip(names, values, strict=False))
+    if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
+        raise _UnreadableRecordError(
+            f"row of {len(values)} fields under {len(names)} columns ({', '.join(names[:20])})", row
+        )
+    return (*_from_mapping(row, options), None)
+
+
+def _read_json(document: Document, options: ReadOptions) -> Understood:
+    with _parsing("not valid JSON"):
+        record = _parsed_json(document.content)
+    if not isinstance(record, Mapping):
+        raise InvalidStructureError(f"no record but {type(record).__name__}")
+    named = {} if document.name is None else {"id": document.name}
+    structure, fields = _from_mapping(record, options)
+    return structure, {**named, **fields}, None
+
+
+def _parsed_json(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return json.loads(_text(content))  # reads NaN and numbers beyond 64 bits too, which the standard has not
+
+
+def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Structure, Mapping[str, Any]]:
+    """The structure of a record, and its other fields.
+
+    Raises:
+        _UnreadableRecordError: None, several, or one that cannot be read.
+    """
+    fields = record
+    try:
+        if options.structure_field is not None:
+            found = lookup(record, options.structure_field)
+            fields = {key: value for key, value in record.items() if key != options.structure_field}
+            if found is None:
+                raise _UnreadableRecordError(  # noqa: TRY301 - goes on as it is
+                    f"nothing under {options.structure_field!r}", fields
+                )
+            return structure_from_value(found), fields
+        if is_structure(record):
+            return structure_from_pymatgen(record), {"properties": record.get("properties") or {}}
+        if is_optimade(record):
+            attributes = record.get("attributes", record)
+            fields = {**attributes, **({"id": record["id"]} if "id" in record else {})}
+            return structure_from_optimade(attributes), fields
+        names = _structure_fields(record)
+        if names:
+            fields = {key: value for key, value in record.items() if key not in names}
+            if len(names) > 1:
+                raise _UnreadableRecordError(  # noqa: TRY301 - likewise
+                    f"several structures: {', '.join(names)}; name one by --structure-field", fields
+                )
+            return structure_from_value(record[names[0]]), fields
+        return _structure_from_columns(record), fields
+    except (_UnreadableRecordError, MemoryError):
+        raise
+    except Exception as error:  # from numpy too: numbers of 400 digits, lists within lists without end
+        raise _UnreadableRecordError(_reason(error), fields) from error
+
+
+def _structure_fields(record: Mapping[str, Any]) -> list[str]:
+    """The fields that hold a structure; a column `cif` before others of text."""
+    structured = structure_keys(record)
+    if structured:
+        return structured
+    texts = [key for key, value in record.items() if isinstance(value, str | bytes) and value]
+    named = [key for key in texts if key.lower() == "cif"]
+    return named[:1] or [
+        key for key in texts if len(record[key]) >= _SHORTEST_TEXT and _text_format(record[key]) is not None
+    ]
+
+
+def _text_format(value: str | bytes) -> Format | None:
+    """The format of a text that holds one structure."""
+    head = value[:4096]
+    found = detect(head.encode(errors="replace") if isinstance(head, str) else head)  # JSON may hold half a character
+    if found is Format.JSON:
+        return found if '"sites"' in str(value) else None
+    return found if found in (Format.CIF, Format.POSCAR) else None
+
+
+def structure_from_value(value: Any) -> Structure:
+    """Read a structure as it may stand in a field: CIF or POSCAR text, pymatgen's or OPTIMADE's JSON.
+
+    Raises:
+        InvalidStructureError: None of these, or not readable.
+    """
+    if isinstance(value, str | bytes):
+        text = _text(value)
+        form = Format.CIF if is_cif(text) else _text_format(text)
+        if form is Format.POSCAR:
+            return structure_from_poscar(text)
+        if form is not Format.JSON:
+            return structure_from_cif(text)[0]
+        with _parsing("not valid JSON"):
+            value = _parsed_json(text.encode(errors="replace"))
+    if is_structure(value):
+        return structure_from_pymatgen(value)
+    if is_optimade(value):
+        return structure_from_optimade(value.get("attributes", value))
+    raise InvalidStructureError(f"no structure but {type(value).__name__}")
+
+
+def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
+    lattice, cartesian, fractional, species, pbc = (
+        next((row[name] for name in names if row.get(name) is not None), None)
+        for names in (_LATTICE, _CARTESIAN, _FRACTIONAL, _SPECIES, _PBC)
+    )
+    if species is None or (cartesian is None and fractional is None):
+        keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
+        raise InvalidStructureError(f"no structure in any field (fields: {keys}); name it by --structure-field")
+    with _parsing("structure does not parse"):
+        numbers = _numbers(_listed(species))
+        lattice = _listed(lattice)
+        if isinstance(lattice, Mapping):  # pymatgen's dictionary form
+            lattice = lattice["matrix"]
+        axes = _axes(pbc)
+        if cartesian is not None:
+            return Structure.from_cartesian(numbers, _array(cartesian), _array(lattice), axes & (lattice is not None))
+        if lattice is None:
+            raise InvalidStructureError("fractional coordinates without a cell")
+        cell = _array(lattice)
+        return Structure.from_cartesian(numbers, _array(fractional) @ cell, cell, axes)
+
+
+def _axes(pbc: Any) -> NDArray[np.bool_]:
+    """bool[3]; true where nothing is said."""
+    values = np.array(True if pbc is None else _listed(pbc))
+    if values.dtype.kind not in "biu":  # the text "False" is true for Python
+        raise InvalidStructureError(f"pbc that is neither true nor false ({pbc})")
+    if values.shape not in ((), (3,)):
+        raise InvalidStructureError(f"pbc of {values.size} axes")
+    return np.broadcast_to(values.astype(bool), 3).copy()
+
+
+def _listed(value: Any) -> Any:
+    """A list that stands in a table of text is JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _numbers(species: Any) -> list[int]:
+    numbers = [atomic_number(item, f"atom {at}") if isinstance(item, str) else item for at, item in enumerate(species)]
+    for atom, number in enumerate(numbers):
+        if number != int(number):
+            raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {number})")
+    return [int(number) for number in numbers]
+
+
+def _array(value: Any) -> Any:
+    return None if value is None else np.array([list(row) for row in _listed(value)], dtype=np.float64)
+
+
+def structure_from_poscar(text: str) -> Structure:
+    """Read VASP's POSCAR, with ASE.
+
+    Raises:
+        InvalidStructureError: It does not parse, or has no line of element symbols: VASP 4 leaves them to another
+            file, and ASE would find some in the comment ("POSCAR" holds phosphorus and oxygen).
+    """
+    sixth = text.split("\n", 6)[5:6]
+    if sixth and _is_integer((sixth[0].split() or [""])[0]):
+        raise InvalidStructureError(
+            "no element symbols (line 6 holds numbers, as VASP 4 writes it; add them before it)"
+        )
+    from ase.io.vasp import read_vasp  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    with _parsing("POSCAR does not parse"):
+        atoms = read_vasp(io.StringIO(text))
+    return Structure.from_ase(atoms)
+
+
+def _is_integer(word: str) -> bool:
+    """Whether ASE takes the line that begins with it for the numbers of atoms."""
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
+
+
+def fields_of_atoms(atoms: Any) -> dict[str, Any]:
+    """Everything that an `ase.Atoms` carries beside its structure; what its calculator found before the rest."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    return {**atoms.info, **atoms.arrays, **results}
+
+
+class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
+    """Turn whatever a parser stumbles on into one reason."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InvalidStructureError | MemoryError):
+            raise InvalidStructureError(f"{self.what}: {detail(error)}") from error
+
+
+@lru_cache(maxsize=1024)
+def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
+    """Names of the columns of a table, and what separates them."""
+    text = _text(header).strip("\r\n")
+    separator = separator_of(text)
+    return tuple(next(csv.reader([text], delimiter=separator), ())), separator
+
+
+def _text(content: str | bytes) -> str:
+    """Text in UTF-8, or else in Latin-1, which names of people in old files are written in."""
+    if isinstance(content, str):
+        return content
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+_READERS: dict[Format, Callable[[Document, ReadOptions], Understood]] = {
+    Format.CIF: _read_cif,
+    Format.POSCAR: _read_poscar,
+    Format.EXTXYZ: _read_extxyz,
+    Format.CSV: _read_csv,
+    Format.JSON: _read_json,
+    Format.JSONL: _read_json,
+}

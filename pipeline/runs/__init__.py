@@ -1,0 +1,1 @@
+"""Resumable work on Dask: cluster, tasks, parts, staging folder, lock."""

@@ -1,0 +1,35 @@
+"""One run at a time works on an output: a lock that the system releases when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import OutputExistsError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for the duration of a block.
+
+    The file says who holds it; that it exists says nothing, since a killed run leaves it behind.
+
+    Raises:
+        OutputExistsError: A living process holds it.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "a process that has just begun"
+            raise OutputExistsError(f"{path.parent}: another run is writing here ({holder})") from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,131 @@
+"""Parts: what one task leaves on disk. A part is there as a whole or not at all, and says what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..atomic import write_text_atomically
+from ..errors import StoreError
+
+PartArray = NDArray[Any] | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a task returns and its part's commit mark holds.
+
+    Attributes:
+        number: Of the partition.
+        counts: How many of what: read, failed, and rows along each dim.
+        sha256: Of the part's arrays.
+        notes: Small facts for the run's account.
+        begin, end: The items of the partition that it holds; a part of all items of one begins at 0.
+    """
+
+    number: int
+    counts: dict[str, int]
+    sha256: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def key(self) -> PartKey:
+        """What names the part, and sorts parts in the order of sources."""
+        return PartKey(self.number, self.begin, self.end)
+
+
+class PartKey(NamedTuple):
+    """The items `begin` to `end` of a partition."""
+
+    number: int
+    begin: int
+    end: int
+
+    @property
+    def stem(self) -> str:
+        """Of the names of its files."""
+        return f"{self.number:07d}-{self.begin:05d}-{self.end:05d}"
+
+
+def write_part(
+    folder: Path, key: PartKey, arrays: Mapping[str, PartArray], counts: dict[str, int], notes: dict[str, Any]
+) -> Receipt:
+    """Write the arrays of a part, then its commit mark; each appears under its name only when complete.
+
+    Two tasks that write the same part do no harm: both write the same.
+    """
+    data = folder / f"{key.stem}.npz"
+    scratch = data.with_name(f".{data.name}.{uuid.uuid4().hex}")
+    with scratch.open("wb") as file:
+        np.savez(file, allow_pickle=False, **_packed(arrays))
+        file.flush()
+        os.fsync(file.fileno())
+    with scratch.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    scratch.rename(data)
+    receipt = Receipt(key.number, counts, sha256, notes, key.begin, key.end)
+    write_text_atomically(folder / f"{key.stem}.json", json.dumps(asdict(receipt)))
+    return receipt
+
+
+def committed(folder: Path) -> list[Receipt]:
+    """The receipts of all parts in a folder that are complete, in order.
+
+    A part whose arrays do not have the checksum of its mark is left out, so that it is made again.
+    """
+    receipts = []
+    for mark in folder.glob("[0-9]*.json"):
+        receipt = Receipt(**json.loads(mark.read_text()))
+        data = folder / f"{receipt.key.stem}.npz"
+        if not data.exists():
+            continue
+        with data.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256:
+                receipts.append(receipt)
+    return sorted(receipts, key=lambda receipt: receipt.key)
+
+
+def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, PartArray]:
+    """Some arrays of a part, as far as it has them.
+
+    Raises:
+        StoreError: The part is missing or damaged.
+    """
+    path = folder / f"{key.stem}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _unpacked(arrays, name) for name in names if name in arrays or f"{name}.ends" in arrays}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); run the same command again") from error
+
+
+def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:
+    """Texts as their bytes, one after the other, and where each ends: they need no pickle and no common width."""
+    packed: dict[str, NDArray[Any]] = {}
+    for name, values in arrays.items():
+        if isinstance(values, list):
+            encoded = [value.encode("utf-8", errors="replace") for value in values]
+            packed[f"{name}.ends"] = np.cumsum([len(value) for value in encoded], dtype=np.int64)
+            packed[f"{name}.bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        else:
+            packed[name] = values
+    return packed
+
+
+def _unpacked(arrays: Mapping[str, NDArray[Any]], name: str) -> PartArray:
+    if f"{name}.ends" not in arrays:
+        return arrays[name]
+    ends, content = arrays[f"{name}.ends"].tolist(), arrays[f"{name}.bytes"].tobytes()
+    return [content[begin:end].decode() for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []

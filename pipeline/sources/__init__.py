@@ -1,0 +1,1 @@
+"""Where the bytes come from: files, archives, URLs and OPTIMADE servers."""

@@ -1,0 +1,458 @@
+"""Structures of an OPTIMADE server, downloaded page by page into a file; a download that was stopped goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
+
+from ..atomic import write_text_atomically
+from ..errors import OutputExistsError, SourceError
+
+if TYPE_CHECKING:
+    import httpx
+
+STRUCTURE_FIELDS = (
+    "lattice_vectors",
+    "dimension_types",
+    "nperiodic_dimensions",
+    "nsites",
+    "cartesian_site_positions",
+    "species_at_sites",
+    "species",
+    "assemblies",
+    "structure_features",
+)
+MAX_PAGE_BYTES = 256 << 20
+MAX_ERROR_BYTES = 64 << 10
+MAX_REDIRECTS = 10
+MAX_EMPTY_PAGES = 10
+MAX_WAIT_S = 120.0  # whatever a server asks for
+SLOW_PAGE = 20  # timeouts that a page may take as a whole, as long as bytes keep coming
+STATE_SCHEMA = 1
+_LASTING = frozenset({501, 505, 553})  # 553 is OPTIMADE's "version not supported"
+_VERSION = re.compile(r"v\d+(\.\d+)*")
+
+
+def fetch(
+    url: str,
+    file: Path,
+    *,
+    timeout: float = 30.0,
+    attempts: int = 4,
+    delay: float = 1.0,
+    max_bytes: int = MAX_PAGE_BYTES,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Download the structures of an OPTIMADE server into a JSON-lines file, one resource a line.
+
+    Pages go to ``FILE.partial``, and ``FILE.partial.json`` says where the next one is and how many bytes are good.
+    A download that was cut off, at whatever moment, goes on from there when it is asked for again.
+
+    Args:
+        url: Base address of a server, with or without a version, or a whole query: ".../structures?filter=...".
+            A query that names `response_fields` gets those and the ones that a structure needs, otherwise these only.
+        file: The file to write.
+        timeout: Seconds without an answer after which an attempt is given up.
+        attempts: How often a page is asked for when the server fails for the moment.
+        delay: Seconds before the second attempt; they double each time.
+        max_bytes: Longest page.
+        limit: Stop after so many structures.
+        progress: Told how many more structures there are, after each page.
+
+    Returns:
+        The number of structures in the file.
+
+    Raises:
+        SourceError: The server does not answer, refuses, or does not speak OPTIMADE.
+        OutputExistsError: The file exists, cannot be written, or is half of another download.
+    """
+    first = listing_url(url)
+    report = progress or (lambda _: None)
+    try:
+        with _opened_partial(file) as stream, _Server.at(first, timeout, attempts, delay, max_bytes) as server:
+            state = _resumed(stream, file, first, limit)
+            report(state.structures)
+            return _download(server, state, file, stream, limit, report)
+    except OSError as error:
+        raise OutputExistsError(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
+def listing_url(url: str) -> str:
+    """The address of the first page: the `structures` endpoint, and the fields that a structure needs.
+
+    Raises:
+        SourceError: It is no address of the web.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good:
+        raise SourceError(f"{url}: no http or https address")
+    if "@" in parts.netloc:
+        raise SourceError(f"{_shown(url)}: leave user name and password out of the address")
+    path = parts.path.rstrip("/")
+    last = path.rsplit("/", 1)[-1]
+    if last != "structures":
+        path += "/structures" if _VERSION.fullmatch(last) else "/v1/structures"
+    items = [item for item in parts.query.split("&") if item]
+    asked = [unquote_plus(item.partition("=")[2]) for item in items if item.startswith("response_fields=")]
+    fields = [name for value in asked for name in value.split(",") if name]
+    fields += [name for name in STRUCTURE_FIELDS if name not in fields]
+    # The rest of the query stays as it was written: not every server takes "+" for a space.
+    items = [item for item in items if not item.startswith("response_fields=")]
+    query = "&".join([*items, f"response_fields={','.join(fields)}"])
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
+
+
+class _PageError(Exception):
+    """Why a page could not be had.
+
+    Args:
+        message: One line that names the address.
+        passing: Whether the same request may succeed later.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class _RetryError(Exception):
+    """A request that may succeed when made once more.
+
+    Args:
+        message: One line that names the address.
+        wait: Seconds that the server asks us to wait before.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """How far a download has come.
+
+    Attributes:
+        url: Its first page; a download is only resumed by one of the same.
+        next: The page to ask for.
+        bytes: Good bytes in the partial file.
+        structures: Lines in them.
+        schema: Version of this record.
+    """
+
+    url: str
+    next: str
+    bytes: int = 0
+    structures: int = 0
+    schema: int = STATE_SCHEMA
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial")
+
+
+def _state_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial.json")
+
+
+@contextmanager
+def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
+    """Open the partial file for one run alone."""
+    if file.exists():
+        raise OutputExistsError(f"{file}: exists; remove it or name another file")
+    with _partial(file).open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another run may have finished, and renamed the file, between our opening and locking it.
+            alone = os.path.samestat(os.fstat(stream.fileno()), _partial(file).stat()) and not file.exists()
+        except (BlockingIOError, FileNotFoundError):
+            alone = False
+        if not alone:
+            raise OutputExistsError(f"{file}: another run is downloading it")
+        yield stream
+
+
+def _resumed(stream: IO[bytes], file: Path, first: str, limit: int | None) -> _State:
+    """The state to go on from; bytes that were written after it was noted are cut off."""
+    state = _State(first, first)
+    path = _state_path(file)
+    if path.exists():
+        try:
+            noted = _State(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise OutputExistsError(f"{path}: damaged; remove it and {_partial(file)} to begin again") from error
+        if (noted.url, noted.schema) != (first, STATE_SCHEMA):
+            raise OutputExistsError(
+                f"{_partial(file)}: unfinished download of {_shown(noted.url)}; "
+                f"remove it and {path.name}, or name another file"
+            )
+        whole = os.fstat(stream.fileno()).st_size >= noted.bytes
+        if whole and (limit is None or noted.structures <= limit):
+            state = noted
+        else:
+            path.unlink()  # before the bytes that it calls good are cut off
+    stream.truncate(state.bytes)
+    return state
+
+
+def _download(
+    server: _Server, state: _State, file: Path, stream: IO[bytes], limit: int | None, report: Callable[[int], None]
+) -> int:
+    """Append page after page, then give the file its name."""
+    try:
+        for page in server.pages(state.next):
+            left = None if limit is None else max(0, limit - state.structures)
+            lines = [json.dumps(resource, separators=(",", ":")) + "\n" for resource in page.resources[:left]]
+            data = "".join(lines).encode()
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            done = state.structures + len(lines)
+            state = replace(state, bytes=state.bytes + len(data), structures=done, next=page.next or "")
+            report(len(lines))
+            if page.next is None or done == limit:
+                break  # without noting it: the state always names a page that is still to come
+            write_text_atomically(_state_path(file), json.dumps(asdict(state)))
+    except _PageError as error:
+        message = f"{error}; run the same command again to resume" if error.passing else str(error)
+        if state.structures:
+            message += f" ({state.structures:,} structures are kept in {_partial(file)})"
+        else:
+            _partial(file).unlink()
+        raise SourceError(message) from error
+    _partial(file).rename(file)
+    _state_path(file).unlink(missing_ok=True)
+    return state.structures
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One page of a listing.
+
+    Attributes:
+        resources: Its structures.
+        next: Address of the next page, None at the end.
+        wait: Seconds that the server wishes to be left alone.
+    """
+
+    resources: list[Mapping[str, Any]]
+    next: str | None
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A server, and the patience that we have with it.
+
+    Attributes:
+        client: Open HTTP client.
+        origin: Address that the user gave; nothing is asked of another host.
+        timeout: As for `fetch`, like the others.
+    """
+
+    client: httpx.Client
+    origin: httpx.URL
+    timeout: float
+    attempts: int
+    delay: float
+    max_bytes: int
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, timeout: float, attempts: int, delay: float, max_bytes: int) -> Iterator[_Server]:
+        """Open a client for a server."""
+        try:
+            import httpx  # noqa: PLC0415 - an extra: only a download needs it
+        except ImportError as error:
+            raise SourceError("a download needs httpx: pip install 'equiscreen[remote]'") from error
+        headers = {
+            "Accept": "application/vnd.api+json, application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "equiscreen",
+        }
+        try:
+            origin = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise SourceError(f"{url}: no http or https address ({error})") from error
+        with httpx.Client(headers=headers, timeout=timeout) as client:
+            yield cls(client, origin, timeout, attempts, delay, max_bytes)
+
+    def pages(self, url: str) -> Iterator[_Page]:
+        """The pages from an address on. A server that leads in a circle, or nowhere, is refused."""
+        asked: set[int] = set()
+        ids: list[Any] = []
+        empty = 0
+        while True:
+            asked.add(hash(url))
+            page = self.page(url)
+            before, ids = ids, [resource.get("id") for resource in page.resources]
+            empty = 0 if page.resources else empty + 1
+            if ids and None not in ids and ids == before:
+                raise _PageError(f"{_shown(url)}: the server gave the page before once more")
+            if empty > MAX_EMPTY_PAGES and page.next is not None:
+                raise _PageError(f"{_shown(url)}: {empty} empty pages in a row")
+            if page.next is not None and hash(page.next) in asked:
+                raise _PageError(f"{_shown(url)}: the next link leads back to {_shown(page.next)}")
+            yield page
+            if page.next is None:
+                return
+            url = page.next
+            time.sleep(page.wait)
+
+    def page(self, url: str) -> _Page:
+        """One page, asked for as often as `attempts` says while the server fails for the moment."""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._attempt(url)
+            except _RetryError as error:
+                if attempt == self.attempts:
+                    times = f" after {attempt} attempts" if attempt > 1 else ""
+                    raise _PageError(f"{error}{times}", passing=True) from error
+                time.sleep(max(error.wait, min(self.delay * 2 ** (attempt - 1), MAX_WAIT_S)))
+        raise _PageError(f"{_shown(url)}: not asked for, with {self.attempts} attempts")
+
+    def _attempt(self, url: str) -> _Page:
+        import httpx  # noqa: PLC0415 - see at
+
+        try:
+            target = httpx.URL(url)
+            for _ in range(MAX_REDIRECTS):
+                with self.client.stream("GET", target) as response:
+                    if not response.has_redirect_location:
+                        return self._read(response)
+                    target = self._linked(target, response.headers["location"])
+            raise _PageError(f"{_shown(url)}: redirected {MAX_REDIRECTS} times")
+        except httpx.TimeoutException as error:
+            raise _RetryError(f"{_shown(url)}: no answer within {self.timeout:g} s") from error
+        except httpx.DecodingError as error:
+            raise _PageError(f"{_shown(url)}: not compressed as it says ({error})") from error
+        except httpx.TransportError as error:
+            raise _RetryError(f"{_shown(url)}: {_one_line(str(error)) or type(error).__name__}") from error
+        except httpx.InvalidURL as error:
+            raise _PageError(f"{_shown(url)}: no http or https address ({error})") from error
+
+    def _read(self, response: httpx.Response) -> _Page:
+        url = str(response.url)
+        if response.status_code != 200:
+            detail = _error_detail(self._body(response, MAX_ERROR_BYTES, cut=True))
+            reason = f"{response.status_code} {response.reason_phrase}".strip()
+            message = f"{_shown(url)}: the server says {reason}{detail and f' ({detail})'}"
+            if response.status_code == 429 or (response.status_code >= 500 and response.status_code not in _LASTING):
+                raise _RetryError(message, _retry_after(response.headers.get("retry-after")))
+            raise _PageError(message)
+        body = self._body(response, self.max_bytes)
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            begin = _one_line(body[:60].decode("utf-8", errors="replace"))
+            raise _PageError(f"{_shown(url)}: not JSON but {begin!r}") from error
+        return self._page(response.url, content)
+
+    def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
+        """The bytes of a response, at most so many; a longer one is cut or refused."""
+        body = bytearray()
+        deadline = time.monotonic() + SLOW_PAGE * self.timeout
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > most and not cut:
+                raise _PageError(
+                    f"{_shown(response.url)}: page of more than {most:,} bytes; ask for a smaller page_limit"
+                )
+            if len(body) > most:
+                break
+            if time.monotonic() > deadline:
+                raise _RetryError(f"{_shown(response.url)}: no whole page within {SLOW_PAGE * self.timeout:g} s")
+        return bytes(body[:most])
+
+    def _page(self, url: httpx.URL, content: Any) -> _Page:
+        detail = _error_detail(content)
+        data = content.get("data") if isinstance(content, Mapping) else None
+        if detail and data is None:
+            raise _PageError(f"{_shown(url)}: the server says {detail}")
+        if not isinstance(data, list) or not all(isinstance(resource, Mapping) for resource in data):
+            raise _PageError(f"{_shown(url)}: no OPTIMADE response (its data are no list of structures)")
+        meta, links = (content.get(key) or {} for key in ("meta", "links"))
+        if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
+            raise _PageError(f"{_shown(url)}: no OPTIMADE response (meta or links are no objects)")
+        link = links.get("next")
+        link = link.get("href") if isinstance(link, Mapping) else link
+        if link and not isinstance(link, str):
+            raise _PageError(f"{_shown(url)}: no OPTIMADE response (the next link is {type(link).__name__})")
+        if not link and meta.get("more_data_available") is True:
+            raise _PageError(f"{_shown(url)}: more data are available, says the server, but gives no next link")
+        wait = meta.get("request_delay")
+        wait = min(max(wait, 0.0), MAX_WAIT_S) if isinstance(wait, int | float) else 0.0
+        return _Page(data, self._next(url, link) if link else None, wait)
+
+    def _next(self, url: httpx.URL, link: str) -> str:
+        target = self._linked(url, link)
+        # Some servers forget response_fields in the next link (OPTIMADE issue 391), and then give no positions.
+        if "response_fields" not in target.params:
+            fields = quote(self.origin.params["response_fields"], safe=",")
+            joint = "&" if target.query else ""
+            target = target.copy_with(query=target.query + f"{joint}response_fields={fields}".encode())
+        return str(target)
+
+    def _linked(self, url: httpx.URL, link: str) -> httpx.URL:
+        """Where a link leads: to the same host, and not back from https to http."""
+        target = url.join(link)
+        if target.scheme not in {"http", "https"} or (target.host, target.port) != (self.origin.host, self.origin.port):
+            raise _PageError(
+                f"{_shown(url)}: its link leads to another server, {_shown(target)}; give that address if you trust it"
+            )
+        return target.copy_with(scheme="https") if self.origin.scheme == "https" else target
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date, but at most `MAX_WAIT_S`."""
+    if not header:
+        return 0.0
+    try:
+        if header.strip().isdecimal():
+            return min(float(header), MAX_WAIT_S)
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), MAX_WAIT_S)
+
+
+def _error_detail(content: Any) -> str:
+    """The first error that an OPTIMADE response tells of, on one line; nothing where it tells of none."""
+    if isinstance(content, bytes):
+        try:
+            content = json.loads(content)
+        except (ValueError, RecursionError):
+            return ""
+    errors = content.get("errors") if isinstance(content, Mapping) else None
+    first = errors[0] if isinstance(errors, list) and errors else None
+    if not isinstance(first, Mapping):
+        return ""
+    return _one_line(str(first.get("detail") or first.get("title") or ""))
+
+
+def _shown(url: httpx.URL | str) -> str:
+    """An address as a message shows it: without the long list of fields, and without a password."""
+    text = re.sub(r"([?&])response_fields=[^&]*&?", r"\1", str(url)).rstrip("?&")
+    return re.sub(r"//[^/@]*@", "//", text)
+
+
+def _one_line(text: str) -> str:
+    """The first 200 characters of a text, without line breaks."""
+    return " ".join(text.split())[:200]

@@ -1,0 +1,1 @@
+"""The sharded Zarr store: schema, writing, reading."""

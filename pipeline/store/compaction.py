@@ -1,0 +1,234 @@
+"""Compaction: parts become the sharded arrays of a Zarr store. One task owns a whole shard of every array it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from ..atomic import write_text_atomically
+from ..runs.parts import PartArray
+from ..runs.tasks import run_tasks
+from .checksums import CHECKSUMS_FILE, rows_digest
+from .row_sources import Rows
+from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
+
+SHARD_CHUNKS = 64
+# A task holds a shard of an array in memory. Arrays whose rows take more bytes have fewer of them in a chunk.
+NARROW_ROW_BYTES = 512
+COUNT_ARRAYS = {ATOM: "n_atoms", EDGE: "n_edges"}
+START_ARRAYS = {"atom_start": ATOM, "edge_start": EDGE}
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What the compaction tasks need to know. Anything of the size of the data stands in files.
+
+    Attributes:
+        store: The store being written, on this machine's file systems.
+        specs: Its arrays.
+        sources: Where its rows come from, in order.
+        source_rows: For every sharded dim, int64[n_sources + 1], offsets of the kept rows of each source in the output.
+        keep: A .npy file, bool[structures in all sources], or None to keep everything.
+        status: A .npy file of the `status` of every structure, or None where the sources hold it.
+        structure_offsets: int64[n_sources + 1], offsets of each source into `keep` and `status`.
+    """
+
+    store: Path
+    specs: tuple[ArraySpec, ...]
+    sources: tuple[Rows, ...]
+    source_rows: Mapping[str, NDArray[np.int64]]
+    keep: Path | None
+    status: Path | None
+    structure_offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """The shard number `shard` of all arrays along `dim` whose shards have `rows` rows."""
+
+    dim: str
+    rows: int
+    shard: int
+
+
+def create_arrays(compaction: Compaction) -> None:
+    """Create the store's arrays, empty."""
+    root = zarr.open_group(compaction.store, mode="w", zarr_format=3)
+    for spec in compaction.specs:
+        length = int(compaction.source_rows[spec.dims[0]][-1])
+        shard = _shard_rows(spec, length)
+        inner = spec.inner
+        # The checksum makes damage to a chunk an error at reading, never a wrong number.
+        compressors = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+        root.create_array(
+            spec.name,
+            shape=(length, *inner),
+            dtype="string" if spec.dtype == TEXT else spec.dtype,
+            chunks=(_chunk_rows(spec), *inner),
+            shards=(shard, *inner),
+            dimension_names=spec.dims,
+            compressors=compressors,
+            fill_value=np.nan if spec.dtype.startswith("float") else None,
+            attributes=dict(spec.attrs),
+        )
+
+
+def shard_tasks(compaction: Compaction) -> list[ShardTask]:
+    """One task for every shard of all arrays that are cut alike."""
+    tasks: list[ShardTask] = []
+    for dim, rows in dict.fromkeys(_cut(compaction, spec) for spec in compaction.specs):
+        length = int(compaction.source_rows[dim][-1])
+        tasks.extend(ShardTask(dim, rows, shard) for shard in range(-(-length // rows)))
+    return tasks
+
+
+def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
+    """Gather the rows of one shard from the parts and write them.
+
+    Returns:
+        sha256 of the rows of each array, by ``name/shard``.
+    """
+    offsets = compaction.source_rows[task.dim]
+    begin, end = task.shard * task.rows, min((task.shard + 1) * task.rows, int(offsets[-1]))
+    first = int(np.searchsorted(offsets, begin, side="right")) - 1
+    last = int(np.searchsorted(offsets, end, side="left"))
+    specs = [spec for spec in compaction.specs if _cut(compaction, spec) == (task.dim, task.rows)]
+    pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in specs}
+    for place in range(first, last):
+        window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
+        for name, values in _kept_rows(compaction, place, specs):
+            pieces[name].append(values[window])
+    digests = {}
+    for spec in specs:
+        values = _joined(spec, pieces.pop(spec.name))
+        # A shard of nothing but zeros has to be written too: a missing one is taken for damage.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
+        digests[f"{spec.name}/{task.shard}"] = rows_digest(values)
+    return digests
+
+
+def _joined(spec: ArraySpec, pieces: list[PartArray]) -> NDArray[Any]:
+    if spec.dtype == TEXT:
+        return np.array([value for piece in pieces for value in piece], dtype=np.dtypes.StringDType())
+    return np.concatenate(pieces).astype(spec.dtype, copy=False)
+
+
+def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
+    """Write checksums and root attributes, `complete` among them: the last thing that happens to a store.
+
+    Returns:
+        The store's hash: sha256 over the checksums of all its rows.
+    """
+    for scratch in store.rglob("*.partial"):  # of a worker that was killed while zarr wrote
+        scratch.unlink()
+    text = json.dumps(dict(sorted(digests.items())), indent=0)
+    write_text_atomically(store / CHECKSUMS_FILE, text)
+    store_hash = hashlib.sha256(text.encode()).hexdigest()
+    root = zarr.open_group(store, mode="r+")
+    root.update_attributes({**attrs, "store_hash": store_hash, "complete": True})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component")  # the tables
+        zarr.consolidate_metadata(store)
+    return store_hash
+
+
+def _chunk_rows(spec: ArraySpec) -> int:
+    """Rows of a chunk, divided by a power of two where rows are wide."""
+    width = 0 if spec.dtype == TEXT else np.dtype(spec.dtype).itemsize * math.prod(spec.inner)
+    divisor = 1
+    while width > divisor * NARROW_ROW_BYTES:
+        divisor *= 2
+    return max(1, CHUNK_ROWS[spec.dims[0]] // divisor)
+
+
+def write_shards(compaction: Compaction) -> dict[str, str]:
+    """Write all shards of the store, one after the other; `staging.compact` does it on workers.
+
+    Returns:
+        sha256 of the rows of every array, by ``name/shard``.
+    """
+    create_arrays(compaction)
+    digests: dict[str, str] = {}
+    for task in shard_tasks(compaction):
+        digests.update(write_shard(compaction, task))
+    return digests
+
+
+def _shard_rows(spec: ArraySpec, length: int) -> int:
+    """Rows of a shard: whole chunks, and no more of them than the array has."""
+    chunk = _chunk_rows(spec)
+    return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
+
+
+def _cut(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
+    """Along which dim an array is cut into shards, and how many rows they have."""
+    dim = spec.dims[0]
+    return dim, _shard_rows(spec, int(compaction.source_rows[dim][-1]))
+
+
+def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, PartArray]]:
+    """The rows of one source that go into the store, for each array."""
+    wanted = {spec.name for spec in specs}
+    if compaction.status is not None:
+        wanted.discard("status")
+    counts = {COUNT_ARRAYS[START_ARRAYS[name]] for name in wanted & START_ARRAYS.keys()}
+    dim = specs[0].dims[0]
+    if dim != STRUCTURE:
+        counts.add(COUNT_ARRAYS[dim])
+    source = compaction.sources[place]
+    found = source.read((wanted - START_ARRAYS.keys()) | counts)
+    structures = slice(int(compaction.structure_offsets[place]), int(compaction.structure_offsets[place + 1]))
+    keep = None if compaction.keep is None else np.load(compaction.keep, mmap_mode="r")[structures]
+    mask = _mask(found, dim, keep)
+    for spec in specs:
+        if spec.name in START_ARRAYS:
+            start_dim = START_ARRAYS[spec.name]
+            kept = np.asarray(_selected(found[COUNT_ARRAYS[start_dim]], mask))
+            yield spec.name, np.cumsum(kept, dtype=np.int64) - kept + compaction.source_rows[start_dim][place]
+        elif spec.name == "status" and compaction.status is not None:
+            yield spec.name, _selected(np.array(np.load(compaction.status, mmap_mode="r")[structures]), mask)
+        elif spec.name in found:
+            yield spec.name, _selected(found[spec.name], mask)
+        else:  # a label or column that another source has
+            yield spec.name, _selected(empty_rows(spec, source.counts[dim]), mask)
+
+
+def _mask(found: Mapping[str, PartArray], dim: str, keep: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Which rows along a dim are kept; None for all."""
+    if keep is None or keep.all():
+        return None
+    return keep if dim == STRUCTURE else np.repeat(keep, np.asarray(found[COUNT_ARRAYS[dim]]))
+
+
+def _selected(values: PartArray, mask: NDArray[np.bool_] | None) -> PartArray:
+    if mask is None:
+        return values
+    return list(compress(values, mask)) if isinstance(values, list) else values[mask]
+
+
+def compact(client: Any, compaction: Compaction) -> dict[str, str]:
+    """Write all shards of the store, on the workers.
+
+    Returns:
+        sha256 of the rows of every array, by ``name/shard``.
+    """
+    create_arrays(compaction)
+    digests: dict[str, str] = {}
+    for part in run_tasks(client, partial(write_shard, compaction), shard_tasks(compaction)):
+        digests.update(part)
+    return digests

@@ -1,0 +1,338 @@
+"""Reading a graph store: blocks of structures, checked as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from fsspec.core import url_to_fs
+from numpy.typing import NDArray
+from zarr.storage import FsspecStore
+
+from ..errors import StoreError
+from ..graphs.graph_block import GraphBlock
+from ..graphs.offsets import offsets_of, starts
+from .checksums import CHECKSUMS_FILE, stored_digests
+from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
+
+_BLOCK_ARRAYS = {
+    ATOM: ("atomic_number", "frac_coord", "n_neighbors"),
+    EDGE: ("neighbor", "image"),
+}
+
+
+# Requests under way at once to a server that does not list its files.
+_REQUESTS = 16
+
+
+def location(path: str | Path) -> Path | str:
+    """A URL (``s3://...``, ``https://...``) as it stands, for a `Path` would eat a slash; or a path."""
+    return path if isinstance(path, str) and "://" in path else Path(path)
+
+
+def open_root(path: str | Path, *schemas: str) -> zarr.Group:
+    """Open the root of a finished store of one of some schemas.
+
+    Args:
+        path: A local path, or a URL that fsspec knows. Credentials are taken from where its file system looks for
+            them: for ``s3://`` the AWS configuration, with AWS_ENDPOINT_URL for other servers.
+        schemas: That are wanted.
+
+    Raises:
+        StoreError: Missing, out of reach, unfinished, no store, or of another schema.
+    """
+    place = location(path)
+    root = _open_local(place) if isinstance(place, Path) else _open_url(place)
+    found = root.attrs.get("schema")
+    if found not in schemas:
+        raise StoreError(f"{path}: schema {found!r} where {' or '.join(map(repr, schemas))} is wanted")
+    if root.attrs.get("complete") is not True:
+        raise StoreError(f"{path}: unfinished; write it again")
+    return root
+
+
+def _open_local(path: Path) -> zarr.Group:
+    if not path.exists():
+        if path.with_name(f"{path.name}.partial").exists():
+            raise StoreError(f"{path}: unfinished; run the command that writes it again to resume it")
+        raise StoreError(f"{path}: no such store")
+    try:
+        return zarr.open_group(path, mode="r")
+    except (OSError, ValueError, KeyError, zarr.errors.GroupNotFoundError) as error:
+        raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
+
+
+def _open_url(url: str) -> zarr.Group:
+    try:
+        return zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+        raise StoreError(f"{url}: no such store") from error
+    except Exception as error:  # each file system has errors of its own
+        raise StoreError(f"{url}: cannot be opened ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+class GraphStore:
+    """A finished store of neighbour graphs.
+
+    Example:
+        >>> store = GraphStore("mp.zarr")  # doctest: +SKIP
+        >>> for block in store.blocks(1024):  # doctest: +SKIP
+        ...     print(len(block), block.n_edges.sum())
+
+    Args:
+        path: The store: a local path, or a URL (see `open_root`).
+
+    Attributes:
+        path: Where it is: a `Path`, or the URL as it was given.
+
+    Raises:
+        StoreError: Missing, out of reach, unfinished or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path: Path | str = location(path)
+        self._root = open_root(path, GRAPH_SCHEMA)
+        self._arrays: dict[str, zarr.Array[Any]] = dict(self._root.arrays())
+        self.attrs: Mapping[str, Any] = dict(self._root.attrs)
+        try:
+            self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{self.path}: its attributes lack {error}; featurize again") from error
+        missing = self._missing_shards()
+        if missing:
+            name, _, shard = missing[0].partition("/c/")
+            number = shard.split("/")[0]
+            raise StoreError(f"{self.path}: damaged: shard {number} of {name!r} is missing; featurize again")
+
+    def __len__(self) -> int:
+        return self._array("n_atoms").shape[0]
+
+    @cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Its arrays."""
+        found = {}
+        for name, array in sorted(self._arrays.items()):
+            dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
+            dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
+            found[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
+        return found
+
+    def table(self, name: str) -> pa.Table:
+        """One of the tables in the store: failures.parquet, duplicates.parquet.
+
+        Raises:
+            StoreError: Missing or damaged.
+        """
+        fs, path = url_to_fs(str(self.path))
+        try:
+            with fs.open(f"{path}/{name}", "rb") as file:
+                return pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.path}: {name} cannot be read ({error})") from error
+
+    @cached_property
+    def n_atoms(self) -> NDArray[np.int32]:
+        """int32[n_structures], all of them."""
+        return self.column("n_atoms").astype(np.int32, copy=False)
+
+    @cached_property
+    def n_edges(self) -> NDArray[np.int32]:
+        """int32[n_structures], all of them."""
+        return self.column("n_edges").astype(np.int32, copy=False)
+
+    @cached_property
+    def label_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the labels per structure, and per atom."""
+        names: dict[str, list[str]] = {STRUCTURE: [], ATOM: []}
+        for name, array in sorted(self._arrays.items()):
+            if array.attrs.get("role") == "label":
+                names[self._dim(array)].append(name)
+        return tuple(names[STRUCTURE]), tuple(names[ATOM])
+
+    def label_shape(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape of one row of a label, and its units."""
+        array = self._array(name)
+        return array.shape[1:], str(array.attrs.get("units", ""))
+
+    @cached_property
+    def offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First atom and first edge of every structure, and the total: int64[n_structures + 1] each.
+
+        Reading all structures begins with this: blocks are then found without looking their counts up again.
+
+        Raises:
+            StoreError: Damaged data.
+        """
+        atoms, edges = offsets_of(self.n_atoms), offsets_of(self.n_edges)  # type: ignore[arg-type]
+        for name, found in (("atom_start", atoms), ("edge_start", edges)):
+            if not np.array_equal(self.column(name), found[:-1]):
+                raise StoreError(f"{self.path}: damaged: {name} and the counts disagree")
+        return atoms, edges
+
+    @cached_property
+    def elements(self) -> NDArray[np.uint8]:
+        """uint8[n], the atomic numbers in the store, ascending."""
+        seen: NDArray[np.bool_] = np.zeros(256, dtype=bool)
+        numbers = self._array("atomic_number")
+        for start in range(0, numbers.shape[0], 1 << 22):
+            seen[np.asarray(numbers[start : start + (1 << 22)])] = True
+        return np.flatnonzero(seen).astype(np.uint8)
+
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows of an array, as numpy.
+
+        Raises:
+            StoreError: No such array, or damaged.
+        """
+        return self._rows(name, start, self._array(name).shape[0] if stop is None else stop)
+
+    def block(self, start: int, stop: int, labels: bool | Collection[str] = True) -> GraphBlock:
+        """Read the structures from `start` up to `stop`.
+
+        Args:
+            start: First structure.
+            stop: One past the last.
+            labels: All, none, or those of some names (where the store has them).
+
+        Raises:
+            StoreError: Damaged data.
+        """
+        counts, atoms, edges = self._counts_and_spans(start, stop)
+        arrays = {
+            **counts,
+            **{name: self._rows(name, start, stop) for name in ("cell", "pbc")},
+            **{name: self._rows(name, *atoms) for name in _BLOCK_ARRAYS[ATOM]},
+            **{name: self._rows(name, *edges) for name in _BLOCK_ARRAYS[EDGE]},
+        }
+        per_structure, per_atom = (
+            [name for name in names if (labels if isinstance(labels, bool) else name in labels)]
+            for names in self.label_names
+        )
+        block = GraphBlock(
+            **arrays,
+            structure_labels={name: self._rows(name, start, stop) for name in per_structure},
+            atom_labels={name: self._rows(name, *atoms) for name in per_atom},
+        )
+        if int(block.n_neighbors.sum(dtype=np.int64)) != len(block.neighbor):
+            raise StoreError(f"{self.path}: damaged: neighbour counts and edges of structures {start}-{stop} disagree")
+        return block
+
+    def blocks(
+        self, size: int, start: int = 0, stop: int | None = None, labels: bool | Collection[str] = True
+    ) -> Iterator[GraphBlock]:
+        """Read blocks of `size` structures, in order."""
+        end = len(self) if stop is None else min(stop, len(self))
+        for begin in range(start, end, size):
+            yield self.block(begin, min(begin + size, end), labels)
+
+    def verify(self) -> list[str]:
+        """Compute all checksums anew.
+
+        Returns:
+            The names of damaged shards; empty if all is well.
+        """
+        try:
+            files, root = url_to_fs(str(self.path))
+            text = files.cat_file(f"{root}/{CHECKSUMS_FILE}").decode()
+            recorded: dict[str, str] = json.loads(text)
+        except (OSError, ValueError):
+            return [CHECKSUMS_FILE]
+        if hashlib.sha256(text.encode()).hexdigest() != self.store_hash:
+            return [CHECKSUMS_FILE]
+        damaged = []
+        for name in sorted(self._arrays):
+            try:
+                for key, digest in stored_digests(self._root, [name]):
+                    if recorded.get(key) != digest:
+                        damaged.append(key)
+            except Exception:  # noqa: BLE001 - a damaged chunk fails anywhere in its codecs
+                damaged.append(name)
+        return damaged
+
+    def _dim(self, array: zarr.Array[Any]) -> str:
+        names = getattr(array.metadata, "dimension_names", None)
+        return str(names[0]) if names else STRUCTURE
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        try:
+            return self._arrays[name]
+        except KeyError as error:
+            raise StoreError(f"{self.path}: has no array {name!r}") from error
+
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        array = self._array(name)
+        try:
+            return np.asarray(array[start:stop])
+        except Exception as error:
+            if isinstance(self.path, str):  # what failed may be the network as well
+                raise StoreError(f"{self.path}: array {name!r} cannot be read ({_first_line(error)})") from error
+            raise StoreError(
+                f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
+                "`equiscreen info --verify` lists what is; featurize again"
+            ) from error
+
+    def _counts_and_spans(
+        self, start: int, stop: int
+    ) -> tuple[dict[str, NDArray[np.int32]], tuple[int, int], tuple[int, int]]:
+        """Counts of some structures, and the first and last row of their atoms and of their edges."""
+        if "offsets" in vars(self):
+            counts = {"n_atoms": self.n_atoms[start:stop], "n_edges": self.n_edges[start:stop]}
+            atoms, edges = ((int(offsets[start]), int(offsets[stop])) for offsets in self.offsets)
+            return counts, atoms, edges
+        counts = {name: self._rows(name, start, stop) for name in ("n_atoms", "n_edges")}
+        atoms = self._span("atom_start", counts["n_atoms"], start, stop)
+        edges = self._span("edge_start", counts["n_edges"], start, stop)
+        return counts, atoms, edges
+
+    def _span(self, name: str, counts: NDArray[np.int32], start: int, stop: int) -> tuple[int, int]:
+        """First and last row of the atoms or edges of some structures, checked against their counts."""
+        if start == stop:
+            return 0, 0
+        first = self._rows(name, start, stop)
+        if not np.array_equal(first, first[0] + starts(counts)):
+            raise StoreError(f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree")
+        return int(first[0]), int(first[-1]) + int(counts[-1])
+
+    def _missing_shards(self) -> list[str]:
+        """A missing shard would read as zeros, so the files of all of them are looked for, in one listing."""
+        expected: list[str] = []
+        for name, array in self._arrays.items():
+            rows = (array.shards or array.chunks)[0]
+            tail = "/0" * (array.ndim - 1)
+            expected.extend(f"{name}/c/{shard}{tail}" for shard in range(-(-array.shape[0] // rows)))
+        try:
+            files, root = url_to_fs(str(self.path))
+            files.invalidate_cache()  # of an older listing, in which the store may not have been finished
+            found = {str(file)[len(root) :].lstrip("/") for file in _listing(files, root)}
+            missing = [file for file in expected if file not in found]
+            if isinstance(self.path, Path) or not missing:
+                return missing
+            # A plain web server has no listing, or one of its own making.
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                exist = pool.map(files.exists, [f"{root}/{file}" for file in missing])
+                return [file for file, there in zip(missing, exist, strict=True) if not there]
+        except Exception as error:
+            raise StoreError(f"{self.path}: its files cannot be listed ({_first_line(error)})") from error
+
+
+def _listing(files: Any, root: str) -> Sequence[str]:
+    """All files below a folder; none where the server has no listing."""
+    try:
+        found: Sequence[str] = files.find(root)
+    except FileNotFoundError:
+        return ()
+    return found

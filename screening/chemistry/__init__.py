@@ -1,0 +1,1 @@
+"""What a formula and a structure say about themselves."""

@@ -1,0 +1,49 @@
+"""What a formula and a structure say of themselves: balance of charges, magnetism, f electrons, prototype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ase.data import atomic_numbers, chemical_symbols
+
+from ...pipeline.errors import ConfigError
+from .composition import parsed
+
+# Elements whose ions commonly have unpaired electrons: 3d from V to Cu, 4f from Ce to Yb, 5f from Pa to Es.
+MAGNETIC = frozenset({*range(23, 30), *range(58, 71), *range(91, 100)})
+F_ELECTRONS = frozenset({*range(57, 72), *range(89, 104)})
+
+
+@lru_cache(maxsize=1 << 16)
+def elements_of(formula: str) -> frozenset[int]:
+    """Atomic numbers of a formula."""
+    return frozenset(parsed(formula))
+
+
+def chemical_system(formula: str) -> str:
+    """Its elements in alphabetical order: ``Al-Ni-O``."""
+    return "-".join(sorted(chemical_symbols[number] for number in elements_of(formula)))
+
+
+def parse_elements(given: Sequence[str]) -> frozenset[int]:
+    """Atomic numbers of symbols, each of which may hold several: ["Li,Na", "O"].
+
+    Raises:
+        ConfigError: No symbol of an element.
+    """
+    symbols = [symbol.strip() for text in given for symbol in text.split(",") if symbol.strip()]
+    unknown = [symbol for symbol in symbols if atomic_numbers.get(symbol, 0) < 1]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no symbol of an element")
+    return frozenset(atomic_numbers[symbol] for symbol in symbols)
+
+
+def has_magnetic_element(formula: str) -> bool:
+    """Whether an element is among `MAGNETIC`."""
+    return bool(elements_of(formula) & MAGNETIC)
+
+
+def has_f_electrons(formula: str) -> bool:
+    """Whether there is a lanthanide or an actinide."""
+    return bool(elements_of(formula) & F_ELECTRONS)

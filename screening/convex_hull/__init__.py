@@ -1,0 +1,1 @@
+"""Energy above the convex hull of competing phases."""

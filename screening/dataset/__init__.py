@@ -1,0 +1,1 @@
+"""The scores dataset: reading, subsets, parquet."""

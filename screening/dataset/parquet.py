@@ -1,0 +1,136 @@
+"""Scores as tables: parquet, and through it pandas."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ...pipeline.errors import ConfigError, OutputExistsError
+from ...pipeline.store.schema import TEXT, ArraySpec
+from ...pipeline.suggestions import unknown_name
+from .reader import ScoresReader, flag_meanings
+
+METADATA_KEY = b"equiscreen"
+
+
+class ParquetFile:
+    """A parquet file that is written some rows at a time.
+
+    Flags become their words; arrays of a structure become lists. Units and descriptions are in the metadata of the
+    fields, the attributes of the dataset in that of the file, under `METADATA_KEY`.
+
+    Args:
+        path: To be made.
+        specs: The columns.
+        attrs: Of the dataset.
+    """
+
+    def __init__(self, path: Path, specs: Sequence[ArraySpec], attrs: Mapping[str, Any]) -> None:
+        self._specs = tuple(specs)
+        self.schema = pa.schema(
+            [_field(spec) for spec in specs], metadata={METADATA_KEY: json.dumps(dict(attrs), sort_keys=True)}
+        )
+        self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+
+    def write(self, table: Mapping[str, NDArray[Any]]) -> None:
+        """Add rows.
+
+        Args:
+            table: Rows of every column, as the dataset holds them.
+        """
+        arrays = [_arrow(table[spec.name], spec) for spec in self._specs]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+
+
+def to_parquet(
+    scores: str | Path, path: str | Path, *, columns: Sequence[str] | None = None, overwrite: bool = False
+) -> Path:
+    """Write a scores dataset as a parquet file, with as much of it in memory as one chunk.
+
+    Example:
+        >>> table = pandas.read_parquet(to_parquet("scores.zarr", "scores.parquet"))  # doctest: +SKIP
+
+    Args:
+        scores: Dataset of a screen, relaxation, hull or selection; a path or URL.
+        path: File to write.
+        columns: Variables; all if not said.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The file.
+
+    Raises:
+        StoreError: The scores cannot be read.
+        ConfigError: No such variable.
+        OutputExistsError: The file exists.
+    """
+    rows, out = ScoresReader(scores), Path(path)
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise OutputExistsError(f"{out}: exists; choose another file")
+    names = list(rows.specs) if columns is None else list(columns)
+    for name in names:
+        if name not in rows.specs:
+            raise ConfigError(f"{scores}: {unknown_name(name, list(rows.specs))}")
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        file = ParquetFile(scratch, [rows.specs[name] for name in names], rows.attrs)
+        for start, stop in rows.chunks():
+            file.write({name: rows.column(name, start, stop) for name in names})
+        file.close()
+        scratch.rename(out)
+    except FileNotFoundError as error:
+        raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return out
+
+
+def as_words(values: NDArray[Any], meanings: Mapping[str, int]) -> NDArray[Any]:
+    """A flag's values as its words."""
+    words = np.full(256, "", dtype=np.dtypes.StringDType())
+    for word, value in meanings.items():
+        words[value] = word
+    return np.asarray(words[values.astype(np.uint8)])
+
+
+def _field(spec: ArraySpec) -> pa.Field:
+    notes = {key: str(spec.attrs[key]) for key in ("units", "description") if spec.attrs.get(key)}
+    return pa.field(spec.name, _type(spec), metadata=notes or None)
+
+
+def _type(spec: ArraySpec) -> pa.DataType:
+    if flag_meanings(spec.attrs):
+        return pa.dictionary(pa.int8(), pa.string())
+    found = pa.string() if spec.dtype == TEXT else pa.from_numpy_dtype(np.dtype(spec.dtype))
+    for size in reversed(spec.inner):
+        found = pa.list_(found, size)
+    return found
+
+
+def _arrow(values: NDArray[Any], spec: ArraySpec) -> pa.Array:
+    meanings = flag_meanings(spec.attrs)
+    if meanings:
+        places = np.full(256, -1, dtype=np.int8)
+        places[list(meanings.values())] = np.arange(len(meanings))
+        found = places[values.astype(np.uint8)]
+        return pa.DictionaryArray.from_arrays(
+            pa.array(found, mask=found < 0), pa.array(list(meanings), type=pa.string())
+        )
+    if spec.dtype == TEXT:
+        return pa.array(values.tolist(), type=pa.string())
+    found = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(spec.inner):
+        found = pa.FixedSizeListArray.from_arrays(found, size)
+    return found

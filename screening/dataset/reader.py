@@ -1,0 +1,246 @@
+"""Rows of a scores dataset and of its graph store, wherever in them they stand, without reading all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...pipeline.errors import StoreError
+from ...pipeline.store.graph_store import GraphStore, open_root
+from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
+from ...pipeline.structures.structure import Structure
+from .scores import SCORES_SCHEMA
+
+# Rows of one column in memory at once.
+ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
+# Chunks that are read together if rows of both are wanted, and how many at most.
+_NEARBY, _CHUNKS_AT_ONCE = 2, 32
+_STRUCTURES = ("cell", "pbc", "n_atoms", "atom_start")
+_ATOMS = ("atomic_number", "frac_coord")
+
+Read = Callable[[int, int], NDArray[Any]]
+
+
+class ScoresReader:
+    """A scores dataset: of a screen, a relaxation, a hull or a selection.
+
+    Args:
+        path: A path or URL.
+        store: The graph store, if it is not where the dataset says.
+
+    Attributes:
+        path: As given.
+        attrs: Of the dataset.
+        specs: Its arrays along dim structure.
+
+    Raises:
+        StoreError: Missing, unfinished, or no scores.
+    """
+
+    def __init__(self, path: str | Path, store: str | Path | None = None) -> None:
+        self.path = path
+        root = open_root(path, SCORES_SCHEMA)
+        self.attrs: Mapping[str, Any] = dict(root.attrs)
+        self._given_store = store
+        self._last: tuple[NDArray[np.int64], list[Structure]] | None = None
+        self._arrays = {}
+        self.specs: dict[str, ArraySpec] = {}
+        for name, array in sorted(root.arrays()):
+            dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
+            if not dims or dims[0] != STRUCTURE:
+                continue
+            dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
+            self._arrays[name] = array
+            self.specs[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
+        absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
+        if absent:
+            raise StoreError(f"{path}: has no {', '.join(absent)}; screen again")
+
+    def __len__(self) -> int:
+        return int(self._arrays["status"].shape[0])
+
+    @property
+    def hash(self) -> str:
+        """Of the dataset's content."""
+        return str(self.attrs.get("store_hash", ""))
+
+    def meanings(self, name: str) -> dict[str, int]:
+        """The value behind each word of a flag."""
+        return flag_meanings(self.specs[name].attrs)
+
+    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of an array.
+
+        Raises:
+            StoreError: Damaged, or out of reach.
+        """
+        try:
+            return np.asarray(self._arrays[name][start:stop])
+        except Exception as error:  # a damaged chunk fails anywhere in its codecs, a URL anywhere in its file system
+            raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of rows to be read at once."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield start, min(start + ROWS_AT_ONCE, len(self))
+
+    def rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows of an array, in any order."""
+        size = self._arrays[name].chunks[0]
+        return picked(lambda start, stop: self.column(name, start, stop), rows, size, len(self))
+
+    @cached_property
+    def graphs(self) -> GraphStore:
+        """The graph store of its structures.
+
+        Raises:
+            StoreError: It is not there, or has changed.
+        """
+        place = place_of_graphs(self.path, self.attrs, self._given_store)
+        try:
+            graphs = GraphStore(place)
+        except StoreError as error:
+            raise StoreError(f"{self.path}: its structures are not there; say where with --store ({error})") from error
+        if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
+            raise StoreError(f"{place}: is not the graph store that {self.path} was made of, or has changed")
+        return graphs
+
+    def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
+        """The structures of some rows.
+
+        Raises:
+            StoreError: They cannot be read, or are not those of the scores.
+        """
+        if len(rows) == 0:
+            return []
+        if self._last is not None and np.array_equal(self._last[0], rows):
+            return self._last[1]  # columns and files are made of the same ones
+        arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
+        if not np.array_equal(arrays["n_atoms"], self.rows("n_atoms", rows)):
+            raise StoreError(f"{self.graphs.path}: its structures are not those of {self.path}; say --store")
+        ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)
+        out = []
+        for place, (end, count) in enumerate(zip(ends.tolist(), arrays["n_atoms"].tolist(), strict=True)):
+            atoms = slice(end - count, end)
+            out.append(
+                Structure(
+                    arrays["atomic_number"][atoms],
+                    arrays["cell"][place],
+                    arrays["frac_coord"][atoms],
+                    arrays["pbc"][place],
+                )
+            )
+        self._last = rows, out
+        return out
+
+
+def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Path | None) -> str:
+    """Where the graph store of a dataset is: as it says, or beside it if the two were moved together.
+
+    Args:
+        path: Of the dataset.
+        attrs: Of the dataset.
+        given: Where the store is, if somebody said so.
+    """
+    if given is not None:
+        return str(given)
+    place = str(attrs.get("graph_store", {}).get("path", ""))
+    beside = Path(str(path)).parent / Path(place).name
+    moved = "://" not in place and not Path(place).exists() and beside.exists()
+    return str(beside) if moved else place
+
+
+def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:
+    """The value behind each word of a flag variable, by its CF attributes; empty for any other variable."""
+    words = str(attrs.get("flag_meanings", "")).split()
+    values = attrs.get("flag_values")
+    return {} if values is None else {word: int(value) for word, value in zip(words, values, strict=True)}
+
+
+def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArray[Any]:
+    """Some rows of an array that is read by chunks; those far from any wanted row are not read.
+
+    Args:
+        read: Gives the rows from a start to a stop.
+        rows: In any order.
+        size: Rows of a chunk.
+        length: Of the array.
+    """
+    if len(rows) == 0:
+        return read(0, 0)
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    pieces = []
+    for group in np.split(ordered, _cuts(ordered // size)):
+        start = int(group[0]) // size * size
+        stop = (int(group[-1]) // size + 1) * size
+        pieces.append(read(start, min(stop, length))[group - start])
+    out = np.empty((len(rows), *pieces[0].shape[1:]), dtype=pieces[0].dtype)
+    out[order] = np.concatenate(pieces)
+    return out
+
+
+def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.integer[Any]], size: int) -> NDArray[Any]:
+    """Ranges of rows of an array, one after the other; those that begin close to each other are read together.
+
+    Args:
+        read: Gives the rows from a start to a stop.
+        starts: int64[n], first row of each range, in any order.
+        counts: int[n], rows of each.
+        size: Rows of a chunk.
+    """
+    if len(starts) == 0:
+        return read(0, 0)
+    order = np.argsort(starts, kind="stable")
+    found: list[NDArray[Any]] = [read(0, 0)] * len(starts)
+    for group in np.split(order, _cuts(starts[order] // size)):
+        first, last = int(starts[group[0]]), int((starts[group] + counts[group]).max())
+        values = read(first, last)
+        for place in group.tolist():
+            begin = int(starts[place]) - first
+            found[place] = values[begin : begin + int(counts[place])]
+    return np.concatenate(found)
+
+
+def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where to divide wanted rows into reads, by the chunks that they are in, ascending.
+
+    A read takes longer to begin than to go through a chunk or two that nothing is wanted of.
+    """
+    far = np.diff(chunks) > _NEARBY
+    far |= np.diff(chunks // _CHUNKS_AT_ONCE) > 0  # so that memory stays bounded
+    return np.flatnonzero(far) + 1
+
+
+def read_structures(graphs: GraphStore, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Arrays of some structures of a graph store, atoms and edges one structure after the other.
+
+    Args:
+        graphs: The store.
+        rows: In any order.
+        names: Of its arrays.
+    """
+
+    def reader(name: str) -> Read:
+        return lambda start, stop: graphs.column(name, start, stop)
+
+    def of_structures(name: str) -> NDArray[Any]:
+        return picked(reader(name), rows, CHUNK_ROWS[STRUCTURE], len(graphs))
+
+    out = {}
+    spans: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+    for name in names:
+        dim = graphs.specs[name].dims[0]
+        if dim == STRUCTURE:
+            out[name] = of_structures(name)
+            continue
+        if dim not in spans:
+            first, count = {ATOM: ("atom_start", "n_atoms"), EDGE: ("edge_start", "n_edges")}[dim]
+            spans[dim] = of_structures(first), of_structures(count)
+        out[name] = picked_ranges(reader(name), *spans[dim], CHUNK_ROWS[dim])
+    return out

@@ -1,0 +1,100 @@
+"""Scores: what a screen leaves, a labelled dataset with one row per structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from ...export.runtime.ensemble import MEMBER, MEMBERS_ARRAY
+from ...pipeline.graphs.potential import OutputSpec
+from ...pipeline.store.graph_store import open_root
+from ...pipeline.store.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, VOIGT_NOTE, ArraySpec, flags, tensor_dims
+
+CARRIED = ("structure_id", "source", "source_index")
+
+SCORES_SCHEMA = "equiscreen-scores/1"
+STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapolating")
+OK, UNKNOWN_ELEMENT, NOT_FINITE, TOO_LARGE, EXTRAPOLATING = range(len(STATUS_MEANINGS))
+COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")
+
+
+def _spec(name: str, dtype: str, description: str, units: str = "", *more_dims: str) -> ArraySpec:
+    attrs = {"description": description, **({"units": units} if units else {})}
+    return ArraySpec(name, (STRUCTURE, *more_dims), dtype, attrs)
+
+
+ENERGY_ARRAYS = (
+    _spec("energy", "float64", "total energy", "eV"),
+    _spec("energy_per_atom", "float64", "energy divided by the number of atoms", "eV/atom"),
+    _spec("max_force", "float64", "largest norm of the force on an atom", "eV/angstrom"),
+    _spec(
+        "stress",
+        "float64",
+        "stress (1/V) dE/d(strain), positive under tension as in ASE; NaN unless periodic in three directions",
+        "eV/angstrom^3",
+        CARTESIAN,
+        CARTESIAN_2,
+    ),
+)
+SPREAD_ARRAYS = (
+    _spec("energy_std", "float64", "standard deviation of the total energy among the members of the ensemble", "eV"),
+    _spec(
+        "max_force_std",
+        "float64",
+        "largest norm of the standard deviations of the components of a force among the members of the ensemble",
+        "eV/angstrom",
+    ),
+)
+# What is there beside the outputs that become arrays as they stand.
+_KNOWN = frozenset(spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)) | {MEMBERS_ARRAY, "stress_std"}
+# The outputs that arrays of other names are made of.
+SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
+STRUCTURE_ARRAYS = (
+    _spec("structure_id", TEXT, "name of the structure in its source"),
+    _spec("formula", TEXT, "reduced chemical formula"),
+    _spec("n_atoms", "int32", "number of atoms", "1"),
+    _spec("volume", "float64", "volume of the cell; NaN unless periodic in three directions", "angstrom^3"),
+    ArraySpec("status", (STRUCTURE,), "uint8", {"description": "how scoring went", **flags(STATUS_MEANINGS)}),
+    _spec("source", TEXT, "file that the structure came from"),
+    _spec("source_index", "int64", "place in that file, from 0", "1"),
+)
+
+
+def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
+    """Arrays of the scores of a model; outputs per atom, but for the forces, have no place in them."""
+    names = {spec.name for spec in outputs}
+    known = [spec for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS) if SOURCES.get(spec.name, spec.name) in names]
+    members = [_members_array(spec.shape) for spec in outputs if spec.name == MEMBERS_ARRAY]
+    return (*known, *members, *(_property_array(spec) for spec in property_outputs(outputs)), *STRUCTURE_ARRAYS)
+
+
+def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
+    """Outputs that become arrays of their own as they stand."""
+    return [spec for spec in outputs if spec.per == "structure" and spec.name not in _KNOWN]
+
+
+def _members_array(shape: tuple[int, ...]) -> ArraySpec:
+    attrs = {"description": "total energy, by each member of the ensemble", "units": "eV"}
+    return ArraySpec(MEMBERS_ARRAY, (STRUCTURE, MEMBER), "float64", attrs, shape)
+
+
+def _property_array(spec: OutputSpec) -> ArraySpec:
+    description = spec.name.replace("_", " ") + ("" if spec.defined == "always" else f"; NaN but for {spec.defined}")
+    dims = tensor_dims(STRUCTURE, spec.name, spec.shape)
+    if "voigt" in dims:
+        description += VOIGT_NOTE
+    attrs = {"description": description, **({"units": spec.unit} if spec.unit else {})}
+    return ArraySpec(spec.name, dims, "float64", attrs, spec.shape)
+
+
+def open_scores(path: str | Path) -> xr.Dataset:
+    """Open a scores dataset.
+
+    Raises:
+        StoreError: Missing, unfinished, or no scores.
+    """
+    open_root(path, SCORES_SCHEMA)
+    scores: xr.Dataset = xr.open_zarr(path)
+    return scores

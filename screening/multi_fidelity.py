@@ -1,0 +1,302 @@
+"""Two models in a row: a fast one looks at everything, an accurate one at what it keeps and at a sample of the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.atomic import write_text_atomically
+from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ..pipeline.runs.lock import locked
+from ..pipeline.runs.target import ROOT_FILE
+from ..pipeline.store.graph_store import GraphStore
+from .convex_hull.hull import hull
+from .dataset.reader import ScoresReader
+from .dataset.scores import open_scores
+from .dataset.subset import GraphSubset
+from .relaxation.batched import RelaxSettings
+from .relaxation.relax import relax
+from .scoring.screen import screen
+
+FAST, FAST_HULL, CHOSEN, ACCURATE, RESULT = "fast.zarr", "fast.hull.zarr", "chosen.zarr", "accurate.zarr", "result.zarr"
+PLAN_FILE, LOCK_FILE = "cascade.json", "cascade.lock"
+CONFIDENCE = 0.95
+_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeSettings:
+    """What goes on to the accurate model, and what counts as found.
+
+    Attributes:
+        keep_below: Energy above the hull by the fast model up to which a structure is kept, eV/atom.
+        target: Energy above the hull by the accurate model up to which a structure is a hit, eV/atom.
+        audit: How many of the rejected structures the accurate model looks at too.
+        seed: Of their choice.
+        relax: Whether the accurate model relaxes, or scores as it stands.
+    """
+
+    keep_below: float = 0.2
+    target: float = 0.05
+    audit: int = 1000
+    seed: int = 0
+    relax: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How many of all hits a cascade keeps, estimated from a random sample of what it rejects.
+
+    Attributes:
+        value: Estimate; NaN without any hit.
+        low, high: Ends of the interval.
+        confidence: Of the interval.
+        audited: Structures of the sample.
+        missed: Hits among them.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    audited: int
+    missed: int
+
+
+def cascade(
+    store: str | Path,
+    fast: str | Path,
+    accurate: str | Path,
+    out: str | Path,
+    references: Sequence[str | Path] | str | Path,
+    settings: CascadeSettings | None = None,
+    *,
+    fast_references: Sequence[str | Path] | str | Path | None = None,
+    relaxation: RelaxSettings | None = None,
+    scheme: str | None = None,
+    device: str = "cpu",
+    scheduler: str | None = None,
+    budget: float | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Screen with a fast model, and look again with an accurate one at what it keeps.
+
+    Kept is what the fast model finds close to the hull, and what it cannot judge. A random sample of what it rejects
+    goes through the accurate model as well: what is found there says how much the cascade misses. Its rows stand at the
+    end of the result, after those that were kept, and may be selected like them.
+
+    In the folder are the datasets of each step. A run that was stopped is taken up by calling it again with the same
+    arguments.
+
+    Example:
+        >>> found = cascade("g.zarr", "small.onnx", "7net-0.onnx", "cascade", ["entries.json.gz"])  # doctest: +SKIP
+        >>> found.attrs["cascade"]["recall"]  # doctest: +SKIP
+
+    Args:
+        store: Graph store, with the larger of the models' cutoffs at least.
+        fast: ONNX file of the model that looks at everything.
+        accurate: ONNX file of the model that counts.
+        out: Folder to write.
+        references: Of the convex hull, see `convex_hull.hull`; with energies that go with both models.
+        settings: What is kept, and what is a hit; None takes the defaults.
+        fast_references: References for the fast model, if its energies are of another scheme.
+        relaxation: How the accurate model relaxes; None takes the defaults.
+        scheme: Which energies tables of references hold.
+        device: What workers compute with, see `devices.providers`.
+        scheduler: See `pipeline.cluster.connect`.
+        budget: Seconds after which a relaxation begins no more parts.
+        progress: Show progress on standard error.
+
+    Returns:
+        The last dataset, ``result.zarr``; ``attrs["cascade"]`` has counts and the recall.
+
+    Raises:
+        ConfigError: Settings or references that cannot be used.
+        StoreError: The store cannot be read, or nothing in it can be scored.
+        ModelFileError: A model cannot be used.
+        OutputExistsError: The folder holds something else, or another run is at work in it.
+        EquiscreenError: The budget is spent.
+    """
+    chosen = settings or CascadeSettings()
+    if chosen.audit < 1 or chosen.keep_below < chosen.target:
+        raise ConfigError(
+            "audit has to be 1 at least, and keep_below no smaller than target: hits would be thrown away"
+        )
+    graphs = GraphStore(store)
+    folder = Path(out)
+    plan = {
+        "store_hash": graphs.store_hash,
+        "models": [OnnxPotential.load(path, threads=1).sha256 for path in (fast, accurate)],
+        "references": [_listed(references), _listed(fast_references)],
+        "settings": asdict(chosen),
+        "relaxation": asdict(relaxation or RelaxSettings()) if chosen.relax else None,
+        "scheme": scheme,
+        "device": device,
+        "equiscreen": version("equiscreen"),
+    }
+    with _folder(folder, plan):
+        common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
+        if not (folder / FAST).exists():
+            screen(store, fast, folder / FAST, **common)
+        if not (folder / FAST_HULL).exists():
+            first = references if fast_references is None else fast_references
+            hull(folder / FAST, first, folder / FAST_HULL, scheme=scheme, store=store, progress=progress)
+        kept, rejected = _divided(ScoresReader(folder / FAST_HULL, store), chosen.keep_below)
+        rng = np.random.default_rng(chosen.seed)
+        audited = np.sort(rng.permutation(rejected)[: chosen.audit])
+        if not (folder / CHOSEN).exists():
+            _write_chosen(folder, graphs, np.concatenate([kept, audited]))
+        if not (folder / ACCURATE).exists():
+            if chosen.relax:
+                relax(folder / CHOSEN, accurate, folder / ACCURATE, relaxation, budget=budget, **common)
+            else:
+                screen(folder / CHOSEN, accurate, folder / ACCURATE, **common)
+        if not (folder / RESULT).exists():
+            hull(folder / ACCURATE, references, folder / RESULT, scheme=scheme, progress=progress)
+        _annotate(folder / RESULT, len(graphs), len(kept), len(rejected), chosen)
+    return open_scores(folder / RESULT)
+
+
+def account(found: xr.Dataset, out: str | Path) -> str:
+    """Two lines on a finished cascade."""
+    about = found.attrs["cascade"]
+    recall = about["recall"]
+    line = (
+        f"no hit among {about['kept']:,} kept and {recall['audited']:,} audited structures"
+        if recall["value"] is None
+        else f"recall {recall['value']:.1%}, {recall['confidence']:.0%} interval {recall['low']:.1%} to "
+        f"{recall['high']:.1%} (Clopper-Pearson; {recall['missed']:,} hits among {recall['audited']:,} audited)"
+    )
+    return (
+        f"{Path(out) / RESULT}: of {about['screened']:,} structures {about['kept']:,} were kept and "
+        f"{about['rejected']:,} rejected by the fast model; {about['hits']:,} of the kept are within "
+        f"{about['settings']['target']} eV/atom of the hull\n{line}"
+    )
+
+
+def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: float = CONFIDENCE) -> Recall:
+    """The share of all hits that is among the kept structures.
+
+    The interval is that of Clopper and Pearson (Biometrika 26, 404 (1934)) for the share of hits among the rejected; it
+    is exact for a sample drawn with replacement, and too wide for one without. Where all rejected structures were
+    audited nothing is estimated.
+
+    Args:
+        hits: Among the kept.
+        rejected: Structures.
+        audited: Structures, drawn from these at random.
+        missed: Hits among the audited.
+        confidence: Of the interval.
+    """
+    if audited == rejected:
+        low = high = missed / max(1, audited)
+    else:
+        low, high = clopper_pearson(missed, audited, confidence)
+
+    def share(rate: float) -> float:
+        total = hits + rate * rejected
+        return hits / total if total > 0 else float("nan")
+
+    estimate = share(missed / max(1, audited))
+    return Recall(estimate, share(high), share(low), confidence, audited, missed)
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a probability, from so many successes in so many trials."""
+    from scipy.stats import beta  # noqa: PLC0415 - of the extra that hulls need
+
+    half = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(half, successes, trials - successes + 1))
+    high = 1.0 if successes == trials else float(beta.ppf(1 - half, successes + 1, trials - successes))
+    return low, high
+
+
+def _divided(rows: ScoresReader, keep_below: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that are kept, and rows that are rejected; what has no distance from the hull is kept."""
+    above = _above(rows)
+    rejected = above > keep_below  # False for NaN
+    if rejected.all():
+        raise StoreError(
+            f"{rows.path}: the fast model finds nothing within {keep_below} eV/atom of the hull; say a larger "
+            "keep_below"
+        )
+    return np.flatnonzero(~rejected), np.flatnonzero(rejected)
+
+
+def _above(rows: ScoresReader) -> NDArray[np.float64]:
+    """float64[n], energy above the hull, eV/atom; NaN where there is none."""
+    name = next(name for name in ("energy_above_hull", "energy_above_hull_unrelaxed") if name in rows.specs)
+    out = np.concatenate([rows.column(name, start, stop) for start, stop in rows.chunks()])
+    return np.asarray(out, dtype=np.float64)
+
+
+def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> None:
+    """The structures that the accurate model looks at, as a graph store."""
+    parts, scratch = folder / "chosen.parts", folder / "chosen.partial"
+    for place in (parts, scratch):
+        shutil.rmtree(place, ignore_errors=True)
+    subset = GraphSubset(parts, scratch, graphs)
+    for start in range(0, len(rows), _BATCH):
+        subset.write(rows[start : start + _BATCH])
+    subset.finish(len(rows))
+    scratch.rename(folder / CHOSEN)
+    shutil.rmtree(parts)
+
+
+def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: CascadeSettings) -> None:
+    """Write counts and recall into the attributes of the result."""
+    hits = _above(ScoresReader(path)) <= settings.target
+    found = recall_of(int(hits[:kept].sum()), rejected, len(hits) - kept, int(hits[kept:].sum()))
+    recall = {name: None if value != value else value for name, value in asdict(found).items()}  # noqa: PLR0124 - NaN
+    about = {
+        "screened": screened,
+        "kept": kept,
+        "rejected": rejected,
+        "hits": int(hits[:kept].sum()),
+        "settings": asdict(settings),
+        "recall": recall,
+    }
+    root = path / ROOT_FILE
+    content = json.loads(root.read_text())
+    if content["attributes"].get("cascade") != about:
+        content["attributes"]["cascade"] = about
+        write_text_atomically(root, json.dumps(content, indent=1))
+
+
+def _listed(references: Sequence[str | Path] | str | Path | None) -> list[str]:
+    if references is None:
+        return []
+    return [str(references)] if isinstance(references, str | Path) else [str(path) for path in references]
+
+
+@contextmanager
+def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """A folder for this plan alone.
+
+    Raises:
+        OutputExistsError: It holds something else, or another run is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK_FILE):
+        path = folder / PLAN_FILE
+        if path.exists():
+            if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+                raise OutputExistsError(
+                    f"{folder}: holds a cascade of other structures, models or settings; choose another --out"
+                )
+        elif any(one.name != LOCK_FILE for one in folder.iterdir()):
+            raise OutputExistsError(f"{folder}: exists and is no cascade; choose another --out")
+        else:
+            write_text_atomically(path, json.dumps(plan, indent=1) + "\n")
+        yield

@@ -1,0 +1,167 @@
+"""What a relaxation leaves: rows of a scores dataset, and of a graph store of the relaxed structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.labels.mapping import LabelMapping
+from ...pipeline.store.schema import (
+    STATUS_ISOLATED_ATOMS,
+    STATUS_REPEATED_ID,
+    STRUCTURE,
+    TEXT,
+    ArraySpec,
+    flags,
+    graph_schema,
+)
+from ...pipeline.structures.structure import HASH_BYTES, Structure
+from ...pipeline.structures.symmetry import find_symmetry
+from ..chemistry.composition import formulas
+from ..dataset.scores import ENERGY_ARRAYS, STRUCTURE_ARRAYS
+from .batched import RELAX_STATUSES, Frame, Relaxed, RelaxSettings
+
+LABELS = ("energy", "forces", "stress")
+GRAPH_ARRAYS = ("n_atoms", "n_edges", "cell", "pbc", "atomic_number", "frac_coord", "n_neighbors", "neighbor", "image")
+
+
+def _spec(name: str, dtype: str, description: str, units: str = "") -> ArraySpec:
+    return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, **({"units": units} if units else {})})
+
+
+RELAX_ARRAYS = (
+    _spec("initial_energy", "float64", "total energy of the structure as it was given", "eV"),
+    _spec("n_steps", "int32", "evaluations", "1"),
+    _spec("volume_change", "float64", "volume over that of the structure as it was given, less 1", "1"),
+    _spec("space_group_initial", "int16", "number of the space group of the structure as it was given; 0 = none", "1"),
+    _spec("space_group", "int16", "number of the space group; 0 = none", "1"),
+    _spec("status_note", TEXT, "why the structure could not be relaxed"),
+)
+RATTLE_ARRAYS = (
+    _spec(
+        "rattle_energy_change",
+        "float64",
+        "energy where the structure came to rest after it was displaced, less that before",
+        "eV/atom",
+    ),
+    _spec("space_group_before_rattle", "int16", "number of the space group before the displacement; 0 = none", "1"),
+)
+
+
+def relaxed_arrays(settings: RelaxSettings) -> tuple[ArraySpec, ...]:
+    """Arrays of the scores dataset of a relaxation."""
+    status = ArraySpec("status", (STRUCTURE,), "uint8", {"description": "how it went", **flags(RELAX_STATUSES)})
+    others = tuple(spec for spec in STRUCTURE_ARRAYS if spec.name != "status")
+    return (*ENERGY_ARRAYS, *RELAX_ARRAYS, *(RATTLE_ARRAYS if settings.rattle else ()), status, *others)
+
+
+def relaxed_graph_arrays(columns: Sequence[str]) -> tuple[ArraySpec, ...]:
+    """Arrays of the graph store of a relaxation, with the columns of its input."""
+    mapping = LabelMapping(columns=list(columns)).with_ase_defaults().only(set(LABELS) | set(columns))
+    return graph_schema(mapping)
+
+
+def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSettings) -> dict[str, Any]:
+    """Rows of the scores dataset, without names and sources.
+
+    Args:
+        block: The structures as they were given.
+        found: What became of each.
+        settings: Of the relaxation.
+    """
+    given = [block.structure(row) for row in range(len(block))]
+    out: dict[str, Any] = {
+        "initial_energy": np.array([_energy(one.first) for one in found]),
+        "energy": np.array([_energy(one.last) for one in found]),
+        "max_force": np.array([_max_force(one.last) for one in found]),
+        "stress": np.array([np.full((3, 3), np.nan) if one.last is None else one.last.stress for one in found]),
+        "n_steps": np.array([one.n_steps for one in found], dtype=np.int32),
+        "status": np.array([one.status for one in found], dtype=np.uint8),
+        "status_note": [one.reason for one in found],
+        "space_group_initial": _space_groups(given, settings.symprec),
+    }
+    last = final_structures(given, found)
+    volume = np.array([_volume(one) for one in last])
+    out |= {
+        "energy_per_atom": out["energy"] / block.n_atoms,
+        "n_atoms": block.n_atoms,
+        "volume": volume,
+        "volume_change": volume / np.array([_volume(one) for one in given]) - 1.0,
+        "space_group": _space_groups(last, settings.symprec),
+        "formula": formulas(block),
+    }
+    if settings.rattle:
+        before = [one.last if one.saddle is None else one.saddle for one in found]
+        resting = np.array([_energy(frame) for frame in before])
+        out["rattle_energy_change"] = (np.array([one.rattled_energy for one in found]) - resting) / block.n_atoms
+        at_rest = [s if frame is None else frame.structure for s, frame in zip(given, before, strict=True)]
+        out["space_group_before_rattle"] = _space_groups(at_rest, settings.symprec)
+    return out
+
+
+def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff: float) -> dict[str, Any]:
+    """Rows of the graph store of relaxed structures, without names, sources and columns.
+
+    Args:
+        structures: As `final_structures` says.
+        found: What became of each, for the labels.
+        cutoff: Of the graphs, angstrom.
+
+    Raises:
+        InvalidStructureError: A structure that has no graph.
+    """
+    block = GraphBlock.from_structures(structures, cutoff)
+    isolated = np.array([not (block.n_neighbors[atoms] > 0).all() for atoms in _atoms_of(block)])
+    nothing = {len(s): np.full((len(s), 3), np.nan) for s in structures}
+    forces = [
+        nothing[len(s)] if one.last is None else one.last.forces for s, one in zip(structures, found, strict=True)
+    ]
+    return {
+        **{name: getattr(block, name) for name in GRAPH_ARRAYS},
+        "structure_hash": np.frombuffer(b"".join(s.content_hash() for s in structures), np.uint8).reshape(
+            -1, HASH_BYTES
+        ),
+        "status": np.where(isolated, STATUS_ISOLATED_ATOMS, 0).astype(np.uint8),
+        "energy": np.array([_energy(one.last) for one in found]),
+        "forces": np.concatenate(forces),
+        "stress": np.array([np.full((3, 3), np.nan) if one.last is None else one.last.stress for one in found]),
+    }
+
+
+def kept_status(status: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of what was known of the structures that were given, what holds for the relaxed ones too."""
+    return np.asarray(status & STATUS_REPEATED_ID, dtype=np.uint8)
+
+
+def final_structures(given: Sequence[Structure], found: Sequence[Relaxed]) -> list[Structure]:
+    """The relaxed structures; where there is none, the given one."""
+    return [s if one.last is None else one.last.structure for s, one in zip(given, found, strict=True)]
+
+
+def _atoms_of(block: GraphBlock) -> list[slice]:
+    return [
+        slice(begin, begin + count)
+        for begin, count in zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)
+    ]
+
+
+def _energy(frame: Frame | None) -> float:
+    return float("nan") if frame is None else frame.energy
+
+
+def _max_force(frame: Frame | None) -> float:
+    return float("nan") if frame is None else float(np.linalg.norm(frame.forces, axis=1).max())
+
+
+def _volume(structure: Structure) -> float:
+    return structure.volume if structure.pbc.all() else float("nan")
+
+
+def _space_groups(structures: Sequence[Structure], symprec: float) -> NDArray[np.int16]:
+    """int16[n], 0 where there is none."""
+    found = [find_symmetry(s, symprec) if s.pbc.all() else None for s in structures]
+    return np.array([0 if one is None else one.number for one in found], dtype=np.int16)

@@ -1,0 +1,237 @@
+"""A screen as one page: self-contained HTML that opens anywhere, offline, and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...pipeline.atomic import write_text_atomically
+from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError, StoreError
+from ..dataset.paths import report_path
+from ..dataset.reader import ScoresReader
+from ..dataset.scores import open_scores
+from ..label_comparison import calibration, parity
+from . import figures
+from .content import NEAR, ReportContent, read_content
+from .structure_svg import picture
+from .template import FOOT, HEAD, SORTING
+
+_COLUMN_HEADINGS = {
+    "energy_above_hull": "above hull, eV/atom",
+    "energy_above_joint_hull": "above hull with candidates, eV/atom",
+    "energy_above_hull_std": "its standard deviation, eV/atom",
+    "probability_below_hull": "probability below hull",
+    "formation_energy_per_atom": "formation energy, eV/atom",
+    "energy_per_atom": "energy, eV/atom",
+    "max_force": "largest force, eV/angstrom",
+    "volume_change": "volume change",
+}
+
+
+def report(
+    scores: str | Path,
+    out: str | Path | None = None,
+    *,
+    title: str | None = None,
+    top: int = 50,
+    store: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a page on a screen, a relaxation, a hull or a selection.
+
+    It has a funnel of counts, distributions of energies and uncertainties, a periodic table of what came close to the
+    hull, the best candidates with pictures, predictions beside labels where the graph store has them, cost and
+    provenance. Distributions are computed here: the page does not grow with the dataset.
+
+    Example:
+        >>> report("relaxed.hull.zarr")  # doctest: +SKIP
+        PosixPath('relaxed.hull.report.html')
+
+    Args:
+        scores: The dataset, or its URL. Without a hull the best candidates are those of the lowest energy per atom.
+        out: HTML file to write; ``S.report.html`` for ``S.zarr``.
+        title: Of the page.
+        top: How many candidates are shown.
+        store: Graph store of the structures, if it is not where the dataset says. Where it cannot be found there are
+            no pictures.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: plotly is not installed.
+        StoreError: The dataset cannot be read.
+        OutputExistsError: The file exists.
+    """
+    target = Path(report_path(scores) if out is None else out)
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+    try:
+        from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ConfigError("a report needs plotly, which is not installed: pip install 'equiscreen[report]'") from error
+    rows = ScoresReader(scores, store)
+    content = read_content(rows, top)
+    name = title or f"Screen of {Path(str(scores).rstrip('/')).name}"
+    sections = [
+        _summary(content, name),
+        _section("From the source to the best", figures.funnel(content.funnel)),
+        *(_section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
+        _section(_hits_heading(content), figures.periodic_table(content.element_hits)),
+        _candidates(content, rows),
+        *_labels(scores, store),
+        _provenance(rows.attrs),
+    ]
+    page = "".join((HEAD.format(title=escape(name)), f"<script>{get_plotlyjs()}</script>", *sections, SORTING, FOOT))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(target, page)
+    return target
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
+
+
+def _heading(column: str) -> str:
+    text = {
+        "energy_above_hull": "Energy above the hull",
+        "energy_above_hull_std": "Uncertainty of the energy above the hull",
+        "energy_per_atom": "Energy per atom",
+        "energy_std": "Uncertainty of the energy",
+    }.get(column.removesuffix("_unrelaxed"), column.replace("_", " "))
+    return f"{text}, structures not relaxed" if column.endswith("_unrelaxed") else text
+
+
+def _hits_heading(content: ReportContent) -> str:
+    return (
+        f"Elements of what is within {NEAR} eV/atom of the hull" if content.has_hull else "Elements of what is scored"
+    )
+
+
+def _summary(content: ReportContent, title: str) -> str:
+    """What a reader should know first, in words."""
+    first, last = content.funnel[0], content.funnel[-1]
+    sentences = [f"Of {first[1]:,} structures {content.scored:,} have a score."]
+    if content.has_hull:
+        sentences.append(
+            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, {content.below:,} below it; the "
+            f"last step of the list below keeps {last[1]:,}."
+        )
+        if content.value.endswith("_unrelaxed"):
+            sentences.append(
+                "The structures were not relaxed: their energies are upper bounds (equiscreen relax makes them fall)."
+            )
+        if content.lower_bound:
+            sentences.append(
+                "Only candidates make the hull: distances are lower bounds (equiscreen hull --references)."
+            )
+    else:
+        sentences.append(
+            "There is no convex hull yet: energies per atom rank crystals of one composition only. equiscreen hull "
+            "adds what is comparable."
+        )
+    if content.recall:
+        sentences.append(content.recall)
+    text = escape(" ".join(sentences))
+    return f"<h1>{escape(title)}</h1><p class='date'>{datetime.now(UTC):%Y-%m-%d}</p><p class='lead'>{text}</p>"
+
+
+def _candidates(content: ReportContent, rows: ScoresReader) -> str:
+    """The best, as a table that can be sorted."""
+    best = content.best
+    if len(best) == 0:
+        return _section("Best candidates", "<p>None.</p>")
+    try:
+        pictures = [picture(structure) for structure in rows.structures(best)]
+        note = ""
+    except EquiscreenError as error:
+        pictures, note = [""] * len(best), f"<p>No pictures: {escape(str(error))}</p>"
+    names = [name for name in content.shown if name in rows.specs]
+    columns = {name: rows.rows(name, best) for name in ("structure_id", "formula", "n_atoms", *names)}
+    words = {name: _words(rows, name, columns[name]) for name in columns}
+    headings = ["", "id", "formula", "atoms", *(_COLUMN_HEADINGS.get(n.removesuffix("_unrelaxed"), n) for n in names)]
+    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+    body = "".join(
+        f"<tr><td class='picture'>{drawing}</td>"
+        + "".join(_cell(columns[name][place], words[name][place]) for name in columns)
+        + "</tr>"
+        for place, drawing in enumerate(pictures)
+    )
+    table = (
+        f"<div class='scroll'><table class='sortable'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    return _section(f"The best {len(best)}", f"{note}{table}<p class='note'>Click a heading to sort by it.</p>")
+
+
+def _words(rows: ScoresReader, name: str, values: Any) -> list[str]:
+    """Values as a reader wants them."""
+    if "flag_values" in rows.specs[name].attrs:
+        meanings = {value: word for word, value in rows.meanings(name).items()}
+        return [meanings.get(int(value), "?").replace("_", " ") for value in values]
+    if values.dtype.kind == "f":
+        return ["" if np.isnan(value) else f"{value:.3f}" for value in values]
+    return [str(value) for value in values]
+
+
+def _cell(value: Any, text: str) -> str:
+    is_number = isinstance(value, (np.floating, np.integer))
+    attr = f" class='number' data-value='{float(value)!r}'" if is_number else ""
+    return f"<td{attr}>{escape(text)}</td>"
+
+
+def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
+    """Predictions beside labels, and errors beside the spread of an ensemble, where there are any."""
+    dataset = open_scores(scores)
+    out = []
+    try:
+        label, prediction = parity(dataset, store=store)
+        if len(label):
+            out.append(_section("Predictions beside labels", figures.parity_plot(label, prediction)))
+        if len(label) and "energy_std" in dataset:
+            error, spread = calibration(dataset, store=store)
+            out.append(_section("Errors beside predicted uncertainties", figures.calibration_plot(error, spread)))
+    except (ConfigError, StoreError) as error:  # a selection, or a store that is not there: the rest of the page holds
+        out.append(_section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
+    return out
+
+
+def _provenance(attrs: Mapping[str, Any]) -> str:
+    """Cost, models, stores, versions."""
+    model, graphs, found = (attrs.get(name) or {} for name in ("model", "graph_store", "hull"))
+    lines: list[tuple[str, Any]] = [
+        ("model", model.get("path")),
+        ("SHA-256 of the model", model.get("sha256")),
+        ("energies", model.get("energy_scheme")),
+        ("graph store", graphs.get("path")),
+        ("hash of the graph store", graphs.get("store_hash")),
+        ("hash of this dataset", attrs.get("store_hash")),
+        ("versions", ", ".join(f"{name} {text}" for name, text in (attrs.get("software") or {}).items())),
+        ("command", attrs.get("command")),
+        ("corrections", found.get("corrections")),
+        ("references", ", ".join(entry["path"] for entry in found.get("references", ()))),
+        ("cost of the scores", _cost(attrs.get("timing") or {})),
+        ("cost of the hull", _cost(found.get("timing") or {})),
+    ]
+    body = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in lines
+        if value not in (None, "")
+    )
+    return _section("Cost and provenance", f"<table class='facts'>{body}</table>")
+
+
+def _cost(timing: Mapping[str, Any]) -> str:
+    parts = []
+    if "core_hours" in timing:
+        parts.append(f"{timing['core_hours']:.3g} core-hours")
+    if "seconds" in timing:
+        parts.append(f"{timing['seconds']:,.1f} s")
+    if "structures_per_second" in timing:
+        parts.append(f"{timing['structures_per_second']:,.1f} structures/s")
+    return ", ".join(parts)

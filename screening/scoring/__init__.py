@@ -1,0 +1,1 @@
+"""Scores of every structure of a graph store, on Dask workers."""

@@ -1,0 +1,189 @@
+"""What runs on a Dask worker during a screen: one ONNX session for each worker, and the scoring of one part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import zarr
+from distributed import get_worker
+
+from ...export.runtime.dask_plugin import plugin_name
+from ...export.runtime.ensemble import Committee
+from ...pipeline.errors import StoreError
+from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
+from ...pipeline.runs.parts import PartArray, PartKey, Receipt, write_part
+from ...pipeline.store.graph_store import GraphStore, open_root
+from ...pipeline.store.row_sources import opened
+from ..dataset.scores import CARRIED, SCORES_SCHEMA
+from .score import ScoreLimits, score_block, status_counts
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenTask:
+    """The structures of one part, and where it goes.
+
+    Attributes:
+        number: Of the part.
+        start, stop: Structures of the store.
+        begin, end: Those of them that are scored, counted from `start`: a part whose worker died is divided.
+        store: The graph store.
+        store_hash: That it had when the run began.
+        columns: Input columns to carry along.
+        models: Hashes of the model files, which name the plugins that hold the sessions.
+        limits: On what is scored.
+        folder: Of the parts.
+        given_up: The worker died of this structure alone: it is not evaluated.
+    """
+
+    number: int
+    start: int
+    stop: int
+    begin: int
+    end: int
+    store: Path | str
+    store_hash: str
+    columns: tuple[str, ...]
+    models: tuple[str, ...]
+    limits: ScoreLimits
+    folder: Path
+    given_up: bool = False
+
+    @property
+    def key(self) -> PartKey:
+        """Of its part."""
+        return PartKey(self.number, self.begin, self.end)
+
+    def halves(self) -> Sequence[ScreenTask]:
+        """The same work in two tasks; none if it is one structure."""
+        if self.end - self.begin < 2:
+            return ()
+        middle = (self.begin + self.end) // 2
+        return replace(self, end=middle), replace(self, begin=middle)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTask:
+    """Rows of the scores that are appended to.
+
+    Attributes:
+        number: Of the part.
+        start, stop: Rows of the scores.
+        scores: Where they are.
+        scores_hash: That they had when the run began.
+        names: Of the arrays.
+        folder: Of the parts.
+    """
+
+    number: int
+    start: int
+    stop: int
+    scores: Path | str
+    scores_hash: str
+    names: tuple[str, ...]
+    folder: Path
+
+    @property
+    def key(self) -> PartKey:
+        """Of its part."""
+        return PartKey(self.number, 0, self.stop - self.start)
+
+
+class TimedPotential:
+    """A potential that adds up the seconds in which it evaluates.
+
+    Args:
+        potential: That is asked.
+    """
+
+    def __init__(self, potential: Committee) -> None:
+        self._potential = potential
+        self.slots = potential.slots
+        self.seconds = 0.0
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self._potential.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that it knows."""
+        return self._potential.elements
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it finds."""
+        return self._potential.outputs
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        """All outputs for all structures of a block."""
+        begin = time.perf_counter()
+        try:
+            return self._potential.evaluate(block)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+def screen_part(task: ScreenTask | CopyTask) -> Receipt:
+    """Make one part; the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
+    return _copied(task) if isinstance(task, CopyTask) else _scored(task)
+
+
+def _scored(task: ScreenTask) -> Receipt:
+    began = time.perf_counter()
+    plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
+    potential = TimedPotential(Committee([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
+    graphs = opened(str(task.store), task.store_hash)
+    first, last = task.start + task.begin, task.start + task.end
+    arrays: dict[str, PartArray]
+    if task.given_up:
+        arrays = _given_up(graphs.block(first, last, labels=False), potential, task.limits)
+    else:
+        window = None if (first, last) == (task.start, task.stop) else (task.begin, task.end)
+        arrays = dict(score_block(graphs.block(task.start, task.stop, labels=False), potential, task.limits, window))
+    arrays.update(_carried(graphs, task.columns, first, last))
+    notes = {
+        "status": list(status_counts(np.asarray(arrays["status"])).values()),
+        "seconds": 0.0,
+        "evaluating": potential.seconds,
+    }
+    counts = {"read": last - first}
+    notes["seconds"] = time.perf_counter() - began
+    return write_part(task.folder, task.key, arrays, counts, notes)
+
+
+def _given_up(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
+    """Rows of structures that a worker dies of: there was not the memory for them."""
+    return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # more than any has
+
+
+def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) -> dict[str, PartArray]:
+    """Names, places and input columns."""
+    found = {name: graphs.column(name, start, stop) for name in (*CARRIED, *columns)}
+    return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
+
+
+def _copied(task: CopyTask) -> Receipt:
+    root = _opened_scores(str(task.scores), task.scores_hash)
+    arrays: dict[str, PartArray] = {}
+    for name in task.names:
+        array = root[name]
+        assert isinstance(array, zarr.Array)  # noqa: S101 - for the type checker
+        values = np.asarray(array[task.start : task.stop])
+        arrays[name] = values.tolist() if values.dtype.kind in "TO" else values
+    notes = {"status": list(status_counts(np.asarray(arrays["status"])).values()), "seconds": 0.0, "evaluating": 0.0}
+    return write_part(task.folder, task.key, arrays, {"read": task.stop - task.start}, notes)
+
+
+@lru_cache(maxsize=2)
+def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
+    root = open_root(path, SCORES_SCHEMA)
+    if root.attrs.get("store_hash") != scores_hash:
+        raise StoreError(f"{path}: has changed while it was read; run the command again")
+    return root

@@ -1,0 +1,1 @@
+"""Choosing the best structures and writing them."""

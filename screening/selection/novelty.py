@@ -1,0 +1,131 @@
+"""Whether a crystal is known: in a graph store of known crystals, by composition first, then by its sites."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.structures.matching import composition_key, crystal_vector, same_crystal
+from ...pipeline.structures.structure import Structure
+from ..dataset.reader import read_structures
+
+NOVELTY = ("known", "new_phase", "new_composition", "not_compared")
+KNOWN, NEW_PHASE, NEW_COMPOSITION, NOT_COMPARED = range(len(NOVELTY))
+# Structures whose atoms are in memory at once.
+_BLOCK = 65_536
+# Fingerprints of one composition are sums of a few float64 numbers over at most 65,535 atoms.
+_SAME = 1e-9
+
+
+class KnownCrystals:
+    """A graph store of known crystals.
+
+    Args:
+        path: The store.
+
+    Attributes:
+        store: It.
+
+    Raises:
+        StoreError: It cannot be read.
+        ConfigError: pymatgen is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.store = GraphStore(path)
+        self._matcher = _matcher()
+        self._structure = lru_cache(maxsize=4096)(self._read)
+
+    @cached_property
+    def _fingerprints(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """One number for each composition, ascending, and the rows they are of."""
+        size = len(self.store)
+        blocks = [self._of_block(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+        values = np.concatenate([np.empty(0), *blocks])
+        order = np.argsort(values, kind="stable")
+        return values[order], order
+
+    def _of_block(self, start: int, stop: int) -> NDArray[np.float64]:
+        counts = self.store.column("n_atoms", start, stop).astype(np.int64)
+        first = self.store.column("atom_start", start, stop)
+        numbers = self.store.column("atomic_number", int(first[0]), int(first[-1] + counts[-1]))
+        sums: NDArray[np.float64] = np.add.reduceat(_WEIGHTS[numbers], first - first[0])
+        return sums / counts
+
+    def _read(self, row: int) -> Structure:
+        found = read_structures(self.store, np.array([row]), ("cell", "pbc", "atomic_number", "frac_coord"))
+        return Structure(found["atomic_number"], found["cell"][0], found["frac_coord"], found["pbc"][0])
+
+    def find(self, structure: Structure) -> tuple[int, str]:
+        """What is known of a crystal.
+
+        Known crystals of the same reduced composition are tried in the order of how close their fingerprints (see
+        `pipeline.crystal.crystal_vector`) are; pymatgen's StructureMatcher, with its own tolerances and volumes made
+        equal, decides each.
+
+        Args:
+            structure: The crystal.
+
+        Returns:
+            A place in `NOVELTY`, and the id of the known crystal that it is.
+        """
+        rows = self._of_composition(structure)
+        if not rows:
+            return NEW_COMPOSITION, ""
+        if not structure.pbc.all():
+            return NOT_COMPARED, ""
+        own = crystal_vector(structure)
+        crystals = [(row, known) for row in rows if (known := self._structure(row)).pbc.all()]
+        far = {row: float(np.abs(crystal_vector(known) - own).max()) for row, known in crystals}
+        given = _pymatgen(structure)
+        for row, known in sorted(crystals, key=lambda item: (far[item[0]], item[0])):
+            if self._same(structure, given, known):
+                return KNOWN, str(self.store.column("structure_id", row, row + 1)[0])
+        return NEW_PHASE, ""
+
+    def _same(self, structure: Structure, given: Any, known: Structure) -> bool:
+        if same_crystal(structure, known):
+            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(self._matcher.fit(given, _pymatgen(known)))
+
+    def _of_composition(self, structure: Structure) -> list[int]:
+        """Rows of known crystals of the structure's reduced composition."""
+        wanted = float(_WEIGHTS[structure.atomic_number].sum() / len(structure))
+        values, rows = self._fingerprints
+        begin, end = np.searchsorted(values, [wanted - _SAME, wanted + _SAME])
+        amounts = _fractions(structure)
+        return [row for row in sorted(rows[begin:end].tolist()) if _fractions(self._structure(row)) == amounts]
+
+
+def _fractions(structure: Structure) -> int:
+    """Equal for equal reduced compositions; periodicity plays no role."""
+    periodic = Structure(structure.atomic_number, structure.cell, structure.frac_coord, np.ones(3, dtype=bool))
+    return composition_key(periodic)
+
+
+def _pymatgen(structure: Structure) -> Any:
+    from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
+    from pymatgen.core import Structure as Crystal  # noqa: PLC0415
+
+    return Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)
+
+
+def _matcher() -> Any:
+    try:
+        from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - slow to import
+    except ImportError as error:
+        raise ConfigError(f"--known needs {error.name}: pip install 'equiscreen[select]'") from error
+    return StructureMatcher()
+
+
+# One random number for each element: their mean over the atoms tells compositions apart.
+_WEIGHTS = np.random.default_rng(20_261_124).random(256)

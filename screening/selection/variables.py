@@ -1,0 +1,42 @@
+"""Columns of a scores dataset as variables of a filter."""
+
+from __future__ import annotations
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.store.schema import TEXT, ArraySpec
+from ...pipeline.suggestions import unknown_name
+from ..dataset.reader import ScoresReader, flag_meanings
+from .filter_expression import Kind, Variable
+
+
+def variable_of(spec: ArraySpec) -> Variable:
+    """What an array is in a filter."""
+    if len(spec.dims) > 1:
+        shape = " x ".join(map(str, spec.inner))
+        return Variable(Kind.NUMBER, refusal=f"{shape} numbers for each structure; a filter takes one")
+    meanings = flag_meanings(spec.attrs)
+    if meanings:
+        return Variable(Kind.FLAG, meanings)
+    if spec.dtype == TEXT:
+        return Variable(Kind.TEXT)
+    return Variable(Kind.TRUTH if spec.dtype == "bool" else Kind.NUMBER)
+
+
+def variables_of(scores: ScoresReader) -> dict[str, Variable]:
+    """The arrays of a dataset as variables, by name."""
+    return {name: variable_of(spec) for name, spec in scores.specs.items()}
+
+
+def numeric_column(scores: ScoresReader, name: str) -> ArraySpec:
+    """The column `name`, which holds one number per structure.
+
+    Raises:
+        ConfigError: There is no such column, or it holds something else.
+    """
+    spec = scores.specs.get(name)
+    if spec is None:
+        raise ConfigError(f"{scores.path}: {unknown_name(name, list(scores.specs))}")
+    variable = variable_of(spec)
+    if variable.refusal or variable.kind != Kind.NUMBER:
+        raise ConfigError(f"{scores.path}: {name} is {variable.refusal or variable.kind}, where a number is wanted")
+    return spec

@@ -1,0 +1,94 @@
+"""Input of VASP in the settings of the Materials Project: INCAR, KPOINTS, POSCAR, and the names of the POTCARs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ...pipeline.errors import ConfigError, detail
+from ...pipeline.structures.structure import Structure
+from .structure_files import Batch
+
+
+class VaspFolders:
+    """A folder of input for each structure.
+
+    POTCARs are VASP's and not ours to write: POTCAR.spec names them, one a line, in the order of POSCAR.
+
+    Args:
+        folder: To be made.
+        static: Settings of a single point (MPStaticSet) instead of a relaxation (MPRelaxSet).
+
+    Attributes:
+        left_out: Names of structures that have none, and why.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+
+    def __init__(self, folder: Path, *, static: bool = False) -> None:
+        self._set = input_set(static=static)
+        self.folder = folder
+        self.left_out: list[tuple[str, str]] = []
+        folder.mkdir()
+
+    def write(self, batch: Batch) -> None:
+        """Write those of a batch."""
+        for name, structure in zip(batch.names, batch.structures, strict=True):
+            if not structure.pbc.all():
+                self.left_out.append((name, "not periodic in three directions"))
+                continue
+            try:
+                files = vasp_files(structure, name, self._set)
+            except Exception as error:  # noqa: BLE001 - elements without settings fail in ways of their own
+                self.left_out.append((name, detail(error)))
+                continue
+            folder = self.folder / name
+            folder.mkdir()
+            for file, text in files.items():
+                (folder / file).write_text(text)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def input_set(*, static: bool) -> Any:
+    """Settings of the Materials Project, by pymatgen.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        from pymatgen.io.vasp.sets import MPRelaxSet, MPStaticSet  # noqa: PLC0415 - takes a second
+    except ImportError as error:
+        raise ConfigError(f"VASP input needs {error.name}: pip install 'equiscreen[select]'") from error
+    return MPStaticSet if static else MPRelaxSet
+
+
+def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]:
+    """The text of each file.
+
+    Sites are put together by elements, as one POTCAR for each element wants them.
+
+    Args:
+        structure: Periodic in three directions.
+        name: For the first line of POSCAR.
+        settings: From `input_set`.
+    """
+    from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
+    from pymatgen.core import Structure as Crystal  # noqa: PLC0415
+    from pymatgen.io.vasp import Poscar  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of POTCARs that are not here, and of magnetic moments by default
+        crystal = Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)
+        made = settings(crystal, sort_structure=True)
+        poscar = Poscar(made.structure, comment=name)
+        potcars = [str(symbol) for symbol in made.potcar_symbols]
+        return {
+            "INCAR": str(made.incar),
+            "KPOINTS": str(made.kpoints),
+            "POSCAR": poscar.get_str(significant_figures=12),
+            "POTCAR.spec": "\n".join(potcars) + "\n",
+        }

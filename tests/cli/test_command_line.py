@@ -1,0 +1,190 @@
+"""The command line: bad input gives one clear line and an exit code, and help teaches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from equiscreen import __version__
+from equiscreen.__main__ import main
+
+from ..conftest import write_extxyz
+
+
+def equiscreen(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "equiscreen", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("Dask dashboard")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("equiscreen: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of 6 crystals, and files that are none."""
+    path = tmp_path_factory.mktemp("cli")
+    write_extxyz(path / "s.extxyz", 6)
+    done = equiscreen("featurize", path / "s.extxyz", "--out", path / "g.zarr", "--scheduler", "threads")
+    assert done.returncode == 0
+    assert "read 6 = stored 6 + failed 0 + duplicate 0" in done.stdout
+    (path / "empty.csv").write_text("")
+    (path / "bad.cif").write_text("data_x\n_cell_length_a 4\n")
+    (path / "slip.yaml").write_text("training: {max_epoch: 3}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("featurize", "{}/nothing.cif", "--out", "{}/o.zarr"), ("nothing.cif", "no such file")),
+        (("featurize", "{}/empty.csv", "--out", "{}/o.zarr"), ("empty.csv", "empty")),
+        (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "not one")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys there")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME[:SHAPE]=KEY.PATH[unit]",)),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"), ("shipped mapping (mlearn)",)),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--cutoff", "-1"), ("cutoff of -1",)),
+        (
+            ("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--scheduler", "tcp://127.0.0.1:1"),
+            ("tcp://127.0.0.1:1",),
+        ),
+        (("train", "{}/nothing.zarr", "--out", "{}/run"), ("nothing.zarr", "no such store")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/none.yaml"), ("none.yaml", "no such file")),
+        (("train", "--out", "{}/run"), ("say which graph stores to train on",)),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/slip.yaml"), ("max_epoch", "'max_epochs'")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"), ("--repeat takes", "leave the others out")),
+        (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "no run folder")),
+        (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
+        (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
+        (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "no ONNX file")),
+        (("screen", "{}/none.zarr", "--model", "{}/m.onnx", "--out", "{}/s.zarr"), ("none.zarr", "no such store")),
+        (("info", "{}/nothing"), ("nothing", "no such file")),
+        (("info", "{}/s.extxyz"), ("s.extxyz", "neither")),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path,
+    words: tuple[str, ...],
+    parts: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # In this process, which has PyTorch already: a new one takes five seconds for it.
+    said = [word.format(folder) for word in words]
+    monkeypatch.setattr(sys, "argv", ["equiscreen", *said])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capfd.readouterr()
+    assert_one_line(subprocess.CompletedProcess(said, int(str(end.value.code)), printed.out, printed.err), *parts)
+
+
+def test_a_mistake_is_one_line_of_the_program(folder: Path) -> None:
+    assert_one_line(equiscreen("featurize", folder / "nothing.cif", "--out", folder / "o.zarr"), "no such file")
+
+
+def test_screening_from_the_command_line(folder: Path, exported: Callable[[str], Path]) -> None:
+    out = folder / "scores.zarr"
+    done = equiscreen("screen", folder / "g.zarr", "--model", exported("float32"), "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "6 structures (6 ok)" in done.stdout
+    assert '"equiscreen-scores/1"' in equiscreen("info", out).stdout
+    verified = equiscreen("info", folder / "g.zarr", "--verify")
+    assert "all checksums hold" in verified.stdout
+
+
+def test_stores_grow_and_join_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    more = write_extxyz(tmp_path / "more.extxyz", 3, seed=9)
+    store, words = tmp_path / "g.zarr", ("--scheduler", "threads")
+    saved = tmp_path / "labels.yaml"
+    first = equiscreen(
+        "featurize", more, "--out", store, "--label", "energy=energy[meV]", "--save-labels", saved, *words
+    )
+    assert first.returncode == 0, first.stderr
+    assert "meV" in saved.read_text()
+    grown = equiscreen("featurize", folder / "s.extxyz", "--out", store, "--append", "--labels", saved, *words)
+    assert "read 6 = stored 6 + failed 0 + duplicate 0 (9 in the store)" in grown.stdout, grown.stderr
+    joined = equiscreen("merge", store, folder / "g.zarr", "--out", tmp_path / "all.zarr", *words)
+    assert "read 15 = stored 15 + failed 0 + duplicate 0" in joined.stdout, joined.stderr  # energies differ in unit
+    assert_one_line(equiscreen("featurize", more, "--out", store, "--append", "--overwrite"), "--append", "--overwrite")
+
+
+def test_candidates_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "candidates.parquet"
+    done = equiscreen("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")
+    assert done.returncode == 0, done.stderr
+    assert "50 candidates" in done.stdout
+    stored = equiscreen("featurize", out, "--out", tmp_path / "c.zarr", "--scheduler", "threads")
+    assert "read 50 = stored 50" in stored.stdout, stored.stderr
+
+
+def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path]) -> None:
+    out = folder / "short.zarr"
+    words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
+    assert equiscreen(*words).returncode == 0
+    assert '"cutoff": 4.5' in equiscreen("info", out).stdout
+    assert_one_line(equiscreen(*words, "--cutoff", "3"), "--cutoff and --model")
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"]
+)
+def test_help_teaches(verb: str) -> None:
+    done = equiscreen(verb, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 10
+    assert verb in equiscreen("--help").stdout
+
+
+def test_version() -> None:
+    assert equiscreen("--version").stdout.strip() == __version__
+
+
+TINY = """
+network: {hidden_irreps: 4x0e + 2x1o, n_radial: 2, correlation: 1, n_interactions: 1}
+training: {max_epochs: 1, threads: 1, split: {validation: 0.34}}
+"""
+
+
+@pytest.mark.slow
+def test_training_and_fine_tuning_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(TINY)
+    trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    assert "1 epochs on 4 structures" in trained.stdout
+    assert "validation MAE on 2: energy " in trained.stdout
+    tuned = equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "tuned", "--from", run)
+    assert tuned.returncode == 0, tuned.stderr
+    assert f"checkpoint: {run}" in (tmp_path / "tuned" / "config.yaml").read_text()
+    about = equiscreen("info", tmp_path / "tuned").stdout
+    assert '"equiscreen-model/1"' in about
+    assert '"members": 1' in about
+
+
+@pytest.mark.slow
+def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(TINY)
+    trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run, "--seeds", "2")
+    assert trained.returncode == 0, trained.stderr
+    assert "2 members" in trained.stdout
+    assert '"members": 2' in equiscreen("info", run).stdout
+    exported = equiscreen("export", run, "--out", tmp_path / "m.onnx")
+    assert exported.returncode == 0, exported.stderr
+    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx").stdout
+    again = equiscreen("train", "--repeat", run / "member-1", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert_one_line(
+        equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "t", "--from", run),
+        "an ensemble; fine-tune its members",
+    )

@@ -1,0 +1,504 @@
+"""Hull distances of a dataset: equal to pymatgen's, every row accounted for, nothing mixed or corrected twice."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from equiscreen.pipeline import GraphStore
+from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
+from equiscreen.screening import hull, open_scores
+from equiscreen.screening.convex_hull import energies as energy_rows
+from equiscreen.screening.convex_hull.hull import account
+from equiscreen.screening.dataset.paths import hull_path
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition
+
+from .hull_data import ELEMENTS, elements_of_mp, graphs_of, rows_of_mp, write_scores
+
+TOLERANCE = 1e-9
+
+
+@dataclass
+class Crystals:
+    """Real crystals with the energies that the Materials Project has for them."""
+
+    rows: list[dict[str, str]]
+    graphs: GraphStore
+    n_atoms: np.ndarray[Any, Any]
+    corrected: np.ndarray[Any, Any]  # total, eV
+    uncorrected: np.ndarray[Any, Any]
+    elements: Path
+    others: Path  # formation energies of crystals of the same systems
+    folder: Path
+
+    def entries(self) -> list[PDEntry]:
+        return [
+            PDEntry(Composition(row["pretty_formula"]), energy / n * Composition(row["pretty_formula"]).num_atoms)
+            for row, energy, n in zip(self.rows, self.corrected, self.n_atoms, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def crystals(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Crystals:
+    folder = tmp_path_factory.mktemp("hull")
+    rows = rows_of_mp(data)
+    wanted = {"'O'", "'S'", "'Cl'", "'Fe'", "'Al'", "'Ni'", "'Li'", "'Mn'", "'Cu'", "'Na'", "'Si'", "'P'"}
+    inside = [row for row in rows if set(row["elements"].strip("[]").split(", ")) <= wanted]
+    mine, others = inside[::2], inside[1::2]
+    graphs = graphs_of(mine, folder)
+    elements = elements_of_mp(data)
+    block = graphs.block(0, len(mine), labels=False)
+    corrected = np.array(
+        [
+            (float(row["formation_energy_per_atom"]) + _elemental(row["pretty_formula"], elements)) * n
+            for row, n in zip(mine, block.n_atoms, strict=True)
+        ]
+    )
+    zeros = write_scores(folder / "zero.zarr", graphs, np.zeros(len(mine)))
+    first = hull(zeros, data / ELEMENTS, folder / "zero.hull.zarr")
+    correction = first["correction_per_atom"].values * block.n_atoms
+    with (folder / "others.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["material_id", "formula", "formation_energy_per_atom"])
+        table.writerows((r["material_id"], r["pretty_formula"], r["formation_energy_per_atom"]) for r in others)
+    return Crystals(
+        mine, graphs, block.n_atoms, corrected, corrected - correction, data / ELEMENTS, folder / "others.csv", folder
+    )
+
+
+def _elemental(formula: str, elements: dict[str, float]) -> float:
+    fractions = Composition(formula).fractional_composition.as_dict()
+    return sum(elements[symbol] * fraction for symbol, fraction in fractions.items())
+
+
+def diagram_entries(crystals: Crystals) -> list[PDEntry]:
+    elements = elements_of_mp(crystals.elements.parents[1])
+    with crystals.others.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = [PDEntry(Composition(symbol), energy) for symbol, energy in elements.items()]
+    for row in rows:
+        composition = Composition(row["formula"])
+        per_atom = float(row["formation_energy_per_atom"]) + _elemental(row["formula"], elements)
+        entries.append(PDEntry(composition, per_atom * composition.num_atoms, name=row["material_id"]))
+    return entries
+
+
+def within(entries: list[PDEntry], composition: Composition) -> list[PDEntry]:
+    return [entry for entry in entries if set(entry.composition.elements) <= set(composition.elements)]
+
+
+def same(a: PDEntry, b: PDEntry) -> bool:
+    """Whether a hull takes two entries for one."""
+    formulas = {entry.composition.reduced_formula for entry in (a, b)}
+    return len(formulas) == 1 and abs(a.energy_per_atom - b.energy_per_atom) <= 1e-6
+
+
+def test_distances_are_those_of_phase_diagrams(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    found = hull(scores, [crystals.elements, crystals.others], scheme="mp2020-corrected")
+    assert Path(hull_path(scores)) == tmp_path / "s.hull.zarr"
+    assert (found["hull_status"] == 0).all()
+    assert np.allclose(found["corrected_energy_per_atom"].values * crystals.n_atoms, crystals.corrected, atol=1e-9)
+    formation = [float(row["formation_energy_per_atom"]) for row in crystals.rows]
+    assert np.allclose(found["formation_energy_per_atom"].values, formation, rtol=0, atol=TOLERANCE)
+    references, mine = diagram_entries(crystals), crystals.entries()
+    for place in range(0, len(mine), 5):
+        entry = mine[place]
+        if len(entry.composition) < 2:
+            continue
+        near = [other for other in within(references, entry.composition) if not same(other, entry)]
+        expected = PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
+        assert found["energy_above_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE), entry
+        joint = PhaseDiagram([*within(references, entry.composition), *within(mine, entry.composition)])
+        expected = joint.get_e_above_hull(entry)
+        assert found["energy_above_joint_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE), entry
+    assert (found["energy_above_joint_hull"] >= 0).all()
+    line = account(found, "s.hull.zarr")
+    assert f"{len(mine):,} structures ({len(mine):,} ok)" in line
+    assert "structures/s" in line
+
+
+def test_all_of_the_input_is_carried_and_units_and_provenance_stand(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    found = hull(scores, [crystals.elements, crystals.others], tmp_path / "h.zarr", scheme="mp2020-corrected")
+    given = open_scores(scores)
+    for name in given.variables:
+        xr.testing.assert_equal(given[name].reset_coords(drop=True), found[name].reset_coords(drop=True))
+    assert found["energy_above_hull"].attrs["units"] == "eV/atom"
+    attrs = found.attrs["hull"]
+    assert attrs["corrections"] == "MP2020"
+    assert attrs["pymatgen"]
+    assert attrs["references"][0]["entries"] == 89
+    assert attrs["input"]["store_hash"] == given.attrs["store_hash"]
+    assert found.attrs["graph_store"] == given.attrs["graph_store"]
+    assert attrs["lower_bound"] is False
+    # A hull of a hull is the same: its energies are corrected from the start, not again.
+    both = [crystals.elements, crystals.others]
+    again = hull(tmp_path / "h.zarr", both, tmp_path / "hh.zarr", scheme="mp2020-corrected")
+    assert set(again.variables) == set(found.variables)
+    for name in ("energy_above_hull", "correction_per_atom", "energy_above_joint_hull"):
+        assert np.array_equal(again[name].values, found[name].values)
+
+
+def test_what_was_not_relaxed_is_called_so(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected, relaxed=False)
+    found = hull(scores, crystals.elements)
+    added = set(found.variables) - set(open_scores(scores).variables)
+    energies = {name for name in added if found[name].attrs.get("units") == "eV/atom"} - {"correction_per_atom"}
+    assert len(energies) == 4
+    assert all(name.endswith("_unrelaxed") for name in energies)
+
+
+def test_a_structure_does_not_compete_with_itself(crystals: Crystals, tmp_path: Path) -> None:
+    """By its id, by its energy; whoever is on the hull is then below it, by its decomposition energy."""
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    table = tmp_path / "own.csv"
+    with table.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["id", "formula", "energy_per_atom", "scheme"])
+        for place, (row, energy, n) in enumerate(zip(crystals.rows, crystals.corrected, crystals.n_atoms, strict=True)):
+            name, shift = (row["material_id"], 0.01) if place % 2 else ("", 0.0)
+            out.writerow([name, row["pretty_formula"], repr(float(energy / n + shift)), "mp2020-corrected"])
+    found = hull(scores, [crystals.elements, table], tmp_path / "h.zarr")
+    mine = crystals.entries()
+    repeated = Counter(entry.composition.reduced_formula for entry in mine)
+    elements = [PDEntry(Composition(s), e) for s, e in elements_of_mp(crystals.elements.parents[1]).items()]
+    checked = 0
+    for place, entry in enumerate(mine):
+        if repeated[entry.composition.reduced_formula] > 1 or len(entry.composition) < 2 or place % 4:
+            continue
+        shifted = [
+            other if i % 2 == 0 else PDEntry(other.composition, other.energy + 0.01 * other.composition.num_atoms)
+            for i, other in enumerate(mine)
+            if i != place
+        ]
+        near = within([*elements, *shifted], entry.composition)
+        expected = PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
+        assert found["energy_above_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE)
+        checked += 1
+    assert checked > 10
+    assert (found["energy_above_hull"] < -1e-3).sum() > 10
+
+
+def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path) -> None:
+    """The first rows stand for elements, but for one, which is then missing."""
+    elements = elements_of_mp(crystals.elements.parents[1])
+    needed = sorted({e.symbol for entry in crystals.entries() for e in entry.composition.elements} - {"Cl"})
+    first = [PDEntry(Composition(symbol), elements[symbol]) for symbol in needed]
+    mine = [*first, *crystals.entries()[len(first) :]]
+    # A compound twice, at another energy: the lower does not compete with itself, the higher does with the lower.
+    mine[-1] = PDEntry(mine[-2].composition, mine[-2].energy + 0.1 * mine[-2].composition.num_atoms)
+    energy = np.array([entry.energy_per_atom for entry in mine]) * crystals.n_atoms
+    names = [entry.composition.reduced_formula for entry in mine]
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, energy, scheme="mp2020-corrected", names=names)
+    found = hull(scores)
+    attrs = found.attrs["hull"]
+    assert attrs["lower_bound"] is True
+    assert "lower bound" in found["energy_above_hull"].attrs["description"]
+    assert "lower bound" in account(found, "h")
+    above, joint = found["energy_above_hull"].values, found["energy_above_joint_hull"].values
+    checked = 0
+    for place, entry in enumerate(mine):
+        symbols = {element.symbol for element in entry.composition.elements}
+        assert int(found["hull_status"].values[place]) == (2 if "Cl" in symbols else 0)
+        if "Cl" in symbols:
+            assert np.isnan(above[place])
+            continue
+        near = within(mine, entry.composition)
+        expected = PhaseDiagram(near).get_e_above_hull(entry)
+        assert joint[place] == pytest.approx(expected, abs=TOLERANCE)
+        if len(symbols) > 1:
+            expected = PhaseDiagram([o for o in near if not same(o, entry)]).get_e_above_hull(
+                entry, allow_negative=True
+            )
+            checked += above[place] < 0
+        assert above[place] == pytest.approx(expected, abs=TOLERANCE)
+    assert checked > 5
+    assert set(attrs["missing_references"]) == {"Cl"}
+
+
+def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, tmp_path: Path) -> None:
+    meanings = ("exploded", "ok", "not_converged")  # statuses are known by name, whatever their numbers
+    energy = crystals.uncorrected.copy()
+    energy[3] = np.nan
+    status = np.ones(len(energy), dtype=int)
+    status[0], status[1] = 0, 2
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, energy, status=status.tolist(), meanings=meanings)
+    table = tmp_path / "few.csv"
+    table.write_text("formula,energy_per_atom\nFe,-8.4\nO2,-4.9\nFe2O3,-7.5\n")
+    found = hull(scores, table, scheme="mp2020-corrected")
+    codes = found["hull_status"].values
+    assert codes[0] == codes[3] == 1
+    assert codes[1] != 1
+    lacking = [
+        not set(row["elements"].strip("[]").replace("'", "").split(", ")) <= {"Fe", "O"} for row in crystals.rows
+    ]
+    assert codes[4:].tolist() == [2 if one else 0 for one in lacking[4:]]
+    assert np.isnan(found["energy_above_hull"].values[codes != 0]).all()
+    assert np.isfinite(found["energy_above_hull"].values[codes == 0]).all()
+    missing = found.attrs["hull"]["missing_references"]
+    assert {"Li", "Ni", "Cl"} <= set(missing)
+    assert "no reference of" in account(found, "h")
+    assert sum(found.attrs["hull"]["status_counts"].values()) == len(codes)
+
+
+def test_an_extrapolated_energy_is_measured_but_pulls_no_hull_down(crystals: Crystals, tmp_path: Path) -> None:
+    energy = crystals.uncorrected.copy()
+    energy[2] -= 100.0
+    meanings, status = ("ok", "extrapolating"), [0] * len(energy)
+    status[2] = 1
+    wild = write_scores(tmp_path / "w.zarr", crystals.graphs, energy, status=status, meanings=meanings)
+    tame = write_scores(tmp_path / "t.zarr", crystals.graphs, crystals.uncorrected, status=status, meanings=meanings)
+    found, expected = (hull(scores, crystals.elements) for scores in (wild, tame))
+    for name in ("energy_above_hull", "energy_above_joint_hull"):
+        shift = expected[name].values - found[name].values
+        assert shift[2] == pytest.approx(100.0 / crystals.n_atoms[2])
+        assert (np.delete(shift, 2) == 0).all()
+
+
+def test_decompositions_balance(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    found = hull(scores, [crystals.elements, crystals.others], tmp_path / "h.zarr", scheme="mp2020-corrected")
+    for row, text in zip(crystals.rows, found["decomposition"].values.tolist(), strict=True):
+        total: Counter[str] = Counter()
+        for phase in text.split(" + "):
+            amount, formula, name = phase.split()
+            assert name.startswith("(mp-")
+            for symbol, fraction in Composition(formula).fractional_composition.as_dict().items():
+                total[symbol] += float(amount) * fraction
+        wanted = Composition(row["pretty_formula"]).fractional_composition.as_dict()
+        assert dict(total) == pytest.approx(wanted, abs=3e-4)
+
+
+def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    size = len(crystals.uncorrected)
+    members = crystals.uncorrected[:, None] + rng.normal(0, 0.05, (size, 3)) * crystals.n_atoms[:, None]
+    ids = [f"new-{place}" for place in range(size)]
+    candidates = write_scores(tmp_path / "s.zarr", crystals.graphs, members.mean(axis=1), members=members, ids=ids)
+    shift = rng.normal(0, 0.05, (size, 3)) * crystals.n_atoms[:, None]
+    known = write_scores(tmp_path / "k.zarr", crystals.graphs, (members + shift).mean(axis=1), members=members + shift)
+    found = hull(candidates, [crystals.elements, known], tmp_path / "h.zarr")
+    assert found.attrs["hull"]["members"] == "own hull of each"
+    one = [
+        hull(
+            write_scores(tmp_path / f"s{m}.zarr", crystals.graphs, members[:, m], ids=ids),
+            [crystals.elements, write_scores(tmp_path / f"k{m}.zarr", crystals.graphs, (members + shift)[:, m])],
+            tmp_path / f"h{m}.zarr",
+        )["energy_above_hull"].values
+        for m in range(3)
+    ]
+    assert np.allclose(found["energy_above_hull_std"].values, np.std(one, axis=0, ddof=1), atol=TOLERANCE)
+    probability = found["probability_below_hull"].values
+    mean = np.mean(one, axis=0)
+    assert ((probability > 0.5) == (mean < 0)).all()
+    # External energies are the same for all members: only those of the candidates differ.
+    fixed = hull(candidates, crystals.elements, tmp_path / "f.zarr")
+    assert fixed.attrs["hull"]["members"] == "one hull for all"
+    spread = (members / crystals.n_atoms[:, None]).std(axis=1, ddof=1)
+    assert np.allclose(fixed["energy_above_hull_std"].values, spread, atol=TOLERANCE)
+
+
+def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    whole = hull(scores, crystals.elements, tmp_path / "a.zarr")
+    for module in ("energies", "distances"):
+        monkeypatch.setattr(f"equiscreen.screening.convex_hull.{module}.CHUNK_ROWS", 7)
+    monkeypatch.setattr(energy_rows, "_BLOCK", 3)
+    cut = hull(scores, crystals.elements, tmp_path / "b.zarr")
+    for name in whole.variables:
+        assert np.array_equal(whole[name].values, cut[name].values, equal_nan=whole[name].dtype.kind == "f"), name
+
+
+SMALL_PARTS = (
+    "import sys; from equiscreen.export import energy_rows, hull_rows; hull_rows.CHUNK_ROWS = 8; "
+    "energy_rows.CHUNK_ROWS = 8; from equiscreen.__main__ import main; main()"
+)
+
+
+def kill_after(words: list[str], out: Path, parts: int) -> bool:
+    """Begin a hull and kill it when it has some parts; says whether it was killed before it was done."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made = out.with_name(f"{out.name}.partial")
+    while process.poll() is None and len(list(made.glob("*/parts/[0-9]*.json"))) < parts:
+        time.sleep(0.0005)
+    process.kill()
+    return process.wait() == -signal.SIGKILL and not out.exists()
+
+
+def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    others = tmp_path / "others.csv"
+    shutil.copy(crystals.others, others)
+    references = [crystals.elements, others]
+    out = tmp_path / "k.zarr"
+    words = [sys.executable, "-c", SMALL_PARTS, "hull", str(scores), "--out", str(out)]
+    words += ["--scheme", "mp2020-corrected"]
+    words += [word for path in references for word in ("--references", str(path))]
+    killed = [kill_after(words, out, parts) for parts in (1, 4, 9)]
+    assert killed[0]
+    if not out.exists():
+        subprocess.run(words, capture_output=True, check=True)
+    undisturbed = hull(scores, references, tmp_path / "u.zarr", scheme="mp2020-corrected")
+    assert open_scores(out).equals(undisturbed)
+    # With other references under the same names nothing of a killed run is gone on with.
+    shutil.rmtree(out)
+    assert kill_after(words, out, 2)
+    with others.open("a") as file:
+        file.write(f"mp-new,{crystals.rows[0]['pretty_formula']},-9.0\n")
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "an unfinished run with other settings (references differ)" in refused.stderr
+    assert not out.exists()
+
+
+def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_path: Path) -> None:
+    other = write_scores(tmp_path / "o.zarr", crystals.graphs, crystals.uncorrected, scheme="omat24")
+    with pytest.raises(ConfigError, match="'mp-uncorrected', those of the candidates 'omat24'"):
+        hull(other, crystals.elements)
+    assert not (tmp_path / "o.hull.zarr.partial").exists()
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    with pytest.raises(ConfigError, match="omat24"):
+        hull(scores, [crystals.elements, other])
+    with pytest.raises(ConfigError, match="Say --scheme"):
+        hull(scores, crystals.others)
+    with pytest.raises(ConfigError, match="need references of the elements"):
+        hull(scores, crystals.others, scheme="mp2020-corrected")
+    corrected = write_scores(tmp_path / "c.zarr", crystals.graphs, crystals.corrected, scheme="mp2020-corrected")
+    found = hull(corrected, crystals.elements)
+    assert (found["correction_per_atom"] == 0).all()
+    expected = hull(scores, crystals.elements)
+    assert np.allclose(found["energy_above_hull"], expected["energy_above_hull"], atol=TOLERANCE)
+    mine = write_scores(tmp_path / "own.zarr", crystals.graphs, crystals.uncorrected, scheme="own")
+    alone = hull(mine, mine, tmp_path / "own.hull.zarr")
+    assert alone.attrs["hull"]["corrections"] == "none"
+
+
+def test_unrelaxed_references_are_refused_unless_told(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    raw = write_scores(tmp_path / "r.zarr", crystals.graphs, crystals.uncorrected, relaxed=False)
+    with pytest.raises(ConfigError, match="--unrelaxed-references"):
+        hull(scores, [crystals.elements, raw])
+    hull(scores, [crystals.elements, raw], unrelaxed_references=True)
+
+
+def test_entries_of_pymatgen_are_corrected_once(data: Path, crystals: Crystals, tmp_path: Path) -> None:
+    """Entries that carry corrections, of any date, are taken by their own energy; bad ones are left out and named."""
+    with gzip.open(data / ELEMENTS, "rt") as file:
+        entries = list(json.load(file).values())
+
+    def entry(name: str, composition: dict[str, float], energy: float, **more: Any) -> dict[str, Any]:
+        given = {"run_type": "GGA", **more.pop("parameters", {})}
+        return {"entry_id": name, "composition": composition, "energy": energy, "parameters": given, **more}
+
+    with_u = {"parameters": {"run_type": "GGA+U", "hubbards": {"Fe": 5.3}}}
+    entries += [
+        entry("good", {"Fe": 4, "O": 6}, -67.0, correction=-9.9, energy_adjustments=[{"value": -9.9}], **with_u),
+        entry("no U", {"Fe": 1, "O": 1}, -99.0),
+        entry("part", {"Fe": 0.5, "O": 1}, -99.0),
+        entry("peroxide", {"Na": 2, "O": 2}, -19.0, data={"oxide_type": "peroxide"}),
+    ]
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps({"entries": entries}))
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    found = hull(scores, path)
+    note = found.attrs["hull"]["references"][0]
+    assert note["entries"] == 91
+    assert set(note["left_out_because"]) == {"no U", "part"}
+    table = tmp_path / "table.csv"
+    good, peroxide = (-67.0 + 4 * -2.256 + 6 * -0.687) / 10, (-19.0 + 2 * -0.465) / 4
+    table.write_text(f"id,formula,energy_per_atom\ngood,Fe2O3,{good!r}\nperoxide,Na2O2,{peroxide!r}\n")
+    expected = hull(scores, [crystals.elements, table], tmp_path / "t.zarr", scheme="mp2020-corrected")
+    assert np.allclose(found["energy_above_hull"], expected["energy_above_hull"], atol=TOLERANCE)
+
+
+def test_bad_references_say_so(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+
+    def file(name: str, text: str) -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    for path, error, words in (
+        (tmp_path / "none.json", SourceError, "none.json"),
+        (file("bad.json", "{"), SourceError, "not valid JSON"),
+        (file("numbers.json", "[1, 2]"), SourceError, "no entries of pymatgen"),
+        (file("a.csv", "formula,x\nFe,1\n"), ConfigError, "columns formula and energy_per_atom"),
+        (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "no chemical formula"),
+        (file("c.csv", "formula,energy_per_atom\nFe,\n"), ConfigError, "none of its entries"),
+        (file("e.csv", "formula,energy_per_atom\nFe,abc\n"), ConfigError, "not all numbers"),
+        (file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"), ConfigError, "which energies"),
+    ):
+        with pytest.raises(error, match=words):
+            hull(scores, path, scheme="mp2020-corrected")
+        assert not (tmp_path / "s.hull.zarr.partial").exists()
+    with pytest.raises(ConfigError, match="--scheme PBE: there are"):
+        hull(scores, crystals.elements, scheme="PBE")
+
+
+def test_outputs_are_not_overwritten_and_stores_are_checked(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    hull(scores, crystals.elements)
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        hull(scores, crystals.elements)
+    hull(scores, crystals.elements, overwrite=True)
+    with pytest.raises(OutputExistsError, match="read by this run"):
+        hull(scores, crystals.elements, scores, overwrite=True)
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.move(scores, away / "s.zarr")
+    hull(away / "s.zarr", crystals.elements, away / "h.zarr", store=crystals.graphs.path)
+    few = graphs_of(crystals.rows[:5], away)
+    with pytest.raises(StoreError, match="is not the store"):
+        hull(away / "s.zarr", crystals.elements, away / "h2.zarr", store=few.path)
+    with pytest.raises(StoreError, match="--store"):
+        hull(away / "s.zarr", crystals.elements, away / "h2.zarr", store=away / "nowhere.zarr")
+
+
+def test_a_limited_screen_has_the_first_rows(crystals: Crystals, tmp_path: Path) -> None:
+    all_rows = hull(write_scores(tmp_path / "a.zarr", crystals.graphs, crystals.uncorrected), crystals.elements)
+    first = hull(write_scores(tmp_path / "b.zarr", crystals.graphs, crystals.uncorrected[:9]), crystals.elements)
+    assert np.allclose(first["energy_above_hull"], all_rows["energy_above_hull"][:9], atol=TOLERANCE)
+
+
+def test_a_hull_needs_no_framework(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    script = (
+        "import sys\n"
+        "class Forbidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'e3nn', 'onnx', 'onnxscript', 'lightning'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Forbidden())\n"
+        "from equiscreen.screening import hull\n"
+        f"print(hull({str(scores)!r}, {str(crystals.elements)!r}).sizes['structure'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(len(crystals.rows)), done.stderr
+
+
+def test_the_verb_ends_with_one_line_and_errors_are_one_line(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    command = [sys.executable, "-m", "equiscreen", "hull", str(scores), "--references"]
+    done = subprocess.run([*command, str(crystals.elements)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert f"{len(crystals.rows):,} ok" in done.stdout
+    again = subprocess.run([*command, str(tmp_path / "no.json")], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert again.stderr.startswith("equiscreen: ")
+    assert again.stderr.count("\n") == 1

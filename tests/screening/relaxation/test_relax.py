@@ -1,0 +1,198 @@
+"""Relaxing a store on workers: every structure has a row and a graph, whatever interrupts the work."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import xarray as xr
+from equiscreen.export import OnnxPotential, export_onnx
+from equiscreen.pipeline import GraphStore, featurize
+from equiscreen.pipeline.errors import EquiscreenError, ModelFileError, OutputExistsError
+from equiscreen.pipeline.labels.mapping import LabelMapping
+from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
+from equiscreen.screening.relaxation.relax import account, estimate
+from numpy.testing import assert_allclose
+
+CRYSTALS = 24
+MORE = 100  # in several parts
+ATOMS = 8
+
+
+@pytest.fixture(scope="module")
+def graphs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small crystals of the Materials Project, in a store that carries a column."""
+    return store_of(data, tmp_path_factory.mktemp("graphs"), CRYSTALS)
+
+
+def store_of(data: Path, folder: Path, count: int) -> Path:
+    with gzip.open(data / "mp/mp_20_val.csv.gz", "rt", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["cif"].count("\n") < 27 + ATOMS]
+    with (folder / "mp.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["material_id", "cif", "band_gap"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[:count])
+    featurize(folder / "mp.csv", folder / "g.zarr", labels=LabelMapping(columns=("band_gap",)), scheduler="threads")
+    assert len(GraphStore(folder / "g.zarr")) == count
+    return folder / "g.zarr"
+
+
+@pytest.fixture(scope="module")
+def relaxed(graphs: Path, sevennet_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("relaxed") / "r.zarr"
+    relax(graphs, sevennet_model, out, scheduler="threads")
+    return out
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "equiscreen", *map(str, words)]
+
+
+def values(scores: xr.Dataset) -> xr.Dataset:
+    """Without what differs between two runs."""
+    return scores.load().drop_attrs()
+
+
+def test_each_structure_has_a_row_and_a_graph(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
+    scores, given, made = open_scores(relaxed), GraphStore(graphs), GraphStore(relaxed.with_name("r.graphs.zarr"))
+    assert scores.attrs["status_counts"]["ok"] == len(made) == CRYSTALS
+    assert scores.attrs["graph_store"] == {"path": str(made.path), "store_hash": made.store_hash}
+    assert scores.attrs["relaxed_from"]["store_hash"] == given.store_hash
+    assert made.verify() == []
+    for store in (given, made):
+        assert scores["structure_id"].to_numpy().tolist() == store.column("structure_id").tolist()
+        assert scores["band_gap"].to_numpy().tolist() == store.column("band_gap").tolist()
+    block = made.block(0, CRYSTALS)
+    assert_allclose(block.structure_labels["energy"], scores["energy"])
+    assert_allclose(block.structure_labels["stress"], scores["stress"])
+    forces = np.linalg.norm(block.atom_labels["forces"], axis=1)
+    assert_allclose(np.maximum.reduceat(forces, block.atom_start), scores["max_force"])
+    assert (scores["energy"] <= scores["initial_energy"]).all()
+    assert (scores["max_force"] <= 0.05).all()
+    assert_allclose(scores["volume_change"], block.volume / given.block(0, CRYSTALS).volume - 1, atol=1e-12)
+    assert (scores["space_group"] == scores["space_group_initial"]).mean() > 0.9
+    again = screen(made.path, sevennet_model, relaxed.with_name("s.zarr"), scheduler="threads")
+    assert_allclose(again["energy_per_atom"], scores["energy_per_atom"], atol=1e-5)
+    assert_allclose(again["stress"], scores["stress"], atol=1e-5)
+
+
+def test_it_is_what_one_process_finds(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
+    store, scores = GraphStore(graphs), open_scores(relaxed)
+    structures = [(row, store.block(row, row + 1).structure(0)) for row in range(4)]
+    potential = OnnxPotential.load(sevennet_model, threads=1)
+    for row, found in relax_structures(structures, potential):
+        assert found.last is not None
+        assert found.last.energy / len(found.last.structure) == pytest.approx(
+            float(scores["energy_per_atom"][row]), abs=1e-4
+        )
+
+
+def test_a_run_that_is_killed_is_taken_up(data: Path, sevennet_model: Path, tmp_path: Path) -> None:
+    """To the last bit, by the same words."""
+    words = command("relax", store_of(data, tmp_path, MORE), "--model", sevennet_model, "--rattle", "0.05")
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*words, "--out", tmp_path / "r.zarr"], stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        folder, deadline = tmp_path / "r.zarr.partial", time.monotonic() + 100
+        before = len(list(folder.glob("*/parts/[0-9]*.json")))
+        while len(list(folder.glob("*/parts/[0-9]*.json"))) <= before and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it could be disturbed"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "r.zarr").exists()
+    for name in ("r.zarr", "q.zarr"):
+        done = subprocess.run([*words, "--out", tmp_path / name], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"{MORE} structures ({MORE} ok)" in done.stdout
+    xr.testing.assert_identical(values(open_scores(tmp_path / "r.zarr")), values(open_scores(tmp_path / "q.zarr")))
+    assert "rattle_energy_change" in open_scores(tmp_path / "r.zarr")
+    hashes = [GraphStore(tmp_path / f"{name}.graphs.zarr").store_hash for name in "rq"]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
+    """The graph store stands, the scores do not: the same words take it as it is."""
+    out = relaxed.with_name("t.zarr")
+    relax(graphs, sevennet_model, out, scheduler="threads", limit=6)
+    stored = relaxed.with_name("t.graphs.zarr")
+    written = (stored / "zarr.json").stat().st_mtime_ns
+    shutil.rmtree(out)
+    assert relax(graphs, sevennet_model, out, scheduler="threads", limit=6).sizes["structure"] == 6
+    assert (stored / "zarr.json").stat().st_mtime_ns == written
+    shutil.rmtree(out)
+    with pytest.raises(OutputExistsError, match=r"t\.graphs\.zarr: exists"):
+        relax(graphs, sevennet_model, out, scheduler="threads", limit=5)
+    relax(graphs, sevennet_model, out, scheduler="threads", limit=5, overwrite=True)
+    assert len(GraphStore(stored)) == 5
+
+
+def test_a_budget_ends_a_run_and_the_next_one_goes_on(graphs: Path, sevennet_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.zarr"
+    with pytest.raises(EquiscreenError, match=f"0 of {CRYSTALS} structures are relaxed, and the budget of 0 s"):
+        relax(graphs, sevennet_model, out, scheduler="threads", budget=0.0)
+    assert not out.exists()
+    assert relax(graphs, sevennet_model, out, scheduler="threads").sizes["structure"] == CRYSTALS
+
+
+def test_what_does_not_fit_is_refused(
+    graphs: Path, sevennet_model: Path, checkpoint: Path, tmp_path: Path, exported: Callable[[str], Path]
+) -> None:
+    out = tmp_path / "r.zarr"
+    export_onnx(checkpoint, tmp_path / "energy.onnx", outputs=["energy"])
+    with pytest.raises(ModelFileError, match=r"forces, stress.*--outputs energy,forces,stress"):
+        relax(graphs, tmp_path / "energy.onnx", out)
+    with pytest.raises(EquiscreenError, match="not one of 24 structures could be relaxed: 24 unknown element"):
+        relax(graphs, exported("float32"), out, scheduler="threads")
+    with pytest.raises(OutputExistsError):
+        relax(graphs, sevennet_model, graphs, scheduler="threads")
+    with pytest.raises(EquiscreenError):
+        relax(graphs, sevennet_model, out, scheduler="threads", budget=0.0)
+    shutil.copytree(graphs, tmp_path / "g.zarr")
+    relax(graphs, sevennet_model, out, scheduler="threads", limit=3)
+    with pytest.raises(OutputExistsError, match=r"r\.zarr: exists"):
+        relax(graphs, sevennet_model, out, RelaxSettings(fmax=0.1), scheduler="threads", limit=3)
+
+
+def test_trajectories_begin_and_end_where_the_relaxation_does(
+    graphs: Path, sevennet_model: Path, tmp_path: Path
+) -> None:
+    scores = relax(
+        graphs, sevennet_model, tmp_path / "r.zarr", RelaxSettings(trajectory=True), scheduler="threads", limit=4
+    )
+    (file,) = (tmp_path / "r.trajectories").iterdir()
+    images = ase.io.read(file, ":")
+    assert len(images) == scores["n_steps"].sum()
+    names = [atoms.info["structure_id"] for atoms in images]
+    for row, name in enumerate(scores["structure_id"].to_numpy().tolist()):
+        own = [atoms for atoms, other in zip(images, names, strict=True) if other == name]
+        assert own[0].get_potential_energy() == pytest.approx(float(scores["initial_energy"][row]), abs=1e-6)
+        assert own[-1].get_potential_energy() == pytest.approx(float(scores["energy"][row]), abs=1e-6)
+
+
+def test_what_a_run_says(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
+    line = account(open_scores(relaxed), relaxed)
+    assert f"{CRYSTALS} structures ({CRYSTALS} ok)" in line
+    assert "r.graphs.zarr" in line
+    assert "evaluations of each" in estimate(graphs, sevennet_model)
+
+
+def test_workers_find_what_this_process_finds(
+    graphs: Path, relaxed: Path, sevennet_model: Path, tmp_path: Path
+) -> None:
+    scores = relax(graphs, sevennet_model, tmp_path / "r.zarr")
+    xr.testing.assert_identical(values(scores), values(open_scores(relaxed)))
+    hashes = [GraphStore(folder / "r.graphs.zarr").store_hash for folder in (tmp_path, relaxed.parent)]
+    assert hashes[0] == hashes[1]

@@ -1,0 +1,211 @@
+"""The report page: what it counts, what a browser shows of it, and that no name in it becomes code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from equiscreen.__main__ import app
+from equiscreen.pipeline import Structure, featurize
+from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.screening import hull, open_scores, report, screen
+from equiscreen.screening.dataset.reader import ScoresReader
+from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content
+from equiscreen.screening.reporting.figures import element_places
+from equiscreen.screening.reporting.structure_svg import picture
+from PIL import Image
+from typer.testing import CliRunner
+
+from ...conftest import CUTOFF, write_extxyz
+from ...export.runtime.altered_models import altered
+from ..convex_hull.hull_data import ELEMENTS, graphs_of, rows_of_mp
+
+SIZE = 60
+EVIL = "<script>document.title='stolen'</script>"
+MAX_BYTES = 8e6
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def found(data: Path, sevennet_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real crystals with energies of 7net-0 above the hull of the elements; the lowest one has a name that is code."""
+    folder = tmp_path_factory.mktemp("found")
+    rows = [dict(row) for row in rows_of_mp(data)[:SIZE]]
+    lowest = min(range(SIZE), key=lambda place: float(rows[place]["formation_energy_per_atom"]))
+    rows[lowest]["material_id"] = EVIL
+    graphs = graphs_of(rows, folder)
+    screen(graphs.path, sevennet_model, folder / "s.zarr", scheduler="threads")
+    hull(folder / "s.zarr", data / ELEMENTS, folder / "s.hull.zarr")
+    return folder / "s.hull.zarr"
+
+
+@pytest.fixture(scope="module")
+def page(found: Path) -> Path:
+    return report(found, title="What <b>60</b> crystals are worth")
+
+
+def browse(*words: str) -> subprocess.CompletedProcess[str]:
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=8000"]
+    return subprocess.run([BROWSER, *flags, *words], capture_output=True, text=True, check=True, timeout=120)
+
+
+def test_counts_are_those_of_the_dataset(found: Path) -> None:
+    dataset = open_scores(found)
+    above = dataset["energy_above_hull_unrelaxed"].values
+    content = read_content(ScoresReader(found), top=7)
+    assert dict(content.funnel) == {
+        "read": SIZE,
+        "stored as graphs": SIZE,
+        "rows of this dataset": SIZE,
+        "scored": SIZE,
+        f"within {NEAR} eV/atom of the hull": int((above <= NEAR).sum()),
+        f"within {CLOSE} eV/atom of the hull": int((above <= CLOSE).sum()),
+    }
+    assert content.best.tolist() == np.argsort(above, kind="stable")[:7].tolist()
+    assert sum(content.distributions[0].counts) == SIZE
+    hits = Counter(
+        symbol for formula in dataset["formula"].values[above <= NEAR].tolist() for symbol in Formula(formula).count()
+    )
+    assert dict(content.element_hits) == dict(hits)
+
+
+def test_chunks_change_nothing(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_content(ScoresReader(found), top=9)
+    monkeypatch.setattr(ScoresReader, "chunks", lambda _: [(i, min(i + 7, SIZE)) for i in range(0, SIZE, 7)])
+    pieces = read_content(ScoresReader(found), top=9)
+    assert pieces.funnel == whole.funnel
+    assert pieces.best.tolist() == whole.best.tolist()
+    assert np.array_equal(pieces.distributions[0].counts, whole.distributions[0].counts)
+
+
+def test_a_browser_shows_it(found: Path, page: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "page.png"
+    dom = browse("--dump-dom", f"file://{page}").stdout
+    assert "What &lt;b&gt;60&lt;/b&gt; crystals are worth</h1>" in dom
+    # Plots are drawn by the script in the page: without it there is no such element.
+    assert dom.count('class="main-svg"') >= 3
+    assert f">{SIZE}<" in dom
+    table = dom[dom.index("<h2>The best 50</h2>") :]
+    best = open_scores(found)["formula"].values[read_content(ScoresReader(found), 1).best[0]]
+    assert str(best) in table[: table.index("</tr>", table.index("<tbody>"))]
+    assert table.count("<circle") > 50
+    browse(f"--screenshot={shot}", "--window-size=1200,3000", f"file://{page}")
+    image = Image.open(shot).convert("RGB")
+    assert image.size == (1200, 3000)
+    colours = image.getcolors(maxcolors=1 << 24)
+    assert len(colours) > 200
+    assert max(count for count, _ in colours) < 0.97 * 1200 * 3000
+
+
+def test_names_are_never_code(page: Path) -> None:
+    text = page.read_text()
+    assert EVIL not in text
+    assert "&lt;script&gt;document.title=&#x27;stolen&#x27;&lt;/script&gt;" in text
+    if BROWSER is not None:
+        assert "<title>What &lt;b&gt;60" in browse("--dump-dom", f"file://{page}").stdout
+
+
+def test_the_page_needs_nothing_else_and_is_small(page: Path) -> None:
+    text = page.read_text()
+    assert page.stat().st_size < MAX_BYTES
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)  # without plotly, whose addresses go nowhere
+    assert not re.search(r"(src|href)=", own)
+    assert "default-src 'none'" in text
+
+
+def test_labels_and_uncertainties_have_plots(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    featurize(write_extxyz(tmp_path / "c.extxyz", 14, seed=3), tmp_path / "c.zarr", cutoff=CUTOFF, scheduler="threads")
+    models = [altered(exported("float32"), tmp_path / f"m{i}.onnx", factor) for i, factor in enumerate((1.0, 1.1))]
+    screen(tmp_path / "c.zarr", models, tmp_path / "s.zarr", scheduler="threads")
+    text = report(tmp_path / "s.zarr").read_text()
+    assert "<h2>Predictions beside labels</h2>" in text
+    assert "<h2>Errors beside predicted uncertainties</h2>" in text
+    assert "14 structures: mean error" in text
+    assert "There is no convex hull yet" in text
+
+
+def test_without_its_graphs_it_has_no_pictures_but_is_there(found: Path, tmp_path: Path) -> None:
+    shutil.copytree(found, tmp_path / "a" / "s.hull.zarr")
+    shutil.move(found.parent / "g.zarr", tmp_path / "elsewhere.zarr")
+    try:
+        text = report(tmp_path / "a" / "s.hull.zarr").read_text()
+        with_store = report(tmp_path / "a" / "s.hull.zarr", tmp_path / "b.html", store=tmp_path / "elsewhere.zarr")
+    finally:
+        shutil.move(tmp_path / "elsewhere.zarr", found.parent / "g.zarr")
+    assert "No pictures: " in text
+    assert "<td class='picture'><svg" not in text
+    assert "<td class='picture'><svg" in with_store.read_text()
+
+
+def test_what_exists_stays(found: Path, page: Path) -> None:
+    before = page.read_bytes()
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        report(found)
+    assert page.read_bytes() == before
+    report(found, overwrite=True, title="Another")
+    assert "<h1>Another</h1>" in page.read_text()
+    page.write_bytes(before)
+
+
+def test_no_scores(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing"):
+        report(tmp_path / "nothing.zarr")
+
+
+def test_the_verb(found: Path, tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["report", str(found), "--out", str(tmp_path / "r.html"), "--top", "3"])
+    assert answer.exit_code == 0, answer.output
+    assert "r.html: " in answer.output
+    assert "<h2>The best 3</h2>" in (tmp_path / "r.html").read_text()
+
+
+def test_every_element_has_a_place_of_its_own() -> None:
+    places = element_places()
+    assert list(places) == chemical_symbols[1:119]
+    assert len(set(places.values())) == 118
+    known = {"H": (0, 0), "He": (0, 17), "B": (1, 12), "Fe": (3, 7), "La": (8, 2), "Lu": (8, 16), "Hf": (5, 3)}
+    assert {symbol: places[symbol] for symbol in known} == known
+
+
+def circles(text: str) -> list[tuple[float, ...]]:
+    return [tuple(map(float, found)) for found in re.findall(r'<circle cx="(\S+)" cy="(\S+)" r="(\S+)"', text)]
+
+
+def test_atoms_on_faces_are_drawn_on_all_of_them() -> None:
+    cell: Any = 4.0 * np.eye(3)
+    assert len(circles(picture(Structure.from_fractional([29], cell, [[0.0, 0.0, 0.0]])))) == 8
+    assert len(circles(picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.0]])))) == 2
+    assert len(circles(picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.5]])))) == 1
+    # Moved by lattice vectors it is the same picture.
+    moved = Structure.from_fractional([29], cell, [[0.5, -0.5, 3.5]])
+    assert picture(moved) == picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.5]]))
+
+
+def test_pictures_keep_within_their_frame() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        structure = Structure.from_fractional(rng.integers(1, 90, 5), rng.normal(size=(3, 3)) * 5, rng.random((5, 3)))
+        text = picture(structure)
+        left, top, width, height = map(float, re.search(r'viewBox="(.*?)"', text)[1].split())  # type: ignore[index]
+        for x, y, radius in circles(text):
+            assert left - 0.02 <= x - radius
+            assert x + radius <= left + width + 0.02
+            assert top - 0.02 <= y - radius
+            assert y + radius <= top + height + 0.02
+
+
+def test_huge_cells_are_not_drawn() -> None:
+    rng = np.random.default_rng(1)
+    structure = Structure.from_fractional(np.full(1_200, 6), 40 * np.eye(3), rng.random((1_200, 3)))
+    assert picture(structure) == "<span>1,200 atoms: not drawn</span>"

@@ -1,0 +1,120 @@
+"""Scores elsewhere: written to an object store, opened from there and from a plain web server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+import xarray as xr
+from equiscreen.cli.info import describe
+from equiscreen.pipeline import featurize
+from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.screening import open_scores, screen
+from equiscreen.screening.label_comparison import parity
+from moto.server import ThreadedMotoServer
+
+from ...conftest import CUTOFF, write_extxyz
+
+HOST = "127.0.0.1"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and no listings."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def list_directory(self, path: object) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.send_error(http.HTTPStatus.NOT_FOUND)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[s3fs.S3FileSystem]:
+    service = ThreadedMotoServer(HOST, port=0)
+    service.start()
+    host, port = service.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        s3fs.S3FileSystem.clear_instance_cache()
+        fs = s3fs.S3FileSystem()
+        fs.mkdir("scored")
+        yield fs
+        s3fs.S3FileSystem.clear_instance_cache()  # they remember the credentials
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def screened(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store and its scores."""
+    folder = tmp_path_factory.mktemp("screened")
+    source = write_extxyz(folder / "c.extxyz", 7, seed=230)
+    featurize(source, folder / "g.zarr", cutoff=CUTOFF, scheduler="threads")
+    screen(folder / "g.zarr", exported("float32"), folder / "s.zarr", scheduler="threads")
+    return folder
+
+
+def content(scores: xr.Dataset) -> xr.Dataset:
+    return scores.load().assign_attrs(timing=None, graph_store=None)
+
+
+def test_scores_of_a_bucket_in_a_bucket(
+    bucket: s3fs.S3FileSystem,
+    screened: Path,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the work goes on
+    bucket.put(str(screened / "g.zarr"), "scored/g.zarr", recursive=True)
+    store, out, model = "s3://scored/g.zarr", "s3://scored/s.zarr", exported("float32")
+    found = screen(store, model, out, scheduler="threads")
+    assert found.attrs["graph_store"]["path"] == store
+    assert content(found).identical(content(open_scores(screened / "s.zarr")))
+    assert content(open_scores(out)).identical(content(found))
+    assert len(parity(open_scores(out))[0]) == 7
+    assert describe(out)["schema"] == "equiscreen-scores/1"
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(OutputExistsError, match=r"s3://scored/s\.zarr: exists"):
+        screen(store, model, out, scheduler="threads")
+    screen(store, model, out, scheduler="threads", limit=3, overwrite=True)
+    grown = screen(store, model, out, scheduler="threads", append=True)
+    assert grown.sizes["structure"] == 7
+    assert grown["structure_id"].values.tolist() == found["structure_id"].values.tolist()
+
+
+def test_a_bucket_that_does_not_exist_is_told_before_the_work(
+    bucket: s3fs.S3FileSystem,
+    screened: Path,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bucket.exists("scored")
+    with pytest.raises(OutputExistsError, match=r"s3://nowhere/s\.zarr: cannot be written there"):
+        screen(screened / "g.zarr", exported("float32"), "s3://nowhere/s.zarr", scheduler="threads")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_scores_are_opened_from_a_plain_web_server(screened: Path) -> None:
+    handler = functools.partial(QuietHandler, directory=str(screened))
+    with http.server.ThreadingHTTPServer((HOST, 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://{HOST}:{server.server_port}"
+        found = open_scores(f"{url}/s.zarr")
+        assert found.load().identical(open_scores(screened / "s.zarr").load())
+        assert len(parity(found, store=f"{url}/g.zarr")[0]) == 7
+        with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
+            open_scores(f"{url}/none.zarr")
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,459 @@
+"""Selecting: what is chosen, that nothing gets lost unsaid, and that what is written is what was scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+from equiscreen.pipeline import GraphStore, Structure, featurize
+from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
+from equiscreen.pipeline.readers.cif import structure_from_cif
+from equiscreen.pipeline.runs.lock import locked
+from equiscreen.pipeline.structures.matching import same_crystal
+from equiscreen.screening import compare, open_scores, screen, select
+from equiscreen.screening.chemistry.elements import chemical_system, elements_of
+from equiscreen.screening.dataset import reader as rows_module
+from equiscreen.screening.selection.select import account
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ...conftest import write_extxyz
+from .selection_data import STATUSES, graphs_of_mp, ids, scored_columns, structures_of, write_dataset
+
+SIZE = 150
+FEW = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def graphs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
+    return graphs_of_mp(data, tmp_path_factory.mktemp("graphs"), SIZE)
+
+
+@pytest.fixture(scope="module")
+def columns(graphs: GraphStore) -> dict[str, Any]:
+    return scored_columns(graphs)
+
+
+@pytest.fixture(scope="module")
+def scores(graphs: GraphStore, columns: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("scores") / "s.zarr", graphs, columns)
+
+
+def chosen(scores: Path, folder: Path, *args: Any, **words: Any) -> xr.Dataset:
+    """A selection without structures, which is quick."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return select(scores, folder / "out", *args, **{"formats": ["parquet"], **words})
+
+
+def test_the_best_of_those_that_fulfil_the_filter(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = select(scores, tmp_path / "out", "energy_above_hull < 0.2 and n_atoms <= 12", top=20)
+    above = columns["energy_above_hull"]
+    good = (above < 0.2) & (columns["n_atoms"] <= 12) & (columns["status"] == 0)
+    expected = sorted(np.flatnonzero(good).tolist(), key=lambda row: above[row])[:20]
+    assert found["scores_row"].values.tolist() == expected
+    assert found["rank"].values.tolist() == list(range(1, 21))
+    assert ids(found) == [columns["structure_id"][row] for row in expected]
+    assert np.array_equal(found["stress"].values, columns["stress"][expected])
+    assert found["energy_above_hull"].attrs["units"] == "eV/atom"
+    recipe = found.attrs["selection"]
+    assert recipe["rows"] == SIZE
+    assert recipe["scores"]["store_hash"] == open_scores(scores).attrs["store_hash"]
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["left_out"] == recipe["left_out"]
+    assert found.attrs["status_counts"]["ok"] == 20
+    assert "20 of 150 structures, by energy_above_hull, lowest first; left out: " in account(found, "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_without_top_rows_stay_in_order(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, "n_atoms <= 6")
+    good = (columns["n_atoms"] <= 6) & (columns["status"] == 0)
+    assert found["scores_row"].values.tolist() == np.flatnonzero(good).tolist()
+    order = np.argsort(found["rank"].values)
+    assert (np.diff(found["energy_above_hull"].values[order]) >= 0).all()
+
+
+words_of_a_choice = st.fixed_dictionaries(
+    {},
+    optional={
+        "where": st.sampled_from(
+            [
+                "energy_above_hull < 0.1",
+                "n_atoms in [2, 4, 6]",
+                'status in ["ok", "not_converged"]',
+                "not has_magnetic_element",
+                'has_f_electrons or charge_neutral == "yes"',
+            ]
+        ),
+        "top": st.integers(1, 200),
+        "by": st.sampled_from(["max_force", "-energy_per_atom", "volume"]),
+        "elements_any": st.sampled_from(["O", "O,S,Se", ["Fe", "Co"]]),
+        "exclude_elements": st.sampled_from(["F,Cl", ["O"]]),
+        "per_system": st.integers(1, 3),
+        "pareto": st.sampled_from(["energy_above_hull,-volume", ["max_force", "n_atoms", "energy_per_atom"]]),
+    },
+)
+
+
+@FEW
+@given(words=words_of_a_choice)
+def test_every_row_is_accounted_for(words: dict[str, Any], scores: Path, tmp_path: Path) -> None:
+    try:
+        recipe = chosen(scores, tmp_path, **words).attrs["selection"]
+    except StoreError as error:
+        assert "nothing was selected" in str(error)  # noqa: PT017 - some choices are of nothing
+        return
+    assert sum(recipe["left_out"].values()) + recipe["selected"] == recipe["rows"] == SIZE
+    assert min(recipe["left_out"].values(), default=0) >= 0
+    if "top" in words:
+        assert recipe["selected"] <= words["top"]
+
+
+@FEW
+@given(words=words_of_a_choice, size=st.sampled_from([1, 7, 64, 149]))
+def test_chunks_change_nothing(words: dict[str, Any], size: int, scores: Path, tmp_path: Path) -> None:
+    found = []
+    for rows_at_once in (rows_module.ROWS_AT_ONCE, size):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows_module, "ROWS_AT_ONCE", rows_at_once)
+            try:
+                one = chosen(scores, tmp_path, **words)
+                found.append((one["scores_row"].values.tolist(), one.attrs["selection"]["left_out"]))
+            except StoreError:
+                found.append(([], {}))
+    assert found[0] == found[1]
+
+
+def test_statuses_are_read_by_their_words(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    place = STATUSES.index("not_converged")
+    found = chosen(scores, tmp_path, 'status == "not_converged"', by="n_atoms")
+    assert found["scores_row"].values.tolist() == np.flatnonzero(columns["status"] == place).tolist()
+    left_out = chosen(scores, tmp_path).attrs["selection"]["left_out"]
+    for value, word in enumerate(STATUSES[1:], start=1):
+        assert left_out[f"{word.replace('_', ' ')} (status)"] == (columns["status"] == value).sum()
+
+
+def test_elements(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, elements_only="Fe, O,Li,P,Si,Mg", exclude_elements=["P"])
+    assert all(elements_of(text) <= elements_of("FeOLiSiMg") for text in found["formula"].values.tolist())
+    found = chosen(scores, tmp_path, elements_any=["S", "Se"])
+    expected = [bool(elements_of(text) & elements_of("SSe")) for text in columns["formula"]]
+    assert found.sizes["structure"] == (np.array(expected) & (columns["status"] == 0)).sum()
+    with pytest.raises(ConfigError, match="'Xx' is no symbol"):
+        chosen(scores, tmp_path, elements_any="O,Xx")
+
+
+@settings(FEW, max_examples=3)
+@given(most=st.integers(1, 3), prototypes=st.booleans())
+def test_no_more_of_a_kind_and_the_best_of_each(most: int, prototypes: bool, scores: Path, tmp_path: Path) -> None:
+    limit = {"per_prototype": most} if prototypes else {"per_system": most}
+    everything = chosen(scores, tmp_path)
+    found = chosen(scores, tmp_path, **limit)
+    name = "prototype_label" if prototypes else "chemical_system"
+    kinds: dict[str, list[float]] = {}
+    for kind, value in zip(everything[name].values.tolist(), everything["rank_value"].values, strict=True):
+        kinds.setdefault(kind, []).append(value)
+    taken: dict[str, list[float]] = {}
+    for kind, value in zip(found[name].values.tolist(), found["rank_value"].values, strict=True):
+        taken.setdefault(kind, []).append(value)
+    assert {kind: sorted(values) for kind, values in taken.items()} == {
+        kind: sorted(values)[:most] for kind, values in kinds.items()
+    }
+
+
+def test_filters_on_columns_that_a_selection_adds(scores: Path, tmp_path: Path) -> None:
+    everything = chosen(scores, tmp_path)
+    words = everything["charge_neutral"].attrs["flag_meanings"].split()
+    neutral = everything["charge_neutral"].values == words.index("yes")
+    cubic = np.array(["_cF" in label for label in everything["prototype_label"].values.tolist()])
+    for where, good in (
+        ('charge_neutral == "yes"', neutral),
+        ("not has_magnetic_element", ~everything["has_magnetic_element"].values),
+        ('charge_neutral != "yes" and n_atoms < 9', ~neutral & (everything["n_atoms"].values < 9)),
+    ):
+        found = chosen(scores, tmp_path, where)
+        assert ids(found) == [name for name, one in zip(ids(everything), good, strict=True) if one]
+    assert cubic.any()
+    assert [chemical_system(text) for text in everything["formula"].values.tolist()] == (
+        everything["chemical_system"].values.tolist()
+    )
+
+
+def test_uncertainty_makes_worse(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, top=50, uncertainty_weight=2.0)
+    value = columns["energy_above_hull"] + 2.0 * columns["energy_above_hull_std"]
+    expected = np.argsort(np.where(columns["status"] == 0, value, np.inf), kind="stable")[:50]
+    assert found["scores_row"].values.tolist() == expected.tolist()
+    assert np.array_equal(found["rank_value"].values, value[expected])
+    found = chosen(scores, tmp_path, top=50, by="energy_per_atom", uncertainty_weight=1.0)
+    value = columns["energy_per_atom"] + columns["energy_std"] / columns["n_atoms"]
+    assert np.allclose(found["rank_value"].values, np.sort(value[columns["status"] == 0])[:50], rtol=0, atol=1e-14)
+    with pytest.raises(ConfigError, match="no standard deviation"):
+        chosen(scores, tmp_path, by="volume", uncertainty_weight=1.0)
+
+
+def test_pareto(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, pareto="energy_above_hull,-volume")
+    points = np.stack([columns["energy_above_hull"], -columns["volume"]], axis=1)
+    good = np.flatnonzero(columns["status"] == 0)
+    beaten = [
+        any((points[other] <= points[row]).all() and (points[other] < points[row]).any() for other in good)
+        for row in good
+    ]
+    assert found["scores_row"].values.tolist() == good[~np.array(beaten)].tolist()
+    more = chosen(scores, tmp_path, pareto=["energy_above_hull", "-volume"], top=60)
+    assert more.sizes["structure"] == 60
+    assert (np.diff(more["pareto_front"].values) >= 0).all()
+    assert set(ids(found)) <= set(ids(more))
+    with pytest.raises(ConfigError, match="two or more"):
+        chosen(scores, tmp_path, pareto="volume")
+
+
+def test_a_ranking_that_means_little_is_told(graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
+    few = {name: values for name, values in columns.items() if "hull" not in name}
+    found = chosen(write_dataset(tmp_path / "s.zarr", graphs, few), tmp_path, top=3)
+    assert "different compositions" in account(found, "out")
+
+
+def test_files_hold_the_structures(scores: Path, graphs: GraphStore, tmp_path: Path) -> None:
+    found = select(scores, tmp_path / "out", top=25, formats=["cif,extxyz,parquet,zarr"])
+    crystals = structures_of(graphs)
+    images = ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")
+    table = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    texts = sorted((tmp_path / "out" / "cif").iterdir())
+    assert len(images) == len(texts) == len(table) == 25
+    for place, row in enumerate(found["scores_row"].values.tolist()):
+        assert same_crystal(Structure.from_ase(images[place]), crystals[row], tolerance=1e-6)
+        assert images[place].info["structure_id"] == ids(found)[place]
+        read, _ = structure_from_cif(texts[place].read_text())
+        assert len(read) == len(crystals[row])
+        assert same_crystal(read, crystals[row], tolerance=1e-6)
+        assert f"_equiscreen_structure_id {ids(found)[place]}" in texts[place].read_text()
+        assert "_equiscreen_status ok" in texts[place].read_text()
+    assert table["structure_id"].to_pylist() == ids(found)
+    assert table["status"].to_pylist() == ["ok"] * 25
+    assert np.array_equal(np.array(table["stress"].to_pylist()), found["stress"].values)
+
+
+def test_a_selection_is_a_dataset_with_its_own_graphs(scores: Path, graphs: GraphStore, tmp_path: Path) -> None:
+    first = select(scores, tmp_path / "first", top=40, formats="zarr")
+    own = GraphStore(tmp_path / "first" / "scores.graphs.zarr")
+    assert own.verify() == []
+    assert first.attrs["graph_store"] == {"path": str(own.path), "store_hash": own.store_hash}
+    block, whole = own.block(0, 40), graphs.block(0, SIZE).take(first["scores_row"].values)
+    for name in ("n_atoms", "n_edges", "cell", "atomic_number", "frac_coord", "n_neighbors", "neighbor", "image"):
+        assert np.array_equal(getattr(block, name), getattr(whole, name)), name
+    second = select(tmp_path / "first" / "scores.zarr", tmp_path / "second", top=10, formats="zarr")
+    assert ids(second) == ids(first)[:10]
+    shutil.move(tmp_path / "first", tmp_path / "moved")  # the two stores stay beside each other
+    third = select(tmp_path / "moved" / "scores.zarr", tmp_path / "third", top=10)
+    assert ids(third) == ids(second)
+    xr.testing.assert_equal(third.drop_vars("file_name"), second.drop_vars("file_name"))
+
+
+def test_what_was_selected_can_be_screened_again(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """The graphs of a selection are those that were scored: a second screen finds the same energies."""
+    write_extxyz(tmp_path / "c.extxyz", 30)
+    featurize(tmp_path / "c.extxyz", tmp_path / "c.zarr", cutoff=5.0, scheduler="threads")
+    screen(tmp_path / "c.zarr", exported("float64"), tmp_path / "s.zarr", scheduler="threads")
+    best = select(tmp_path / "s.zarr", tmp_path / "best", top=10, by="max_force", formats="zarr")
+    graphs = GraphStore(tmp_path / "best" / "scores.graphs.zarr")
+    again = screen(graphs.path, exported("float64"), tmp_path / "again.zarr", scheduler="threads")
+    assert ids(again) == ids(best)
+    for name in ("energy", "max_force"):  # rounding in float64, in batches of other structures
+        assert np.allclose(again[name].values, best[name].values, rtol=1e-9, atol=1e-9), name
+    assert compare(tmp_path / "best" / "scores.zarr", tmp_path / "again.zarr")["spearman"].values.min() > 1 - 1e-12
+    assert "status" in best.coords
+
+
+NASTY = [
+    "../../../etc/passwd",
+    "/abs",
+    "a/b\\c",
+    "",
+    ".",
+    "..",
+    "NaCl",
+    "nacl",
+    "NaCl",
+    "CON",
+    "x" * 500,
+    "-rf",
+    "a b'\"\n;c",
+]
+NASTY += ["\u00e4\u4e2d", "$(rm)", "_x loop_"]
+
+
+def test_names_of_files_are_safe_whatever_ids_are(graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
+    names = [*NASTY, *columns["structure_id"][len(NASTY) :]]
+    changed = {**columns, "structure_id": names, "status": np.zeros(SIZE, dtype=np.uint8)}
+    changed["energy_above_hull"] = np.arange(float(SIZE))
+    nasty = write_dataset(tmp_path / "s.zarr", graphs, changed)
+    before = set(tmp_path.rglob("*"))
+    found = select(nasty, tmp_path / "out", top=len(NASTY), formats=["cif", "extxyz", "zarr"])
+    assert ids(found) == NASTY
+    files = [path.name for path in (tmp_path / "out" / "cif").iterdir()]
+    assert len({name.lower() for name in files}) == len(NASTY)
+    assert all(len(name) < 100 and name.isascii() and not set(name) & set("/\\'\" $;\n") for name in files)
+    assert all(path.is_relative_to(tmp_path / "out") for path in set(tmp_path.rglob("*")) - before)
+    for path in sorted((tmp_path / "out" / "cif").iterdir()):
+        assert len(structure_from_cif(path.read_text())[0]) > 0
+    assert len(ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")) == len(NASTY)
+
+
+def test_molecules_have_no_cif_and_that_is_told(tmp_path: Path) -> None:
+    atoms = [ase.Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]]), ase.Atoms("Cu", cell=np.eye(3) * 2.5, pbc=True)]
+    ase.io.write(tmp_path / "m.extxyz", atoms)
+    featurize(tmp_path / "m.extxyz", tmp_path / "g.zarr", cutoff=4.0, scheduler="threads")
+    store = GraphStore(tmp_path / "g.zarr")
+    columns = scored_columns(store)
+    columns |= {"status": np.zeros(2, dtype=np.uint8), "energy_above_hull": np.zeros(2)}
+    found = select(write_dataset(tmp_path / "s.zarr", store, columns), tmp_path / "out", formats="cif,extxyz,zarr")
+    assert len(list((tmp_path / "out" / "cif").iterdir())) == 1
+    assert "cif: 1 not written" in account(found, "out")
+    assert len(ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")) == 2
+
+
+def test_an_output_that_exists_is_left_alone(scores: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError):
+            select(scores, tmp_path / "out", top=1, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OutputExistsError, match="folder of this machine"):
+        select(scores, "s3://bucket/out", top=1)
+    with pytest.raises(OutputExistsError, match="is read by this run"):
+        select(scores, scores / "inside", top=1)
+
+
+def test_an_earlier_selection_is_replaced_when_that_is_said(scores: Path, tmp_path: Path) -> None:
+    select(scores, tmp_path / "out", top=3)
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        select(scores, tmp_path / "out", top=2)
+    with pytest.raises(StoreError, match="nothing was selected"):
+        select(scores, tmp_path / "out", "n_atoms < 0", top=2, overwrite=True)
+    assert open_scores(tmp_path / "out" / "scores.zarr").sizes["structure"] == 3  # as it was
+    assert select(scores, tmp_path / "out", top=2, overwrite=True).sizes["structure"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_is_no_hindrance_and_a_living_one_is(scores: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    (partial / "selection" / "cif").mkdir(parents=True)
+    with pytest.raises(OutputExistsError, match="none of ours"):
+        select(scores, tmp_path / "out", top=1)
+    (partial / "lock").touch()
+    with locked(partial / "lock"), pytest.raises(OutputExistsError, match="another run"):
+        select(scores, tmp_path / "out", top=1)
+    select(scores, tmp_path / "out", top=1)
+    assert not partial.exists()
+
+
+def test_graphs_that_are_gone_or_changed(
+    scores: Path, graphs: GraphStore, columns: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    gone = {"graph_store": {"path": str(tmp_path / "gone.zarr"), "store_hash": graphs.store_hash}}
+    moved = write_dataset(tmp_path / "s.zarr", graphs, columns, gone)
+    with pytest.raises(StoreError, match="--store"):
+        select(moved, tmp_path / "out", top=2)
+    assert ids(select(moved, tmp_path / "out", top=2, store=graphs.path)) == ids(chosen(scores, tmp_path / "x", top=2))
+    other = graphs_of_mp(data, tmp_path, SIZE - 1)
+    with pytest.raises(StoreError, match="is not the graph store"):
+        select(scores, tmp_path / "out2", top=2, store=other.path)
+    assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"by": "energy_above_hul"}, "did you mean 'energy_above_hull'"),
+        ({"by": "formula"}, "where a number is wanted"),
+        ({"by": "stress"}, "3 x 3 numbers"),
+        ({"top": 0}, "1 or more"),
+        ({"formats": ["cif", "xls"]}, "'xls' is no format"),
+        ({"where": "stress > 0"}, "3 x 3 numbers"),
+        ({"where": "__import__('os')"}, "no function"),
+        ({"uncertainty_weight": -1.0}, "0 or more"),
+        ({"pareto": "n_atoms,volume", "uncertainty_weight": 1.0}, "leave it"),
+    ],
+)
+def test_mistakes(words: dict[str, Any], says: str, scores: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        select(scores, tmp_path / "out", **words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_told(graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
+    broken = write_dataset(tmp_path / "s.zarr", graphs, columns)
+    for chunk in (broken / "volume" / "c").rglob("*"):
+        if chunk.is_file():
+            content = bytearray(chunk.read_bytes())
+            content[: len(content) // 2] = bytes(len(content) // 2)
+            chunk.write_bytes(content)
+    with pytest.raises(StoreError, match="'volume' cannot be read"):
+        select(broken, tmp_path / "out", "volume > 3")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+WITHOUT = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "e3nn", "onnx", "pymatgen", "smact", "plotly"):
+            raise ModuleNotFoundError(f"{{name}} is not to be imported here", name=name)
+
+sys.meta_path.insert(0, Forbidden())
+from equiscreen.export import select
+from equiscreen.export.selection import account
+from equiscreen.pipeline.errors import ConfigError
+
+print(account(select({scores!r}, {out!r}, top=3), "out"))
+for words in ({{"where": 'charge_neutral == "yes"'}}, {{"formats": "vasp"}}, {{"known": "k.zarr"}}):
+    try:
+        select({scores!r}, {out!r} + "2", **words)
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_without_the_packages_that_are_no_part_of_the_base(scores: Path, tmp_path: Path) -> None:
+    script = WITHOUT.format(scores=str(scores), out=str(tmp_path / "out"))
+    (tmp_path / "k.zarr").symlink_to(open_scores(scores).attrs["graph_store"]["path"])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("out: 3 of 150 structures")
+    assert len(lines) == 5
+    assert all("pip install 'equiscreen[select]'" in line for line in lines[1:])
+    assert not (tmp_path / "out2").exists()
+
+
+def test_the_command_line(scores: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "equiscreen", "select", str(scores), "--out", str(tmp_path / "out")]
+    words += ["--where", "n_atoms <= 12", "--top", "5", "--by", "-volume", "--exclude-elements", "O,F"]
+    done = subprocess.run([*words, "--format", "parquet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 150 structures, by volume, highest first; left out: " in done.stdout
+    done = subprocess.run([*words, "--where", "n_atom < 3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_counts_of_a_selection_without_rows_beyond(scores: Path, tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, top=7, per_system=1)
+    counts = Counter(found["chemical_system"].values.tolist())
+    assert max(counts.values()) == 1
+    assert found.sizes["structure"] == 7
