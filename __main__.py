@@ -460,8 +460,8 @@ def screen(
     settings["append"] = append
     with _resumable():
         graphs = filescreen.prepare_graphs(sources, model, out, **settings)
-        if graphs.account:
-            print(graphs.account, flush=True)  # scoring may take hours
+        if graphs.summary:
+            print(graphs.summary, flush=True)  # scoring may take hours
         scores = screening.screen(
             graphs.path,
             model,
@@ -472,7 +472,7 @@ def screen(
             command=screening.command_line(sys.argv[1:]),
             **settings,
         )
-    print(screening.account(scores, out))
+    print(screening.summary(scores, out))
 
 
 @app.command()
@@ -548,7 +548,7 @@ def relax(
             overwrite=overwrite,
             progress=True,
         )
-    print(relaxing.account(relaxed, out))
+    print(relaxing.summary(relaxed, out))
 
 
 @app.command()
@@ -594,7 +594,7 @@ def hull(
             overwrite=overwrite,
             progress=True,
         )
-    print(convex_hull.account(found, target))
+    print(convex_hull.summary(found, target))
 
 
 @app.command()
@@ -633,7 +633,7 @@ def cascade(
     are said again.
     """
     from .screening import cascade as run_cascade
-    from .screening.multi_fidelity import CascadeSettings, account
+    from .screening.multi_fidelity import CascadeSettings, summary
 
     with _resumable():
         found = run_cascade(
@@ -650,7 +650,7 @@ def cascade(
             budget=None if budget is None else budget * 3600,
             progress=True,
         )
-    print(account(found, out))
+    print(summary(found, out))
 
 
 @app.command()
@@ -670,9 +670,9 @@ def select(
         str | None,
         typer.Option(help="Column to rank by, lowest first; -COLUMN: highest first.  [default: energy_above_hull]"),
     ] = None,
-    elements_only: Annotated[list[str] | None, typer.Option(help="Of these elements alone: Li,Fe,O.")] = None,
-    elements_any: Annotated[list[str] | None, typer.Option(help="With one of these elements.")] = None,
-    exclude_elements: Annotated[list[str] | None, typer.Option(help="With none of these elements.")] = None,
+    allowed_elements: Annotated[list[str] | None, typer.Option(help="Of these elements alone: Li,Fe,O.")] = None,
+    required_elements: Annotated[list[str] | None, typer.Option(help="With one of these elements.")] = None,
+    excluded_elements: Annotated[list[str] | None, typer.Option(help="With none of these elements.")] = None,
     pareto: Annotated[
         list[str] | None,
         typer.Option(help="Two or more columns, what no other beats in all of them: energy_above_hull,-band_gap."),
@@ -705,9 +705,9 @@ def select(
         where,
         top=top,
         by=by,
-        elements_only=elements_only or (),
-        elements_any=elements_any or (),
-        exclude_elements=exclude_elements or (),
+        allowed_elements=allowed_elements or (),
+        required_elements=required_elements or (),
+        excluded_elements=excluded_elements or (),
         pareto=pareto or (),
         per_system=per_system,
         per_prototype=per_prototype,
@@ -718,7 +718,7 @@ def select(
         overwrite=overwrite,
         progress=True,
     )
-    print(selection.account(found, out))
+    print(selection.summary(found, out))
 
 
 @app.command()

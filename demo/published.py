@@ -48,7 +48,7 @@ class PublishedReport(ActReport):
                 f"energies are {origin['functional']}, {metadata.energy_scheme}.",
                 "",
                 f"  candidates   {len(self.phases)} phases (a formula in a structure type), each at "
-                f"{len(RELATIVE_VOLUMES)} volumes and in all orders of its sites ({self.account()})",
+                f"{len(RELATIVE_VOLUMES)} volumes and in all orders of its sites ({self.summary()})",
                 *self.lines_on_scoring(),
                 f"  elements     lowest as {elements}",
                 "",

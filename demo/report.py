@@ -66,7 +66,7 @@ class ActReport:
     structures_per_second: float
     seconds: dict[str, float]
 
-    def account(self) -> str:
+    def summary(self) -> str:
         """Where the candidates went."""
         found = self.candidates
         return (

@@ -48,7 +48,7 @@ class TrainedReport(ActReport):
                 "The energies are those of ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
                 "",
                 f"  structures   {self.training.stored:,} to train on, {self.candidates.stored:,} candidates "
-                f"({self.account()})",
+                f"({self.summary()})",
                 f"  network      E(3)-equivariant, {NETWORK['hidden_irreps']}, {self.model.epochs} epochs",
                 f"  validation   MAE energy {1e3 * mae['energy']:.1f} meV/atom, forces {1e3 * mae['forces']:.0f} "
                 f"meV/angstrom, stress {1e3 * mae['stress']:.2f} meV/angstrom^3",

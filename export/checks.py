@@ -73,7 +73,7 @@ def is_reducing_scatter(node: onnx.NodeProto) -> bool:
     return node.op_type in SCATTERS and any(reduction not in (b"", b"none") for reduction in reductions)
 
 
-def check_parity(networks: Sequence[Network], potential: OnnxPotential) -> dict[str, float]:
+def check_agreement(networks: Sequence[Network], potential: OnnxPotential) -> dict[str, float]:
     """Compare ONNX Runtime with PyTorch on fresh structures, in the model's dtype and in float64.
 
     Args:

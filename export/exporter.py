@@ -18,7 +18,7 @@ from ..model.networks.ensemble import check_members, with_spread
 from ..model.networks.reflection import MirrorAveraged
 from ..pipeline.errors import ExportError, OutputExistsError
 from ..pipeline.graphs.potential import OutputSpec
-from .checks import check_determinism, check_parity, check_structure, torch_dtype_name
+from .checks import check_agreement, check_determinism, check_structure, torch_dtype_name
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
 from .lowering import lower
@@ -151,7 +151,7 @@ def lower_and_check(
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()
     potential = OnnxPotential(data)
-    parity = check_parity(networks, potential)
+    parity = check_agreement(networks, potential)
     check_determinism(data)
     laws = check_laws(potential, network.config.heads)
     metadata = replace(metadata, parity=parity, laws=laws)

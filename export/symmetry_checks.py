@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ..model.config.head import HeadConfig
-from ..model.equivariance.rotation import turned
+from ..model.equivariance.rotation import rotate_property
 from ..model.networks.ensemble import SPREAD
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
@@ -90,7 +90,7 @@ def _turned(
     turn: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     if name in heads:
-        return turned(values, heads[name], shape, turn)
+        return rotate_property(values, heads[name], shape, turn)
     if name == "forces":
         return values @ turn.T
     rotated: NDArray[np.float64] = turn @ values @ turn.T if name == "stress" else values

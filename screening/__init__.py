@@ -4,7 +4,7 @@ from .comparison import compare, join_energies
 from .convex_hull.hull import hull
 from .dataset.parquet import to_parquet
 from .dataset.scores import open_scores
-from .label_comparison import calibration, parity
+from .label_comparison import calibration, labels_and_predictions
 from .multi_fidelity import CascadeSettings, cascade
 from .relaxation.batched import RelaxSettings, relax_structures
 from .relaxation.relax import relax
@@ -21,8 +21,8 @@ __all__ = [
     "compare",
     "hull",
     "join_energies",
+    "labels_and_predictions",
     "open_scores",
-    "parity",
     "relax",
     "relax_structures",
     "report",

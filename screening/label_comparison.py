@@ -21,7 +21,7 @@ _CHUNK_ROWS = 65_536
 Column = NDArray[np.float64]
 
 
-def parity(
+def labels_and_predictions(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
     """Labels and predictions, where there are both.
@@ -52,16 +52,16 @@ def calibration(
     """Errors and the standard deviations that the members of an ensemble predict them with, where there are both.
 
     Args:
-        scores: As for `parity`, with a spread.
-        name: As for `parity`.
-        store: As for `parity`.
+        scores: As for `labels_and_predictions`, with a spread.
+        name: As for `labels_and_predictions`.
+        store: As for `labels_and_predictions`.
 
     Returns:
         float64[n], float64[n]: prediction less label, and standard deviation; of energies in eV/atom.
 
     Raises:
-        ConfigError: As for `parity`; or the scores have no spread.
-        StoreError: As for `parity`.
+        ConfigError: As for `labels_and_predictions`; or the scores have no spread.
+        StoreError: As for `labels_and_predictions`.
     """
     if _spread_of(name) not in scores:
         raise ConfigError(f"the scores have no {_spread_of(name)}: screen with several models, or with an ensemble")

@@ -168,7 +168,7 @@ def cascade(
     return open_scores(folder / RESULT)
 
 
-def account(found: xr.Dataset, out: str | Path) -> str:
+def summary(found: xr.Dataset, out: str | Path) -> str:
     """Two lines on a finished cascade."""
     about = found.attrs["cascade"]
     recall = about["recall"]

@@ -22,7 +22,7 @@ Models = str | Path | Sequence[str | Path]
 SPREAD = "_std"
 
 
-class Committee:
+class Ensemble:
     """Models as one potential; of a single one, that model as it is.
 
     Several put out the mean of every output, its standard deviation over n - 1 as ``NAME_std``, as a file of an

@@ -11,7 +11,7 @@ from .irreps import Irrep, SphericalHarmonics
 from .tensors import TensorBasis, presentation, tensor_basis
 
 
-def turned(
+def rotate_property(
     values: NDArray[np.float64], head: HeadConfig, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Values of a head for turned structures.

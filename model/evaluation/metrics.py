@@ -68,7 +68,7 @@ def _joined(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def told(comparisons: Mapping[str, Comparison]) -> dict[str, float]:
+def mae_by_name(comparisons: Mapping[str, Comparison]) -> dict[str, float]:
     """Mean absolute errors by name and unit."""
     return {f"{name} {x.unit}".rstrip(): x.mae for name, x in comparisons.items()}
 

@@ -14,14 +14,14 @@ from ..config.head import HeadConfig
 from ..equivariance.irreps import SCALAR, Features, Irrep
 from ..equivariance.tensors import TENSORS, carrier, default_shape, presentation, tensor_basis
 from ..statistics import HeadStatistics
-from .float64_buffers import ExactBuffers
+from .float64_buffers import Float64Buffers
 from .mlp import Perceptron
 
 # exp(A) = exp(A / 2^6)^(2^6), with so many terms of the series: to rounding in float64 for norms up to 30.
 _SQUARINGS, _SERIES = 6, 14
 
 
-class Head(ExactBuffers):
+class Head(Float64Buffers):
     """One property.
 
     Invariant components come from a perceptron on the scalars; the others are linear in the features of their irrep,
@@ -69,12 +69,12 @@ class Head(ExactBuffers):
         self.element_shifts: Tensor
         self.presenting: Tensor
         self.cartesian: Tensor
-        self.register_exact("component_scales", torch.tensor(scales, dtype=torch.float64))
-        self.register_exact("element_shifts", shifts)
+        self.register_float64("component_scales", torch.tensor(scales, dtype=torch.float64))
+        self.register_float64("element_shifts", shifts)
         # Transposed: components stand in rows.
         matrix = presentation(self.basis, statistics.shape).T.contiguous()
-        self.register_exact("presenting", matrix)
-        self.register_exact("cartesian", self.basis.matrix.T.contiguous())
+        self.register_float64("presenting", matrix)
+        self.register_float64("cartesian", self.basis.matrix.T.contiguous())
 
     def _check_reach(self, name: str, channels: Mapping[Irrep, int]) -> None:
         missing = sorted({str(ir) for _, ir in self.carriers if ir not in channels})

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .scatter_free import collect, read
+from .scatter_free import gather_rows, sum_rows
 from .table import Table
 
 
@@ -49,11 +49,11 @@ class Slots:
 
     def spread(self, x: Tensor, *, again: bool = False) -> Tensor:
         """Give each slot what its pair has: float[P, c] to float[N, 1, K, c]."""
-        return read(x, self.pair_again if again else self.pair, self.pair_places)
+        return gather_rows(x, self.pair_again if again else self.pair, self.pair_places)
 
     def to_pairs(self, x: Tensor) -> Tensor:
         """Sum the two slots of each pair: float[N * K, c] to float[P, c]."""
-        return collect(x, self.pair, self.pair_places)
+        return sum_rows(x, self.pair, self.pair_places)
 
 
 class _Messages(torch.autograd.Function):
@@ -69,7 +69,7 @@ class _Messages(torch.autograd.Function):
         ctx.save_for_backward(x, *operands)
         n, dim, channels = x.shape
         index, _, places = slots.senders(dim)
-        sent = read(x, index, places)
+        sent = gather_rows(x, index, places)
         out = []
         for function, matrices in _pairwise(operands):
             messages = sent * slots.spread(function)
@@ -82,7 +82,7 @@ class _Messages(torch.autograd.Function):
         slots = ctx.slots
         n, dim, channels = x.shape
         _, index, places = slots.senders(dim)
-        sent = read(x, index, places)
+        sent = gather_rows(x, index, places)
         found: list[Tensor | None] = []
         total = None
         for grad, (function, matrices) in zip(grads, _pairwise(operands), strict=True):
@@ -97,7 +97,7 @@ class _Messages(torch.autograd.Function):
             total = term if total is None else total + term
         if total is None or not ctx.needs_input_grad[1]:
             return None, None, *found
-        return None, collect(total, index, places), *found
+        return None, sum_rows(total, index, places), *found
 
 
 def sum_messages(

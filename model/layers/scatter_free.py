@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class _Read(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Rows of `x` by `index`."""
 
     @staticmethod
@@ -25,11 +25,11 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return collect(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
+        return sum_rows(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
 
 
-class _Collect(torch.autograd.Function):
-    """The sums that are the gradient of `_Read`, and whose gradient it is."""
+class _SumRows(torch.autograd.Function):
+    """The sums that are the gradient of `_GatherRows`, and whose gradient it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, places: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return read(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
+        return gather_rows(grads[0], *ctx.saved_tensors).view(ctx.shape), None, None
 
 
-def read(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
     """Rows of `x`, float[..., c], by their number: float[*index.shape, c].
 
     Args:
@@ -54,13 +54,13 @@ def read(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
         index: int64[...].
         places: int64[..., m]: where, in the flat `index`, each row of `x` is read; every row equally often.
     """
-    out: Tensor = _Read.apply(x, index, places)  # type: ignore[no-untyped-call]
+    out: Tensor = _GatherRows.apply(x, index, places)  # type: ignore[no-untyped-call]
     return out
 
 
-def collect(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
-    """Sum what `read` spread: float[*places.shape[:-1], c] from float[*index.shape, c]; arguments as there."""
-    out: Tensor = _Collect.apply(x, index, places)  # type: ignore[no-untyped-call]
+def sum_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
+    """Sum what `gather_rows` spread: float[*places.shape[:-1], c] from float[*index.shape, c]; arguments as there."""
+    out: Tensor = _SumRows.apply(x, index, places)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...pipeline.graphs.potential import ENERGY_OUTPUTS, OutputSpec
 from ..equivariance.irreps import Features
-from ..layers.float64_buffers import ExactBuffers
+from ..layers.float64_buffers import Float64Buffers
 from ..layers.scatter_free import permute_slots
 from ..layers.table import Table
 from ..statistics import DataStatistics
@@ -41,7 +41,7 @@ class Prediction:
     heads: dict[str, Tensor]
 
 
-class Network(ExactBuffers):
+class Network(Float64Buffers):
     """A network on neighbour tables.
 
     Args:
@@ -62,8 +62,8 @@ class Network(ExactBuffers):
         self.register_buffer("species_index", index, persistent=False)
         self.reference_energies: Tensor
         self.energy_scales: Tensor
-        self.register_exact("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
-        self.register_exact("energy_scales", torch.tensor(statistics.energy_scales, dtype=torch.float64))
+        self.register_float64("reference_energies", torch.tensor(statistics.reference_energies, dtype=torch.float64))
+        self.register_float64("energy_scales", torch.tensor(statistics.energy_scales, dtype=torch.float64))
 
     config: Architecture
 

@@ -15,7 +15,7 @@ from ...pipeline.structures.random_crystals import probe_structures
 from ...pipeline.structures.structure import Structure
 from ..config.network import Architecture
 from ..equivariance.irreps import Features
-from ..equivariance.rotation import turned
+from ..equivariance.rotation import rotate_property
 from ..layers.table import Table
 from .base import Network
 
@@ -42,7 +42,7 @@ def mirror_violation(potential: Potential, config: Architecture) -> dict[str, fl
         if spec.name == "forces":
             expected = -expected
         elif spec.name in config.heads:
-            expected = turned(expected, config.heads[spec.name], spec.shape, -np.eye(3))
+            expected = rotate_property(expected, config.heads[spec.name], spec.shape, -np.eye(3))
         difference = np.abs(after[spec.name] - expected)
         if spec.name == "energy":
             difference = difference / blocks[0].n_atoms

@@ -16,7 +16,7 @@ from ..config.config import Config
 from ..data.splits import Split
 from ..data.targets import head_labels
 from ..data.training_data import TrainingData
-from ..evaluation.metrics import Comparison, compare, error_units, told
+from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Subset, calibration_plot
 from ..networks.base import Network
 from .run_folder import opened_run
@@ -119,7 +119,7 @@ def _calibrate(
             continue
         found = [compare(network, data.batches(subset, network, config.training)) for network in networks]
         both = {name: _mean_and_spread([x[name] for x in found]) for name in error_units(networks[0])}
-        errors[subset] = told({name: mean for name, (mean, _) in both.items()})
+        errors[subset] = mae_by_name({name: mean for name, (mean, _) in both.items()})
         for name, (mean, spread) in both.items():
             if len(mean.label):  # the test, which comes last, has the last word
                 plot = folder / f"calibration_{name}.png"

@@ -20,7 +20,7 @@ from ...pipeline.store.row_sources import absolute
 from ..checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
 from ..config.config import Config
 from ..data.splits import SUBSETS
-from ..evaluation.metrics import Comparison, compare, error_units, told
+from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Parity, Subset, learning_curves, parity_plots
 from ..networks.reflection import mirror_violation
 from ..networks.torch_potential import TorchPotential
@@ -173,8 +173,8 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     card = ModelCard(
         symmetry="so3" if so3 else "o3",
         training_data=" ".join(recipe.hashes),
-        validation=told(found["validation"]),
-        test=told(found.get("test", {})),
+        validation=mae_by_name(found["validation"]),
+        test=mae_by_name(found.get("test", {})),
         mirror_violation=mirror_violation(TorchPotential(network), config.network) if so3 else {},
     )
     save_checkpoint(folder / MODEL_FILE, network, card)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..runs.parts import Receipt
+from ..runs.parts import PartManifest
 from ..runs.staging import Staging
 from ..store.compaction import compact, finish_store
 from ..store.graph_store import GraphStore
@@ -23,7 +23,7 @@ COUNTS = ("read", "stored", "failed", "duplicate")
 def assemble(
     client: Any,
     staging: Staging,
-    receipts: Sequence[Receipt],
+    manifests: Sequence[PartManifest],
     base: Sequence[GraphStore],
     specs: tuple[ArraySpec, ...],
     dedup: Dedup,
@@ -36,7 +36,7 @@ def assemble(
     Args:
         client: Dask client.
         staging: The run.
-        receipts: Of its parts, in order.
+        manifests: Of its parts, in order.
         base: Finished stores.
         specs: Arrays of the parts.
         dedup: What counts as the same structure.
@@ -53,10 +53,10 @@ def assemble(
     for store in base:
         sources.extend(rows_of_store(store, CHUNK_ROWS[STRUCTURE]))
     sources.extend(
-        PartRows(staging.parts, receipt.key, {dim: receipt.counts[dim] for dim in (STRUCTURE, ATOM, EDGE)})
-        for receipt in receipts
+        PartRows(staging.parts, manifest.key, {dim: manifest.counts[dim] for dim in (STRUCTURE, ATOM, EDGE)})
+        for manifest in manifests
     )
-    counts, _ = totals(receipts)
+    counts, _ = totals(manifests)
     for store in base:
         counts.update({name: store.attrs["counts"][name] for name in ("read", "failed", "duplicate")})
     settled = sum(map(len, base)) if append else 0
@@ -65,7 +65,7 @@ def assemble(
     counts["duplicate"] += int((~selection.keep).sum())
     compaction = plan_compaction(staging, sources, joined_specs(specs, base), selection)
     digests = compact(client, compaction)
-    write_tables(staging, receipts, sources, selection, base)
+    write_tables(staging, manifests, sources, selection, base)
     finish_store(staging.store, digests, {**attrs, "counts": {name: counts[name] for name in COUNTS}})
     return counts
 

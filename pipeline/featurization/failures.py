@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..runs.parts import Receipt, read_part
+from ..runs.parts import PartManifest, read_part
 from ..runs.staging import Staging
 from ..store.graph_store import GraphStore
 from ..store.row_sources import Rows
@@ -19,27 +19,27 @@ from .deduplication import Selection
 from .task import FAILURE_ARRAYS
 
 
-def totals(receipts: Iterable[Receipt]) -> tuple[Counter[str], dict[str, int]]:
+def totals(manifests: Iterable[PartManifest]) -> tuple[Counter[str], dict[str, int]]:
     """Sums of read and failed over all parts, and the failures by reason."""
     counts: Counter[str] = Counter(read=0, failed=0)
     reasons: Counter[str] = Counter()
-    for receipt in receipts:
-        counts.update({name: receipt.counts[name] for name in ("read", "failed")})
-        reasons.update(receipt.notes["reasons"])
+    for manifest in manifests:
+        counts.update({name: manifest.counts[name] for name in ("read", "failed")})
+        reasons.update(manifest.notes["reasons"])
     return counts, dict(reasons)
 
 
-def failures(staging: Staging, receipts: Iterable[Receipt]) -> Iterator[pa.Table]:
+def failures(staging: Staging, manifests: Iterable[PartManifest]) -> Iterator[pa.Table]:
     """A table of failures for each part that has some: source, source_index, structure_id, reason."""
-    for receipt in receipts:
-        if receipt.counts["failed"]:
-            part = read_part(staging.parts, receipt.key, FAILURE_ARRAYS)
+    for manifest in manifests:
+        if manifest.counts["failed"]:
+            part = read_part(staging.parts, manifest.key, FAILURE_ARRAYS)
             yield pa.table([part[name] for name in FAILURE_ARRAYS], schema=FAILURE_SCHEMA)
 
 
 def write_tables(
     staging: Staging,
-    receipts: Iterable[Receipt],
+    manifests: Iterable[PartManifest],
     sources: Sequence[Rows],
     selection: Selection,
     base: Sequence[GraphStore],
@@ -48,7 +48,7 @@ def write_tables(
 
     Args:
         staging: The run.
-        receipts: Of its parts.
+        manifests: Of its parts.
         sources: Of the rows of the store.
         selection: Which of them are kept.
         base: Stores whose tables are carried on.
@@ -56,7 +56,7 @@ def write_tables(
     with pq.ParquetWriter(staging.store / FAILURES_FILE, FAILURE_SCHEMA) as writer:
         for store in base:
             writer.write_table(store.table(FAILURES_FILE))
-        for table in failures(staging, receipts):
+        for table in failures(staging, manifests):
             writer.write_table(table)
     dropped = np.flatnonzero(~selection.keep)
     origins = _origins(sources, selection, dropped)

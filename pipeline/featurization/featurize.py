@@ -15,10 +15,10 @@ from ..graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..labels.mapping import LabelMapping
 from ..readers.records import ReadOptions
 from ..runs.cluster import connect, dashboard
-from ..runs.parts import Receipt
+from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
-from ..runs.staging import Staging, make_parts, staged, taken_up, whole_parts
-from ..runs.tasks import Salvage
+from ..runs.staging import Staging, make_parts, resume_publication, staged_run, whole_parts
+from ..runs.tasks import FailurePolicy
 from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ..sources.files import SourceFile
 from ..sources.formats import Format
@@ -102,7 +102,7 @@ def featurize(
         "append": append,
         "equiscreen": version("equiscreen"),
     }
-    finished = taken_up(out, identity)
+    finished = resume_publication(out, identity)
     if finished is not None:
         return FeaturizeReport(**finished)
     base: list[GraphStore] = []
@@ -112,7 +112,7 @@ def featurize(
         identity["base"] = [base[0].store_hash]
     local = [Path(file.path) for file in files if file.local]
     with (
-        staged(out, identity, local, overwrite=overwrite, extend=append) as staging,
+        staged_run(out, identity, local, overwrite=overwrite, extend=append) as staging,
         connect(scheduler) as client,
     ):
         files = [*files, *(_download(name, staging, limit, progress=progress) for name in live)]
@@ -137,16 +137,16 @@ def _run(
         check_fields_exist(client, files, settings)
     with ProgressReport("featurize", 0, enabled=progress) as bar:
         bar.note(f"Dask dashboard: {dashboard(client)}")
-        plan, receipts = _featurize_all(client, staging, files, settings, limit, bar)
-        problem = _nothing_stored(staging, receipts) or _label_not_found(settings.mapping, receipts)
+        plan, manifests = _featurize_all(client, staging, files, settings, limit, bar)
+        problem = _nothing_stored(staging, manifests) or _label_not_found(settings.mapping, manifests)
         if problem is not None:
             staging.discard()
             raise problem
         bar.note("writing the store")
-    mapping = settings.mapping.only({name for receipt in receipts for name in receipt.notes["labels"]})
+    mapping = settings.mapping.only({name for manifest in manifests for name in manifest.notes["labels"]})
     attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
-    counts = assemble(client, staging, receipts, base, graph_schema(mapping), settings.dedup, attrs, append=bool(base))
-    new, reasons = totals(receipts)
+    counts = assemble(client, staging, manifests, base, graph_schema(mapping), settings.dedup, attrs, append=bool(base))
+    new, reasons = totals(manifests)
     new["duplicate"] = counts["duplicate"] - sum(store.attrs["counts"]["duplicate"] for store in base)
     return FeaturizeReport(
         path=str(staging.out),
@@ -169,14 +169,14 @@ def _featurize_all(
     settings: FeaturizeSettings,
     limit: int | None,
     bar: ProgressReport,
-) -> tuple[Plan, list[Receipt]]:
+) -> tuple[Plan, list[PartManifest]]:
     """Make the parts of all partitions that an earlier run has not made."""
-    done: dict[int, list[Receipt]] = {}
-    for receipt in staging.receipts().values():
-        done.setdefault(receipt.number, []).append(receipt)
+    done: dict[int, list[PartManifest]] = {}
+    for manifest in staging.manifests().values():
+        done.setdefault(manifest.number, []).append(manifest)
     plan = Plan(
         files,
-        staging.pieces,
+        staging.spool,
         limit,
         _wanted_columns(settings),
         is_done=lambda number, count: not _missing(done.get(number, ()), count),
@@ -188,18 +188,18 @@ def _featurize_all(
             for begin, end in _missing(done.get(partition.number, ()), partition.end):
                 yield FeaturizeTask(replace(partition, begin=begin, end=end), settings, staging.parts)
 
-    salvage = Salvage(FeaturizeTask.halves, lambda task: replace(task, given_up=True))
-    receipts = make_parts(client, staging, featurize_partition, tasks(), bar, salvage)
-    return plan, receipts
+    failure_policy = FailurePolicy(FeaturizeTask.halves, lambda task: replace(task, skip=True))
+    manifests = make_parts(client, staging, featurize_partition, tasks(), bar, failure_policy)
+    return plan, manifests
 
 
-def _missing(receipts: Sequence[Receipt], count: int) -> list[tuple[int, int]]:
+def _missing(manifests: Sequence[PartManifest], count: int) -> list[tuple[int, int]]:
     """The items of a partition of `count` that no part holds."""
     gaps, reached = [], 0
-    for receipt in whole_parts(receipts):
-        if receipt.begin > reached:
-            gaps.append((reached, receipt.begin))
-        reached = receipt.end
+    for manifest in whole_parts(manifests):
+        if manifest.begin > reached:
+            gaps.append((reached, manifest.begin))
+        reached = manifest.end
     return [*gaps, (reached, count)] if reached < count else gaps
 
 
@@ -233,8 +233,8 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
     return frozenset(paths) | {path.split(".")[0] for path in paths}
 
 
-def _label_not_found(mapping: LabelMapping, receipts: Sequence[Receipt]) -> LabelError | None:
-    found = {name for receipt in receipts for name in receipt.notes["labels"]}
+def _label_not_found(mapping: LabelMapping, manifests: Sequence[PartManifest]) -> LabelError | None:
+    found = {name for manifest in manifests for name in manifest.notes["labels"]}
     for name, rules in mapping.labels.items():
         if name not in found and not all(rule.optional for rule in rules):
             return LabelError(f"label {name!r}: not one structure has it")
@@ -277,10 +277,10 @@ def _root_attrs(
     return attrs
 
 
-def _nothing_stored(staging: Staging, receipts: Sequence[Receipt]) -> SourceError | None:
-    if any(receipt.counts[STRUCTURE] for receipt in receipts):
+def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> SourceError | None:
+    if any(manifest.counts[STRUCTURE] for manifest in manifests):
         return None
-    for table in failures(staging, receipts):
+    for table in failures(staging, manifests):
         for row in table.slice(0, 1).to_pylist():
             return SourceError(
                 f"{row['source']}: not one structure could be stored; record {row['source_index']}: {row['reason']}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import StoreError
 from ..runs.cluster import connect, dashboard
 from ..runs.progress import ProgressReport
-from ..runs.staging import staged, taken_up
+from ..runs.staging import resume_publication, staged_run
 from ..sources.discovery import inputs_digest
 from ..store.graph_store import GraphStore
 from ..store.schema import GRAPH_SCHEMA, Dedup
@@ -66,10 +66,10 @@ def merge(
         "software": {name: version(name) for name in SOFTWARE},
     }
     local = [store.path for store in base if isinstance(store.path, Path)]
-    finished = taken_up(out, identity)
+    finished = resume_publication(out, identity)
     if finished is not None:
         return FeaturizeReport(**finished)
-    with staged(out, identity, local, overwrite=overwrite) as staging, connect(scheduler) as client:
+    with staged_run(out, identity, local, overwrite=overwrite) as staging, connect(scheduler) as client:
         with ProgressReport("merge", sum(map(len, base)), enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             counts = assemble(client, staging, [], base, (), dedup, attrs)

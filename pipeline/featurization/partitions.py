@@ -25,7 +25,7 @@ from ..readers.records import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_str
 from ..readers.splitting import Document
 from ..sources.files import BUFFER_BYTES, SourceFile
 from ..sources.formats import TEXTS, Format
-from .spool import read_piece, write_documents, write_rows
+from .spool import read_spooled, write_documents, write_rows
 
 # A partition ends at whichever comes first: about a second of work.
 PARTITION_RECORDS = 4096
@@ -41,7 +41,7 @@ class FileGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SpooledRecords:
     """Documents or rows that the client has cut from streams.
 
     Attributes:
@@ -81,7 +81,7 @@ class Partition:
     """
 
     number: int
-    content: FileGroup | Piece | RowRange
+    content: FileGroup | SpooledRecords | RowRange
     begin: int
     end: int
 
@@ -97,8 +97,8 @@ class Partition:
         match self.content:
             case FileGroup(files):
                 return [name for file in files[self.begin : self.end] for name in _names_in(file)]
-            case Piece(path, _):
-                items = read_piece(path, self.begin, self.end)
+            case SpooledRecords(path, _):
+                items = read_spooled(path, self.begin, self.end)
                 return [(item.source, item.index) if isinstance(item, Document) else item[:2] for item in items]
             case RowRange(_, file, _, first):
                 return [(file.name, first + place) for place in range(self.begin, self.end)]
@@ -111,8 +111,8 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
         case FileGroup(files):
             for file in files[begin:end]:
                 yield from _read_small_file(file, options)
-        case Piece(path, form):
-            for item in read_piece(path, begin, end):
+        case SpooledRecords(path, form):
+            for item in read_spooled(path, begin, end):
                 if isinstance(item, Document):
                     yield read_document(item, options)
                 else:
@@ -226,7 +226,7 @@ class Plan:
         self._bytes_done += sum(file.size for file in files)
         return self._partition(FileGroup(tuple(files)), len(files))
 
-    def _partition(self, content: FileGroup | Piece | RowRange, count: int) -> Partition:
+    def _partition(self, content: FileGroup | SpooledRecords | RowRange, count: int) -> Partition:
         partition = Partition(self._number, content, 0, count)
         self._number += 1
         self.n_records += count
@@ -277,11 +277,11 @@ class Plan:
     def _flushed(self) -> Iterator[Partition]:
         """The documents that wait, as a partition."""
         if self._waiting:
-            path, count = self._piece_path(), len(self._waiting)
+            path, count = self._spool_path(), len(self._waiting)
             if not self.is_done(self._number, count):
                 write_documents(path, self._waiting)
             self._waiting, self._waiting_bytes = [], 0
-            yield self._partition(Piece(path), count)
+            yield self._partition(SpooledRecords(path), count)
 
     def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
@@ -294,12 +294,12 @@ class Plan:
                 rows = pa.Table.from_batches([batch]).slice(0, self._left())
                 if rows.num_rows == 0:
                     return
-                path = self._piece_path()
+                path = self._spool_path()
                 if not self.is_done(self._number, rows.num_rows):
                     write_rows(path, rows, file.name, first)
                 first += rows.num_rows
                 self._bytes_done = done + round(file.size * first / max(table.metadata.num_rows, 1))
-                yield self._partition(Piece(path, Format.PARQUET), rows.num_rows)
+                yield self._partition(SpooledRecords(path, Format.PARQUET), rows.num_rows)
 
     def _wanted(self, names: list[str]) -> list[str]:
         """The columns to read of a table: all, unless its structures stand in columns that are known."""
@@ -330,7 +330,7 @@ class Plan:
             scratch.rename(path)
         return path
 
-    def _piece_path(self) -> Path:
+    def _spool_path(self) -> Path:
         return self.folder / f"{self._number:07d}.arrow"
 
 

@@ -46,7 +46,7 @@ def write_rows(path: Path, rows: pa.Table, source: str, first: int) -> None:
     _write(path, rows.replace_schema_metadata({_SOURCE: source.encode(), _FIRST: str(first).encode()}))
 
 
-def read_piece(path: Path, begin: int, end: int) -> Iterator[Document | tuple[str, int, Mapping[str, Any]]]:
+def read_spooled(path: Path, begin: int, end: int) -> Iterator[Document | tuple[str, int, Mapping[str, Any]]]:
     """Documents, or rows with their source and place, from `begin` up to `end`."""
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all().slice(begin, end - begin)

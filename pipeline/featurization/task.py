@@ -20,7 +20,7 @@ from ..graphs.neighbor_list import MAX_EDGES, NeighborList, neighbor_list
 from ..labels.mapping import LabelMapping
 from ..labels.quantities import STRESS
 from ..readers.records import RawRecord, ReadOptions
-from ..runs.parts import PartKey, Receipt, write_part
+from ..runs.parts import PartKey, PartManifest, write_part
 from ..sources.formats import Format
 from ..store.schema import (
     ATOM,
@@ -78,13 +78,13 @@ class FeaturizeTask:
         partition: To read.
         settings: How.
         folder: Of the parts.
-        given_up: Its one record killed the processes that read it: it becomes a failure without being read.
+        skip: Its one record killed the processes that read it: it becomes a failure without being read.
     """
 
     partition: Partition
     settings: FeaturizeSettings
     folder: Path
-    given_up: bool = False
+    skip: bool = False
 
     @property
     def key(self) -> PartKey:
@@ -96,10 +96,10 @@ class FeaturizeTask:
         return [replace(self, partition=half) for half in self.partition.halves()]
 
 
-def featurize_partition(task: FeaturizeTask) -> Receipt:
+def featurize_partition(task: FeaturizeTask) -> PartManifest:
     """Read one partition and write its part; the body of a Dask task."""
     rows = _Rows(task.settings)
-    if task.given_up:
+    if task.skip:
         for source, index in task.partition.names():
             rows.add(RawRecord(source, index, None, reason="the process that read it died (memory, or a crash)"))
     else:

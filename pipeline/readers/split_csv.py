@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..jit import compiled
 from ..sources.files import Stream
-from .split_json import MAX_DOCUMENT_BYTES, Piece, unreadable
+from .split_json import MAX_DOCUMENT_BYTES, SpooledRecords, unreadable
 
 SEPARATORS = ",;\t"
 _UNCLOSED = "not valid CSV: a quote that is never closed"
@@ -25,7 +25,7 @@ def separator_of(header: str) -> str:
     return max(SEPARATORS, key=header.count)
 
 
-def cut_csv(stream: Stream) -> Iterator[Piece]:
+def cut_csv(stream: Stream) -> Iterator[SpooledRecords]:
     """Rows of a table with the line of its column names; comments may stand before that.
 
     The last comment is that line where what stands in its place is a row already: `#id,cif`. A table without such a

@@ -17,7 +17,7 @@ from .pymatgen_dict import holds_structure, structure_keys
 # One record, however it is written, is smaller; a crystal of 65,535 atoms takes some 10 MB of JSON.
 MAX_DOCUMENT_BYTES = 64 << 20
 # The content of a document, or the fields of one that has more than that.
-Piece = bytes | dict[str, Any]
+SpooledRecords = bytes | dict[str, Any]
 # Keys under which a JSON file keeps the list of its records: Alexandria, OPTIMADE, the Materials Project's API.
 _LIST_KEYS = ("entries", "data", "structures", "results", "docs", "response")
 _OPEN_LIST, _OPEN_OBJECT = re.compile(rb"\["), re.compile(rb"\{")
@@ -29,12 +29,12 @@ _LOOK_AHEAD = 4096
 _ENDS_EARLY = "not valid JSON: ends early"
 
 
-def unreadable(reason: str) -> Piece:
+def unreadable(reason: str) -> SpooledRecords:
     """A document without content."""
     return {"content": b"", "reason": reason}
 
 
-def cut_json(stream: Stream) -> Iterator[Piece]:
+def cut_json(stream: Stream) -> Iterator[SpooledRecords]:
     """The elements of a list; of a dictionary the list in it, or its values if all are records, or itself.
 
     What stands behind it is cut too: such a file is JSON lines whose first line was too long to be seen whole, or
@@ -57,7 +57,7 @@ def cut_json(stream: Stream) -> Iterator[Piece]:
         yield from _cut_values(scanner)
 
 
-def _cut_values(scanner: _JsonScanner) -> Iterator[Piece]:
+def _cut_values(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
     """Further values; lines that begin none are one document without content."""
     junk = b""
     while scanner.skip_space():
@@ -77,11 +77,11 @@ def _cut_values(scanner: _JsonScanner) -> Iterator[Piece]:
         yield _behind_the_end(junk)
 
 
-def _behind_the_end(junk: bytes) -> Piece:
+def _behind_the_end(junk: bytes) -> SpooledRecords:
     return unreadable(f"not valid JSON: text behind its end: {junk.decode('utf-8', errors='replace')[:40]!r}")
 
 
-def cut_lines(stream: Stream | _JsonScanner) -> Iterator[Piece]:
+def cut_lines(stream: Stream | _JsonScanner) -> Iterator[SpooledRecords]:
     """Lines that are not empty."""
     for line in iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""):
         if line.strip():
@@ -91,7 +91,7 @@ def cut_lines(stream: Stream | _JsonScanner) -> Iterator[Piece]:
                 line = stream.readline(1 << 20)  # noqa: PLW2901 - the rest of the same line
 
 
-def _cut_object(scanner: _JsonScanner) -> Iterator[Piece]:
+def _cut_object(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
     members: list[bytes] = []
     size, end = 0, b","
     has_list = all_records = False
@@ -156,7 +156,7 @@ def _are_records(members: list[bytes]) -> bool:
     return 2 * sum(map(holds_structure, values)) >= len(members)
 
 
-def _named(member: bytes) -> Piece:
+def _named(member: bytes) -> SpooledRecords:
     """A member of a dictionary of records, with its key apart."""
     match = _KEY.match(member)
     try:
@@ -230,7 +230,7 @@ class _JsonScanner:
         line, self._at = self._data[self._at : end + 1], end + 1
         return line
 
-    def elements(self) -> Iterator[Piece]:
+    def elements(self) -> Iterator[SpooledRecords]:
         """The elements of the list that was just opened."""
         end = b","
         while end == b",":

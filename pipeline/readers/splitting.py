@@ -14,7 +14,7 @@ from itertools import pairwise
 from ..sources.files import Stream
 from ..sources.formats import Format
 from .split_csv import cut_csv
-from .split_json import MAX_DOCUMENT_BYTES, Piece, cut_json, cut_lines, unreadable
+from .split_json import MAX_DOCUMENT_BYTES, SpooledRecords, cut_json, cut_lines, unreadable
 
 _LONGEST_LINE = 1 << 20
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
@@ -60,11 +60,11 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
         yield Document(stream.source, index, form, **fields)
 
 
-def _cut_whole(stream: Stream) -> Iterator[Piece]:
+def _cut_whole(stream: Stream) -> Iterator[SpooledRecords]:
     yield stream.read(MAX_DOCUMENT_BYTES + 1)
 
 
-def _cut_cif(stream: Stream) -> Iterator[Piece]:
+def _cut_cif(stream: Stream) -> Iterator[SpooledRecords]:
     """Data blocks with a cell or with atoms; the first block where none has either."""
     first, any_crystal = b"", False
     for block in _cif_blocks(stream):
@@ -106,7 +106,7 @@ def _block_starts(content: bytes) -> tuple[list[int], bool]:
     return starts, in_text
 
 
-def _cut_extxyz(stream: Stream) -> Iterator[Piece]:
+def _cut_extxyz(stream: Stream) -> Iterator[SpooledRecords]:
     """Frames. Lines where one should begin, but none that holds a number of atoms, are one document without content."""
     junk, head = b"", stream.readline(_LONGEST_LINE)
     while head:
@@ -141,12 +141,12 @@ def _number_alone(line: bytes) -> int:
     return int(line) if len(line) < 20 and line.strip().isdigit() else 0
 
 
-def _no_frame(junk: bytes) -> Piece:
+def _no_frame(junk: bytes) -> SpooledRecords:
     line = junk.decode("utf-8", errors="replace")[:40]
     return unreadable(f"no number of atoms where a frame should begin: {line!r}")
 
 
-_CUTTERS: dict[Format, Callable[[Stream], Iterator[Piece]]] = {
+_CUTTERS: dict[Format, Callable[[Stream], Iterator[SpooledRecords]]] = {
     Format.CIF: _cut_cif,
     Format.POSCAR: _cut_whole,
     Format.EXTXYZ: _cut_extxyz,

@@ -22,7 +22,7 @@ PartArray = NDArray[Any] | list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class PartManifest:
     """What a task returns and its part's commit mark holds.
 
     Attributes:
@@ -61,7 +61,7 @@ class PartKey(NamedTuple):
 
 def write_part(
     folder: Path, key: PartKey, arrays: Mapping[str, PartArray], counts: dict[str, int], notes: dict[str, Any]
-) -> Receipt:
+) -> PartManifest:
     """Write the arrays of a part, then its commit mark; each appears under its name only when complete.
 
     Two tasks that write the same part do no harm: both write the same.
@@ -75,26 +75,26 @@ def write_part(
     with scratch.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     scratch.rename(data)
-    receipt = Receipt(key.number, counts, sha256, notes, key.begin, key.end)
-    write_text_atomically(folder / f"{key.stem}.json", json.dumps(asdict(receipt)))
-    return receipt
+    manifest = PartManifest(key.number, counts, sha256, notes, key.begin, key.end)
+    write_text_atomically(folder / f"{key.stem}.json", json.dumps(asdict(manifest)))
+    return manifest
 
 
-def committed(folder: Path) -> list[Receipt]:
-    """The receipts of all parts in a folder that are complete, in order.
+def committed(folder: Path) -> list[PartManifest]:
+    """The manifests of all parts in a folder that are complete, in order.
 
     A part whose arrays do not have the checksum of its mark is left out, so that it is made again.
     """
-    receipts = []
+    manifests = []
     for mark in folder.glob("[0-9]*.json"):
-        receipt = Receipt(**json.loads(mark.read_text()))
-        data = folder / f"{receipt.key.stem}.npz"
+        manifest = PartManifest(**json.loads(mark.read_text()))
+        data = folder / f"{manifest.key.stem}.npz"
         if not data.exists():
             continue
         with data.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256:
-                receipts.append(receipt)
-    return sorted(receipts, key=lambda receipt: receipt.key)
+            if hashlib.file_digest(file, "sha256").hexdigest() == manifest.sha256:
+                manifests.append(manifest)
+    return sorted(manifests, key=lambda manifest: manifest.key)
 
 
 def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, PartArray]:

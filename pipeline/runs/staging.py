@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from ..atomic import write_text_atomically
 from ..errors import EquiscreenError, OutputExistsError
 from .lock import locked
-from .parts import PartKey, Receipt, committed
+from .parts import PartKey, PartManifest, committed
 from .progress import ProgressReport
 from .target import Target
-from .tasks import Salvage, run_tasks
+from .tasks import FailurePolicy, run_tasks
 
 # Beside the folders of runs in OUT.partial.
 _LOCK, _REPLACED = "lock", "replaced"
@@ -58,13 +58,13 @@ class Staging:
         return self.work / "store"
 
     @property
-    def pieces(self) -> Path:
+    def spool(self) -> Path:
         """Folder of what is cut from sources for the tasks to read."""
-        return self.work / "pieces"
+        return self.work / "spool"
 
-    def receipts(self) -> dict[PartKey, Receipt]:
+    def manifests(self) -> dict[PartKey, PartManifest]:
         """Of all parts that are complete, also of earlier runs."""
-        return {receipt.key: receipt for receipt in committed(self.parts)}
+        return {manifest.key: manifest for manifest in committed(self.parts)}
 
     def publish(self, report: Mapping[str, Any]) -> None:
         """Give the finished store its name, in the place of an older one, and remove the parts.
@@ -101,12 +101,12 @@ class Staging:
             raise
 
 
-def taken_up(out: str | Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def resume_publication(out: str | Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Finish a run that was killed while it published what it had made.
 
     Args:
         out: The output.
-        identity: As for `staged`.
+        identity: As for `staged_run`.
 
     Returns:
         The report of that run, or None if there is none of this identity.
@@ -133,7 +133,7 @@ def taken_up(out: str | Path, identity: Mapping[str, Any]) -> Mapping[str, Any] 
 
 
 @contextmanager
-def staged(
+def staged_run(
     out: str | Path,
     identity: Mapping[str, Any],
     inputs: Iterable[Path | str] = (),
@@ -169,7 +169,7 @@ def staged(
         _mend(target)
         _check_free(target, replace=staging.replaces)  # again: a run may have ended since
         _check_others(staging, wanted, overwrite=overwrite)
-        for needed in (staging.parts, staging.pieces):
+        for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
         write_text_atomically(staging.work / _PLAN, json.dumps(wanted, indent=1))
         for scratch in staging.parts.glob(".*"):  # of tasks that were killed; a task still at work makes its own again
@@ -240,11 +240,11 @@ def _check_free(target: Target, *, replace: bool) -> None:
 def make_parts(
     client: Any,
     staging: Staging,
-    function: Callable[[Task], Receipt],
+    function: Callable[[Task], PartManifest],
     tasks: Iterable[Task],
     progress: ProgressReport,
-    salvage: Salvage[Task] | None = None,
-) -> list[Receipt]:
+    failure_policy: FailurePolicy[Task] | None = None,
+) -> list[PartManifest]:
     """Run tasks, each of which leaves a part.
 
     Args:
@@ -253,23 +253,23 @@ def make_parts(
         function: Makes one part.
         tasks: Those whose parts are not there yet.
         progress: Advanced by what each part has read.
-        salvage: See `run_tasks`.
+        failure_policy: See `run_tasks`.
 
     Returns:
-        The receipts of all parts, in order.
+        The manifests of all parts, in order.
     """
-    done = staging.receipts()
-    progress.advance(sum(receipt.counts["read"] for receipt in done.values()))
-    for receipt in run_tasks(client, function, tasks, salvage):
-        done[receipt.key] = receipt
-        progress.advance(receipt.counts["read"])
+    done = staging.manifests()
+    progress.advance(sum(manifest.counts["read"] for manifest in done.values()))
+    for manifest in run_tasks(client, function, tasks, failure_policy):
+        done[manifest.key] = manifest
+        progress.advance(manifest.counts["read"])
     return whole_parts(done.values())
 
 
-def whole_parts(receipts: Iterable[Receipt]) -> list[Receipt]:
+def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
     """Parts in order, each item once: a part of a whole partition stands for those of its pieces."""
-    kept: list[Receipt] = []
-    for receipt in sorted(receipts, key=lambda receipt: (receipt.number, receipt.begin, -receipt.end)):
-        if not kept or kept[-1].number != receipt.number or receipt.begin >= kept[-1].end:
-            kept.append(receipt)
+    kept: list[PartManifest] = []
+    for manifest in sorted(manifests, key=lambda manifest: (manifest.number, manifest.begin, -manifest.end)):
+        if not kept or kept[-1].number != manifest.number or manifest.begin >= kept[-1].end:
+            kept.append(manifest)
     return kept

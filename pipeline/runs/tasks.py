@@ -22,7 +22,7 @@ RESTART_S, SETTLE_S = 20, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Salvage(Generic[Item]):
+class FailurePolicy(Generic[Item]):
     """What to do about a task whose workers die.
 
     Attributes:
@@ -38,11 +38,11 @@ def run_tasks(
     client: Any,
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    salvage: Salvage[Item] | None = None,
+    failure_policy: FailurePolicy[Item] | None = None,
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
-    Results come in the order in which they finish. They should be small: a receipt, with the data on disk. A task may
+    Results come in the order in which they finish. They should be small: a manifest, with the data on disk. A task may
     run more than once (a worker died, or was thought to be dead), so it has to be idempotent.
 
     An item whose workers die is divided. One that cannot be divided is tried again at the end with no other beside it,
@@ -52,13 +52,13 @@ def run_tasks(
         client: Dask client.
         function: Of one item.
         items: Taken as workers become free.
-        salvage: How items are divided and given up; without it a death is an error.
+        failure_policy: How items are divided and given up; without it a death is an error.
 
     Raises:
         EquiscreenError: A task killed its workers.
         Exception: What a task raised; the tasks in flight are cancelled.
     """
-    run = _Run(client, function, iter(items), salvage)
+    run = _Run(client, function, iter(items), failure_policy)
     try:
         run.fill()
         yield from run.finished(alone=False)
@@ -78,9 +78,9 @@ class _Run(Generic[Item, Result]):
         client: Any,
         function: Callable[[Item], Result],
         waiting: Iterator[Item],
-        salvage: Salvage[Item] | None,
+        failure_policy: FailurePolicy[Item] | None,
     ) -> None:
-        self.client, self.function, self.waiting, self.salvage = client, function, waiting, salvage
+        self.client, self.function, self.waiting, self.failure_policy = client, function, waiting, failure_policy
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
         self.workers = len(client.nthreads())
@@ -105,9 +105,9 @@ class _Run(Generic[Item, Result]):
             try:
                 result = future.result()
             except KilledWorker as error:
-                if self.salvage is None:
+                if self.failure_policy is None:
                     raise EquiscreenError(f"a task killed its workers, by memory or a crash: {error}") from error
-                self._salvage(item, self.salvage, alone=alone)
+                self._salvage(item, self.failure_policy, alone=alone)
             else:
                 yield result
             future.release()
@@ -144,12 +144,12 @@ class _Run(Generic[Item, Result]):
         self.workers = len(self.client.nthreads())  # one that is lost is not waited for again
         time.sleep(SETTLE_S)
 
-    def _salvage(self, item: Item, salvage: Salvage[Item], *, alone: bool) -> None:
+    def _salvage(self, item: Item, failure_policy: FailurePolicy[Item], *, alone: bool) -> None:
         self._wait_for_restarts()
-        halves = salvage.halves(item)
+        halves = failure_policy.halves(item)
         if halves:
             self.submit(halves)
         elif alone:
-            self.submit([salvage.give_up(item)])
+            self.submit([failure_policy.give_up(item)])
         else:
             self.suspects.append(item)

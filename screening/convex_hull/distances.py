@@ -12,13 +12,13 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
-from ...pipeline.runs.parts import PartArray, PartKey, Receipt, write_part
+from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import Staging
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
 from ..chemistry.composition import Compositions
 from .energies import CHUNK_ROWS, UNCORRECTED, ScoredEnergies
-from .levels import SAME_ENERGY, Levels, Rivals, levels_of, lowest_of
+from .levels import SAME_ENERGY, CompetingPhases, Levels, levels_of, lowest_of
 from .mp2020 import MP2020
 from .references import Gathered, References
 
@@ -171,13 +171,13 @@ class HullRun:
             np.fmin.at(lowest, self._composition[start:stop], self._rival[start:stop])
             present[self._composition[start:stop]] = True
         self.references = self._own_references(lowest) if references is None else references
-        self.rivals = Rivals(self.references, self.compositions)
+        self.competing = CompetingPhases(self.references, self.compositions)
         needs = np.zeros(n, dtype=bool)
         has_reference = np.isfinite(lowest_of(self.references, n))
         for start, stop in self._chunks():
             composition = np.asarray(self._composition[start:stop])
             if has_reference[composition].any():
-                own, _ = self.rivals.of(composition, np.asarray(self._energy[start:stop]), self._ids(start, stop))
+                own, _ = self.competing.of(composition, np.asarray(self._energy[start:stop]), self._ids(start, stop))
                 needs[composition[own]] = True
         bar.expect(bar.total + int(present.sum()))
         self.levels = levels_of(self.compositions, np.flatnonzero(present), self.references, lowest, needs, bar.advance)
@@ -232,9 +232,9 @@ class HullRun:
                     counts[symbol] = counts.get(symbol, 0) + int(rows[number])
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def write_parts(self, staging: Staging, bar: ProgressReport) -> list[Receipt]:
+    def write_parts(self, staging: Staging, bar: ProgressReport) -> list[PartManifest]:
         """Second pass: parts with all arrays of the output."""
-        done = staging.receipts()
+        done = staging.manifests()
         for number, (start, stop) in enumerate(self._chunks()):
             key = PartKey(number, 0, stop - start)
             if key not in done:
@@ -253,7 +253,7 @@ class HullRun:
         """What the hull adds to some rows."""
         composition, energy = np.asarray(self._composition[start:stop]), np.asarray(self._energy[start:stop])
         levels = self.levels
-        own, others = self.rivals.of(composition, energy, self._ids(start, stop))
+        own, others = self.competing.of(composition, energy, self._ids(start, stop))
         hull = np.where(own, levels.alone[composition], levels.hull[composition])
         rival = {row: places[0] for row, places in others.items() if places}
         lower = {row: place for row, place in rival.items() if self.references.energy[place] < hull[row]}
@@ -328,7 +328,7 @@ class HullRun:
     def _decomposition(self, number: int, *, alone: bool) -> str:
         products = (self.levels.products_alone.of(number) if alone else []) or self.levels.products.of(number)
         phases = [
-            _phase(amount, self.compositions.formula(product), self.rivals.name(product))
+            _phase(amount, self.compositions.formula(product), self.competing.name(product))
             for product, amount in products
         ]
         return " + ".join(phases)

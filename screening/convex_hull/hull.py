@@ -11,9 +11,9 @@ from typing import Any
 import xarray as xr
 
 from ...pipeline.graphs.offsets import offsets_of
-from ...pipeline.runs.parts import Receipt
+from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import Staging, staged, taken_up
+from ...pipeline.runs.staging import Staging, resume_publication, staged_run
 from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
 from ...pipeline.store.compaction import Compaction, finish_store, write_shards
@@ -88,10 +88,10 @@ def hull(
         "unrelaxed_references": unrelaxed_references,
         "equiscreen": version("equiscreen"),
     }
-    if taken_up(target, identity) is not None:
+    if resume_publication(target, identity) is not None:
         return open_scores(target)
     inputs = [Path(path) for path in (scores, *paths) if "://" not in str(path)]
-    with staged(target, identity, inputs, overwrite=overwrite) as staging, staging.discarded_if_new():
+    with staged_run(target, identity, inputs, overwrite=overwrite) as staging, staging.discarded_if_new():
         corrections = MP2020() if candidates.scheme in (UNCORRECTED, CORRECTED) else None
         run = HullRun(candidates, corrections)
         given = (
@@ -104,14 +104,14 @@ def hull(
         with ProgressReport("hull", 2 * len(candidates), "steps", enabled=progress) as bar:
             run.read(staging.work, bar)
             run.find_levels(given, bar)
-            receipts = run.write_parts(staging, bar)
-        digests = _compact(staging, receipts, run.specs)
-        finish_store(staging.store, digests, _attrs(candidates, run, receipts, given is None, begin))
+            manifests = run.write_parts(staging, bar)
+        digests = _compact(staging, manifests, run.specs)
+        finish_store(staging.store, digests, _attrs(candidates, run, manifests, given is None, begin))
         staging.publish({})
     return open_scores(target)
 
 
-def account(found: xr.Dataset, path: str | Path) -> str:
+def summary(found: xr.Dataset, path: str | Path) -> str:
     """One line on a finished hull."""
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
@@ -133,14 +133,14 @@ def _version_of(path: str) -> list[str]:
     return [path, *(file.version for file in find_files([path]))]
 
 
-def _compact(staging: Staging, receipts: Iterable[Receipt], specs: tuple[ArraySpec, ...]) -> dict[str, str]:
+def _compact(staging: Staging, manifests: Iterable[PartManifest], specs: tuple[ArraySpec, ...]) -> dict[str, str]:
     """Write the arrays of all parts, one after the other."""
-    done = list(receipts)
-    rows = offsets_of([receipt.counts["read"] for receipt in done])
+    done = list(manifests)
+    rows = offsets_of([manifest.counts["read"] for manifest in done])
     compaction = Compaction(
         store=staging.store,
         specs=specs,
-        sources=tuple(PartRows(staging.parts, receipt.key, {}) for receipt in done),
+        sources=tuple(PartRows(staging.parts, manifest.key, {}) for manifest in done),
         source_rows={STRUCTURE: rows},
         keep=None,
         status=None,
@@ -150,10 +150,10 @@ def _compact(staging: Staging, receipts: Iterable[Receipt], specs: tuple[ArraySp
 
 
 def _attrs(
-    candidates: ScoredEnergies, run: HullRun, receipts: Sequence[Receipt], alone: bool, begin: float
+    candidates: ScoredEnergies, run: HullRun, manifests: Sequence[PartManifest], alone: bool, begin: float
 ) -> Mapping[str, Any]:
     """Those of the input, and where the distances come from."""
-    counts = [sum(receipt.notes["status"][place] for receipt in receipts) for place in range(len(HULL_STATUSES))]
+    counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs.items() if name not in ("complete", "store_hash")}
     corrected = candidates.scheme == UNCORRECTED
@@ -169,7 +169,7 @@ def _attrs(
             "pymatgen": run.corrections.version if corrected and run.corrections is not None else None,
             "status_counts": dict(zip(HULL_STATUSES, counts, strict=True)),
             "missing_references": run.missing,
-            "below_hull": sum(receipt.notes["below"] for receipt in receipts),
+            "below_hull": sum(manifest.notes["below"] for manifest in manifests),
             "members": "own hull of each" if run.levels.members is not None else "one hull for all",
             "equiscreen": version("equiscreen"),
             "timing": {

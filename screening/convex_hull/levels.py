@@ -185,7 +185,7 @@ def _add_members(
                 found.members_alone[number, member] = hulls.without(system, number).energy[0]
 
 
-class Rivals:
+class CompetingPhases:
     """Which references a structure competes with: all but those that are itself.
 
     Elements are measured against their own references: they are the zero of the scale.

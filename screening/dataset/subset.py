@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...pipeline.graphs.offsets import offsets_of
-from ...pipeline.runs.parts import PartArray, PartKey, Receipt, write_part
+from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.compaction import START_ARRAYS, Compaction, finish_store, write_shards
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import PartRows
@@ -33,7 +33,7 @@ class Subset:
 
     def __init__(self, folder: Path, store: Path, specs: Sequence[ArraySpec]) -> None:
         self._folder, self.store, self.specs = folder, store, tuple(specs)
-        self._receipts: list[Receipt] = []
+        self._receipts: list[PartManifest] = []
         folder.mkdir(parents=True)
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -59,14 +59,14 @@ class Subset:
         Returns:
             The store's hash.
         """
-        rows = offsets_of([receipt.counts["read"] for receipt in self._receipts])
+        rows = offsets_of([manifest.counts["read"] for manifest in self._receipts])
         offsets = {STRUCTURE: rows}
         for dim in {spec.dims[0] for spec in self.specs} - {STRUCTURE}:
-            offsets[dim] = offsets_of([receipt.counts[dim] for receipt in self._receipts])
+            offsets[dim] = offsets_of([manifest.counts[dim] for manifest in self._receipts])
         compaction = Compaction(
             store=self.store,
             specs=self.specs,
-            sources=tuple(PartRows(self._folder, receipt.key, {}) for receipt in self._receipts),
+            sources=tuple(PartRows(self._folder, manifest.key, {}) for manifest in self._receipts),
             source_rows=offsets,
             keep=None,
             status=None,

@@ -21,9 +21,9 @@ from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, Out
 from ...pipeline.featurization.report import SOFTWARE
 from ...pipeline.graphs.offsets import offsets_of
 from ...pipeline.runs.cluster import IN_PROCESS, connect, dashboard
-from ...pipeline.runs.parts import Receipt
+from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import Staging, make_parts, staged, taken_up
+from ...pipeline.runs.staging import Staging, make_parts, resume_publication, staged_run
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import Compaction, compact, finish_store
 from ...pipeline.store.graph_store import GraphStore
@@ -99,24 +99,24 @@ def relax(
     run = _Run(GraphStore(store), OnnxPotential.load(model, threads=1), model, out, chosen, limit)
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers elsewhere have other devices
-    if taken_up(out, run.identity) is not None:
+    if resume_publication(out, run.identity) is not None:
         return open_scores(out)
     inputs = [Path(path) for path in (run.graphs.path, model) if "://" not in str(path)]
-    with staged(out, run.identity, inputs, overwrite=overwrite) as staging:
+    with staged_run(out, run.identity, inputs, overwrite=overwrite) as staging:
         run.check_free(overwrite=overwrite)
         with connect(scheduler) as client, ProgressReport("relax", run.size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
             client.register_plugin(ModelPlugin(Path(model).resolve(), run.potential.sha256, slots, device))
-            receipts = run.make_parts(client, staging, bar, None if budget is None else begin + budget)
-            run.check_all_done(receipts, budget)
-            counts = np.sum([receipt.notes["status"] for receipt in receipts], axis=0)
+            manifests = run.make_parts(client, staging, bar, None if budget is None else begin + budget)
+            run.check_all_done(manifests, budget)
+            counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
             statuses = dict(zip(RELAX_STATUSES, counts.tolist(), strict=True))
             if counts[OK] == 0:
                 staging.discard()
                 raise StoreError(f"{store}: not one of {run.size} structures could be relaxed: {listed(statuses)}")
-            graphs_hash = run.write_graphs(client, staging, receipts)
-            digests = compact(client, run.scores_compaction(staging, receipts))
-        seconds, cpu_seconds = time.monotonic() - begin, sum(receipt.notes["cpu_seconds"] for receipt in receipts)
+            graphs_hash = run.write_graphs(client, staging, manifests)
+            digests = compact(client, run.scores_compaction(staging, manifests))
+        seconds, cpu_seconds = time.monotonic() - begin, sum(manifest.notes["cpu_seconds"] for manifest in manifests)
         attrs = {
             "coordinates": " ".join((*COORDINATES, *run.columns)),
             "schema": SCORES_SCHEMA,
@@ -131,7 +131,7 @@ def relax(
                 "seconds": round(seconds, 3),
                 "structures_per_second": round(run.size / seconds, 2),
                 "core_hours": round(cpu_seconds / 3600, 5),
-                "evaluations": sum(receipt.notes["steps"] for receipt in receipts),
+                "evaluations": sum(manifest.notes["steps"] for manifest in manifests),
             },
         }
         finish_store(staging.store, digests, attrs)
@@ -214,14 +214,16 @@ class _Run:
     def _digest(self) -> str:
         return hashlib.sha256(repr(sorted(self.identity.items())).encode()).hexdigest()
 
-    def make_parts(self, client: Any, staging: Staging, bar: ProgressReport, deadline: float | None) -> list[Receipt]:
+    def make_parts(
+        self, client: Any, staging: Staging, bar: ProgressReport, deadline: float | None
+    ) -> list[PartManifest]:
         """Relax what is not done yet."""
         from .worker import RelaxTask, relax_part  # noqa: PLC0415 - imports distributed
 
         folders = [staging.work / name for name in ("graph_parts", "trajectories")]
         for folder in folders:
             folder.mkdir(exist_ok=True)
-        done = staging.receipts()
+        done = staging.manifests()
         tasks = (
             RelaxTask(
                 number,
@@ -238,13 +240,13 @@ class _Run:
         waiting = (task for task in tasks if task.key not in done)
         return make_parts(client, staging, relax_part, _until(deadline, waiting), bar)
 
-    def check_all_done(self, receipts: Sequence[Receipt], budget: float | None) -> None:
+    def check_all_done(self, manifests: Sequence[PartManifest], budget: float | None) -> None:
         """Stop here if the budget was spent before all was done.
 
         Raises:
             EquiscreenError: It was.
         """
-        done = sum(receipt.counts["read"] for receipt in receipts)
+        done = sum(manifest.counts["read"] for manifest in manifests)
         if done < self.size:
             raise EquiscreenError(
                 f"{self.out}: {done:,} of {self.size:,} structures are relaxed, and the budget of {budget:,.0f} s is "
@@ -252,27 +254,27 @@ class _Run:
             )
 
     def _compaction(
-        self, store: Path, parts: Path, receipts: Sequence[Receipt], specs: tuple[ArraySpec, ...]
+        self, store: Path, parts: Path, manifests: Sequence[PartManifest], specs: tuple[ArraySpec, ...]
     ) -> Compaction:
         """All rows of all parts, one after the other."""
         dims = {spec.dims[0] for spec in specs}
-        rows = {dim: offsets_of([receipt.counts[dim] for receipt in receipts]) for dim in (STRUCTURE, ATOM, EDGE)}
+        rows = {dim: offsets_of([manifest.counts[dim] for manifest in manifests]) for dim in (STRUCTURE, ATOM, EDGE)}
         return Compaction(
             store=store,
             specs=specs,
-            sources=tuple(PartRows(parts, receipt.key, {}) for receipt in receipts),
+            sources=tuple(PartRows(parts, manifest.key, {}) for manifest in manifests),
             source_rows={dim: rows[dim] for dim in dims},
             keep=None,
             status=None,
             structure_offsets=rows[STRUCTURE],
         )
 
-    def scores_compaction(self, staging: Staging, receipts: Sequence[Receipt]) -> Compaction:
+    def scores_compaction(self, staging: Staging, manifests: Sequence[PartManifest]) -> Compaction:
         """Of the scores dataset."""
         columns = tuple(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns)
-        return self._compaction(staging.store, staging.parts, receipts, (*self.arrays, *columns))
+        return self._compaction(staging.store, staging.parts, manifests, (*self.arrays, *columns))
 
-    def write_graphs(self, client: Any, staging: Staging, receipts: Sequence[Receipt]) -> str:
+    def write_graphs(self, client: Any, staging: Staging, manifests: Sequence[PartManifest]) -> str:
         """Write the graph store and put it in its place; it stands there before the scores do.
 
         Returns:
@@ -285,7 +287,7 @@ class _Run:
         if scratch.exists():
             shutil.rmtree(scratch)
         specs = relaxed_graph_arrays(self.columns)
-        digests = compact(client, self._compaction(scratch, staging.work / "graph_parts", receipts, specs))
+        digests = compact(client, self._compaction(scratch, staging.work / "graph_parts", manifests, specs))
         for file, schema in ((FAILURES_FILE, FAILURE_SCHEMA), (DUPLICATES_FILE, DUPLICATE_SCHEMA)):
             pq.write_table(schema.empty_table(), scratch / file)
         inputs = [(str(self.graphs.path), self.size, self.graphs.store_hash)]
@@ -333,7 +335,7 @@ def _check_outputs(potential: OnnxPotential, model: str | Path) -> None:
         )
 
 
-def account(relaxed: xr.Dataset, path: str | Path) -> str:
+def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     """One line on a finished relaxation."""
     timing = relaxed.attrs["timing"]
     steps = timing["evaluations"] / max(1, relaxed.sizes[STRUCTURE])

@@ -14,7 +14,7 @@ import numpy as np
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
-from ...pipeline.runs.parts import PartKey, Receipt, write_part
+from ...pipeline.runs.parts import PartKey, PartManifest, write_part
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
@@ -55,7 +55,7 @@ class RelaxTask:
         return PartKey(self.number, 0, self.stop - self.start)
 
 
-def relax_part(task: RelaxTask) -> Receipt:
+def relax_part(task: RelaxTask) -> PartManifest:
     """Relax the structures of one part; the body of a Dask task, on a worker with a `ModelPlugin`."""
     begin = time.process_time()
     potential = get_worker().plugins[plugin_name(task.model_sha256)].potential

@@ -15,7 +15,7 @@ from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError, 
 from ..dataset.paths import report_path
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import open_scores
-from ..label_comparison import calibration, parity
+from ..label_comparison import calibration, labels_and_predictions
 from . import figures
 from .content import NEAR, ReportContent, read_content
 from .structure_svg import picture
@@ -190,7 +190,7 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
     dataset = open_scores(scores)
     out = []
     try:
-        label, prediction = parity(dataset, store=store)
+        label, prediction = labels_and_predictions(dataset, store=store)
         if len(label):
             out.append(_section("Predictions beside labels", figures.parity_plot(label, prediction)))
         if len(label) and "energy_std" in dataset:

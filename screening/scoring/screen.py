@@ -17,16 +17,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...export.runtime.ensemble import Committee, Models, paths_of
+from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import DEFAULT_SLOTS, check_cutoff
 from ...export.runtime.providers import CPU, providers
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.graphs.offsets import offsets_of
 from ...pipeline.runs.cluster import IN_PROCESS, connect, dashboard
-from ...pipeline.runs.parts import PartKey, Receipt
+from ...pipeline.runs.parts import PartKey, PartManifest
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import Staging, make_parts, staged, taken_up, whole_parts
-from ...pipeline.runs.tasks import Salvage
+from ...pipeline.runs.staging import Staging, make_parts, resume_publication, staged_run, whole_parts
+from ...pipeline.runs.tasks import FailurePolicy
 from ...pipeline.store.compaction import Compaction, compact, finish_store
 from ...pipeline.store.graph_store import GraphStore, location
 from ...pipeline.store.row_sources import PartRows, absolute
@@ -103,26 +103,26 @@ def screen(
         raise ConfigError("append adds to the scores that are there and overwrite replaces them; say one of them")
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers elsewhere have other devices
-    if taken_up(out, run.identity) is not None:
+    if resume_publication(out, run.identity) is not None:
         return open_scores(out)
     if append:
         run.extend(out)
         if run.taken == run.size:
             return open_scores(out)
     inputs = [Path(path) for path in (run.graphs.path, *run.models) if "://" not in str(path)]
-    with staged(out, run.identity, inputs, overwrite=overwrite, extend=append) as staging:
-        done = sum(receipt.counts["read"] for receipt in run.done(staging))
+    with staged_run(out, run.identity, inputs, overwrite=overwrite, extend=append) as staging:
+        done = sum(manifest.counts["read"] for manifest in run.done(staging))
         with connect(scheduler) as client, ProgressReport("screen", run.size, enabled=progress) as bar:
             bar.note(f"Dask dashboard: {dashboard(client)}")
-            receipts = run.make_parts(client, staging, bar)
-            digests = compact(client, run.compaction(staging, receipts))
-        counts = np.sum([receipt.notes["status"] for receipt in receipts], axis=0)
+            manifests = run.make_parts(client, staging, bar)
+            digests = compact(client, run.compaction(staging, manifests))
+        counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
             staging.discard()
             raise StoreError(f"{store}: not one of {run.size} structures could be scored: {listed(statuses)}")
         _check_unchanged(run.graphs)
-        timing = run.timing(receipts, run.size - run.taken - done, time.monotonic() - begin)
+        timing = run.timing(manifests, run.size - run.taken - done, time.monotonic() - begin)
         said = {} if command is None else {"command": command}
         finish_store(staging.store, digests, {**run.attrs(), **said, "status_counts": statuses, "timing": timing})
         staging.publish({})
@@ -166,11 +166,11 @@ class _Run:
 
     def __init__(self, graphs: GraphStore, models: Models, settings: ScreenSettings, *, append: bool) -> None:
         self.graphs, self.models, self.settings = graphs, paths_of(models), settings
-        self.committee = _committee_for(graphs, self.models)
+        self.ensemble = _ensemble_for(graphs, self.models)
         self.size = len(graphs) if settings.limit is None else min(settings.limit, len(graphs))
         if self.size < 1:
             raise ConfigError("a limit below one structure")
-        self.arrays = score_arrays(self.committee.outputs)
+        self.arrays = score_arrays(self.ensemble.outputs)
         taken = {spec.name for spec in self.arrays}
         self.columns = tuple(name for name in column_names(graphs) if name not in taken)
         self.base: xr.Dataset | None = None
@@ -178,7 +178,7 @@ class _Run:
         self.identity: dict[str, Any] = {
             "schema": SCORES_SCHEMA,
             "store_hash": graphs.store_hash,
-            "model_sha256": self.committee.sha256,
+            "model_sha256": self.ensemble.sha256,
             **settings.attrs(),
             "append": append,
             "equiscreen": version("equiscreen"),
@@ -209,7 +209,7 @@ class _Run:
         known = _hashes(self.graphs.attrs, self.graphs.store_hash)
         if base.attrs["graph_store"]["store_hash"] not in known:
             wrong.append("they are of other graphs")
-        if base.attrs.get("model", {}).get("sha256") != self.committee.sha256:
+        if base.attrs.get("model", {}).get("sha256") != self.ensemble.sha256:
             wrong.append("another model")
         found = {name: value for name, value in base.attrs.get("settings", {}).items() if name != "limit"}
         if found != {name: value for name, value in self.settings.attrs().items() if name != "limit"}:
@@ -230,32 +230,32 @@ class _Run:
     def _names(self) -> set[str]:
         return {spec.name for spec in self.arrays} | set(self.columns)
 
-    def done(self, staging: Staging) -> list[Receipt]:
+    def done(self, staging: Staging) -> list[PartManifest]:
         """Parts of scores, not of copies, that an earlier run has made."""
-        kept = whole_parts(staging.receipts().values())
-        return [receipt for receipt in kept if self.spans[receipt.number][0] >= self.taken]
+        kept = whole_parts(staging.manifests().values())
+        return [manifest for manifest in kept if self.spans[manifest.number][0] >= self.taken]
 
-    def make_parts(self, client: Any, staging: Staging, bar: ProgressReport) -> list[Receipt]:
+    def make_parts(self, client: Any, staging: Staging, bar: ProgressReport) -> list[PartManifest]:
         """Take rows over, and score the others, as far as it is not done yet."""
         from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import ScreenTask, screen_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        for path, member in zip(self.models, self.committee.members, strict=True):
+        for path, member in zip(self.models, self.ensemble.members, strict=True):
             plugin = ModelPlugin(Path(path).resolve(), member.sha256, self.settings.slots, self.settings.device)
             client.register_plugin(plugin)
 
         def halves(task: CopyTask | ScreenTask) -> Sequence[CopyTask | ScreenTask]:
             return task.halves() if isinstance(task, ScreenTask) else ()
 
-        return make_parts(client, staging, screen_part, self._tasks(staging), bar, Salvage(halves, _given_up))
+        return make_parts(client, staging, screen_part, self._tasks(staging), bar, FailurePolicy(halves, _skipped))
 
     def _tasks(self, staging: Staging) -> Iterator[CopyTask | ScreenTask]:
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
         done: dict[int, list[PartKey]] = {}
-        for receipt in whole_parts(staging.receipts().values()):
-            done.setdefault(receipt.number, []).append(receipt.key)
-        models = tuple(member.sha256 for member in self.committee.members)
+        for manifest in whole_parts(staging.manifests().values()):
+            done.setdefault(manifest.number, []).append(manifest.key)
+        models = tuple(member.sha256 for member in self.ensemble.members)
         for number, (start, stop) in enumerate(self.spans):
             gaps = _gaps(done.get(number, ()), stop - start)
             if stop <= self.taken and self.base is not None:
@@ -277,13 +277,13 @@ class _Run:
                     staging.parts,
                 )
 
-    def compaction(self, staging: Staging, receipts: Sequence[Receipt]) -> Compaction:
+    def compaction(self, staging: Staging, manifests: Sequence[PartManifest]) -> Compaction:
         """All rows of all parts, one after the other."""
-        rows = offsets_of([receipt.counts["read"] for receipt in receipts])
+        rows = offsets_of([manifest.counts["read"] for manifest in manifests])
         return Compaction(
             store=staging.store,
             specs=(*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns)),
-            sources=tuple(PartRows(staging.parts, receipt.key, {}) for receipt in receipts),
+            sources=tuple(PartRows(staging.parts, manifest.key, {}) for manifest in manifests),
             source_rows={STRUCTURE: rows},
             keep=None,
             status=None,
@@ -297,7 +297,7 @@ class _Run:
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,
             "graph_store": graphs,
-            "model": self.committee.provenance(),
+            "model": self.ensemble.provenance(),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
             "settings": self.settings.attrs(),
         }
@@ -305,15 +305,15 @@ class _Run:
             out["appended_to"] = {"store_hash": self.base.attrs["store_hash"], "structures": self.taken}
         return out
 
-    def timing(self, receipts: Sequence[Receipt], scored: int, seconds: float) -> dict[str, Any]:
+    def timing(self, manifests: Sequence[PartManifest], scored: int, seconds: float) -> dict[str, Any]:
         """What it took.
 
         Args:
-            receipts: Of all parts, also of those that an earlier run has made.
+            manifests: Of all parts, also of those that an earlier run has made.
             scored: Structures that this run has scored.
             seconds: Of this run.
         """
-        worked, evaluating = (sum(receipt.notes[name] for receipt in receipts) for name in ("seconds", "evaluating"))
+        worked, evaluating = (sum(manifest.notes[name] for manifest in manifests) for name in ("seconds", "evaluating"))
         before = 0.0 if self.base is None else float(self.base.attrs["timing"].get("core_hours", 0.0))
         return {
             "seconds": round(seconds, 3),
@@ -335,7 +335,7 @@ def cut_screen(n_edges: NDArray[np.int32]) -> list[tuple[int, int]]:
     return cut(n_edges, larger * PART_EDGES, larger * PART_STRUCTURES)
 
 
-def _given_up(task: CopyTask | ScreenTask) -> CopyTask | ScreenTask:
+def _skipped(task: CopyTask | ScreenTask) -> CopyTask | ScreenTask:
     """The task without what cannot be done: a structure of which workers die is not evaluated.
 
     Raises:
@@ -345,7 +345,7 @@ def _given_up(task: CopyTask | ScreenTask) -> CopyTask | ScreenTask:
 
     if isinstance(task, CopyTask):
         raise EquiscreenError(f"{task.scores}: workers die while they read it, perhaps for lack of memory")
-    return replace(task, given_up=True)
+    return replace(task, skip=True)
 
 
 def _gaps(done: Sequence[PartKey], count: int) -> list[tuple[int, int]]:
@@ -376,16 +376,16 @@ def _check_unchanged(graphs: GraphStore) -> None:
         raise StoreError(f"{graphs.path}: has changed while it was screened; run the command again with --overwrite")
 
 
-def _committee_for(graphs: GraphStore, models: Models) -> Committee:
+def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
     """The models, which look no further than the graphs.
 
     Raises:
         ModelFileError: They do, or cannot be used.
     """
-    committee = Committee.load(models, threads=1)
-    for name, member in zip(committee.names, committee.members, strict=True):
+    ensemble = Ensemble.load(models, threads=1)
+    for name, member in zip(ensemble.names, ensemble.members, strict=True):
         check_cutoff(graphs, member, name)
-    return committee
+    return ensemble
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -402,7 +402,7 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join(["equiscreen", *kept])
 
 
-def account(scores: xr.Dataset, path: str | Path) -> str:
+def summary(scores: xr.Dataset, path: str | Path) -> str:
     """One line on a finished screen."""
     timing = scores.attrs["timing"]
     return (
@@ -426,7 +426,7 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
         ModelFileError: As for `screen`.
     """
     graphs = GraphStore(store)
-    potential = _committee_for(graphs, model)
+    potential = _ensemble_for(graphs, model)
     size = len(graphs) if limit is None else min(limit, len(graphs))
     sample = min(size, ESTIMATE_STRUCTURES)
     begin = time.monotonic()

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import xarray as xr
 from fsspec.core import url_to_fs
 
-from ...export.runtime.ensemble import Committee, Models
+from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.onnx_potential import DEFAULT_SLOTS
 from ...export.runtime.providers import CPU
 from ...pipeline.errors import ConfigError, OutputExistsError, StoreError
@@ -45,11 +45,11 @@ class PreparedGraphs:
 
     Attributes:
         path: The graph store.
-        account: One line on how files became it; empty for a store that was given.
+        summary: One line on how files became it; empty for a store that was given.
     """
 
     path: str
-    account: str
+    summary: str
 
 
 def screen_files(
@@ -156,7 +156,7 @@ def prepare_graphs(
         raise ConfigError(
             "append is for a graph store: `equiscreen featurize --append` the files to it, then screen it"
         )
-    cutoff = Committee.load(model, threads=1).cutoff
+    cutoff = Ensemble.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
     # Before the work, not after it; a run that was killed as it gave the scores their name is for `screen` to finish.
     if not overwrite and scores.exists() and not scores.working_folder.exists():
@@ -190,7 +190,7 @@ def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None
     given = _given_store(named)
     if given is not None:
         return estimate_screen(given, model, limit)
-    cutoff = Committee.load(model, threads=1).cutoff
+    cutoff = Ensemble.load(model, threads=1).cutoff
     path = graphs_path(out)
     if Target.of(path).exists() and not _wrong_with(path, named, cutoff, limit):
         return f"{_account(GraphStore(path))}\n{estimate_screen(path, model, limit)}"

@@ -13,11 +13,11 @@ import zarr
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
-from ...export.runtime.ensemble import Committee
+from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
-from ...pipeline.runs.parts import PartArray, PartKey, Receipt, write_part
+from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.graph_store import GraphStore, open_root
 from ...pipeline.store.row_sources import opened
 from ..dataset.scores import CARRIED, SCORES_SCHEMA
@@ -38,7 +38,7 @@ class ScreenTask:
         models: Hashes of the model files, which name the plugins that hold the sessions.
         limits: On what is scored.
         folder: Of the parts.
-        given_up: The worker died of this structure alone: it is not evaluated.
+        skip: The worker died of this structure alone: it is not evaluated.
     """
 
     number: int
@@ -52,7 +52,7 @@ class ScreenTask:
     models: tuple[str, ...]
     limits: ScoreLimits
     folder: Path
-    given_up: bool = False
+    skip: bool = False
 
     @property
     def key(self) -> PartKey:
@@ -101,7 +101,7 @@ class TimedPotential:
         potential: That is asked.
     """
 
-    def __init__(self, potential: Committee) -> None:
+    def __init__(self, potential: Ensemble) -> None:
         self._potential = potential
         self.slots = potential.slots
         self.seconds = 0.0
@@ -130,20 +130,20 @@ class TimedPotential:
             self.seconds += time.perf_counter() - begin
 
 
-def screen_part(task: ScreenTask | CopyTask) -> Receipt:
+def screen_part(task: ScreenTask | CopyTask) -> PartManifest:
     """Make one part; the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
     return _copied(task) if isinstance(task, CopyTask) else _scored(task)
 
 
-def _scored(task: ScreenTask) -> Receipt:
+def _scored(task: ScreenTask) -> PartManifest:
     began = time.perf_counter()
     plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
-    potential = TimedPotential(Committee([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
+    potential = TimedPotential(Ensemble([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
     graphs = opened(str(task.store), task.store_hash)
     first, last = task.start + task.begin, task.start + task.end
     arrays: dict[str, PartArray]
-    if task.given_up:
-        arrays = _given_up(graphs.block(first, last, labels=False), potential, task.limits)
+    if task.skip:
+        arrays = _skipped(graphs.block(first, last, labels=False), potential, task.limits)
     else:
         window = None if (first, last) == (task.start, task.stop) else (task.begin, task.end)
         arrays = dict(score_block(graphs.block(task.start, task.stop, labels=False), potential, task.limits, window))
@@ -158,7 +158,7 @@ def _scored(task: ScreenTask) -> Receipt:
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 
-def _given_up(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
+def _skipped(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
     """Rows of structures that a worker dies of: there was not the memory for them."""
     return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # more than any has
 
@@ -169,7 +169,7 @@ def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) 
     return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
 
 
-def _copied(task: CopyTask) -> Receipt:
+def _copied(task: CopyTask) -> PartManifest:
     root = _opened_scores(str(task.scores), task.scores_hash)
     arrays: dict[str, PartArray] = {}
     for name in task.names:

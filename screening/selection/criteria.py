@@ -30,7 +30,7 @@ OF_OTHER_COMPOSITIONS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionCriteria:
     """What was said.
 
     Attributes:
@@ -64,7 +64,7 @@ class Choice:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, scores: ScoresReader, **words: Any) -> Choice:
+    def of(cls, scores: ScoresReader, **words: Any) -> SelectionCriteria:
         """Understand what was said.
 
         Args:
@@ -94,9 +94,9 @@ class Choice:
             measure=measure,
             pareto=pareto,
             top=words["top"],
-            only=parse_elements(_sequence(words["elements_only"])),
-            some=parse_elements(_sequence(words["elements_any"])),
-            none=parse_elements(_sequence(words["exclude_elements"])),
+            only=parse_elements(_sequence(words["allowed_elements"])),
+            some=parse_elements(_sequence(words["required_elements"])),
+            none=parse_elements(_sequence(words["excluded_elements"])),
             per_system=words["per_system"],
             per_prototype=words["per_prototype"],
             known=words["known"],
@@ -165,31 +165,31 @@ class _Survivors:
         self.rows, self.points = kept, self.points[places]
 
 
-def choose(scores: ScoresReader, choice: Choice) -> Chosen:
+def choose(scores: ScoresReader, criteria: SelectionCriteria) -> Chosen:
     """Choose rows.
 
     Raises:
         StoreError: The scores, their graph store or the known crystals cannot be read.
         ConfigError: A package that is needed is not installed.
     """
-    known = None if choice.known is None else KnownCrystals(choice.known)
-    derived = DerivedColumns(scores, known, choice.late.names)
-    found = _survey(scores, choice)
+    known = None if criteria.known is None else KnownCrystals(criteria.known)
+    derived = DerivedColumns(scores, known, criteria.late.names)
+    found = _survey(scores, criteria)
     front = None
-    if choice.pareto:
-        if choice.late.conjuncts:  # what does not count cannot dominate
-            found.take(_holding(found.rows, choice, derived), "--where")
-        enough = choice.top if not (choice.per_system or choice.per_prototype) else len(found.rows)
-        front = fronts(found.points[:, 1:], enough if choice.top is not None else None)
+    if criteria.pareto:
+        if criteria.late.conjuncts:  # what does not count cannot dominate
+            found.take(_holding(found.rows, criteria, derived), "--where")
+        enough = criteria.top if not (criteria.per_system or criteria.per_prototype) else len(found.rows)
+        front = fronts(found.points[:, 1:], enough if criteria.top is not None else None)
         order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))
         order = order[front[order] > 0]
         dominated = len(found.rows) - len(order)
-        found.left_out[_beyond(choice.top) if choice.top else "dominated"] += dominated
+        found.left_out[_beyond(criteria.top) if criteria.top else "dominated"] += dominated
     else:
         order = best_first(found.points[:, 0])
-    taken = _walk(scores, choice, derived, found, order)
+    taken = _walk(scores, criteria, derived, found, order)
     rank = np.arange(1, len(taken) + 1)
-    if choice.top is None:  # back in the order of the scores
+    if criteria.top is None:  # back in the order of the scores
         back = np.argsort(found.rows[taken], kind="stable")
         taken, rank = taken[back], rank[back]
     return Chosen(
@@ -203,21 +203,21 @@ def choose(scores: ScoresReader, choice: Choice) -> Chosen:
     )
 
 
-def _survey(scores: ScoresReader, choice: Choice) -> _Survivors:
+def _survey(scores: ScoresReader, criteria: SelectionCriteria) -> _Survivors:
     """All rows once, a chunk at a time, with no more than the columns that are asked for."""
-    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(choice.pareto))))
+    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(criteria.pareto))))
     rows, points = [found.rows], [found.points]
     kept = 0
     for start, stop in scores.chunks():
-        columns = {name: scores.column(name, start, stop) for name in sorted(choice.columns)}
-        places, values = _surviving(scores, choice, columns, stop - start, found.left_out)
+        columns = {name: scores.column(name, start, stop) for name in sorted(criteria.columns)}
+        places, values = _surviving(scores, criteria, columns, stop - start, found.left_out)
         rows.append(places + start)
         points.append(values)
         kept += len(places)
-        if choice.simple and choice.top is not None and kept > choice.top + _SLACK:
+        if criteria.simple and criteria.top is not None and kept > criteria.top + _SLACK:
             found.rows, found.points = np.concatenate(rows), np.concatenate(points)
-            best = np.sort(best_first(found.points[:, 0])[: choice.top])
-            found.take(best, _beyond(choice.top))
+            best = np.sort(best_first(found.points[:, 0])[: criteria.top])
+            found.take(best, _beyond(criteria.top))
             rows, points, kept = [found.rows], [found.points], len(best)
     found.rows, found.points = np.concatenate(rows), np.concatenate(points)
     return found
@@ -225,7 +225,7 @@ def _survey(scores: ScoresReader, choice: Choice) -> _Survivors:
 
 def _surviving(
     scores: ScoresReader,
-    choice: Choice,
+    criteria: SelectionCriteria,
     columns: dict[str, NDArray[Any]],
     size: int,
     left_out: Counter[str],
@@ -237,15 +237,15 @@ def _surviving(
         left_out[reason] += int((alive & ~good).sum())
         np.logical_and(alive, good, out=alive)
 
-    if choice.statuses:
+    if criteria.statuses:
         for word, value in scores.meanings("status").items():
             if word != "ok":
                 drop(columns["status"] != value, f"{word.replace('_', ' ')} (status)")
-    if "formula" in columns and (choice.only or choice.some or choice.none):
-        drop(_of_elements(choice, columns["formula"]), "of other elements")
-    if choice.early.conjuncts:
-        drop(choice.early.holds(columns, size), "--where")
-    measures = (choice.measure, *choice.pareto)
+    if "formula" in columns and (criteria.only or criteria.some or criteria.none):
+        drop(_of_elements(criteria, columns["formula"]), "of other elements")
+    if criteria.early.conjuncts:
+        drop(criteria.early.holds(columns, size), "--where")
+    measures = (criteria.measure, *criteria.pareto)
     points = np.stack([one.values(columns) for one in measures], axis=1)
     for one, values in zip(measures, points.T, strict=True):
         drop(np.isfinite(values), f"without {one.name}")
@@ -253,7 +253,7 @@ def _surviving(
     return places, points[places]
 
 
-def _of_elements(choice: Choice, formulas: NDArray[Any]) -> NDArray[np.bool_]:
+def _of_elements(criteria: SelectionCriteria, formulas: NDArray[Any]) -> NDArray[np.bool_]:
     """Which formulas consist of the elements that are asked for."""
     known: dict[str, bool] = {}
     out = np.empty(len(formulas), dtype=bool)
@@ -261,37 +261,41 @@ def _of_elements(choice: Choice, formulas: NDArray[Any]) -> NDArray[np.bool_]:
         good = known.get(formula)
         if good is None:
             elements = elements_of(formula)
-            good = not (elements & choice.none) and (not choice.only or elements <= choice.only)
-            good = known[formula] = good and (not choice.some or bool(elements & choice.some))
+            good = not (elements & criteria.none) and (not criteria.only or elements <= criteria.only)
+            good = known[formula] = good and (not criteria.some or bool(elements & criteria.some))
         out[place] = good
     return out
 
 
-def _holding(rows: NDArray[np.int64], choice: Choice, derived: DerivedColumns) -> NDArray[np.bool_]:
+def _holding(rows: NDArray[np.int64], criteria: SelectionCriteria, derived: DerivedColumns) -> NDArray[np.bool_]:
     """For which rows the late conditions hold."""
     out = [np.empty(0, dtype=bool)]
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
-        out.append(choice.late.holds(derived.columns(choice.late.names, some), len(some)))
+        out.append(criteria.late.holds(derived.columns(criteria.late.names, some), len(some)))
     return np.concatenate(out)
 
 
 def _walk(
-    scores: ScoresReader, choice: Choice, derived: DerivedColumns, found: _Survivors, order: NDArray[np.int64]
+    scores: ScoresReader,
+    criteria: SelectionCriteria,
+    derived: DerivedColumns,
+    found: _Survivors,
+    order: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Places in the order of rank that are taken, until there are enough; the rest is counted as left out."""
-    wanted = len(order) if choice.top is None else min(choice.top, len(order))
-    if not (choice.per_system or choice.per_prototype or (choice.late.conjuncts and not choice.pareto)):
-        found.left_out[_beyond(choice.top)] += len(order) - wanted
+    wanted = len(order) if criteria.top is None else min(criteria.top, len(order))
+    if not (criteria.per_system or criteria.per_prototype or (criteria.late.conjuncts and not criteria.pareto)):
+        found.left_out[_beyond(criteria.top)] += len(order) - wanted
         return order[:wanted]
-    systems, prototypes = Quota(choice.per_system), Quota(choice.per_prototype)
+    systems, prototypes = Quota(criteria.per_system), Quota(criteria.per_prototype)
     taken: list[int] = []
     at = 0
     while at < len(order) and len(taken) < wanted:
         some = order[at : at + _BATCH]
         rows = found.rows[some]
-        good = np.ones(len(some), dtype=bool) if choice.pareto else _holding(rows, choice, derived)
-        kinds = _kinds(scores, choice, derived, rows)
+        good = np.ones(len(some), dtype=bool) if criteria.pareto else _holding(rows, criteria, derived)
+        kinds = _kinds(scores, criteria, derived, rows)
         for place, holds, system, label in zip(some.tolist(), good.tolist(), *kinds, strict=True):
             if len(taken) == wanted:
                 break
@@ -299,26 +303,26 @@ def _walk(
             if not holds:
                 found.left_out["--where"] += 1
             elif systems.full(system):
-                found.left_out[f"more than {choice.per_system} of a chemical system"] += 1
+                found.left_out[f"more than {criteria.per_system} of a chemical system"] += 1
             elif prototypes.full(label):
-                found.left_out[f"more than {choice.per_prototype} of a prototype"] += 1
+                found.left_out[f"more than {criteria.per_prototype} of a prototype"] += 1
             else:
                 systems.take(system)
                 prototypes.take(label)
                 taken.append(place)
-    found.left_out[_beyond(choice.top)] += len(order) - at
+    found.left_out[_beyond(criteria.top)] += len(order) - at
     return np.array(taken, dtype=np.int64)
 
 
 def _kinds(
-    scores: ScoresReader, choice: Choice, derived: DerivedColumns, rows: NDArray[np.int64]
+    scores: ScoresReader, criteria: SelectionCriteria, derived: DerivedColumns, rows: NDArray[np.int64]
 ) -> tuple[list[str], list[str]]:
     """Chemical system and prototype of rows, where there is a limit on them."""
     nothing = [""] * len(rows)
     systems, labels = nothing, nothing
-    if choice.per_system:
+    if criteria.per_system:
         systems = [chemical_system(formula) for formula in scores.rows("formula", rows).tolist()]
-    if choice.per_prototype:
+    if criteria.per_prototype:
         labels = derived.columns(["prototype_label"], rows)["prototype_label"].tolist()
     return systems, labels
 

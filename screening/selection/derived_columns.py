@@ -47,7 +47,7 @@ OF_STRUCTURE = (
     _spec(
         "prototype_label",
         TEXT,
-        "amounts of the elements, Pearson symbol, space group and Wyckoff letters, free of the choice of origin",
+        "amounts of the elements, Pearson symbol, space group and Wyckoff letters, free of the criteria of origin",
     ),
 )
 OF_KNOWN = (

@@ -17,7 +17,7 @@ from ..dataset.parquet import ParquetFile, as_words
 from ..dataset.reader import ScoresReader, flag_meanings
 from ..dataset.scores import open_scores
 from ..dataset.subset import GraphSubset, Subset
-from .criteria import Choice, Chosen
+from .criteria import Chosen, SelectionCriteria
 from .derived_columns import ROLE, DerivedColumns
 from .structure_files import Batch, CifFolder, ExtxyzFile, file_names
 from .vasp_inputs import VaspFolders
@@ -52,7 +52,7 @@ class SelectionWriter:
     def __init__(
         self,
         scores: ScoresReader,
-        choice: Choice,
+        criteria: SelectionCriteria,
         chosen: Chosen,
         folder: Path,
         out: Path,
@@ -62,10 +62,10 @@ class SelectionWriter:
         self.derived: DerivedColumns = chosen.derived
         own = [
             _spec("rank", "int64", "place in the order of the selection, from 1", units="1"),
-            _spec("rank_value", "float64", f"what it was ranked by, lower is better: {choice.text}"),
+            _spec("rank_value", "float64", f"what it was ranked by, lower is better: {criteria.text}"),
             _spec("scores_row", "int64", "row of the dataset that it was selected from, from 0", units="1"),
             _spec("file_name", TEXT, "name of its files, without suffix"),
-            *([_spec(FRONT, "int32", "1 for what nothing dominates", units="1")] if choice.pareto else []),
+            *([_spec(FRONT, "int32", "1 for what nothing dominates", units="1")] if criteria.pareto else []),
         ]
         self.own = [spec.name for spec in own]
         added = {spec.name: spec for spec in (*own, *self.derived.specs.values())}

@@ -21,7 +21,7 @@ from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import open_scores
-from .criteria import Choice, Chosen, choose
+from .criteria import Chosen, SelectionCriteria, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
 
 # More files than that in one folder help nobody.
@@ -40,9 +40,9 @@ def select(
     *,
     top: int | None = None,
     by: str | None = None,
-    elements_only: Sequence[str] = (),
-    elements_any: Sequence[str] = (),
-    exclude_elements: Sequence[str] = (),
+    allowed_elements: Sequence[str] = (),
+    required_elements: Sequence[str] = (),
+    excluded_elements: Sequence[str] = (),
     pareto: Sequence[str] = (),
     per_system: int | None = None,
     per_prototype: int | None = None,
@@ -74,9 +74,9 @@ def select(
         top: How many; None for all.
         by: Column to rank by, the lowest first, or the highest with a minus in front of it; the first of
             `ranking.MEASURES` if not said.
-        elements_only: Symbols; structures of these elements alone.
-        elements_any: Symbols; structures with one of them.
-        exclude_elements: Symbols; structures with none of them.
+        allowed_elements: Symbols; structures of these elements alone.
+        required_elements: Symbols; structures with one of them.
+        excluded_elements: Symbols; structures with none of them.
         pareto: Two or more columns, each with a minus where higher is better: what nothing else beats in all of them.
             With `top`, one front after the other.
         per_system: At most so many of one chemical system, the best ones.
@@ -99,14 +99,14 @@ def select(
     begin = time.monotonic()
     wanted = _formats(formats)
     rows = ScoresReader(scores, store)
-    choice = Choice.of(
+    criteria = SelectionCriteria.of(
         rows,
         where=where,
         top=top,
         by=by,
-        elements_only=elements_only,
-        elements_any=elements_any,
-        exclude_elements=exclude_elements,
+        allowed_elements=allowed_elements,
+        required_elements=required_elements,
+        excluded_elements=excluded_elements,
         pareto=pareto,
         per_system=per_system,
         per_prototype=per_prototype,
@@ -116,7 +116,7 @@ def select(
     read = [str(path) for path in (scores, known, rows.attrs.get("graph_store", {}).get("path")) if path]
     inputs = [Path(path) for path in read if "://" not in path]
     with _written(out, inputs, overwrite=overwrite) as folder:
-        chosen = choose(rows, choice)
+        chosen = choose(rows, criteria)
         if len(chosen.rows) == 0:
             raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
         if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
@@ -124,8 +124,8 @@ def select(
                 f"{len(chosen.rows):,} structures are too many for files of their own; say --top, or --format "
                 "extxyz,parquet,zarr"
             )
-        recipe = _recipe(rows, choice, chosen, wanted)
-        written = SelectionWriter(rows, choice, chosen, folder, Path(out), wanted)
+        recipe = _recipe(rows, criteria, chosen, wanted)
+        written = SelectionWriter(rows, criteria, chosen, folder, Path(out), wanted)
         with ProgressReport("select", len(chosen.rows), enabled=progress) as bar:
             written.run(recipe, bar)
         recipe |= {"not_written": written.left_out, "seconds": round(time.monotonic() - begin, 3)}
@@ -137,7 +137,7 @@ def select(
     return written.dataset(recipe)
 
 
-def account(found: xr.Dataset, path: str | Path) -> str:
+def summary(found: xr.Dataset, path: str | Path) -> str:
     """Lines on a finished selection: counts, and what else there is to know."""
     recipe = found.attrs["selection"]
     left_out = _listed(recipe["left_out"])
@@ -160,7 +160,9 @@ def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:
     return tuple(OutputFormat(name) for name in dict.fromkeys(names))
 
 
-def _recipe(scores: ScoresReader, choice: Choice, chosen: Chosen, wanted: Sequence[OutputFormat]) -> dict[str, Any]:
+def _recipe(
+    scores: ScoresReader, criteria: SelectionCriteria, chosen: Chosen, wanted: Sequence[OutputFormat]
+) -> dict[str, Any]:
     """All that was said, and what came of it."""
     known = chosen.known
     return {
@@ -169,14 +171,14 @@ def _recipe(scores: ScoresReader, choice: Choice, chosen: Chosen, wanted: Sequen
         "graph_store": scores.attrs.get("graph_store"),
         "model": scores.attrs.get("model"),
         "kind": scores.attrs.get("kind", "screened"),
-        "choice": choice.words,
+        "criteria": criteria.words,
         "known": None if known is None else {"path": str(known.store.path), "store_hash": known.store.store_hash},
         "formats": [str(one) for one in wanted],
-        "ranked_by": choice.text,
+        "ranked_by": criteria.text,
         "rows": len(scores),
         "left_out": chosen.left_out,
         "selected": len(chosen.rows),
-        "notes": [*choice.notes, *chosen.derived.notes],
+        "notes": [*criteria.notes, *chosen.derived.notes],
         "software": {name: found for name in _PACKAGES if (found := _version(name))},
     }
 

@@ -64,13 +64,13 @@ def write_scores(path: Path, parts: Iterator[dict[str, PartArray]], **attrs: Any
     """A relaxed dataset of some rows."""
     folder = path.with_suffix(".parts")
     folder.mkdir()
-    receipts = []
+    manifests = []
     for number, arrays in enumerate(parts):
         size = len(arrays["energy"])
         arrays["status"] = np.zeros(size, np.uint8)
-        receipts.append(write_part(folder, PartKey(number, 0, size), arrays, {"read": size}, {}))
-    rows = offsets_of([receipt.counts["read"] for receipt in receipts])
-    sources = tuple(PartRows(folder, receipt.key, {}) for receipt in receipts)
+        manifests.append(write_part(folder, PartKey(number, 0, size), arrays, {"read": size}, {}))
+    rows = offsets_of([manifest.counts["read"] for manifest in manifests])
+    sources = tuple(PartRows(folder, manifest.key, {}) for manifest in manifests)
     work = Compaction(path, SPECS, sources, {STRUCTURE: rows}, None, None, rows)
     create_arrays(work)
     digests = {key: value for task in shard_tasks(work) for key, value in write_shard(work, task).items()}

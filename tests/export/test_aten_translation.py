@@ -59,7 +59,7 @@ FUNCTIONS: dict[str, Function] = {
     "two open sizes": lambda x, y, i: (x.unsqueeze(1) * y.unsqueeze(2)).reshape(-1, 6).view(x.shape[0], y.shape[1], 6),
     "order of axes": lambda x, y, i: (x.view(-1, 2, 3) * 2).permute(2, 0, 1),
     "order of an axis of one": lambda x, y, i: x.view(-1, 1, 6).permute(1, 0, 2),
-    "pieces": lambda x, y, i: torch.cat([p * k for k, p in enumerate(torch.split(x, [1, 2, 3], 1))], 1),
+    "spool": lambda x, y, i: torch.cat([p * k for k, p in enumerate(torch.split(x, [1, 2, 3], 1))], 1),
     "slices that make up the whole": lambda x, y, i: x.narrow(1, 0, 2).exp() @ x.narrow(1, 2, 4).t().narrow(0, 0, 2),
     "a slice": lambda x, y, i: y[1:, 2:5:2],
     "rows": lambda x, y, i: x[i] * x.index_select(0, i) + torch.nn.functional.embedding(i, x),

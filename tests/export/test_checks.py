@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from equiscreen.cli.info import describe
-from equiscreen.export.checks import all_nodes, check_parity, check_structure, is_reducing_scatter
+from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.export.runtime.metadata import ModelMetadata
 from equiscreen.export.runtime.onnx_potential import OnnxPotential
@@ -65,13 +65,13 @@ def test_scatters_inside_other_graphs_are_found() -> None:
 
 def test_parity_with_another_network_fails(exported: Callable[[str], Path], network: EquivariantNetwork) -> None:
     potential = OnnxPotential.load(exported("float32"))
-    found = check_parity([small_network(correlation=2).float()], potential)
+    found = check_agreement([small_network(correlation=2).float()], potential)
     assert set(found) == {f"{x}/{d}" for x in ("energy", "forces", "stress") for d in ("float32", "float64")}
     assert max(found.values()) < 1e-4
     other = small_network(correlation=2).float()
     other.radial.perceptrons[0].weights[0].data *= 1.01
     with pytest.raises(ExportError, match="differs from PyTorch"):
-        check_parity([other], potential)
+        check_agreement([other], potential)
     assert network.elements == ELEMENTS
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
 from equiscreen.screening import CascadeSettings, cascade, hull, open_scores, report, screen
-from equiscreen.screening.multi_fidelity import account, clopper_pearson, recall_of
+from equiscreen.screening.multi_fidelity import clopper_pearson, recall_of, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,7 +85,7 @@ def test_kept_and_audited_are_what_the_models_say(done: Path, graphs: GraphStore
     assert (about["screened"], about["kept"], about["rejected"]) == (SIZE, len(kept), SIZE - len(kept))
     assert about["hits"] == int((truth[kept] <= SETTINGS.target).sum())
     assert about["recall"]["missed"] == int((truth[audited] <= SETTINGS.target).sum())
-    assert "(Clopper-Pearson; " in account(found, done)
+    assert "(Clopper-Pearson; " in summary(found, done)
 
 
 def test_an_audit_of_everything_gives_the_recall_itself(run: Run, truth: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from equiscreen.model.equivariance.irreps import (
 )
 from equiscreen.model.equivariance.tensors import all_irreps, natural_irreps
 from equiscreen.model.layers.messages import Slots
-from equiscreen.model.layers.scatter_free import gather_senders, read
+from equiscreen.model.layers.scatter_free import gather_rows, gather_senders
 from equiscreen.model.layers.table import Table
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.structures.random_crystals import probe_structures
@@ -236,7 +236,7 @@ def test_readings_have_the_gradients_of_indexing(of_pairs: bool) -> None:
         (second,) = torch.autograd.grad((first**2).sum(), x)
         return first, second
 
-    for mine, plain in zip(second_order(read(x, index, places)), second_order(x[index]), strict=True):
+    for mine, plain in zip(second_order(gather_rows(x, index, places)), second_order(x[index]), strict=True):
         assert torch.allclose(mine, plain, atol=1e-12)
 
 

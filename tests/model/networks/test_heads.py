@@ -11,7 +11,7 @@ import torch
 from equiscreen.model.config.config import Config
 from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.config.network import NetworkConfig
-from equiscreen.model.equivariance.rotation import turned as turned_heads
+from equiscreen.model.equivariance.rotation import rotate_property
 from equiscreen.model.equivariance.tensors import TENSORS, default_shape, presentation, tensor_basis
 from equiscreen.model.layers.heads import Head
 from equiscreen.model.networks.equivariant import EquivariantNetwork
@@ -269,4 +269,4 @@ def test_the_package_turns_heads_as_the_laws_do(name: str, mirror: int) -> None:
     shape = kind.shape or default_shape(basis)
     values = (rng.normal(size=(5, basis.dim)) @ presentation(basis, shape).numpy().T).reshape(5, *shape)
     turn = mirror * Rotation.random(rng=rng).as_matrix()
-    assert np.allclose(turned_heads(values, kind, shape, turn), turned(values, kind, turn), atol=1e-12)
+    assert np.allclose(rotate_property(values, kind, shape, turn), turned(values, kind, turn), atol=1e-12)

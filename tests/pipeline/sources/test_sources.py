@@ -424,7 +424,7 @@ def write_big(kind: str, path: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "cif", "extxyz", "parquet"])
 def test_a_file_larger_than_its_share_of_memory(tmp_path: Path, kind: str) -> None:
-    path, pieces = tmp_path / f"big.{kind}", tmp_path / "pieces"
+    path, pieces = tmp_path / f"big.{kind}", tmp_path / "spool"
     pieces.mkdir()
     n_records = write_big(kind, path)
     size = path.stat().st_size

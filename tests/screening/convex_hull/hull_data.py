@@ -82,9 +82,9 @@ def write_scores(
         specs.append(ArraySpec("energy_members", (STRUCTURE, "member"), "float64", {}, (members.shape[1],)))
     folder = path.with_suffix(".parts")
     folder.mkdir()
-    receipt = write_part(folder, PartKey(0, 0, size), arrays, {"read": size}, {})
+    manifest = write_part(folder, PartKey(0, 0, size), arrays, {"read": size}, {})
     rows = offsets_of([size])
-    work = Compaction(path, tuple(specs), (PartRows(folder, receipt.key, {}),), {STRUCTURE: rows}, None, None, rows)
+    work = Compaction(path, tuple(specs), (PartRows(folder, manifest.key, {}),), {STRUCTURE: rows}, None, None, rows)
     create_arrays(work)
     digests = {key: value for task in shard_tasks(work) for key, value in write_shard(work, task).items()}
     attrs: dict[str, Any] = {

@@ -22,7 +22,7 @@ from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
 from equiscreen.screening import hull, open_scores
 from equiscreen.screening.convex_hull import energies as energy_rows
-from equiscreen.screening.convex_hull.hull import account
+from equiscreen.screening.convex_hull.hull import summary
 from equiscreen.screening.dataset.paths import hull_path
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
@@ -127,7 +127,7 @@ def test_distances_are_those_of_phase_diagrams(crystals: Crystals, tmp_path: Pat
         expected = joint.get_e_above_hull(entry)
         assert found["energy_above_joint_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE), entry
     assert (found["energy_above_joint_hull"] >= 0).all()
-    line = account(found, "s.hull.zarr")
+    line = summary(found, "s.hull.zarr")
     assert f"{len(mine):,} structures ({len(mine):,} ok)" in line
     assert "structures/s" in line
 
@@ -209,7 +209,7 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
     attrs = found.attrs["hull"]
     assert attrs["lower_bound"] is True
     assert "lower bound" in found["energy_above_hull"].attrs["description"]
-    assert "lower bound" in account(found, "h")
+    assert "lower bound" in summary(found, "h")
     above, joint = found["energy_above_hull"].values, found["energy_above_joint_hull"].values
     checked = 0
     for place, entry in enumerate(mine):
@@ -252,7 +252,7 @@ def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, t
     assert np.isfinite(found["energy_above_hull"].values[codes == 0]).all()
     missing = found.attrs["hull"]["missing_references"]
     assert {"Li", "Ni", "Cl"} <= set(missing)
-    assert "no reference of" in account(found, "h")
+    assert "no reference of" in summary(found, "h")
     assert sum(found.attrs["hull"]["status_counts"].values()) == len(codes)
 
 

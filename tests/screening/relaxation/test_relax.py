@@ -22,7 +22,7 @@ from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import EquiscreenError, ModelFileError, OutputExistsError
 from equiscreen.pipeline.labels.mapping import LabelMapping
 from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
-from equiscreen.screening.relaxation.relax import account, estimate
+from equiscreen.screening.relaxation.relax import estimate, summary
 from numpy.testing import assert_allclose
 
 CRYSTALS = 24
@@ -183,7 +183,7 @@ def test_trajectories_begin_and_end_where_the_relaxation_does(
 
 
 def test_what_a_run_says(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
-    line = account(open_scores(relaxed), relaxed)
+    line = summary(open_scores(relaxed), relaxed)
     assert f"{CRYSTALS} structures ({CRYSTALS} ok)" in line
     assert "r.graphs.zarr" in line
     assert "evaluations of each" in estimate(graphs, sevennet_model)

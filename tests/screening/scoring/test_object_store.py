@@ -14,8 +14,7 @@ import xarray as xr
 from equiscreen.cli.info import describe
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
-from equiscreen.screening import open_scores, screen
-from equiscreen.screening.label_comparison import parity
+from equiscreen.screening import labels_and_predictions, open_scores, screen
 from moto.server import ThreadedMotoServer
 
 from ...conftest import CUTOFF, write_extxyz
@@ -80,7 +79,7 @@ def test_scores_of_a_bucket_in_a_bucket(
     assert found.attrs["graph_store"]["path"] == store
     assert content(found).identical(content(open_scores(screened / "s.zarr")))
     assert content(open_scores(out)).identical(content(found))
-    assert len(parity(open_scores(out))[0]) == 7
+    assert len(labels_and_predictions(open_scores(out))[0]) == 7
     assert describe(out)["schema"] == "equiscreen-scores/1"
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(OutputExistsError, match=r"s3://scored/s\.zarr: exists"):
@@ -113,7 +112,7 @@ def test_scores_are_opened_from_a_plain_web_server(screened: Path) -> None:
         url = f"http://{HOST}:{server.server_port}"
         found = open_scores(f"{url}/s.zarr")
         assert found.load().identical(open_scores(screened / "s.zarr").load())
-        assert len(parity(found, store=f"{url}/g.zarr")[0]) == 7
+        assert len(labels_and_predictions(found, store=f"{url}/g.zarr")[0]) == 7
         with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
             open_scores(f"{url}/none.zarr")
         server.shutdown()

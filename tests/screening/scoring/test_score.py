@@ -20,7 +20,7 @@ from equiscreen.pipeline.graphs.potential import Evaluation, OutputSpec
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.dataset.scores import EXTRAPOLATING, OK, TOO_LARGE, UNKNOWN_ELEMENT
-from equiscreen.screening.label_comparison import calibration, parity
+from equiscreen.screening.label_comparison import calibration, labels_and_predictions
 from equiscreen.screening.scoring.score import ScoreLimits, score_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,21 +177,21 @@ def test_parity_pairs_each_label_with_its_prediction(labelled: Path) -> None:
     scores = open_scores(labelled / "s.zarr")
     rows = [row for row in range(12) if row not in (3, 5)]
     images = ase.io.read(labelled / "c.extxyz", index=":")
-    label, prediction = parity(scores)
+    label, prediction = labels_and_predictions(scores)
     expected = [images[row].get_potential_energy() / len(images[row]) for row in rows]
     assert np.allclose(label, expected, rtol=0, atol=1e-12)
     assert np.array_equal(prediction, scores["energy_per_atom"].values[rows])
     with pytest.raises(ConfigError, match="no energy_std"):
         calibration(scores)
     with pytest.raises(ConfigError, match="'gap' of one number"):
-        parity(scores, "gap")
-    assert [len(values) for values in parity(scores, "max_force")] == [0, 0]
+        labels_and_predictions(scores, "gap")
+    assert [len(values) for values in labels_and_predictions(scores, "max_force")] == [0, 0]
     with pytest.raises(ConfigError, match="some of a dataset"):
-        parity(scores.isel(structure=slice(2, None)))
+        labels_and_predictions(scores.isel(structure=slice(2, None)))
 
 
 def test_parity_with_another_store_is_refused(labelled: Path, tmp_path: Path) -> None:
     write_extxyz(tmp_path / "d.extxyz", 12, seed=202)
     featurize(tmp_path / "d.extxyz", tmp_path / "d.zarr", cutoff=CUTOFF, scheduler="threads")
     with pytest.raises(StoreError, match=r"d\.zarr: is another store"):
-        parity(open_scores(labelled / "s.zarr"), store=tmp_path / "d.zarr")
+        labels_and_predictions(open_scores(labelled / "s.zarr"), store=tmp_path / "d.zarr")

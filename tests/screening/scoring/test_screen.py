@@ -24,7 +24,7 @@ from equiscreen.screening import open_scores, screen
 from equiscreen.screening.dataset.scores import NOT_FINITE, OK, STATUS_MEANINGS, UNKNOWN_ELEMENT
 from equiscreen.screening.scoring.parts import cut
 from equiscreen.screening.scoring.score import score_block
-from equiscreen.screening.scoring.screen import account, cut_screen, estimate
+from equiscreen.screening.scoring.screen import cut_screen, estimate, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_scores_are_the_networks_with_units_and_provenance(
     assert scores.attrs["status_counts"] == {
         meaning: {0: 31, 1: 1}.get(i, 0) for i, meaning in enumerate(STATUS_MEANINGS)
     }
-    assert "31 ok, 1 unknown element" in account(scores, "s.zarr")
+    assert "31 ok, 1 unknown element" in summary(scores, "s.zarr")
     assert json.dumps(describe(tmp_path / "s.zarr"))
     xr.testing.assert_identical(open_scores(tmp_path / "s.zarr"), scores)
 

@@ -69,12 +69,12 @@ def test_it_is_featurizing_with_the_models_cutoff_and_screening(
 
 def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path: Path) -> None:
     graphs = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
-    assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.account
-    assert "failures.parquet" in graphs.account
+    assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.summary
+    assert "failures.parquet" in graphs.summary
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
     assert row["source"] == str(sources[1])
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
-    assert again.account.startswith(f"{graphs.path}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0;")
+    assert again.summary.startswith(f"{graphs.path}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0;")
     with pytest.raises(SourceError, match="not one structure could be stored"):
         screen_files(sources[1], model, tmp_path / "bad.zarr", scheduler="threads")
     assert not list(tmp_path.glob("bad.*"))

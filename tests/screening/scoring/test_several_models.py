@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from equiscreen.export import OnnxPotential
-from equiscreen.export.runtime.ensemble import Committee
+from equiscreen.export.runtime.ensemble import Ensemble
 from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import ModelFileError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen, screen_files
-from equiscreen.screening.label_comparison import calibration, parity
+from equiscreen.screening.label_comparison import calibration, labels_and_predictions
 from equiscreen.screening.scoring.score import score_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,7 +61,7 @@ def test_scores_are_mean_and_spread_of_the_members(models: list[Path], store: Pa
     assert [file["path"] for file in said["files"]] == [str(path) for path in some]
     assert len({file["sha256"] for file in said["files"]} | {said["sha256"]}) == count + 1
     error, spread = calibration(scores)
-    label, prediction = parity(scores)
+    label, prediction = labels_and_predictions(scores)
     assert np.array_equal(error, prediction - label)
     assert np.allclose(spread, scores["energy_std"].values / block.n_atoms)
 
@@ -81,7 +81,7 @@ def test_an_element_that_one_member_does_not_know_is_unknown_to_all(
     crystals = probe_structures(ELEMENTS, count, seed, max_atoms=6)
     members = [OnnxPotential.load(path, threads=1) for path in models[:2]]
     object.__setattr__(members[place % 2].metadata, "elements", (13, 29))
-    found = score_block(GraphBlock.from_structures(crystals, CUTOFF), Committee(members, ["a", "b"]))
+    found = score_block(GraphBlock.from_structures(crystals, CUTOFF), Ensemble(members, ["a", "b"]))
     gold = [79 in crystal.atomic_number for crystal in crystals]
     assert (found["status"] == 1).tolist() == gold
     assert np.isnan(found["energy_members"]).all(axis=1).tolist() == gold

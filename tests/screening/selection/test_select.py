@@ -24,7 +24,7 @@ from equiscreen.pipeline.structures.matching import same_crystal
 from equiscreen.screening import compare, open_scores, screen, select
 from equiscreen.screening.chemistry.elements import chemical_system, elements_of
 from equiscreen.screening.dataset import reader as rows_module
-from equiscreen.screening.selection.select import account
+from equiscreen.screening.selection.select import summary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +71,7 @@ def test_the_best_of_those_that_fulfil_the_filter(scores: Path, columns: dict[st
     assert recipe["scores"]["store_hash"] == open_scores(scores).attrs["store_hash"]
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["left_out"] == recipe["left_out"]
     assert found.attrs["status_counts"]["ok"] == 20
-    assert "20 of 150 structures, by energy_above_hull, lowest first; left out: " in account(found, "out")
+    assert "20 of 150 structures, by energy_above_hull, lowest first; left out: " in summary(found, "out")
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -97,8 +97,8 @@ words_of_a_choice = st.fixed_dictionaries(
         ),
         "top": st.integers(1, 200),
         "by": st.sampled_from(["max_force", "-energy_per_atom", "volume"]),
-        "elements_any": st.sampled_from(["O", "O,S,Se", ["Fe", "Co"]]),
-        "exclude_elements": st.sampled_from(["F,Cl", ["O"]]),
+        "required_elements": st.sampled_from(["O", "O,S,Se", ["Fe", "Co"]]),
+        "excluded_elements": st.sampled_from(["F,Cl", ["O"]]),
         "per_system": st.integers(1, 3),
         "pareto": st.sampled_from(["energy_above_hull,-volume", ["max_force", "n_atoms", "energy_per_atom"]]),
     },
@@ -144,13 +144,13 @@ def test_statuses_are_read_by_their_words(scores: Path, columns: dict[str, Any],
 
 
 def test_elements(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
-    found = chosen(scores, tmp_path, elements_only="Fe, O,Li,P,Si,Mg", exclude_elements=["P"])
+    found = chosen(scores, tmp_path, allowed_elements="Fe, O,Li,P,Si,Mg", excluded_elements=["P"])
     assert all(elements_of(text) <= elements_of("FeOLiSiMg") for text in found["formula"].values.tolist())
-    found = chosen(scores, tmp_path, elements_any=["S", "Se"])
+    found = chosen(scores, tmp_path, required_elements=["S", "Se"])
     expected = [bool(elements_of(text) & elements_of("SSe")) for text in columns["formula"]]
     assert found.sizes["structure"] == (np.array(expected) & (columns["status"] == 0)).sum()
     with pytest.raises(ConfigError, match="'Xx' is no symbol"):
-        chosen(scores, tmp_path, elements_any="O,Xx")
+        chosen(scores, tmp_path, required_elements="O,Xx")
 
 
 @settings(FEW, max_examples=3)
@@ -222,7 +222,7 @@ def test_pareto(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
 def test_a_ranking_that_means_little_is_told(graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
     few = {name: values for name, values in columns.items() if "hull" not in name}
     found = chosen(write_dataset(tmp_path / "s.zarr", graphs, few), tmp_path, top=3)
-    assert "different compositions" in account(found, "out")
+    assert "different compositions" in summary(found, "out")
 
 
 def test_files_hold_the_structures(scores: Path, graphs: GraphStore, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_molecules_have_no_cif_and_that_is_told(tmp_path: Path) -> None:
     columns |= {"status": np.zeros(2, dtype=np.uint8), "energy_above_hull": np.zeros(2)}
     found = select(write_dataset(tmp_path / "s.zarr", store, columns), tmp_path / "out", formats="cif,extxyz,zarr")
     assert len(list((tmp_path / "out" / "cif").iterdir())) == 1
-    assert "cif: 1 not written" in account(found, "out")
+    assert "cif: 1 not written" in summary(found, "out")
     assert len(ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")) == 2
 
 
@@ -417,10 +417,10 @@ class Forbidden:
 
 sys.meta_path.insert(0, Forbidden())
 from equiscreen.export import select
-from equiscreen.export.selection import account
+from equiscreen.screening.selection.select import summary
 from equiscreen.pipeline.errors import ConfigError
 
-print(account(select({scores!r}, {out!r}, top=3), "out"))
+print(summary(select({scores!r}, {out!r}, top=3), "out"))
 for words in ({{"where": 'charge_neutral == "yes"'}}, {{"formats": "vasp"}}, {{"known": "k.zarr"}}):
     try:
         select({scores!r}, {out!r} + "2", **words)
