@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write a file under a scratch name beside `path`, and rename it to `path` at the end of the block.
+
+    Readers see the old file or the complete new one, also after a crash: the content is flushed to disk before it is
+    renamed. Every block has a scratch name of its own, so two processes that write the same file do not disturb each
+    other. If the block raises, the scratch file is removed and `path` stays as it was.
+
+    Args:
+        path: File to write; its folder exists.
+
+    Yields:
+        The scratch path: a hidden file in the same folder with the same suffix.
+    """
+    scratch = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when complete."""
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
+    """Write a UTF-8 text file that appears under its name only when complete."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")

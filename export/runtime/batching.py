@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_table import groups_by_size
 from ...pipeline.graphs.potential import Evaluation, Potential
-from .onnx_potential import DEFAULT_SLOTS
+from ...pipeline.runs.options import DEFAULT_SLOTS
 
 # ONNX Runtime has no error of its own for it. Its arenas say "Failed to allocate memory for requested buffer"
 # (core/framework/bfc_arena.cc), the C++ library bad_alloc, CUDA's libraries "out of memory" and ALLOC_FAILED.

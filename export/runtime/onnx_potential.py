@@ -15,15 +15,12 @@ from ...pipeline.errors import ModelFileError, detail
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_table import INPUT_NAMES
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, evaluate_in_buckets
+from ...pipeline.runs.options import DEFAULT_SLOTS
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.structures.structure import Structure
 from .file_validation import check_model_bytes
 from .metadata import ModelMetadata
 from .providers import CPU, check_providers, providers
-
-# Slots of one run: with fewer, what each node costs counts; with more, intermediates leave the cache
-# (docs/performance.md).
-DEFAULT_SLOTS = 2_048
 
 
 class OnnxPotential:

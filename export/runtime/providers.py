@@ -56,3 +56,12 @@ def check_providers(found: Sequence[str], chosen: Sequence[Provider], device: st
     if device != AUTO:
         raise DeviceError(f"{device}: ONNX Runtime found no GPU that it can use: {_CURE}")
     warnings.warn("ONNX Runtime found no GPU that it can use: the CPU computes", RuntimeWarning, stacklevel=3)
+
+
+def device_kind(device: str) -> str:
+    """Kind of device that results may depend on: ``cpu``, ``cuda``, or ``auto`` where each worker decides.
+
+    Args:
+        device: As for `providers`.
+    """
+    return device.partition(":")[0]

@@ -1,19 +1,17 @@
-"""The last stage of a run: parts, and stores that are there already, become one store."""
+"""The last stage of a featurization: parts and existing stores become one store."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
 from ..runs.parts import PartManifest
-from ..runs.staging import Staging
-from ..store.compaction import compact, finish_store
 from ..store.graph_store import GraphStore
 from ..store.row_sources import PartRows, Rows, rows_of_store
 from ..store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, ArraySpec, Dedup
+from ..store.writer import StoreRun
 from .deduplication import plan_compaction, select_distinct
 from .failures import totals, write_tables
 
@@ -21,67 +19,61 @@ COUNTS = ("read", "stored", "failed", "duplicate")
 
 
 def assemble(
-    client: Any,
-    staging: Staging,
+    run: StoreRun,
     manifests: Sequence[PartManifest],
     base: Sequence[GraphStore],
     specs: tuple[ArraySpec, ...],
     dedup: Dedup,
-    attrs: Mapping[str, Any],
     *,
     append: bool = False,
-) -> Counter[str]:
-    """Write the store in the run's folder: the rows of `base`, then those of the parts.
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Write the arrays and tables of the store: the rows of `base`, then those of the parts.
 
     Args:
-        client: Dask client.
-        staging: The run.
-        manifests: Of its parts, in order.
+        run: The run in progress.
+        manifests: Parts of the run, in order.
         base: Finished stores.
         specs: Arrays of the parts.
         dedup: What counts as the same structure.
-        attrs: Of the root, besides the counts.
-        append: Whether all of `base` stays as it is.
+        append: Whether all structures of `base` are kept.
 
     Returns:
-        How many were read, stored, failed and duplicate, with those of `base`.
+        sha256 of every shard, and how many records were read, stored, failed and duplicates, those of `base` included.
 
     Raises:
-        StoreError: Arrays of one name that are not the same thing.
+        StoreError: Two stores have arrays with the same name and different shapes or units.
     """
     sources: list[Rows] = []
     for store in base:
         sources.extend(rows_of_store(store, CHUNK_ROWS[STRUCTURE]))
     sources.extend(
-        PartRows(staging.parts, manifest.key, {dim: manifest.counts[dim] for dim in (STRUCTURE, ATOM, EDGE)})
+        PartRows(run.staging.parts, manifest.key, {dim: manifest.counts[dim] for dim in (STRUCTURE, ATOM, EDGE)})
         for manifest in manifests
     )
     counts, _ = totals(manifests)
     for store in base:
         counts.update({name: store.attrs["counts"][name] for name in ("read", "failed", "duplicate")})
     settled = sum(map(len, base)) if append else 0
-    selection = select_distinct(staging, sources, dedup, settled)
+    selection = select_distinct(run.staging, sources, dedup, settled)
     counts["stored"] = int(selection.keep.sum())
     counts["duplicate"] += int((~selection.keep).sum())
-    compaction = plan_compaction(staging, sources, joined_specs(specs, base), selection)
-    digests = compact(client, compaction)
-    write_tables(staging, manifests, sources, selection, base)
-    finish_store(staging.store, digests, {**attrs, "counts": {name: counts[name] for name in COUNTS}})
-    return counts
+    digests = run.compact(plan_compaction(run.staging, sources, joined_specs(specs, base), selection))
+    write_tables(run.staging, manifests, sources, selection, base)
+    return digests, {name: counts[name] for name in COUNTS}
 
 
 def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tuple[ArraySpec, ...]:
-    """The arrays of a store that holds all of these.
+    """Arrays of a store that holds those of the parts and of the base stores.
 
     Raises:
-        StoreError: Arrays of one name that differ in shape or unit.
+        StoreError: Arrays with the same name differ in shape or unit.
     """
     joined = {spec.name: spec for spec in specs}
     for store in base:
         for name, spec in store.specs.items():
             known = joined.setdefault(name, spec)
             if (known.dims, known.inner, known.attrs.get("units")) != (spec.dims, spec.inner, spec.attrs.get("units")):
-                raise StoreError(f"{store.path}: its {name!r} is {_kind(spec)}, elsewhere it is {_kind(known)}")
+                raise StoreError(f"{store.path}: its {name!r} is {_kind(spec)}, that of another store {_kind(known)}")
     return tuple(joined.values())
 
 
@@ -90,7 +82,7 @@ def _kind(spec: ArraySpec) -> str:
 
 
 def described(store: GraphStore) -> dict[str, Any]:
-    """Where the rows of a store that was taken over come from."""
+    """Provenance of a store whose rows are included in another one."""
     names = ("inputs_sha256", "inputs", "recipe", "counts", "appended_to", "merged_from")
     return {"store_hash": store.store_hash, **{name: store.attrs[name] for name in names if name in store.attrs}}
 

@@ -1,4 +1,4 @@
-"""Stores put together into one."""
+"""Merging graph stores into one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import StoreError
-from ..runs.cluster import connect, dashboard
-from ..runs.progress import ProgressReport
-from ..runs.staging import resume_publication, staged_run
+from ..runs.options import RunOptions
 from ..sources.discovery import inputs_digest
 from ..store.graph_store import GraphStore
 from ..store.schema import GRAPH_SCHEMA, Dedup
+from ..store.writer import InputStore, StoreWriter
 from .assembly import assemble, bytes_of, described
 from .report import LISTED_INPUTS, SOFTWARE, FeaturizeReport
 
@@ -28,19 +27,19 @@ def merge(
     overwrite: bool = False,
     progress: bool = False,
 ) -> FeaturizeReport:
-    """Put graph stores together, in their order.
+    """Merge graph stores, in the given order.
 
     Args:
-        stores: Finished graph stores, of one cutoff.
-        out: The store to write.
-        dedup: What counts as the same structure; the first one stays.
-        scheduler: See `cluster.connect`.
+        stores: Finished graph stores with the same cutoff.
+        out: Path or URL of the store to write.
+        dedup: What counts as the same structure; the first of several is kept.
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
         progress: Show progress on standard error.
 
     Raises:
-        StoreError: One of them cannot be read, or they do not fit together.
-        OutputExistsError: The output exists, or is being written by another run.
+        StoreError: A store cannot be read or changes during the run, or the stores do not match.
+        OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
     base = [GraphStore(store) for store in stores]
@@ -49,8 +48,8 @@ def merge(
     for store in base[1:]:
         if store.cutoff != base[0].cutoff:
             raise StoreError(
-                f"{store.path}: its graphs end at {store.cutoff} angstrom, those of {base[0].path} at "
-                f"{base[0].cutoff}; featurize one of them again"
+                f"{store.path}: its cutoff is {store.cutoff} angstrom, that of {base[0].path} is {base[0].cutoff}; "
+                "featurize one of them again"
             )
     dedup = Dedup(dedup)
     hashes = [store.store_hash for store in base]
@@ -65,15 +64,15 @@ def merge(
         "inputs": [[str(store.path), len(store), store.store_hash] for store in base[:LISTED_INPUTS]],
         "software": {name: version(name) for name in SOFTWARE},
     }
-    local = [store.path for store in base if isinstance(store.path, Path)]
-    finished = resume_publication(out, identity)
+    options = RunOptions(scheduler=scheduler, overwrite=overwrite, progress=progress)
+    writer = StoreWriter("merge", out, identity, options, inputs=[InputStore.of(store) for store in base])
+    finished = writer.resume_publication()
     if finished is not None:
         return FeaturizeReport(**finished)
-    with staged_run(out, identity, local, overwrite=overwrite) as staging, connect(scheduler) as client:
-        with ProgressReport("merge", sum(map(len, base)), enabled=progress) as bar:
-            bar.note(f"Dask dashboard: {dashboard(client)}")
-            counts = assemble(client, staging, [], base, (), dedup, attrs)
-            bar.advance(sum(map(len, base)))
+    size = sum(map(len, base))
+    with writer.run(size) as run:
+        digests, counts = assemble(run, [], base, (), dedup)
+        run.bar.advance(size)
         report = FeaturizeReport(
             path=str(out),
             read=counts["read"],
@@ -82,8 +81,8 @@ def merge(
             duplicate=counts["duplicate"],
             reasons={},
             seconds=time.monotonic() - begin,
-            bytes_on_disk=bytes_of(staging.store),
+            bytes_on_disk=bytes_of(run.staging.store),
             in_store=counts["stored"],
         )
-        staging.publish(asdict(report))
+        run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report

@@ -72,13 +72,13 @@ class FeaturizeSettings:
 
 @dataclass(frozen=True, slots=True)
 class FeaturizeTask:
-    """One partition, and where its part goes.
+    """Featurization of one partition.
 
     Attributes:
-        partition: To read.
-        settings: How.
-        folder: Of the parts.
-        skip: Its one record killed the processes that read it: it becomes a failure without being read.
+        partition: Records to read.
+        settings: What the graphs depend on.
+        folder: Folder of the parts.
+        skip: Whether the only record, which killed the processes that read it, becomes a failure without being read.
     """
 
     partition: Partition
@@ -88,12 +88,16 @@ class FeaturizeTask:
 
     @property
     def key(self) -> PartKey:
-        """Of its part."""
+        """Key of the part."""
         return PartKey(self.partition.number, self.partition.begin, self.partition.end)
 
-    def halves(self) -> list[FeaturizeTask]:
-        """The same records in two tasks; none if there is but one record."""
+    def split(self) -> list[FeaturizeTask]:
+        """The same records in two tasks; nothing for a single record."""
         return [replace(self, partition=half) for half in self.partition.halves()]
+
+    def skipped(self) -> FeaturizeTask:
+        """The same task without reading its records."""
+        return replace(self, skip=True)
 
 
 def featurize_partition(task: FeaturizeTask) -> PartManifest:

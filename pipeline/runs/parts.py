@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import write_text_atomically
+from ..atomic import atomic_path, write_text_atomically
 from ..errors import StoreError
 
 PartArray = NDArray[Any] | list[str]
@@ -67,14 +65,10 @@ def write_part(
     Two tasks that write the same part do no harm: both write the same.
     """
     data = folder / f"{key.stem}.npz"
-    scratch = data.with_name(f".{data.name}.{uuid.uuid4().hex}")
-    with scratch.open("wb") as file:
-        np.savez(file, allow_pickle=False, **_packed(arrays))
-        file.flush()
-        os.fsync(file.fileno())
-    with scratch.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    scratch.rename(data)
+    with atomic_path(data) as scratch:
+        np.savez(scratch, allow_pickle=False, **_packed(arrays))
+        with scratch.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = PartManifest(key.number, counts, sha256, notes, key.begin, key.end)
     write_text_atomically(folder / f"{key.stem}.json", json.dumps(asdict(manifest)))
     return manifest

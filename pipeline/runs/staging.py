@@ -5,27 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..atomic import write_text_atomically
 from ..errors import EquiscreenError, OutputExistsError
 from .lock import locked
 from .parts import PartKey, PartManifest, committed
-from .progress import ProgressReport
 from .target import Target
-from .tasks import FailurePolicy, run_tasks
 
 # Beside the folders of runs in OUT.partial.
 _LOCK, _REPLACED = "lock", "replaced"
 _PLAN, _ASSEMBLED = "plan.json", "assembled.json"
 # What of an identity may have changed when an interrupted publication is taken up: the store that is appended to.
 _BASE = "base"
-
-Task = TypeVar("Task")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,39 +233,28 @@ def _check_free(target: Target, *, replace: bool) -> None:
         raise OutputExistsError(f"{target}: exists and is no store of equiscreen, so it is not overwritten")
 
 
-def make_parts(
-    client: Any,
-    staging: Staging,
-    function: Callable[[Task], PartManifest],
-    tasks: Iterable[Task],
-    progress: ProgressReport,
-    failure_policy: FailurePolicy[Task] | None = None,
-) -> list[PartManifest]:
-    """Run tasks, each of which leaves a part.
-
-    Args:
-        client: Dask client.
-        staging: The run.
-        function: Makes one part.
-        tasks: Those whose parts are not there yet.
-        progress: Advanced by what each part has read.
-        failure_policy: See `run_tasks`.
-
-    Returns:
-        The manifests of all parts, in order.
-    """
-    done = staging.manifests()
-    progress.advance(sum(manifest.counts["read"] for manifest in done.values()))
-    for manifest in run_tasks(client, function, tasks, failure_policy):
-        done[manifest.key] = manifest
-        progress.advance(manifest.counts["read"])
-    return whole_parts(done.values())
-
-
 def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
-    """Parts in order, each item once: a part of a whole partition stands for those of its pieces."""
+    """Parts in order, with each item in one part only: a part of a whole partition supersedes parts of its pieces."""
     kept: list[PartManifest] = []
     for manifest in sorted(manifests, key=lambda manifest: (manifest.number, manifest.begin, -manifest.end)):
         if not kept or kept[-1].number != manifest.number or manifest.begin >= kept[-1].end:
             kept.append(manifest)
     return kept
+
+
+def missing_items(manifests: Iterable[PartManifest], count: int) -> list[tuple[int, int]]:
+    """Ranges of items of one partition that no part holds.
+
+    Args:
+        manifests: Parts of the partition.
+        count: Items in the partition.
+
+    Returns:
+        (begin, end) of each gap, in order.
+    """
+    gaps, reached = [], 0
+    for manifest in whole_parts(manifests):
+        if manifest.begin > reached:
+            gaps.append((reached, manifest.begin))
+        reached = manifest.end
+    return [*gaps, (reached, count)] if reached < count else gaps

@@ -13,11 +13,11 @@ from ..errors import EquiscreenError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Tasks in flight for each worker: enough that none waits, few enough that the scheduler holds little.
+# Tasks in flight per worker: enough that no worker waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
-# A cluster may have none for a while, as its queue has it.
+# A cluster may have no worker for a while, when its jobs wait in a queue.
 WITHOUT_WORKERS_S = 300
-# A worker is back after some seconds; its nanny knows a moment later.
+# A worker is back after a few seconds; its nanny knows a moment later.
 RESTART_S, SETTLE_S = 20, 0.5
 
 
@@ -26,12 +26,16 @@ class FailurePolicy(Generic[Item]):
     """What to do about a task whose workers die.
 
     Attributes:
-        halves: The same work in smaller tasks; empty if it cannot be divided.
-        give_up: A task that does without what cannot be done.
+        split: Divides the work into smaller tasks; returns nothing if it cannot be divided.
+        skip: The same task without the work that kills workers.
+        retry_alone: Whether a task is run again on its own before it is divided. Dask also suspects tasks that only
+            waited on a worker that died; where dividing a task changes the rounding of its results, an innocent task
+            must not be divided.
     """
 
-    halves: Callable[[Item], Sequence[Item]]
-    give_up: Callable[[Item], Item]
+    split: Callable[[Item], Sequence[Item]]
+    skip: Callable[[Item], Item]
+    retry_alone: bool = False
 
 
 def run_tasks(
@@ -42,36 +46,37 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
-    Results come in the order in which they finish. They should be small: a manifest, with the data on disk. A task may
-    run more than once (a worker died, or was thought to be dead), so it has to be idempotent.
+    Results arrive in the order in which they finish. They should be small: a manifest, with the data on disk. A task
+    may run more than once (its worker died, or seemed to be dead), so it has to be idempotent.
 
-    An item whose workers die is divided. One that cannot be divided is tried again at the end with no other beside it,
-    since Dask also suspects those that only waited on the same worker, and then given up.
+    An item whose workers die is divided. An item that cannot be divided is retried at the end with no other task in
+    flight, since Dask also suspects tasks that only waited on the same worker; if it kills its workers again, its
+    harmful work is skipped.
 
     Args:
         client: Dask client.
-        function: Of one item.
+        function: Processes one item.
         items: Taken as workers become free.
-        failure_policy: How items are divided and given up; without it a death is an error.
+        failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
 
     Raises:
         EquiscreenError: A task killed its workers.
-        Exception: What a task raised; the tasks in flight are cancelled.
+        Exception: An error raised by a task; the tasks in flight are cancelled.
     """
-    run = _Run(client, function, iter(items), failure_policy)
+    run = _TasksInFlight(client, function, iter(items), failure_policy)
     try:
         run.fill()
         yield from run.finished(alone=False)
-        for suspect in run.suspects:
+        for suspect in run.suspects:  # grows while it is iterated
             run.submit([suspect])
             yield from run.finished(alone=True)
     finally:
-        # On an error or an interrupt the rest is of no use; after a normal end this is empty.
+        # After an error or an interrupt the rest is useless; after a normal end this is empty.
         client.cancel(list(run.items), force=True)
 
 
-class _Run(Generic[Item, Result]):
-    """The tasks in flight."""
+class _TasksInFlight(Generic[Item, Result]):
+    """The tasks that are submitted and not finished, and those that are suspected of killing workers."""
 
     def __init__(
         self,
@@ -91,12 +96,12 @@ class _Run(Generic[Item, Result]):
             self.items[future] = item
 
     def fill(self) -> None:
-        """Take so many items that every worker there is now has some."""
+        """Submit waiting items until every current worker has enough of them."""
         wanted = TASKS_IN_FLIGHT * max(1, len(self.client.nthreads())) - len(self.items)
         self.submit(islice(self.waiting, max(0, wanted)))
 
     def finished(self, *, alone: bool) -> Iterator[Result]:
-        """Results until nothing is in flight or waits. `alone` says that a task in flight had no other beside it."""
+        """Yield results until nothing is in flight or waiting. With `alone`, one task is in flight at a time."""
         from distributed import KilledWorker  # noqa: PLC0415 - see connect
 
         while self.items:
@@ -107,14 +112,14 @@ class _Run(Generic[Item, Result]):
             except KilledWorker as error:
                 if self.failure_policy is None:
                     raise EquiscreenError(f"a task killed its workers, by memory or a crash: {error}") from error
-                self._salvage(item, self.failure_policy, alone=alone)
+                self._recover(item, self.failure_policy, alone=alone)
             else:
                 yield result
             future.release()
             self.fill()
 
     def _next(self) -> Any:
-        """A task that has ended, in whatever way.
+        """Wait for a task to end, successfully or not.
 
         Raises:
             EquiscreenError: No worker is left, and none has come for a while: a nanny gives up when the worker that it
@@ -129,27 +134,32 @@ class _Run(Generic[Item, Result]):
                 if not self.client.nthreads():
                     raise EquiscreenError(
                         f"no worker is left, and none has come for {WITHOUT_WORKERS_S} s; run the same command again "
-                        "to go on"
+                        "to resume"
                     ) from None
             else:
                 return next(future for future in self.items if future in ended)
 
     def _wait_for_restarts(self) -> None:
-        """Let dead workers come back before they get something that may kill them again.
+        """Let dead workers come back before they receive a task that may kill them again.
 
-        A nanny whose worker dies while it starts it gives up, and the worker is lost.
+        A nanny gives up a worker that dies while it starts, and the worker is lost.
         """
         with suppress(TimeoutError):
             self.client.wait_for_workers(max(1, self.workers), timeout=RESTART_S)
-        self.workers = len(self.client.nthreads())  # one that is lost is not waited for again
+        self.workers = len(self.client.nthreads())  # a lost worker is not waited for again
         time.sleep(SETTLE_S)
 
-    def _salvage(self, item: Item, failure_policy: FailurePolicy[Item], *, alone: bool) -> None:
+    def _recover(self, item: Item, failure_policy: FailurePolicy[Item], *, alone: bool) -> None:
+        """Retry, divide or skip an item whose workers died."""
         self._wait_for_restarts()
-        halves = failure_policy.halves(item)
-        if halves:
-            self.submit(halves)
+        if failure_policy.retry_alone and not alone:
+            self.suspects.append(item)
+        elif halves := failure_policy.split(item):
+            if alone:
+                self.suspects.extend(halves)
+            else:
+                self.submit(halves)
         elif alone:
-            self.submit([failure_policy.give_up(item)])
+            self.submit([failure_policy.skip(item)])
         else:
             self.suspects.append(item)

@@ -93,7 +93,7 @@ def opened(path: str, store_hash: str) -> GraphStore:
 
     store = GraphStore(path)
     if store.store_hash != store_hash:
-        raise StoreError(f"{path}: has changed while it was read; run the command again")
+        raise StoreError(f"{path}: has changed during this run; run the command again")
     return store
 
 

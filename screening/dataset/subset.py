@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ...pipeline.graphs.offsets import offsets_of
 from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
-from ...pipeline.store.compaction import START_ARRAYS, Compaction, finish_store, write_shards
+from ...pipeline.store.compaction import START_ARRAYS, finish_store, write_shards
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.row_sources import PartRows
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
-from ...pipeline.store.tables import DUPLICATE_SCHEMA, DUPLICATES_FILE, FAILURE_SCHEMA, FAILURES_FILE
+from ...pipeline.store.tables import (
+    write_empty_tables,
+)
+from ...pipeline.store.writer import concatenation
 from .reader import read_structures
 
 _DIM_COUNTS = {ATOM: "n_atoms", EDGE: "n_edges"}
@@ -33,7 +33,7 @@ class Subset:
 
     def __init__(self, folder: Path, store: Path, specs: Sequence[ArraySpec]) -> None:
         self._folder, self.store, self.specs = folder, store, tuple(specs)
-        self._receipts: list[PartManifest] = []
+        self._manifests: list[PartManifest] = []
         folder.mkdir(parents=True)
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -50,8 +50,8 @@ class Subset:
             if spec.name not in START_ARRAYS:
                 values = arrays[spec.name]
                 packed[spec.name] = values.tolist() if spec.dtype == TEXT else values
-        key = PartKey(len(self._receipts), 0, size)
-        self._receipts.append(write_part(self._folder, key, packed, counts, {}))
+        key = PartKey(len(self._manifests), 0, size)
+        self._manifests.append(write_part(self._folder, key, packed, counts, {}))
 
     def finish(self, attrs: Mapping[str, Any]) -> str:
         """Put the parts together.
@@ -59,19 +59,7 @@ class Subset:
         Returns:
             The store's hash.
         """
-        rows = offsets_of([manifest.counts["read"] for manifest in self._receipts])
-        offsets = {STRUCTURE: rows}
-        for dim in {spec.dims[0] for spec in self.specs} - {STRUCTURE}:
-            offsets[dim] = offsets_of([manifest.counts[dim] for manifest in self._receipts])
-        compaction = Compaction(
-            store=self.store,
-            specs=self.specs,
-            sources=tuple(PartRows(self._folder, manifest.key, {}) for manifest in self._receipts),
-            source_rows=offsets,
-            keep=None,
-            status=None,
-            structure_offsets=rows,
-        )
+        compaction = concatenation(self.store, self._folder, self.specs, self._manifests)
         return finish_store(self.store, write_shards(compaction), attrs)
 
 
@@ -105,6 +93,5 @@ class GraphSubset:
         counts = {"read": size, "stored": size, "failed": 0, "duplicate": 0}
         recipe = {"selected": size}
         found = self._subset.finish({**attrs, "recipe": recipe, "selected_from": source, "counts": counts})
-        for file, schema in ((FAILURES_FILE, FAILURE_SCHEMA), (DUPLICATES_FILE, DUPLICATE_SCHEMA)):
-            pq.write_table(schema.empty_table(), self._subset.store / file)
+        write_empty_tables(self._subset.store)
         return found

@@ -1,12 +1,11 @@
-"""What runs on a Dask worker during a relaxation: one part of the structures."""
+"""Tasks of a relaxation on a Dask worker: relaxing the structures of one part."""
 
 from __future__ import annotations
 
 import io
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +13,104 @@ import numpy as np
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
+from ...pipeline.atomic import write_text_atomically
 from ...pipeline.runs.parts import PartKey, PartManifest, write_part
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
-from .batched import RELAX_STATUSES, Relaxed, RelaxSettings, relax_structures
+from .batched import RELAX_STATUSES, TOO_LARGE, Relaxed, RelaxSettings, relax_structures
 from .output import final_structures, graph_rows, kept_status, score_rows
 
 
 @dataclass(frozen=True, slots=True)
 class RelaxTask:
-    """The structures of one part, and where it goes.
+    """Relaxation of the structures of one part.
 
     Attributes:
-        number: Of the part.
-        start, stop: Structures of the store.
-        store: The graph store.
+        number: Number of the part.
+        start, stop: Structures of the graph store that belong to the part.
+        begin, end: Structures to relax, counted from `start`: a part whose worker died is divided.
+        store: Path or URL of the graph store.
+        store_hash: Hash of the graph store when the run began.
         columns: Input columns to carry along.
-        model_sha256: Names the plugin that holds the session.
-        settings: Of the relaxation.
-        folder: Of the parts of the scores dataset; the mark of a part there says that all of it is done.
-        graphs: Of the parts of the graph store.
-        trajectories: Where trajectories go.
+        model_sha256: sha256 of the model file, which names the worker plugin that holds the session.
+        settings: Settings of the relaxation.
+        folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as
+            complete.
+        graphs: Folder of the parts of the graph store.
+        trajectories: Folder of the trajectories.
+        skip: Whether the structure, which killed its worker, is recorded without being relaxed.
     """
 
     number: int
     start: int
     stop: int
+    begin: int
+    end: int
     store: Path | str
+    store_hash: str
     columns: tuple[str, ...]
     model_sha256: str
     settings: RelaxSettings
     folder: Path
     graphs: Path
     trajectories: Path
+    skip: bool = False
 
     @property
     def key(self) -> PartKey:
-        """Of its part."""
-        return PartKey(self.number, 0, self.stop - self.start)
+        """Key of the part."""
+        return PartKey(self.number, self.begin, self.end)
+
+    def split(self) -> Sequence[RelaxTask]:
+        """The same work in two tasks; nothing for a single structure."""
+        if self.end - self.begin < 2:
+            return ()
+        middle = (self.begin + self.end) // 2
+        return replace(self, end=middle), replace(self, begin=middle)
+
+    def skipped(self) -> RelaxTask:
+        """The same task without the relaxation."""
+        return replace(self, skip=True)
 
 
 def relax_part(task: RelaxTask) -> PartManifest:
-    """Relax the structures of one part; the body of a Dask task, on a worker with a `ModelPlugin`."""
-    begin = time.process_time()
-    potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
-    store = GraphStore(task.store)
-    block = store.block(task.start, task.stop, labels=False)
+    """Relax the structures of one part: the body of a Dask task, on a worker with a `ModelPlugin`."""
+    began = time.process_time()
+    store = opened(str(task.store), task.store_hash)
+    first, last = task.start + task.begin, task.start + task.end
+    block = store.block(first, last, labels=False)
     given = [block.structure(row) for row in range(len(block))]
-    # The name of a structure is its place in the store: it is part of the seed of a rattle.
-    places = range(task.start, task.stop)
-    done = dict(relax_structures(zip(places, given, strict=True), potential, task.settings))
-    found = [done[place] for place in places]
-    carried = {name: store.column(name, task.start, task.stop) for name in (*CARRIED, *task.columns)}
-    rows = {name: values.tolist() if values.dtype.kind == "T" else values for name, values in carried.items()}
+    if task.skip:
+        found = [Relaxed(TOO_LARGE, None, None, 0, reason="its worker died, for lack of memory or in a crash")]
+    else:
+        potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        # Structures are named by their row in the store, which is part of the seed of a rattle.
+        rows = range(first, last)
+        done = dict(relax_structures(zip(rows, given, strict=True), potential, task.settings))
+        found = [done[row] for row in rows]
+    carried = {name: store.column(name, first, last) for name in (*CARRIED, *task.columns)}
+    columns = {name: values.tolist() if values.dtype.kind == "T" else values for name, values in carried.items()}
     scores = score_rows(block, found, task.settings)
     graphs = graph_rows(final_structures(given, found), found, store.cutoff)
-    graphs["status"] |= kept_status(store.column("status", task.start, task.stop))
+    graphs["status"] |= kept_status(store.column("status", first, last))
     size = len(given)
-    counts = {
-        "read": size,
-        STRUCTURE: size,
-        ATOM: len(graphs["atomic_number"]),
-        EDGE: len(graphs["neighbor"]),
-    }
-    write_part(task.graphs, task.key, {**graphs, **rows}, counts, {})
+    counts = {"read": size, STRUCTURE: size, ATOM: len(graphs["atomic_number"]), EDGE: len(graphs["neighbor"])}
+    write_part(task.graphs, task.key, {**graphs, **columns}, counts, {})
     if task.settings.trajectory:
-        _write_trajectories(task, list(rows["structure_id"]), found)
+        _write_trajectories(task, list(columns["structure_id"]), found)
     notes: dict[str, Any] = {
         "status": np.bincount(scores["status"], minlength=len(RELAX_STATUSES)).tolist(),
         "steps": int(scores["n_steps"].sum()),
-        "cpu_seconds": time.process_time() - begin,
+        "cpu_seconds": time.process_time() - began,
     }
-    return write_part(task.folder, task.key, {**scores, **rows}, counts, notes)
+    return write_part(task.folder, task.key, {**scores, **columns}, counts, notes)
 
 
 def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[Relaxed]) -> None:
-    """All points of all structures of the part, one after the other, as extended XYZ."""
-    import ase.io  # noqa: PLC0415 - only those who want trajectories need it
-    from ase.calculators.singlepoint import SinglePointCalculator  # noqa: PLC0415 - likewise
+    """Write all points of all structures of the part, in order, as extended XYZ."""
+    import ase.io  # noqa: PLC0415 - only trajectories need it
+    from ase.calculators.singlepoint import SinglePointCalculator  # noqa: PLC0415 - only trajectories need it
 
     images = []
     for name, one in zip(names, found, strict=True):
@@ -105,7 +123,6 @@ def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[R
     text = io.StringIO()
     if images:
         ase.io.write(text, images, format="extxyz")
-    path = task.trajectories / f"part-{task.number:07d}.extxyz"
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    scratch.write_text(text.getvalue())
-    scratch.rename(path)
+    whole = task.end - task.begin == task.stop - task.start
+    piece = "" if whole else f"-{task.begin:05d}"
+    write_text_atomically(task.trajectories / f"part-{task.number:07d}{piece}.extxyz", text.getvalue())

@@ -1,23 +1,27 @@
-"""What all runs of a model over a graph store have in common: how it is divided, what is said of store and model."""
+"""Dividing a graph store into parts, and what every run of a model over it records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.errors import ConfigError
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.schema import STRUCTURE
+from ...pipeline.store.schema import STRUCTURE, ArraySpec
 
 
 def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
-    """Divide structures into parts: (start, stop) of each. Workers play no role in it.
+    """Divide structures into parts, independently of the number of workers.
 
     Args:
-        n_edges: int32[n_structures].
-        part_edges: A part ends when it has so many edges,
-        part_structures: or so many structures.
+        n_edges: int32[n_structures], edges of each structure.
+        part_edges: Edges after which a part ends.
+        part_structures: Structures after which a part ends.
+
+    Returns:
+        (start, stop) of each part.
     """
     ends = np.cumsum(n_edges, dtype=np.int64)
     spans: list[tuple[int, int]] = []
@@ -30,13 +34,32 @@ def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> li
     return spans
 
 
-def column_names(graphs: GraphStore) -> tuple[str, ...]:
-    """Input columns that the store carries along."""
+def structures_within(graphs: GraphStore, limit: int | None) -> int:
+    """Number of structures that a run processes.
+
+    Raises:
+        ConfigError: The limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"a limit of {limit} structures; it must be at least 1")
+    return len(graphs) if limit is None else min(limit, len(graphs))
+
+
+def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[str, ...]:
+    """Input columns of a graph store that its scores carry along.
+
+    Args:
+        graphs: The graph store.
+        arrays: Arrays of the scores, whose names are taken.
+    """
+    taken = {spec.name for spec in arrays}
     return tuple(
-        name for name, spec in graphs.specs.items() if spec.attrs.get("role") == "column" and spec.dims[0] == STRUCTURE
+        name
+        for name, spec in graphs.specs.items()
+        if spec.attrs.get("role") == "column" and spec.dims[0] == STRUCTURE and name not in taken
     )
 
 
 def listed(statuses: Mapping[str, int]) -> str:
-    """Statuses that there are, in words."""
+    """Statuses that occur, as text: "31 ok, 1 unknown element"."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in statuses.items() if count)

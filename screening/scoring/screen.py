@@ -8,7 +8,7 @@ import resource
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,28 +18,26 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...export.runtime.ensemble import Ensemble, Models, paths_of
-from ...export.runtime.onnx_potential import DEFAULT_SLOTS, check_cutoff
-from ...export.runtime.providers import CPU, providers
-from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
-from ...pipeline.graphs.offsets import offsets_of
-from ...pipeline.runs.cluster import IN_PROCESS, connect, dashboard
-from ...pipeline.runs.parts import PartKey, PartManifest
-from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import Staging, make_parts, resume_publication, staged_run, whole_parts
+from ...export.runtime.onnx_potential import check_cutoff
+from ...export.runtime.providers import CPU, device_kind, providers
+from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
+from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.tasks import FailurePolicy
-from ...pipeline.store.compaction import Compaction, compact, finish_store
 from ...pipeline.store.graph_store import GraphStore, location
-from ...pipeline.store.row_sources import PartRows, absolute
+from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
+from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
 from ..dataset.scores import COORDINATES, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays
-from .parts import column_names, cut, listed
+from .parts import carried_columns, cut, listed, structures_within
 from .score import MAX_SCORED_EDGES, ScoreLimits, score_block
 
 if TYPE_CHECKING:
     from .worker import CopyTask, ScreenTask
 
-# A part ends at whichever comes first; a killed worker loses at most one. Those of large screens are four times as
-# large: each costs some 30 ms beside what it holds.
+# A part ends at whichever limit comes first; a killed worker loses at most one part. Parts of large screens are four
+# times as large, since each part costs some 30 ms on top of its evaluation.
 PART_EDGES = 250_000
 PART_STRUCTURES = 4_096
 LARGER, LARGE_SCREEN = 4, 64
@@ -64,134 +62,141 @@ def screen(
 ) -> xr.Dataset:
     """Score every structure of a graph store.
 
-    A run that was killed is taken up where it was by calling it again with the same arguments. Structures that cannot
-    be scored have a `status` that says why, and NaN scores. Where memory does not suffice for a batch, it is halved; a
-    structure for which it does not suffice by itself, or of which a worker dies, is too large.
+    A run that was killed resumes when it is called again with the same arguments. Structures that cannot be scored have
+    NaN scores and a `status` that says why. A batch that does not fit in memory is halved; a structure that does not
+    fit on its own, or that kills its worker, is too large.
 
     Args:
-        store: Graph store.
+        store: Path or URL of the graph store.
         model: ONNX file made by `export_onnx`, or several of one energy scheme, which give means, standard deviations
             and the energies of each (`energy_members`).
-        out: Scores dataset to write: a path, or a URL; then the work goes on in the current folder.
-        slots: Neighbour slots evaluated at once.
-        max_edges: Structures with more edges in the store are too large.
-        min_distance: Angstrom; structures with atoms closer than this have the status ``extrapolating`` beside their
-            scores.
-        device: What workers compute with, see `devices.providers`.
-        scheduler: See `pipeline.cluster.connect`.
-        limit: Score only the first structures.
-        append: Take the rows over that `out` has, and score what the store has gained since (`featurize --append`), or
-            what a limit had left out.
+        out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
+        slots: Neighbour slots per batch.
+        max_edges: Structures with more edges than this in the store are too large.
+        min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
+            ``extrapolating``.
+        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        limit: Score only the first `limit` structures.
+        append: Keep the rows of `out`, and score only what the store has gained since (`featurize --append`) or what a
+            limit had excluded.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error.
-        command: What the user said, for the dataset's attributes.
+        command: Command line of the user, for the attributes of the dataset.
 
     Returns:
-        The scores, opened; `scores.score_arrays` lists its variables.
+        The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
 
     Raises:
-        StoreError: The store cannot be read, nothing in it could be scored, or it has changed meanwhile; or scores of
-            other graphs, models or settings are to be appended to.
-        ModelFileError: A model cannot be used, looks further than the store's graphs, or does not go with the others.
-        DeviceError: No such device here, or on a worker.
-        OutputExistsError: The output exists, or is being written by another run.
+        StoreError: The store cannot be read, none of its structures could be scored, or it changed during the run; or
+            the scores to append to are of other graphs, models or settings.
+        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models do not match.
+        DeviceError: The device does not exist here, or on a worker.
+        OutputExistsError: The output exists, or another run is writing it.
     """
+    options = RunOptions(
+        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+    )
+    return screen_store(
+        GraphStore(store), model, out, ScoreLimits(max_edges, min_distance), options, append=append, command=command
+    )
+
+
+def screen_store(
+    graphs: GraphStore,
+    models: Models,
+    out: str | Path,
+    limits: ScoreLimits,
+    options: RunOptions,
+    *,
+    append: bool = False,
+    command: str | None = None,
+) -> xr.Dataset:
+    """Score every structure of an open graph store; arguments and errors as for `screen`."""
     begin = time.monotonic()
-    settings = ScreenSettings(slots, ScoreLimits(max_edges, min_distance), device, limit)
-    run = _Run(GraphStore(store), model, settings, append=append)
-    if append and overwrite:
-        raise ConfigError("append adds to the scores that are there and overwrite replaces them; say one of them")
-    if scheduler in (None, IN_PROCESS):
-        providers(device)  # workers elsewhere have other devices
-    if resume_publication(out, run.identity) is not None:
+    run = _Screen(graphs, models, limits, options, append=append)
+    if append and options.overwrite:
+        raise ConfigError("append extends the existing scores and overwrite replaces them; choose one")
+    if options.scheduler in (None, IN_PROCESS):
+        providers(options.device)  # workers elsewhere have other devices
+    writer = StoreWriter(
+        "screen", out, run.identity, options, inputs=[InputStore.of(graphs)], files=run.models, extend=append
+    )
+    if writer.resume_publication() is not None:
         return open_scores(out)
     if append:
         run.extend(out)
         if run.taken == run.size:
             return open_scores(out)
-    inputs = [Path(path) for path in (run.graphs.path, *run.models) if "://" not in str(path)]
-    with staged_run(out, run.identity, inputs, overwrite=overwrite, extend=append) as staging:
-        done = sum(manifest.counts["read"] for manifest in run.done(staging))
-        with connect(scheduler) as client, ProgressReport("screen", run.size, enabled=progress) as bar:
-            bar.note(f"Dask dashboard: {dashboard(client)}")
-            manifests = run.make_parts(client, staging, bar)
-            digests = compact(client, run.compaction(staging, manifests))
+    with writer.run(run.size) as store_run:
+        earlier = sum(manifest.counts["read"] for manifest in store_run.resumed if run.is_scored(manifest))
+        manifests = run.make_parts(store_run)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
-            staging.discard()
-            raise StoreError(f"{store}: not one of {run.size} structures could be scored: {listed(statuses)}")
-        _check_unchanged(run.graphs)
-        timing = run.timing(manifests, run.size - run.taken - done, time.monotonic() - begin)
-        said = {} if command is None else {"command": command}
-        finish_store(staging.store, digests, {**run.attrs(), **said, "status_counts": statuses, "timing": timing})
-        staging.publish({})
+            store_run.staging.discard()
+            raise StoreError(f"{graphs.path}: none of {run.size} structures could be scored: {listed(statuses)}")
+        digests = store_run.concatenate(run.specs, manifests)
+        timing = run.timing(manifests, run.size - run.taken - earlier, time.monotonic() - begin)
+        recorded = {} if command is None else {"command": command}
+        store_run.publish(digests, {**run.attrs(), **recorded, "status_counts": statuses, "timing": timing})
     return open_scores(out)
 
 
-@dataclass(frozen=True, slots=True)
-class ScreenSettings:
-    """What scores depend on beside store and models.
-
-    Attributes:
-        slots: Neighbour slots evaluated at once.
-        limits: On what is scored.
-        device: What computes.
-        limit: Only the first structures.
-    """
-
-    slots: int
-    limits: ScoreLimits
-    device: str
-    limit: int | None
-
-    def attrs(self) -> dict[str, Any]:
-        """For the attributes of a dataset."""
-        return {"slots": self.slots, "limit": self.limit, "device": self.device, **asdict(self.limits)}
-
-
-class _Run:
-    """What one screen works on.
+class _Screen:
+    """What one screen reads, and how it divides its work into parts.
 
     Args:
-        graphs: The store.
+        graphs: The graph store.
         models: Model files.
-        settings: What else scores depend on.
-        append: Whether rows of the output are taken over.
+        limits: Limits on what is scored.
+        options: How the run is carried out.
+        append: Whether the rows of the existing output are kept.
 
     Raises:
-        ConfigError: A limit below 1.
+        ConfigError: The limit is below 1.
         ModelFileError: A model cannot be used.
     """
 
-    def __init__(self, graphs: GraphStore, models: Models, settings: ScreenSettings, *, append: bool) -> None:
-        self.graphs, self.models, self.settings = graphs, paths_of(models), settings
+    def __init__(
+        self, graphs: GraphStore, models: Models, limits: ScoreLimits, options: RunOptions, *, append: bool
+    ) -> None:
+        self.graphs, self.models, self.limits, self.options = graphs, paths_of(models), limits, options
         self.ensemble = _ensemble_for(graphs, self.models)
-        self.size = len(graphs) if settings.limit is None else min(settings.limit, len(graphs))
-        if self.size < 1:
-            raise ConfigError("a limit below one structure")
+        self.size = structures_within(graphs, options.limit)
         self.arrays = score_arrays(self.ensemble.outputs)
-        taken = {spec.name for spec in self.arrays}
-        self.columns = tuple(name for name in column_names(graphs) if name not in taken)
+        self.columns = carried_columns(graphs, self.arrays)
         self.base: xr.Dataset | None = None
         self.base_path: Path | str = ""
+        self.settings = {
+            "slots": options.slots,
+            "limit": options.limit,
+            "device": options.device,
+            **asdict(limits),
+        }
         self.identity: dict[str, Any] = {
             "schema": SCORES_SCHEMA,
             "store_hash": graphs.store_hash,
             "model_sha256": self.ensemble.sha256,
-            **settings.attrs(),
+            **self.settings,
+            "device": device_kind(options.device),
             "append": append,
             "equiscreen": version("equiscreen"),
         }
-        self._cut()
+        self._divide()
+
+    @property
+    def specs(self) -> tuple[ArraySpec, ...]:
+        """Arrays of the dataset."""
+        return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     @property
     def taken(self) -> int:
-        """Rows that are taken over."""
+        """Number of rows kept from the existing output."""
         return 0 if self.base is None else self.base.sizes[STRUCTURE]
 
-    def _cut(self) -> None:
-        """Divide what is taken over, and what is scored, into parts."""
+    def _divide(self) -> None:
+        """Divide the rows that are kept, and those that are scored, into parts."""
         old = [(start, min(start + PART_STRUCTURES, self.taken)) for start in range(0, self.taken, PART_STRUCTURES)]
         new = cut_screen(self.graphs.n_edges[self.taken : self.size])
         self.spans = [*old, *((self.taken + start, self.taken + stop) for start, stop in new)]
@@ -199,20 +204,21 @@ class _Run:
         self.identity["base"] = [digest, "" if self.base is None else self.base.attrs["store_hash"]]
 
     def extend(self, out: str | Path) -> None:
-        """Take over the rows of a dataset.
+        """Keep the rows of an existing dataset.
 
         Raises:
-            StoreError: It is missing, or not of the first structures of this store, these models and settings.
+            StoreError: It is missing, or does not hold the first structures of this store, scored by these models with
+                these settings.
         """
         base = open_scores(out)
         wrong = []
         known = _hashes(self.graphs.attrs, self.graphs.store_hash)
         if base.attrs["graph_store"]["store_hash"] not in known:
-            wrong.append("they are of other graphs")
+            wrong.append("other graphs")
         if base.attrs.get("model", {}).get("sha256") != self.ensemble.sha256:
             wrong.append("another model")
         found = {name: value for name, value in base.attrs.get("settings", {}).items() if name != "limit"}
-        if found != {name: value for name, value in self.settings.attrs().items() if name != "limit"}:
+        if found != {name: value for name, value in self.settings.items() if name != "limit"}:
             wrong.append("other settings")
         if "kind" in base.attrs or "hull" in base.attrs or set(map(str, base.variables)) != self._names():
             wrong.append("other variables")
@@ -220,78 +226,61 @@ class _Run:
             wrong.append(f"{base.sizes[STRUCTURE]} rows for {self.size} structures")
         if wrong:
             raise StoreError(
-                f"{out}: these scores cannot be appended to ({'; '.join(wrong)}); choose another --out, or say "
-                "--overwrite in place of --append"
+                f"{out}: these scores cannot be appended to ({'; '.join(wrong)}); choose another --out, or use "
+                "--overwrite instead of --append"
             )
-        place = location(out)
-        self.base, self.base_path = base, absolute(place)
-        self._cut()
+        self.base, self.base_path = base, absolute(location(out))
+        self._divide()
 
     def _names(self) -> set[str]:
-        return {spec.name for spec in self.arrays} | set(self.columns)
+        return {spec.name for spec in self.specs}
 
-    def done(self, staging: Staging) -> list[PartManifest]:
-        """Parts of scores, not of copies, that an earlier run has made."""
-        kept = whole_parts(staging.manifests().values())
-        return [manifest for manifest in kept if self.spans[manifest.number][0] >= self.taken]
+    def is_scored(self, manifest: PartManifest) -> bool:
+        """Whether the rows of a part are scored, and not kept from an existing dataset."""
+        return self.spans[manifest.number][0] >= self.taken
 
-    def make_parts(self, client: Any, staging: Staging, bar: ProgressReport) -> list[PartManifest]:
-        """Take rows over, and score the others, as far as it is not done yet."""
+    def make_parts(self, run: StoreRun) -> list[PartManifest]:
+        """Copy the rows that are kept and score the others, as far as an earlier run has not."""
         from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
-        from .worker import ScreenTask, screen_part  # noqa: PLC0415 - imports distributed, 0.7 s
+        from .worker import screen_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
         for path, member in zip(self.models, self.ensemble.members, strict=True):
-            plugin = ModelPlugin(Path(path).resolve(), member.sha256, self.settings.slots, self.settings.device)
-            client.register_plugin(plugin)
+            run.client.register_plugin(
+                ModelPlugin(Path(path).resolve(), member.sha256, self.options.slots, self.options.device)
+            )
+        policy: FailurePolicy[CopyTask | ScreenTask] = FailurePolicy(
+            lambda task: task.split(), lambda task: task.skipped()
+        )
+        return run.make_parts(screen_part, self._tasks(run), policy)
 
-        def halves(task: CopyTask | ScreenTask) -> Sequence[CopyTask | ScreenTask]:
-            return task.halves() if isinstance(task, ScreenTask) else ()
-
-        return make_parts(client, staging, screen_part, self._tasks(staging), bar, FailurePolicy(halves, _skipped))
-
-    def _tasks(self, staging: Staging) -> Iterator[CopyTask | ScreenTask]:
+    def _tasks(self, run: StoreRun) -> Iterator[CopyTask | ScreenTask]:
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        done: dict[int, list[PartKey]] = {}
-        for manifest in whole_parts(staging.manifests().values()):
-            done.setdefault(manifest.number, []).append(manifest.key)
         models = tuple(member.sha256 for member in self.ensemble.members)
         for number, (start, stop) in enumerate(self.spans):
-            gaps = _gaps(done.get(number, ()), stop - start)
+            missing = run.missing(number, stop - start)
             if stop <= self.taken and self.base is not None:
                 names, base_hash = tuple(sorted(self._names())), str(self.base.attrs["store_hash"])
-                if gaps:
-                    yield CopyTask(number, start, stop, self.base_path, base_hash, names, staging.parts)
+                if missing:
+                    yield CopyTask(number, start, stop, self.base_path, base_hash, names, run.staging.parts)
                 continue
-            for gap in gaps:
+            for begin, end in missing:
                 yield ScreenTask(
                     number,
                     start,
                     stop,
-                    *gap,
+                    begin,
+                    end,
                     absolute(self.graphs.path),
                     self.graphs.store_hash,
                     self.columns,
                     models,
-                    self.settings.limits,
-                    staging.parts,
+                    self.limits,
+                    run.staging.parts,
                 )
 
-    def compaction(self, staging: Staging, manifests: Sequence[PartManifest]) -> Compaction:
-        """All rows of all parts, one after the other."""
-        rows = offsets_of([manifest.counts["read"] for manifest in manifests])
-        return Compaction(
-            store=staging.store,
-            specs=(*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns)),
-            sources=tuple(PartRows(staging.parts, manifest.key, {}) for manifest in manifests),
-            source_rows={STRUCTURE: rows},
-            keep=None,
-            status=None,
-            structure_offsets=rows,
-        )
-
     def attrs(self) -> dict[str, Any]:
-        """Which data and which models the scores come from."""
+        """Root attributes: which data and models the scores come from."""
         graphs = {"path": str(self.graphs.path), "store_hash": self.graphs.store_hash}
         out = {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
@@ -299,19 +288,19 @@ class _Run:
             "graph_store": graphs,
             "model": self.ensemble.provenance(),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
-            "settings": self.settings.attrs(),
+            "settings": self.settings,
         }
         if self.base is not None:
             out["appended_to"] = {"store_hash": self.base.attrs["store_hash"], "structures": self.taken}
         return out
 
     def timing(self, manifests: Sequence[PartManifest], scored: int, seconds: float) -> dict[str, Any]:
-        """What it took.
+        """Cost of the screen.
 
         Args:
-            manifests: Of all parts, also of those that an earlier run has made.
-            scored: Structures that this run has scored.
-            seconds: Of this run.
+            manifests: All parts, those of earlier runs included.
+            scored: Number of structures that this run has scored.
+            seconds: Duration of this run.
         """
         worked, evaluating = (sum(manifest.notes[name] for manifest in manifests) for name in ("seconds", "evaluating"))
         before = 0.0 if self.base is None else float(self.base.attrs["timing"].get("core_hours", 0.0))
@@ -325,62 +314,32 @@ class _Run:
 
 
 def cut_screen(n_edges: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """The parts of a screen: (start, stop) of each.
+    """Divide the structures of a screen into parts.
 
     Args:
-        n_edges: int32[n_structures].
+        n_edges: int32[n_structures], edges of each structure.
+
+    Returns:
+        (start, stop) of each part.
     """
     total = int(n_edges.sum(dtype=np.int64))
     larger = min(LARGER, max(1, total // (LARGE_SCREEN * PART_EDGES)))
     return cut(n_edges, larger * PART_EDGES, larger * PART_STRUCTURES)
 
 
-def _skipped(task: CopyTask | ScreenTask) -> CopyTask | ScreenTask:
-    """The task without what cannot be done: a structure of which workers die is not evaluated.
-
-    Raises:
-        EquiscreenError: Workers die while they copy rows, of which nothing can be left out.
-    """
-    from .worker import CopyTask  # noqa: PLC0415 - imports distributed, 0.7 s
-
-    if isinstance(task, CopyTask):
-        raise EquiscreenError(f"{task.scores}: workers die while they read it, perhaps for lack of memory")
-    return replace(task, skip=True)
-
-
-def _gaps(done: Sequence[PartKey], count: int) -> list[tuple[int, int]]:
-    """The structures of a part of `count` that are not in the pieces that are done, which are in order."""
-    gaps, reached = [], 0
-    for key in done:
-        if key.begin > reached:
-            gaps.append((reached, key.begin))
-        reached = key.end
-    return [*gaps, (reached, count)] if reached < count else gaps
-
-
 def _hashes(attrs: Mapping[str, Any], own: str) -> set[str]:
-    """Of a graph store as it is, and as it was before each time that it was appended to."""
+    """Hashes of a graph store as it is, and as it was before each append."""
     found = {own}
     for earlier in attrs.get("appended_to", ()):
         found |= _hashes(earlier, str(earlier["store_hash"]))
     return found
 
 
-def _check_unchanged(graphs: GraphStore) -> None:
-    """See at the end that the store is still the one that was read.
-
-    Raises:
-        StoreError: It is not.
-    """
-    if GraphStore(graphs.path).store_hash != graphs.store_hash:
-        raise StoreError(f"{graphs.path}: has changed while it was screened; run the command again with --overwrite")
-
-
 def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
-    """The models, which look no further than the graphs.
+    """Load the models.
 
     Raises:
-        ModelFileError: They do, or cannot be used.
+        ModelFileError: A model cannot be used, or its cutoff exceeds that of the graphs.
     """
     ensemble = Ensemble.load(models, threads=1)
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
@@ -389,10 +348,10 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """What the user said, but for the output, which is where the dataset stands: equal runs leave equal attributes.
+    """The command line of the user without its output, so that equal runs leave equal attributes.
 
     Args:
-        words: Of the command line, without the program.
+        words: Arguments of the command line, without the program.
     """
     kept = [
         word

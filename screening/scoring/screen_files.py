@@ -14,7 +14,6 @@ import xarray as xr
 from fsspec.core import url_to_fs
 
 from ...export.runtime.ensemble import Ensemble, Models
-from ...export.runtime.onnx_potential import DEFAULT_SLOTS
 from ...export.runtime.providers import CPU
 from ...pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ...pipeline.featurization.estimate import ESTIMATE_RECORDS
@@ -24,6 +23,7 @@ from ...pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ...pipeline.labels.mapping import LabelMapping
 from ...pipeline.readers.records import ReadOptions
 from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.options import DEFAULT_SLOTS
 from ...pipeline.runs.target import ROOT_FILE, Target
 from ...pipeline.sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ...pipeline.sources.formats import holds_structures

@@ -1,4 +1,4 @@
-"""What runs on a Dask worker during a screen: one ONNX session for each worker, and the scoring of one part."""
+"""Tasks of a screen on a Dask worker: scoring a part, or copying rows of existing scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.ensemble import Ensemble
-from ...pipeline.errors import StoreError
+from ...pipeline.errors import EquiscreenError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
 from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
@@ -26,19 +26,19 @@ from .score import ScoreLimits, score_block, status_counts
 
 @dataclass(frozen=True, slots=True)
 class ScreenTask:
-    """The structures of one part, and where it goes.
+    """Scoring of one part.
 
     Attributes:
-        number: Of the part.
-        start, stop: Structures of the store.
-        begin, end: Those of them that are scored, counted from `start`: a part whose worker died is divided.
-        store: The graph store.
-        store_hash: That it had when the run began.
+        number: Number of the part.
+        start, stop: Structures of the graph store that belong to the part.
+        begin, end: Structures to score, counted from `start`: a part whose worker died is divided.
+        store: Path or URL of the graph store.
+        store_hash: Hash of the graph store when the run began.
         columns: Input columns to carry along.
-        models: Hashes of the model files, which name the plugins that hold the sessions.
-        limits: On what is scored.
-        folder: Of the parts.
-        skip: The worker died of this structure alone: it is not evaluated.
+        models: sha256 of the model files, which name the worker plugins that hold the sessions.
+        limits: Limits on what is scored.
+        folder: Folder of the parts.
+        skip: Whether the structure, which killed its worker, is recorded without being evaluated.
     """
 
     number: int
@@ -56,28 +56,32 @@ class ScreenTask:
 
     @property
     def key(self) -> PartKey:
-        """Of its part."""
+        """Key of the part."""
         return PartKey(self.number, self.begin, self.end)
 
-    def halves(self) -> Sequence[ScreenTask]:
-        """The same work in two tasks; none if it is one structure."""
+    def split(self) -> Sequence[ScreenTask]:
+        """The same work in two tasks; nothing for a single structure."""
         if self.end - self.begin < 2:
             return ()
         middle = (self.begin + self.end) // 2
         return replace(self, end=middle), replace(self, begin=middle)
 
+    def skipped(self) -> ScreenTask:
+        """The same task without the evaluation."""
+        return replace(self, skip=True)
+
 
 @dataclass(frozen=True, slots=True)
 class CopyTask:
-    """Rows of the scores that are appended to.
+    """Copy of some rows of the scores that are appended to.
 
     Attributes:
-        number: Of the part.
+        number: Number of the part.
         start, stop: Rows of the scores.
-        scores: Where they are.
-        scores_hash: That they had when the run began.
-        names: Of the arrays.
-        folder: Of the parts.
+        scores: Path or URL of the scores.
+        scores_hash: Hash of the scores when the run began.
+        names: Arrays to copy.
+        folder: Folder of the parts.
     """
 
     number: int
@@ -90,15 +94,27 @@ class CopyTask:
 
     @property
     def key(self) -> PartKey:
-        """Of its part."""
+        """Key of the part."""
         return PartKey(self.number, 0, self.stop - self.start)
+
+    def split(self) -> Sequence[CopyTask]:
+        """Nothing: a copy is not divided."""
+        return ()
+
+    def skipped(self) -> CopyTask:
+        """Refuse to skip rows.
+
+        Raises:
+            EquiscreenError: Always: workers die while they copy rows, none of which can be skipped.
+        """
+        raise EquiscreenError(f"{self.scores}: workers die while they read it, perhaps for lack of memory")
 
 
 class TimedPotential:
-    """A potential that adds up the seconds in which it evaluates.
+    """A potential that adds up the seconds it spends on evaluations.
 
     Args:
-        potential: That is asked.
+        potential: Potential to evaluate.
     """
 
     def __init__(self, potential: Ensemble) -> None:
@@ -108,17 +124,17 @@ class TimedPotential:
 
     @property
     def cutoff(self) -> float:
-        """Angstrom."""
+        """Cutoff, angstrom."""
         return self._potential.cutoff
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers that it knows."""
+        """Atomic numbers that the potential supports."""
         return self._potential.elements
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """What it finds."""
+        """Outputs of the potential."""
         return self._potential.outputs
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
@@ -131,7 +147,7 @@ class TimedPotential:
 
 
 def screen_part(task: ScreenTask | CopyTask) -> PartManifest:
-    """Make one part; the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
+    """Make one part: the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
     return _copied(task) if isinstance(task, CopyTask) else _scored(task)
 
 
@@ -159,12 +175,12 @@ def _scored(task: ScreenTask) -> PartManifest:
 
 
 def _skipped(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
-    """Rows of structures that a worker dies of: there was not the memory for them."""
-    return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # more than any has
+    """Rows of structures that kill their worker, with the status of structures that are too large."""
+    return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # every structure has more edges
 
 
 def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) -> dict[str, PartArray]:
-    """Names, places and input columns."""
+    """Identifiers, sources and input columns of structures."""
     found = {name: graphs.column(name, start, stop) for name in (*CARRIED, *columns)}
     return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
 
@@ -185,5 +201,5 @@ def _copied(task: CopyTask) -> PartManifest:
 def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
     root = open_root(path, SCORES_SCHEMA)
     if root.attrs.get("store_hash") != scores_hash:
-        raise StoreError(f"{path}: has changed while it was read; run the command again")
+        raise StoreError(f"{path}: has changed during this run; run the command again")
     return root

@@ -260,7 +260,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
         (None, "no such file"),
         ("", "empty"),
         ("a,b\n1,2\n", "no structure in any field .fields: a, b.; name it by --structure-field"),
-        ("cif\nnothing\n", "not one structure could be stored; record 0"),
+        ("cif\nnothing\n", "none of its structures could be stored; record 0"),
     ],
 )
 def test_a_source_that_gives_nothing_is_an_error(tmp_path: Path, content: str | None, message: str) -> None:
@@ -316,7 +316,7 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
 def test_a_cutoff_that_makes_no_sense(tmp_path: Path, cutoff: float) -> None:
-    with pytest.raises(SourceError, match="it has to be between"):
+    with pytest.raises(SourceError, match="it must be between"):
         featurize(make_source("CSV", tmp_path), tmp_path / "g.zarr", cutoff=cutoff)
 
 

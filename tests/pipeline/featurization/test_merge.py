@@ -183,11 +183,11 @@ def test_parts_of_workers_whose_client_is_dead_stay_out_of_a_run_with_other_sett
     late: list[FeaturizeTask] = []
 
     def given_out(*words: Any) -> None:
-        late.extend(words[3])
+        late.extend(words[2])
         raise ConnectionError("the client is gone")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("equiscreen.pipeline.featurization.featurize.make_parts", given_out)
+        patch.setattr("equiscreen.pipeline.store.writer.StoreRun.make_parts", given_out)
         with pytest.raises(ConnectionError):
             run(*words, labels=LabelMapping().with_inline(["energy=a[eV]"]))
     featurize_partition(late[0])

@@ -213,7 +213,7 @@ def test_the_content_says_what_a_file_is_and_not_its_name(tmp_path: Path, name: 
 def test_a_format_that_is_said_wins_and_holds_within_archives(tmp_path: Path) -> None:
     text = f"3\n{gemmi_cif(STRUCTURES[0], 'x')}"  # looks like XYZ
     (tmp_path / "s.cif").write_text(text.removeprefix("3\n"))
-    with pytest.raises(SourceError, match="not one structure"):
+    with pytest.raises(SourceError, match="none of its structures"):
         run(tmp_path / "s.cif", tmp_path / "g.zarr", options=ReadOptions(format=Format.POSCAR))
     table = pd.DataFrame({"name": ["a"], "structure": [json.dumps(pymatgen_dict(STRUCTURES[0]))]})
     (tmp_path / "t.csv").write_text(f"[\n{table.to_csv(index=False)}".replace("[", "# [", 1))

@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused(
     export_onnx(checkpoint, tmp_path / "energy.onnx", outputs=["energy"])
     with pytest.raises(ModelFileError, match=r"forces, stress.*--outputs energy,forces,stress"):
         relax(graphs, tmp_path / "energy.onnx", out)
-    with pytest.raises(EquiscreenError, match="not one of 24 structures could be relaxed: 24 unknown element"):
+    with pytest.raises(EquiscreenError, match="none of 24 structures could be relaxed: 24 unknown element"):
         relax(graphs, exported("float32"), out, scheduler="threads")
     with pytest.raises(OutputExistsError):
         relax(graphs, sevennet_model, graphs, scheduler="threads")

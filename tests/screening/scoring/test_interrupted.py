@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from dask import config as dask_config
 from distributed import LocalCluster, WorkerPlugin
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.dataset.scores import NOT_FINITE, OK, TOO_LARGE
@@ -31,7 +33,9 @@ from ...export.runtime.altered_models import altered
 PART = 12
 INTERRUPTIONS = 5
 # The command line with smaller parts, so that a run of a few hundred structures has many of them.
-SMALL_PARTS = "import sys; from equiscreen.export import screening; screening.PART_STRUCTURES = int(sys.argv.pop(1)); "
+SMALL_PARTS = (
+    "import sys; from equiscreen.screening.scoring import screen; screen.PART_STRUCTURES = int(sys.argv.pop(1)); "
+)
 RUN = "from equiscreen.__main__ import main; main()"
 
 
@@ -210,15 +214,15 @@ def test_a_store_that_changes_while_it_is_screened_is_told(
 ) -> None:
     store, source = tmp_path / "g.zarr", write_extxyz(tmp_path / "c.extxyz", 5, seed=243)
     featurize(source, store, cutoff=CUTOFF, scheduler="threads")
-    compact = screening.compact
+    concatenate = StoreRun.concatenate
 
-    def change_and_compact(*words: object) -> object:
+    def change_and_concatenate(*words: Any) -> dict[str, str]:
         write_extxyz(source, 5, seed=244)
         featurize(source, store, cutoff=CUTOFF, overwrite=True, scheduler="threads")
-        return compact(*words)  # type: ignore[arg-type]
+        return concatenate(*words)
 
-    monkeypatch.setattr(screening, "compact", change_and_compact)
-    with pytest.raises(StoreError, match=r"g\.zarr: has changed while it was screened"):
+    monkeypatch.setattr(StoreRun, "concatenate", change_and_concatenate)
+    with pytest.raises(StoreError, match=r"g\.zarr: has changed during this run"):
         screen(store, model, tmp_path / "s.zarr", scheduler="threads")
     assert not (tmp_path / "s.zarr").exists()
 

@@ -75,7 +75,7 @@ def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path:
     assert row["source"] == str(sources[1])
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert again.summary.startswith(f"{graphs.path}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0;")
-    with pytest.raises(SourceError, match="not one structure could be stored"):
+    with pytest.raises(SourceError, match="none of its structures could be stored"):
         screen_files(sources[1], model, tmp_path / "bad.zarr", scheduler="threads")
     assert not list(tmp_path.glob("bad.*"))
 

@@ -1,0 +1,30 @@
+"""How a run is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Neighbour slots per batch. Smaller batches pay for every node of the graph; the intermediates of larger ones leave the
+# cache (docs/performance.md).
+DEFAULT_SLOTS = 2_048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options that every run over a store takes.
+
+    Attributes:
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        limit: Process only the first `limit` structures; None processes all.
+        overwrite: Replace an existing output, and discard an unfinished run with other settings.
+        progress: Show progress on standard error.
+        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        slots: Neighbour slots per batch of an evaluation.
+    """
+
+    scheduler: str | None = None
+    limit: int | None = None
+    overwrite: bool = False
+    progress: bool = False
+    device: str = "cpu"
+    slots: int = DEFAULT_SLOTS

@@ -1,0 +1,265 @@
+"""Writing a store: one run that resumes, makes parts on workers, checks its inputs, compacts them and publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ..errors import StoreError
+from ..graphs.offsets import offsets_of
+from ..runs.cluster import connect, dashboard
+from ..runs.options import RunOptions
+from ..runs.parts import PartManifest
+from ..runs.progress import ProgressReport
+from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
+from ..runs.tasks import FailurePolicy, run_tasks
+from .compaction import Compaction, compact, finish_store, write_shards
+from .graph_store import GraphStore, open_root
+from .row_sources import PartRows
+from .schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
+
+Task = TypeVar("Task")
+
+
+@dataclass(frozen=True, slots=True)
+class InputStore:
+    """A store that a run reads, as it was when the run began.
+
+    Attributes:
+        path: Path or URL of the store.
+        store_hash: Hash of its content.
+        schema: Schema of the store.
+    """
+
+    path: Path | str
+    store_hash: str
+    schema: str = GRAPH_SCHEMA
+
+    @classmethod
+    def of(cls, graphs: GraphStore) -> Self:
+        """A graph store as an input."""
+        return cls(graphs.path, graphs.store_hash)
+
+    def check_unchanged(self) -> None:
+        """Check that the store still has the content that the run began with.
+
+        Raises:
+            StoreError: The store was replaced or appended to.
+        """
+        if open_root(self.path, self.schema).attrs.get("store_hash") != self.store_hash:
+            raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWriter:
+    """A store to be written, and everything that its content depends on.
+
+    A run that was killed resumes when it is started again with the same identity: parts that it had finished are not
+    made again, and the store appears under its name only when it is complete.
+
+    Example:
+        >>> writer = StoreWriter("screen", out, identity, options, inputs=[InputStore.of(graphs)])  # doctest: +SKIP
+        >>> if writer.resume_publication() is None:  # doctest: +SKIP
+        ...     with writer.run(total=len(graphs)) as run:
+        ...         manifests = run.make_parts(screen_part, tasks(run))
+        ...         run.publish(run.concatenate(specs, manifests), attrs)
+
+    Attributes:
+        verb: Name of the run in progress reports, such as "screen".
+        out: Path or URL of the store.
+        identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
+        options: How the run is carried out.
+        inputs: Stores that are read; the run fails if one of them changes before it is complete.
+        files: Other files that are read. The output may neither replace nor contain an input.
+        extend: Whether the new store contains the rows of the existing one, and takes its place.
+    """
+
+    verb: str
+    out: str | Path
+    identity: Mapping[str, Any]
+    options: RunOptions
+    inputs: Sequence[InputStore] = ()
+    files: Sequence[str | Path] = ()
+    extend: bool = False
+
+    def resume_publication(self) -> Mapping[str, Any] | None:
+        """Finish an earlier run that was killed while it gave the store its name.
+
+        Returns:
+            The report of that run; None if there is none with this identity.
+
+        Raises:
+            OutputExistsError: Another run is at work, or something else has appeared at the output.
+        """
+        return resume_publication(self.out, self.identity)
+
+    @contextmanager
+    def run(self, total: int, unit: str = "structures", *, on_workers: bool = True) -> Iterator[StoreRun]:
+        """Start the run, or resume it; its lock is held until the end of the block.
+
+        Args:
+            total: Number of items, for the progress report.
+            unit: Name of an item.
+            on_workers: Whether to connect to Dask workers; without them, everything is done in this process.
+
+        Raises:
+            OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
+            EquiscreenError: No cluster answers.
+        """
+        read = [path for path in (*(store.path for store in self.inputs), *self.files) if "://" not in str(path)]
+        with ExitStack() as stack:
+            staging = stack.enter_context(
+                staged_run(
+                    self.out,
+                    self.identity,
+                    [Path(path) for path in read],
+                    overwrite=self.options.overwrite,
+                    extend=self.extend,
+                )
+            )
+            client = stack.enter_context(connect(self.options.scheduler)) if on_workers else None
+            bar = stack.enter_context(ProgressReport(self.verb, total, unit, enabled=self.options.progress))
+            if client is not None:
+                bar.note(f"Dask dashboard: {dashboard(client)}")
+            yield StoreRun(staging, client, bar, tuple(self.inputs))
+
+
+@dataclass
+class StoreRun:
+    """A run in progress.
+
+    Attributes:
+        staging: Working folders of the run.
+        client: Dask client; None if everything is done in this process.
+        bar: Progress report.
+        inputs: Stores that are read.
+        resumed: Parts that earlier runs have finished.
+    """
+
+    staging: Staging
+    client: Any
+    bar: ProgressReport
+    inputs: Sequence[InputStore] = ()
+    resumed: Sequence[PartManifest] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.resumed = whole_parts(self.staging.manifests().values())
+        self._by_number: dict[int, list[PartManifest]] = {}
+        for manifest in self.resumed:
+            self._by_number.setdefault(manifest.number, []).append(manifest)
+
+    def missing(self, number: int, count: int) -> list[tuple[int, int]]:
+        """Items of a partition that earlier runs have not finished.
+
+        Args:
+            number: Number of the partition.
+            count: Items in the partition.
+
+        Returns:
+            (begin, end) of each range of items.
+        """
+        return missing_items(self._by_number.get(number, ()), count)
+
+    def make_parts(
+        self,
+        function: Callable[[Task], PartManifest],
+        tasks: Iterable[Task],
+        failure_policy: FailurePolicy[Task] | None = None,
+    ) -> list[PartManifest]:
+        """Run tasks on the workers; each of them leaves a part.
+
+        Args:
+            function: Makes one part.
+            tasks: Tasks of the parts that are missing.
+            failure_policy: What to do about tasks that kill their workers, see `run_tasks`.
+
+        Returns:
+            The manifests of all parts in order, those of earlier runs included.
+        """
+        done = {manifest.key: manifest for manifest in self.resumed}
+        self.bar.advance(sum(manifest.counts["read"] for manifest in self.resumed))
+        for manifest in run_tasks(self.client, function, tasks, failure_policy):
+            done[manifest.key] = manifest
+            self.bar.advance(manifest.counts["read"])
+        return whole_parts(done.values())
+
+    def concatenate(
+        self,
+        specs: Sequence[ArraySpec],
+        manifests: Sequence[PartManifest],
+        *,
+        store: Path | None = None,
+        parts: Path | None = None,
+    ) -> dict[str, str]:
+        """Write all rows of all parts, in order, as the arrays of a store.
+
+        Args:
+            specs: Arrays of the store.
+            manifests: Parts, in order.
+            store: Folder to write; the run's own store if None.
+            parts: Folder of the parts; the run's own if None.
+
+        Returns:
+            sha256 of the rows of every shard, by ``name/shard``.
+        """
+        compaction = concatenation(store or self.staging.store, parts or self.staging.parts, specs, manifests)
+        return self.compact(compaction)
+
+    def compact(self, compaction: Compaction) -> dict[str, str]:
+        """Write the shards of a store, on the workers if there are any; see `concatenate` for the result."""
+        return write_shards(compaction) if self.client is None else compact(self.client, compaction)
+
+    def check_inputs(self) -> None:
+        """Check that no input has changed since the run began.
+
+        Raises:
+            StoreError: An input was replaced or appended to.
+        """
+        for store in self.inputs:
+            store.check_unchanged()
+
+    def publish(
+        self, digests: Mapping[str, str], attrs: Mapping[str, Any], report: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check the inputs, write the root attributes of the store, and give it its name.
+
+        Args:
+            digests: sha256 of every shard.
+            attrs: Root attributes.
+            report: Returned by `StoreWriter.resume_publication` if the run is killed on its last steps.
+
+        Raises:
+            StoreError: An input has changed; nothing is published.
+        """
+        self.check_inputs()
+        finish_store(self.staging.store, digests, attrs)
+        self.staging.publish(report or {})
+
+
+def concatenation(
+    store: Path, parts: Path, specs: Sequence[ArraySpec], manifests: Sequence[PartManifest]
+) -> Compaction:
+    """A store of all rows of all parts, in order.
+
+    Args:
+        store: Folder to write.
+        parts: Folder of the parts.
+        specs: Arrays of the store.
+        manifests: Parts, in order. Their counts hold ``read``, the number of structures, and the rows along every other
+            dim of `specs`.
+    """
+    rows = {STRUCTURE: offsets_of([manifest.counts["read"] for manifest in manifests])}
+    for dim in {spec.dims[0] for spec in specs} - {STRUCTURE}:
+        rows[dim] = offsets_of([manifest.counts[dim] for manifest in manifests])
+    return Compaction(
+        store=store,
+        specs=tuple(specs),
+        sources=tuple(PartRows(parts, manifest.key, {}) for manifest in manifests),
+        source_rows=rows,
+        keep=None,
+        status=None,
+        structure_offsets=rows[STRUCTURE],
+    )
