@@ -1,4 +1,4 @@
-"""Ground floor: structures to neighbour graphs in a Zarr store, and how the work is spread over Dask."""
+"""Crystal structures to neighbour graphs in a Zarr store, computed in parallel with Dask."""
 
 from .errors import EquiscreenError
 from .featurization.featurize import featurize

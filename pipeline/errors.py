@@ -1,21 +1,21 @@
-"""Errors that a user can mend. The command line prints their message as one line, without a traceback."""
+"""Errors that users can fix. The command line prints their message as one line, without a traceback."""
 
 
 class EquiscreenError(Exception):
-    """Base of all errors that name what is wrong and what to do about it."""
+    """Base class of all errors that state what is wrong and what to do about it."""
 
 
 def detail(error: BaseException) -> str:
-    """What a library's error says, on one line and not too long, for the brackets of a message of ours."""
+    """Text of a library's error, on one line and shortened, for use in parentheses in our own messages."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class SourceError(EquiscreenError):
-    """A structure file is missing, empty or of no known format."""
+    """A structure file is missing, empty or in an unknown format."""
 
 
 class UnreachableError(SourceError):
-    """A file elsewhere could not be fetched; it may be another time."""
+    """A remote file could not be fetched; a later attempt may succeed."""
 
 
 class LabelError(EquiscreenError):
@@ -23,35 +23,35 @@ class LabelError(EquiscreenError):
 
 
 class InvalidStructureError(EquiscreenError):
-    """One structure cannot become a graph; it becomes a row of the failures table."""
+    """A structure cannot be turned into a graph; it is recorded in the failures table."""
 
 
 class OutputExistsError(EquiscreenError):
-    """The output path is taken."""
+    """The output path already exists."""
 
 
 class StoreError(EquiscreenError):
-    """A store is missing, unfinished, damaged or of another schema."""
+    """A store is missing, incomplete, damaged or has another schema."""
 
 
 class ConfigError(EquiscreenError):
-    """A configuration file or setting is wrong."""
+    """A configuration file or setting is invalid."""
 
 
 class CheckpointError(EquiscreenError):
-    """A file is no checkpoint of ours."""
+    """A file is not an equiscreen checkpoint."""
 
 
 class ModelFileError(EquiscreenError):
-    """A file is no ONNX model of ours, or does not fit the store."""
+    """A file is not an ONNX model exported by equiscreen, or does not fit the store."""
 
 
 class DeviceError(EquiscreenError):
-    """A device to compute with does not exist here."""
+    """The requested compute device is not available on this machine."""
 
 
 class UnknownElementError(EquiscreenError):
-    """A model is asked about an element that it has never seen."""
+    """A structure contains an element that the model does not support."""
 
 
 class ExportError(EquiscreenError):

@@ -1,4 +1,4 @@
-"""Dotted paths into the fields of a record."""
+"""Dotted paths into the nested fields of a record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None. A key that itself holds dots is tried first."""
+    """Return the value at a dotted path, or None. A key that itself contains the dots is tried first."""
     if path in fields:
         return fields[path]
     value: Any = fields
@@ -22,7 +22,7 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
 
 
 def key_paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All dotted paths that hold a value, for messages."""
+    """List all dotted paths that hold a value, for messages."""
     paths: list[str] = []
     for key, value in fields.items():
         inner = key_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]

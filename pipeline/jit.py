@@ -1,4 +1,4 @@
-"""Loops that numpy has no words for, compiled by numba."""
+"""Just-in-time compilation, with numba, of loops that NumPy cannot express."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile a function at its first call, and keep the machine code for other processes.
+    """Compile a function at its first call, and cache the machine code for other processes.
 
-    Without fastmath: sums are taken in the order in which they are written, so that results are the same to the last
-    bit wherever they are computed. Other threads go on meanwhile. The code is kept beside the module, or in the user's
-    cache folder where that cannot be written (numba's NUMBA_CACHE_DIR sets another).
+    `fastmath` is off: sums are taken in the order in which they are written, so that results are identical to the last
+    bit wherever they are computed. The GIL is released, so other threads keep running. The code is cached beside the
+    module or, if that folder is not writable, in the user's cache folder (set NUMBA_CACHE_DIR for another).
     """
     return cast("Callable[Parameters, Result]", numba.njit(cache=True, nogil=True)(function))

@@ -288,7 +288,7 @@ def _read_csv(path: Path) -> pa.Table:
 def _column(path: Path, table: pa.Table, said: str | None, known: Sequence[str], word: str) -> str:
     if said is not None:
         if said not in table.column_names:
-            raise ConfigError(f"{path}: {unknown_name(said, list(table.column_names))}")
+            raise ConfigError(f"{path}: {unknown_name('column', said, table.column_names)}")
         return said
     found = next((name for name in known if name in table.column_names), None)
     if found is None:

@@ -5,7 +5,6 @@ docs/training.md explains every key to people; a test keeps it complete.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Discriminator, Tag, ValidationError
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.suggestions import unknown_name
 from .head import Section
 from .network import NequipConfig, NetworkConfig
 from .training import TrainingConfig
@@ -74,7 +74,7 @@ class Config(Section):
 
 
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
-    """One mistake; a key that does not exist is told with the one that was probably meant."""
+    """One line about a mistake; for an unknown key it suggests the most similar one."""
     if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
         place = (*place[:1], *place[2:])  # which of the kinds of networks it is
     name = ".".join(map(str, place))
@@ -84,9 +84,8 @@ def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, me
         field = model.model_fields.get(str(key))  # None: the name of a head, whose section was found already
         if field is not None and (section := _section(field.annotation)) is not None:
             model = section
-    near = get_close_matches(str(place[-1]), model.model_fields, 1)
-    known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}"
-    return f"{name}: no such key; {known}"
+    section = ".".join(map(str, place[:-1]))
+    return (f"{section}: " if section else "") + unknown_name("key", str(place[-1]), model.model_fields)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.labels.quantities import ENERGY
 from ...pipeline.store.epoch_reader import EpochReader
 from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.suggestions import unknown_name
 from ..checkpoint import load_members
 from ..config.config import Config
 from ..config.network import Architecture, NequipConfig, NetworkConfig
@@ -108,9 +108,7 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
         frozen = [parameter for name, parameter in network.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
         if not frozen:
             parts = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
-            near = get_close_matches(beginning, parts, 1)
-            known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(parts)}"
-            raise ConfigError(f"training.fine_tune.freeze: no parameter begins with {beginning!r}; {known}")
+            raise ConfigError(f"training.fine_tune.freeze: {unknown_name('parameter prefix', beginning, parts)}")
         for parameter in frozen:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):

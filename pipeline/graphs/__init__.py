@@ -1,1 +1,1 @@
-"""Periodic neighbour graphs and padded neighbour tables."""
+"""Periodic neighbour lists, graphs and padded neighbour tables."""

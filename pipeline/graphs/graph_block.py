@@ -1,4 +1,4 @@
-"""A block of structures with their neighbour graphs: what is read from a store in one go, and what a network is fed."""
+"""A block of structures with their neighbour graphs: the unit that is read from a store and passed to a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .offsets import starts
 
 @dataclass(frozen=True)
 class GraphBlock:
-    """Graphs of several structures, one after the other.
+    """Graphs of several structures, concatenated.
 
     Attributes:
         n_atoms: int32[n_structures].
@@ -26,7 +26,7 @@ class GraphBlock:
         pbc: bool[n_structures, 3].
         atomic_number: uint8[n_atoms].
         frac_coord: float64[n_atoms, 3].
-        n_neighbors: uint16[n_atoms], edges of each receiving atom.
+        n_neighbors: uint16[n_atoms], number of edges of each receiver.
         neighbor: uint16[n_edges], index within the structure.
         image: int16[n_edges, 3], lattice image of the neighbour.
         structure_labels: Labels with one row per structure.
@@ -47,10 +47,10 @@ class GraphBlock:
 
     @classmethod
     def from_structures(cls, structures: Sequence[Structure], cutoff: float) -> GraphBlock:
-        """Build graphs in memory, without a store.
+        """Build the graphs of structures in memory, without a store.
 
         Raises:
-            InvalidStructureError: As for `neighbor_list`.
+            InvalidStructureError: For the reasons of `neighbor_list`.
         """
         lists = [neighbor_list(structure, cutoff) for structure in structures]
         return cls(
@@ -70,45 +70,45 @@ class GraphBlock:
 
     @cached_property
     def atom_start(self) -> NDArray[np.int64]:
-        """int64[n_structures], first atom of each structure in this block."""
+        """First atom of each structure in this block: int64[n_structures]."""
         return starts(self.n_atoms)
 
     @cached_property
     def edge_start(self) -> NDArray[np.int64]:
-        """int64[n_structures], first edge of each structure in this block."""
+        """First edge of each structure in this block: int64[n_structures]."""
         return starts(self.n_edges)
 
     @cached_property
     def atom_structure(self) -> NDArray[np.int64]:
-        """int64[n_atoms], the structure of each atom."""
+        """Structure of each atom: int64[n_atoms]."""
         return np.repeat(np.arange(len(self)), self.n_atoms)
 
     @cached_property
     def receiver(self) -> NDArray[np.int64]:
-        """int64[n_edges], receiving atom of each edge, counted through the block."""
+        """Receiver of each edge, as an index into the block's atoms: int64[n_edges]."""
         return np.repeat(np.arange(len(self.atomic_number)), self.n_neighbors)
 
     @cached_property
     def sender(self) -> NDArray[np.int64]:
-        """int64[n_edges], sending atom of each edge, counted through the block."""
+        """Sender of each edge, as an index into the block's atoms: int64[n_edges]."""
         return self.neighbor.astype(np.int64) + np.repeat(self.atom_start, self.n_edges)
 
     @cached_property
     def max_neighbors(self) -> NDArray[np.int64]:
-        """int64[n_structures], the largest number of neighbours of an atom of each structure."""
+        """Largest number of neighbours of an atom in each structure: int64[n_structures]."""
         if len(self) == 0:
             return np.zeros(0, dtype=np.int64)
         return np.maximum.reduceat(self.n_neighbors, self.atom_start).astype(np.int64)
 
     @cached_property
     def volume(self) -> NDArray[np.float64]:
-        """float64[n_structures], angstrom^3; 1 where not all three directions are periodic."""
+        """Volume of each cell: float64[n_structures], angstrom^3; 1 unless all three directions are periodic."""
         return np.where(self.pbc.all(axis=1), np.abs(np.linalg.det(self.cell)), 1.0)
 
     def displacements(self) -> NDArray[np.float64]:
-        """float64[n_edges, 3], r_neighbor - r_receiver in angstrom.
+        """Displacements r_neighbor - r_receiver: float64[n_edges, 3], angstrom.
 
-        Written without a matrix product: opposite edges come out exactly opposite, whatever the number of edges.
+        Written without a matrix product, so that opposite edges are exactly opposite for any number of edges.
         """
         frac = self.frac_coord[self.sender] - self.frac_coord[self.receiver] + self.image
         cell = np.repeat(self.cell, self.n_edges, axis=0)
@@ -116,15 +116,15 @@ class GraphBlock:
         return out
 
     def structure(self, index: int) -> Structure:
-        """The structure at `index`, without its graph."""
+        """Return the structure at `index`, without its graph."""
         atoms = slice(self.atom_start[index], self.atom_start[index] + self.n_atoms[index])
         return Structure(self.atomic_number[atoms], self.cell[index], self.frac_coord[atoms], self.pbc[index])
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> GraphBlock:
-        """The structures at `indices`, in that order.
+        """Select the structures at `indices`, in that order.
 
-        Atoms and edges of a structure stand side by side and are copied as one run, which is three times as fast as
-        gathering them one by one.
+        The atoms and edges of a structure are contiguous and are copied as one run, which is three times as fast as
+        gathering them individually.
         """
         rows = np.asarray(indices, dtype=np.int64)
         atoms = _runs(self.atom_start[rows], self.n_atoms[rows])
@@ -144,7 +144,7 @@ class GraphBlock:
         )
 
     def between(self, start: int, stop: int) -> GraphBlock:
-        """The structures from `start` up to `stop`, one at least; their arrays are views of these."""
+        """Slice the structures from `start` up to `stop`, at least one; the arrays are views."""
         last = stop - 1
         atoms = slice(self.atom_start[start], self.atom_start[last] + self.n_atoms[last])
         edges = slice(self.edge_start[start], self.edge_start[last] + self.n_edges[last])
@@ -164,7 +164,7 @@ class GraphBlock:
 
     @staticmethod
     def concatenate(blocks: Sequence[GraphBlock]) -> GraphBlock:
-        """Blocks one after the other; all have to carry the same labels."""
+        """Concatenate blocks, which must all have the same labels."""
         joined: dict[str, Any] = {}
         for item in fields(GraphBlock):
             parts = [getattr(block, item.name) for block in blocks]

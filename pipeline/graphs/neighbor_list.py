@@ -1,4 +1,4 @@
-"""Neighbour lists: for every atom the atoms and lattice images within the cutoff."""
+"""Neighbour lists: for every atom, the atoms and lattice images within the cutoff."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from ..structures.structure import Structure
 
 MAX_NEIGHBORS = 65_535  # counts are uint16
 MAX_IMAGE = 32_767  # images are int16
-# No two atoms of matter are closer: a hydrogen molecule has 0.74 angstrom.
+# Atoms are never this close: the bond length of a hydrogen molecule is 0.74 angstrom.
 MIN_DISTANCE = 0.1
-# Cells with more images than this within the cutoff are flat; to search them would take minutes.
+# Cells with more images than this within the cutoff are flat; searching them would take minutes.
 MAX_IMAGES = 1_000_000
-# A crystal of 65,535 atoms with 300 neighbours each; an edge takes some 20 bytes of memory while it is found.
+# A crystal of 65,535 atoms with 300 neighbours each; an edge takes some 20 bytes of memory during the search.
 MAX_EDGES = 20_000_000
 
 _FOUND, _TOO_CLOSE, _TOO_MANY_EDGES, _TOO_MANY_NEIGHBORS, _TOO_MANY_IMAGES, _IMAGE_TOO_FAR = range(6)
-_FIRST_GUESS = 64  # edges of an atom, before the arrays grow
-_MAX_BINS = 64  # along an axis
+_FIRST_GUESS = 64  # edges per atom, before the arrays grow
+_MAX_BINS = 64  # along each axis
 
 
 @dataclass(frozen=True, slots=True)
 class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
-    The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``; taken in this order
-    it is exactly the opposite of that of the opposite edge, which is in the list too.
+    The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
+    order, it is exactly opposite to the displacement of the opposite edge, which is also in the list.
 
     Attributes:
-        n_neighbors: uint16[n_atoms], edges of each receiving atom.
-        neighbor: uint16[n_edges].
-        image: int16[n_edges, 3].
+        n_neighbors: uint16[n_atoms], number of edges of each receiver.
+        neighbor: uint16[n_edges], sender of each edge.
+        image: int16[n_edges, 3], lattice image of the sender.
     """
 
     n_neighbors: NDArray[np.uint16]
@@ -48,17 +48,17 @@ def neighbor_list(
 ) -> NeighborList:
     """Find all pairs closer than `cutoff`.
 
-    The displacement of an edge and that of its opposite are computed to be exactly opposite, so the list is symmetric
-    also for pairs whose distance equals the cutoff to the last bit.
+    The displacements of an edge and its opposite are exactly opposite, so the list is symmetric even for pairs whose
+    distance equals the cutoff to the last bit.
 
     Args:
-        structure: Any cell, small or skewed, with any periodicity.
-        cutoff: Angstrom.
-        min_distance: Two atoms closer than this, in angstrom, are an error in the data.
-        max_edges: More are an error.
+        structure: A structure with any cell, however small or skewed, and any periodicity.
+        cutoff: Cutoff in angstrom.
+        min_distance: Distance in angstrom below which two atoms are an error in the data.
+        max_edges: Number of edges above which an error is raised.
 
     Raises:
-        InvalidStructureError: Two atoms at one place, or counts beyond a limit or what the store can hold.
+        InvalidStructureError: Two atoms overlap, or a count exceeds a limit or what the store can hold.
     """
     count, neighbor, image, outcome, i, j = _search(
         structure.frac_coord, structure.cell, structure.pbc, float(cutoff), float(min_distance), int(max_edges)
@@ -66,9 +66,7 @@ def neighbor_list(
     if outcome == _TOO_MANY_IMAGES:
         raise InvalidStructureError(f"cell of zero volume (more than {MAX_IMAGES} images within the cutoff)")
     if outcome == _TOO_CLOSE:
-        raise InvalidStructureError(
-            f"two atoms at one place (atoms {i} and {j}, less than {min_distance:g} angstrom apart)"
-        )
+        raise InvalidStructureError(f"overlapping atoms (atoms {i} and {j}, less than {min_distance:g} angstrom apart)")
     if outcome == _TOO_MANY_EDGES:
         raise InvalidStructureError(f"too many edges (more than {max_edges})")
     if outcome == _IMAGE_TOO_FAR:
@@ -87,9 +85,9 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
     min_distance: float,
     max_edges: int,
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16], int, int, int]:
-    """Edges in their order: receivers, for each the images a, b, c that its sphere can touch, for each their atoms.
+    """Find edges in sorted order: by receiver, then by image a, b, c that its sphere can touch, then by sender.
 
-    Atoms stand in bins along the lattice planes, so that of a large cell only those near the sphere are looked at.
+    Atoms are sorted into bins along the lattice planes, so that in a large cell only those near the sphere are visited.
     """
     n = frac.shape[0]
     reach = cutoff / _heights(cell)
@@ -104,12 +102,12 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
         return count, neighbor, image, _TOO_MANY_IMAGES, 0, 0
     low, width, bins = _bins(frac, reach)
     n_bins, first, members = _sorted_into_bins(frac, low, width, bins)
-    # Rounding may not lose a pair at the very end of the reach; the distance itself decides.
+    # A margin, so that rounding never loses a pair at the end of the reach; the distance itself decides.
     margin = reach * (1 + 1e-9) + 1e-9
 
     begin, end = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
     shift = np.empty(3, dtype=np.int64)
-    # Most atoms are far away, which positions tell at less cost than the exact distance does.
+    # Most atoms are far away; Cartesian positions rule them out at less cost than the exact distance.
     positions = _positions(frac, cell)
     loose = cutoff * cutoff * (1 + 1e-6) + 1e-6
     n_edges = 0
@@ -153,7 +151,7 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
                         if max(abs(a), abs(b), abs(c)) > MAX_IMAGE:
                             return count, neighbor, image, _IMAGE_TOO_FAR, i, i
                         image[before_image:n_edges] = shift
-                        if n_bins > 1:  # with several bins, atoms of an image come bin by bin
+                        if n_bins > 1:  # with several bins, atoms of an image are found bin by bin
                             neighbor[before_image:n_edges].sort()
         if n_edges - before_atom > MAX_NEIGHBORS:
             return count, neighbor, image, _TOO_MANY_NEIGHBORS, i, i
@@ -163,7 +161,7 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
 
 @compiled
 def _heights(cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances between the lattice planes."""
+    """Distances between the lattice planes: float64[3], angstrom."""
     heights = np.empty(3)
     for axis in range(3):
         u, v = cell[(axis + 1) % 3], cell[(axis + 2) % 3]
@@ -186,7 +184,7 @@ def _positions(frac: NDArray[np.float64], cell: NDArray[np.float64]) -> NDArray[
 def _moved(
     position: NDArray[np.float64], shift: NDArray[np.int64], cell: NDArray[np.float64]
 ) -> tuple[float, float, float]:
-    """A position, moved back by a lattice vector."""
+    """Subtract a lattice vector from a position."""
     a, b, c = shift[0], shift[1], shift[2]
     return (
         position[0] - (a * cell[0, 0] + b * cell[1, 0] + c * cell[2, 0]),
@@ -199,7 +197,7 @@ def _moved(
 def _distance_square(
     frac: NDArray[np.float64], cell: NDArray[np.float64], i: int, j: int, shift: NDArray[np.int64]
 ) -> float:
-    """The square of `GraphBlock.displacements`, in the same order of operations."""
+    """Squared length of `GraphBlock.displacements`, computed in the same order of operations."""
     x = frac[j, 0] - frac[i, 0] + shift[0]
     y = frac[j, 1] - frac[i, 1] + shift[1]
     z = frac[j, 2] - frac[i, 2] + shift[2]
@@ -214,7 +212,7 @@ def _distance_square(
 def _bins(
     frac: NDArray[np.float64], reach: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Lowest coordinate, width and number of bins along each axis: bins as wide as the reach, fewer than atoms."""
+    """Lowest coordinate, width and number of bins along each axis; bins are at least as wide as the reach."""
     n = frac.shape[0]
     low, width, bins = np.empty(3), np.empty(3), np.ones(3, dtype=np.int64)
     for axis in range(3):
@@ -222,7 +220,7 @@ def _bins(
         extent = frac[:, axis].max() - low[axis]
         bins[axis] = int(max(1.0, min(float(_MAX_BINS), extent / reach[axis])))
         width[axis] = extent
-    while bins[0] * bins[1] * bins[2] * 8 > max(n, 8):  # so few atoms are searched faster all together
+    while bins[0] * bins[1] * bins[2] * 8 > max(n, 8):  # smaller bins cost more than they save
         bins[np.argmax(bins)] -= 1
     for axis in range(3):
         width[axis] /= bins[axis]
@@ -233,7 +231,7 @@ def _bins(
 def _sorted_into_bins(
     frac: NDArray[np.float64], low: NDArray[np.float64], width: NDArray[np.float64], bins: NDArray[np.int64]
 ) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-    """Number of bins, int64[n_bins + 1] the first member of each, and int64[n_atoms] the atoms bin by bin."""
+    """Number of bins, first member of each (int64[n_bins + 1]), and the atoms bin by bin (int64[n_atoms])."""
     n, n_bins = frac.shape[0], bins[0] * bins[1] * bins[2]
     own = np.empty(n, dtype=np.int64)
     first = np.zeros(n_bins + 1, dtype=np.int64)
@@ -257,7 +255,7 @@ def _sorted_into_bins(
 
 @compiled
 def _bin_range(center: float, margin: float, low: float, width: float, bins: int) -> tuple[int, int]:
-    """First and last bin along an axis that the sphere touches; last < first where it touches none."""
+    """First and last bin along an axis that the sphere touches; last < first if it touches none."""
     if center + margin < low or center - margin > low + width * bins + 1e-9:
         return 0, -1
     if bins == 1:
@@ -269,7 +267,7 @@ def _bin_range(center: float, margin: float, low: float, width: float, bins: int
 
 @compiled
 def _grown(neighbor: NDArray[np.uint16], image: NDArray[np.int16]) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
-    """The same edges in arrays of twice the size."""
+    """Copy the edges into arrays of twice the size."""
     size = neighbor.shape[0]
     more_neighbor = np.empty(2 * size, dtype=neighbor.dtype)
     more_image = np.empty((2 * size, 3), dtype=image.dtype)

@@ -1,4 +1,4 @@
-"""Padded neighbour tables: the form in which graphs enter a network, in PyTorch and in ONNX Runtime alike."""
+"""Padded neighbour tables: the input of a network, both in PyTorch and in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "pair", "pair
 
 @dataclass(frozen=True, slots=True)
 class NeighborTable:
-    """A batch of N atoms with K neighbour slots each, in G structures; each edge and its opposite make one of P pairs.
+    """A batch of N atoms with K neighbour slots each, in G structures; each edge and its opposite form one of P pairs.
 
-    A padding slot points to its own atom and to itself, with a vector of twice the cutoff, where every radial function
-    is zero. All padding slots are of one pair, the last.
+    A padding slot points to its own atom and is its own opposite. Its vector is twice the cutoff long, where every
+    radial function is zero. All padding slots belong to one pair, the last.
 
     Attributes:
         atomic_number: int64[N].
         vectors: float[N, K, 3], r_neighbor - r_receiver, computed in float64, angstrom.
-        neighbors: int64[N, K], sending atom of each slot.
+        neighbors: int64[N, K], sender of each slot.
         reverse: int64[N, K], flat index of the slot that holds the opposite edge.
         pair: int64[N, K], the pair of each slot.
         pair_slot: int64[P], flat index of the first slot of each pair; the other is its `reverse`.
         structure: int64[N], the structure of each atom.
-        volume: float64[G], angstrom^3, 1 for structures without a volume.
+        volume: float64[G], angstrom^3; 1 for structures without a volume.
     """
 
     atomic_number: NDArray[np.int64]
@@ -43,7 +43,7 @@ class NeighborTable:
     volume: NDArray[np.float64]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The inputs of a network by name, in the order of `INPUT_NAMES`."""
+        """Return the inputs of a network by name, in the order of `INPUT_NAMES`."""
         return {name: getattr(self, name) for name in INPUT_NAMES}
 
 
@@ -51,12 +51,12 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
     """Lay out all structures of a block as one padded table.
 
     Args:
-        block: Graphs whose cutoff is at least `cutoff`, their edges sorted by (receiver, image, neighbour).
-        cutoff: The network's cutoff, angstrom; longer edges are left out.
-        dtype: Of the vectors, float32 or float64.
+        block: Graphs with a cutoff of at least `cutoff` and edges sorted by (receiver, image, neighbour).
+        cutoff: Cutoff of the network, angstrom; longer edges are skipped.
+        dtype: Type of the vectors, float32 or float64.
 
     Raises:
-        InvalidStructureError: Edges that are not sorted or have no opposite, or counts that do not add up.
+        InvalidStructureError: Edges are unsorted or have no opposite, or counts do not add up.
     """
     from .neighbor_table_kernels import fill_slots, number_slots  # noqa: PLC0415 - numba takes half a second to import
 
@@ -72,7 +72,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         padding = 2.0 * float(cutoff)
         wrong = fill_slots(n_atoms, *graph, padding, slot, edge_start, vectors, neighbors, reverse)
     if wrong >= 0:
-        raise InvalidStructureError(f"structure {wrong} of the block: its edges are unsorted, or lack their opposites")
+        raise InvalidStructureError(f"structure {wrong} of the block: edges are unsorted or lack their opposites")
     pair, pair_slot = slot_pairs(reverse)
     return NeighborTable(
         atomic_number=block.atomic_number.astype(np.int64),
@@ -93,7 +93,7 @@ def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
         reverse: int64[N, K], see `NeighborTable`.
 
     Returns:
-        int64[N, K], the pair of each slot; int64[P], the first slot of each pair.
+        The pair of each slot, int64[N, K], and the first slot of each pair, int64[P].
     """
     opposite = reverse.reshape(-1)
     slots = np.arange(len(opposite))
@@ -107,15 +107,15 @@ def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
 def _checked_arrays(
     block: GraphBlock,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]:
-    """Arrays of a block as the compiled loops want them, of lengths that fit one another.
+    """Arrays of a block in the form that the compiled loops need, with consistent lengths.
 
     Raises:
-        InvalidStructureError: They do not.
+        InvalidStructureError: The lengths are inconsistent.
     """
     n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
     lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
     if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
-        raise InvalidStructureError("the counts of a block and its arrays disagree")
+        raise InvalidStructureError("the arrays of the block do not match its counts")
     return (
         _plain(block.cell, np.float64),
         _plain(block.frac_coord, np.float64),
@@ -126,21 +126,21 @@ def _checked_arrays(
 
 
 def _plain(values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    """Contiguous and writable, or the loops would be compiled anew for every kind of array."""
+    """Make an array contiguous and writable; otherwise the loops would be compiled again for every kind of array."""
     return np.require(values, dtype, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
     """Group structures so that each group's table has at most `slots` slots and little padding.
 
-    Structures are ordered by their largest number of neighbours. A structure beyond the limit stands alone.
+    Structures are ordered by their largest number of neighbours. A structure beyond the limit forms its own group.
 
     Args:
         block: The structures.
         slots: Largest N * K of a group.
 
     Yields:
-        int64[n], indices into the block; every structure comes exactly once.
+        int64[n], indices into the block; every structure occurs exactly once.
     """
     return groups_by_size(block.n_atoms, block.max_neighbors, slots)
 
@@ -148,15 +148,15 @@ def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
 def groups_by_size(
     n_atoms: NDArray[np.integer], max_neighbors: NDArray[np.int64], slots: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Group structures as `size_buckets` does, by their counts alone.
+    """Group structures as `size_buckets` does, from their counts alone.
 
     Args:
         n_atoms: int[n_structures].
-        max_neighbors: int64[n_structures], the largest number of neighbours of an atom of each.
+        max_neighbors: int64[n_structures], largest number of neighbours of an atom in each structure.
         slots: Largest N * K of a group.
 
     Yields:
-        int64[n], indices; every structure comes exactly once.
+        int64[n], indices; every structure occurs exactly once.
     """
     order = np.lexsort((np.arange(len(n_atoms)), n_atoms, max_neighbors))
     begin = atoms = 0

@@ -1,7 +1,7 @@
-"""The loops behind a neighbour table, compiled. They compute what `GraphBlock.displacements` does, to the last bit.
+"""Compiled loops that fill a padded neighbour table, with vectors bit-identical to `GraphBlock.displacements`.
 
-Nothing here may be reassociated or fused: no ``fastmath``. Indices are checked before they are used, so that a damaged
-block is an error and never a read beyond an array.
+No operation may be reassociated or fused, so ``fastmath`` stays off. Indices are checked before use, so that a damaged
+block raises an error and never causes an out-of-bounds read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def number_slots(
     slot: NDArray[np.int32],
     edge_start: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Number the edges of every atom that are shorter than the cutoff.
+    """Number those edges of every atom that are shorter than the cutoff.
 
     Args:
         n_atoms: int32[n_structures].
@@ -65,12 +65,12 @@ def number_slots(
         n_neighbors: uint16[n_atoms].
         neighbor: uint16[n_edges].
         image: int16[n_edges, 3].
-        cutoff: Angstrom.
-        slot: int32[n_edges], written: the slot of each edge, or `CUT`.
-        edge_start: int64[n_atoms], written: first edge of each atom.
+        cutoff: Cutoff in angstrom.
+        slot: int32[n_edges], output: slot of each edge, or `CUT`.
+        edge_start: int64[n_atoms], output: first edge of each atom.
 
     Returns:
-        The largest number of slots of an atom; and the first structure whose counts or indices are wrong, or -1.
+        The largest number of slots of an atom, and the first structure with wrong counts or indices, or -1.
     """
     widest, first, edge = 0, 0, 0
     for s in range(len(n_atoms)):
@@ -84,7 +84,7 @@ def number_slots(
                 if neighbor[e] >= n_atoms[s]:
                     return widest, s
                 x, y, z = _vector(cell, frac_coord, image, (s, i, first + neighbor[e], e))
-                # The sum of squares of opposite vectors is equal to the last bit, so the cut keeps the list symmetric.
+                # Sums of squares of opposite vectors are equal to the last bit, so the cut keeps the list symmetric.
                 if x * x + y * y + z * z < cutoff * cutoff:
                     slot[e] = filled
                     filled += 1
@@ -102,10 +102,9 @@ def number_slots(
 def _opposite(
     neighbor: NDArray[np.uint16], image: NDArray[np.int16], edge: int, receiver: int, low: int, high: int
 ) -> int:
-    """The edge from `receiver`, counted within its structure, in the opposite image of `edge`; -1 if there is none.
+    """Find the edge whose sender is `receiver` (an index within its structure) in the opposite image of `edge`, or -1.
 
-    It is looked for by bisection among the edges from `low` up to `high`, those of one atom, which are sorted by
-    (image, neighbour).
+    The search bisects the edges `low` to `high` of one atom, which are sorted by (image, neighbour).
     """
     a, b, c = -np.int64(image[edge, 0]), -np.int64(image[edge, 1]), -np.int64(image[edge, 2])
     last = high
@@ -142,7 +141,7 @@ def fill_slots(
     neighbors: NDArray[np.int64],
     reverse: NDArray[np.int64],
 ) -> int:
-    """Write the slots of all atoms, padding included.
+    """Write the slots of all atoms, including padding.
 
     Args:
         n_atoms: int32[n_structures].
@@ -154,9 +153,9 @@ def fill_slots(
         padding: x component of the vector of a padding slot, angstrom.
         slot: int32[n_edges], from `number_slots`.
         edge_start: int64[n_atoms], from `number_slots`.
-        vectors: float[n_atoms, K, 3], written.
-        neighbors: int64[n_atoms, K], written.
-        reverse: int64[n_atoms, K], written.
+        vectors: float[n_atoms, K, 3], output.
+        neighbors: int64[n_atoms, K], output.
+        reverse: int64[n_atoms, K], output.
 
     Returns:
         The first structure with an edge that has no opposite, or -1.
@@ -176,7 +175,7 @@ def fill_slots(
                 vectors[i, filled, 0], vectors[i, filled, 1], vectors[i, filled, 2] = x, y, z
                 neighbors[i, filled] = j
                 forward = j > i or (j == i and _is_positive(image, e))
-                if forward:  # its opposite is not: each pair is looked up once
+                if forward:  # the opposite edge is not, so each pair is looked up once
                     o = _opposite(neighbor, image, e, i - first, edge_start[j], edge_start[j] + n_neighbors[j])
                     if o < 0 or slot[o] == CUT:
                         return s
@@ -196,7 +195,7 @@ def fill_slots(
 
 @compiled
 def _is_positive(image: NDArray[np.int16], edge: int) -> bool:
-    """Whether the first component that is not zero is positive: true of one image of each opposite pair."""
+    """Whether the first nonzero component is positive, which is true for one image of each opposite pair."""
     for axis in range(3):
         if image[edge, axis] != 0:
             return bool(image[edge, axis] > 0)

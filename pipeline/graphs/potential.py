@@ -1,4 +1,4 @@
-"""What every potential can do, eager or in ONNX: energies, forces, stresses and other properties of graphs."""
+"""The interface of every potential, in PyTorch or ONNX: energies, forces, stresses and other properties of graphs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class OutputSpec:
     """One output of a potential.
 
     Attributes:
-        name: Its name.
-        per: What has one: "structure" or "atom".
-        shape: Of one of them.
-        unit: Of it.
-        defined: For which structures it has a meaning; it is NaN for the others. Crystals are periodic in all three
-            directions, molecules in none.
+        name: Name of the output.
+        per: Whether there is one value per "structure" or per "atom".
+        shape: Shape of one value.
+        unit: Unit of the values.
+        defined: Structures for which the output is defined; it is NaN for all others. Crystals are periodic in all
+            three directions, molecules in none.
     """
 
     name: str
@@ -46,10 +46,10 @@ ENERGY_OUTPUTS = (
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Results for a block of structures, in its order.
+    """Results for a block of structures, in the block's order.
 
     Attributes:
-        energy: float64[n_structures], eV; NaN from a potential that has none, as the next two.
+        energy: float64[n_structures], eV. Energy, forces and stress are NaN if the potential does not predict them.
         forces: float64[n_atoms, 3], eV/angstrom.
         stress: float64[n_structures, 3, 3], eV/angstrom^3; NaN unless all three directions are periodic.
         properties: Other outputs, by name: float64[n_structures or n_atoms, *shape].
@@ -61,30 +61,30 @@ class Evaluation:
     properties: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """All of it, by name."""
+        """Return all outputs by name."""
         return {"energy": self.energy, "forces": self.forces, "stress": self.stress, **self.properties}
 
 
 class Potential(Protocol):
-    """Anything that evaluates graphs."""
+    """A model that evaluates graphs."""
 
     @property
     def cutoff(self) -> float:
-        """Angstrom."""
+        """Cutoff of the graphs, angstrom."""
         ...
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers that it knows."""
+        """Atomic numbers of the supported elements."""
         ...
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """What it finds."""
+        """The outputs that the potential predicts."""
         ...
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """All outputs for all structures of a block."""
+        """Compute all outputs for all structures of a block."""
         ...
 
 
@@ -101,23 +101,23 @@ def evaluate_in_buckets(
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
     Args:
-        block: Graphs.
-        potential: Whose elements, cutoff and outputs they are.
-        dtype: Of the model.
-        slots: Neighbour slots of a bucket.
+        block: Graphs to evaluate.
+        potential: The potential, for its elements, cutoff and outputs.
+        dtype: Floating-point type of the model.
+        slots: Largest number of neighbour slots of a bucket.
         run: Maps the arrays of one table to the outputs, by name.
 
     Raises:
-        UnknownElementError: An element that the model does not know.
+        UnknownElementError: The block contains an element that the model does not support.
     """
     present: list[int] = np.flatnonzero(np.bincount(block.atomic_number)).tolist()
     unknown = sorted(set(present).difference(potential.elements))
     if unknown:
-        raise UnknownElementError(f"the model does not know the elements {unknown}")
+        raise UnknownElementError(f"the model does not support the elements {unknown}")
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
     for rows in size_buckets(block, slots):
         atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])
-        # A block that is one bucket as it stands is not copied: screens ask for bucket after bucket.
+        # A block that already is one bucket is not copied: screens request one bucket at a time.
         bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
         results = run(neighbor_table(bucket, potential.cutoff, dtype).arrays())
         for spec in potential.outputs:
@@ -130,7 +130,7 @@ def evaluate_in_buckets(
 
 
 def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:
-    """bool[n_structures], for which structures a property does not exist."""
+    """Whether a property is undefined for each structure: bool[n_structures]."""
     if defined == "always":
         return np.zeros(len(pbc), dtype=bool)
     return np.asarray(~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1))

@@ -1,1 +1,1 @@
-"""Labels of structures: quantities with units, and where they stand in a record."""
+"""Labels of structures: quantities with units, and how to extract them from a record."""

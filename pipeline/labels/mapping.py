@@ -1,4 +1,4 @@
-"""Labels are mapped, not guessed: where a quantity stands in a record, in which unit, order and sign."""
+"""Label mappings: the path of a quantity in a record, and its unit, order and sign. Nothing is guessed."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from ..structures.structure import Structure
 from ..structures.symmetry import point_group, symmetry_violation
 from .quantities import ASE_VOIGT, AXES, ENERGY, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
 
-# Stresses weaker than this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
+# Stresses below this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
-# A tensor that its crystal's symmetry would change by a larger share of itself is not one of this crystal.
-# Of 1,056 published dielectric tensors 0.1 % are beyond it in the frame they were computed in, 11 % in another.
+# A tensor with a larger symmetry violation does not belong to this crystal, or not in this frame. Of 1,056 published
+# dielectric tensors, 0.1 % exceed this value in the frame in which they were computed, and 11 % in another.
 SYMMETRY_TOLERANCE = 0.05
 _INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
 _AXES = {"x": 0, "y": 1, "z": 2}
 
 
 class LabelRule(BaseModel):
-    """Where one label is found, and how it is written there.
+    """Path of one label in a record, and the unit, sign and order used there.
 
     Attributes:
         path: Keys into the record, joined by dots: ``outputs.energy``.
-        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` makes a known energy a total.
+        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy.
         sign: -1 for a stress that is positive under compression.
-        order: Order of six stress components; ASE's order if absent.
-        when: Other fields and the values that they may have for this rule to apply.
-        optional: The label may be absent from the whole source.
+        order: Order of six stress components; by default ASE's order.
+        when: Other fields, and the values that each must have for this rule to apply.
+        optional: Whether the label may be absent from the whole source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,24 +56,24 @@ class LabelRule(BaseModel):
     @classmethod
     def _six_different(cls, order: tuple[Component, ...]) -> tuple[Component, ...]:
         if {"".join(sorted(component)) for component in order} != set(map("".join, map(sorted, ASE_VOIGT))):
-            raise ValueError("order needs each of xx, yy, zz, yz, xz, xy once")
+            raise ValueError("order must contain each of xx, yy, zz, yz, xz, xy once")
         if len(order) != len(ASE_VOIGT):
-            raise ValueError("order needs six components")
+            raise ValueError("order must have six components")
         return order
 
     def applies(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the record's other fields are those that this rule is for."""
+        """Whether the record satisfies the conditions of `when`."""
         return all(str(lookup(fields, key)) in values for key, values in self.when.items())
 
 
 class LabelMapping(BaseModel):
-    """All labels of a source. The first rule that applies to a record and finds a value is used.
+    """All labels of a source. For each label, the first rule that applies to a record and finds a value is used.
 
     Attributes:
-        labels: Name in the store to rules.
-        quantities: What labels are. `energy`, `forces` and `stress` are known; any other is a number per structure
-            unless something else is said here.
-        columns: Other fields to carry along with every structure, as text.
+        labels: Rules by name of the label in the store.
+        quantities: Shape and unit of labels. `energy`, `forces` and `stress` are predefined; any other label is one
+            number per structure unless defined here.
+        columns: Other fields to keep for every structure, as text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,17 +86,17 @@ class LabelMapping(BaseModel):
     def _known_stay_known(self) -> Self:
         for name in self.quantities:
             if name in KNOWN_QUANTITIES:
-                raise ValueError(f"{name!r} is known and cannot be made something else")
+                raise ValueError(f"{name!r} is predefined and cannot be redefined")
             if name not in self.labels:
-                raise ValueError(f"quantity {name!r} has no label of its name")
+                raise ValueError(f"quantity {name!r} has no label of the same name")
         return self
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
-        """Read a mapping that ships with equiscreen, by name, or a YAML file.
+        """Load a mapping shipped with equiscreen, by its name, or a YAML file.
 
         Raises:
-            LabelError: No such mapping, or a mistake in it.
+            LabelError: The mapping does not exist or is invalid.
         """
         shipped = resources.files(__package__) / "mappings" / f"{name_or_path}.yaml"
         if shipped.is_file():
@@ -105,7 +105,7 @@ class LabelMapping(BaseModel):
             text = Path(name_or_path).read_text(errors="replace")
         else:
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
-            raise LabelError(f"{name_or_path}: neither a YAML file nor a shipped mapping ({', '.join(known)})")
+            raise LabelError(f"{name_or_path}: neither a file nor a shipped mapping ({', '.join(known)})")
         try:
             return cls.model_validate(yaml.safe_load(text) or {})
         except (ValidationError, yaml.YAMLError) as error:
@@ -117,13 +117,13 @@ class LabelMapping(BaseModel):
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def with_inline(self, inline: Iterable[str], columns: Iterable[str] = ()) -> Self:
-        """Add labels written as ``NAME=KEY.PATH[unit]``, as the command line takes them.
+        """Add labels written as ``NAME=KEY.PATH[unit]``, the syntax of the command line.
 
-        Behind the name may stand a shape: ``dielectric:3x3=e_total``, ``charge:atom=charges[e]``,
+        A shape may follow the name: ``dielectric:3x3=e_total``, ``charge:atom=charges[e]``,
         ``born:atomx3x3=born_charges[e]``.
 
         Raises:
-            LabelError: Not of that form.
+            LabelError: A label does not have that form.
         """
         labels = dict(self.labels)
         quantities: dict[str, Any] = dict(self.quantities)
@@ -131,7 +131,7 @@ class LabelMapping(BaseModel):
             match = _INLINE.match(text)
             if match is None:
                 raise LabelError(
-                    f"label {text!r} is not of the form NAME[:SHAPE]=KEY.PATH[unit], such as energy=outputs.E[eV] or "
+                    f"label {text!r} must have the form NAME[:SHAPE]=KEY.PATH[unit], such as energy=outputs.E[eV] or "
                     "dielectric:3x3=e_total"
                 )
             name, unit = match["name"], match["unit"]
@@ -149,16 +149,16 @@ class LabelMapping(BaseModel):
             raise LabelError(f"labels: {what}") from error
 
     def with_ase_defaults(self) -> Self:
-        """Add what ASE's readers deliver, where nothing else is said."""
+        """Add the labels that ASE's readers return, unless they are already defined."""
         return self._with_labels({**ASE_DEFAULTS, **self.labels})
 
     def without_ase_defaults(self) -> Self:
-        """What was said, without those defaults: for files of other formats, where nothing is guessed."""
+        """Remove the defaults of `with_ase_defaults`, for files of other formats, where nothing is guessed."""
         labels = {name: rules for name, rules in self.labels.items() if rules != ASE_DEFAULTS.get(name)}
         return self._with_labels(labels)
 
     def only(self, names: Collection[str]) -> Self:
-        """The mapping without labels of other names."""
+        """Keep only the labels with these names."""
         return self._with_labels({name: rules for name, rules in self.labels.items() if name in names})
 
     def _with_labels(self, labels: dict[str, tuple[LabelRule, ...]]) -> Self:
@@ -166,7 +166,7 @@ class LabelMapping(BaseModel):
         return type(self)(labels=labels, quantities=quantities, columns=self.columns)
 
     def quantity(self, name: str) -> Quantity:
-        """What a label is, with its unit in the store."""
+        """Return the quantity of a label, with its unit in the store."""
         return self._all_quantities[name]
 
     @cached_property
@@ -179,19 +179,21 @@ class LabelMapping(BaseModel):
         }
 
     def check_units(self) -> None:
-        """Refuse units that do not fit, before any file is read.
+        """Check all units before any file is read.
 
         Raises:
-            LabelError: An unknown unit, or one of another dimension.
+            LabelError: A unit is unknown or has the wrong dimension.
         """
         for name, rules in self.labels.items():
             if self.quantity(name).turns:
-                symmetry_violation(np.zeros(self.quantity(name).shape), np.eye(3)[None])  # of a rank that is known
+                symmetry_violation(
+                    np.zeros(self.quantity(name).shape), np.eye(3)[None]
+                )  # raises if the rank is too high
             for rule in rules:
                 _factor(name, rule.unit, self.quantity(name).unit or "")
 
     def breaks_symmetry(self, structure: Structure, labels: Mapping[str, NDArray[np.float64]]) -> bool:
-        """Whether a tensor among the labels of a crystal is one that the crystal's own symmetry forbids."""
+        """Whether the symmetry of a crystal forbids one of its tensor labels."""
         tensors = [name for name in labels if self.quantity(name).turns]
         if not tensors:
             return False
@@ -209,18 +211,18 @@ class LabelMapping(BaseModel):
         return False
 
     def extract(self, fields: Mapping[str, Any], n_atoms: int) -> dict[str, NDArray[np.float64]]:
-        """Read all labels of one record; what is absent is left out.
+        """Read all labels of one record, skipping those that are absent.
 
         Args:
             fields: The record.
-            n_atoms: Of its structure.
+            n_atoms: Number of atoms of the structure.
 
         Returns:
-            Label to values in the store's unit and order: float64[*shape] of the structure, float64[n_atoms, *shape]
-            of its atoms.
+            Values by label, in the store's unit and order: float64[*shape] for labels of the structure and
+            float64[n_atoms, *shape] for labels of its atoms.
 
         Raises:
-            LabelError: A value that is there but is no number or has the wrong size.
+            LabelError: A value is present but is not numeric or has the wrong shape.
         """
         found: dict[str, NDArray[np.float64]] = {}
         for name, rules in self.labels.items():
@@ -234,7 +236,7 @@ class LabelMapping(BaseModel):
         return found
 
 
-# What ASE's extended XYZ reader delivers under these names is in ASE's units, order and sign.
+# ASE's extended XYZ reader returns these labels in ASE's units, order and sign.
 ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
     name: (LabelRule(path=name, unit=quantity.unit or "", optional=True),)
     for name, quantity in KNOWN_QUANTITIES.items()
@@ -243,19 +245,19 @@ ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
 
 def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
     try:
-        # Tables of text hold tensors as JSON.
+        # CSV tables hold tensors as JSON.
         numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise LabelError(f"label {name!r}: {rule.path} holds no numbers but {str(value)[:40]!r}") from error
+        raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r})") from error
     if np.isinf(numbers).any():
         raise LabelError(f"label {name!r}: {rule.path} is infinite")
     numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))
     shape = (n_atoms, *quantity.shape) if quantity.per == "atom" else quantity.shape
     if quantity.shape == (3, 3) and quantity.per == "structure" and numbers.size == 6:
         return _symmetric_matrix(numbers.reshape(6), rule.order)
-    # A flat list of all components is as good as a nested one.
+    # A flat list of all components is accepted, as well as a nested one.
     if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
-        raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, not {shape}")
+        raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, expected {shape}")
     if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
         numbers = numbers * n_atoms
     numbers = numbers.reshape(shape)
@@ -266,7 +268,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
 
 
 def _ase_places(order: tuple[Component, ...]) -> list[int]:
-    """Where each of ASE's Voigt components stands in another order."""
+    """Index of each of ASE's Voigt components in another order."""
     names = ["".join(sorted(component)) for component in order]
     return [names.index("".join(sorted(component))) for component in ASE_VOIGT]
 
@@ -281,17 +283,19 @@ def _symmetric_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]
 
 @lru_cache(maxsize=256)
 def _factor(name: str, unit: str, target: str) -> float:
-    """What a number in `unit` is multiplied by to be in the unit `target` of the store."""
+    """Factor that converts a number from `unit` to the store's unit `target`."""
     given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
     if given in ("", target):
         return 1.0
-    import pint  # noqa: PLC0415 - 0.3 s, and only needed where labels are read
+    import pint  # noqa: PLC0415 - takes 0.3 s to import, and only needed to read labels
 
     try:
         quantity = pint.UnitRegistry().Quantity
         zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
-    except Exception as error:  # pint raises many kinds, from its parser too
-        raise LabelError(f"label {name!r}: unit {unit!r} does not convert to {target or 'a pure number'}") from error
+    except Exception as error:  # pint raises many kinds of errors, some from its parser
+        raise LabelError(
+            f"label {name!r}: cannot convert unit {unit!r} to {target or 'a dimensionless number'}"
+        ) from error
     if zero != 0.0:
-        raise LabelError(f"label {name!r}: {unit!r} and {target!r} differ in more than a factor")
+        raise LabelError(f"label {name!r}: {unit!r} and {target!r} have different zero points")
     return one

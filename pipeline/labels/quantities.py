@@ -1,4 +1,4 @@
-"""Quantities: shape, unit and axes of a label."""
+"""Quantities: the shape, unit and axes of a label."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from ..structures.symmetry import Axis
 Component = Literal["xx", "yy", "zz", "xy", "xz", "yz", "yx", "zx", "zy"]
 # ASE's order of Voigt components.
 ASE_VOIGT: tuple[Component, ...] = ("xx", "yy", "zz", "yz", "xz", "xy")
-# Labels whose meaning the network knows: their unit in the store and their shape behind the first dim.
+# Labels with a meaning to the network; `KNOWN_QUANTITIES` defines their units and shapes.
 ENERGY, FORCES, STRESS = "energy", "forces", "stress"
 PER_ATOM_SUFFIX = "/atom"
 AXES: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
 
 
 class Quantity(BaseModel):
-    """What a label is: a number or a tensor, of a structure or of each of its atoms.
+    """The quantity that a label holds: a number or a tensor, per structure or per atom.
 
     Attributes:
-        per: What has one.
-        shape: Of one of them: [] a number, [3] a vector, [3, 3], [6, 6] an elastic tensor in Voigt's notation.
-        unit: In the store; that of the first rule if absent.
-        tensor: Whether axes of 3 and 6 turn with the crystal, so that its symmetry limits what they may hold.
-        description: For readers of the store.
+        per: Whether there is one value per structure or per atom.
+        shape: Shape of one value: [] for a number, [3] for a vector, [3, 3], or [6, 6] for an elastic tensor in Voigt
+            notation.
+        unit: Unit in the store; by default that of the first rule.
+        tensor: Whether axes of length 3 and 6 rotate with the crystal, so that its symmetry constrains the values.
+        description: Description written to the store.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +39,7 @@ class Quantity(BaseModel):
 
     @property
     def turns(self) -> bool:
-        """Whether it is a tensor of the whole crystal."""
+        """Whether the quantity is a tensor of the whole crystal, which rotates with it."""
         return self.per == "structure" and self.tensor and bool(self.shape) and set(self.shape) <= {3, 6}
 
 

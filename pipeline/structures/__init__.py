@@ -1,1 +1,1 @@
-"""Crystal structures: validation, symmetry, elements, and when two are the same crystal."""
+"""Crystal structures: validation, symmetry, elements, and structure matching."""

@@ -1,7 +1,7 @@
-"""Whether two structures are the same crystal, whatever their cell, origin, order of sites or orientation.
+"""Structure matching: whether two structures are the same crystal in any cell, origin, site order and orientation.
 
-Mirror images are two crystals: only proper rotations count. Structures that are not periodic in three directions
-(molecules, chains, slabs) are compared by their exact content alone, see `Structure.content_hash`.
+Mirror images are different crystals: only proper rotations count. Structures that are not periodic in three directions
+(molecules, chains, slabs) are compared by their exact content alone; see `Structure.content_hash`.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from .structure import Structure
 from .symmetry import find_symmetry
 
 TOLERANCE = 1e-3
-# Repeats of a motif are recognised below this distance (angstrom). Published files round coordinates at 1e-5 angstrom
-# or finer. It stays a tenth of the tolerance, for `primitive` keeps one of the repeats and forgets how the others
-# differ from it; repeats that differ by more stay in a larger cell, which `same_crystal` compares all the same.
+# Repeats of a motif are recognised below this distance (angstrom). Published files round coordinates to 1e-5 angstrom
+# or finer. The value is a tenth of the tolerance because `primitive` keeps one of the repeats and discards how the
+# others differ from it; repeats that differ by more stay in a larger cell, which `same_crystal` compares just as well.
 PRIMITIVE_SYMPREC = 1e-4
-# Moving lattice vectors and sites by the tolerance moves no component of a crystal vector by more than so many
-# tolerances: 2 by the two ends of a distance, the rest by the lattice vectors between them, of which the twelfth
-# neighbour is at most six away (in a chain; three in a bulk crystal).
+# Moving lattice vectors and sites by the tolerance moves no component of a crystal vector by more than this many
+# tolerances: 2 for the two ends of a distance, the rest for the lattice vectors between them; the twelfth neighbour is
+# at most six lattice vectors away (in a chain; three in a bulk crystal).
 VECTOR_SLACK = 10.0
 GRID_COLUMNS = 6
 CACHED_CRYSTALS = 4096
 
 
 def primitive(structure: Structure) -> Structure:
-    """The crystal in a primitive, right-handed, Minkowski-reduced cell, its rarest species first.
+    """Reduce a crystal to a primitive, right-handed, Minkowski-reduced cell, with the rarest species first.
 
-    Nothing is idealised: cell and sites are those of the input. Of sites that a lattice translation of the crystal
-    carries onto each other within `PRIMITIVE_SYMPREC` (1e-4 angstrom) the first is kept. Where moyopy finds no symmetry
-    at all the cell stays as large as it is. What is not periodic in three directions is returned as it is.
+    Nothing is idealised: cell and sites are those of the input. Of the sites that a lattice translation of the crystal
+    maps onto each other within `PRIMITIVE_SYMPREC` (1e-4 angstrom), the first is kept. If moyopy finds no symmetry, the
+    cell keeps its size. A structure that is not periodic in three directions is returned unchanged.
     """
     if not structure.pbc.all():
         return structure
     cell, frac, numbers = structure.cell, structure.frac_coord, structure.atomic_number
     counts = np.bincount(numbers)
-    if np.gcd.reduce(counts) > 1:  # else no translation carries every species onto itself
+    if np.gcd.reduce(counts) > 1:  # otherwise no translation maps every species onto itself
         cell, frac, numbers = _without_repeats(structure)
         counts = np.bincount(numbers)
     reduced = _reduced_cell(cell)
@@ -60,26 +60,26 @@ def primitive(structure: Structure) -> Structure:
 
 
 def _without_repeats(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
-    """Cell, fractional coordinates and atomic numbers, as of the input, of a primitive cell."""
+    """Cell, fractional coordinates and atomic numbers of a primitive cell, not idealised."""
     cell, frac, numbers = structure.cell, structure.frac_coord, structure.atomic_number
     found = find_symmetry(structure, PRIMITIVE_SYMPREC)
     if found is None:
         return cell, frac, numbers
-    # The transformation of the input, not moyopy's primitive cell, whose lattice and sites are idealised.
+    # Apply the transformation to the input: the lattice and sites of moyopy's own primitive cell are idealised.
     linear = np.array(found.prim_std_linear)
     first = np.unique(found.mapping_std_prim, return_index=True)[1]
     return linear.T @ cell, frac[first] @ np.linalg.inv(linear).T, numbers[first]
 
 
 def _reduced_cell(cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A right-handed Minkowski-reduced basis of the same lattice."""
-    import moyopy  # noqa: PLC0415 - only those who compare crystals need it
+    """Right-handed Minkowski-reduced basis of the same lattice: float64[3, 3]."""
+    import moyopy  # noqa: PLC0415 - only needed to compare crystals
 
     return np.array(moyopy.minkowski_reduce(cell.tolist())[0])
 
 
 def composition_key(structure: Structure) -> int:
-    """A number below 2^64 that equal reduced compositions share, in every process; periodicity counts too."""
+    """Hash of the reduced composition and the periodicity: an integer below 2^64, the same in every process."""
     counts = np.bincount(structure.atomic_number)
     species = np.flatnonzero(counts)
     digest = hashlib.blake2b(structure.pbc.astype("u1").tobytes(), digest_size=8, person=b"composition")
@@ -88,15 +88,15 @@ def composition_key(structure: Structure) -> int:
 
 
 def crystal_vector(structure: Structure) -> NDArray[np.float64]:
-    """Numbers in angstrom that are the same for the same crystal and close for similar ones.
+    """Descriptor of a crystal, in angstrom: equal for the same crystal and close for similar ones.
 
-    In the spirit of average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the volume per
-    atom; least, mean and greatest distance to the 1st, 6th and 12th neighbour; and for each of the three rarest species
-    statistics of the distances to the nearest atoms of the same and of other species. No cutoff enters. Mirror images
-    have the same vector. Vectors of crystals of different composition are not comparable.
+    Similar to average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the volume per atom;
+    the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the three rarest
+    species, statistics of the distances to the nearest atoms of the same and of other species. There is no cutoff.
+    Mirror images have the same vector. Vectors of crystals of different composition are not comparable.
 
-    A structure that is not periodic in three directions has 16-bit pieces of its content hash instead, so that only
-    equal content has equal vectors.
+    For a structure that is not periodic in three directions, the vector holds 16-bit pieces of its content hash
+    instead, so that only equal content has equal vectors.
 
     Returns:
         float64[22].
@@ -109,7 +109,7 @@ def crystal_vector(structure: Structure) -> NDArray[np.float64]:
     cell = _reduced_cell(structure.cell)
     inverse = np.linalg.inv(cell).astype(np.float64, copy=False)
     frac: NDArray[np.float64] = structure.frac_coord @ (structure.cell @ inverse)
-    # A copy: numba would compile once more for an array that is read-only.
+    # Copied because numba would compile again for a read-only array.
     filled: NDArray[np.float64] = vector_of_crystal(
         structure.atomic_number.copy(), frac, cell, inverse, structure.volume
     )
@@ -117,20 +117,20 @@ def crystal_vector(structure: Structure) -> NDArray[np.float64]:
 
 
 def same_crystal(a: Structure, b: Structure, tolerance: float = TOLERANCE) -> bool:
-    """Whether a proper rotation, a translation and a small deformation carry one crystal onto the other.
+    """Whether a proper rotation, a translation and a small deformation map one crystal onto the other.
 
-    Both are reduced to primitive cells. They are the same if some lattice vectors of one, turned as a whole, lie within
-    `tolerance` of the reduced basis of the other, and if in this common lattice every site lies within `tolerance` of
-    one of its species, after the mean of these displacements has been taken away. All lattice maps and all translations
-    of an atom of the rarest species are tried, so that the answer depends on no choice of cell. A crystal that is a
-    superstructure of the other by less than the tolerance is the same.
+    Both are reduced to primitive cells. They are the same if some lattice vectors of one, rotated as a whole, lie
+    within `tolerance` of the reduced basis of the other, and if in this common lattice every site lies within
+    `tolerance` of a site of its species, after subtracting the mean of these displacements. All lattice maps and all
+    translations of an atom of the rarest species are tried, so that the result does not depend on the choice of cell. A
+    superstructure that deviates from the other crystal by less than the tolerance is the same crystal.
 
-    Like every comparison within a tolerance it is not transitive.
+    Like every comparison within a tolerance, this one is not transitive.
 
     Args:
-        a: A structure.
-        b: A structure; if either is not periodic in three directions, their content has to be equal.
-        tolerance: Angstrom. Well below half the distance of two atoms of a species.
+        a: First structure.
+        b: Second structure; if either is not periodic in three directions, their content must be equal.
+        tolerance: Tolerance in angstrom, well below half the distance between two atoms of a species.
     """
     return _same_primitive(primitive(a), primitive(b), tolerance)
 
@@ -151,9 +151,9 @@ def _same_primitive(a: Structure, b: Structure, tolerance: float) -> bool:
 
 
 def _deformations(bases: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far a vector of each basis stays from the target's after the best rotation: float64[n], angstrom.
+    """Largest deviation of a vector of each basis from the target's after the best rotation: float64[n], angstrom.
 
-    Rotation by Kabsch, Acta Cryst. A32, 922 (1976).
+    The rotation is that of Kabsch, Acta Cryst. A32, 922 (1976).
     """
     left, _, right = np.linalg.svd(np.swapaxes(bases, 1, 2) @ target)
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
@@ -167,21 +167,21 @@ def first_same_crystal(
     structure_of: Callable[[int], Structure],
     tolerance: float = TOLERANCE,
 ) -> NDArray[np.int64]:
-    """For each row the first row that is the same crystal.
+    """Find, for each row, the first row that is the same crystal.
 
-    Rows of one key whose vectors agree are candidates; `same_crystal` decides each. A row is compared with the first
-    rows of the crystals before it, not with their duplicates, so the work grows with the number of rows. Where
-    crystals change little by little over more than the tolerance, each row joins the first crystal it agrees with.
+    Rows with the same key whose vectors agree are candidates; `same_crystal` decides. A row is compared with the first
+    row of each crystal before it, not with duplicates, so the work grows with the number of rows. If crystals change
+    gradually by more than the tolerance, each row joins the first crystal that it matches.
 
     Args:
         keys: uint64[n], from `composition_key`.
         vectors: float64[n, 22], from `crystal_vector`.
-        structure_of: Gives the structure of a row. Called once, in rising order, for every row that has a candidate
-            before it, and for those candidates, of which some thousands are kept in memory.
-        tolerance: Angstrom, see `same_crystal`.
+        structure_of: Returns the structure of a row. Called once, in ascending order, for every row that has a
+            candidate before it, and for those candidates, some thousands of which are kept in memory.
+        tolerance: Tolerance in angstrom; see `same_crystal`.
 
     Returns:
-        int64[n], indices of rows, none above its own; a row without an earlier equal has its own.
+        int64[n], row indices, none larger than the row's own; a row without an earlier match has its own index.
     """
     first = np.arange(len(keys), dtype=np.int64)
     _, label, count = np.unique(keys, return_inverse=True, return_counts=True)
@@ -212,17 +212,18 @@ def first_same_crystal(
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A hash table of rows by key and by the cell of a grid in which their vector lies.
+    """Hash table of rows by key and by the grid cell that contains their vector.
 
-    A row is looked for in all cells that the box of what may agree with it touches: no seam of the grid parts equals.
+    A row is looked up in every grid cell that its box of possible matches touches, so that no cell boundary separates
+    equal crystals.
 
     Attributes:
         label: int64[n], equal for equal keys.
         vectors: float64[n, k].
         cell: float64[n, columns], position in the grid, in cells.
-        slack: How far components of equal crystals may be apart.
-        head: int64[power of two], the last row entered into each slot, -1 for none.
-        following: int64[n], the row entered before it into its slot.
+        slack: Largest difference between components of equal crystals.
+        head: int64[power of two], the last row inserted into each slot, or -1.
+        following: int64[n], the row inserted into the same slot before this one, or -1.
     """
 
     label: NDArray[np.int64]
@@ -234,7 +235,7 @@ class _Table:
 
     @classmethod
     def of(cls, label: NDArray[np.int64], vectors: NDArray[np.float64], slack: float) -> _Table:
-        """An empty table, over the components that vary most among rows of one key."""
+        """Make an empty table, gridded by the components that vary most among rows with the same key."""
         size = np.maximum(np.bincount(label), 1)
         spread = [np.square(x - (np.bincount(label, x) / size)[label]).sum() for x in vectors.T]
         order = np.argsort(-np.array(spread), kind="stable")
@@ -244,22 +245,22 @@ class _Table:
         return cls(label, vectors, cell, slack, np.full(n_slots, -1), np.full(len(label), -1))
 
     def emptied(self) -> _Table:
-        """The same rows, none of them entered."""
+        """Return a table of the same rows with none of them inserted."""
         return replace(self, head=np.full_like(self.head, -1), following=np.full_like(self.following, -1))
 
     def enter_all(self) -> NDArray[np.bool_]:
-        """Enter all rows; tells which of them agree with any row before them: bool[n]."""
+        """Insert all rows; returns bool[n], whether each agrees with any row before it."""
         repeated: NDArray[np.bool_] = enter_rows(
             self.label, self.cell, self.vectors, self.slack, self.head, self.following
         )
         return repeated
 
     def enter(self, place: int) -> None:
-        """Enter one row."""
+        """Insert one row."""
         enter_row(place, self.label, self.cell, self.head, self.following)
 
     def agreeing(self, place: int) -> NDArray[np.int64]:
-        """Entered rows before this one that agree with it, rising."""
+        """Inserted rows before this one that agree with it, in ascending order."""
         found = np.empty(64, dtype=np.int64)
         while True:
             n_found = agreeing_rows(

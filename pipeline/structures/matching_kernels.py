@@ -1,6 +1,6 @@
-"""Loops over sites, lattice vectors and rows for the comparison of crystals, compiled with numba.
+"""Loops over sites, lattice vectors and rows for structure matching, compiled with numba.
 
-Plain loops: numba compiles them several times faster than array expressions.
+They are plain loops because numba compiles these several times faster than array expressions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from ..jit import compiled
 
 VECTOR_SIZE = 22
-SHELLS = (0, 5, 11)  # nearest neighbours whose distances are used, all species alike
+SHELLS = (0, 5, 11)  # nearest neighbours whose distances are used, regardless of species
 N_NEAREST = 12
-N_LIKE = 8  # of one species, or of all others
+N_LIKE = 8  # nearest neighbours of one species, or of all others
 N_SPECIES = 3
-# More lattice points than any crystal needs: only a needle a thousand times longer than wide has them.
+# More lattice points than any crystal needs: only a cell a thousand times longer than wide has as many.
 MAX_LATTICE_POINTS = 10_000_000
 # A box of twice the slack around a row touches a second cell in a quarter of the cases per column.
 GRID_CELL = 8.0
@@ -23,7 +23,7 @@ GRID_CELL = 8.0
 
 @compiled
 def _slot(label: int, cell: NDArray[np.float64], n_slots: int) -> int:
-    """A slot of the hash table; collisions are harmless, because rows are compared in full."""
+    """Slot in the hash table; collisions are harmless because rows are compared in full."""
     state = np.uint64(label) * np.uint64(0x9E3779B97F4A7C15)
     for k in range(len(cell)):
         state = (state ^ np.uint64(np.int64(np.floor(cell[k])))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,7 +39,7 @@ def enter_row(
     head: NDArray[np.int64],
     following: NDArray[np.int64],
 ) -> None:
-    """Put a row at the head of its slot; the arguments are the attributes of the table."""
+    """Insert a row at the head of its slot; the arguments are attributes of the table."""
     slot = _slot(label[place], cell[place], len(head))
     following[place] = head[slot]
     head[slot] = place
@@ -56,10 +56,10 @@ def agreeing_rows(
     following: NDArray[np.int64],
     found: NDArray[np.int64],
 ) -> int:
-    """Entered rows below `place` of its label whose components all lie within `slack` of its own.
+    """Find inserted rows before `place` with the same label whose components all lie within `slack` of its own.
 
     Returns:
-        How many were found and written to `found`; the search ends when that is full. Rows may occur twice, for two
+        Number of rows written to `found`; the search stops when that is full. Rows may occur twice, because two
         corners of the box around `place` may share a slot.
     """
     n_columns = cell.shape[1]
@@ -103,7 +103,7 @@ def enter_rows(
     head: NDArray[np.int64],
     following: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Enter all rows and tell which of them agree with any row before them."""
+    """Insert all rows; returns bool[n], whether each agrees with any row before it."""
     repeated = np.zeros(len(label), dtype=np.bool_)
     found = np.empty(1, dtype=np.int64)
     for place in range(len(label)):
@@ -120,7 +120,7 @@ def vector_of_crystal(
     inverse: NDArray[np.float64],
     volume: float,
 ) -> NDArray[np.float64]:
-    """See `crystal_vector`."""
+    """Compute the vector of `crystal_vector` for a crystal."""
     vector = np.zeros(VECTOR_SIZE)
     n_atoms = len(numbers)
     counts = np.zeros(256, dtype=np.int64)
@@ -162,9 +162,10 @@ def _fill_species(
     volume: float,
     statistics: NDArray[np.float64],
 ) -> None:
-    """Mean distances to the nearest of the same and of other species, root mean square and maximum of their averages.
+    """Fill in the statistics of the distances from one species to the nearest atoms of its own and other species.
 
-    The last two tell crystals apart in which the same distances are distributed over the sites in another way.
+    They are the two mean distances, and the root mean square and maximum of their per-site averages. The last two
+    distinguish crystals that have the same distances distributed differently over their sites.
     """
     for i in own:
         like = _weighted(_nearest(i, own, frac, cell, inverse, _radius(volume, len(own), N_LIKE), N_LIKE))
@@ -181,7 +182,7 @@ def _fill_species(
 
 @compiled
 def _weighted(squares: NDArray[np.float64]) -> float:
-    """Mean of distances, nearer ones weighted higher, so that no two shells can easily make up for each other."""
+    """Mean distance with larger weights for nearer atoms, so that shells do not easily compensate for each other."""
     total, weight = 0.0, 0.0
     for k in range(len(squares)):
         total += np.sqrt(squares[k]) / (k + 1)
@@ -191,7 +192,7 @@ def _weighted(squares: NDArray[np.float64]) -> float:
 
 @compiled
 def _radius(volume: float, n_targets: int, count: int) -> float:
-    """Of a sphere that holds `count` of the targets at their mean density, and a little more."""
+    """Radius, with a small margin, of a sphere that holds `count` targets at their mean density."""
     return float(1.1 * (0.75 / np.pi * volume * (count + 1) / n_targets) ** (1 / 3))
 
 
@@ -205,16 +206,16 @@ def _nearest(
     guess: float,
     count: int,
 ) -> NDArray[np.float64]:
-    """Squared distances from an atom to the nearest targets in the infinite crystal, itself left out, rising.
+    """Squared distances from an atom to the nearest targets in the infinite crystal, excluding itself, ascending.
 
     Args:
         atom: Index of an atom.
         targets: int64[m], indices of atoms.
         frac: float64[n, 3].
-        cell: float64[3, 3]; any, but a reduced one is fast.
-        inverse: float64[3, 3], of the cell.
-        guess: A radius to begin with.
-        count: How many.
+        cell: float64[3, 3]; any cell works, a reduced one is fastest.
+        inverse: float64[3, 3], inverse of the cell.
+        guess: Initial search radius, angstrom.
+        count: Number of neighbours.
 
     Returns:
         float64[count], angstrom^2.
@@ -237,7 +238,7 @@ def _squares_within(  # noqa: C901 - a nest of loops, one step each
     radius: float,
     count: int,
 ) -> NDArray[np.float64]:
-    """What `_nearest` looks for, among the lattice images in a box around a sphere."""
+    """The squared distances of `_nearest` among the lattice images in a box around a sphere."""
     best = np.full(count, np.inf)
     a, b, c = np.zeros(3), np.zeros(3), np.zeros(3)
     for k in range(3):  # half edges of the box in lattice coordinates
@@ -279,8 +280,8 @@ def lattice_maps(
         source: float64[3, 3], a right-handed basis.
         target: float64[3, 3], a right-handed basis.
         reach: float64[3], cells of `source` per angstrom.
-        multiple: Of the volume.
-        tolerance: What vectors may differ by, angstrom.
+        multiple: Ratio of the volumes.
+        tolerance: Largest difference between vectors, angstrom.
 
     Returns:
         int64[n, 9], the matrices row by row.
@@ -319,7 +320,7 @@ def _third_side(
     other_b: NDArray[np.float64],
     tolerance: float,
 ) -> bool:
-    """Whether the third side of a triangle differs by no more than both of the others may move."""
+    """Whether the third side of a triangle changes by no more than the other two together may."""
     side, other = 0.0, 0.0
     for k in range(3):
         side += ((a[0] - b[0]) * cell[0, k] + (a[1] - b[1]) * cell[1, k] + (a[2] - b[2]) * cell[2, k]) ** 2
@@ -334,7 +335,7 @@ def _length(vector: NDArray[np.float64]) -> float:
 
 @compiled
 def _doubled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same rows, with room for as many more."""
+    """Copy the rows into an array of twice the length."""
     larger = np.empty((2 * rows.shape[0], rows.shape[1]), dtype=np.int64)
     for i in range(rows.shape[0]):
         for k in range(rows.shape[1]):
@@ -346,7 +347,7 @@ def _doubled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _vectors_of_length(
     cell: NDArray[np.float64], reach: NDArray[np.float64], length: float, tolerance: float
 ) -> NDArray[np.int64]:
-    """Lattice vectors of a length, as int64[n, 3]; none where there are too many to look at."""
+    """Lattice vectors of a given length, int64[n, 3]; none if there are too many to search."""
     radius = length + tolerance
     a, b, c = np.floor(radius * reach[0]), np.floor(radius * reach[1]), np.floor(radius * reach[2])
     found = np.empty((48, 3), dtype=np.int64)
@@ -377,16 +378,16 @@ def sites_agree(
     multiple: int,
     tolerance: float,
 ) -> bool:
-    """Whether one of the lattice maps and a translation carry the sites of the larger cell onto those of the smaller.
+    """Whether one of the lattice maps and a translation map the sites of the larger cell onto those of the smaller.
 
     Args:
-        numbers: uint8[n], of the smaller cell, the rarest species first.
-        frac: float64[n, 3], of the smaller cell.
+        numbers: uint8[n], atomic numbers in the smaller cell, the rarest species first.
+        frac: float64[n, 3], fractional coordinates in the smaller cell.
         cell: float64[3, 3], the smaller cell.
-        other: float64[n * multiple, 3], of the larger cell, in the same order of species.
-        maps: int64[m, 3, 3], the larger cell in the basis of the smaller.
-        multiple: How many sites of the larger cell lie on one of the smaller.
-        tolerance: Angstrom.
+        other: float64[n * multiple, 3], fractional coordinates in the larger cell, species in the same order.
+        maps: int64[m, 3, 3], lattice vectors of the larger cell in the basis of the smaller.
+        multiple: Number of sites of the larger cell per site of the smaller.
+        tolerance: Tolerance in angstrom.
     """
     moved = np.empty(other.shape)
     for index in range(len(maps)):
@@ -412,7 +413,7 @@ def _matched(
     multiple: int,
     tolerance: float,
 ) -> bool:
-    """Whether all sites lie within the tolerance of each other once their mean displacement is taken away."""
+    """Whether all sites lie within the tolerance of their partners after subtracting the mean displacement."""
     used = np.zeros(len(numbers), dtype=np.int64)
     displacement = np.empty(moved.shape)
     start = 0
@@ -442,7 +443,7 @@ def _matched(
 def _displace(
     moved: NDArray[np.float64], site: NDArray[np.float64], cell: NDArray[np.float64], out: NDArray[np.float64]
 ) -> float:
-    """Write the Cartesian displacement modulo the lattice, the shortest one where it is short, and give its length."""
+    """Write the Cartesian displacement modulo the lattice, the shortest one if it is short, and return its length."""
     out[0], out[1], out[2] = 0.0, 0.0, 0.0
     for row in range(3):
         apart = moved[row] - site[row]

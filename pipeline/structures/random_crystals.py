@@ -1,4 +1,4 @@
-"""Structures to try a network on: made from its elements at plausible distances, of several sizes."""
+"""Random test structures for a network: its elements at plausible distances, in cells of several sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ase.data import covalent_radii
 
 from .structure import Structure
 
-# Neighbours stand at this many times the mean sum of covalent radii, give or take the jitter in angstrom.
+# Neighbours are placed at this multiple of the mean sum of covalent radii, plus or minus the jitter (angstrom).
 SPACING = 1.15
 JITTER = 0.08
 
@@ -19,14 +19,14 @@ JITTER = 0.08
 def probe_structures(
     elements: Sequence[int], count: int, seed: int, max_atoms: int = 14, cutoff: float = math.inf
 ) -> list[Structure]:
-    """Random crystals: a jittered cubic grid of sites in a slightly sheared cell.
+    """Make random crystals: a jittered cubic grid of sites in a slightly sheared cell.
 
     Args:
         elements: Atomic numbers to draw from.
-        count: How many.
-        seed: Of all random numbers.
-        max_atoms: The largest has at most so many; up to 27 are made.
-        cutoff: Neighbours stand well within it, angstrom.
+        count: Number of structures.
+        seed: Random seed.
+        max_atoms: Largest number of atoms in a structure; there are never more than 27.
+        cutoff: Cutoff in angstrom; nearest neighbours are placed well within it.
     """
     rng = np.random.default_rng(seed)
     boxes = [box for box in itertools.product((1, 2, 3), repeat=3) if 2 <= math.prod(box) <= max_atoms]

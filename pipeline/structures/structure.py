@@ -1,4 +1,4 @@
-"""One atomic structure: a crystal, a slab or a molecule, in the form the store keeps."""
+"""One atomic structure: a crystal, a slab or a molecule, in the form that the store holds."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ MAX_ATOMS = 65_535  # neighbour indices are uint16
 MAX_ATOMIC_NUMBER = 118
 HASH_BYTES = 16
 HASH_QUANTUM = 1e-8
-# The grid is shifted by this share of the quantum, (sqrt(5) - 2) / 2. Files hold decimal numbers; without a shift those
-# of nine decimals that end in 5 stand halfway between two multiples, where rounding of 1e-16 decides. This irrational
-# number keeps all of up to 12 decimals, by 3e-5 of the quantum, and halves, thirds and sixths of the cell off there.
+# The grid is shifted by this fraction of the quantum, (sqrt(5) - 2) / 2. Files hold decimal numbers; without a shift,
+# numbers with nine decimals that end in 5 lie halfway between two multiples, where a rounding error of 1e-16 decides.
+# This irrational number keeps all numbers with up to 12 decimals (by 3e-5 of the quantum), and halves, thirds and
+# sixths of the cell, away from those ties.
 HASH_SHIFT = 0.118033988749895
-# Below this ratio of the volume to the product of the edges a cell is flat for every purpose.
+# A cell with a smaller ratio of the volume to the product of its edges is flat for all practical purposes.
 FLAT_CELL = 1e-6
-# Angstrom. Nothing is as large, and its multiples of the quantum still fit 64 bits.
+# Angstrom. No structure is as large, and its multiples of the quantum still fit in 64 bits.
 MAX_EXTENT = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """An atomic structure, wrapped into its cell along periodic axes.
+    """An atomic structure whose coordinates are wrapped into the cell along periodic axes.
 
-    A structure without periodicity has the identity as its cell, so that its fractional coordinates are Cartesian.
-    In mixed periodicity a zero lattice vector has been completed by a unit normal.
+    The cell of a structure without periodicity is the identity, so that its fractional coordinates are Cartesian. With
+    partial periodicity, zero lattice vectors are replaced by unit normals.
 
     Attributes:
         atomic_number: uint8[n_atoms].
@@ -52,7 +53,7 @@ class Structure:
     def from_fractional(
         cls, numbers: ArrayLike, cell: ArrayLike, frac_coord: ArrayLike, pbc: ArrayLike = (True, True, True)
     ) -> Structure:
-        """Validate and wrap a structure given by fractional coordinates.
+        """Make a validated, wrapped structure from fractional coordinates.
 
         Args:
             numbers: int[n_atoms], atomic numbers.
@@ -61,15 +62,15 @@ class Structure:
             pbc: bool[3].
 
         Raises:
-            InvalidStructureError: No atoms, too many atoms, an unknown element, numbers that are not finite, or a
-                cell without volume.
+            InvalidStructureError: The structure has no atoms, too many atoms, an unknown element, non-finite numbers,
+                or a cell of zero volume.
         """
         axes = np.array(pbc, dtype=bool)
         lattice = np.array(cell, dtype=np.float64, order="C").reshape(3, 3)
         frac = np.array(frac_coord, dtype=np.float64, order="C").reshape(-1, 3)
         values = np.array(numbers).reshape(-1)
         if len(values) != len(frac):
-            raise InvalidStructureError(f"{len(values)} elements for {len(frac)} coordinates")
+            raise InvalidStructureError(f"{len(values)} elements, but {len(frac)} coordinates")
         if len(values) == 0:
             raise InvalidStructureError("no atoms")
         if len(values) > MAX_ATOMS:
@@ -78,7 +79,7 @@ class Structure:
         if fault == _NO_ELEMENT:
             raise InvalidStructureError(f"unknown element (atom {atom}, atomic number {values[atom]})")
         if fault == _NOT_FINITE:
-            raise InvalidStructureError(f"coordinates that are not finite or too large (atom {atom})")
+            raise InvalidStructureError(f"coordinates not finite or too large (atom {atom})")
         if fault == _BAD_CELL:
             _check_cell(lattice)
         return cls(values.astype(np.uint8), lattice, frac, axes)
@@ -87,34 +88,34 @@ class Structure:
     def from_cartesian(
         cls, numbers: ArrayLike, positions: ArrayLike, cell: ArrayLike | None = None, pbc: ArrayLike = False
     ) -> Structure:
-        """Validate and wrap a structure given by Cartesian positions.
+        """Make a validated, wrapped structure from Cartesian positions.
 
         Args:
             numbers: int[n_atoms], atomic numbers.
             positions: float[n_atoms, 3], angstrom.
-            cell: float[3, 3] or None. Ignored where nothing is periodic.
-            pbc: bool or bool[3].
+            cell: float[3, 3], lattice vectors as rows, angstrom, or None. Ignored without periodicity.
+            pbc: bool or bool[3], which lattice vectors are periodic.
 
         Raises:
-            InvalidStructureError: As for `from_fractional`.
+            InvalidStructureError: For the reasons of `from_fractional`.
         """
         axes = np.broadcast_to(np.array(pbc, dtype=bool), 3).copy()
         xyz = np.array(positions, dtype=np.float64).reshape(-1, 3)
         if not axes.any():
             return cls.from_fractional(numbers, np.eye(3), xyz, axes)
         if cell is None:
-            raise InvalidStructureError("periodic, but without a cell")
+            raise InvalidStructureError("periodic, but has no cell")
         lattice = _completed_cell(np.array(cell, dtype=np.float64).reshape(3, 3), axes)
         _check_cell(lattice)
         return cls.from_fractional(numbers, lattice, np.linalg.solve(lattice.T, xyz.T).T, axes)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms) -> Structure:
-        """Take over an `ase.Atoms`."""
+        """Make a structure from an `ase.Atoms`."""
         return cls.from_cartesian(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     def to_ase(self) -> ase.Atoms:
-        """Give the structure as `ase.Atoms`; without periodicity, also without a cell."""
+        """Convert to an `ase.Atoms`, which has no cell if nothing is periodic."""
         import ase  # noqa: PLC0415 - ASE takes 0.3 s to import and scoring does not need it
 
         cell = self.cell if self.pbc.any() else None
@@ -122,22 +123,22 @@ class Structure:
 
     @property
     def positions(self) -> NDArray[np.float64]:
-        """float64[n_atoms, 3], angstrom."""
+        """Cartesian positions: float64[n_atoms, 3], angstrom."""
         positions: NDArray[np.float64] = self.frac_coord @ self.cell
         return positions
 
     @property
     def volume(self) -> float:
-        """Volume of the cell in angstrom^3; 1 where not all three directions are periodic."""
+        """Volume of the cell in angstrom^3; 1 unless all three directions are periodic."""
         return float(abs(np.linalg.det(self.cell))) if self.pbc.all() else 1.0
 
     def __len__(self) -> int:
         return len(self.atomic_number)
 
     def content_hash(self) -> bytes:
-        """16 bytes that depend on elements, cell, coordinates (in steps of 1e-8) and periodicity, and on nothing else.
+        """Hash (16 bytes) of elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
 
-        Two files that hold the same structure have the same hash; another order of sites is another structure.
+        Two files that hold the same structure give the same hash; a different order of sites gives another one.
         """
         cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
         content = b"".join(
@@ -154,7 +155,7 @@ class Structure:
 
 def _check_cell(cell: NDArray[np.float64]) -> None:
     if not np.abs(cell).max() < MAX_EXTENT:
-        raise InvalidStructureError("cell that is not finite")
+        raise InvalidStructureError("cell not finite or too large")
     if _relative_volume(cell) < FLAT_CELL:
         raise InvalidStructureError("cell of zero volume")
 
@@ -166,7 +167,7 @@ _VALID, _NO_ELEMENT, _NOT_FINITE, _BAD_CELL = range(4)
 def _validate(
     numbers: NDArray[np.int64], frac: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int]:
-    """Wrap coordinates along periodic axes, in place: what is wrong first, and the atom that it is wrong with."""
+    """Wrap coordinates along periodic axes, in place; returns the first fault and the index of its atom."""
     for i in range(frac.shape[0]):
         if numbers[i] < 1 or numbers[i] > MAX_ATOMIC_NUMBER:
             return _NO_ELEMENT, i
@@ -183,7 +184,7 @@ def _validate(
 
 @compiled
 def _relative_volume(cell: NDArray[np.float64]) -> float:
-    """Volume over the product of the edges; 0 for a cell with an edge of zero length."""
+    """Ratio of the volume to the product of the edges; 0 for a cell with an edge of zero length."""
     volume, edges = 0.0, 1.0
     for axis in range(3):
         i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -196,7 +197,7 @@ def _relative_volume(cell: NDArray[np.float64]) -> float:
 def _quantised(
     cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cell and coordinates as multiples of `HASH_QUANTUM`, shifted, int64; periodic coordinates modulo 1."""
+    """Cell and coordinates as shifted multiples of `HASH_QUANTUM`, int64; periodic coordinates modulo 1."""
     grid = np.int64(round(1 / HASH_QUANTUM))
     whole_cell, whole_frac = np.empty((3, 3), dtype=np.int64), np.empty(frac.shape, dtype=np.int64)
     for axis in range(3):
@@ -209,7 +210,7 @@ def _quantised(
 
 
 def _completed_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Put unit normals in the place of zero lattice vectors along axes that are not periodic."""
+    """Replace zero lattice vectors along non-periodic axes by unit normals."""
     from ase.geometry import complete_cell  # noqa: PLC0415 - see to_ase
 
     missing = ~cell.any(axis=1)

@@ -1,7 +1,7 @@
-"""The symmetry of a crystal, and whether it allows a tensor that is given as a label.
+"""Crystal symmetry, and whether it allows a tensor that is given as a label.
 
-A tensor in another frame than its structure, as published sets hold them, mostly breaks the symmetry of the crystal.
-Not always: in a crystal without symmetry any tensor is allowed, and in a cubic one any turned isotropic tensor.
+Published data sets contain tensors in another frame than their structure, and these usually break the symmetry of the
+crystal. Not always: a crystal without symmetry allows any tensor, and a cubic one any rotated isotropic tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOG = logging.getLogger("moyo")
 
 Axis = Literal["cartesian", "voigt"]
 
-# The place of each Cartesian pair in ASE's order xx, yy, zz, yz, xz, xy.
+# Index of each Cartesian pair in ASE's order xx, yy, zz, yz, xz, xy.
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 MAX_RANK = 4
 
@@ -33,15 +33,15 @@ def find_symmetry(structure: Structure, symprec: float) -> moyopy.MoyoDataset | 
 
     Args:
         structure: Periodic in three directions.
-        symprec: How far sites may be from where symmetry wants them, angstrom.
+        symprec: Largest distance of a site from its symmetric position, angstrom.
 
     Returns:
-        moyopy's result, or None where it finds no consistent group, as with two atoms at one place.
+        moyopy's result, or None if it finds no consistent group, for example for overlapping atoms.
     """
-    import moyopy  # noqa: PLC0415 - only those who look for symmetry need it
+    import moyopy  # noqa: PLC0415 - only needed to search for symmetry
 
-    # It warns about every supercell whose shape is less symmetric than its crystal; nothing is asked for that depends
-    # on that shape.
+    # moyopy warns about every supercell whose shape is less symmetric than its crystal; nothing that we use depends on
+    # that shape.
     if _LOG.level < logging.ERROR:
         _LOG.setLevel(logging.ERROR)
     cell = moyopy.Cell(structure.cell.tolist(), structure.frac_coord.tolist(), structure.atomic_number.tolist())
@@ -52,16 +52,16 @@ def find_symmetry(structure: Structure, symprec: float) -> moyopy.MoyoDataset | 
 
 
 def point_group(structure: Structure, symprec: float = 1e-2) -> NDArray[np.float64]:
-    """The rotations and rotoinversions of a crystal's point group, in the frame of `structure.cell`.
+    """Return the rotations and rotoinversions of a crystal's point group, in the frame of `structure.cell`.
 
-    It is the group of the crystal, not of the cell: a supercell of any shape has the same. The matrices are orthogonal
-    and form a group to the last digits, also where the lattice is symmetric within `symprec` only: they belong to the
-    nearest symmetric lattice.
+    This is the group of the crystal, not of the cell: a supercell of any shape has the same group. The matrices are
+    orthogonal and form a group to machine precision, even if the lattice is symmetric only within `symprec`: they
+    belong to the nearest symmetric lattice.
 
     Args:
-        structure: A structure. Without periodicity in three directions only the identity is returned, and so it is
-            where no symmetry can be found, as with two atoms at one place.
-        symprec: How far sites may be from where symmetry wants them, angstrom.
+        structure: A structure. If it is not periodic in three directions, or no symmetry can be found (for example for
+            overlapping atoms), only the identity is returned.
+        symprec: Largest distance of a site from its symmetric position, angstrom.
 
     Returns:
         float64[n_operations, 3, 3], acting on Cartesian column vectors.
@@ -71,7 +71,7 @@ def point_group(structure: Structure, symprec: float = 1e-2) -> NDArray[np.float
         return np.eye(3)[None]
     import moyopy  # noqa: PLC0415 - see find_symmetry
 
-    # Operations of the type in its primitive basis: those of the input cell lack what the shape of a supercell hides.
+    # Use the operations of the space-group type in its primitive basis: a supercell of low symmetry hides some of them.
     setting = moyopy.Setting.hall_number(found.hall_number)
     operations = moyopy.operations_from_number(found.number, setting=setting, primitive=True)
     rotations = np.array(operations.rotations, dtype=np.float64)
@@ -79,18 +79,18 @@ def point_group(structure: Structure, symprec: float = 1e-2) -> NDArray[np.float
 
 
 def _orthogonal(rotations: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotations in lattice coordinates as orthogonal matrices.
+    """Convert rotations in lattice coordinates to orthogonal matrices.
 
     Args:
         rotations: float64[n, 3, 3], a group of integer matrices.
-        basis: float64[3, 3], lattice vectors as columns, symmetric under them up to some noise.
+        basis: float64[3, 3], lattice vectors as columns, symmetric under the rotations up to noise.
 
     Returns:
         float64[n, 3, 3].
     """
     metric = np.mean(np.swapaxes(rotations, 1, 2) @ (basis.T @ basis) @ rotations, axis=0)
     symmetric = np.linalg.cholesky(metric).T
-    # Any basis of this metric will do up to a rotation; this one turns it as close to the input as it gets.
+    # Bases of this metric differ by a rotation; choose the one closest to the input.
     left, _, right = np.linalg.svd(basis @ np.linalg.inv(symmetric))
     symmetric = left @ right @ symmetric
     found: NDArray[np.float64] = symmetric @ rotations @ np.linalg.inv(symmetric)
@@ -98,24 +98,24 @@ def _orthogonal(rotations: NDArray[np.float64], basis: NDArray[np.float64]) -> N
 
 
 def symmetry_violation(tensor: ArrayLike, rotations: NDArray[np.float64], axes: Sequence[Axis] | None = None) -> float:
-    """How much of a tensor the symmetry of its crystal forbids: |T - mean over the group of R.T| / |T|.
+    """Fraction of a tensor that the symmetry of its crystal forbids: |T - mean over the group of R.T| / |T|.
 
-    The mean over a group is the projection onto what it leaves unchanged, so the result lies between 0, for a tensor
-    that is allowed, and 1, for one that is forbidden altogether (Nye, Physical Properties of Crystals, 1957).
+    The mean over a group is the projection onto its invariant tensors, so the result lies between 0, for an allowed
+    tensor, and 1, for an entirely forbidden one (Nye, Physical Properties of Crystals, 1957).
 
     Args:
         tensor: A polar tensor: float[3, ...] of rank 0 to 4, or with a pair of symmetric indices as one Voigt index in
             ASE's order xx, yy, zz, yz, xz, xy: [6] like a stress, [3, 6] like the piezoelectric e_ijk, [6, 6] like a
-            stiffness. Voigt components are the tensor's own: strains and compliances have to be freed of their factors
-            2 and 4 first. Norms are those of the full tensor.
+            stiffness. Voigt components must equal the tensor components: divide the factors 2 and 4 out of strains and
+            compliances first. Norms are those of the full tensor.
         rotations: float64[n_operations, 3, 3], from `point_group`, in the frame of the tensor.
-        axes: What each index is; told by its length, 3 or 6, if not given.
+        axes: Kind of each index; inferred from its length, 3 or 6, if None.
 
     Returns:
-        A fraction; 0 for a tensor of zeros, NaN for one that is not finite.
+        A fraction; 0 for a tensor of zeros, NaN for a tensor that is not finite.
 
     Raises:
-        LabelError: The shape is not of such a tensor.
+        LabelError: The shape is not that of such a tensor.
     """
     full = _cartesian(np.asarray(tensor, dtype=np.float64), axes)
     size = float(np.linalg.norm(full))
@@ -127,10 +127,10 @@ def symmetry_violation(tensor: ArrayLike, rotations: NDArray[np.float64], axes: 
 
 
 def rotated(tensor: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A Cartesian tensor under each of the rotations.
+    """Rotate a Cartesian tensor by each of the rotations.
 
     Args:
-        tensor: float64[3, ...] of any rank.
+        tensor: float64[3, ...], of any rank.
         rotations: float64[n, 3, 3].
 
     Returns:
@@ -138,19 +138,19 @@ def rotated(tensor: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDAr
     """
     n, rank = len(rotations), tensor.ndim
     out = np.broadcast_to(tensor, (n, *tensor.shape))
-    for _ in range(rank):  # each step turns the first index and puts it last
+    for _ in range(rank):  # each step rotates the first index and moves it to the end
         out = np.swapaxes(rotations @ out.reshape(n, 3, -1), 1, 2).reshape(n, *[3] * rank)
     return out
 
 
 def _cartesian(tensor: NDArray[np.float64], axes: Sequence[Axis] | None) -> NDArray[np.float64]:
-    """Write every Voigt index as two Cartesian ones."""
+    """Expand every Voigt index into two Cartesian ones."""
     lengths = {"cartesian": 3, "voigt": 6}
     known: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
     if axes is None:
         if not set(tensor.shape) <= set(known):
             raise LabelError(
-                f"a tensor of shape {tensor.shape}: every index runs over 3, or over 6 in Voigt's notation"
+                f"a tensor of shape {tensor.shape}: the length of every index must be 3, or 6 in Voigt notation"
             )
         axes = [known[length] for length in tensor.shape]
     elif tensor.shape != tuple(lengths[axis] for axis in axes):

@@ -82,7 +82,7 @@ def to_parquet(
     names = list(rows.specs) if columns is None else list(columns)
     for name in names:
         if name not in rows.specs:
-            raise ConfigError(f"{scores}: {unknown_name(name, list(rows.specs))}")
+            raise ConfigError(f"{scores}: {unknown_name('column', name, rows.specs)}")
     scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         file = ParquetFile(scratch, [rows.specs[name] for name in names], rows.attrs)

@@ -447,7 +447,7 @@ class _Parser:
         name = token.text
         variable = self.variables.get(name)
         if variable is None:
-            raise self._wrong(token.place, unknown_name(name, [*self.variables, *_WORDS]))
+            raise self._wrong(token.place, unknown_name("name", name, [*self.variables, *_WORDS]))
         if variable.refusal:
             raise self._wrong(token.place, f"{name}: {variable.refusal}")
         if variable.kind == Kind.NUMBER:  # in float64, so that uint8 - 1 is -1

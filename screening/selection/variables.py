@@ -35,7 +35,7 @@ def numeric_column(scores: ScoresReader, name: str) -> ArraySpec:
     """
     spec = scores.specs.get(name)
     if spec is None:
-        raise ConfigError(f"{scores.path}: {unknown_name(name, list(scores.specs))}")
+        raise ConfigError(f"{scores.path}: {unknown_name('column', name, scores.specs)}")
     variable = variable_of(spec)
     if variable.refusal or variable.kind != Kind.NUMBER:
         raise ConfigError(f"{scores.path}: {name} is {variable.refusal or variable.kind}, where a number is wanted")

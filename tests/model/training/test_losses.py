@@ -95,7 +95,7 @@ def test_in_yaml_a_number_alone_is_a_weight() -> None:
         ({"energy": True}, r"training\.loss\.energy"),
         ({"energy": {"kind": "hubber"}}, r"training\.loss\.energy\.kind: .*'huber'"),
         ({"energy": {"delta": 0}}, r"training\.loss\.energy\.delta"),
-        ({"heads": {"gap": {"wieght": 1}}}, r"training\.loss\.heads\.gap\.wieght: no such key; did you mean 'weight'"),
+        ({"heads": {"gap": {"wieght": 1}}}, r"training\.loss\.heads\.gap: unknown key 'wieght'; did you mean 'weight'"),
     ],
 )
 def test_a_mistake_in_the_loss_is_named(loss: dict[str, object], message: str) -> None:

@@ -142,10 +142,10 @@ def test_a_loss_that_is_not_finite_stops_the_training(store: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {max_epoch: 3}", "training.max_epoch: no such key; did you mean 'max_epochs'"),
-        ("training: {loss: {force: 3}}", "training.loss.force: no such key; did you mean 'forces'"),
+        ("training: {max_epoch: 3}", "training: unknown key 'max_epoch'; did you mean 'max_epochs'"),
+        ("training: {loss: {force: 3}}", "training.loss: unknown key 'force'; did you mean 'forces'"),
         ("trainin: {}", "did you mean 'training'"),
-        ("network: {zzz: 1}", "network.zzz: no such key; known are symmetry, cutoff"),
+        ("network: {zzz: 1}", "network: unknown key 'zzz'; choose symmetry, cutoff"),
         ("network: {hidden_irreps: 3y7}", "no irreps"),
         ("network: {hidden_irreps: 4x1o}", "needs scalars"),
         ("network: {l_max: -1}", "network.l_max"),

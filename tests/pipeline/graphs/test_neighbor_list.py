@@ -1,4 +1,4 @@
-"""Neighbour lists and tables, against ASE and against their own laws."""
+"""Neighbour lists and padded tables, compared with ASE and pymatgen and tested against their own laws."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ...conftest import ELEMENTS
 
 @st.composite
 def structures(draw: st.DrawFn) -> Structure:
-    """Cells from tiny to large, from cubic to badly skewed, in any periodicity; one atom or several; molecules."""
+    """Cells from tiny to large and from cubic to badly skewed, of any periodicity, with one atom or several."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size = draw(st.one_of(st.floats(0.8, 2.0), st.floats(2.0, 9.0), st.floats(9.0, 60.0)))
     n_atoms = draw(st.integers(1, 1 if size < 2 else 12))
@@ -59,7 +59,7 @@ def edges_of_pymatgen(structure: Structure, cutoff: float) -> tuple[list[Edge], 
 
 
 def assert_same_pairs(structure: Structure, cutoff: float) -> None:
-    """All pairs are found, and no others, but for those at the cutoff itself, where finders may differ."""
+    """Check that all pairs are found and no others, except at the cutoff itself, where implementations may differ."""
     block = GraphBlock.from_structures([structure], cutoff)
     found = list(zip(block.receiver.tolist(), block.sender.tolist(), *block.image.T.tolist(), strict=True))
     assert len(set(found)) == len(found)
@@ -76,7 +76,7 @@ def check_random_pairs(structure: Structure, cutoff: float) -> None:
     try:
         neighbor_list(structure, cutoff)
     except InvalidStructureError as error:
-        if "two atoms at one place" not in str(error):  # as random atoms may be
+        if "overlapping atoms" not in str(error):  # random atoms may overlap
             raise
         return
     assert_same_pairs(structure, cutoff)
@@ -135,7 +135,7 @@ def test_table_is_symmetric_and_padded(some: list[Structure], cutoff: float, les
     assert np.array_equal(vectors[reverse][~padding], -vectors[~padding])
     assert np.array_equal(reverse[padding], np.flatnonzero(padding))
     assert np.array_equal(table.neighbors.reshape(-1)[padding], own[padding])
-    # Each edge and its opposite are one pair, and what pads is another.
+    # Each edge and its opposite form one pair, and all padding slots form another.
     pair = table.pair.reshape(-1)
     assert np.array_equal(pair[reverse], pair)
     assert np.array_equal(pair[table.pair_slot], np.arange(len(table.pair_slot)))
@@ -154,7 +154,7 @@ def test_an_atom_sees_its_own_images() -> None:
 
 def test_two_atoms_at_one_place_are_refused() -> None:
     structure = Structure.from_fractional([29, 29], np.eye(3) * 4, [[0.999999, 0, 0], [0.0, 0, 0]])
-    with pytest.raises(InvalidStructureError, match=r"two atoms at one place \(atoms 0 and 1"):
+    with pytest.raises(InvalidStructureError, match=r"overlapping atoms \(atoms 0 and 1"):
         neighbor_list(structure, 3.0)
 
 

@@ -1,4 +1,4 @@
-"""Labels: mapped by path, unit, order and sign, and by other fields of the record."""
+"""Label mappings: path, unit, order and sign, and conditions on other fields of the record."""
 
 from __future__ import annotations
 
@@ -59,8 +59,11 @@ def test_absent_labels_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        (LabelMapping(labels={"energy": (LabelRule(path="x", unit="angstrom"),)}), "does not convert to eV"),
-        (LabelMapping(labels={"forces": (LabelRule(path="x", unit="furlong"),)}), "does not convert"),
+        (
+            LabelMapping(labels={"energy": (LabelRule(path="x", unit="angstrom"),)}),
+            "cannot convert unit 'angstrom' to eV",
+        ),
+        (LabelMapping(labels={"forces": (LabelRule(path="x", unit="furlong"),)}), "cannot convert"),
         (LabelMapping(labels={"gap": (LabelRule(path="x", unit="eV"), LabelRule(path="y", unit="GPa"))}), "to eV"),
     ],
 )
@@ -71,7 +74,7 @@ def test_units_that_do_not_fit(mapping: LabelMapping, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"x": "high"}, "holds no numbers"), ({"x": [1, 2]}, r"has shape \(2,\)")],
+    [({"x": "high"}, "is not numeric"), ({"x": [1, 2]}, r"has shape \(2,\)")],
 )
 def test_values_that_do_not_fit(fields: dict[str, object], message: str) -> None:
     with pytest.raises(LabelError, match=message):
@@ -96,7 +99,7 @@ def test_a_mapping_with_a_mistake_is_named(tmp_path: Path, text: str, message: s
 
 @pytest.mark.parametrize("element", ["Si", "Ge", "Mo"])
 def test_the_shipped_mlearn_order_follows_from_the_strain_of_the_elastic_group(data: Path, element: str) -> None:
-    """Shear of a strained cubic crystal gives stress of the same component and sign: the order is not a guess."""
+    """Shear of a strained cubic crystal gives a stress of the same component and sign, which verifies the order."""
     with gzip.open(data / f"mlearn/{element}.json.gz", "rt") as file:
         records = [r for r in json.load(file) if r["group"] == "Elastic" and len(r["structure"]["sites"]) > 2]
     mapping = LabelMapping.load("mlearn")
@@ -168,7 +171,7 @@ def test_shapes_that_make_no_sense(text: str) -> None:
 
 
 def test_a_tensor_in_another_frame_than_its_crystal_is_noticed() -> None:
-    """Rutile has a fourfold axis along c: eps is diagonal with eps_xx = eps_yy."""
+    """Rutile has a fourfold axis along c, so eps is diagonal with eps_xx = eps_yy."""
     cell, u = np.diag([4.6, 4.6, 2.96]), 0.305
     frac = [[0, 0, 0], [0.5] * 3, [u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
     rutile = Structure.from_fractional([22, 22, 8, 8, 8, 8], cell, frac)

@@ -552,10 +552,10 @@ def crystal(*sites: dict[str, object], cell: object = None) -> dict[str, object]
 def test_structures_that_are_none(tmp_path: Path) -> None:
     many = [site("Cu", (i / 7, j / 7, 0)) for i in range(7) for j in range(7)]
     bad = {
-        "coordinates that are not finite": crystal(site("Cu", (0, float("nan"), 0))),
-        "cell that is not finite": crystal(site("Cu"), cell=[[float("inf"), 0, 0], [0, 1, 0], [0, 0, 1]]),
+        "coordinates not finite or too large": crystal(site("Cu", (0, float("nan"), 0))),
+        "cell not finite or too large": crystal(site("Cu"), cell=[[float("inf"), 0, 0], [0, 1, 0], [0, 0, 1]]),
         "partial occupancy": crystal(site([{"element": "Cu", "occu": 0.5}, {"element": "Au", "occu": 0.5}])),
-        "at one place": crystal(site("Cu"), site("Au", (1, 0, 1))),
+        "overlapping atoms": crystal(site("Cu"), site("Au", (1, 0, 1))),
         "cell of zero volume": crystal(site("Cu"), cell=[[1, 0, 0], [2, 0, 0], [0, 0, 1]]),
         "isotope": crystal(site("D")),
         "unknown element": crystal(site("X")),
@@ -584,7 +584,7 @@ def test_isolated_atoms_are_stored_and_flagged(tmp_path: Path) -> None:
         ({"pbc": [True]}, "pbc of 1 axes"),
         ({"pbc": ["True", "False", "True"]}, "neither true nor false"),
         ({"positions": [[0, 0]]}, "structure does not parse"),
-        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "1 elements for 2 coordinates"),
+        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "1 elements, but 2 coordinates"),
         ({"atomic_numbers": [29.5]}, "unknown element"),
         ({"atomic_numbers": [0]}, "unknown element"),
         ({"atomic_numbers": None}, "no structure in any field"),

@@ -92,7 +92,7 @@ def test_names_of_species_are_no_symbols() -> None:
 
 @pytest.mark.parametrize("made", [mixed(["D"], [1.0], mass=[2.014]), salt(species=None, species_at_sites=["D", "H"])])
 def test_deuterium_is_no_element_of_a_graph(made: dict[str, Any]) -> None:
-    with pytest.raises(InvalidStructureError, match=r"isotope \(atom 0, 'D': write H for it\)"):
+    with pytest.raises(InvalidStructureError, match=r"isotope \(atom 0, 'D': write H instead\)"):
         structure_from_optimade(made)
 
 
@@ -141,13 +141,13 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(structure_features=["implicit_atoms"]), "atoms without positions"),
         (salt(structure_features=["assemblies"]), "partial occupancy"),
         (salt(assemblies=[{"sites_in_groups": [[0], [1]], "group_probabilities": [0.3, 0.7]}]), "partial occupancy"),
-        (salt(species_at_sites=["Na"]), "1 elements for 2 coordinates"),
+        (salt(species_at_sites=["Na"]), "1 elements, but 2 coordinates"),
         (salt(species_at_sites=None), "response_fields"),
         (salt(cartesian_site_positions=None), "response_fields"),
         (salt(cartesian_site_positions=[[0, 0], [1, 1], [2, 2]], nsites=3), "shape"),
         (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"too large \(atom 1\)"),
         (salt(nsites=3), "2 coordinates for 3 sites"),
-        (salt(lattice_vectors=None), "periodic, but without a cell"),
+        (salt(lattice_vectors=None), "periodic, but has no cell"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"without a lattice vector \(axis 2\)"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0]]), "shape"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [4, 4, 0]]), "zero volume"),

@@ -610,8 +610,8 @@ def test_the_account_and_its_tables(store: PlainStore) -> None:
 
 def test_reasons_are_those_that_the_page_gives(whole: PlainStore) -> None:
     first, second = whole.rows_of("failures.parquet")
-    assert first["reason"].startswith("two atoms at one place (atoms 0 and 1")
-    assert "`two atoms at one place (...)`" in PAGE
+    assert first["reason"].startswith("overlapping atoms (atoms 0 and 1")
+    assert "`overlapping atoms (...)`" in PAGE
     assert re.split(r" \(|:", second["reason"])[0] == "no structure in any field"
     assert second["structure_id"] == "none"
 

@@ -1,4 +1,4 @@
-"""The same crystal in another cell, origin, order or orientation; and what only looks the same."""
+"""Structure matching: the same crystal in other cells, origins, orders or orientations, and near misses."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 SEEDS = st.integers(0, 2**32 - 1)
-# Rounding of coordinates in the last digits, carried through distances of some angstrom.
+# Rounding errors in the last digits of coordinates, propagated to distances of some angstrom.
 ROUNDING = 1e-9
 SILICON = 14
 OXYGEN = 8
 
 
 def random_crystal(rng: np.random.Generator, max_atoms: int = 6) -> Structure:
-    """A crystal without symmetry, its atoms not too close."""
+    """A crystal without symmetry and without atoms that are too close."""
     while True:
         numbers = rng.choice([3, 8, 14, 26], size=int(rng.integers(1, max_atoms + 1)))
         cell = np.diag(rng.uniform(3, 5, 3)) + rng.uniform(-1, 1, (3, 3))
@@ -53,7 +53,7 @@ def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def lattice_points(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The points of the integer lattice in one cell of a sublattice of positive determinant."""
+    """The points of the integer lattice within one cell of a sublattice with positive determinant."""
     size = round(np.linalg.det(matrix))
     adjugate = np.rint(np.linalg.inv(matrix) * size).astype(int)
     points = np.array(list(itertools.product(range(size), repeat=3)))
@@ -63,7 +63,7 @@ def lattice_points(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def other_setting(structure: Structure, rng: np.random.Generator, multiple: int = 1) -> Structure:
-    """The same crystal: another, possibly larger cell, origin, order of sites and orientation."""
+    """The same crystal with another (possibly larger) cell, origin, order of sites and orientation."""
     matrix = np.diag(rng.permutation([multiple, 1, 1]))
     for _ in range(3):
         row, other = rng.choice(3, 2, replace=False)
@@ -76,7 +76,7 @@ def other_setting(structure: Structure, rng: np.random.Generator, multiple: int 
 
 
 def displaced(structure: Structure, displacement: NDArray[np.float64]) -> Structure:
-    """Atoms moved by float64[n_atoms, 3] angstrom."""
+    """The structure with its atoms moved by float64[n_atoms, 3], angstrom."""
     frac = structure.frac_coord + displacement @ np.linalg.inv(structure.cell)
     return Structure.from_fractional(structure.atomic_number, structure.cell, frac)
 
@@ -92,13 +92,13 @@ def quartz(sense: int) -> Structure:
     a, c = 4.916, 5.4054
     silicon, oxygen = np.array([0.4697, 0, 1 / 3]), np.array([0.4135, 0.2669, 0.1191 + 1 / 3])
     numbers, frac = [], []
-    # Generators of P3_121: the threefold screw axis, and the twofold axis (y, x, -z), on which silicon lies.
+    # Generators of P3_121: the threefold screw axis, and the twofold axis (y, x, -z) on which silicon lies.
     for number, site in ((SILICON, silicon), (OXYGEN, oxygen), (OXYGEN, oxygen[[1, 0, 2]] * [1, 1, -1])):
         x, y, z = site
         frac += [(x, y, z), (-y, x - y, z + 1 / 3), (y - x, -x, z + 2 / 3)]
         numbers += [number] * 3
     cell = np.array([[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, c]])
-    return Structure.from_fractional(numbers, cell, np.array(frac) * [1, 1, sense])  # z to -z: the other group
+    return Structure.from_fractional(numbers, cell, np.array(frac) * [1, 1, sense])  # z to -z gives the other group
 
 
 @cache
@@ -149,7 +149,7 @@ def test_prototypes_in_another_setting() -> None:
 def test_materials_in_another_setting(data: Path) -> None:
     rng = np.random.default_rng(1)
     for crystal in materials(data, 200):
-        # Published at 8 digits, so that repeats within a cell may differ in the last.
+        # Published with 8 digits, so repeats within a cell may differ in the last one.
         other = other_setting(crystal, rng, int(rng.integers(1, 5)))
         assert same_crystal(crystal, other)
         assert np.abs(crystal_vector(crystal) - crystal_vector(other)).max() < ROUNDING
@@ -180,7 +180,7 @@ def test_noise_does_not_matter(seed: int) -> None:
 @settings(deadline=None)
 @given(seed=SEEDS)
 def test_what_is_the_same_crystal_has_vectors_within_the_slack(seed: int) -> None:
-    """The law on which the search for candidates rests, at the edge of the tolerance."""
+    """The law on which the candidate search relies, at the edge of the tolerance."""
     rng = np.random.default_rng(seed)
     crystal = random_crystal(rng)
     reduced = primitive(crystal)
@@ -193,7 +193,7 @@ def test_what_is_the_same_crystal_has_vectors_within_the_slack(seed: int) -> Non
 
 @pytest.mark.parametrize("size", [0.5, 1.5])
 def test_the_tolerance_is_a_distance(size: float) -> None:
-    """One atom of a large cell against all others; the rest hardly moves with the mean."""
+    """Move one atom of a large cell; subtracting the mean displacement hardly moves the others."""
     rng = np.random.default_rng(5)
     frac = np.array(list(itertools.product(range(4), repeat=3))) / 4 + rng.normal(0, 0.01, (64, 3))
     crystal = Structure.from_fractional(rng.choice([3, 8], 64), np.eye(3) * 11.0, frac)
@@ -255,7 +255,7 @@ def test_an_antisite_pair_is_another_crystal_of_the_same_composition() -> None:
 
 
 def test_mirror_images_of_quartz_are_two_crystals() -> None:
-    import moyopy  # noqa: PLC0415 - only to make sure what is compared
+    import moyopy  # noqa: PLC0415 - only needed to check the inputs of the comparison
 
     right, left = quartz(1), quartz(-1)
     for crystal, number in ((right, 152), (left, 154)):
@@ -265,7 +265,9 @@ def test_mirror_images_of_quartz_are_two_crystals() -> None:
     assert same_crystal(mirrored(right), other_setting(left, rng, 2))
     assert not same_crystal(right, left)
     assert not same_crystal(right, mirrored(right))
-    assert np.abs(crystal_vector(right) - crystal_vector(left)).max() < ROUNDING  # only confirmation tells them apart
+    assert (
+        np.abs(crystal_vector(right) - crystal_vector(left)).max() < ROUNDING
+    )  # only `same_crystal` distinguishes them
     assert first_same_crystal(*tables([right, left, right, left])).tolist() == [0, 1, 0, 1]
 
 
@@ -274,14 +276,14 @@ def test_mirror_images_of_quartz_are_two_crystals() -> None:
 def test_a_random_crystal_is_chiral(seed: int) -> None:
     rng = np.random.default_rng(seed)
     crystal = random_crystal(rng)
-    # One or two sites have a centre of inversion.
+    # Crystals of one or two sites have a centre of inversion.
     assume(len(np.unique(crystal.atomic_number)) > 2 or len(crystal) > 3)
     assert not same_crystal(crystal, other_setting(mirrored(crystal), rng))
 
 
 @pytest.mark.parametrize("size", [1e-5, 5e-4])
 def test_a_nearly_repeated_motif_is_the_repeated_one(size: float) -> None:
-    """On both sides of where `primitive` sees the repeat, and always within the tolerance."""
+    """Displacements on both sides of the threshold of `primitive`, always within the tolerance."""
     rng = np.random.default_rng(3)
     crystal = random_crystal(rng, 4)
     large = other_setting(crystal, rng, 3)
@@ -325,10 +327,10 @@ def tables(crystals: list[Structure]) -> tuple[NDArray[np.uint64], NDArray[np.fl
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS)
 def test_first_of_each_crystal_is_found(seed: int) -> None:
-    """Many crystals of few compositions, with duplicates in any order, against the definition."""
+    """Many crystals of few compositions, with duplicates in any order, compared with the definition."""
     rng = np.random.default_rng(seed)
     distinct = [random_crystal(rng, 3) for _ in range(6)]
-    # Close relatives, which the vectors hardly tell apart.
+    # Similar crystals, which the vectors hardly distinguish.
     distinct += [displaced(x, rng.normal(0, 0.01, (len(x), 3))) for x in distinct if len(x) > 1]
     distinct += [mirrored(x) for x in distinct]
     crystals = [other_setting(distinct[i], rng, int(rng.integers(1, 3))) for i in rng.integers(0, len(distinct), 30)]
@@ -337,7 +339,7 @@ def test_first_of_each_crystal_is_found(seed: int) -> None:
 
 
 def test_candidates_are_not_lost_at_seams_of_the_grid() -> None:
-    """Rows of equal crystals whose vectors differ by nearly the slack, at random places of the search grid."""
+    """Rows of equal crystals whose vectors differ by almost the slack, at random positions in the search grid."""
     rng = np.random.default_rng(0)
     crystal = primitive(quartz(1))
     n_pairs = 2000
@@ -377,11 +379,11 @@ def test_nothing_is_read_where_nothing_repeats() -> None:
 
 
 def test_agreement_with_pymatgen(data: Path) -> None:
-    """Pairs of Materials Project crystals of equal formula, as they are and strained or moved to both sides."""
+    """Pairs of Materials Project crystals with the same formula, and crystals in another setting."""
     from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - takes seconds to import
     from pymatgen.core import Structure as Peer  # noqa: PLC0415 - the same
 
-    # Its site tolerance is a fraction of the cube root of the volume per atom; lengths and angles are its own.
+    # pymatgen's site tolerance is a fraction of the cube root of the volume per atom.
     matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.05, primitive_cell=True, scale=False)
 
     def peer(structure: Structure) -> Peer:

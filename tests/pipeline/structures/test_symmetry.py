@@ -1,4 +1,4 @@
-"""Point groups in the frame of the structure, and tensors that they allow or forbid."""
+"""Point groups in the frame of the structure, and the tensors that they allow or forbid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .test_matching import other_setting, prototypes, random_rotation
 
-# Orders of the 32 crystallographic point groups by a space group of each without translations (symmorphic, primitive).
+# Orders of the 32 crystallographic point groups, each keyed by one of its symmorphic, primitive space groups.
 GROUPS = {
     1: 1, 2: 2, 3: 2, 6: 2, 10: 4, 16: 4, 25: 4, 47: 8, 75: 4, 81: 4, 83: 8, 89: 8, 99: 8, 111: 8, 123: 16, 143: 3,
     147: 6, 149: 6, 156: 6, 162: 12, 168: 6, 174: 6, 175: 12, 177: 12, 183: 12, 187: 12, 191: 24, 195: 12, 200: 24,
@@ -31,7 +31,7 @@ VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 def crystal_of_group(number: int, rng: np.random.Generator) -> Structure:
-    """Two general orbits of a space group without centring, in a cell of its system, turned at random."""
+    """Two general orbits of a primitive space group, in a randomly rotated cell of its crystal system."""
     import moyopy  # noqa: PLC0415 - only here
 
     operations = moyopy.operations_from_number(number)
@@ -70,7 +70,7 @@ def test_all_32_point_groups(number: int) -> None:
     assert np.abs(group @ group.swapaxes(1, 2) - np.eye(3)).max() < ROUNDING
     products = (group[:, None] @ group[None]).reshape(-1, 1, 9) - group.reshape(1, -1, 9)
     assert np.abs(products).max(axis=2).min(axis=1).max() < ROUNDING  # a group
-    for operation in group:  # each carries the neighbourhood of some atom onto that of another
+    for operation in group:  # each maps the neighbourhood of some atom onto that of another
         image = Structure.from_fractional(
             crystal.atomic_number, crystal.cell, turned(crystal, operation).positions @ np.linalg.inv(crystal.cell)
         )
@@ -79,14 +79,14 @@ def test_all_32_point_groups(number: int) -> None:
         tensor = rng.normal(size=(3,) * rank)
         allowed = rotated(tensor, group).mean(axis=0)
         size = np.linalg.norm(allowed)
-        if size > 1e-6:  # else the group forbids every tensor of this rank
+        if size > 1e-6:  # otherwise the group forbids every tensor of this rank
             assert symmetry_violation(allowed, group) < ROUNDING * np.linalg.norm(tensor) / size
         expected = np.linalg.norm(tensor - allowed) / np.linalg.norm(tensor)
         assert symmetry_violation(tensor, group) == pytest.approx(expected, abs=ROUNDING)
 
 
 def carried_onto_each_other(a: Structure, b: Structure) -> bool:
-    """Whether a translation carries the sites of one onto those of the other, in one cell."""
+    """Whether a translation maps the sites of one structure onto those of the other, in the same cell."""
     for i in np.flatnonzero(b.atomic_number == a.atomic_number[0]):
         apart = a.frac_coord[:, None] - (b.frac_coord + a.frac_coord[0] - b.frac_coord[i])
         apart = np.abs(apart - np.rint(apart)).max(axis=2) + (a.atomic_number[:, None] != b.atomic_number)
@@ -105,7 +105,7 @@ def test_prototypes_against_spglib() -> None:
         found = spglib.get_symmetry_dataset((crystal.cell, crystal.frac_coord, crystal.atomic_number), symprec=1e-2)
         symmetry = find_symmetry(crystal, 1e-2)
         assert symmetry is not None
-        if found.number != symmetry.number:  # symmetric nearly within the tolerance: a matter of how it is measured
+        if found.number != symmetry.number:  # nearly at the tolerance, which the two libraries measure differently
             continue
         lattice = np.unique(found.rotations, axis=0).astype(float)
         expected = crystal.cell.T @ lattice @ np.linalg.inv(crystal.cell.T)
@@ -124,7 +124,7 @@ def test_a_supercell_has_the_group_of_its_crystal(seed: int, multiple: int) -> N
     other = other_setting(structure, rng, multiple)
     other_group = point_group(other)
     assert len(group) == len(other_group)
-    # The two frames differ by an unknown rotation, which leaves the traces alone.
+    # The two frames differ by an unknown rotation, under which the traces are invariant.
     traces = [np.sort(np.trace(g, axis1=1, axis2=2)) for g in (group, other_group)]
     assert np.allclose(*traces, rtol=0, atol=1e-9)
 
@@ -159,7 +159,7 @@ def test_a_centre_of_inversion_forbids_odd_tensors() -> None:
 
 @pytest.mark.parametrize("axes", [("voigt",), ("cartesian", "voigt"), ("voigt", "voigt"), ("voigt", "cartesian")])
 def test_voigt_is_the_same_tensor(axes: tuple[str, ...]) -> None:
-    """Written out by hand in both forms."""
+    """Compare with the full tensor, written out by hand."""
     rng = np.random.default_rng(0)
     group = point_group(crystal_of_group(99, rng))
     voigt = rng.normal(size=[{"voigt": 6, "cartesian": 3}[axis] for axis in axes])
@@ -208,11 +208,11 @@ def test_without_symmetry_only_the_identity_is_left() -> None:
 
 @cache
 def tensors(path: Path, column: str) -> tuple[list[Structure], list[NDArray[np.float64]]]:
-    """Structures and tensors of a published set, each in the frame of its POSCAR."""
+    """Structures and tensors of a published data set, each in the frame of its POSCAR."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        next(file)  # the reference
+        next(file)  # the citation
         header, *rows = csv.reader(file)
-    # The rows of one file begin with an index that its header does not name.
+    # In one file, rows begin with an index that the header does not name.
     records = [dict(zip(header, row[len(row) - len(header) :], strict=True)) for row in rows]
     return [from_poscar(x["poscar"]) for x in records], [np.array(ast.literal_eval(x[column])) for x in records]
 
@@ -235,7 +235,7 @@ def from_poscar(text: str) -> Structure:
     ],
 )
 def test_published_tensors(data: Path, file: str, column: str, expected: int) -> None:
-    """In the frame of their POSCAR nearly all are allowed; turned by one rotation those of anisotropic crystals not."""
+    """Nearly all are allowed in the frame of their POSCAR; rotated, those of anisotropic crystals are forbidden."""
     csv.field_size_limit(10**9)
     structures, values = tensors(data / "tensors" / f"{file}.csv.gz", column)
     groups = [point_group(structure) for structure in structures]
