@@ -1,1 +1,1 @@
-"""Candidate crystals by ion substitution into prototypes."""
+"""Candidate crystals made by ion substitution in prototypes."""

@@ -1,4 +1,4 @@
-"""Generated candidates as a parquet file."""
+"""Generation of candidates into a parquet file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .substitution import MAX_STRAIN, MIN_PROBABILITY, RATTLE, Candidate, draw_c
 
 ROWS_PER_GROUP = 10_000
 _VECTORS = pa.list_(pa.list_(pa.float64()))
-# The names are OPTIMADE's, and those of the data set LeMat-Bulk.
+# Column names follow OPTIMADE and the LeMat-Bulk data set.
 CANDIDATE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -37,15 +37,16 @@ CANDIDATE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class GenerateReport:
-    """What a run of `generate` ends with.
+    """Summary of a run of `generate`.
 
     Attributes:
         path: The parquet file.
-        written: Candidates in it.
-        read, usable: Prototypes, and those of them that have likely substitutions.
-        substitutions: Distinct ones to draw from; candidates beyond are strained and rattled copies.
-        setup_seconds: Until the first candidate: prototypes, oxidation states and probabilities.
-        seconds: From then on.
+        written: Number of candidates in it.
+        read: Number of prototypes.
+        usable: Number of prototypes with likely substitutions.
+        substitutions: Number of distinct substitutions; further candidates are strained and rattled copies.
+        setup_seconds: Time until the first candidate: prototypes, oxidation states and probabilities.
+        seconds: Time from then on.
     """
 
     path: Path
@@ -76,22 +77,22 @@ def generate(
     overwrite: bool = False,
     progress: bool = False,
 ) -> GenerateReport:
-    """Write `count` candidates to a parquet file; what ``equiscreen generate`` does.
+    """Write `count` candidates to a parquet file, as ``equiscreen generate`` does.
 
     Args:
-        prototypes: See `load_prototypes`.
-        out: See `write_candidates`, as for `overwrite`.
-        count: See `substitute`, as for `seed`, `elements`, `max_atoms` and `min_probability`.
-        seed: Equal seeds and prototypes give equal files.
-        elements: That candidates may have.
-        max_atoms: Of a candidate's cell.
-        min_probability: Of a substitution.
+        prototypes: Paths of graph stores; see `load_prototypes`.
+        out: Path of the file; see `write_candidates`.
+        count: Number of candidates; see `substitute`.
+        seed: Random seed; the same seed and prototypes give the same file.
+        elements: Symbols of the elements that candidates may contain; None allows all.
+        max_atoms: Largest number of atoms in a cell.
+        min_probability: Smallest probability of a substitution.
         overwrite: Replace an existing file.
         progress: Show progress on standard error.
 
     Raises:
-        SourceError: As for `load_prototypes` and `substitute`.
-        ConfigError: As for `substitute`.
+        SourceError: For the reasons of `load_prototypes` and `substitute`.
+        ConfigError: For the reasons of `substitute`.
         OutputExistsError: The file exists.
     """
     begin = time.monotonic()
@@ -114,23 +115,23 @@ def write_candidates(
     rows_per_group: int = ROWS_PER_GROUP,
     progress: ProgressReport | None = None,
 ) -> int:
-    """Write candidates to a parquet file, one row group after the other; it appears only when it is complete.
+    """Write candidates to a parquet file, one row group at a time; the file appears only once it is complete.
 
     Columns: ``id``, ``lattice_vectors`` (3 x 3, angstrom), ``cartesian_site_positions`` (n_atoms x 3, angstrom),
     ``species_at_sites``, ``prototype`` and ``substitution_probability``.
 
     Args:
-        candidates: Taken as they come; no more than a row group is held.
+        candidates: The candidates; at most one row group of them is held in memory.
         path: File to write.
         overwrite: Replace an existing file.
-        rows_per_group: Candidates in a row group.
-        progress: Told about each row group.
+        rows_per_group: Number of candidates per row group.
+        progress: Advanced after each row group.
 
     Returns:
-        How many candidates.
+        The number of candidates written.
 
     Raises:
-        OutputExistsError: The path is taken.
+        OutputExistsError: The file exists, or the path is a folder.
     """
     target = Path(path)
     _check_free(target, overwrite=overwrite)
@@ -151,7 +152,7 @@ def write_candidates(
 
 
 def _table(candidates: Sequence[Candidate]) -> pa.Table:
-    """Candidates as rows of `CANDIDATE_SCHEMA`, without a Python object for each number."""
+    """Convert candidates to a table of `CANDIDATE_SCHEMA`, without a Python object per number."""
     sizes = np.array([len(c.structure) for c in candidates])
     ends = np.concatenate([[0], np.cumsum(sizes)])
     numbers = np.concatenate([c.structure.atomic_number for c in candidates])
@@ -168,13 +169,13 @@ def _table(candidates: Sequence[Candidate]) -> pa.Table:
 
 
 def _vector_lists(vectors: NDArray[np.float64], ends: NDArray[np.int64]) -> pa.ListArray:
-    """Lists of vectors, float64[n, 3], where list i holds the vectors from `ends[i]` up to `ends[i + 1]`."""
+    """Group vectors, float64[n, 3], into lists; list i holds the vectors from `ends[i]` up to `ends[i + 1]`."""
     inner = pa.ListArray.from_arrays(pa.array(np.arange(len(vectors) + 1) * 3, pa.int32()), pa.array(vectors.ravel()))
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), inner)
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
-        raise OutputExistsError(f"{path}: is a folder; say --out FILE.parquet")
+        raise OutputExistsError(f"{path}: is a folder; use --out FILE.parquet")
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{path}: exists; choose another --out, or use --overwrite")

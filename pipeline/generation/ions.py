@@ -1,4 +1,4 @@
-"""Ions: how likely one takes the place of another, how large they are, and which ones a formula is made of."""
+"""Ions: substitution probabilities, ionic radii, and the most likely ions of a formula."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
-# pymatgen's guess tries all mixtures of oxidation states of each element. So many take a second; 40 atoms of carbon
-# would take hours.
+# pymatgen's guess tries all combinations of oxidation states of each element. This many take a second; for 40 carbon
+# atoms it would take hours.
 MAX_MIXTURES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class IonTable:
-    """The ions whose substitution is known, by atomic number and charge.
+    """The ions with known substitution probabilities, sorted by atomic number and charge.
 
     Attributes:
-        name: As pymatgen writes them: "Ti4+".
+        name: Names in pymatgen's notation: "Ti4+".
         atomic_number: int64[n].
         charge: int64[n].
         radius: float64[n], ionic radius, angstrom.
@@ -38,10 +38,10 @@ class IonTable:
 
 @lru_cache(maxsize=1)
 def ion_table() -> IonTable:
-    """The 230 ions of Hautier et al., with the matrix of conditional probabilities.
+    """Load the 230 ions of Hautier et al., with the matrix of conditional probabilities.
 
-    p(new | old) = exp(lambda[old, new]) / sum_j exp(lambda[old, j]), with the weights lambda that pymatgen ships, and
-    its value of -5 for pairs that were never observed.
+    p(new | old) = exp(lambda[old, new]) / sum_j exp(lambda[old, j]), with the weights lambda shipped with pymatgen,
+    which has -5 for pairs that were never observed.
     """
     from pymatgen.analysis.structure_prediction.substitution_probability import (  # noqa: PLC0415 - slow to import
         SubstitutionProbability,
@@ -64,10 +64,10 @@ def ion_table() -> IonTable:
 
 
 def _radius(ion: Any) -> float:
-    """Ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), as pymatgen has them).
+    """Ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), from pymatgen).
 
-    An ion without one takes that of the element's nearest charge of the same sign; H+ and Kr2+ have no such either, and
-    take the covalent radius (Cordero et al., Dalton Trans. 2008, 2832, as ASE has them).
+    For an ion without a radius, the radius of the element's nearest charge of the same sign is used. H+ and Kr2+ lack
+    that too, and the covalent radius is used (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns about radii of one spin state
@@ -82,13 +82,13 @@ def _radius(ion: Any) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
-    """The most likely ions of a formula, one for each element.
+    """Guess the most likely ions of a formula, one per element.
 
     Args:
         formula: Atomic number and amount of each element, reduced.
 
     Returns:
-        Indices into the ion table; None if there is no guess, or a mixed or unknown oxidation state in it.
+        Indices into the ion table; None if there is no guess, or it has a mixed or unknown oxidation state.
     """
     from pymatgen.core import Composition, Element  # noqa: PLC0415 - slow to import
 
@@ -115,7 +115,7 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
 
 
 def _worth_guessing(states: list[list[int]], amounts: list[int]) -> bool:
-    """Whether the charges of a formula can add up to zero, and pymatgen finds out in reasonable time."""
+    """Whether the charges of a formula can add up to zero, and pymatgen can test them in reasonable time."""
     if len(states) < 2 or not all(states):
         return False
     low = sum(amount * min(s) for s, amount in zip(states, amounts, strict=True))

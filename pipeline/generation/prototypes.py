@@ -1,4 +1,4 @@
-"""Prototype crystals: graph stores of the user, or the AFLOW prototypes shipped with pymatgen."""
+"""Prototype crystals, from graph stores or from the AFLOW library shipped with pymatgen."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .substitution import BLOCK
 
 
 def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Structure]]:
-    """Read prototypes from graph stores, or take the default.
+    """Read prototypes from graph stores, or load the default ones.
 
     Args:
-        sources: Finished graph stores. None at all: the prototypes of the AFLOW library (Mehl et al., Comput. Mater.
-            Sci. 136, S1 (2017)) that pymatgen ships.
+        sources: Paths of finished graph stores. If empty, the prototypes of the AFLOW library (Mehl et al., Comput.
+            Mater. Sci. 136, S1 (2017)) shipped with pymatgen are used.
 
     Returns:
-        Name and structure of each.
+        Name and structure of each prototype.
 
     Raises:
-        SourceError: A source is no store.
+        SourceError: A source is not a store.
         StoreError: A store is unfinished or damaged.
     """
     if not sources:
@@ -46,7 +46,7 @@ def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Struc
 
 def _aflow_prototypes() -> list[tuple[str, Structure]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pymatgen's, about the accuracy of some coordinates
+        warnings.simplefilter("ignore")  # pymatgen warns about the accuracy of some coordinates
         from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
 
         seen: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def _aflow_prototypes() -> list[tuple[str, Structure]]:
         for entry in AFLOW_PROTOTYPE_LIBRARY:
             label, crystal = str(entry["tags"]["aflow"]), entry["snl"].structure
             seen[label] += 1
-            name = label if seen[label] == 1 else f"{label}-{seen[label]}"  # one label, another mineral
+            name = label if seen[label] == 1 else f"{label}-{seen[label]}"  # different minerals may share a label
             numbers = [site.specie.Z for site in crystal]
             found.append((name, Structure.from_fractional(numbers, crystal.lattice.matrix, crystal.frac_coords)))
     return found

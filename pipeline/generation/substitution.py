@@ -1,8 +1,8 @@
-"""Candidate crystals by ion substitution: real prototypes, likely ions, neutral charge, rescaled volume.
+"""Candidate crystals by ion substitution: known prototypes, likely ions, neutral charge and rescaled volume.
 
-A prototype is given oxidation states, one ion for each element. Its ions are replaced by others with the probabilities
-that Hautier, Fischer, Ehrlacher, Jain and Ceder mined from the ICSD (Inorg. Chem. 50, 656 (2011)), as pymatgen ships
-them. Only what is neutral again, and keeps different elements different, becomes a candidate.
+Each element of a prototype is assigned an oxidation state. These ions are replaced by others, with the probabilities
+that Hautier, Fischer, Ehrlacher, Jain and Ceder mined from the ICSD (Inorg. Chem. 50, 656 (2011)), as shipped with
+pymatgen. A candidate must be neutral, and distinct elements must stay distinct.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..errors import ConfigError, SourceError
 from ..structures.structure import Structure
 from .ions import guess_ions, ion_table
 
-# Substitutions less likely than this are left out. pymatgen's own predictor stops at 1e-3, which leaves about 40 for
-# each prototype; 1e-4 leaves about 200, so that more of a large set is new chemistry and less of it strained copies.
+# Less likely substitutions are skipped. pymatgen's own predictor stops at 1e-3, which leaves about 40 per prototype;
+# 1e-4 leaves about 200, so that a large set has more new chemistry and fewer strained copies.
 MIN_PROBABILITY = 1e-4
-LEAST_PROBABILITY = 1e-6  # below, the list of likely substitutions of one prototype takes gigabytes
-# Copies, made when all substitutions are used up.
+LEAST_PROBABILITY = 1e-6  # below this, the list of likely substitutions of one prototype takes gigabytes
+# Strain and rattle of the copies that are made when all substitutions are used up.
 MAX_STRAIN = 0.03
 RATTLE = 0.05  # angstrom
 BLOCK = 1024
@@ -31,15 +31,15 @@ BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A crystal that may exist.
+    """A hypothetical crystal.
 
     Attributes:
-        structure: Sites in the order of the prototype's.
-        name: The prototype's name and the number of the candidate, unique among those of one call.
+        structure: The structure, with sites in the prototype's order.
+        name: Name of the prototype and number of the candidate; unique within one call.
         prototype: Name of the prototype.
-        probability: Product over the prototype's ions of the conditional probability p(new ion | old ion) of Hautier
-            et al., an ion that stays included; not normalised over the neutral substitutions.
-        substitutions: (old ion, new ion) for each element of the prototype, as pymatgen writes ions: ("Ti4+", "Zr4+").
+        probability: Product over the prototype's ions, including unchanged ones, of the conditional probability
+            p(new ion | old ion) of Hautier et al.; not normalised over the neutral substitutions.
+        substitutions: (old ion, new ion) for each element of the prototype, in pymatgen's notation: ("Ti4+", "Zr4+").
         copy: 0 for the substitution itself, n for its n-th strained and rattled copy.
     """
 
@@ -56,10 +56,11 @@ class _Host:
     """A prototype with oxidation states.
 
     Attributes:
-        name, structure: As given.
+        name: Name of the prototype.
+        structure: Structure of the prototype.
         ions: Index into the ion table for each element, by atomic number.
-        amounts: Of each ion in the reduced formula.
-        site: int64[n_atoms], which of the ions stands there.
+        amounts: Amount of each ion in the reduced formula.
+        site: int64[n_atoms], index into `ions` of each site.
     """
 
     name: str
@@ -71,15 +72,15 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class SubstitutionPlan:
-    """All likely substitutions, in the order in which they are drawn.
+    """All likely substitutions, in the order of drawing.
 
     Attributes:
-        read: Prototypes that were looked at.
-        hosts: Those with oxidation states.
-        host: int32[n], prototype of each substitution.
-        ions: int16[n, widest], its new ions; -1 behind the last.
-        probability: float64[n].
-        scale: float64[n], factor for the lattice vectors.
+        read: Number of prototypes read.
+        hosts: The prototypes with oxidation states.
+        host: int32[n], index into `hosts` of each substitution.
+        ions: int16[n, widest], new ions of each substitution, padded with -1.
+        probability: float64[n], see `Candidate`.
+        scale: float64[n], scaling factor of the lattice vectors.
     """
 
     read: int
@@ -103,49 +104,53 @@ def substitute(
 ) -> Iterator[Candidate]:
     """Make candidates by ion substitution.
 
-    All likely substitutions of all prototypes are drawn without replacement, each with a chance in proportion to its
-    probability: the likelier, the earlier. The cell is scaled so that
+    All likely substitutions of all prototypes are drawn without replacement, each with a chance proportional to its
+    probability, so that likelier ones tend to come earlier. The cell is scaled so that
 
         V_new / V_old = (sum_i n_i r(new ion i) / sum_i n_i r(old ion i))^3
 
     with Shannon's ionic radii r, as in pymatgen's `RLSVolumePredictor`. Of several formulas (ionic, covalent or atomic
     radii; sums of radii, sums of cubes, closest contact) this one came closest to real isostructural crystals.
 
-    When all are used up, the same substitutions come again and again with random isotropic strains and displacements.
-    No two candidates, and no candidate and prototype, have the same content hash. Fewer candidates of the same
-    prototypes, seed and settings are the first of more. Nothing looks for crystals that would relax to the same one:
-    two prototypes of one structure type give the same compounds, in cells of nearly the same size.
+    When all are used up, the same substitutions are repeated with random isotropic strains and displacements. No two
+    candidates, and no candidate and prototype, have the same content hash. With the same prototypes, seed and settings,
+    a smaller number of candidates is a prefix of a larger one. Crystals that would relax to the same one are not
+    detected: two prototypes of one structure type give the same compounds, in cells of nearly the same size.
 
-    Prototypes are left out that are not periodic in three directions, have more than `max_atoms` atoms, or whose most
-    likely oxidation states (pymatgen's `Composition.oxi_state_guesses`) are not one whole number for each element, or
-    not in the table: it knows the anions of N, O, F, S, Cl, Se, Br and I.
+    A prototype is skipped if it is not periodic in three directions, has more than `max_atoms` atoms, or if its most
+    likely oxidation states (pymatgen's `Composition.oxi_state_guesses`) are not one integer per element or are missing
+    from the table, which has the anions of N, O, F, S, Cl, Se, Br and I.
 
     Args:
-        prototypes: Name and structure of each; all are read before the first candidate comes.
-        count: How many candidates.
-        seed: Not negative.
-        elements: Symbols of the elements that a candidate may have; None allows all.
+        prototypes: Name and structure of each prototype; all are read before the first candidate is made.
+        count: Number of candidates.
+        seed: Random seed, not negative.
+        elements: Symbols of the elements that a candidate may contain; None allows all.
         max_atoms: Largest number of atoms in a cell.
-        min_probability: See `Candidate.probability`; less likely substitutions are left out.
-        max_strain: Of copies: lattice vectors are scaled by 1 + e with e uniform within so much of 0.
-        rattle: Of copies: standard deviation of the displacement along each axis, angstrom.
+        min_probability: Smallest `Candidate.probability`; less likely substitutions are skipped.
+        max_strain: Largest strain of copies: lattice vectors are scaled by 1 + e, with e uniform in [-max_strain,
+            max_strain].
+        rattle: Standard deviation of the displacements of copies along each axis, angstrom.
 
     Returns:
-        An iterator over exactly `count` candidates, each made when it is asked for.
+        An iterator over exactly `count` candidates, each made on demand.
 
     Raises:
-        SourceError: No prototype can be given oxidation states, or none of them has a likely substitution. While
-            iterating: nothing new is left, as copies are neither strained nor rattled.
-        ConfigError: A setting is out of range, or an element unknown.
+        SourceError: No prototype can be assigned oxidation states, or none has a likely substitution. While iterating:
+            no distinct candidates are left, because copies are neither strained nor rattled.
+        ConfigError: A setting is out of range, or an element is unknown.
     """
     if not (0 <= max_strain <= 0.5 and rattle >= 0):
-        raise ConfigError(f"a strain of {max_strain} and a rattle of {rattle} angstrom; say 0 to 0.5, and 0 or more")
+        raise ConfigError(
+            f"max_strain is {max_strain} and rattle is {rattle} angstrom; choose 0 to 0.5 for the former and 0 or more "
+            "for the latter"
+        )
     plan = plan_substitutions(prototypes, count, seed, elements, max_atoms, min_probability)
     return draw_candidates(plan, count, seed, max_strain, rattle)
 
 
 def _host(name: str, structure: Structure) -> _Host | None:
-    """Give a prototype oxidation states, if it can have any."""
+    """Assign oxidation states to a prototype; None if that is not possible."""
     if not structure.pbc.all():
         return None
     numbers, site, amounts = np.unique(structure.atomic_number, return_inverse=True, return_counts=True)
@@ -164,9 +169,9 @@ def plan_substitutions(
 ) -> SubstitutionPlan:
     """Find all likely substitutions of all prototypes and draw their order; see `substitute`."""
     if count < 0 or seed < 0:
-        raise ConfigError(f"{count} candidates with seed {seed}: neither can be negative")
+        raise ConfigError(f"count is {count} and seed is {seed}; neither can be negative")
     if not LEAST_PROBABILITY <= min_probability < 1:
-        raise ConfigError(f"a least probability of {min_probability}; say one from {LEAST_PROBABILITY} to below 1")
+        raise ConfigError(f"min_probability is {min_probability}; choose a value from {LEAST_PROBABILITY} to below 1")
     allowed = _allowed_ions(elements)
     read, hosts = 0, []
     for name, structure in prototypes:
@@ -177,40 +182,40 @@ def plan_substitutions(
     if not hosts:
         within = "" if max_atoms is None else f" of at most {max_atoms} atoms"
         raise SourceError(
-            f"none of {read:,} prototypes can be given oxidation states: it takes a crystal{within} with an anion of "
-            "N, O, F, S, Cl, Se, Br or I and other elements, each with one whole charge"
+            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} with an anion of N, O, "
+            "F, S, Cl, Se, Br or I and other elements, each with one integer charge"
         )
     lists = [_likely(host.ions, host.amounts, allowed, min_probability) for host in hosts]
     if not sum(len(ions) for ions, _ in lists):
         among = "" if elements is None else f" in {', '.join(elements)}"
         raise SourceError(
             f"none of {len(hosts):,} prototypes has a neutral substitution{among} with a probability of "
-            f"{min_probability:g} or more: allow more elements, a lower probability, or take other prototypes"
+            f"{min_probability:g} or more; allow more elements or a lower probability, or use other prototypes"
         )
     return _in_drawn_order(SubstitutionPlan(read, hosts, *_joined(hosts, lists)), seed)
 
 
 def _allowed_ions(elements: Collection[str] | None) -> NDArray[np.bool_]:
-    """bool[n_ions], those of some elements."""
+    """Whether each ion is one of the given elements: bool[n_ions]."""
     table = ion_table()
     if elements is None:
         return np.ones(len(table.name), dtype=bool)
     unknown = [symbol for symbol in elements if atomic_numbers.get(symbol, 0) == 0]
     if unknown or not elements:
-        raise ConfigError(f"elements {', '.join(map(repr, unknown)) or '(none)'}: say symbols, such as Li,Na,O")
+        raise ConfigError(f"unknown elements {', '.join(map(repr, unknown)) or '(none)'}; use symbols, such as Li,Na,O")
     return np.isin(table.atomic_number, [atomic_numbers[symbol] for symbol in elements])
 
 
 def _likely(
     ions: tuple[int, ...], amounts: tuple[int, ...], allowed: NDArray[np.bool_], min_probability: float
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """The substitutions of one formula that are likely, neutral, and not the formula itself.
+    """Find the substitutions of one formula that are likely and neutral, excluding the formula itself.
 
-    Ions are added one after the other. What can no longer become likely is dropped at once, and as the probabilities
-    of an ion sum to 1, never more than 1 / min_probability are left.
+    Ions are added one at a time. Combinations that can no longer become likely are discarded at once and, because the
+    probabilities of an ion sum to 1, never more than 1 / min_probability are left.
 
     Returns:
-        int16[n, n_ions], indices into the ion table; float64[n], probabilities.
+        Indices into the ion table, int16[n, n_ions], and probabilities, float64[n].
     """
     table = ion_table()
     rows = np.where(allowed, table.probability[list(ions)], 0.0)
@@ -251,9 +256,9 @@ def _joined(
 
 
 def _in_drawn_order(plan: SubstitutionPlan, seed: int) -> SubstitutionPlan:
-    """Draw without replacement, each in proportion to its probability.
+    """Draw substitutions without replacement, each with a chance proportional to its probability.
 
-    Sorting by log p plus Gumbel noise does it at one go (Yellott, J. Math. Psychol. 15, 109 (1977)).
+    Sorting by log p plus Gumbel noise does this in one step (Yellott, J. Math. Psychol. 15, 109 (1977)).
     """
     noise = np.random.default_rng((seed, 0)).gumbel(size=len(plan.probability))
     order = np.argsort(-(np.log(plan.probability) + noise), kind="stable")
@@ -268,7 +273,7 @@ def draw_candidates(
     """Make candidates in the order of the plan, then strained and rattled copies in the same order."""
     table = ion_table()
     rng = np.random.default_rng((seed, 1))
-    # 8 bytes of the hash: among a million candidates, two different ones are taken for equal with a chance of 3e-8.
+    # With 8 bytes of the hash, the chance that any two of a million different candidates collide is 3e-8.
     seen = {host.structure.content_hash()[:8] for host in plan.hosts}
     number = 0
     for copy in count_up():
@@ -296,6 +301,6 @@ def draw_candidates(
             number += 1
         if number == before:
             raise SourceError(
-                f"only {number:,} distinct candidates: allow strain or rattle, less likely substitutions, or take more "
+                f"only {number:,} distinct candidates; allow strain, rattle or less likely substitutions, or use more "
                 "prototypes"
             )

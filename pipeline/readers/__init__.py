@@ -1,1 +1,1 @@
-"""Bytes to structures, one module per format."""
+"""Readers: bytes to structures, one module per format."""

@@ -1,4 +1,4 @@
-"""Archives: their members are read one after the other, and nothing of them is ever written to disk."""
+"""Archives: members are read in order, and never written to disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .splitting import Document, documents
 
 @dataclass
 class Reading:
-    """What is known of a file while it is read.
+    """Progress of reading a file.
 
     Attributes:
-        aside: Members of archives that hold no structures by their names.
-        consumed: Bytes of the file as it stands that have been read.
+        aside: Names of archive members that are not structure files.
+        consumed: Returns the number of bytes read so far, before decompression.
     """
 
     aside: list[str] = field(default_factory=list)
@@ -31,15 +31,15 @@ class Reading:
 
 
 def documents_of_file(file: SourceFile, form: Format, reading: Reading) -> Iterator[Document]:
-    """All documents of a file of text, or of an archive of them.
+    """Iterate over the documents of a text file, or of an archive of text files.
 
     Args:
-        file: To read.
-        form: Its format; none of a table or database.
-        reading: Kept up to date.
+        file: File to read.
+        form: Its format; a text format or an archive, not a table or database.
+        reading: Progress, updated while reading.
 
     Raises:
-        SourceError: It cannot be read to its end.
+        SourceError: The file cannot be read to its end.
     """
     if form not in ARCHIVES:
         with file.open() as stream:
@@ -52,21 +52,21 @@ def documents_of_file(file: SourceFile, form: Format, reading: Reading) -> Itera
         name = printable(f"{file.name}::{path}")
         if reason:
             yield Document(name, 0, form, b"", reason=reason)
-        elif not holds_structures(path) or PurePosixPath(path).name.startswith("._"):  # what macOS adds
+        elif not holds_structures(path) or PurePosixPath(path).name.startswith("._"):  # added by macOS
             reading.aside.append(name)
         elif member is not None:
             yield from _member_documents(name, member, file.format if file.format in TEXTS else None)
     reading.consumed = lambda: file.size
 
 
-def _member_documents(name: str, member: IO[bytes], said: Format | None) -> Iterator[Document]:
-    """Documents of one member; what is wrong with it costs no other."""
+def _member_documents(name: str, member: IO[bytes], chosen: Format | None) -> Iterator[Document]:
+    """Iterate over the documents of one member; a damaged member does not affect the others."""
     index, form = 0, Format.TAR
     try:
         with Stream(member, name) as stream:
-            form = said or stream.detected()
+            form = chosen or stream.detected()
             if form in ARCHIVES | RANDOM_ACCESS:
-                yield Document(name, 0, form, b"", reason=f"{form} within an archive (unpack it first)")
+                yield Document(name, 0, form, b"", reason=f"{form} inside an archive (unpack it first)")
                 return
             for document in documents(stream, form):
                 yield document
@@ -76,7 +76,7 @@ def _member_documents(name: str, member: IO[bytes], said: Format | None) -> Iter
     except SourceError as error:
         yield Document(name, index, form, b"", reason=str(error).removeprefix(f"{name}: "))
     except BROKEN as error:
-        yield Document(name, index, form, b"", reason=f"damaged in the archive ({error or type(error).__name__})")
+        yield Document(name, index, form, b"", reason=f"damaged archive member ({error or type(error).__name__})")
 
 
 Member = tuple[str, IO[bytes] | None, str]
@@ -90,16 +90,16 @@ def _zip_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
                 continue
             reason = _unsafe(info.filename)
             if info.flag_bits & 1:
-                reason = "encrypted in the archive"
+                reason = "encrypted archive member"
             if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
-                reason = f"grows more than {BOMB_RATIO}-fold when decompressed"
+                reason = f"expands more than {BOMB_RATIO}-fold when decompressed"
             if reason:
                 yield info.filename, None, reason
                 continue
             try:
                 member = archive.open(info)
-            except (*BROKEN, NotImplementedError, RuntimeError) as error:  # damaged, or compressed in an unknown way
-                yield info.filename, None, f"damaged in the archive ({error or type(error).__name__})"
+            except (*BROKEN, NotImplementedError, RuntimeError) as error:  # damaged, or an unknown compression method
+                yield info.filename, None, f"damaged archive member ({error or type(error).__name__})"
                 continue
             with member:
                 yield info.filename, member, ""
@@ -108,7 +108,7 @@ def _zip_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
 def _opened_zip(raw: IO[bytes]) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(raw)
-    except (ValueError, struct.error, NotImplementedError, OverflowError) as error:  # what a damaged directory says
+    except (ValueError, struct.error, NotImplementedError, OverflowError) as error:  # raised for a damaged directory
         raise zipfile.BadZipFile(f"damaged directory: {error}") from error
 
 
@@ -120,47 +120,47 @@ def _tar_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
                 continue
             reason = _unsafe(info.name)
             if not info.isreg():
-                reason = f"no plain file in the archive ({_kind(info)})"
+                reason = f"not a regular file in the archive ({_kind(info)})"
             yield info.name, None if reason else archive.extractfile(info), reason
             archive.members = []  # type: ignore[attr-defined] # tarfile remembers every member it has seen
         _check_end(archive)
 
 
 class _CheckedHeader(tarfile.TarInfo):
-    """The header of a member. Behind the first one tarfile takes a damaged or missing header for the archive's end."""
+    """A member header that must be valid: tarfile treats a damaged or missing header as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         """Read the next header.
 
         Raises:
-            tarfile.EOFHeaderError: It is the block of zeros that ends an archive.
-            tarfile.ReadError: It is damaged, cut off or missing.
+            tarfile.EOFHeaderError: The block is the block of zeros that ends an archive.
+            tarfile.ReadError: The header is damaged, truncated or missing.
         """
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # typeshed lacks it
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # missing in typeshed
             raise
         except (tarfile.HeaderError, ValueError, LookupError, OverflowError, RecursionError) as error:
-            raise tarfile.ReadError(f"{error or type(error).__name__} where a member or its end should be") from error
+            raise tarfile.ReadError(f"{error or type(error).__name__} instead of a member header") from error
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Refuse an archive with another one behind it (`cat a.tar b.tar`), whose members nobody would see.
+    """Refuse an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
 
     Raises:
-        tarfile.ReadError: More than zeros follow the block that ends it.
+        tarfile.ReadError: Anything but zeros follows the block that ends the archive.
     """
     rest = cast("IO[bytes]", archive.fileobj)
     while data := rest.read(BUFFER_BYTES):
         if data.count(0) != len(data):
-            raise tarfile.ReadError("data behind its end")
+            raise tarfile.ReadError("data after its end")
 
 
 def _unsafe(path: str) -> str:
     parts = PurePosixPath(path.replace("\\", "/")).parts
     outside = ".." in parts or path.startswith(("/", "\\")) or (len(path) > 1 and path[1] == ":")
-    return "name that leads out of the archive" if outside else ""
+    return "path leads out of the archive" if outside else ""
 
 
 def _kind(info: tarfile.TarInfo) -> str:

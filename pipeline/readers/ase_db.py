@@ -1,4 +1,4 @@
-"""ASE databases: SQLite (.db) and LMDB (.aselmdb), read by the ids of their rows."""
+"""ASE databases, SQLite (.db) and LMDB (.aselmdb), read by row id."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .records import RawRecord, fields_of_atoms
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _LMDB_PAGE_SIZE_AT, _LMDB_LAST_PAGE_AT = 40, 136
-_LMDB_SPARE_PAGES = 16  # the last pages may never have been written, where they were freed again at once
+_LMDB_SPARE_PAGES = 16  # the last pages may never have been written if they were freed at once
 
 
 def row_ids(path: Path, name: str) -> list[int]:
-    """The ids of all rows, ascending.
+    """List the ids of all rows, in ascending order.
 
     Raises:
-        SourceError: No database of ASE.
+        SourceError: The file is not an ASE database.
     """
     try:
         _check_whole(path)
@@ -32,23 +32,23 @@ def row_ids(path: Path, name: str) -> list[int]:
                 return [int(row[0]) for row in connection.execute("SELECT id FROM systems ORDER BY id")]
         with _connected(path) as database:
             return sorted(map(int, database.ids))
-    except Exception as error:  # sqlite3, lmdb and ASE raise kinds of their own
-        raise SourceError(f"{name}: no database of ASE, or damaged ({detail(error)})") from error
+    except Exception as error:  # sqlite3, lmdb and ASE raise their own errors
+        raise SourceError(f"{name}: not an ASE database, or damaged ({detail(error)})") from error
 
 
 def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:
     """Read rows by their ids; a row that cannot be read does not stop the others.
 
     Args:
-        path: The database.
-        source: Its name.
-        ids: Of rows.
-        first: Place of the first of these rows in the database.
+        path: Path of the database.
+        source: Name of the source, for the records.
+        ids: Ids of the rows.
+        first: Position of the first of these rows in the database.
     """
     with ExitStack() as stack:
         try:
             database = stack.enter_context(_connected(path))
-        except Exception as error:  # noqa: BLE001 - sqlite3, lmdb and ASE raise kinds of their own
+        except Exception as error:  # noqa: BLE001 - sqlite3, lmdb and ASE raise their own errors
             for index, row_id in enumerate(ids, start=first):
                 yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
             return
@@ -58,7 +58,7 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
                 atoms = row.toatoms()
                 fields = {"id": row.id, "unique_id": row.unique_id, **row.data, **fields_of_atoms(atoms)}
                 fields.update(row.key_value_pairs)
-            except Exception as error:  # noqa: BLE001 - whatever the row makes ASE stumble on
+            except Exception as error:  # noqa: BLE001 - a damaged row can make ASE raise anything
                 yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
                 continue
             try:
@@ -72,9 +72,9 @@ def _reason(error: Exception) -> str:
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse what is no database before a library opens it, and LMDB files that end early, to read which kills.
+    """Refuse files that are not databases, and truncated LMDB files, which would crash the process when read.
 
-    The places are those of the structures `MDB_page` and `MDB_meta` in LMDB's source (mdb.c), on 64-bit machines.
+    The offsets are those of the structs `MDB_page` and `MDB_meta` in LMDB's source (mdb.c) on 64-bit machines.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -85,11 +85,11 @@ def _check_whole(path: Path) -> None:
         (page_size,) = struct.unpack_from("<I", head, _LMDB_PAGE_SIZE_AT)
         file.seek(page_size)
         metas = [head, file.read(4096)]
-    # Of the two meta pages the one of the later transaction counts.
+    # Of the two meta pages, the one with the later transaction is valid.
     pairs = [struct.unpack_from("<QQ", meta, _LMDB_LAST_PAGE_AT) for meta in metas]
     last = max(pairs, key=lambda pair: int(pair[1]))[0]
     if path.stat().st_size < (last + 1 - _LMDB_SPARE_PAGES) * page_size:
-        raise ValueError("it ends early")
+        raise ValueError("truncated")
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -102,7 +102,7 @@ def _connected(path: Path) -> Iterator[Any]:
     import ase.db  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     if _is_sqlite(path):
-        # Entering it keeps one connection open; without, ASE opens one for each row.
+        # The context manager keeps one connection open; without it, ASE opens one per row.
         with ase.db.connect(path, type="db", use_lock_file=False) as database:
             yield database
         return

@@ -1,7 +1,6 @@
-"""Structures as OPTIMADE describes them, in the answers of servers and in tables that took over their names.
+"""OPTIMADE structures, in responses of servers and in tables that use the same field names.
 
-The names of fields and what they mean are those of the OPTIMADE specification, v1.1 and v1.2
-(https://github.com/Materials-Consortia/OPTIMADE).
+The fields follow the OPTIMADE specification, v1.1 and v1.2 (https://github.com/Materials-Consortia/OPTIMADE).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .pymatgen_dict import FULL_OCCUPANCY
 def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
     """Read the attributes of one resource of type `structures`.
 
-    Rows of tables that took over the names of OPTIMADE are read too: there `species` may be absent (the names of
-    sites are element symbols) or be JSON text.
+    Rows of tables with OPTIMADE field names are read too. There, `species` may be absent (site names are then element
+    symbols) or JSON text.
 
     Args:
         attributes: `lattice_vectors` [3, 3] in angstrom, null along axes that are not periodic; `dimension_types` [3];
             `cartesian_site_positions` [n_atoms, 3] in angstrom; `species_at_sites` [n_atoms]; `species`.
 
     Raises:
-        InvalidStructureError: It is disordered, has atoms without positions, or lacks what it should have.
+        InvalidStructureError: The structure is disordered, has atoms without positions, or lacks required fields.
     """
     try:
         numbers = _atomic_numbers(attributes)
@@ -52,14 +51,14 @@ def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:
     names = attributes.get("species_at_sites")
     species = attributes.get("species")
     if names is None:
-        raise InvalidStructureError("no species_at_sites; ask the server for them with response_fields")
+        raise InvalidStructureError("no species_at_sites; request them with response_fields")
     if isinstance(species, str):
         species = json.loads(species)
     _check_features(attributes, species_known=species is not None)
     described: dict[str, Any] = {}
     for entry in () if species is None else species:
         if entry["name"] in described:
-            raise InvalidStructureError(f"species described twice ({entry['name']!r})")
+            raise InvalidStructureError(f"duplicate species ({entry['name']!r})")
         described[entry["name"]] = entry
     numbers: dict[str, int] = {}
     for atom, name in enumerate(names):
@@ -73,7 +72,7 @@ def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:
 
 
 def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
-    """The one element of a species that is no mixture."""
+    """Symbol of the only element of an ordered species."""
     if species.get("attached"):
         raise InvalidStructureError(f"atoms without positions (attached to atom {atom}, {species['name']!r})")
     pairs = zip(species["chemical_symbols"], species["concentration"], strict=True)
@@ -88,7 +87,7 @@ def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
 
 
 def _check_features(attributes: Mapping[str, Any], *, species_known: bool) -> None:
-    """Refuse what the sites alone do not say. Where species are known they say themselves what they are."""
+    """Refuse features that the sites do not describe; if species are known, they describe disorder and attachments."""
     listed, assemblies = attributes.get("structure_features"), attributes.get("assemblies")
     features = set() if listed is None else set(listed)
     if "assemblies" in features or (assemblies is not None and len(assemblies) > 0):
@@ -104,17 +103,17 @@ def _check_features(attributes: Mapping[str, Any], *, species_known: bool) -> No
 def _positions(attributes: Mapping[str, Any]) -> NDArray[np.float64]:
     given, n_sites = attributes.get("cartesian_site_positions"), attributes.get("nsites")
     if given is None:
-        raise InvalidStructureError("no cartesian_site_positions; ask the server for them with response_fields")
+        raise InvalidStructureError("no cartesian_site_positions; request them with response_fields")
     positions = np.array([list(row) for row in given], dtype=np.float64)
     if len(positions) and positions.shape[1:] != (3,):
         raise InvalidStructureError(f"positions of shape {positions.shape}")
     if n_sites is not None and n_sites != len(positions):
-        raise InvalidStructureError(f"{len(positions)} coordinates for {n_sites} sites")
+        raise InvalidStructureError(f"{len(positions)} coordinates, but {n_sites} sites")
     return positions
 
 
 def _lattice(given: Any) -> NDArray[np.float64] | None:
-    """float64[3, 3] with NaN for null, or None."""
+    """Lattice vectors, float64[3, 3], with NaN for null; None if there are none."""
     if given is None:
         return None
     lattice = np.array([[None] * 3 if row is None else list(row) for row in given], dtype=np.float64)
@@ -124,13 +123,13 @@ def _lattice(given: Any) -> NDArray[np.float64] | None:
 
 
 def _periodic_axes(attributes: Mapping[str, Any], lattice: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """bool[3], from what there is of `dimension_types`, `nperiodic_dimensions` and lattice vectors that are null."""
+    """Periodic axes, bool[3], from `dimension_types`, `nperiodic_dimensions` and null lattice vectors, as available."""
     given, count = attributes.get("dimension_types"), attributes.get("nperiodic_dimensions")
     axes: NDArray[np.bool_] = np.ones(3, dtype=bool)
     if given is not None:
         types = list(given)
         if len(types) != 3 or any(kind not in {0, 1} for kind in types):
-            raise InvalidStructureError(f"dimension_types {types}, not three of 0 and 1")
+            raise InvalidStructureError(f"dimension_types {types} are not three values of 0 or 1")
         axes = np.array(types, dtype=bool)
     elif count == 0:
         axes = np.zeros(3, dtype=bool)

@@ -1,4 +1,4 @@
-"""pymatgen's JSON, read without pymatgen: structures, molecules, and the records that hold them."""
+"""JSON of pymatgen, read without pymatgen: structures, molecules, and records that contain them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_structure(value: Any) -> bool:
 
 
 def is_optimade(value: Any) -> bool:
-    """Whether a value looks like a structure resource of OPTIMADE, or its attributes."""
+    """Whether a value looks like an OPTIMADE structure resource, or the attributes of one."""
     if not isinstance(value, dict):
         return False
     attributes = value.get("attributes", value)
@@ -28,7 +28,7 @@ def is_optimade(value: Any) -> bool:
 
 
 def structure_keys(record: Any) -> list[str]:
-    """The keys of a record under which a structure stands."""
+    """List the keys of a record whose values are structures."""
     if not isinstance(record, dict):
         return []
     return [
@@ -37,7 +37,7 @@ def structure_keys(record: Any) -> list[str]:
 
 
 def holds_structure(value: Any) -> bool:
-    """Whether a value is a structure or a record with one."""
+    """Whether a value is a structure, or a record that contains one."""
     return is_structure(value) or is_optimade(value) or bool(structure_keys(value))
 
 
@@ -45,7 +45,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
     """Read the dictionary form of a pymatgen `Structure` or `Molecule`.
 
     Raises:
-        InvalidStructureError: It is disordered, or lacks what it should have.
+        InvalidStructureError: The structure is disordered or lacks required fields.
     """
     try:
         numbers = [_site_number(site["species"], index) for index, site in enumerate(data["sites"])]
@@ -53,7 +53,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
             return Structure.from_cartesian(numbers, [site["xyz"] for site in data["sites"]])
         lattice = data["lattice"]
         frac = [site["abc"] for site in data["sites"]]
-        pbc = lattice.get("pbc") or (True, True, True)  # tables hold null where it was not said
+        pbc = lattice.get("pbc") or (True, True, True)  # null in tables if unknown
         if all(pbc):
             return Structure.from_fractional(numbers, lattice["matrix"], frac)
         return Structure.from_cartesian(numbers, np.array(frac) @ np.array(lattice["matrix"]), lattice["matrix"], pbc)

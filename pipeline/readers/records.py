@@ -1,4 +1,4 @@
-"""Readers: documents, rows of tables and of databases to structures, each with the other fields of its record."""
+"""Records: documents and rows of tables converted to structures, each with the other fields of its record."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from .split_csv import separator_of
 from .splitting import Document
 
 csv.field_size_limit(1 << 27)  # a CIF of a large cell is one field; the default is 128 kB
-# Columns of tables that hold structures without being text: those of OPTIMADE (LeMat-Bulk) and of ASE and its kin.
+# Columns of tables that hold structures as arrays: names used by OPTIMADE (LeMat-Bulk), ASE and similar formats.
 _LATTICE = ("lattice_vectors", "cell", "lattice", "lattice_matrix")
 _CARTESIAN = ("cartesian_site_positions", "positions", "pos", "cart_coords", "coords")
 _FRACTIONAL = ("frac_coords", "fractional_site_positions", "fractional_coords", "scaled_positions")
 _SPECIES = ("species_at_sites", "atomic_numbers", "numbers", "symbols", "atomic_symbols", "species")
 _PBC = ("pbc", "dimension_types")
-# Columns that say that there is more to a structure than its sites tell.
+# Columns that may reveal disorder or missing atoms.
 _CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions")
 STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
-_SHORTEST_TEXT = 30  # no structure is written in fewer characters
+_SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a reader is told about its files.
+    """Options for reading sources.
 
     Attributes:
-        format: Of all sources; None tells it from the content of each.
-        structure_field: Column of a table, or dotted path in a JSON record, that holds the structure; None finds it.
+        format: Format of all sources; None detects it from the content of each file.
+        structure_field: Column of a table, or dotted path in a JSON record, of the structure; None searches for it.
     """
 
     format: Format | None = None
@@ -58,12 +58,12 @@ class RawRecord:
 
     Attributes:
         source: Name of the file.
-        index: Place in the file, from 0.
-        structure: None where it could not be read.
-        fields: Everything else in the record.
+        index: Position in the file, from 0.
+        structure: The structure; None if it could not be read.
+        fields: All other fields of the record.
         reason: Why there is no structure.
-        format: Of the file.
-        name: What the file calls it, where that is not one of the fields.
+        format: Format of the file.
+        name: Name of the record in the file, if it is not one of the fields.
     """
 
     source: str
@@ -76,7 +76,7 @@ class RawRecord:
 
 
 def read_document(document: Document, options: ReadOptions) -> RawRecord:
-    """Understand one document; what is wrong with it becomes the record's reason."""
+    """Read one document; an error becomes the record's reason."""
     origin = (document.source, document.index)
     if document.reason:
         return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
@@ -84,14 +84,14 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
         structure, fields, name = _READERS[document.format](document, options)
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the record makes a reader stumble on
+    except Exception as error:  # noqa: BLE001 - a bad record can make a reader raise anything
         fields = error.fields if isinstance(error, _UnreadableRecordError) else {}
         return RawRecord(*origin, None, fields, _reason(error), document.format, document.name)
     return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
 
 
 def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, options: ReadOptions) -> RawRecord:
-    """Understand one row of a table; what is wrong with it becomes the record's reason."""
+    """Read one row of a table; an error becomes the record's reason."""
     try:
         structure, fields = _from_mapping(row, options)
     except _UnreadableRecordError as error:
@@ -100,13 +100,13 @@ def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, opti
 
 
 def has_structure_columns(names: Collection[str]) -> bool:
-    """Whether the structures of a table stand in columns of lattice, positions and species."""
+    """Whether a table has columns for the lattice, the positions and the species of structures."""
     kinds = (_LATTICE, (*_CARTESIAN, *_FRACTIONAL), _SPECIES)
     return all(any(name in names for name in kind) for kind in kinds)
 
 
 class _UnreadableRecordError(InvalidStructureError):
-    """A record without a structure that could be read, with its other fields."""
+    """A record whose structure could not be read, with its other fields."""
 
     def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
         super().__init__(reason)
@@ -114,25 +114,25 @@ class _UnreadableRecordError(InvalidStructureError):
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a record, in one line that can be written as UTF-8."""
+    """Reason of a failure, on one line that can be written as UTF-8."""
     text = str(error) if isinstance(error, InvalidStructureError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
-Understood = tuple[Structure, Mapping[str, Any], str | None]
+ReadResult = tuple[Structure, Mapping[str, Any], str | None]
 
 
-def _read_cif(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001 - one signature for all
+def _read_cif(document: Document, options: ReadOptions) -> ReadResult:  # noqa: ARG001 - all readers share one signature
     structure, block = structure_from_cif(_text(document.content))
     return structure, {"block": block}, None
 
 
-def _read_poscar(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
+def _read_poscar(document: Document, options: ReadOptions) -> ReadResult:  # noqa: ARG001
     text = _text(document.content)
     return structure_from_poscar(text), {"comment": text.split("\n", 1)[0].strip()}, None
 
 
-def _read_extxyz(document: Document, options: ReadOptions) -> Understood:  # noqa: ARG001
+def _read_extxyz(document: Document, options: ReadOptions) -> ReadResult:  # noqa: ARG001
     from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     with _parsing("frame does not parse"):
@@ -140,23 +140,23 @@ def _read_extxyz(document: Document, options: ReadOptions) -> Understood:  # noq
     return Structure.from_ase(atoms), fields_of_atoms(atoms), None
 
 
-def _read_csv(document: Document, options: ReadOptions) -> Understood:
+def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
     names, separator = _columns(document.header)
     with _parsing("row does not parse"):
         values = next(csv.reader([_text(document.content)], delimiter=separator))
     row = dict(zip(names, values, strict=False))
     if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
         raise _UnreadableRecordError(
-            f"row of {len(values)} fields under {len(names)} columns ({', '.join(names[:20])})", row
+            f"row of {len(values)} fields, but {len(names)} columns ({', '.join(names[:20])})", row
         )
     return (*_from_mapping(row, options), None)
 
 
-def _read_json(document: Document, options: ReadOptions) -> Understood:
+def _read_json(document: Document, options: ReadOptions) -> ReadResult:
     with _parsing("not valid JSON"):
         record = _parsed_json(document.content)
     if not isinstance(record, Mapping):
-        raise InvalidStructureError(f"no record but {type(record).__name__}")
+        raise InvalidStructureError(f"not a record ({type(record).__name__})")
     named = {} if document.name is None else {"id": document.name}
     structure, fields = _from_mapping(record, options)
     return structure, {**named, **fields}, None
@@ -166,14 +166,14 @@ def _parsed_json(content: bytes) -> Any:
     try:
         return orjson.loads(content)
     except ValueError:
-        return json.loads(_text(content))  # reads NaN and numbers beyond 64 bits too, which the standard has not
+        return json.loads(_text(content))  # also reads NaN and integers beyond 64 bits, which the JSON standard lacks
 
 
 def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Structure, Mapping[str, Any]]:
-    """The structure of a record, and its other fields.
+    """Read the structure of a record; returns it and the other fields.
 
     Raises:
-        _UnreadableRecordError: None, several, or one that cannot be read.
+        _UnreadableRecordError: The record has no structure, several, or one that cannot be read.
     """
     fields = record
     try:
@@ -181,8 +181,8 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
             found = lookup(record, options.structure_field)
             fields = {key: value for key, value in record.items() if key != options.structure_field}
             if found is None:
-                raise _UnreadableRecordError(  # noqa: TRY301 - goes on as it is
-                    f"nothing under {options.structure_field!r}", fields
+                raise _UnreadableRecordError(  # noqa: TRY301 - re-raised unchanged
+                    f"no value in field {options.structure_field!r}", fields
                 )
             return structure_from_value(found), fields
         if is_structure(record):
@@ -195,19 +195,19 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
         if names:
             fields = {key: value for key, value in record.items() if key not in names}
             if len(names) > 1:
-                raise _UnreadableRecordError(  # noqa: TRY301 - likewise
-                    f"several structures: {', '.join(names)}; name one by --structure-field", fields
+                raise _UnreadableRecordError(  # noqa: TRY301 - re-raised unchanged
+                    f"several structures: {', '.join(names)}; choose one with --structure-field", fields
                 )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
     except (_UnreadableRecordError, MemoryError):
         raise
-    except Exception as error:  # from numpy too: numbers of 400 digits, lists within lists without end
+    except Exception as error:  # including NumPy's, for numbers of 400 digits or deeply nested lists
         raise _UnreadableRecordError(_reason(error), fields) from error
 
 
 def _structure_fields(record: Mapping[str, Any]) -> list[str]:
-    """The fields that hold a structure; a column `cif` before others of text."""
+    """Names of the fields that hold a structure; among text fields, a column `cif` takes precedence."""
     structured = structure_keys(record)
     if structured:
         return structured
@@ -219,19 +219,21 @@ def _structure_fields(record: Mapping[str, Any]) -> list[str]:
 
 
 def _text_format(value: str | bytes) -> Format | None:
-    """The format of a text that holds one structure."""
+    """Format of a text that holds one structure; None if it holds none."""
     head = value[:4096]
-    found = detect(head.encode(errors="replace") if isinstance(head, str) else head)  # JSON may hold half a character
+    found = detect(
+        head.encode(errors="replace") if isinstance(head, str) else head
+    )  # JSON may contain a lone surrogate
     if found is Format.JSON:
         return found if '"sites"' in str(value) else None
     return found if found in (Format.CIF, Format.POSCAR) else None
 
 
 def structure_from_value(value: Any) -> Structure:
-    """Read a structure as it may stand in a field: CIF or POSCAR text, pymatgen's or OPTIMADE's JSON.
+    """Read a structure from the value of a field: CIF or POSCAR text, or JSON of pymatgen or OPTIMADE.
 
     Raises:
-        InvalidStructureError: None of these, or not readable.
+        InvalidStructureError: The value is none of these, or cannot be read.
     """
     if isinstance(value, str | bytes):
         text = _text(value)
@@ -246,7 +248,7 @@ def structure_from_value(value: Any) -> Structure:
         return structure_from_pymatgen(value)
     if is_optimade(value):
         return structure_from_optimade(value.get("attributes", value))
-    raise InvalidStructureError(f"no structure but {type(value).__name__}")
+    raise InvalidStructureError(f"not a structure ({type(value).__name__})")
 
 
 def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
@@ -256,7 +258,7 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
     )
     if species is None or (cartesian is None and fractional is None):
         keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
-        raise InvalidStructureError(f"no structure in any field (fields: {keys}); name it by --structure-field")
+        raise InvalidStructureError(f"no structure in any field (fields: {keys}); choose one with --structure-field")
     with _parsing("structure does not parse"):
         numbers = _numbers(_listed(species))
         lattice = _listed(lattice)
@@ -272,17 +274,17 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
 
 
 def _axes(pbc: Any) -> NDArray[np.bool_]:
-    """bool[3]; true where nothing is said."""
+    """Periodic axes, bool[3]; all true if not given."""
     values = np.array(True if pbc is None else _listed(pbc))
     if values.dtype.kind not in "biu":  # the text "False" is true for Python
-        raise InvalidStructureError(f"pbc that is neither true nor false ({pbc})")
+        raise InvalidStructureError(f"pbc is neither true nor false ({pbc})")
     if values.shape not in ((), (3,)):
-        raise InvalidStructureError(f"pbc of {values.size} axes")
+        raise InvalidStructureError(f"pbc has {values.size} axes")
     return np.broadcast_to(values.astype(bool), 3).copy()
 
 
 def _listed(value: Any) -> Any:
-    """A list that stands in a table of text is JSON."""
+    """Parse a value that is JSON text, as lists in CSV tables are."""
     return json.loads(value) if isinstance(value, str) else value
 
 
@@ -299,16 +301,16 @@ def _array(value: Any) -> Any:
 
 
 def structure_from_poscar(text: str) -> Structure:
-    """Read VASP's POSCAR, with ASE.
+    """Read a VASP POSCAR with ASE.
 
     Raises:
-        InvalidStructureError: It does not parse, or has no line of element symbols: VASP 4 leaves them to another
-            file, and ASE would find some in the comment ("POSCAR" holds phosphorus and oxygen).
+        InvalidStructureError: The text does not parse, or has no line of element symbols. VASP 4 keeps them in another
+            file, and ASE would read symbols from the comment ("POSCAR" contains phosphorus and oxygen).
     """
     sixth = text.split("\n", 6)[5:6]
     if sixth and _is_integer((sixth[0].split() or [""])[0]):
         raise InvalidStructureError(
-            "no element symbols (line 6 holds numbers, as VASP 4 writes it; add them before it)"
+            "no element symbols (line 6 has atom counts, as written by VASP 4; insert the symbols before it)"
         )
     from ase.io.vasp import read_vasp  # noqa: PLC0415 - ASE takes 0.3 s to import
 
@@ -318,7 +320,7 @@ def structure_from_poscar(text: str) -> Structure:
 
 
 def _is_integer(word: str) -> bool:
-    """Whether ASE takes the line that begins with it for the numbers of atoms."""
+    """Whether ASE would read a line that begins with this word as atom counts."""
     try:
         int(word)
     except ValueError:
@@ -327,13 +329,13 @@ def _is_integer(word: str) -> bool:
 
 
 def fields_of_atoms(atoms: Any) -> dict[str, Any]:
-    """Everything that an `ase.Atoms` carries beside its structure; what its calculator found before the rest."""
+    """Collect all data of an `ase.Atoms` besides its structure; results of its calculator take precedence."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {**atoms.info, **atoms.arrays, **results}
 
 
-class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
-    """Turn whatever a parser stumbles on into one reason."""
+class _parsing:  # noqa: N801 - lower case like contextlib's context managers
+    """Convert any error of a parser into an `InvalidStructureError` with one reason."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -348,14 +350,14 @@ class _parsing:  # noqa: N801 - reads as what it does, like contextlib's own
 
 @lru_cache(maxsize=1024)
 def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
-    """Names of the columns of a table, and what separates them."""
+    """Column names of a table, and its separator."""
     text = _text(header).strip("\r\n")
     separator = separator_of(text)
     return tuple(next(csv.reader([text], delimiter=separator), ())), separator
 
 
 def _text(content: str | bytes) -> str:
-    """Text in UTF-8, or else in Latin-1, which names of people in old files are written in."""
+    """Decode UTF-8 or, if that fails, Latin-1, which old files use for people's names."""
     if isinstance(content, str):
         return content
     try:
@@ -364,7 +366,7 @@ def _text(content: str | bytes) -> str:
         return content.decode("latin-1")
 
 
-_READERS: dict[Format, Callable[[Document, ReadOptions], Understood]] = {
+_READERS: dict[Format, Callable[[Document, ReadOptions], ReadResult]] = {
     Format.CIF: _read_cif,
     Format.POSCAR: _read_poscar,
     Format.EXTXYZ: _read_extxyz,

@@ -1,4 +1,4 @@
-"""Tables of text (CSV) cut into rows; a row that is broken does not take the ones behind it along."""
+"""CSV tables split into rows; a malformed row does not affect the rows after it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from numpy.typing import NDArray
 
 from ..jit import compiled
 from ..sources.files import Stream
-from .split_json import MAX_DOCUMENT_BYTES, SpooledRecords, unreadable
+from .split_json import MAX_DOCUMENT_BYTES, RawDocument, unreadable
 
 SEPARATORS = ",;\t"
-_UNCLOSED = "not valid CSV: a quote that is never closed"
-_NO_NAMES = "no line with the names of columns"
+_UNCLOSED = "not valid CSV: unclosed quote"
+_NO_NAMES = "no line of column names"
 _STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of many lines
-_TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # one that goes on in the next line
+_TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # a quoted field that continues on the next line
 
 
 def separator_of(header: str) -> str:
-    """What separates the columns of a table, by the line with their names."""
+    """Determine the column separator of a table from its line of column names."""
     return max(SEPARATORS, key=header.count)
 
 
-def cut_csv(stream: Stream) -> Iterator[SpooledRecords]:
-    """Rows of a table with the line of its column names; comments may stand before that.
+def cut_csv(stream: Stream) -> Iterator[RawDocument]:
+    """Split a table into rows, each with the line of column names; comments may precede that line.
 
-    The last comment is that line where what stands in its place is a row already: `#id,cif`. A table without such a
-    line has its first row as a failure, to say so, and numbers as the names of its columns.
+    If a row of data follows the comments directly, the last comment is the line of column names: `#id,cif`. In a table
+    without such a line, the first row becomes a failure that reports it, and the columns are named by numbers.
     """
     separator = _separator(stream.head())
     rows = _rows(stream, ord(separator))
@@ -50,14 +50,16 @@ def cut_csv(stream: Stream) -> Iterator[SpooledRecords]:
         elif row.strip():
             if first:
                 values = _fields(row, separator)
-                if len(values) == len(names) + 1 and values[-1].strip():  # else they but end with a separator
-                    header = separator.encode() + header  # R and pandas write names of rows under no name
+                if (
+                    len(values) == len(names) + 1 and values[-1].strip()
+                ):  # otherwise the rows merely end with a separator
+                    header = separator.encode() + header  # R and pandas write row names in a column without a name
             first = False
             yield {"content": row, "header": header}
 
 
 def _first_row(rows: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bytes, int]:
-    """The last comment before the first row that is none, that row, and how many broken ones stand before it."""
+    """The last comment before the first valid row, that row, and the number of malformed rows before it."""
     comment, n_broken = b"", 0
     for row, whole in rows:
         if row.startswith(b"#"):
@@ -70,21 +72,21 @@ def _first_row(rows: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bytes, int]:
 
 
 def _separator(head: bytes) -> str:
-    """What separates the columns of a table, by its first bytes."""
+    """Determine the column separator of a table from its first bytes."""
     comment = line = b""
     for line in head.split(b"\n"):
         if line.startswith(b"#"):
             comment = line
         elif line.strip():
             break
-    text = _TEXT_OF_LINES.search(line)  # then it is no line of names
+    text = _TEXT_OF_LINES.search(line)  # if so, this is not a line of column names
     likely = (line,) if text is None else (line[: text.end(1)], comment, line)
     found = (part for part in (item.decode("latin-1") for item in likely) if any(map(part.count, SEPARATORS)))
     return separator_of(next(found, ""))
 
 
 def _fields(row: bytes, separator: str) -> list[str]:
-    """The fields of a row; none where it is broken."""
+    """Fields of a row; empty if it is malformed."""
     try:
         return next(csv.reader([row.decode("latin-1")], delimiter=separator))
     except (csv.Error, StopIteration):
@@ -92,7 +94,7 @@ def _fields(row: bytes, separator: str) -> list[str]:
 
 
 def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
-    """Rows, and whether their quotes are closed."""
+    """Iterate over rows, and whether their quotes are closed."""
     rest, in_quotes = b"", False
     for chunk in iter(stream.chunk, b""):
         data = rest + chunk
@@ -103,36 +105,36 @@ def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
             begin = abs(end)
         rest = data[begin:]
         if len(rest) > MAX_DOCUMENT_BYTES:
-            yield rest, True  # too large, which is what will be said of it
+            yield rest, True  # the reported reason is its size
             rest, in_quotes = b"", False
     if rest:
         yield rest, not in_quotes
 
 
-_START, _PLAIN, _QUOTED, _CLOSED = range(4)  # of a field: before it, in it, in its quotes, behind them
+_START, _PLAIN, _QUOTED, _CLOSED = range(4)  # position: before a field, in it, in its quotes, after them
 
 
 @compiled
 def _ends_of_rows(data: NDArray[np.uint8], separator: int) -> tuple[NDArray[np.int64], bool]:  # noqa: C901, PLR0912 - states
-    """int64[n], places behind the rows, and whether the last one, which has no end, stops within quotes.
+    """End positions of the rows, int64[n], and whether the unfinished last row stops within quotes.
 
-    Only a quote at the begin of a field opens one, as for Python's `csv`. Text behind a quote that seemed to close a
-    field of several lines shows that the one before it was never closed, and that this one opens a field of another
-    row: the row in between ends with the line before, and its end is given as a negative number.
+    As in Python's `csv`, only a quote at the beginning of a field opens one. Text after a quote that seemed to close a
+    field of several lines shows that the earlier quote was never closed and that this one opens a field of another row:
+    the row in between ends with the previous line, and its end is returned as a negative number.
     """
     ends = np.empty(data.shape[0] // 64 + 1, dtype=np.int64)
     count, at, state, opened = 0, 0, _START, 0
     while at < data.shape[0]:
         end = 0
         if state == _QUOTED:
-            while at < data.shape[0] and data[at] != 34:  # nearly all that there is
+            while at < data.shape[0] and data[at] != 34:  # nearly all of the data
                 at += 1
             if at == data.shape[0]:
                 break
             state = _CLOSED
         elif data[at] == 34 and state == _START:
             state, opened = _QUOTED, at
-        elif data[at] == 34 and state == _CLOSED:  # two of them are one of the text
+        elif data[at] == 34 and state == _CLOSED:  # a doubled quote is a literal one
             state = _QUOTED
         elif data[at] == 10:
             end = at + 1

@@ -1,4 +1,4 @@
-"""JSON text cut into the text of its records by brackets, commas and strings; no more than one is in memory."""
+"""JSON split into the text of its records by brackets, commas and strings, with one record in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..jit import compiled
 from ..sources.files import Stream
 from .pymatgen_dict import holds_structure, structure_keys
 
-# One record, however it is written, is smaller; a crystal of 65,535 atoms takes some 10 MB of JSON.
+# Any real record is smaller; a crystal of 65,535 atoms takes some 10 MB of JSON.
 MAX_DOCUMENT_BYTES = 64 << 20
-# The content of a document, or the fields of one that has more than that.
-SpooledRecords = bytes | dict[str, Any]
-# Keys under which a JSON file keeps the list of its records: Alexandria, OPTIMADE, the Materials Project's API.
+# The content of a document, or the fields of a `Document` that has more than content.
+RawDocument = bytes | dict[str, Any]
+# Keys of the list of records in JSON files: Alexandria, OPTIMADE, the API of the Materials Project.
 _LIST_KEYS = ("entries", "data", "structures", "results", "docs", "response")
 _OPEN_LIST, _OPEN_OBJECT = re.compile(rb"\["), re.compile(rb"\{")
 _LIST_MEMBER = re.compile(rb'\s*"(' + "|".join(_LIST_KEYS).encode() + rb')"\s*:\s*\[(?=\s*\{)')
@@ -29,16 +29,17 @@ _LOOK_AHEAD = 4096
 _ENDS_EARLY = "not valid JSON: ends early"
 
 
-def unreadable(reason: str) -> SpooledRecords:
-    """A document without content."""
+def unreadable(reason: str) -> RawDocument:
+    """Make a document without content that reports a reason."""
     return {"content": b"", "reason": reason}
 
 
-def cut_json(stream: Stream) -> Iterator[SpooledRecords]:
-    """The elements of a list; of a dictionary the list in it, or its values if all are records, or itself.
+def cut_json(stream: Stream) -> Iterator[RawDocument]:
+    """Split JSON text into records.
 
-    What stands behind it is cut too: such a file is JSON lines whose first line was too long to be seen whole, or
-    values one behind the other.
+    The records are the elements of an array; for an object, they are the elements of an array in it, its values if all
+    of these are records, or otherwise the object itself. Text after the first value is split too: such a file is JSON
+    lines with a first line too long for detection, or a sequence of values.
     """
     scanner = _JsonScanner(stream)
     scanner.skip_space()
@@ -48,7 +49,7 @@ def cut_json(stream: Stream) -> Iterator[SpooledRecords]:
     elif scanner.match(_OPEN_OBJECT):
         yield from _cut_object(scanner)
     else:
-        yield unreadable("not valid JSON: neither a list nor a dictionary")
+        yield unreadable("not valid JSON: neither an array nor an object")
         return
     on_one_line = scanner.on_one_line()
     if scanner.skip_space() and on_one_line and scanner.sees(_OPEN_OBJECT):
@@ -57,8 +58,8 @@ def cut_json(stream: Stream) -> Iterator[SpooledRecords]:
         yield from _cut_values(scanner)
 
 
-def _cut_values(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
-    """Further values; lines that begin none are one document without content."""
+def _cut_values(scanner: _JsonScanner) -> Iterator[RawDocument]:
+    """Split further values; consecutive lines that do not begin a value become one document without content."""
     junk = b""
     while scanner.skip_space():
         is_list = scanner.match(_OPEN_LIST)
@@ -67,22 +68,22 @@ def _cut_values(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
             junk = junk or line
             continue
         if junk:
-            yield _behind_the_end(junk)
+            yield _text_after_the_end(junk)
             junk = b""
         if is_list:
             yield from scanner.elements()
         else:
             yield _rest_of_object(scanner, [], b",")
     if junk:
-        yield _behind_the_end(junk)
+        yield _text_after_the_end(junk)
 
 
-def _behind_the_end(junk: bytes) -> SpooledRecords:
-    return unreadable(f"not valid JSON: text behind its end: {junk.decode('utf-8', errors='replace')[:40]!r}")
+def _text_after_the_end(junk: bytes) -> RawDocument:
+    return unreadable(f"not valid JSON: text after the end: {junk.decode('utf-8', errors='replace')[:40]!r}")
 
 
-def cut_lines(stream: Stream | _JsonScanner) -> Iterator[SpooledRecords]:
-    """Lines that are not empty."""
+def cut_lines(stream: Stream | _JsonScanner) -> Iterator[RawDocument]:
+    """Iterate over the lines that are not empty."""
     for line in iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""):
         if line.strip():
             yield line
@@ -91,7 +92,7 @@ def cut_lines(stream: Stream | _JsonScanner) -> Iterator[SpooledRecords]:
                 line = stream.readline(1 << 20)  # noqa: PLW2901 - the rest of the same line
 
 
-def _cut_object(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
+def _cut_object(scanner: _JsonScanner) -> Iterator[RawDocument]:
     members: list[bytes] = []
     size, end = 0, b","
     has_list = all_records = False
@@ -108,24 +109,24 @@ def _cut_object(scanner: _JsonScanner) -> Iterator[SpooledRecords]:
         if all_records:
             yield _named(members.pop())
             size = 0
-        elif size > MAX_DOCUMENT_BYTES and not has_list:  # too large for one record: are they many?
+        elif size > MAX_DOCUMENT_BYTES and not has_list:  # too large for one record; check whether it holds many
             all_records = _are_records(members)
             if not all_records:
                 break
             yield from map(_named, members)
             members, size = [], 0
     if has_list:
-        members = members if any(map(_is_structure, members)) else []  # what else there is describes the list
+        members = members if any(map(_is_structure, members)) else []  # other members only describe the list
     whole = members[:-1] if scanner.torn else members
     if not has_list and end != b"," and _are_records(whole) and not scanner.skip_space():
-        # With another value behind it, it would be a line of JSON lines.
+        # Followed by another value, it would be a line of JSON lines.
         yield from map(_named, members)
     elif members:
         yield _rest_of_object(scanner, members, end)
 
 
 def _rest_of_object(scanner: _JsonScanner, members: list[bytes], end: bytes) -> bytes:
-    """An object whose first members have been read; one that is too large is read to its end, but not kept."""
+    """Read the rest of an object whose first members have been read; the rest of a too large one is discarded."""
     size = sum(map(len, members))
     while end == b",":
         member, end = scanner.run()
@@ -143,12 +144,12 @@ def _parsed(member: bytes) -> Any:
 
 
 def _is_structure(member: bytes) -> bool:
-    """Whether the value of a member is a structure, so that the object around it is a record."""
+    """Whether the value of a member is a structure, which makes the enclosing object a record."""
     return bool(structure_keys(_parsed(member)))
 
 
 def _are_records(members: list[bytes]) -> bool:
-    """Whether the members of an object are records of their own: all are objects, and half of them hold structures."""
+    """Whether the members of an object are records: all of them are objects, and at least half hold structures."""
     if len(members) < 2 or not all(map(_OBJECT_MEMBER.match, members)):
         return False
     found = [_parsed(member) for member in members]
@@ -156,23 +157,23 @@ def _are_records(members: list[bytes]) -> bool:
     return 2 * sum(map(holds_structure, values)) >= len(members)
 
 
-def _named(member: bytes) -> SpooledRecords:
-    """A member of a dictionary of records, with its key apart."""
+def _named(member: bytes) -> RawDocument:
+    """Make a document of a member of an object of records, with its key as the name."""
     match = _KEY.match(member)
     try:
         name = json.loads(match[1]) if match else None
     except ValueError:
         name = None
     if match is None or name is None:
-        return unreadable("not valid JSON: a member of a dictionary without a key")
+        return unreadable("not valid JSON: object member without a key")
     return {"content": member[match.end() :], "name": str(name)}
 
 
 class _JsonScanner:
-    """Walks through JSON text by its brackets, commas and strings, and understands nothing else of it.
+    """Scans JSON text for brackets, commas and strings, without parsing anything else.
 
     Attributes:
-        torn: Whether the text has ended within a value.
+        torn: Whether the text ended within a value.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -181,28 +182,28 @@ class _JsonScanner:
         self.torn = False
 
     def _more(self) -> bool:
-        """Read on, keeping what has not been passed by."""
+        """Read more data, keeping what has not been consumed."""
         self._lines_passed = not self.on_one_line()
         more = self._stream.chunk()
         self._data, self._at, self._begin = self._data[self._at :] + more, 0, 0
         return bool(more)
 
     def mark(self) -> None:
-        """Remember this place for `on_one_line`."""
+        """Remember this position for `on_one_line`."""
         self._begin, self._lines_passed = self._at, False
 
     def on_one_line(self) -> bool:
-        """Whether no line break has been passed by since the mark."""
+        """Whether no line break has been consumed since the mark."""
         return not self._lines_passed and b"\n" not in self._data[self._begin : self._at]
 
     def sees(self, pattern: re.Pattern[bytes]) -> bool:
-        """Whether a pattern matches here."""
+        """Whether a pattern matches at this position."""
         while len(self._data) - self._at < _LOOK_AHEAD and self._more():
             pass
         return pattern.match(self._data, self._at) is not None
 
     def match(self, pattern: re.Pattern[bytes]) -> bool:
-        """Step over what a pattern matches here."""
+        """Consume the match of a pattern at this position; returns whether there is one."""
         if not self.sees(pattern):
             return False
         match = pattern.match(self._data, self._at)
@@ -210,7 +211,7 @@ class _JsonScanner:
         return True
 
     def skip_space(self) -> bool:
-        """Step over white space; whether there is something behind it."""
+        """Consume white space; returns whether anything follows it."""
         while True:
             rest = len(self._data) - self._at
             left = len(self._data[self._at : self._at + _LOOK_AHEAD].lstrip(_SPACE))
@@ -222,7 +223,7 @@ class _JsonScanner:
                 return False
 
     def readline(self, size: int) -> bytes:
-        """The rest of the line, or the first `size` bytes of it."""
+        """Read the rest of the line, or its first `size` bytes."""
         while (end := self._data.find(b"\n", self._at, self._at + size)) < 0:
             if len(self._data) - self._at >= size or not self._more():
                 end = min(len(self._data), self._at + size) - 1
@@ -230,18 +231,18 @@ class _JsonScanner:
         line, self._at = self._data[self._at : end + 1], end + 1
         return line
 
-    def elements(self) -> Iterator[SpooledRecords]:
-        """The elements of the list that was just opened."""
+    def elements(self) -> Iterator[RawDocument]:
+        """Iterate over the elements of the array that was just opened."""
         end = b","
         while end == b",":
             content, end = self.run()
             if content.strip():
                 yield content.strip()
             if (not end and not self.torn) or (end != b"]" and not content.strip()):
-                yield unreadable(_ENDS_EARLY if not end else f"{_ENDS_EARLY}, or has a comma too many")
+                yield unreadable(_ENDS_EARLY if not end else f"{_ENDS_EARLY}, or has an extra comma")
 
     def run(self) -> tuple[bytes, bytes]:
-        """The text up to the comma or bracket that ends this member, and that byte; no byte where the text ends."""
+        """Read up to the comma or bracket that ends this member; returns the text and that byte (empty at the end)."""
         state = np.zeros(3, dtype=np.int64)
         kept: list[bytes] = []
         size, seen = 0, self._at
@@ -252,7 +253,7 @@ class _JsonScanner:
                 byte = self._data[end : end + 1]
                 self._at = end + 1
                 return b"".join(kept), byte
-            if size <= MAX_DOCUMENT_BYTES:  # what is larger is refused, so it need not be kept
+            if size <= MAX_DOCUMENT_BYTES:  # larger records are refused, so they need not be kept
                 kept.append(self._data[self._at :])
             size += len(self._data) - self._at
             self._at = len(self._data)
@@ -264,7 +265,7 @@ class _JsonScanner:
 
 @compiled
 def _end_of_member(data: NDArray[np.uint8], begin: int, state: NDArray[np.int64]) -> int:  # noqa: C901 - states
-    """Place of the comma or bracket that ends a member, or -1. `state`: depth, in a string, after a backslash."""
+    """Position of the comma or bracket that ends a member, or -1; `state` is depth, in a string, after a backslash."""
     depth, in_string, escaped = state
     for at in range(begin, data.shape[0]):
         byte = data[at]

@@ -1,6 +1,6 @@
-"""Documents: a stream is cut into the text of single records, without reading more than it must into memory.
+"""Splitting: a stream is split into documents, the text of single records, with little of it in memory.
 
-To cut is cheap and cannot fail on what a record says; to understand a document is the work of `readers`.
+Splitting is cheap and does not depend on the content of a record; `records` parses the documents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 from ..sources.files import Stream
 from ..sources.formats import Format
 from .split_csv import cut_csv
-from .split_json import MAX_DOCUMENT_BYTES, SpooledRecords, cut_json, cut_lines, unreadable
+from .split_json import MAX_DOCUMENT_BYTES, RawDocument, cut_json, cut_lines, unreadable
 
 _LONGEST_LINE = 1 << 20
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
@@ -27,13 +27,13 @@ class Document:
     """The text of one record.
 
     Attributes:
-        source: Name of its file.
-        index: Place in the file, from 0.
-        format: How it is read.
-        content: As it stands in the file.
-        name: Its key, where the file is a dictionary of records.
-        header: The line with the names of columns, for a row of a table.
-        reason: Why it cannot be read; then there is no content.
+        source: Name of the file.
+        index: Position in the file, from 0.
+        format: Format of the content.
+        content: The bytes of the record, unchanged.
+        name: Key of the record, if the file is an object of records.
+        header: The line of column names, for a row of a table.
+        reason: Why the record cannot be read, in which case there is no content.
     """
 
     source: str
@@ -46,26 +46,26 @@ class Document:
 
 
 def documents(stream: Stream, form: Format) -> Iterator[Document]:
-    """Cut a stream of text.
+    """Split a stream of text into documents.
 
     Args:
-        stream: At its beginning.
-        form: A format of text.
+        stream: The stream, at its beginning.
+        form: A text format.
     """
-    for index, piece in enumerate(_CUTTERS[form](stream)):
-        fields = piece if isinstance(piece, dict) else {"content": piece}
+    for index, document in enumerate(_CUTTERS[form](stream)):
+        fields = document if isinstance(document, dict) else {"content": document}
         size = len(fields.get("content", b""))
         if size > MAX_DOCUMENT_BYTES:
             fields = {"content": b"", "reason": f"record too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)"}
         yield Document(stream.source, index, form, **fields)
 
 
-def _cut_whole(stream: Stream) -> Iterator[SpooledRecords]:
+def _cut_whole(stream: Stream) -> Iterator[RawDocument]:
     yield stream.read(MAX_DOCUMENT_BYTES + 1)
 
 
-def _cut_cif(stream: Stream) -> Iterator[SpooledRecords]:
-    """Data blocks with a cell or with atoms; the first block where none has either."""
+def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
+    """Split a CIF into data blocks with a cell or atoms; the first block if there are none."""
     first, any_crystal = b"", False
     for block in _cif_blocks(stream):
         if _CRYSTAL_TAG.search(block):
@@ -77,7 +77,7 @@ def _cut_cif(stream: Stream) -> Iterator[SpooledRecords]:
 
 
 def _cif_blocks(stream: Stream) -> Iterator[bytes]:
-    """Data blocks, the first one with what stands before it."""
+    """Iterate over data blocks; the first includes any text before it."""
     rest = b""
     for chunk in iter(stream.chunk, b""):
         content = rest + chunk
@@ -86,17 +86,19 @@ def _cif_blocks(stream: Stream) -> Iterator[bytes]:
         for begin, end in pairwise(bounds):
             yield content[begin:end]
         rest = content[bounds[-1] :]
-        if len(rest) > MAX_DOCUMENT_BYTES:  # it is refused, so it need not be kept; but the next block may begin here
+        if (
+            len(rest) > MAX_DOCUMENT_BYTES
+        ):  # it is refused, so it need not be kept, except for a possible beginning of the next block
             rest = rest[: MAX_DOCUMENT_BYTES + 1] + rest[-len(b"\ndata_") :]
     starts, in_text = _block_starts(rest)
-    if in_text:  # a text that is never closed: it may have hidden the blocks behind it
+    if in_text:  # an unclosed text field may have hidden the blocks after it
         starts = [match.start() for match in _LINE_OF_A_BLOCK.finditer(rest)]
     for begin, end in pairwise([0, *starts[1:], len(rest)]):
         yield rest[begin:end]
 
 
 def _block_starts(content: bytes) -> tuple[list[int], bool]:
-    """Where blocks begin, and whether the content ends within a text field: what looks like a block there is none."""
+    """Beginnings of blocks outside text fields, and whether the content ends within a text field."""
     starts, in_text = [], False
     for match in _LINE_OF_A_BLOCK_OR_TEXT.finditer(content):
         if match[0] == b";":
@@ -106,8 +108,8 @@ def _block_starts(content: bytes) -> tuple[list[int], bool]:
     return starts, in_text
 
 
-def _cut_extxyz(stream: Stream) -> Iterator[SpooledRecords]:
-    """Frames. Lines where one should begin, but none that holds a number of atoms, are one document without content."""
+def _cut_extxyz(stream: Stream) -> Iterator[RawDocument]:
+    """Split into frames; consecutive lines where a frame should begin, but has no atom count, become one failure."""
     junk, head = b"", stream.readline(_LONGEST_LINE)
     while head:
         n_atoms = _number_alone(head)
@@ -124,29 +126,29 @@ def _cut_extxyz(stream: Stream) -> Iterator[SpooledRecords]:
 
 
 def _frame(stream: Stream, head: bytes, n_atoms: int) -> tuple[bytes, bytes]:
-    """A frame, and the line behind it. A number alone where an atom should stand begins the next one."""
+    """Read a frame, and the line after it. A line with only a number, instead of an atom, begins the next frame."""
     frame = io.BytesIO()
     frame.write(head)
     for place in range(n_atoms + 1):
         line = stream.readline(_LONGEST_LINE)
         if not line or (place and _number_alone(line)):
             return frame.getvalue(), line
-        if frame.tell() <= MAX_DOCUMENT_BYTES:  # what is larger is refused, so it need not be kept
+        if frame.tell() <= MAX_DOCUMENT_BYTES:  # larger records are refused, so they need not be kept
             frame.write(line)
     return frame.getvalue(), stream.readline(_LONGEST_LINE)
 
 
 def _number_alone(line: bytes) -> int:
-    """The number that is all of a line, or 0."""
+    """The number on a line with nothing else, or 0."""
     return int(line) if len(line) < 20 and line.strip().isdigit() else 0
 
 
-def _no_frame(junk: bytes) -> SpooledRecords:
+def _no_frame(junk: bytes) -> RawDocument:
     line = junk.decode("utf-8", errors="replace")[:40]
-    return unreadable(f"no number of atoms where a frame should begin: {line!r}")
+    return unreadable(f"no atom count where a frame should begin: {line!r}")
 
 
-_CUTTERS: dict[Format, Callable[[Stream], Iterator[SpooledRecords]]] = {
+_CUTTERS: dict[Format, Callable[[Stream], Iterator[RawDocument]]] = {
     Format.CIF: _cut_cif,
     Format.POSCAR: _cut_whole,
     Format.EXTXYZ: _cut_extxyz,

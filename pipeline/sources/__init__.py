@@ -1,1 +1,1 @@
-"""Where the bytes come from: files, archives, URLs and OPTIMADE servers."""
+"""Sources of structures: local files, archives, URLs and OPTIMADE servers."""

@@ -1,4 +1,4 @@
-"""Where structures come from: paths, folders, globs and URLs are resolved to files."""
+"""Source discovery: resolve paths, folders, globs and URLs to files."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from ..errors import SourceError, detail
+from ..suggestions import unknown_name
 from .files import SourceFile, printable
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
 _GLOB = frozenset("*?[")
-# What file systems say of a file that is another when the file is.
+# File system metadata that change when a file changes.
 _TOKENS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "CRC", "sha")
 _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
 
 
 def find_files(sources: Sequence[str | Path], form: Format | None = None) -> list[SourceFile]:
-    """Resolve what the user named to files, in its order; folders and globs give theirs sorted by name.
+    """Resolve sources to files, in the given order; the files of a folder or glob are sorted by name.
 
     Args:
         sources: Paths, folders, globs, or URLs that fsspec understands (``s3://bucket/*.cif``,
             ``https://host/file.csv.gz``, ``zip://*.cif::file.zip``).
-        form: Format of all of them; None tells it from the content.
+        form: Format of all files; None detects it from the content.
 
     Raises:
-        SourceError: One of them does not exist, is empty, holds no structures or cannot be reached.
+        SourceError: The format is unknown, or a source does not exist, is empty, holds no structures or cannot be
+            reached.
     """
     if form is not None and form not in frozenset(Format):
-        raise SourceError(f"format {form!r} is none of {', '.join(Format)}")
-    said = None if form is None else Format(form)
+        raise SourceError(unknown_name("format", form, Format))
+    chosen = None if form is None else Format(form)
     files: list[SourceFile] = []
     for source in sources:
-        files.extend(_resolved(str(source), said))
+        files.extend(_resolved(str(source), chosen))
     if not files:
         raise SourceError("no sources given")
     return files
@@ -51,29 +53,31 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         if _GLOB & set(path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{source}: matches no file")  # noqa: TRY301 - goes on as it is
-            return [_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(found.items())]
+                raise SourceError(f"{source}: matches no file")  # noqa: TRY301 - re-raised unchanged
+            return [
+                _source_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(found.items())
+            ]
         info = fs.info(path)
         if info["type"] != "directory":
             if info["size"] == 0:
-                raise SourceError(f"{source}: the file is empty")  # noqa: TRY301 - likewise
-            return [_file(source, fs, info, form)]
+                raise SourceError(f"{source}: the file is empty")  # noqa: TRY301 - re-raised unchanged
+            return [_source_file(source, fs, info, form)]
         inside = _without_stores(fs.find(path, detail=True))
     except SourceError:
         raise
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, OSError):  # so fsspec's HTTP calls a server that does not answer
+        if isinstance(error.__cause__, OSError):  # fsspec's error for an HTTP server that does not respond
             raise SourceError(f"{source}: cannot be reached ({detail(error.__cause__)})") from error
         raise SourceError(f"{source}: no such file or folder") from error
-    except Exception as error:  # each file system has errors of its own
-        raise SourceError(f"{source}: cannot be reached ({detail(error)}){_cure(error)}") from error
+    except Exception as error:  # each file system raises its own errors
+        raise SourceError(f"{source}: cannot be reached ({detail(error)}){_hint(error)}") from error
     if not inside:
-        raise SourceError(f"{source}: a folder without structure files")
-    return [_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(inside.items())]
+        raise SourceError(f"{source}: no structure files in this folder")
+    return [_source_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(inside.items())]
 
 
 def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The files of a folder that hold structures; those within Zarr stores and unfinished runs are other things."""
+    """Select the structure files of a folder, excluding the contents of Zarr stores and of unfinished runs."""
     stores = {name.rpartition("/")[0] for name in found if name.endswith("/zarr.json")}
     return {
         name: info
@@ -98,24 +102,24 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _options(source: str) -> dict[str, Any]:
-    """What fsspec is told beyond its defaults."""
+    """Options for fsspec that differ from its defaults."""
     if not source.startswith(("http://", "https://")):
         return {}
     import aiohttp  # noqa: PLC0415 - only needed here
 
-    # aiohttp gives up on whatever takes five minutes, and large files do.
+    # By default aiohttp times out after five minutes, which large files exceed.
     return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
-def _cure(error: Exception) -> str:
-    """What to do about errors of object stores that beginners meet."""
+def _hint(error: Exception) -> str:
+    """Advice on common errors of object stores, to append to a message."""
     if "credentials" in f"{type(error).__name__} {error}".lower() or isinstance(error, PermissionError):
-        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or check what they may read"
+        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or check their permissions"
     return ""
 
 
 def _found_name(source: str, path: str, found: str) -> str:
-    """The name of a file found in a folder or by a glob, written as the user wrote the source."""
+    """Name of a file found in a folder or by a glob, in the form in which the user wrote the source."""
     fixed = path if not _GLOB & set(path) else path[: min(path.index(char) for char in _GLOB & set(path))]
     fixed = fixed if fixed.endswith("/") or fixed != path else f"{fixed}/"
     written = source.split("::", maxsplit=1)[0]
@@ -127,9 +131,9 @@ def _found_name(source: str, path: str, found: str) -> str:
     return f"{written}{found.removeprefix(fixed)}{chained}"
 
 
-def _file(name: str, fs: fsspec.AbstractFileSystem, info: dict[str, Any], form: Format | None) -> SourceFile:
+def _source_file(name: str, fs: fsspec.AbstractFileSystem, info: dict[str, Any], form: Format | None) -> SourceFile:
     on_the_web = "http" in _protocols(fs)
-    if on_the_web and info.get("size") is None:  # a listing names files only
+    if on_the_web and info.get("size") is None:  # a listing has names only
         info = {**info, **fs.info(info["name"])}
     size = -1 if info.get("size") is None else int(info["size"])
     seekable = not on_the_web or bool(info.get("partial"))
@@ -148,10 +152,10 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def inputs_of(files: Iterable[SourceFile]) -> list[tuple[str, int, str]]:
-    """Name, bytes and version of every file: what identifies the inputs of a run."""
+    """Name, size in bytes and version of every file, which together identify the inputs of a run."""
     return [(file.name, file.size, file.version) for file in files]
 
 
 def inputs_digest(inputs: Sequence[tuple[str, int, str]]) -> str:
-    """One sha256 over names, sizes and versions of all inputs."""
+    """Digest (sha256) of the names, sizes and versions of all inputs."""
     return hashlib.sha256(json.dumps([list(item) for item in inputs]).encode()).hexdigest()

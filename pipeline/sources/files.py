@@ -1,4 +1,4 @@
-"""Files wherever they are: on this machine, in an object store, behind HTTP, in an archive; opened decompressed."""
+"""Source files on local disks, in object stores, on web servers or in archives, decompressed while they are read."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .formats import ARCHIVES, HEAD_BYTES, RANDOM_ACCESS, TEXTS, Format, detect,
 
 BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 20
-# Files so small are opened by the workers, many in one partition, or share one when the client cuts them.
+# Smaller files are opened by the workers, many per partition, or share a partition when the client splits them.
 SMALL_FILE_BYTES = 1 << 18
-# No text compresses so well: beyond both it is an archive made to fill a disk.
+# No text compresses this well: a file beyond both limits was made to fill a disk.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
-# What libraries raise over a file that breaks off or is not what it seems.
+# Errors that libraries raise on truncated or damaged files.
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def printable(name: str) -> str:
-    """A name of a file that can be written as UTF-8: bytes of it that are not are replaced."""
+    """Make a file name valid UTF-8 by replacing bytes that are not."""
     return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
@@ -44,13 +44,13 @@ class SourceFile:
     """One input file.
 
     Attributes:
-        name: As the user gave it (or the folder it is in); this is what the store remembers.
-        fs: The fsspec file system that it is on; workers get it along with the task.
-        path: Where it is there.
-        size: Bytes, compressed as it stands; -1 where nobody says.
-        version: What tells it from another file of its name: sha256 where it is local, the file system's token else.
-        format: As said by the user; None tells it from the content.
-        seekable: Whether it can be read from any place; some web servers send files from their beginning only.
+        name: Name as given by the user (or based on the given folder); the store records this name.
+        fs: The fsspec file system of the file; sent to workers with the task.
+        path: Path in that file system.
+        size: Size in bytes before decompression; -1 if unknown.
+        version: Token that changes when the content does: the sha256 of a local file, otherwise a digest of metadata.
+        format: Format set by the user; None detects it from the content.
+        seekable: Whether it can be read from any position; some web servers only send whole files.
     """
 
     name: str
@@ -63,46 +63,46 @@ class SourceFile:
 
     @property
     def local(self) -> bool:
-        """Whether it is a file of this machine."""
+        """Whether the file is on a local file system."""
         return isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     @property
     def small(self) -> bool:
-        """Whether it is known to be small."""
+        """Whether the file is known to be small."""
         return 0 <= self.size <= SMALL_FILE_BYTES
 
     @contextmanager
     def open(self) -> Iterator[Stream]:
-        """Open for reading from the start, decompressed.
+        """Open the file for sequential reading, decompressed.
 
         Raises:
-            SourceError: It cannot be opened, or breaks off while it is read.
+            SourceError: The file cannot be opened or read to its end.
         """
         with self.readable(), self._raw() as raw, Stream(raw, self.name) as stream:
             yield stream
 
     def _raw(self) -> IO[bytes]:
-        """The file as it stands; a small one that is elsewhere is fetched whole.
+        """Open the file without decompression; a small remote file is fetched as a whole.
 
         Raises:
-            UnreachableError: It cannot be fetched.
+            UnreachableError: The file cannot be fetched.
         """
         if self.small and not self.local:
             try:
                 return io.BytesIO(self.fs.cat_file(self.path))
-            except Exception as error:  # noqa: BLE001 - the clients of object stores have errors of their own
+            except Exception as error:  # noqa: BLE001 - clients of object stores raise their own errors
                 reason = detail(error)
-            # Out here, for what those clients raise cannot always travel from a worker to the client.
+            # Raised without a cause: errors of those clients cannot always be sent from a worker to the client.
             raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
-        how = {} if self.seekable else {"block_size": 0}  # which is how fsspec's HTTP streams
+        how = {} if self.seekable else {"block_size": 0}  # makes fsspec's HTTP file system stream
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 
     @contextmanager
     def open_as_it_stands(self) -> Iterator[IO[bytes]]:
-        """Open for reading from any place, not decompressed.
+        """Open the file for random access, not decompressed.
 
         Raises:
-            SourceError: It cannot be opened, or breaks off while it is read.
+            SourceError: The file cannot be opened or read to its end.
         """
         with self.readable(), ExitStack() as stack:
             if self.seekable:
@@ -116,10 +116,10 @@ class SourceFile:
 
     @contextmanager
     def readable(self) -> Iterator[None]:
-        """Turn what goes wrong while the file is read into one line that names it.
+        """Convert errors raised while the file is read into one-line errors that name it.
 
         Raises:
-            SourceError: Something went wrong.
+            SourceError: The file cannot be read.
         """
         try:
             yield
@@ -127,21 +127,21 @@ class SourceFile:
             raise
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise  # it is the disk of this machine that is full
+                raise  # the local disk is full
             raise self._unreadable(error) from error
         except Exception as error:
             if self.local:
                 raise
-            raise self._unreadable(error) from error  # the clients of object stores have errors of their own
+            raise self._unreadable(error) from error  # clients of object stores raise their own errors
 
     def _unreadable(self, error: Exception) -> SourceError:
-        return SourceError(f"{self.name}: cannot be read ({detail(error)}); get it again")
+        return SourceError(f"{self.name}: cannot be read ({detail(error)}); copy or download it again")
 
     def detected(self) -> Format:
-        """Its format, as said or as its content tells. Of an archive it is said for what is inside.
+        """Return the format set by the user or detected from the content; for an archive, a set format is its members'.
 
         Raises:
-            SourceError: Unreadable, empty, or of no known format.
+            SourceError: The file is unreadable, empty, or in an unknown format.
         """
         with self.open() as stream:
             found = stream.binary() if self.format in TEXTS else None
@@ -152,14 +152,14 @@ class SourceFile:
 
 
 class Stream(io.BufferedReader):
-    """A file read from its start to its end, decompressed, with a limit to what a few bytes may grow to.
+    """A file read sequentially and decompressed, with a limit on how far it may expand.
 
     Args:
-        raw: The file as it stands.
-        name: For messages.
+        raw: The file, not decompressed.
+        name: Name of the file, for messages.
 
     Raises:
-        SourceError: UTF-16 text.
+        SourceError: The file is UTF-16 text.
     """
 
     def __init__(self, raw: IO[bytes], name: str) -> None:
@@ -173,44 +173,44 @@ class Stream(io.BufferedReader):
 
     @property
     def consumed(self) -> int:
-        """Bytes of the file as it stands that have been read."""
+        """Number of bytes read so far, before decompression."""
         return cast("_Bounded", self.raw).consumed
 
     @property
     def compressed(self) -> bool:
-        """Whether the file as it stands is compressed."""
+        """Whether the file is compressed."""
         return cast("_Bounded", self.raw).compressed
 
     def head(self) -> bytes:
-        """The first bytes, which stay to be read."""
+        """Return the first bytes without consuming them."""
         return self.peek(HEAD_BYTES)[:HEAD_BYTES]
 
     def chunk(self) -> bytes:
-        """The next bytes, some `READ_BYTES` of them; none at the end."""
+        """Read the next `READ_BYTES` or so bytes; empty at the end."""
         return self.read(READ_BYTES)
 
     def binary(self) -> Format | None:
-        """The format that the first bytes tell, if it is none of text."""
+        """Detect a binary format from the first bytes; None for text."""
         return detect_binary(self.head())
 
     def detected(self) -> Format:
-        """The format that the first bytes tell.
+        """Detect the format from the first bytes.
 
         Raises:
-            SourceError: Empty, or of no known format.
+            SourceError: The file is empty or in an unknown format.
         """
         head = self.head()
         found = detect(head)
-        if found is Format.JSON and b"\n" not in head:  # lines as long as that are not rare
+        if found is Format.JSON and b"\n" not in head:  # lines longer than the head are common
             found = detect(self.peek(BUFFER_BYTES))
         if found is None:
-            what = "the file is empty" if not head.strip() else "unknown format; say it with --format"
+            what = "the file is empty" if not head.strip() else "unknown format; set it with --format"
             raise SourceError(f"{self.source}: {what}")
         return found
 
 
 class _Bounded(io.RawIOBase):
-    """Decompresses what its first bytes say is compressed, and refuses to grow without measure."""
+    """Decompresses a file that is compressed according to its first bytes, up to a limit."""
 
     def __init__(self, raw: IO[bytes], name: str) -> None:
         self._raw, self._name = io.BufferedReader(cast("io.RawIOBase", raw), BUFFER_BYTES), name
@@ -226,7 +226,7 @@ class _Bounded(io.RawIOBase):
         return self._raw.tell()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as there is something: a short read means the end."""
+        """Fill the buffer as far as possible, so that a short read means the end of the file."""
         filled = 0
         view = memoryview(buffer).cast("B")
         while filled < len(view):
@@ -238,8 +238,8 @@ class _Bounded(io.RawIOBase):
         self._out += filled
         if self._out > BOMB_BYTES and self.compressed and self._out > BOMB_RATIO * self._raw.tell():
             raise SourceError(
-                f"{self._name}: grows more than {BOMB_RATIO}-fold to over {BOMB_BYTES >> 30} GiB when decompressed; "
-                "no structures do; leave it out"
+                f"{self._name}: expands more than {BOMB_RATIO}-fold to over {BOMB_BYTES >> 30} GiB when decompressed; "
+                "remove it from the sources"
             )
         return filled
 

@@ -1,4 +1,4 @@
-"""What a file is: its format is told from its first bytes, not from its name."""
+"""File formats, detected from the first bytes of a file rather than from its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HEAD_BYTES = 1 << 16
 
 
 class Format(StrEnum):
-    """Formats that can be read."""
+    """Supported file formats."""
 
     CIF = "cif"
     POSCAR = "poscar"
@@ -23,12 +23,12 @@ class Format(StrEnum):
     TAR = "tar"
 
 
-# Those whose records need the whole file at hand, not a stream of it.
+# Formats that need random access rather than a stream.
 RANDOM_ACCESS = frozenset({Format.PARQUET, Format.ASE_DB, Format.ZIP})
 ARCHIVES = frozenset({Format.ZIP, Format.TAR})
-# Those that are cut from a stream.
+# Formats whose records are split from a stream.
 TEXTS = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
-# Names under which a folder or an archive holds structures; what stands beside them is left alone.
+# Names of structure files in a folder or archive; other files are ignored.
 _STRUCTURE_NAME = re.compile(
     r"\.(cif|mcif|vasp|poscar|xyz|extxyz|csv|tsv|json|jsonl|ndjson|parquet|db|aselmdb|lmdb|zip|tar|tgz|tbz|txz)"
     r"(\.(gz|bz2|xz|zst))?$|(^|/)(POSCAR|CONTCAR)[^/]*$",
@@ -43,14 +43,14 @@ _EXTXYZ = re.compile(r"\s*\d+\s*\n")
 _JSON_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 
 
-def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one for each format
-    """Tell a format from the first bytes of a (decompressed) file.
+def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one return per format
+    """Detect the format of a (decompressed) file from its first bytes.
 
     Args:
-        head: `HEAD_BYTES` of it, or all if it is shorter.
+        head: The first `HEAD_BYTES` bytes, or all if the file is shorter.
 
     Returns:
-        The format; None if it is none that is known.
+        The format; None if it is unknown.
     """
     binary = detect_binary(head)
     if binary is not None:
@@ -59,7 +59,7 @@ def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one for each format
     stripped = text.lstrip()
     if not stripped or "\0" in text:
         return None
-    if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # before others: its comment may be anything
+    if _POSCAR.match(text if text.endswith("\n") else f"{text}\n"):  # checked first: its comment line may be anything
         return Format.POSCAR
     if stripped[0] in "[{":
         return Format.JSONL if _JSON_LINES.match(text) else Format.JSON
@@ -71,17 +71,17 @@ def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one for each format
 
 
 def is_cif(text: str) -> bool:
-    """Whether a text begins as a CIF does: with a data block, after comments."""
+    """Whether a text begins like a CIF: comments, then a data block."""
     return _CIF.match(text) is not None
 
 
 def holds_structures(name: str) -> bool:
-    """Whether a file in a folder or an archive is to be read, by its name."""
+    """Whether a file in a folder or archive is a structure file, according to its name."""
     return _STRUCTURE_NAME.search(name) is not None
 
 
 def detect_binary(head: bytes) -> Format | None:
-    """Tell a format that is none of text from the first bytes of a file."""
+    """Detect a binary format from the first bytes of a file; None for text."""
     if head.startswith(b"PAR1"):
         return Format.PARQUET
     if head.startswith(b"SQLite format 3\0") or head[_LMDB_MAGIC_AT:].startswith(_LMDB_MAGIC):
@@ -92,7 +92,7 @@ def detect_binary(head: bytes) -> Format | None:
 
 
 def _looks_like_a_table(text: str) -> bool:
-    """A first line of column names: with a separator, or one name alone, above something else."""
+    """Whether a text begins with a line of column names (or a single one) that other lines follow."""
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
     if len(lines) < 2:
         return False

@@ -1,4 +1,4 @@
-"""Structures of an OPTIMADE server, downloaded page by page into a file; a download that was stopped goes on."""
+"""Resumable download of structures from an OPTIMADE server, page by page, into a file."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MAX_PAGE_BYTES = 256 << 20
 MAX_ERROR_BYTES = 64 << 10
 MAX_REDIRECTS = 10
 MAX_EMPTY_PAGES = 10
-MAX_WAIT_S = 120.0  # whatever a server asks for
-SLOW_PAGE = 20  # timeouts that a page may take as a whole, as long as bytes keep coming
+MAX_WAIT_S = 120.0  # even if a server asks for more
+SLOW_PAGE = 20  # timeouts that a whole page may take while bytes keep arriving
 STATE_SCHEMA = 1
 _LASTING = frozenset({501, 505, 553})  # 553 is OPTIMADE's "version not supported"
 _VERSION = re.compile(r"v\d+(\.\d+)*")
@@ -55,28 +55,28 @@ def fetch(
     limit: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Download the structures of an OPTIMADE server into a JSON-lines file, one resource a line.
+    """Download the structures of an OPTIMADE server into a JSON-lines file, one resource per line.
 
-    Pages go to ``FILE.partial``, and ``FILE.partial.json`` says where the next one is and how many bytes are good.
-    A download that was cut off, at whatever moment, goes on from there when it is asked for again.
+    Pages are appended to ``FILE.partial``; ``FILE.partial.json`` records the next page and the number of valid bytes.
+    An interrupted download resumes from there when it is run again.
 
     Args:
-        url: Base address of a server, with or without a version, or a whole query: ".../structures?filter=...".
-            A query that names `response_fields` gets those and the ones that a structure needs, otherwise these only.
+        url: Base URL of a server, with or without a version, or a complete query: ".../structures?filter=...". A query
+            with `response_fields` gets those fields in addition to the ones that a structure needs.
         file: The file to write.
-        timeout: Seconds without an answer after which an attempt is given up.
-        attempts: How often a page is asked for when the server fails for the moment.
-        delay: Seconds before the second attempt; they double each time.
-        max_bytes: Longest page.
-        limit: Stop after so many structures.
-        progress: Told how many more structures there are, after each page.
+        timeout: Seconds without a response after which an attempt fails.
+        attempts: Number of attempts per page when the server fails temporarily.
+        delay: Seconds before the second attempt; doubled for each further one.
+        max_bytes: Largest size of a page.
+        limit: Stop after this many structures.
+        progress: Called after each page with the number of new structures.
 
     Returns:
         The number of structures in the file.
 
     Raises:
-        SourceError: The server does not answer, refuses, or does not speak OPTIMADE.
-        OutputExistsError: The file exists, cannot be written, or is half of another download.
+        SourceError: The server does not respond, refuses the request, or does not follow OPTIMADE.
+        OutputExistsError: The file exists, cannot be written, or belongs to another unfinished download.
     """
     first = listing_url(url)
     report = progress or (lambda _: None)
@@ -90,10 +90,10 @@ def fetch(
 
 
 def listing_url(url: str) -> str:
-    """The address of the first page: the `structures` endpoint, and the fields that a structure needs.
+    """URL of the first page: the `structures` endpoint with the fields that a structure needs.
 
     Raises:
-        SourceError: It is no address of the web.
+        SourceError: The URL is not an http or https URL, or contains a password.
     """
     try:
         parts = urlsplit(url.strip())
@@ -101,9 +101,9 @@ def listing_url(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise SourceError(f"{url}: no http or https address")
+        raise SourceError(f"{url}: not an http or https URL")
     if "@" in parts.netloc:
-        raise SourceError(f"{_shown(url)}: leave user name and password out of the address")
+        raise SourceError(f"{_shown(url)}: remove the user name and password from the URL")
     path = parts.path.rstrip("/")
     last = path.rsplit("/", 1)[-1]
     if last != "structures":
@@ -112,31 +112,31 @@ def listing_url(url: str) -> str:
     asked = [unquote_plus(item.partition("=")[2]) for item in items if item.startswith("response_fields=")]
     fields = [name for value in asked for name in value.split(",") if name]
     fields += [name for name in STRUCTURE_FIELDS if name not in fields]
-    # The rest of the query stays as it was written: not every server takes "+" for a space.
+    # The rest of the query is kept as written: not every server reads "+" as a space.
     items = [item for item in items if not item.startswith("response_fields=")]
     query = "&".join([*items, f"response_fields={','.join(fields)}"])
     return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
 class _PageError(Exception):
-    """Why a page could not be had.
+    """A page could not be fetched.
 
     Args:
-        message: One line that names the address.
-        passing: Whether the same request may succeed later.
+        message: One line that names the URL.
+        transient: Whether the same request may succeed later.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 class _RetryError(Exception):
-    """A request that may succeed when made once more.
+    """A request that may succeed when repeated.
 
     Args:
-        message: One line that names the address.
-        wait: Seconds that the server asks us to wait before.
+        message: One line that names the URL.
+        wait: Seconds to wait first, as requested by the server.
     """
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
@@ -146,13 +146,13 @@ class _RetryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """How far a download has come.
+    """Progress of a download.
 
     Attributes:
-        url: Its first page; a download is only resumed by one of the same.
-        next: The page to ask for.
-        bytes: Good bytes in the partial file.
-        structures: Lines in them.
+        url: URL of the first page; only a download with the same first page is resumed.
+        next: URL of the next page.
+        bytes: Number of valid bytes in the partial file.
+        structures: Number of structures (lines) in them.
         schema: Version of this record.
     """
 
@@ -173,13 +173,13 @@ def _state_path(file: Path) -> Path:
 
 @contextmanager
 def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
-    """Open the partial file for one run alone."""
+    """Open and lock the partial file, so that only one run writes it."""
     if file.exists():
-        raise OutputExistsError(f"{file}: exists; remove it or name another file")
+        raise OutputExistsError(f"{file}: exists; remove it or choose another file")
     with _partial(file).open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have finished, and renamed the file, between our opening and locking it.
+            # Another run may have finished and renamed the file between our opening and locking it.
             alone = os.path.samestat(os.fstat(stream.fileno()), _partial(file).stat()) and not file.exists()
         except (BlockingIOError, FileNotFoundError):
             alone = False
@@ -189,24 +189,24 @@ def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _resumed(stream: IO[bytes], file: Path, first: str, limit: int | None) -> _State:
-    """The state to go on from; bytes that were written after it was noted are cut off."""
+    """Load the state to resume from, and truncate bytes written after it was recorded."""
     state = _State(first, first)
     path = _state_path(file)
     if path.exists():
         try:
-            noted = _State(**json.loads(path.read_text()))
+            saved = _State(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise OutputExistsError(f"{path}: damaged; remove it and {_partial(file)} to begin again") from error
-        if (noted.url, noted.schema) != (first, STATE_SCHEMA):
+            raise OutputExistsError(f"{path}: damaged; remove it and {_partial(file)} to start over") from error
+        if (saved.url, saved.schema) != (first, STATE_SCHEMA):
             raise OutputExistsError(
-                f"{_partial(file)}: unfinished download of {_shown(noted.url)}; "
-                f"remove it and {path.name}, or name another file"
+                f"{_partial(file)}: unfinished download of {_shown(saved.url)}; "
+                f"remove it and {path.name}, or choose another file"
             )
-        whole = os.fstat(stream.fileno()).st_size >= noted.bytes
-        if whole and (limit is None or noted.structures <= limit):
-            state = noted
+        whole = os.fstat(stream.fileno()).st_size >= saved.bytes
+        if whole and (limit is None or saved.structures <= limit):
+            state = saved
         else:
-            path.unlink()  # before the bytes that it calls good are cut off
+            path.unlink()  # before the bytes that it calls valid are truncated
     stream.truncate(state.bytes)
     return state
 
@@ -214,7 +214,7 @@ def _resumed(stream: IO[bytes], file: Path, first: str, limit: int | None) -> _S
 def _download(
     server: _Server, state: _State, file: Path, stream: IO[bytes], limit: int | None, report: Callable[[int], None]
 ) -> int:
-    """Append page after page, then give the file its name."""
+    """Append page after page, then rename the file."""
     try:
         for page in server.pages(state.next):
             left = None if limit is None else max(0, limit - state.structures)
@@ -227,10 +227,10 @@ def _download(
             state = replace(state, bytes=state.bytes + len(data), structures=done, next=page.next or "")
             report(len(lines))
             if page.next is None or done == limit:
-                break  # without noting it: the state always names a page that is still to come
+                break  # without saving the state, which always names a page that is still to be fetched
             write_text_atomically(_state_path(file), json.dumps(asdict(state)))
     except _PageError as error:
-        message = f"{error}; run the same command again to resume" if error.passing else str(error)
+        message = f"{error}; run the same command again to resume" if error.transient else str(error)
         if state.structures:
             message += f" ({state.structures:,} structures are kept in {_partial(file)})"
         else:
@@ -246,9 +246,9 @@ class _Page:
     """One page of a listing.
 
     Attributes:
-        resources: Its structures.
-        next: Address of the next page, None at the end.
-        wait: Seconds that the server wishes to be left alone.
+        resources: The structures of the page.
+        next: URL of the next page; None at the end.
+        wait: Seconds that the server asks clients to wait before the next request.
     """
 
     resources: list[Mapping[str, Any]]
@@ -258,12 +258,15 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A server, and the patience that we have with it.
+    """A server, with the settings for requests to it.
 
     Attributes:
         client: Open HTTP client.
-        origin: Address that the user gave; nothing is asked of another host.
-        timeout: As for `fetch`, like the others.
+        origin: URL given by the user; requests never go to another host.
+        timeout: See `fetch`.
+        attempts: See `fetch`.
+        delay: See `fetch`.
+        max_bytes: See `fetch`.
     """
 
     client: httpx.Client
@@ -276,11 +279,11 @@ class _Server:
     @classmethod
     @contextmanager
     def at(cls, url: str, timeout: float, attempts: int, delay: float, max_bytes: int) -> Iterator[_Server]:
-        """Open a client for a server."""
+        """Open an HTTP client for a server."""
         try:
-            import httpx  # noqa: PLC0415 - an extra: only a download needs it
+            import httpx  # noqa: PLC0415 - an optional dependency, only needed for downloads
         except ImportError as error:
-            raise SourceError("a download needs httpx: pip install 'equiscreen[remote]'") from error
+            raise SourceError("downloading needs httpx: pip install 'equiscreen[remote]'") from error
         headers = {
             "Accept": "application/vnd.api+json, application/json",
             "Accept-Encoding": "gzip, deflate",
@@ -289,12 +292,12 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{url}: no http or https address ({error})") from error
+            raise SourceError(f"{url}: not an http or https URL ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
     def pages(self, url: str) -> Iterator[_Page]:
-        """The pages from an address on. A server that leads in a circle, or nowhere, is refused."""
+        """Iterate over the pages from a URL on. Circular links and endless empty pages are refused."""
         asked: set[int] = set()
         ids: list[Any] = []
         empty = 0
@@ -304,7 +307,7 @@ class _Server:
             before, ids = ids, [resource.get("id") for resource in page.resources]
             empty = 0 if page.resources else empty + 1
             if ids and None not in ids and ids == before:
-                raise _PageError(f"{_shown(url)}: the server gave the page before once more")
+                raise _PageError(f"{_shown(url)}: the server returned the previous page again")
             if empty > MAX_EMPTY_PAGES and page.next is not None:
                 raise _PageError(f"{_shown(url)}: {empty} empty pages in a row")
             if page.next is not None and hash(page.next) in asked:
@@ -316,16 +319,16 @@ class _Server:
             time.sleep(page.wait)
 
     def page(self, url: str) -> _Page:
-        """One page, asked for as often as `attempts` says while the server fails for the moment."""
+        """Fetch one page, with up to `attempts` attempts while the server fails temporarily."""
         for attempt in range(1, self.attempts + 1):
             try:
                 return self._attempt(url)
             except _RetryError as error:
                 if attempt == self.attempts:
                     times = f" after {attempt} attempts" if attempt > 1 else ""
-                    raise _PageError(f"{error}{times}", passing=True) from error
+                    raise _PageError(f"{error}{times}", transient=True) from error
                 time.sleep(max(error.wait, min(self.delay * 2 ** (attempt - 1), MAX_WAIT_S)))
-        raise _PageError(f"{_shown(url)}: not asked for, with {self.attempts} attempts")
+        raise _PageError(f"{_shown(url)}: not requested (attempts is {self.attempts})")
 
     def _attempt(self, url: str) -> _Page:
         import httpx  # noqa: PLC0415 - see at
@@ -339,20 +342,20 @@ class _Server:
                     target = self._linked(target, response.headers["location"])
             raise _PageError(f"{_shown(url)}: redirected {MAX_REDIRECTS} times")
         except httpx.TimeoutException as error:
-            raise _RetryError(f"{_shown(url)}: no answer within {self.timeout:g} s") from error
+            raise _RetryError(f"{_shown(url)}: no response within {self.timeout:g} s") from error
         except httpx.DecodingError as error:
-            raise _PageError(f"{_shown(url)}: not compressed as it says ({error})") from error
+            raise _PageError(f"{_shown(url)}: cannot be decompressed ({error})") from error
         except httpx.TransportError as error:
             raise _RetryError(f"{_shown(url)}: {_one_line(str(error)) or type(error).__name__}") from error
         except httpx.InvalidURL as error:
-            raise _PageError(f"{_shown(url)}: no http or https address ({error})") from error
+            raise _PageError(f"{_shown(url)}: not an http or https URL ({error})") from error
 
     def _read(self, response: httpx.Response) -> _Page:
         url = str(response.url)
         if response.status_code != 200:
             detail = _error_detail(self._body(response, MAX_ERROR_BYTES, cut=True))
             reason = f"{response.status_code} {response.reason_phrase}".strip()
-            message = f"{_shown(url)}: the server says {reason}{detail and f' ({detail})'}"
+            message = f"{_shown(url)}: the server responded {reason}{detail and f' ({detail})'}"
             if response.status_code == 429 or (response.status_code >= 500 and response.status_code not in _LASTING):
                 raise _RetryError(message, _retry_after(response.headers.get("retry-after")))
             raise _PageError(message)
@@ -361,48 +364,48 @@ class _Server:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:
             begin = _one_line(body[:60].decode("utf-8", errors="replace"))
-            raise _PageError(f"{_shown(url)}: not JSON but {begin!r}") from error
+            raise _PageError(f"{_shown(url)}: not JSON ({begin!r})") from error
         return self._page(response.url, content)
 
     def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
-        """The bytes of a response, at most so many; a longer one is cut or refused."""
+        """Read at most `most` bytes of a response; a longer one is truncated (`cut`) or refused."""
         body = bytearray()
         deadline = time.monotonic() + SLOW_PAGE * self.timeout
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > most and not cut:
-                raise _PageError(
-                    f"{_shown(response.url)}: page of more than {most:,} bytes; ask for a smaller page_limit"
-                )
+                raise _PageError(f"{_shown(response.url)}: page of more than {most:,} bytes; use a smaller page_limit")
             if len(body) > most:
                 break
             if time.monotonic() > deadline:
-                raise _RetryError(f"{_shown(response.url)}: no whole page within {SLOW_PAGE * self.timeout:g} s")
+                raise _RetryError(f"{_shown(response.url)}: page not complete within {SLOW_PAGE * self.timeout:g} s")
         return bytes(body[:most])
 
     def _page(self, url: httpx.URL, content: Any) -> _Page:
         detail = _error_detail(content)
         data = content.get("data") if isinstance(content, Mapping) else None
         if detail and data is None:
-            raise _PageError(f"{_shown(url)}: the server says {detail}")
+            raise _PageError(f"{_shown(url)}: the server reported: {detail}")
         if not isinstance(data, list) or not all(isinstance(resource, Mapping) for resource in data):
-            raise _PageError(f"{_shown(url)}: no OPTIMADE response (its data are no list of structures)")
+            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`data` is not a list of structures)")
         meta, links = (content.get(key) or {} for key in ("meta", "links"))
         if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
-            raise _PageError(f"{_shown(url)}: no OPTIMADE response (meta or links are no objects)")
+            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`meta` or `links` is not an object)")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):
-            raise _PageError(f"{_shown(url)}: no OPTIMADE response (the next link is {type(link).__name__})")
+            raise _PageError(
+                f"{_shown(url)}: not an OPTIMADE response (the next link is of type {type(link).__name__})"
+            )
         if not link and meta.get("more_data_available") is True:
-            raise _PageError(f"{_shown(url)}: more data are available, says the server, but gives no next link")
+            raise _PageError(f"{_shown(url)}: the server has more data but gives no next link")
         wait = meta.get("request_delay")
         wait = min(max(wait, 0.0), MAX_WAIT_S) if isinstance(wait, int | float) else 0.0
         return _Page(data, self._next(url, link) if link else None, wait)
 
     def _next(self, url: httpx.URL, link: str) -> str:
         target = self._linked(url, link)
-        # Some servers forget response_fields in the next link (OPTIMADE issue 391), and then give no positions.
+        # Some servers drop response_fields from the next link (OPTIMADE issue 391) and then omit the positions.
         if "response_fields" not in target.params:
             fields = quote(self.origin.params["response_fields"], safe=",")
             joint = "&" if target.query else ""
@@ -410,17 +413,15 @@ class _Server:
         return str(target)
 
     def _linked(self, url: httpx.URL, link: str) -> httpx.URL:
-        """Where a link leads: to the same host, and not back from https to http."""
+        """Resolve a link, which must lead to the same host, and keep https."""
         target = url.join(link)
         if target.scheme not in {"http", "https"} or (target.host, target.port) != (self.origin.host, self.origin.port):
-            raise _PageError(
-                f"{_shown(url)}: its link leads to another server, {_shown(target)}; give that address if you trust it"
-            )
+            raise _PageError(f"{_shown(url)}: links to another server, {_shown(target)}; use that URL if you trust it")
         return target.copy_with(scheme="https") if self.origin.scheme == "https" else target
 
 
 def _retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date, but at most `MAX_WAIT_S`."""
+    """Seconds requested by a Retry-After header (a number or a date), at most `MAX_WAIT_S`."""
     if not header:
         return 0.0
     try:
@@ -434,7 +435,7 @@ def _retry_after(header: str | None) -> float:
 
 
 def _error_detail(content: Any) -> str:
-    """The first error that an OPTIMADE response tells of, on one line; nothing where it tells of none."""
+    """First error in an OPTIMADE response, on one line; empty if there is none."""
     if isinstance(content, bytes):
         try:
             content = json.loads(content)
@@ -448,11 +449,11 @@ def _error_detail(content: Any) -> str:
 
 
 def _shown(url: httpx.URL | str) -> str:
-    """An address as a message shows it: without the long list of fields, and without a password."""
+    """URL for messages, without the long list of fields and without a password."""
     text = re.sub(r"([?&])response_fields=[^&]*&?", r"\1", str(url)).rstrip("?&")
     return re.sub(r"//[^/@]*@", "//", text)
 
 
 def _one_line(text: str) -> str:
-    """The first 200 characters of a text, without line breaks."""
+    """First 200 characters of a text, without line breaks."""
     return " ".join(text.split())[:200]

@@ -190,7 +190,7 @@ def bad_dict(**changes: object) -> dict[str, object]:
         (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "not a pymatgen structure"),
         (bad_dict(sites=[]), "no atoms"),
         ({"energy": 3}, "no structure in any field"),
-        (17, "no record but int"),
+        (17, "not a record (int)"),
     ],
 )
 def test_a_bad_record_of_json(tmp_path: Path, record: object, reason: str) -> None:
@@ -214,7 +214,7 @@ def test_bad_frames_and_bad_rows(tmp_path: Path) -> None:
     assert (report.read, report.stored, report.failed) == (6, 3, 3)
     found = {(Path(str(r["source"])).name, r["source_index"]): str(r["reason"]) for r in failures(tmp_path / "g.zarr")}
     assert "not finite" in found["a.extxyz", 1]
-    assert "number of atoms" in found["a.extxyz", 3]
+    assert "atom count" in found["a.extxyz", 3]
     assert "CIF" in found["b.csv", 1]
 
 
@@ -259,7 +259,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     [
         (None, "no such file"),
         ("", "empty"),
-        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; name it by --structure-field"),
+        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose one with --structure-field"),
         ("cif\nnothing\n", "none of its structures could be stored; record 0"),
     ],
 )
@@ -278,7 +278,7 @@ def test_unknown_formats_empty_folders_and_truncated_archives(tmp_path: Path) ->
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
     for name, message in (
         ("s.pdf", "unknown format"),
-        ("folder", "without structure files"),
+        ("folder", "no structure files in this folder"),
         ("cut.csv.gz", "cannot be read"),
     ):
         with pytest.raises(SourceError, match=message):

@@ -1,4 +1,4 @@
-"""Candidates by ion substitution: neutral, likely, plausible in volume, never twice the same, and reproducible."""
+"""Candidates by ion substitution: neutral, likely, plausible in volume, distinct and reproducible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def aflow() -> Prototypes:
 
 @pytest.fixture(scope="module")
 def model() -> SubstitutionProbability:
-    return SubstitutionProbability()  # a second of work
+    return SubstitutionProbability()  # takes a second
 
 
 def first(prototypes: Prototypes, count: int, **options: object) -> list[Candidate]:
@@ -207,11 +207,11 @@ def test_only_so_many_atoms(aflow: Prototypes, size: int) -> None:
 @pytest.mark.parametrize(
     ("prototypes", "options", "message"),
     [
-        ([("Cu", Structure.from_ase(bulk("Cu")))], {}, "none of 1 prototypes can be given oxidation states"),
+        ([("Cu", Structure.from_ase(bulk("Cu")))], {}, "none of 1 prototypes can be assigned oxidation states"),
         ([("B2", Structure.from_ase(bulk("CuZn", "cesiumchloride", a=2.95)))], {}, "oxidation states"),
         ([("water", Structure.from_ase(molecule("H2O")))], {}, "oxidation states"),
         ([], {}, "none of 0 prototypes"),
-        (SALT, {"max_atoms": 1}, "of at most 1 atoms"),
+        (SALT, {"max_atoms": 1}, "crystals of at most 1 atoms"),
         (SALT, {"elements": ["He"]}, "none of 1 prototypes has a neutral substitution in He"),
         (SALT, {"min_probability": 0.9}, "probability of 0.9 or more"),
     ],

@@ -1,4 +1,4 @@
-"""Bad input: each is one line that names the file, or a row of the failures table, and costs no other record."""
+"""Bad input: reported in one line that names the file, or as a failure, without affecting other records."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def run(sources: object, out: Path, **settings: object) -> FeaturizeReport:
 
 
 def failures(store: Path) -> list[tuple[str, int, str]]:
-    """Name of the file without its folders, place and reason."""
+    """File name without folders, index and reason of each failure."""
     rows = pq.read_table(store / "failures.parquet").to_pylist()
     return [(row["source"].rsplit("/", 1)[-1], row["source_index"], row["reason"]) for row in rows]
 
 
 def refusal(source: object, folder: Path, **settings: object) -> str:
-    """The one line with which a source is refused; nothing is left of the store."""
+    """The one-line error for a source; checks that no store is left."""
     with pytest.raises(SourceError) as caught:
         run(source, folder / "refused.zarr", **settings)
     assert not (folder / "refused.zarr").exists()
@@ -68,7 +68,7 @@ def refusal(source: object, folder: Path, **settings: object) -> str:
 
 
 def beside(bad: Path, folder: Path, **settings: object) -> tuple[FeaturizeReport, list[tuple[str, int, str]]]:
-    """Read a bad file between two good ones, which are stored."""
+    """Read a bad file between two good ones, and check that these are stored."""
     first, last = folder / "first.json", folder / "last.json"
     first.write_text(json.dumps(DICTS[4]))
     last.write_text(json.dumps(DICTS[5]))
@@ -117,7 +117,7 @@ def test_a_zip_that_breaks_off_and_one_with_a_damaged_member(tmp_path: Path) -> 
     report, rows = beside(path, tmp_path)
     assert (report.stored, report.failed) == (4, 1)
     assert rows[0][:2] == ("s.zip::1.cif", 0)
-    assert "damaged in the archive" in rows[0][2]
+    assert "damaged archive member" in rows[0][2]
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
@@ -128,7 +128,7 @@ def test_a_damaged_member_of_an_archive_costs_no_other(tmp_path: Path, suffix: s
     report, rows = beside(write_zip(tmp_path / "s.zip", members), tmp_path)
     assert (report.stored, report.failed) == (4, 2)
     assert rows[0][0] == f"s.zip::b.cif.{suffix}"
-    assert "damaged in the archive" in rows[0][2]
+    assert "damaged archive member" in rows[0][2]
     assert rows[1] == ("s.zip::d.json", 0, "no record in the file")
 
 
@@ -154,14 +154,14 @@ def test_names_that_lead_out_of_an_archive_and_links(tmp_path: Path) -> None:
     report = run([path, tmp_path / "t.tar.gz"], tmp_path / "g.zarr")
     assert (report.stored, report.failed) == (2, 8)
     reasons = [reason for _, _, reason in failures(tmp_path / "g.zarr")]
-    assert sum("leads out of the archive" in reason for reason in reasons) == 5
+    assert sum("path leads out of the archive" in reason for reason in reasons) == 5
     assert sum("a link" in reason for reason in reasons) == 2
-    assert sum("no plain file" in reason for reason in reasons) == 3
+    assert sum("not a regular file" in reason for reason in reasons) == 3
     assert [name for name in sorted(tmp_path.rglob("*")) if tmp_path / "g.zarr" not in (name, *name.parents)] == before
 
 
 def tar_of(folder: Path, names: str) -> bytearray:
-    """A tar with one CIF for each letter."""
+    """A tar archive with one CIF for each letter."""
     path = folder / f"{names}.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, cif in zip(names, CIFS, strict=False):
@@ -189,11 +189,11 @@ def test_members_of_a_tar_do_not_vanish(tmp_path: Path, suffix: str, damage: str
     report, message = stored_or_refused(path, tmp_path)
     assert report in (None, 3 if damage in ("a bit", "cut at a member", "cut in a header") else 6)
     assert ("cannot be read" in message) == (damage != "none")
-    assert ("data behind its end" in message) == (damage == "two of them")
+    assert ("data after its end" in message) == (damage == "two of them")
 
 
 def stored_or_refused(path: Path, folder: Path) -> tuple[int | None, str]:
-    """How many structures are stored, and the one reason why not all; large files are refused, small ones a failure."""
+    """Number of stored structures and the reason why others are missing; large files raise, small ones are failures."""
     try:
         report = run(path, folder / "g.zarr")
     except SourceError as error:
@@ -235,8 +235,8 @@ def test_an_archive_within_an_archive_and_an_encrypted_one(tmp_path: Path) -> No
     report, rows = beside(path, tmp_path)
     assert (report.stored, report.failed) == (3, 2)
     assert [(name, reason) for name, _, reason in rows] == [
-        ("s.zip::inner.zip", "zip within an archive (unpack it first)"),
-        ("s.zip::secret.cif", "encrypted in the archive"),
+        ("s.zip::inner.zip", "zip inside an archive (unpack it first)"),
+        ("s.zip::secret.cif", "encrypted archive member"),
     ]
 
 
@@ -254,12 +254,12 @@ LABELS = LabelMapping().with_inline(["gap=gap[eV]"])
 
 def test_a_table_without_structures(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("a,b\n1,2\n")
-    assert "no structure in any field (fields: a, b); name it by --structure-field" in refusal(
+    assert "no structure in any field (fields: a, b); choose one with --structure-field" in refusal(
         tmp_path / "s.csv", tmp_path
     )
     (tmp_path / "t.csv").write_text(csv_text(ROWS))
     options = ReadOptions(structure_field="structure")
-    assert "nothing under 'structure'" in refusal(tmp_path / "t.csv", tmp_path, options=options)
+    assert "no value in field 'structure'" in refusal(tmp_path / "t.csv", tmp_path, options=options)
     pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), tmp_path / "s.parquet")
     assert "(fields: a, b)" in refusal(tmp_path / "s.parquet", tmp_path)
 
@@ -267,10 +267,10 @@ def test_a_table_without_structures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (f"n9,{quoted(CIFS[5])}", "row of 2 fields under 3 columns"),
-        (f"n9,1,5,{quoted(CIFS[5])},2", "row of 5 fields under 3 columns"),
-        ('n9,"data_x', "never closed"),
-        (f"n9,{quoted(CIFS[5])[:-1]},7", "never closed"),
+        (f"n9,{quoted(CIFS[5])}", "row of 2 fields, but 3 columns"),
+        (f"n9,1,5,{quoted(CIFS[5])},2", "row of 5 fields, but 3 columns"),
+        ('n9,"data_x', "unclosed quote"),
+        (f"n9,{quoted(CIFS[5])[:-1]},7", "unclosed quote"),
         ("n9,,7", "no structure in any field"),
     ],
     ids=["short", "long", "open", "open to the end", "empty"],
@@ -293,7 +293,7 @@ def test_a_quote_too_many_costs_no_other_row(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text(csv_text([ROWS[0], f'"n9,{quoted(CIFS[5])},7', *ROWS[1:3]]))
     report = run(tmp_path / "s.csv", tmp_path / "g.zarr", labels=LABELS, id_field="name")
     assert report.stored == 3
-    assert report.failed >= 1  # the lines of the one that is broken
+    assert report.failed >= 1  # the lines of the malformed row
     assert GraphStore(tmp_path / "g.zarr").column("structure_id").tolist() == ["n0", "n1", "n2"]
 
 
@@ -345,7 +345,7 @@ def test_a_table_without_names_of_columns(tmp_path: Path, before: str, form: str
     (tmp_path / "s.csv").write_text(before + "\n".join(rows[:4]) + "\n")
     report = run(tmp_path / "s.csv", tmp_path / "g.zarr")
     reasons = [reason for _, _, reason in failures(tmp_path / "g.zarr")]
-    assert reasons[-1] == "no line with the names of columns"
+    assert reasons[-1] == "no line of column names"
     assert (report.stored, report.failed) == ((2, 2) if form == "open" else (3, 1))
 
 
@@ -388,7 +388,7 @@ def test_values_that_no_reader_expects(tmp_path: Path, kind: str) -> None:
     else:
         text = [
             "{" + ", ".join(f'"{key}": ' + (f'"{item}"' if key == "id" else item) for key, item in row.items()) + "}"
-            for row in rows[: 3 if kind == "json" else 4]  # a bracket that stays open takes the rest of a list along
+            for row in rows[: 3 if kind == "json" else 4]  # an unclosed bracket swallows the rest of a list
         ]
         path.write_text("\n".join(text) if kind == "jsonl" else f"[{', '.join(text)}]")
     report = run(path, tmp_path / "g.zarr")
@@ -489,7 +489,7 @@ ONE = json.dumps(DICTS[0])
     ("text", "stored", "reasons"),
     [
         ('{"name": "package", "version": 1}', 0, ["no structure in any field (fields: name, version)"]),
-        ("[[1, 2], null, 3]", 0, ["no record but list", "no record but NoneType", "no record but int"]),
+        ("[[1, 2], null, 3]", 0, ["not a record (list)", "not a record (NoneType)", "not a record (int)"]),
         ('{"data": [1, 2]}', 0, ["no structure in any field"]),
         (f"[{ONE}, {json.dumps(DICTS[1])[:-40]}", 1, ["not valid JSON"]),
         (f"[{ONE}", 1, ["ends early"]),
@@ -501,14 +501,14 @@ ONE = json.dumps(DICTS[0])
             2,
             ["not a pymatgen structure"],
         ),
-        (f"[{ONE}] junk\nmore junk\n", 1, ["text behind its end: 'junk'"]),
-        (f"[{ONE}]]", 1, ["text behind its end"]),
+        (f"[{ONE}] junk\nmore junk\n", 1, ["text after the end: 'junk'"]),
+        (f"[{ONE}]]", 1, ["text after the end"]),
         (f"{ONE}\n}}\n{json.dumps(DICTS[1])}\n", 2, ["not valid JSON"]),
         (f"{json.dumps(DICTS[0], indent=1)}\n{json.dumps(DICTS[1], indent=1)}", 2, []),
         (f'{{"data": [{{"x": 1}}], "structure": {ONE}}}', 1, ["no structure in any field (fields: x)"]),
         ("[" * 100_000, 0, ["JSON"]),
         (f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]', 1, ["not a pymatgen structure"]),
-        (f'{{"\\q": {ONE}, "b": {ONE}}}', 1, ["a member of a dictionary without a key"]),
+        (f'{{"\\q": {ONE}, "b": {ONE}}}', 1, ["object member without a key"]),
     ],
 )
 def test_json_of_something_else_or_broken(tmp_path: Path, text: str, stored: int, reasons: list[str]) -> None:
@@ -537,7 +537,7 @@ def test_empty_files_and_junk(tmp_path: Path) -> None:
     assert found["a.cif"] == found["d.json"] == found["f.cif.gz"] == "the file is empty"
     assert "unknown format" in found["b.cif"]
     assert "the file is empty" in refusal(folder / "a.cif", tmp_path)
-    assert "unknown format; say it with --format" in refusal(folder / "b.cif", tmp_path)
+    assert "unknown format; set it with --format" in refusal(folder / "b.cif", tmp_path)
 
 
 def site(species: object, abc: tuple[float, float, float] = (0, 0, 0)) -> dict[str, object]:
@@ -609,7 +609,7 @@ def test_frames_that_are_short_or_long_cost_only_themselves(tmp_path: Path) -> N
     frames[2].append(frames[2][-1])
     (tmp_path / "s.xyz").write_text("".join("".join(frame) for frame in frames))
     report = run(tmp_path / "s.xyz", tmp_path / "g.zarr")
-    assert (report.stored, report.failed) == (3, 2)  # the atom too many is a failure of its own
+    assert (report.stored, report.failed) == (3, 2)  # the extra atom is a failure of its own
     assert [index for _, index, _ in failures(tmp_path / "g.zarr")] == [1, 3]
 
 
@@ -645,13 +645,13 @@ def test_records_too_large_cost_only_themselves(tmp_path: Path, monkeypatch: pyt
 def test_databases_that_are_none(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE people (name TEXT)")
-    assert "no database of ASE" in refusal(tmp_path / "other.db", tmp_path)
+    assert "not an ASE database" in refusal(tmp_path / "other.db", tmp_path)
     with ase.db.connect(tmp_path / "s.db") as database:
         for s in STRUCTURES[:4] * 20:
             database.write(s.to_ase())
     whole = (tmp_path / "s.db").read_bytes()
     (tmp_path / "cut.db").write_bytes(whole[:100])
-    assert "no database of ASE, or damaged" in refusal(tmp_path / "cut.db", tmp_path)
+    assert "not an ASE database, or damaged" in refusal(tmp_path / "cut.db", tmp_path)
     damaged = bytearray(whole)
     half = len(whole) // 2
     damaged[half : half + half // 2] = b"\x07" * (half // 2)
@@ -659,7 +659,7 @@ def test_databases_that_are_none(tmp_path: Path) -> None:
     try:
         report, rows = beside(tmp_path / "damaged.db", tmp_path)
     except SourceError as error:
-        assert "damaged.db: no database of ASE, or damaged" in str(error)  # noqa: PT017 - either is right
+        assert "damaged.db: not an ASE database, or damaged" in str(error)  # noqa: PT017 - both outcomes are correct
     else:
         assert report.failed == len(rows) > 0
         assert report.read > 2
@@ -685,9 +685,9 @@ def test_an_lmdb_database_that_ends_early(tmp_path: Path) -> None:
     assert run(tmp_path / "s.aselmdb", tmp_path / "g.zarr").stored == 4
     for part in (2, 8):
         (tmp_path / "cut.aselmdb").write_bytes(whole[: len(whole) // part])
-        assert "no database of ASE, or damaged (it ends early)" in refusal(tmp_path / "cut.aselmdb", tmp_path)
+        assert "not an ASE database, or damaged (truncated)" in refusal(tmp_path / "cut.aselmdb", tmp_path)
     (tmp_path / "cut.aselmdb").write_bytes(whole[:64])
-    assert "no database of ASE, or damaged" in refusal(tmp_path / "cut.aselmdb", tmp_path)
+    assert "not an ASE database, or damaged" in refusal(tmp_path / "cut.aselmdb", tmp_path)
 
 
 def test_parquet_that_is_damaged(tmp_path: Path) -> None:
@@ -716,7 +716,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No key for an object store, and no network to look for one."""
+    """Environment without credentials for object stores, and without a server to request them from."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -746,16 +746,16 @@ def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
     assert "cannot be reached" in refusal(f"http://127.0.0.1:{closed_port()}/s.cif", tmp_path)
     assert "no such file or folder" in refusal(f"zip://*.cif::{tmp_path}/none.zip", tmp_path)
     assert "matches no file" in refusal(tmp_path / "*.cif", tmp_path)
-    assert "without structure files" in refusal(tmp_path, tmp_path)
+    assert "no structure files in this folder" in refusal(tmp_path, tmp_path)
     path = write_zip(tmp_path / "s.zip", {"README.md": b"x"})
     with pytest.raises(SourceError, match="hold no structures"):
         run(path, tmp_path / "g.zarr")
 
 
 def test_a_file_elsewhere_that_cannot_be_fetched_now_is_no_failure_for_ever(tmp_path: Path) -> None:
-    """A row of the failures would be kept when the run is taken up again, and the server is well by then."""
-    ill = threading.Event()
-    ill.set()
+    """A failure would be kept when the run resumes, although the server may have recovered by then."""
+    down = threading.Event()
+    down.set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -764,7 +764,7 @@ def test_a_file_elsewhere_that_cannot_be_fetched_now_is_no_failure_for_ever(tmp_
             self.end_headers()
 
         def do_GET(self) -> None:
-            if ill.is_set() and "second" in self.path:
+            if down.is_set() and "second" in self.path:
                 self.send_error(503)
                 return
             self.do_HEAD()
@@ -779,7 +779,7 @@ def test_a_file_elsewhere_that_cannot_be_fetched_now_is_no_failure_for_ever(tmp_
     try:
         with pytest.raises(SourceError, match=r"second.cif: cannot be fetched .* run the same command again"):
             run(words, tmp_path / "g.zarr")
-        ill.clear()
+        down.clear()
         assert run(words, tmp_path / "g.zarr").read == 2
     finally:
         server.shutdown()

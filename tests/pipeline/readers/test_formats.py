@@ -1,4 +1,4 @@
-"""Formats: what is stored is what the library of each format reads from the same file."""
+"""Formats: the stored structures are those that each format's own library reads from the same file."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def ids(store: Path) -> list[str]:
 
 
 def assert_same(found: Sequence[Structure], expected: Sequence[Structure], atol: float = 1e-8) -> None:
-    """Equal to `atol` in angstrom, cell and orientation included."""
+    """Check that structures, including cell and orientation, agree to `atol` angstrom."""
     assert len(found) == len(expected)
     for mine, other in zip(found, expected, strict=True):
         assert mine.atomic_number.tolist() == other.atomic_number.tolist()
         assert mine.pbc.tolist() == other.pbc.tolist()
         assert np.allclose(mine.cell, other.cell, rtol=0, atol=atol)
         apart = mine.frac_coord - other.frac_coord
-        apart -= np.where(mine.pbc, np.rint(apart), 0)  # 0 and 1 are one place
+        apart -= np.where(mine.pbc, np.rint(apart), 0)  # 0 and 1 are equivalent
         assert np.allclose(apart @ mine.cell, 0, rtol=0, atol=atol)
 
 
@@ -206,7 +206,7 @@ def optimade_rows() -> list[dict[str, object]]:
 
 
 def atoms_rows() -> list[dict[str, object]]:
-    """The columns of OMat24 and of ColabFit's data sets."""
+    """The columns of OMat24 and of ColabFit data sets."""
     rng = np.random.default_rng(5)
     return [
         {
@@ -325,7 +325,7 @@ def entries() -> list[ComputedStructureEntry]:
 
 
 def summaries() -> list[dict[str, object]]:
-    """Summary documents of the Materials Project's API."""
+    """Summary documents of the Materials Project API."""
     return [
         {
             "builder_meta": {"emmet_version": "0.86", "database_version": "2025"},
@@ -341,7 +341,7 @@ def summaries() -> list[dict[str, object]]:
     ]
 
 
-def write_pymatgen_json(  # noqa: PLR0911 - one for each form
+def write_pymatgen_json(  # noqa: PLR0911 - one return per form
     kind: str, folder: Path
 ) -> tuple[Path, list[str] | None]:
     path, dicts = folder / "s.json", [to_pymatgen(s).as_dict() for s in STRUCTURES]
@@ -417,7 +417,7 @@ def test_databases_of_ase(tmp_path: Path, kind: str) -> None:
                 key_value_pairs={"gap": place / 2, "name": f"n{place}"},
                 data={"extra": {"dipole": [1, 2, place]}},
             )
-        del database[2]  # the ids have a gap now
+        del database[2]  # leaves a gap in the ids
     images = [atoms for place, atoms in enumerate(IMAGES) if place != 1]
     mapping = LabelMapping().with_inline(["gap=gap[eV]", "dipole:3=extra.dipole[debye]"])
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""OPTIMADE: every kind of structure, and downloads from servers that behave and misbehave."""
+"""OPTIMADE: all kinds of structures, and downloads from servers that work and that fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SALT: dict[str, Any] = {
 
 
 def salt(**changes: Any) -> dict[str, Any]:
-    """Attributes of rock salt with changes; None takes a field away."""
+    """Attributes of rock salt with changes; None removes a field."""
     return {key: value for key, value in {**SALT, **changes}.items() if value is not None}
 
 
@@ -74,17 +74,17 @@ def test_a_crystal_is_what_the_fields_say() -> None:
         {"nsites": None, "structure_features": None},
         {"cartesian_site_positions": np.array(SALT["cartesian_site_positions"]), "dimension_types": np.ones(3, "i1")},
         {"species_at_sites": np.array(["Na", "Cl"], dtype=object), "species": None},
-        {"structure_features": ["disorder"]},  # of a species that no site has
+        {"structure_features": ["disorder"]},  # in a species that no site has
         {"assemblies": []},
     ],
 )
 def test_what_may_be_missing_changes_nothing(changes: dict[str, Any]) -> None:
-    """Among them the forms in which tables hold the same names."""
+    """Includes the forms that these fields take in tables."""
     assert structure_from_optimade(salt(**changes)).content_hash() == structure_from_optimade(SALT).content_hash()
 
 
 def test_names_of_species_are_no_symbols() -> None:
-    """The specification's own trap: a species named C may be titanium."""
+    """An example from the specification: a species named C may be titanium."""
     trap = [{"name": "C", "chemical_symbols": ["Ti"], "concentration": [1.0]}]
     structure = structure_from_optimade(salt(species_at_sites=["C", "C"], species=trap))
     assert structure.atomic_number.tolist() == [22, 22]
@@ -131,10 +131,10 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (mixed(["Na"], [1.0], attached=["H"], nattached=[3]), "atoms without positions"),
         (mixed(["Na"], []), "not an OPTIMADE structure"),
         (salt(species=[SALT["species"][0]]), r"unknown species \(atom 1, 'Cl'\)"),
-        (salt(species=[*SALT["species"], SALT["species"][0]]), "described twice"),
+        (salt(species=[*SALT["species"], SALT["species"][0]]), "duplicate species"),
         (salt(species="no JSON"), "not an OPTIMADE structure"),
         (salt(species=None, species_at_sites=["Na", "Xx"]), r"unknown element \(atom 1, 'Xx'\)"),
-        (salt(species=None, species_at_sites=["Na", " Fe"]), "unknown element"),  # fluorine, to gemmi
+        (salt(species=None, species_at_sites=["Na", " Fe"]), "unknown element"),  # gemmi reads fluorine
         (salt(species=None, species_at_sites=["Na", "Fe2+"]), "unknown element"),
         (salt(species=None, structure_features=["disorder"]), "partial occupancy"),
         (salt(species=None, structure_features=["site_attachments"]), "atoms without positions"),
@@ -146,13 +146,13 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(cartesian_site_positions=None), "response_fields"),
         (salt(cartesian_site_positions=[[0, 0], [1, 1], [2, 2]], nsites=3), "shape"),
         (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"too large \(atom 1\)"),
-        (salt(nsites=3), "2 coordinates for 3 sites"),
+        (salt(nsites=3), "2 coordinates, but 3 sites"),
         (salt(lattice_vectors=None), "periodic, but has no cell"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"without a lattice vector \(axis 2\)"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0]]), "shape"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [4, 4, 0]]), "zero volume"),
-        (salt(dimension_types=[1, 1]), "not three of 0 and 1"),
-        (salt(dimension_types=[1, 1, 2]), "not three of 0 and 1"),
+        (salt(dimension_types=[1, 1]), "not three values of 0 or 1"),
+        (salt(dimension_types=[1, 1, 2]), "not three values of 0 or 1"),
         (salt(dimension_types=[1, 1, 0]), "nperiodic_dimensions is 3"),
         (salt(dimension_types=None, nperiodic_dimensions=2), "nperiodic_dimensions is 2"),
         (salt(cartesian_site_positions=[], species_at_sites=[], nsites=0), "no atoms"),
@@ -182,7 +182,7 @@ def test_junk_in_a_field_never_raises_anything_else(key: str, junk: Any) -> None
 
 @given(seed=st.integers(0, 2**16), pbc=st.tuples(*[st.booleans()] * 3))
 def test_files_of_pymatgen_are_read_as_pymatgen_means_them(seed: int, pbc: tuple[bool, bool, bool]) -> None:
-    """Its writer is taken over from optimade-python-tools, the standard's own library."""
+    """The writer of pymatgen comes from optimade-python-tools, the reference implementation."""
     pymatgen = pytest.importorskip("pymatgen.core")
     adapter = pytest.importorskip("pymatgen.io.optimade").OptimadeStructureAdapter
     rng = np.random.default_rng(seed)
@@ -203,15 +203,18 @@ def test_files_of_pymatgen_are_read_as_pymatgen_means_them(seed: int, pbc: tuple
 
 @dataclass
 class Database:
-    """A server of numbered structures, and what goes wrong at some of its pages.
+    """A server of numbered structures, with faults on some of its pages.
 
     Attributes:
         size: Number of structures.
         page: Structures per page.
-        link: The next link in one of its two forms, from an address.
-        trouble: What to do in the place of a good answer, by number of the page and count of requests for it; false
-            gives the good answer.
-        asked: Addresses in the order they came.
+        link: Makes the next link, in one of its two forms, from a URL.
+        trouble: Sends a faulty response, given the page number and the count of requests for it; returns false to
+            send the correct one.
+        asked: Requested paths, in order.
+        times: Times of the requests.
+        address: Base URL.
+        closing: Set when the server shuts down.
     """
 
     size: int = 7
@@ -232,7 +235,7 @@ class Database:
             respond(request, 200, self.content(request.path, number))
 
     def content(self, path: str, number: int) -> dict[str, Any]:
-        """A page as the specification describes it."""
+        """A page according to the specification."""
         begin, end = number * self.page, min((number + 1) * self.page, self.size)
         kept = "&".join(item for item in urlsplit(path).query.split("&") if not item.startswith("page_number="))
         following = f"{self.address}/v1/structures?{kept}&page_number={number + 1}"
@@ -267,11 +270,11 @@ def error_body(status: int, detail: str) -> dict[str, Any]:
 
 @contextmanager
 def serving(database: Database) -> Iterator[str]:
-    """Serve a database on this machine, for the time of a block; gives its base address."""
+    """Serve a database on this machine for the duration of a block; yields its base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes, 40 ms apart with it
+        disable_nagle_algorithm = True  # with it, head and body are written 40 ms apart
 
         def do_GET(self) -> None:
             try:
@@ -313,7 +316,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(_no_proxy: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file that a download makes of a server that behaves."""
+    """The file downloaded from a server without faults."""
     file = tmp_path_factory.mktemp("undisturbed") / "x.jsonl"
     assert download(Database(), file) == 7
     return file.read_bytes()
@@ -331,10 +334,10 @@ def undisturbed(_no_proxy: None, tmp_path_factory: pytest.TempPathFactory) -> by
 )
 def test_all_pages_are_followed_whatever_the_form_of_the_link(link: Callable[[str], Any], tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    told: list[int] = []
+    reported: list[int] = []
     database = Database(link=link)
-    assert download(database, file, progress=told.append) == 7
-    assert sum(told) == 7
+    assert download(database, file, progress=reported.append) == 7
+    assert sum(reported) == 7
     resources = [json.loads(line) for line in file.read_text().splitlines()]
     assert [resource["id"] for resource in resources] == [f"x-{i}" for i in range(7)]
     assert [resource["attributes"]["_x_energy"] for resource in resources] == [-i / 3 for i in range(7)]
@@ -345,7 +348,7 @@ def test_all_pages_are_followed_whatever_the_form_of_the_link(link: Callable[[st
 
 @pytest.mark.parametrize("forgotten", [False, True])
 def test_only_the_fields_of_a_structure_are_asked_for_on_every_page(forgotten: bool, tmp_path: Path) -> None:
-    """Also of servers that forget them in their links: OPTIMADE issue 391."""
+    """Even from servers that drop them from their links (OPTIMADE issue 391)."""
     database = Database(link=lambda url: url.replace("response_fields", "forgotten") if forgotten else url)
     download(database, tmp_path / "x.jsonl", '/v1/structures?filter=elements HAS "Na"&page_limit=2')
     for path in database.asked:
@@ -385,13 +388,13 @@ def test_fields_of_the_user_come_first_and_those_of_structures_too() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://x.org/v1", "file:///etc/passwd", "x.org/v1", "http://", "http://[::1", ""])
 def test_only_the_web_is_asked(url: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no http or https address"):
+    with pytest.raises(SourceError, match="not an http or https URL"):
         fetch(url, tmp_path / "x.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_passwords_are_not_for_addresses(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="leave user name") as caught:
+    with pytest.raises(SourceError, match="remove the user name") as caught:
         fetch("https://me:secret@x.org/v1", tmp_path / "x.jsonl")
     assert "secret" not in str(caught.value)
 
@@ -402,7 +405,7 @@ def test_a_limit_gives_the_first_lines(limit: int, undisturbed: bytes, tmp_path:
     database = Database()
     assert download(database, tmp_path / "x.jsonl", limit=limit) == min(limit, 7)
     assert (tmp_path / "x.jsonl").read_bytes() == b"".join(whole[:limit])
-    assert len(database.asked) == (min(limit, 7) + 1) // 2  # and not one page more
+    assert len(database.asked) == (min(limit, 7) + 1) // 2  # no page more than needed
 
 
 # Servers that fail
@@ -469,7 +472,7 @@ def hang(database: Database) -> bool:
 
 
 def drip(request: BaseHTTPRequestHandler, database: Database) -> bool:
-    """A byte now and then, each in time."""
+    """Send a byte now and then, each before the timeout."""
     request.send_response(200)
     request.send_header("Content-Length", "100000")
     request.end_headers()
@@ -496,7 +499,7 @@ def test_an_address_where_nobody_listens_is_an_error_of_the_source(tmp_path: Pat
 
 
 def cut_off(request: BaseHTTPRequestHandler) -> bool:
-    """Half of an answer, then nobody on the line."""
+    """Send half of a response, then close the connection."""
     request.send_response(200)
     request.send_header("Content-Length", "1000")
     request.end_headers()
@@ -521,16 +524,16 @@ def test_a_connection_that_breaks_mid_page_is_made_again(times: int, undisturbed
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
-        (200, b"<!DOCTYPE html>\n<html>Welcome</html>", "not JSON but '<!DOCTYPE html>"),
+        (200, b"<!DOCTYPE html>\n<html>Welcome</html>", r"not JSON \('<!DOCTYPE html>"),
         (200, b"\xff\xfe\xfa", "not JSON"),
         (200, b"[" * 100_000, "not JSON"),
-        (200, [], "no OPTIMADE response"),
-        (200, {"data": {"id": "x"}, "meta": {}}, "no OPTIMADE response"),
-        (200, {"data": [1], "meta": {}}, "no OPTIMADE response"),
-        (200, {"data": [], "meta": [1]}, "no OPTIMADE response"),
-        (200, {"data": [], "links": {"next": 3}}, "next link is int"),
+        (200, [], "not an OPTIMADE response"),
+        (200, {"data": {"id": "x"}, "meta": {}}, "not an OPTIMADE response"),
+        (200, {"data": [1], "meta": {}}, "not an OPTIMADE response"),
+        (200, {"data": [], "meta": [1]}, "not an OPTIMADE response"),
+        (200, {"data": [], "links": {"next": 3}}, "next link is of type int"),
         (200, {"data": [], "meta": {"more_data_available": True}}, "no next link"),
-        (200, error_body(200, "no such thing"), r"the server says no such thing"),
+        (200, error_body(200, "no such thing"), r"the server reported: no such thing"),
         (400, error_body(400, "cannot parse the filter"), r"400 Bad Request \(cannot parse the filter\)"),
         (403, {"errors": [{"title": "Forbidden"}]}, r"403 Forbidden \(Forbidden\)"),
         (404, b"<html>lost</html>", "404 Not Found$"),
@@ -551,7 +554,7 @@ def test_no_answer_of_optimade_is_refused_at_once(status: int, content: Any, mes
 
 def test_a_page_that_is_not_compressed_as_it_says_is_refused(tmp_path: Path) -> None:
     database = Database(trouble=lambda request, *_: respond(request, 200, b"plain", Content_Encoding="gzip"))
-    with pytest.raises(SourceError, match="not compressed as it says"):
+    with pytest.raises(SourceError, match="cannot be decompressed"):
         download(database, tmp_path / "x.jsonl")
 
 
@@ -562,10 +565,10 @@ def test_a_page_has_a_bound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("link", ["http://127.0.0.1:1/v1/structures", "http://localhost/x", "//x.org", "file:///x"])
 def test_no_link_leads_to_another_server(link: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="leads to another server"):
+    with pytest.raises(SourceError, match="links to another server"):
         download(Database(link=lambda _: link), tmp_path / "x.jsonl")
     redirecting = Database(trouble=lambda request, *_: respond(request, 302, b"", Location=link))
-    with pytest.raises(SourceError, match="leads to another server"):
+    with pytest.raises(SourceError, match="links to another server"):
         download(redirecting, tmp_path / "y.jsonl")
 
 
@@ -595,7 +598,7 @@ def test_a_server_that_gives_one_page_for_ever_is_refused(tmp_path: Path) -> Non
         return respond(request, 200, content)
 
     database = Database(trouble=trouble)
-    with pytest.raises(SourceError, match="the page before once more"):
+    with pytest.raises(SourceError, match="returned the previous page again"):
         download(database, tmp_path / "x.jsonl")
 
 
@@ -612,7 +615,7 @@ def test_empty_pages_do_not_go_on_for_ever(tmp_path: Path) -> None:
 
 @contextmanager
 def stopping_at(page: int, database: Database) -> Iterator[str]:
-    """A server that fails from some page on until the block is told otherwise."""
+    """Serve a database that fails from some page on, until `trouble` is changed."""
     database.trouble = lambda request, number, _: number >= page and respond(request, 500, b"")
     with serving(database) as address:
         yield address
@@ -630,16 +633,16 @@ def test_resuming_gives_the_bytes_of_an_undisturbed_run(
     with stopping_at(page, database) as address:
         with pytest.raises(SourceError, match="run the same command again"):
             fetch(address, file, attempts=1)
-        if partial.exists():  # as a kill amid writing leaves it
+        if partial.exists():  # as left by an interruption while writing
             partial.write_bytes(partial.read_bytes() + torn)
         database.trouble = lambda *_: False
         asked = len(database.asked)
-        told: list[int] = []
-        count = fetch(address, file, limit=limit, progress=told.append)
-    assert count == sum(told) == (limit or 7)
+        reported: list[int] = []
+        count = fetch(address, file, limit=limit, progress=reported.append)
+    assert count == sum(reported) == (limit or 7)
     assert file.read_bytes() == b"".join(undisturbed.splitlines(keepends=True)[:limit])
     if limit is None:
-        assert len(database.asked) - asked == 4 - page  # nothing is asked for twice
+        assert len(database.asked) - asked == 4 - page  # nothing is requested twice
     assert names(tmp_path) == ["x.jsonl"]
 
 
@@ -674,12 +677,12 @@ def test_a_run_killed_between_pages_resumes(undisturbed: bytes, tmp_path: Path) 
 def test_an_interrupted_run_leaves_nothing_of_its_limit(
     page: int, limit: int | None, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    """The page of which only some lines were taken is asked for again."""
+    """A page of which only some lines were used is requested again."""
     reports: list[int] = []
 
     def interrupt(count: int) -> None:
         reports.append(count)
-        if len(reports) > page:  # the first one tells what was there before
+        if len(reports) > page:  # the first report counts what was there before
             raise KeyboardInterrupt
 
     file = tmp_path / "x.jsonl"
@@ -745,4 +748,4 @@ def test_a_run_goes_on_with_what_a_server_gave_before_it_failed(tmp_path: Path) 
         broken.trouble = lambda *_: False
         asked = len(broken.asked)
         assert featurize(*words, cutoff=3.0, scheduler="threads").read == 7
-    assert len(broken.asked) - asked == 2  # the page that failed, and the last
+    assert len(broken.asked) - asked == 2  # the page that failed, and the last one

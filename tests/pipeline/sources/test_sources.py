@@ -1,4 +1,4 @@
-"""Sources: archives, servers, mixtures, files larger than memory, and the real data sets."""
+"""Sources: archives, web servers, mixed sources, files larger than memory, and published data sets."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 class _RangeHandler(_Handler):
-    """Answers requests for a range of bytes, as the servers of large files do."""
+    """Serves byte ranges, as the servers of large files do."""
 
     def do_HEAD(self) -> None:
         self._answer(send=False)
@@ -115,7 +115,7 @@ class _RangeHandler(_Handler):
 
 @pytest.fixture(params=[_Handler, _RangeHandler], ids=["without ranges", "with ranges"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address of a web server that shows it."""
+    """A folder, and the base URL of a web server for it."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(request.param, directory=str(folder))
@@ -128,7 +128,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pat
 def test_every_kind_of_file_from_a_web_server(served: tuple[Path, str], tmp_path: Path) -> None:
     folder, address = served
     (folder / "a.cif.gz").write_bytes(gzip.compress(gemmi_cif(STRUCTURES[0], "x").encode()))
-    padding = [{"cif": "x" * 7_000_000}]  # more than is read at once
+    padding = [{"cif": "x" * 7_000_000}]  # more than one read
     pd.DataFrame([*padding, {"cif": cif_text(STRUCTURES[1])}]).to_csv(folder / "b.csv", index=False)
     pq.write_table(pa.Table.from_pylist(atoms_rows()[2:3]), folder / "c.parquet")
     write_archive(folder / "d.zip", {"x.json": json.dumps(pymatgen_dict(STRUCTURES[3])).encode()})
@@ -222,7 +222,7 @@ def test_a_format_that_is_said_wins_and_holds_within_archives(tmp_path: Path) ->
     write_archive(tmp_path / "z.zip", {"s.cif": json.dumps(pymatgen_dict(STRUCTURES[0]), indent=1).encode()})
     run(tmp_path / "z.zip", tmp_path / "z.zarr", options=ReadOptions(format="json"))
     assert_same(structures(tmp_path / "z.zarr"), STRUCTURES[:1])
-    with pytest.raises(SourceError, match=r"'cfi' is none of cif, poscar"):
+    with pytest.raises(SourceError, match=r"unknown format 'cfi'; did you mean 'cif'\?"):
         run(tmp_path / "s.cif", tmp_path / "g.zarr", options=ReadOptions(format="cfi"))
 
 
@@ -231,7 +231,7 @@ def test_json_lines_with_a_long_first_line_lose_no_record(tmp_path: Path, size: 
     records = [{"id": f"r{i}", "notes": ["x" * 1000] * (size // 1000 if i == 0 else 1)} for i in range(6)]
     for record, s in zip(records, STRUCTURES, strict=True):
         record["structure"] = pymatgen_dict(s)
-        record["data"] = [{"task": 1}]  # no list of records, since the one around it has a structure
+        record["data"] = [{"task": 1}]  # not a list of records, since the enclosing record has a structure
     lines = [json.dumps(record) for record in records]
     lines.insert(3, '{"structure": {"broken')
     (tmp_path / "s.jsonl").write_text("\n".join(lines))
@@ -368,9 +368,8 @@ BIG = """
 import json, resource, sys, threading, time
 from pathlib import Path
 import psutil
-from equiscreen.pipeline.files import SourceFile
-from equiscreen.pipeline.plan import Plan
-from equiscreen.pipeline.sources import find_files
+from equiscreen.pipeline.featurization.partitions import Plan
+from equiscreen.pipeline.sources.discovery import find_files
 
 files = find_files([sys.argv[1]])
 begin = psutil.Process().memory_info().rss
@@ -390,7 +389,7 @@ print(json.dumps({"records": plan.n_records, "grown": peak - begin}))
 
 
 def big_text(kind: str) -> tuple[str, str, str]:
-    """What stands before, the records that are repeated, and what stands behind."""
+    """The text before the records, the records to repeat, and the text after them."""
     padding = "#" * 4000
     if kind == "csv":
         return "cif\n", "".join(f'"{cif_text(s)}{padding}"\n' for s in STRUCTURES), ""
@@ -405,7 +404,7 @@ def big_text(kind: str) -> tuple[str, str, str]:
 
 
 def write_big(kind: str, path: Path) -> int:
-    """Write several hundred MB; how many records they are."""
+    """Write several hundred MB; returns the number of records."""
     if kind == "parquet":
         table = pa.table({"cif": [cif_text(s) + "#" * 4000 for s in STRUCTURES] * 100})
         with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
@@ -433,7 +432,7 @@ def test_a_file_larger_than_its_share_of_memory(tmp_path: Path, kind: str) -> No
     path.unlink()
     assert found["records"] == n_records
     assert size > 400e6
-    assert found["grown"] < 220e6  # half of it is the compiler of the loops
+    assert found["grown"] < 220e6  # half of it is numba's compiler
 
 
 def test_mlearn_with_its_mapping(tmp_path: Path, data: Path) -> None:
@@ -463,7 +462,7 @@ def test_molecules_of_acetylacetone(tmp_path: Path, data: Path) -> None:
 
 
 def tensor_rows(path: Path) -> list[dict[str, str]]:
-    """The table behind the comment that is its first line; one has a first column without a name, as pandas knows."""
+    """The table after the comment in the first line; pandas handles a first column without a name."""
     with gzip.open(path, "rt", newline="") as file:
         assert file.readline().startswith("#")
         return pd.read_csv(file, dtype=str).to_dict("records")
