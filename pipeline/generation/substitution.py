@@ -182,8 +182,8 @@ def plan_substitutions(
     if not hosts:
         within = "" if max_atoms is None else f" of at most {max_atoms} atoms"
         raise SourceError(
-            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} with an anion of N, O, "
-            "F, S, Cl, Se, Br or I and other elements, each with one integer charge"
+            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} with an anion of N, "
+            "O, F, S, Cl, Se, Br or I and other elements, each with one integer charge"
         )
     lists = [_likely(host.ions, host.amounts, allowed, min_probability) for host in hosts]
     if not sum(len(ions) for ions, _ in lists):
@@ -201,8 +201,10 @@ def _allowed_ions(elements: Collection[str] | None) -> NDArray[np.bool_]:
     if elements is None:
         return np.ones(len(table.name), dtype=bool)
     unknown = [symbol for symbol in elements if atomic_numbers.get(symbol, 0) == 0]
-    if unknown or not elements:
-        raise ConfigError(f"unknown elements {', '.join(map(repr, unknown)) or '(none)'}; use symbols, such as Li,Na,O")
+    if not elements:
+        raise ConfigError("no elements given; use symbols, such as Li,Na,O")
+    if unknown:
+        raise ConfigError(f"unknown elements {', '.join(map(repr, unknown))}; use symbols, such as Li,Na,O")
     return np.isin(table.atomic_number, [atomic_numbers[symbol] for symbol in elements])
 
 
