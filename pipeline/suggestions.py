@@ -17,7 +17,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     Returns:
         ``unknown column 'formla'; did you mean 'formula'?`` or ``unknown column 'x'; choose formula or energy``.
     """
-    names = list(known)
+    names = list(map(str, known))  # members of a StrEnum have another repr
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"unknown {kind} {name!r}; did you mean {near[0]!r}?"

@@ -84,8 +84,8 @@ def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, me
         field = model.model_fields.get(str(key))  # None: the name of a head, whose section was found already
         if field is not None and (section := _section(field.annotation)) is not None:
             model = section
-    section = ".".join(map(str, place[:-1]))
-    return (f"{section}: " if section else "") + unknown_name("key", str(place[-1]), model.model_fields)
+    parent = ".".join(map(str, place[:-1]))
+    return (f"{parent}: " if parent else "") + unknown_name("key", str(place[-1]), model.model_fields)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
