@@ -13,6 +13,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from ..errors import SourceError, detail
+from ..provenance import unrecorded_folders
 from ..suggestions import unknown_name
 from .files import SourceFile, printable
 from .formats import Format, holds_structures
@@ -40,8 +41,9 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
         raise SourceError(unknown_name("format", form, Format))
     chosen = None if form is None else Format(form)
     files: list[SourceFile] = []
-    for source in sources:
-        files.extend(_resolved(str(source), chosen))
+    named = [str(source) for source in sources]
+    for source, folder in zip(named, unrecorded_folders(named), strict=True):
+        files.extend(replace(file, name=file.name.removeprefix(folder)) for file in _resolved(source, chosen))
     if not files:
         raise SourceError("no sources given")
     return files

@@ -1,0 +1,67 @@
+"""Names under which stores record the user's files: no path of the user's machine leaves it with a published store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+
+def unrecorded_folders(sources: Sequence[str]) -> list[str]:
+    """The leading folder of each source that a store does not record.
+
+    A relative path and a URL are recorded as given. An absolute path is recorded relative to the working folder if it
+    lies inside; otherwise relative to the folder that holds all such sources, so that different files keep different
+    names.
+
+    Args:
+        sources: Paths, globs and URLs as given by the user.
+
+    Returns:
+        For each source, a folder with a slash at its end; empty if the source is recorded as given.
+    """
+    here = Path.cwd()
+    absolute = [PurePath(source) for source in sources if "://" not in source and PurePath(source).is_absolute()]
+    outside = [path for path in absolute if not path.is_relative_to(here)]
+    common = os.path.commonpath([str(path.parent) for path in outside]) if outside else ""
+    folders = []
+    for source in sources:
+        path = PurePath(source)
+        folder = "" if path not in absolute else common if path in outside else str(here)
+        folders.append(folder and f"{folder.rstrip('/')}/")
+    return folders
+
+
+def recorded_path(path: str | Path, dataset: str | Path) -> str:
+    """Path under which a dataset records a store that it depends on.
+
+    A URL is recorded as it is. A path is recorded relative to the folder of the dataset, so that the two can be moved
+    together; if they have no folder in common but the root, only the name of the store is recorded.
+
+    Args:
+        path: Path or URL of the store.
+        dataset: Path or URL of the dataset.
+    """
+    text = str(path)
+    if "://" in text:
+        return text
+    place = Path(path).resolve()
+    if "://" in str(dataset):
+        return place.name
+    folder = Path(dataset).resolve().parent
+    shared = os.path.commonpath([place, folder])
+    return place.name if shared == place.anchor else PurePath(os.path.relpath(place, folder)).as_posix()
+
+
+def resolved_path(recorded: str, dataset: str | Path) -> str:
+    """The path or URL that `recorded_path` recorded.
+
+    Args:
+        recorded: Path as recorded in the attributes of the dataset.
+        dataset: Path or URL of the dataset.
+    """
+    if not recorded or "://" in recorded or PurePath(recorded).is_absolute():
+        return recorded
+    if "://" in str(dataset):
+        return f"{str(dataset).rstrip('/').rpartition('/')[0]}/{recorded}"
+    return os.path.normpath(Path(dataset).parent / recorded)
