@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..pipeline.atomic import write_text_atomically
+from ..pipeline.energy_schemes import OWN
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
 from .config.network import NequipConfig, NetworkConfig
 from .networks.base import Network
@@ -38,7 +39,7 @@ class ModelCard:
     """
 
     symmetry: str = "o3"
-    energy_scheme: str = "own"
+    energy_scheme: str = OWN
     training_data: str = ""
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...pipeline.energy_schemes import OWN, SCHEMES
 from ...pipeline.errors import CheckpointError, OutputExistsError, detail
 from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
@@ -22,7 +23,6 @@ from .nequix import read_nequix
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
 
-SCHEMES = ("mp-uncorrected", "mp2020-corrected", "omat24", "matpes-pbe", "r2scan", "own")
 MAX_FILE_BYTES = 4 << 30
 
 
@@ -54,7 +54,7 @@ def load_pretrained(
     network, fidelity = _read(path, modality, trust=trust)
     known = known or _recognised(path)
     so3 = network.config.symmetry == "so3"
-    card = ModelCard("so3" if so3 else "o3", energy_scheme or "own", origin={"file": path.name})
+    card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})
     if known is not None:
         scheme = energy_scheme or known.schemes[fidelity]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...pipeline.energy_schemes import OMAT24, R2SCAN, UNCORRECTED
+
 _SEVENNET = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
 _NEQUIX = "Koker and Smidt, arXiv:2508.16067"
-_MP: dict[str, Any] = {"schemes": {"": "mp-uncorrected"}, "functionals": {"": "PBE(+U)"}, "licence": "MIT"}
+_MP: dict[str, Any] = {"schemes": {"": UNCORRECTED}, "functionals": {"": "PBE(+U)"}, "licence": "MIT"}
 _FOLDER = "pretrained_potentials"
 
 
@@ -65,7 +67,7 @@ REGISTRY = {
             f"{_FOLDER}/SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
             packaged=True,
             sha256=("81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",),
-            schemes={"PBE": "mp-uncorrected", "R2SCAN": "r2scan"},
+            schemes={"PBE": UNCORRECTED, "R2SCAN": R2SCAN},
             functionals={"PBE": "PBE(+U)", "R2SCAN": "r2SCAN"},
             training_data="MPtrj, and r2SCAN calculations of the Materials Project",
             licence="MIT",
@@ -85,7 +87,7 @@ REGISTRY = {
                     },
                 ),
                 ("nequix-mp-1-pft", "MPtrj, and phonons", {}),
-                ("nequix-omat-1", "OMat24", {"schemes": {"": "omat24"}}),
+                ("nequix-omat-1", "OMat24", {"schemes": {"": OMAT24}}),
                 ("nequix-oam-1", "OMat24, then sAlex and MPtrj", {}),
             )
         ),

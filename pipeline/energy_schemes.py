@@ -1,0 +1,21 @@
+"""Energy schemes: the calculations that the energies of a model, a dataset or a table of references follow.
+
+Only energies of one scheme can be compared; those of `UNCORRECTED` become comparable with `CORRECTED` ones by their
+corrections.
+
+- ``mp-uncorrected``: PBE and PBE+U with the settings of the Materials Project, before its corrections.
+- ``mp2020-corrected``: the same energies with the MP2020 corrections (Wang et al., Scientific Reports 11, 15496,
+  2021).
+- ``omat24``: PBE and PBE+U with the settings and pseudopotentials of OMat24.
+- ``matpes-pbe``: PBE with the settings of MatPES.
+- ``r2scan``: calculations with the r2SCAN functional.
+- ``own``: a scheme without a name. Such energies are compared only with those of the same model, or where the user says
+  that two models were trained on the same energies.
+"""
+
+from __future__ import annotations
+
+UNCORRECTED, CORRECTED = "mp-uncorrected", "mp2020-corrected"
+OMAT24, MATPES_PBE, R2SCAN = "omat24", "matpes-pbe", "r2scan"
+OWN = "own"
+SCHEMES = (UNCORRECTED, CORRECTED, OMAT24, MATPES_PBE, R2SCAN, OWN)
