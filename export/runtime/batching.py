@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_table import groups_by_size
 from ...pipeline.graphs.potential import Evaluation, Potential
+from ...pipeline.memory import is_out_of_memory
 from ...pipeline.runs.options import DEFAULT_SLOTS
-
-# ONNX Runtime has no error of its own for it. Its arenas say "Failed to allocate memory for requested buffer"
-# (core/framework/bfc_arena.cc), the C++ library bad_alloc, CUDA's libraries "out of memory" and ALLOC_FAILED.
-_OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "alloc_failed")
 
 Batch = tuple[NDArray[np.int64], Evaluation | None]
 
@@ -67,9 +64,3 @@ def _halving(
     middle = (start + stop + 1) // 2
     yield from _halving(block, start, middle, potential)
     yield from _halving(block, middle, stop, potential)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)

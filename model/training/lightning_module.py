@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...pipeline.errors import EquiscreenError
 from ...pipeline.labels.quantities import ENERGY
+from ...pipeline.memory import is_out_of_memory
 from ..config.training import TrainingConfig
 from ..data.batches import Batch, StructureBatches
 from ..data.training_data import TrainingData
@@ -327,10 +328,3 @@ def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
             0, batch.input("structure").cpu(), values, "amax"
         )
     return (values / batch.n_atoms.cpu() if name == ENERGY else values).numpy()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: PyTorch has one kind for CUDA, and only words for the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

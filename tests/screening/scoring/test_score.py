@@ -13,10 +13,10 @@ import ase.io
 import numpy as np
 import pytest
 from equiscreen.export import OnnxPotential
-from equiscreen.export.runtime.batching import is_out_of_memory
 from equiscreen.pipeline import GraphBlock, Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, StoreError
 from equiscreen.pipeline.graphs.potential import Evaluation, OutputSpec
+from equiscreen.pipeline.memory import is_out_of_memory
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.dataset.scores import EXTRAPOLATING, OK, TOO_LARGE, UNKNOWN_ELEMENT
@@ -100,9 +100,9 @@ SHORT_OF_MEMORY = """
 import resource, sys
 import numpy as np
 from equiscreen.export import OnnxPotential
-from equiscreen.export.scores import score_block
+from equiscreen.screening.scoring.score import score_block
 from equiscreen.pipeline import GraphBlock
-from equiscreen.pipeline.probes import probe_structures
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 potential = OnnxPotential.load(sys.argv[1], threads=1, slots=1 << 20)
 block = GraphBlock.from_structures(probe_structures((13, 29, 79), 900, seed=3), potential.cutoff)
 score_block(block.take([0, 1]), potential)

@@ -1,0 +1,19 @@
+"""Errors that mean a lack of memory."""
+
+from __future__ import annotations
+
+# Neither PyTorch (for the CPU) nor ONNX Runtime has an error type for it. PyTorch's allocator for the CPU says "can't
+# allocate memory", the arenas of ONNX Runtime "Failed to allocate memory for requested buffer"
+# (core/framework/bfc_arena.cc), the C++ library "bad_alloc", and CUDA's libraries "out of memory" and "ALLOC_FAILED".
+_MESSAGES = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that there was not enough memory, on the CPU or on a GPU.
+
+    `torch.OutOfMemoryError` is recognised by its name, so that this needs no PyTorch.
+    """
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    text = str(error).lower()
+    return any(message in text for message in _MESSAGES)
