@@ -10,11 +10,11 @@ import onnx
 import torch
 
 from ..model.networks.base import Network
-from ..model.networks.ensemble import SPREAD, EnsemblePotential
+from ..model.networks.ensemble import EnsemblePotential
 from ..model.networks.torch_potential import TorchPotential
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
-from ..pipeline.graphs.potential import Evaluation, Potential
+from ..pipeline.graphs.potential import SPREAD, Evaluation, Potential
 from ..pipeline.structures.random_crystals import probe_structures
 from ..pipeline.structures.structure import Structure
 from .runtime.file_validation import STANDARD_DOMAINS

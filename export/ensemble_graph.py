@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..model.networks.ensemble import SPREAD
+from ..pipeline.graphs.potential import SPREAD
 
 
 def join(members: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

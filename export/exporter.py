@@ -14,10 +14,10 @@ import torch
 
 from ..model.checkpoint import ModelCard, load_members
 from ..model.networks.base import Network
-from ..model.networks.ensemble import check_members, with_spread
+from ..model.networks.ensemble import check_members
 from ..model.networks.reflection import MirrorAveraged
 from ..pipeline.errors import ExportError, OutputExistsError
-from ..pipeline.graphs.potential import OutputSpec
+from ..pipeline.graphs.potential import OutputSpec, with_spread
 from .checks import check_agreement, check_determinism, check_structure, torch_dtype_name
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS

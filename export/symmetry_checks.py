@@ -11,9 +11,9 @@ from scipy.spatial.transform import Rotation
 
 from ..model.config.head import HeadConfig
 from ..model.equivariance.rotation import rotate_property
-from ..model.networks.ensemble import SPREAD
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.graphs.potential import SPREAD
 from ..pipeline.structures.random_crystals import probe_structures
 from ..pipeline.structures.structure import Structure
 from .runtime.onnx_potential import OnnxPotential

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ModelFileError
 from ...pipeline.graphs.graph_block import GraphBlock
-from ...pipeline.graphs.potential import Evaluation, OutputSpec
+from ...pipeline.graphs.potential import SPREAD, Evaluation, OutputSpec, with_spread
 from .onnx_potential import OnnxPotential, model_provenance
 
 MEMBERS_ARRAY, MEMBER = "energy_members", "member"
 
 Models = str | Path | Sequence[str | Path]
-SPREAD = "_std"
 
 
 class Ensemble:
@@ -101,9 +99,8 @@ class Ensemble:
         }
 
     def _outputs(self, outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-        spreads = [replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs]
         each = OutputSpec(MEMBERS_ARRAY, "structure", (len(self.members),), "eV")
-        return (*outputs, *spreads, *([each] if any(spec.name == "energy" for spec in outputs) else []))
+        return (*with_spread(outputs), *([each] if any(spec.name == "energy" for spec in outputs) else []))
 
     def _check(self) -> None:
         first, name = self.members[0], self.names[0]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ...pipeline.graphs.neighbor_table import INPUT_NAMES
+from ...pipeline.graphs.potential import SPREAD
 from .head import HeadConfig, Section
 
 Symmetry = Literal["o3", "natural", "so3"]
@@ -101,7 +102,7 @@ class NetworkConfig(Architecture):
         if not self.energy and not self.heads:
             raise ValueError("neither an energy nor a head: nothing to predict")
         for name in self.heads:
-            reserved = name in RESERVED_HEADS or name.endswith("_std") or is_reserved(name)
+            reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
                 raise ValueError(f"a head cannot be called {name!r}")
         return self

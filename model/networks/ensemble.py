@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ...pipeline.errors import CheckpointError
 from ...pipeline.graphs.graph_block import GraphBlock
-from ...pipeline.graphs.potential import Evaluation, OutputSpec
+from ...pipeline.graphs.potential import SPREAD, Evaluation, OutputSpec, with_spread
 from .base import Network
 from .torch_potential import TorchPotential
-
-SPREAD = "_std"
-
-
-def with_spread(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-    """Outputs of an ensemble: each mean, then the standard deviation (of a sample, so over n - 1) of each."""
-    return (*outputs, *(replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs))
 
 
 class EnsemblePotential:

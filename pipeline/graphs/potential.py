@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,6 +13,9 @@ from ..errors import UnknownElementError
 from .graph_block import GraphBlock
 from .neighbor_table import neighbor_table, size_buckets
 from .offsets import ragged_rows
+
+# Ending of the output with the standard deviation of another one over the members of an ensemble.
+SPREAD = "_std"
 
 Defined = Literal["always", "crystals", "molecules"]
 
@@ -42,6 +45,11 @@ ENERGY_OUTPUTS = (
     OutputSpec("forces", "atom", (3,), "eV/angstrom"),
     OutputSpec("stress", "structure", (3, 3), "eV/angstrom^3", "crystals"),
 )
+
+
+def with_spread(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
+    """Outputs of an ensemble: each mean, then the standard deviation (of a sample, so over n - 1) of each."""
+    return (*outputs, *(replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ import yaml
 from equiscreen.cli.info import describe
 from equiscreen.model import Config, load_checkpoint, load_members, train_ensemble
 from equiscreen.model.checkpoint import find_checkpoints
-from equiscreen.model.networks.ensemble import EnsemblePotential, check_members, with_spread
+from equiscreen.model.networks.ensemble import EnsemblePotential, check_members
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.training.ensemble import EnsembleReport
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.errors import CheckpointError, ConfigError, OutputExistsError
+from equiscreen.pipeline.graphs.potential import with_spread
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import given, settings
 from hypothesis import strategies as st
