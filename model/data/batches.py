@@ -22,24 +22,24 @@ from ...pipeline.graphs.neighbor_table import INPUT_NAMES, neighbor_table, slot_
 from ...pipeline.labels.quantities import ENERGY, FORCES, STRESS
 from ...pipeline.store.epoch_reader import EpochReader, PlacedBlock, read_ahead
 from ...pipeline.store.graph_store import GraphStore
-from .targets import HeadLabels, wanted_labels
+from ...pipeline.structures.structure import MAX_ATOMIC_NUMBER
+from .targets import ROWS_AT_ONCE, HeadLabels, wanted_labels
 
-# Compositions of so many structures are counted in one go, in 8 MB.
-_ROWS_AT_ONCE = 1 << 13
-_ALL_ELEMENTS = 119
+# Columns of `element_counts`, one for each atomic number from 0.
+N_ATOMIC_NUMBERS = MAX_ATOMIC_NUMBER + 1
 
 
 def of_elements(store: GraphStore, elements: Collection[int]) -> NDArray[np.bool_]:
     """bool[n_structures], which structures hold no other elements."""
-    others = np.setdiff1d(np.arange(_ALL_ELEMENTS), list(elements))
+    others = np.setdiff1d(np.arange(N_ATOMIC_NUMBERS), list(elements))
     return np.concatenate([~counts[:, others].any(axis=1) for counts in compositions(store)] or [np.zeros(0, bool)])
 
 
 def compositions(store: GraphStore) -> Iterator[NDArray[np.int64]]:
     """Compositions of all structures of a store, some at a time, in order: int64[n, 119], see `element_counts`."""
     start_of = store.offsets[0]
-    for begin in range(0, len(store), _ROWS_AT_ONCE):
-        end = min(begin + _ROWS_AT_ONCE, len(store))
+    for begin in range(0, len(store), ROWS_AT_ONCE):
+        end = min(begin + ROWS_AT_ONCE, len(store))
         atomic_number = store.column("atomic_number", int(start_of[begin]), int(start_of[end]))
         structure = np.repeat(np.arange(end - begin), np.diff(start_of[begin : end + 1]))
         yield element_counts(structure, atomic_number, end - begin)
@@ -55,8 +55,8 @@ def element_counts(
         atomic_number: uint8[n_atoms].
         n_structures: How many.
     """
-    flat = structure * _ALL_ELEMENTS + atomic_number
-    return np.bincount(flat, minlength=n_structures * _ALL_ELEMENTS).reshape(n_structures, _ALL_ELEMENTS)
+    flat = structure * N_ATOMIC_NUMBERS + atomic_number
+    return np.bincount(flat, minlength=n_structures * N_ATOMIC_NUMBERS).reshape(n_structures, N_ATOMIC_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,9 @@ from ...pipeline.labels.quantities import ENERGY, FORCES
 from ...pipeline.store.epoch_reader import EpochReader
 from ...pipeline.store.graph_store import GraphStore
 from ..statistics import DataStatistics, HeadStatistics
-from .batches import element_counts
+from .batches import N_ATOMIC_NUMBERS, element_counts
 from .targets import HeadLabels, finite_rows, wanted_labels
 
-_ALL_ELEMENTS = 119
 # A smaller spread than this, in eV or eV/angstrom, is taken for none: one structure alone has none.
 _LEAST_SCALE = 1e-3
 # So many labelled force components make a scale of an element's own.
@@ -71,7 +70,7 @@ def fit_statistics(
         name: _AtomHead(labels) if labels.config.per == "atom" else _StructureHead(labels)
         for name, labels in heads.items()
     }
-    atoms = np.zeros(_ALL_ELEMENTS, dtype=np.int64)
+    atoms = np.zeros(N_ATOMIC_NUMBERS, dtype=np.int64)
     n_edges = 0
     whole = all(store.cutoff <= cutoff for store in stores)
     reader = EpochReader(stores, chosen, labels=wanted_labels(heads, energy=energy))
@@ -127,8 +126,8 @@ class _Energies:
     """Total energies on composition."""
 
     def __init__(self) -> None:
-        self._totals = _Factor(_ALL_ELEMENTS + 1)
-        self._per_atom = _Factor(1 + _ALL_ELEMENTS + 1)
+        self._totals = _Factor(N_ATOMIC_NUMBERS + 1)
+        self._per_atom = _Factor(1 + N_ATOMIC_NUMBERS + 1)
 
     def add(self, block: GraphBlock, counts: NDArray[np.int64]) -> None:
         """Add the structures that have an energy."""
@@ -142,8 +141,8 @@ class _Energies:
     def references(self) -> NDArray[np.float64]:
         """float64[119], eV."""
         r = self._totals.r
-        found = np.zeros(_ALL_ELEMENTS)
-        there = np.flatnonzero(r[:, :_ALL_ELEMENTS].any(axis=0))
+        found = np.zeros(N_ATOMIC_NUMBERS)
+        there = np.flatnonzero(r[:, :N_ATOMIC_NUMBERS].any(axis=0))
         if len(there):
             found[there] = np.linalg.lstsq(r[:, there], r[:, -1], rcond=None)[0]
         return found
@@ -161,7 +160,7 @@ class _Forces:
     """Sums of squares of force components by element."""
 
     def __init__(self) -> None:
-        self._squares, self._count = np.zeros(_ALL_ELEMENTS), np.zeros(_ALL_ELEMENTS)
+        self._squares, self._count = np.zeros(N_ATOMIC_NUMBERS), np.zeros(N_ATOMIC_NUMBERS)
 
     def add(self, block: GraphBlock) -> None:
         """Add all labelled components."""
@@ -170,14 +169,14 @@ class _Forces:
         forces = block.atom_labels[FORCES]
         known = np.isfinite(forces)
         squares = np.where(known, forces, 0.0) ** 2
-        self._squares += np.bincount(block.atomic_number, squares.sum(axis=1), _ALL_ELEMENTS)
-        self._count += np.bincount(block.atomic_number, known.sum(axis=1), _ALL_ELEMENTS)
+        self._squares += np.bincount(block.atomic_number, squares.sum(axis=1), N_ATOMIC_NUMBERS)
+        self._count += np.bincount(block.atomic_number, known.sum(axis=1), N_ATOMIC_NUMBERS)
 
     def scales(self, otherwise: float, *, by_element: bool) -> NDArray[np.float64]:
         """float64[119], root mean squares, or `otherwise` if there are no forces."""
         total = float(self._count.sum())
         scale = float(np.sqrt(self._squares.sum() / total)) if total else otherwise
-        found = np.full(_ALL_ELEMENTS, scale if scale > _LEAST_SCALE else 1.0)
+        found = np.full(N_ATOMIC_NUMBERS, scale if scale > _LEAST_SCALE else 1.0)
         if by_element:
             own = np.sqrt(self._squares / np.maximum(1, self._count))
             enough = (self._count >= _LEAST_COMPONENTS) & (own > _LEAST_SCALE)
@@ -193,8 +192,8 @@ class _StructureHead:
 
     def __init__(self, head: HeadLabels) -> None:
         self._head, dim = head, head.basis.dim
-        self._sums = _Factor(_ALL_ELEMENTS + dim)
-        self._per_atom = _Factor(_ALL_ELEMENTS + dim) if head.config.extensive else self._sums
+        self._sums = _Factor(N_ATOMIC_NUMBERS + dim)
+        self._per_atom = _Factor(N_ATOMIC_NUMBERS + dim) if head.config.extensive else self._sums
 
     @property
     def count(self) -> int:
@@ -215,15 +214,15 @@ class _StructureHead:
     def statistics(self, elements: NDArray[np.int64]) -> HeadStatistics:
         """Of the elements of the network."""
         head, r = self._head, self._sums.r
-        parts, values = r[:, :_ALL_ELEMENTS], r[:, _ALL_ELEMENTS + head.invariant]
+        parts, values = r[:, :N_ATOMIC_NUMBERS], r[:, N_ATOMIC_NUMBERS + head.invariant]
         whole = parts.sum(axis=1)  # 1, or the number of atoms, of each structure
         together = whole @ values / (whole @ whole)
-        left = np.concatenate([values - np.outer(whole, together), np.zeros((_ALL_ELEMENTS, len(head.invariant)))])
-        ridge = np.sqrt(_RIDGE) * np.eye(_ALL_ELEMENTS)
+        left = np.concatenate([values - np.outer(whole, together), np.zeros((N_ATOMIC_NUMBERS, len(head.invariant)))])
+        ridge = np.sqrt(_RIDGE) * np.eye(N_ATOMIC_NUMBERS)
         shifts = together + np.linalg.lstsq(np.concatenate([parts, ridge]), left, rcond=None)[0]
-        combinations = np.concatenate([np.zeros((_ALL_ELEMENTS, head.basis.dim)), np.eye(head.basis.dim)])
+        combinations = np.concatenate([np.zeros((N_ATOMIC_NUMBERS, head.basis.dim)), np.eye(head.basis.dim)])
         size = self._per_atom.root_mean_square(combinations)
-        combinations[:_ALL_ELEMENTS, head.invariant] = -shifts
+        combinations[:N_ATOMIC_NUMBERS, head.invariant] = -shifts
         return _statistics(head, shifts[elements], self._per_atom.root_mean_square(combinations), size)
 
 
@@ -235,8 +234,8 @@ class _AtomHead:
 
     def __init__(self, head: HeadLabels) -> None:
         self._head = head
-        self._n = np.zeros((_ALL_ELEMENTS, 1))
-        self._mean, self._squares = np.zeros((2, _ALL_ELEMENTS, head.basis.dim))
+        self._n = np.zeros((N_ATOMIC_NUMBERS, 1))
+        self._mean, self._squares = np.zeros((2, N_ATOMIC_NUMBERS, head.basis.dim))
 
     @property
     def count(self) -> int:
@@ -248,7 +247,7 @@ class _AtomHead:
         components = self._head.of(block)
         known = finite_rows(components)
         element, components = block.atomic_number[known], components[known]
-        n = np.bincount(element, minlength=_ALL_ELEMENTS)[:, None].astype(np.float64)
+        n = np.bincount(element, minlength=N_ATOMIC_NUMBERS)[:, None].astype(np.float64)
         mean, squares = np.zeros_like(self._mean), np.zeros_like(self._squares)
         np.add.at(mean, element, components)
         mean /= np.maximum(1, n)

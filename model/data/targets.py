@@ -18,8 +18,9 @@ from ...pipeline.store.graph_store import GraphStore
 from ..config.head import HeadConfig
 from ..equivariance.tensors import TENSORS, TensorBasis, presentation, tensor_basis
 
-# Labels of so many structures are looked at in one go; of 100 atoms with 9 components each they take 59 MB.
-_ROWS_AT_ONCE = 1 << 13
+# Structures whose labels or compositions are in memory at once. For structures of 100 atoms with 9 components each, the
+# labels take 59 MB; compositions take 8 MB.
+ROWS_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class HeadLabels:
         if not any(self.label in names for names in store.label_names):
             return
         start_of = store.offsets[0] if self.config.per == "atom" else np.arange(len(store) + 1)
-        for begin in range(0, len(store), _ROWS_AT_ONCE):
-            end = min(begin + _ROWS_AT_ONCE, len(store))
+        for begin in range(0, len(store), ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, len(store))
             values = store.column(self.label, int(start_of[begin]), int(start_of[end]))
             yield slice(begin, end), values, start_of[begin:end] - start_of[begin]
 
@@ -230,8 +231,8 @@ def _labelled_energies(store: GraphStore) -> NDArray[np.bool_]:
         known |= stress & store.column("pbc").all(axis=1)
     if FORCES in per_atom:
         start_of = store.offsets[0]
-        for begin in range(0, len(store), _ROWS_AT_ONCE):
-            end = min(begin + _ROWS_AT_ONCE, len(store))
+        for begin in range(0, len(store), ROWS_AT_ONCE):
+            end = min(begin + ROWS_AT_ONCE, len(store))
             forces = finite_rows(store.column(FORCES, int(start_of[begin]), int(start_of[end])))
             known[begin:end] |= np.logical_or.reduceat(forces, start_of[begin:end] - start_of[begin])
     return known

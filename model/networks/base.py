@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...pipeline.graphs.potential import ENERGY_OUTPUTS, OutputSpec
+from ...pipeline.structures.structure import MAX_ATOMIC_NUMBER
 from ..equivariance.irreps import Features
 from ..layers.float64_buffers import Float64Buffers
 from ..layers.scatter_free import permute_slots
@@ -20,8 +21,6 @@ from ..statistics import DataStatistics
 if TYPE_CHECKING:
     from ..config.network import Architecture
     from ..layers.heads import Head
-
-MAX_ATOMIC_NUMBER = 118
 
 
 @dataclass(frozen=True, slots=True)
