@@ -25,10 +25,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ...pipeline.errors import ConfigError, detail
+from ...pipeline.runs.progress import LINE_EVERY_S
 from ..config.training import TrainingConfig
 from .schedule import RunningMean
 
-LINE_EVERY_S = 10.0
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 
 
