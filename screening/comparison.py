@@ -18,6 +18,7 @@ from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
 from .dataset.reader import ScoresReader
 from .dataset.scores import open_scores
+from .selection.outputs import SCORES_FOLDER
 from .selection.ranking import MEASURES
 from .selection.variables import numeric_column
 
@@ -26,7 +27,6 @@ COMPARED = (*MEASURES, "corrected_energy_per_atom", "max_force", "volume", "volu
 ID_COLUMNS = ("structure_id", "id", "material_id", "file_name", "name")
 PER_ATOM_COLUMNS = ("dft_energy_per_atom", "energy_per_atom")
 TOTAL_COLUMNS = ("dft_energy", "energy", "total_energy")
-SELECTED_SCORES = "scores.zarr"
 _NAMED = 10
 
 
@@ -187,7 +187,7 @@ def join_energies(
         ConfigError: No such columns, or nothing to be joined.
         StoreError: The scores cannot be read.
     """
-    folder = Path(str(scores)) / SELECTED_SCORES
+    folder = Path(str(scores)) / SCORES_FOLDER
     place = folder if "://" not in str(scores) and folder.exists() else scores
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.store.graph_store import GraphStore
 from ..pipeline.store.schema import STRUCTURE
+from .dataset.reader import ROWS_AT_ONCE, flag_meanings
+from .dataset.scores import RELIABLE_STATUSES
 
 ENERGY_PER_ATOM = "energy_per_atom"
-# Scores whose spread counts: they are there, and the model was made for such structures.
-_USABLE = frozenset({"ok", "not_converged"})
-_CHUNK_ROWS = 65_536
 
 Column = NDArray[np.float64]
 
@@ -92,12 +91,11 @@ def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Colu
 
 def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> Iterator[tuple[Column, Column, Column]]:
     status = scores["status"]
-    meanings = str(status.attrs["flag_meanings"]).split()
-    usable = [value for value, meaning in zip(status.attrs["flag_values"], meanings, strict=True) if meaning in _USABLE]
+    reliable = [value for word, value in flag_meanings(status.attrs).items() if word in RELIABLE_STATUSES]
     spread = scores.get(_spread_of(name))
     size = scores.sizes[STRUCTURE]
-    for start in range(0, size, _CHUNK_ROWS):
-        rows = slice(start, min(start + _CHUNK_ROWS, size))
+    for start in range(0, size, ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, size))
         _check_rows(scores, graphs, rows)
         predicted = scores[name][rows].to_numpy()
         known = graphs.column(label, rows.start, rows.stop)
@@ -105,7 +103,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
         if name == ENERGY_PER_ATOM:
             counts = scores["n_atoms"][rows].to_numpy()
             known, widths = known / counts, widths / counts
-        both = np.isfinite(known) & np.isfinite(predicted) & np.isin(status[rows].to_numpy(), usable)
+        both = np.isfinite(known) & np.isfinite(predicted) & np.isin(status[rows].to_numpy(), reliable)
         yield known[both], predicted[both], widths[both]
 
 

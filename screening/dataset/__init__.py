@@ -1,1 +1,1 @@
-"""The scores dataset: reading, subsets, parquet."""
+"""The scores dataset: its arrays, readers, subsets and parquet files."""

@@ -1,4 +1,4 @@
-"""Scores as tables: parquet, and through it pandas."""
+"""Scores as parquet files, which pandas can read."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ METADATA_KEY = b"equiscreen"
 
 
 class ParquetFile:
-    """A parquet file that is written some rows at a time.
+    """A parquet file that is written chunk by chunk.
 
-    Flags become their words; arrays of a structure become lists. Units and descriptions are in the metadata of the
-    fields, the attributes of the dataset in that of the file, under `METADATA_KEY`.
+    Flags become their words; arrays of a structure become lists. Units and descriptions are stored in the metadata of
+    the fields, the attributes of the dataset in the metadata of the file, under `METADATA_KEY`.
 
     Args:
-        path: To be made.
-        specs: The columns.
-        attrs: Of the dataset.
+        path: Path of the file to write.
+        specs: Columns of the file.
+        attrs: Attributes of the dataset.
     """
 
     def __init__(self, path: Path, specs: Sequence[ArraySpec], attrs: Mapping[str, Any]) -> None:
@@ -41,10 +41,10 @@ class ParquetFile:
         self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
 
     def write(self, table: Mapping[str, NDArray[Any]]) -> None:
-        """Add rows.
+        """Append rows.
 
         Args:
-            table: Rows of every column, as the dataset holds them.
+            table: Rows of every column, as in the dataset.
         """
         arrays = [_arrow(table[spec.name], spec) for spec in self._specs]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
@@ -57,24 +57,24 @@ class ParquetFile:
 def to_parquet(
     scores: str | Path, path: str | Path, *, columns: Sequence[str] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a scores dataset as a parquet file, with as much of it in memory as one chunk.
+    """Write a scores dataset as a parquet file; only one chunk of rows is in memory at once.
 
     Example:
         >>> table = pandas.read_parquet(to_parquet("scores.zarr", "scores.parquet"))  # doctest: +SKIP
 
     Args:
-        scores: Dataset of a screen, relaxation, hull or selection; a path or URL.
-        path: File to write.
-        columns: Variables; all if not said.
+        scores: Path or URL of the dataset of a screen, relaxation, hull or selection.
+        path: Path of the file to write.
+        columns: Variables to write; all by default.
         overwrite: Replace an existing file.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
         StoreError: The scores cannot be read.
-        ConfigError: No such variable.
-        OutputExistsError: The file exists.
+        ConfigError: A variable is unknown.
+        OutputExistsError: The file exists, or its folder does not.
     """
     rows, out = ScoresReader(scores), Path(path)
     if out.is_dir() or (out.exists() and not overwrite):
@@ -91,14 +91,14 @@ def to_parquet(
         file.close()
         scratch.rename(out)
     except FileNotFoundError as error:
-        raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
+        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
     finally:
         scratch.unlink(missing_ok=True)
     return out
 
 
 def as_words(values: NDArray[Any], meanings: Mapping[str, int]) -> NDArray[Any]:
-    """A flag's values as its words."""
+    """Words of the values of a flag."""
     words = np.full(256, "", dtype=np.dtypes.StringDType())
     for word, value in meanings.items():
         words[value] = word

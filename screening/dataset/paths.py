@@ -1,4 +1,4 @@
-"""Default paths of what stands beside a scores dataset."""
+"""Default paths of outputs beside a scores dataset."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def hull_path(scores: str | Path) -> str:
-    """Where the hull of scores goes if nothing is said: ``S.hull.zarr`` for ``S.zarr``."""
+    """Default path of the hull of scores: ``S.hull.zarr`` for ``S.zarr``."""
     return f"{str(scores).rstrip('/').removesuffix('.zarr')}.hull.zarr"
 
 
 def graphs_path(out: str | Path) -> str:
-    """Where the graphs of files stand whose scores go to `out`: ``S.graphs.zarr`` for ``S.zarr``."""
+    """Path of the graph store of a screen's or relaxation's output: ``S.graphs.zarr`` for ``S.zarr``."""
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.graphs.zarr"
 
 
 def report_path(scores: str | Path) -> str:
-    """Where a report goes if nothing is said: ``S.report.html`` for ``S.zarr``, of a URL into the current folder."""
+    """Default path of a report: ``S.report.html`` for ``S.zarr``; in the current folder if the scores are at a URL."""
     path = str(scores).rstrip("/").removesuffix(".zarr")
     return f"{path.rsplit('/', 1)[-1] if '://' in path else path}.report.html"

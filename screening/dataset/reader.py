@@ -1,4 +1,4 @@
-"""Rows of a scores dataset and of its graph store, wherever in them they stand, without reading all of them."""
+"""Read a scores dataset: columns, chunks of rows, scattered rows, and the structures of its graph store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, Ar
 from ...pipeline.structures.structure import Structure
 from .scores import SCORES_SCHEMA
 
-# Rows of one column in memory at once.
+# Rows of a column that are in memory at once.
 ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
-# Chunks that are read together if rows of both are wanted, and how many at most.
+# Chunks this close are read together, up to this many at once.
 _NEARBY, _CHUNKS_AT_ONCE = 2, 32
 _STRUCTURES = ("cell", "pbc", "n_atoms", "atom_start")
 _ATOMS = ("atomic_number", "frac_coord")
@@ -27,19 +27,19 @@ Read = Callable[[int, int], NDArray[Any]]
 
 
 class ScoresReader:
-    """A scores dataset: of a screen, a relaxation, a hull or a selection.
+    """The scores dataset of a screen, relaxation, hull or selection.
 
     Args:
-        path: A path or URL.
-        store: The graph store, if it is not where the dataset says.
+        path: Path or URL of the dataset.
+        store: Path of its graph store, if it is not where the dataset says.
 
     Attributes:
-        path: As given.
-        attrs: Of the dataset.
-        specs: Its arrays along dim structure.
+        path: Path or URL of the dataset, as given.
+        attrs: Attributes of the dataset.
+        specs: Arrays of the dataset along dim ``structure``, by name.
 
     Raises:
-        StoreError: Missing, unfinished, or no scores.
+        StoreError: The dataset is missing, unfinished, or not a scores dataset.
     """
 
     def __init__(self, path: str | Path, store: str | Path | None = None) -> None:
@@ -59,70 +59,82 @@ class ScoresReader:
             self.specs[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
         absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
         if absent:
-            raise StoreError(f"{path}: has no {', '.join(absent)}; screen again")
+            raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
 
     def __len__(self) -> int:
         return int(self._arrays["status"].shape[0])
 
     @property
     def hash(self) -> str:
-        """Of the dataset's content."""
+        """Hash of the dataset's content."""
         return str(self.attrs.get("store_hash", ""))
 
     def meanings(self, name: str) -> dict[str, int]:
-        """The value behind each word of a flag."""
+        """Value of each word of a flag column."""
         return flag_meanings(self.specs[name].attrs)
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of an array.
+        """Consecutive rows of an array.
 
         Raises:
-            StoreError: Damaged, or out of reach.
+            StoreError: The array is damaged or cannot be reached.
         """
         try:
             return np.asarray(self._arrays[name][start:stop])
-        except Exception as error:  # a damaged chunk fails anywhere in its codecs, a URL anywhere in its file system
+        except Exception as error:  # damaged chunks fail anywhere in the codecs, URLs anywhere in the file system
             raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of rows to be read at once."""
+        """(start, stop) of each chunk of rows."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             yield start, min(start + ROWS_AT_ONCE, len(self))
 
     def rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Some rows of an array, in any order."""
+        """Scattered rows of an array, in any order."""
         size = self._arrays[name].chunks[0]
         return picked(lambda start, stop: self.column(name, start, stop), rows, size, len(self))
 
     @cached_property
     def graphs(self) -> GraphStore:
-        """The graph store of its structures.
+        """The graph store of the structures.
 
         Raises:
-            StoreError: It is not there, or has changed.
+            StoreError: The store is missing, or not the one that the scores were made from.
         """
         place = place_of_graphs(self.path, self.attrs, self._given_store)
         try:
             graphs = GraphStore(place)
         except StoreError as error:
-            raise StoreError(f"{self.path}: its structures are not there; say where with --store ({error})") from error
+            raise StoreError(
+                f"{self.path}: cannot open its graph store; give its path with --store ({error})"
+            ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
-            raise StoreError(f"{place}: is not the graph store that {self.path} was made of, or has changed")
+            raise StoreError(f"{place}: is not the graph store that {self.path} was made from, or has changed")
         return graphs
 
-    def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
-        """The structures of some rows.
+    def check_atoms(self, stored: NDArray[np.int32], scored: NDArray[np.int32]) -> None:
+        """Check that structures of the graph store have the numbers of atoms that the scores give for them.
 
         Raises:
-            StoreError: They cannot be read, or are not those of the scores.
+            StoreError: They differ, so the store holds other structures.
+        """
+        if not np.array_equal(stored, scored):
+            raise StoreError(
+                f"{self.graphs.path}: its structures are not those of {self.path}; give its graph store with --store"
+            )
+
+    def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
+        """Structures of scattered rows.
+
+        Raises:
+            StoreError: The structures cannot be read, or are not those of the scores.
         """
         if len(rows) == 0:
             return []
         if self._last is not None and np.array_equal(self._last[0], rows):
-            return self._last[1]  # columns and files are made of the same ones
+            return self._last[1]  # columns and files need the same structures
         arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
-        if not np.array_equal(arrays["n_atoms"], self.rows("n_atoms", rows)):
-            raise StoreError(f"{self.graphs.path}: its structures are not those of {self.path}; say --store")
+        self.check_atoms(arrays["n_atoms"], self.rows("n_atoms", rows))
         ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)
         out = []
         for place, (end, count) in enumerate(zip(ends.tolist(), arrays["n_atoms"].tolist(), strict=True)):
@@ -140,12 +152,12 @@ class ScoresReader:
 
 
 def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Path | None) -> str:
-    """Where the graph store of a dataset is: as it says, or beside it if the two were moved together.
+    """Path of a dataset's graph store: as in its attributes, or beside the dataset if the two were moved together.
 
     Args:
-        path: Of the dataset.
-        attrs: Of the dataset.
-        given: Where the store is, if somebody said so.
+        path: Path or URL of the dataset.
+        attrs: Attributes of the dataset.
+        given: Path of the store, which takes precedence; None if it was not given.
     """
     if given is not None:
         return str(given)
@@ -156,20 +168,20 @@ def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Pat
 
 
 def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:
-    """The value behind each word of a flag variable, by its CF attributes; empty for any other variable."""
+    """Value of each word of a flag variable, from its CF attributes; empty for other variables."""
     words = str(attrs.get("flag_meanings", "")).split()
     values = attrs.get("flag_values")
     return {} if values is None else {word: int(value) for word, value in zip(words, values, strict=True)}
 
 
 def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArray[Any]:
-    """Some rows of an array that is read by chunks; those far from any wanted row are not read.
+    """Scattered rows of a chunked array; chunks far from any wanted row are not read.
 
     Args:
-        read: Gives the rows from a start to a stop.
-        rows: In any order.
+        read: Reads the rows from a start to a stop.
+        rows: int64[n], rows in any order.
         size: Rows of a chunk.
-        length: Of the array.
+        length: Rows of the array.
     """
     if len(rows) == 0:
         return read(0, 0)
@@ -186,12 +198,12 @@ def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArr
 
 
 def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.integer[Any]], size: int) -> NDArray[Any]:
-    """Ranges of rows of an array, one after the other; those that begin close to each other are read together.
+    """Concatenated ranges of rows of an array; ranges that begin close to each other are read together.
 
     Args:
-        read: Gives the rows from a start to a stop.
+        read: Reads the rows from a start to a stop.
         starts: int64[n], first row of each range, in any order.
-        counts: int[n], rows of each.
+        counts: int[n], number of rows of each range.
         size: Rows of a chunk.
     """
     if len(starts) == 0:
@@ -208,22 +220,25 @@ def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.inte
 
 
 def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where to divide wanted rows into reads, by the chunks that they are in, ascending.
+    """Places at which to split wanted rows into separate reads.
 
-    A read takes longer to begin than to go through a chunk or two that nothing is wanted of.
+    To start a read takes longer than to go through one or two chunks without wanted rows.
+
+    Args:
+        chunks: int64[n], chunk of each wanted row, ascending.
     """
     far = np.diff(chunks) > _NEARBY
-    far |= np.diff(chunks // _CHUNKS_AT_ONCE) > 0  # so that memory stays bounded
+    far |= np.diff(chunks // _CHUNKS_AT_ONCE) > 0  # to bound memory
     return np.flatnonzero(far) + 1
 
 
 def read_structures(graphs: GraphStore, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of some structures of a graph store, atoms and edges one structure after the other.
+    """Arrays of scattered structures of a graph store, with their atoms and edges concatenated.
 
     Args:
-        graphs: The store.
-        rows: In any order.
-        names: Of its arrays.
+        graphs: The graph store.
+        rows: int64[n], rows of the structures, in any order.
+        names: Names of the arrays.
     """
 
     def reader(name: str) -> Read:

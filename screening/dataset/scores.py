@@ -1,4 +1,4 @@
-"""Scores: what a screen leaves, a labelled dataset with one row per structure."""
+"""The scores dataset: the labelled result of a screen, one row per structure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ CARRIED = ("structure_id", "source", "source_index")
 SCORES_SCHEMA = "equiscreen-scores/1"
 STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapolating")
 OK, UNKNOWN_ELEMENT, NOT_FINITE, TOO_LARGE, EXTRAPOLATING = range(len(STATUS_MEANINGS))
+# Statuses whose energies may be part of a hull or of a calibration. A relaxation that has not converged still ends at
+# an energy that the structure can have, if not at its lowest.
+RELIABLE_STATUSES = frozenset({"ok", "not_converged"})
+# Statuses with an energy that can be reported; those that are not reliable may be far too low to be part of a hull.
+USABLE_STATUSES = RELIABLE_STATUSES | {"extrapolating"}
+# Ending of the names of hull columns of structures that were not relaxed.
+UNRELAXED = "_unrelaxed"
 COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")
 
 
@@ -47,23 +54,23 @@ SPREAD_ARRAYS = (
         "eV/angstrom",
     ),
 )
-# What is there beside the outputs that become arrays as they stand.
+# Outputs that `property_outputs` leaves out: they have arrays of other definitions, or none.
 _KNOWN = frozenset(spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)) | {MEMBERS_ARRAY, "stress_std"}
-# The outputs that arrays of other names are made of.
+# Outputs from which arrays with other names are computed.
 SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
 STRUCTURE_ARRAYS = (
     _spec("structure_id", TEXT, "name of the structure in its source"),
     _spec("formula", TEXT, "reduced chemical formula"),
     _spec("n_atoms", "int32", "number of atoms", "1"),
     _spec("volume", "float64", "volume of the cell; NaN unless periodic in three directions", "angstrom^3"),
-    ArraySpec("status", (STRUCTURE,), "uint8", {"description": "how scoring went", **flags(STATUS_MEANINGS)}),
+    ArraySpec("status", (STRUCTURE,), "uint8", {"description": "outcome of scoring", **flags(STATUS_MEANINGS)}),
     _spec("source", TEXT, "file that the structure came from"),
     _spec("source_index", "int64", "place in that file, from 0", "1"),
 )
 
 
 def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores of a model; outputs per atom, but for the forces, have no place in them."""
+    """Arrays of the scores of a model. Outputs per atom are left out, except that forces give `max_force`."""
     names = {spec.name for spec in outputs}
     known = [spec for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS) if SOURCES.get(spec.name, spec.name) in names]
     members = [_members_array(spec.shape) for spec in outputs if spec.name == MEMBERS_ARRAY]
@@ -71,17 +78,17 @@ def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
 
 
 def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
-    """Outputs that become arrays of their own as they stand."""
+    """Outputs per structure that become arrays as they are."""
     return [spec for spec in outputs if spec.per == "structure" and spec.name not in _KNOWN]
 
 
 def _members_array(shape: tuple[int, ...]) -> ArraySpec:
-    attrs = {"description": "total energy, by each member of the ensemble", "units": "eV"}
+    attrs = {"description": "total energy predicted by each member of the ensemble", "units": "eV"}
     return ArraySpec(MEMBERS_ARRAY, (STRUCTURE, MEMBER), "float64", attrs, shape)
 
 
 def _property_array(spec: OutputSpec) -> ArraySpec:
-    description = spec.name.replace("_", " ") + ("" if spec.defined == "always" else f"; NaN but for {spec.defined}")
+    description = spec.name.replace("_", " ") + ("" if spec.defined == "always" else f"; NaN except for {spec.defined}")
     dims = tensor_dims(STRUCTURE, spec.name, spec.shape)
     if "voigt" in dims:
         description += VOIGT_NOTE
@@ -93,7 +100,7 @@ def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset.
 
     Raises:
-        StoreError: Missing, unfinished, or no scores.
+        StoreError: The dataset is missing, unfinished, or not a scores dataset.
     """
     open_root(path, SCORES_SCHEMA)
     scores: xr.Dataset = xr.open_zarr(path)

@@ -1,4 +1,4 @@
-"""Some rows of a dataset as a dataset of its own: of scores, and of the graph store that they are of."""
+"""Subsets: selected rows of a scores dataset, and of its graph store, as stores of their own."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _DIM_COUNTS = {ATOM: "n_atoms", EDGE: "n_edges"}
 
 
 class Subset:
-    """A store that is written some rows at a time.
+    """A store that is written chunk by chunk.
 
     Args:
-        folder: For its parts; to be made.
-        store: To be made.
-        specs: Its arrays.
+        folder: Folder to create for its parts.
+        store: Path of the store to write.
+        specs: Arrays of the store.
     """
 
     def __init__(self, folder: Path, store: Path, specs: Sequence[ArraySpec]) -> None:
@@ -37,10 +37,10 @@ class Subset:
         folder.mkdir(parents=True)
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Add rows.
+        """Append rows.
 
         Args:
-            arrays: Of every spec, but for those that say where the atoms and edges of a structure begin.
+            arrays: Rows of every array, except for those with the first atom and edge of each structure.
         """
         size = len(arrays["structure_id"])
         dims = {spec.dims[0] for spec in self.specs} - {STRUCTURE}
@@ -54,22 +54,22 @@ class Subset:
         self._manifests.append(write_part(self._folder, key, packed, counts, {}))
 
     def finish(self, attrs: Mapping[str, Any]) -> str:
-        """Put the parts together.
+        """Assemble the store from its parts.
 
         Returns:
-            The store's hash.
+            Hash of the store.
         """
         compaction = concatenation(self.store, self._folder, self.specs, self._manifests)
         return finish_store(self.store, write_shards(compaction), attrs)
 
 
 class GraphSubset:
-    """Some structures of a graph store, with their graphs, labels and columns.
+    """Selected structures of a graph store, with their graphs, labels and columns.
 
     Args:
-        folder: For its parts.
-        store: To be made.
-        graphs: The store that they are of.
+        folder: Folder to create for the parts.
+        store: Path of the store to write.
+        graphs: Graph store that the structures come from.
     """
 
     def __init__(self, folder: Path, store: Path, graphs: GraphStore) -> None:
@@ -77,15 +77,15 @@ class GraphSubset:
         self._subset = Subset(folder, store, list(graphs.specs.values()))
 
     def write(self, rows: NDArray[np.int64]) -> None:
-        """Add structures."""
+        """Append structures."""
         names = [name for name in self._graphs.specs if name not in START_ARRAYS]
         self._subset.write(read_structures(self._graphs, rows, names))
 
     def finish(self, size: int) -> str:
-        """Put the parts together.
+        """Assemble the store from its parts.
 
         Returns:
-            The store's hash.
+            Hash of the store.
         """
         kept = ("schema", "cutoff", "cutoff_units", "software")
         attrs = {name: self._graphs.attrs[name] for name in kept if name in self._graphs.attrs}

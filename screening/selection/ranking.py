@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ..dataset.reader import ScoresReader
+from ..dataset.scores import UNRELAXED
 from .variables import numeric_column
 
-_UNRELAXED = "_unrelaxed"
 # What a selection is ranked by if nothing is said: the first of these that there is.
 MEASURES = (
     "energy_above_hull",
@@ -68,8 +68,8 @@ class Measure:
             raise ConfigError(f"an uncertainty weight of {weight}; it is a finite number, 0 or more")
         if weight == 0.0:
             return cls(name, descending)
-        bare = name.removesuffix(_UNRELAXED)
-        own = f"{bare}_std{_UNRELAXED}" if bare != name else f"{name}_std"
+        bare = name.removesuffix(UNRELAXED)
+        own = f"{bare}_std{UNRELAXED}" if bare != name else f"{name}_std"
         per_atom = bare in _SHIFTED and own not in scores.specs
         spread = "energy_std" if per_atom else own
         if spread not in scores.specs:

@@ -162,7 +162,7 @@ def test_what_cannot_be_scored_is_nan_with_a_status(scores: xr.Dataset) -> None:
 def test_crystals_have_no_dipole(scores: xr.Dataset) -> None:
     there = np.isfinite(scores["mu"].values).all(axis=1)
     assert np.flatnonzero(there).tolist() == [MOLECULE]
-    assert "NaN but for molecules" in scores["mu"].attrs["description"]
+    assert "NaN except for molecules" in scores["mu"].attrs["description"]
 
 
 def test_a_column_of_a_heads_name_gives_way_and_others_stay(scores: xr.Dataset) -> None:
