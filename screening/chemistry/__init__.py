@@ -1,1 +1,1 @@
-"""What a formula and a structure say about themselves."""
+"""Properties of formulas and structures: composition, elements, charge balance, prototype."""

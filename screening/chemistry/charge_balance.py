@@ -12,22 +12,25 @@ from ase.data import chemical_symbols
 from ...pipeline.errors import ConfigError
 from .composition import parsed
 
-# `metals`: all elements are metals, which need no ions; SMACT calls them valid. `unknown`: an element without data, or
-# too many elements to try all oxidation states.
+# `metals`: all elements are metals, so no ions are needed; SMACT calls such formulas valid. `unknown`: an element has
+# no data, or there are too many elements to try all oxidation states.
 BALANCE = ("no", "yes", "metals", "unknown")
 NO, YES, METALS, UNKNOWN = range(len(BALANCE))
 MAX_ELEMENTS = 7
 
 
 def balance(formula: str, *, electronegativity: bool) -> int:
-    """Whether known oxidation states can make a formula neutral: a place in `BALANCE`.
+    """Whether known oxidation states can make a formula neutral.
 
-    By SMACT's rules (Davies et al., Chem 1, 617 (2016); J. Open Source Softw. 4, 1361 (2019)) with its oxidation states
-    of the ICSD. Each element has one oxidation state, so that mixed valence, as in Fe3O4, is not seen.
+    The rules are SMACT's (Davies et al., Chem 1, 617 (2016); J. Open Source Softw. 4, 1361 (2019)), with its oxidation
+    states from the ICSD. Each element has a single oxidation state, so mixed valence, as in Fe3O4, is not recognised.
 
     Args:
-        formula: Of whole numbers.
-        electronegativity: Want the anions of such a solution to be more electronegative than its cations, too.
+        formula: Chemical formula of whole numbers.
+        electronegativity: Also require that anions are more electronegative than cations.
+
+    Returns:
+        Place of the answer in `BALANCE`.
 
     Raises:
         ConfigError: The package smact is not installed.
@@ -48,20 +51,20 @@ def _balance(amounts: tuple[tuple[int, int], ...], electronegativity: bool) -> i
     divisor = gcd(*(count for _, count in amounts))
     formula = "".join(f"{chemical_symbols[number]}{count // divisor}" for number, count in amounts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of elements without a Pauling electronegativity
+        warnings.simplefilter("ignore")  # about elements without a Pauling electronegativity
         try:
             valid = screening.smact_validity(formula, use_pauling_test=electronegativity, include_alloys=False)
-        except (KeyError, NameError, TypeError, ValueError):  # elements that SMACT has no data of
+        except (KeyError, NameError, TypeError, ValueError):  # elements that SMACT has no data for
             return UNKNOWN
     return YES if valid else NO
 
 
 @lru_cache(maxsize=1)
 def load_smact() -> Any:
-    """SMACT's module of rules.
+    """Import SMACT's rules.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: The package smact is not installed.
     """
     try:
         import smact.screening as screening  # noqa: PLC0415, PLR0402 - takes 0.4 s

@@ -1,4 +1,4 @@
-"""Compositions: each has a number, its elements are its chemical system."""
+"""Compositions, which are numbered, and chemical formulas."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ...pipeline.graphs.graph_block import GraphBlock
 
-_NUMBERS = 256  # an atomic number is a byte
+_NUMBERS = 256  # atomic numbers are bytes
 
-# Atomic numbers, ascending.
+# A chemical system: atomic numbers, ascending.
 System = tuple[int, ...]
 _PLAIN = re.compile(r"(?:[A-Z][a-z]?\d*)+")
 _TERM = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 class Compositions:
-    """Reduced compositions by number, in the order in which they were met."""
+    """Reduced compositions, numbered in the order in which they are added."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[System, tuple[int, ...]], int] = {}
@@ -35,7 +35,7 @@ class Compositions:
         return len(self._items)
 
     def add(self, amounts: Iterable[tuple[int, int]]) -> int:
-        """The number of a composition.
+        """Add a composition, if it is new, and return its number.
 
         Args:
             amounts: Atomic number and count of each element, with or without a common divisor.
@@ -49,10 +49,10 @@ class Compositions:
         return number
 
     def of_formula(self, text: str) -> int:
-        """The number of a formula.
+        """Add the composition of a formula, if it is new, and return its number.
 
         Raises:
-            ConfigError: It is none.
+            ConfigError: The text is not a chemical formula of whole numbers.
         """
         number = self._of_text.get(text)
         if number is None:
@@ -60,28 +60,28 @@ class Compositions:
         return number
 
     def system(self, number: int) -> System:
-        """The elements of a composition."""
+        """Chemical system of a composition."""
         return self._items[number][0]
 
     def counts(self, number: int) -> tuple[int, ...]:
-        """Atoms of each of its elements."""
+        """Number of atoms of each element of a composition."""
         return self._items[number][1]
 
     def symbols(self, number: int) -> tuple[str, ...]:
-        """Symbols of its elements."""
+        """Symbols of the elements of a composition."""
         return tuple(chemical_symbols[element] for element in self.system(number))
 
     def fractions(self, numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """Atomic fractions of compositions of one system: float64[n, elements of the system]."""
+        """float64[n, elements], atomic fractions of compositions of one chemical system."""
         counts = np.array([self._items[number][1] for number in np.asarray(numbers).tolist()], dtype=np.float64)
         return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
     def formula(self, number: int) -> str:
-        """Reduced, metals first."""
+        """Reduced formula of a composition, metals first."""
         return formula_text(*self._items[number])
 
     def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
-        """Compositions put together by their systems, small systems first."""
+        """Group compositions by chemical system, small systems first."""
         found: dict[System, list[int]] = {}
         for number in numbers:
             found.setdefault(self._items[number][0], []).append(number)
@@ -90,10 +90,10 @@ class Compositions:
 
 
 def parsed(text: str) -> dict[int, int]:
-    """Counts by atomic number.
+    """Counts of a chemical formula by atomic number.
 
     Raises:
-        ConfigError: No formula of whole numbers of known elements.
+        ConfigError: The text is not a formula of whole numbers of known elements.
     """
     counts: dict[int, int] = {}
     try:
@@ -105,17 +105,17 @@ def parsed(text: str) -> dict[int, int]:
     except (KeyError, ValueError, TypeError):
         counts = {}
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
-        raise ConfigError(f"{text!r} is no chemical formula of whole numbers")
+        raise ConfigError(f"{text!r} is not a chemical formula of whole numbers")
     return counts
 
 
 @lru_cache(maxsize=1 << 16)
 def formula_text(elements: System, counts: tuple[int, ...]) -> str:
-    """A formula, metals first.
+    """Chemical formula, metals first.
 
     Args:
         elements: Atomic numbers, in any order.
-        counts: Of their atoms.
+        counts: Number of atoms of each element.
     """
     places = _metals_first()
     ordered = sorted(zip(elements, counts, strict=True), key=lambda item: places[item[0]])
@@ -124,14 +124,14 @@ def formula_text(elements: System, counts: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=1)
 def _metals_first() -> dict[int, int]:
-    """The place of each atomic number in ASE's order of metals, then non-metals; ASE itself takes 20 us a formula."""
+    """Place of each atomic number in ASE's order, metals then non-metals; ASE itself takes 20 us per formula."""
     everything = Formula.from_dict(dict.fromkeys(chemical_symbols[1:], 1))
     return {atomic_numbers[symbol]: place for place, symbol in enumerate(Formula(f"{everything:metal}"))}
 
 
 def formulas(block: GraphBlock) -> NDArray[np.str_]:
-    """Reduced formulas, metals first."""
-    # One number for each element of each structure: they sort by structure, then by element.
+    """str[n], reduced formulas of the structures of a block, metals first."""
+    # One number per element of a structure, so that sorting is by structure, then by element.
     found, counts = np.unique(block.atom_structure * _NUMBERS + block.atomic_number, return_counts=True)
     owner, numbers = np.divmod(found, _NUMBERS)
     begin = np.searchsorted(owner, np.arange(len(block)))

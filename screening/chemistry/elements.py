@@ -1,4 +1,4 @@
-"""What a formula and a structure say of themselves: balance of charges, magnetism, f electrons, prototype."""
+"""Elements of a formula: chemical system, magnetic elements, f electrons."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ F_ELECTRONS = frozenset({*range(57, 72), *range(89, 104)})
 
 @lru_cache(maxsize=1 << 16)
 def elements_of(formula: str) -> frozenset[int]:
-    """Atomic numbers of a formula."""
+    """Atomic numbers of the elements of a formula."""
     return frozenset(parsed(formula))
 
 
 def chemical_system(formula: str) -> str:
-    """Its elements in alphabetical order: ``Al-Ni-O``."""
+    """Symbols of the elements of a formula in alphabetical order: ``Al-Ni-O``."""
     return "-".join(sorted(chemical_symbols[number] for number in elements_of(formula)))
 
 
 def parse_elements(given: Sequence[str]) -> frozenset[int]:
-    """Atomic numbers of symbols, each of which may hold several: ["Li,Na", "O"].
+    """Atomic numbers of chemical symbols; a text may list several: ["Li,Na", "O"].
 
     Raises:
-        ConfigError: No symbol of an element.
+        ConfigError: A text is not the symbol of an element.
     """
     symbols = [symbol.strip() for text in given for symbol in text.split(",") if symbol.strip()]
     unknown = [symbol for symbol in symbols if atomic_numbers.get(symbol, 0) < 1]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no symbol of an element")
+        raise ConfigError(f"{unknown[0]!r} is not the symbol of an element")
     return frozenset(atomic_numbers[symbol] for symbol in symbols)
 
 
 def has_magnetic_element(formula: str) -> bool:
-    """Whether an element is among `MAGNETIC`."""
+    """Whether a formula has an element in `MAGNETIC`."""
     return bool(elements_of(formula) & MAGNETIC)
 
 
 def has_f_electrons(formula: str) -> bool:
-    """Whether there is a lanthanide or an actinide."""
+    """Whether a formula has a lanthanide or an actinide."""
     return bool(elements_of(formula) & F_ELECTRONS)

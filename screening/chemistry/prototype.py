@@ -1,4 +1,4 @@
-"""Prototype labels: short keys shared by crystals of one structure type."""
+"""Prototype labels: short keys that crystals of one structure type share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...pipeline.structures.structure import Structure
 from ...pipeline.structures.symmetry import find_symmetry
 
-# Angstrom; what a relaxation takes as well.
+# Tolerance of the symmetry search (angstrom), the same as in a relaxation.
 SYMPREC = 0.05
 NO_PROTOTYPE = "none"
 FIRST_TETRAGONAL = 75
@@ -19,18 +19,17 @@ FIRST_TETRAGONAL = 75
 class PrototypeLabels:
     """Short keys that crystals of one structure type share: ``ABC3_cP5_221_a_b_c`` for perovskites.
 
-    Amounts of the elements, Pearson symbol, space group, and the letters of the Wyckoff positions of each element. The
-    letters depend on the choice of the origin; of all choices that the Euclidean normalizer of the group allows, the
-    one that comes first in the alphabet is taken, so that a shift of the origin changes nothing. Coordinates play no
-    role: two types with equal positions but other free parameters have one key.
+    A key consists of the amounts of the elements, the Pearson symbol, the space group, and the letters of each
+    element's Wyckoff positions. The letters depend on the choice of origin. Of all choices that the Euclidean
+    normalizer of the group allows, the alphabetically first is used, so that a shift of the origin changes nothing.
+    Coordinates do not matter: two types with equal positions but other free parameters share one key.
 
-    In the three systems whose axes are not fixed by symmetry the normalizer depends on the lattice, and so may the key.
-
-    What the normalizer does to letters is kept where it does not depend on the lattice, since moyopy takes milliseconds
-    to find it.
+    In the three crystal systems whose axes are not fixed by symmetry, the normalizer depends on the lattice, and so may
+    the key. In the others, the action of the normalizer on the letters is cached, since moyopy takes milliseconds to
+    find it.
 
     Args:
-        symprec: How far sites may be from where symmetry wants them, angstrom.
+        symprec: Largest distance of a site from its symmetric position (angstrom).
     """
 
     def __init__(self, symprec: float = SYMPREC) -> None:
@@ -38,10 +37,10 @@ class PrototypeLabels:
         self._choices: dict[tuple[int, str], tuple[dict[str, str], ...]] = {}
 
     def label(self, structure: Structure) -> str:
-        """The key of a structure.
+        """Prototype label of a structure.
 
         Returns:
-            "none" without periodicity in three directions or where no symmetry is found.
+            The label; "none" for a structure that is not periodic in three directions, or if no symmetry is found.
         """
         found = find_symmetry(structure, self.symprec) if structure.pbc.all() else None
         if found is None:
@@ -60,7 +59,7 @@ class PrototypeLabels:
         return "_".join([amounts, str(found.pearson_symbol), str(found.number), *(text for _, text in best)])
 
     def _origins(self, found: Any) -> tuple[dict[str, str], ...]:
-        """What each choice of the origin calls the Wyckoff positions that are taken."""
+        """Letter of each Wyckoff position after each allowed change of origin."""
         key = found.hall_number, "".join(sorted(set(found.wyckoffs)))
         if key in self._choices:
             return self._choices[key]
@@ -73,12 +72,12 @@ class PrototypeLabels:
 
 
 def _positions(number: int, orbits: Counter[tuple[int, str]], choice: dict[str, str]) -> str:
-    """The positions of one element, ``a2c`` for one orbit on a and two on c."""
+    """Wyckoff positions of one element, ``a2c`` for one orbit on a and two on c."""
     amounts = sorted((choice[letter], amount) for (element, letter), amount in orbits.items() if element == number)
     return "".join(f"{amount if amount > 1 else ''}{letter}" for letter, amount in amounts)
 
 
 def _name(place: int) -> str:
-    """A, B, ... of the elements in the order of their amounts."""
+    """Letter that stands for an element in the amounts: A, B, ..., Z, AA, BB, ..."""
     cycle, letter = divmod(place, len(ascii_uppercase))
     return ascii_uppercase[letter] * (cycle + 1)

@@ -1,4 +1,4 @@
-"""Hulls equal pymatgen's phase diagrams, whatever the number of elements, and obey the laws of convex functions."""
+"""Hulls equal pymatgen's phase diagrams for any number of elements, and obey the laws of convex functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Case:
-    """A system with entries, and compositions to ask for."""
+    """A chemical system with entries, and the compositions to evaluate its hull at."""
 
     system: tuple[int, ...]
     compositions: Compositions
@@ -67,7 +67,7 @@ def test_the_hull_is_that_of_a_phase_diagram(seed: int, size: int, count: int) -
     found = Hulls(case.compositions, case.energy).at(case.system, case.asked)
     expected = [diagram.get_hull_energy_per_atom(case.composition(number)) for number in case.asked.tolist()]
     assert np.allclose(found.energy, expected, rtol=0, atol=TOLERANCE)
-    # The products make up the composition, and their energies the hull's.
+    # The products add up to the composition, and their energies to that of the hull.
     assert np.allclose(found.amounts.sum(axis=1), 1)
     for row, number in enumerate(case.asked.tolist()):
         total: dict[str, float] = {}
@@ -116,7 +116,7 @@ def test_many_elements(size: int) -> None:
     diagram_energy = Hulls(case.compositions, case.energy).at(case.system, case.asked[:6]).energy
     entries = list(case.entries().values())
     for number, found in zip(case.asked[:6].tolist(), diagram_energy.tolist(), strict=True):
-        # Any mixture of entries is an upper bound, and removing entries only raises the hull.
+        # Any mixture of entries is an upper bound, and removing entries can only raise the hull.
         fewer = case.energy.copy()
         fewer[number] = np.nan
         assert found <= Hulls(case.compositions, fewer).at(case.system, np.array([number])).energy[0] + TOLERANCE
@@ -125,7 +125,7 @@ def test_many_elements(size: int) -> None:
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_entries_on_a_plane_and_on_lines(size: int) -> None:
-    """Degenerate on purpose: compounds whose formation energies depend linearly on the composition."""
+    """The case is degenerate: formation energies of the compounds depend linearly on the composition."""
     case = random_case(3, size, 0)
     compositions = case.compositions
     numbers = [compositions.add([(a, i), (b, 6 - i)]) for i in range(1, 6) for a, b in [case.system[:2]]]
@@ -184,7 +184,7 @@ def test_formulas_are_read_back(counts: dict[int, int], factor: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "Xx2", "fe2o3", "Fe2.5O3", "0", "Fe0"])
 def test_what_is_no_formula_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="no chemical formula"):
+    with pytest.raises(ConfigError, match="not a chemical formula"):
         parsed(text)
 
 

@@ -149,7 +149,7 @@ def test_elements(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None
     found = chosen(scores, tmp_path, required_elements=["S", "Se"])
     expected = [bool(elements_of(text) & elements_of("SSe")) for text in columns["formula"]]
     assert found.sizes["structure"] == (np.array(expected) & (columns["status"] == 0)).sum()
-    with pytest.raises(ConfigError, match="'Xx' is no symbol"):
+    with pytest.raises(ConfigError, match="'Xx' is not the symbol"):
         chosen(scores, tmp_path, required_elements="O,Xx")
 
 
