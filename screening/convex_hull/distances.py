@@ -1,9 +1,10 @@
-"""The rows of a hull: energies of candidates in two passes, before and after the hulls are known."""
+"""Energies above hull of all candidates: read their energies, find the hull, write the distances of each chunk."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,323 +16,323 @@ from ...pipeline.errors import StoreError
 from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import Staging
-from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
-from .energies import CHUNK_ROWS, UNCORRECTED, ScoredEnergies
+from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, kept_arrays, suffix
+from .energies import EnergyRows, ScoredEnergies
 from .levels import SAME_ENERGY, CompetingPhases, Levels, levels_of, lowest_of
 from .mp2020 import MP2020
 from .references import Gathered, References
 
-HULL_STATUSES = ("ok", "no_energy", "missing_reference")
-OK, NO_ENERGY, MISSING_REFERENCE = range(len(HULL_STATUSES))
-_SUFFIX = "_unrelaxed"
-_BOUND = "; a lower bound, since only candidates compete"
-# Rounding of a distance that cannot be negative, eV/atom.
+# Rows of a part, which are in memory at once.
+PART_ROWS = 32_768
+# Rounding error of a distance that cannot be negative (eV/atom).
 _ROUNDING = 1e-9
-_ENERGY_COLUMNS = {
-    "corrected_energy_per_atom": "energy that the hull is made of: with corrections, where its scheme has any",
-    "formation_energy_per_atom": "corrected energy less that of the elements among the references",
-    "energy_above_hull": "corrected energy above the hull of the references, the structure itself not among them; "
-    "negative = it would be a corner of the hull",
-    "energy_above_joint_hull": "corrected energy above the hull of references and all candidates; "
-    "negative only where the model extrapolates, since such energies are no part of a hull",
-}
-_MEMBER_COLUMNS = {
-    "energy_above_hull_std": ("standard deviation of energy_above_hull among the members of the ensemble", "eV/atom"),
-    "probability_below_hull": (
-        "probability of a negative energy_above_hull, from the mean and standard deviation of the members as if they "
-        "were normally distributed",
-        "1",
-    ),
-}
-_OTHER_COLUMNS = ("correction_per_atom", "decomposition", "hull_status")
 
 
-def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool) -> tuple[ArraySpec, ...]:
-    """Arrays that a hull adds to scores."""
-    suffix = "" if relaxed else _SUFFIX
-
-    def spec(name: str, dtype: str, description: str, **attrs: Any) -> ArraySpec:
-        return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, **attrs})
-
-    bound = _BOUND if lower_bound else ""
-    specs = [
-        spec(f"{name}{suffix}", "float64", text + (bound if "above" in name else ""), units="eV/atom")
-        for name, text in _ENERGY_COLUMNS.items()
-    ]
-    if members:
-        specs += [
-            spec(f"{name}{suffix}", "float64", text, units=unit) for name, (text, unit) in _MEMBER_COLUMNS.items()
-        ]
-    return (
-        *specs,
-        spec("correction_per_atom", "float64", "correction that the energy was given, once", units="eV/atom"),
-        spec("decomposition", TEXT, "phases that the structure competes with: fraction of its atoms in each, and ids"),
-        spec("hull_status", "uint8", "how it went", **flags(HULL_STATUSES)),
-    )
-
-
-def _all_columns() -> frozenset[str]:
-    energies = (*_ENERGY_COLUMNS, *_MEMBER_COLUMNS)
-    return frozenset((*energies, *(f"{name}{_SUFFIX}" for name in energies), *_OTHER_COLUMNS))
-
-
-class HullRun:
-    """The passes over the rows of the candidates.
-
-    Args:
-        candidates: The rows.
-        corrections: For energies that need them.
+@dataclass(frozen=True)
+class CandidateEnergies:
+    """Energies of all candidates, in files.
 
     Attributes:
-        compositions: Of candidates and references.
-        references: What candidates are measured against; theirs, if there are no others.
-        levels: The hull at each composition.
-        missing: How many rows lack a reference of which element.
+        scores: The dataset of the candidates.
+        compositions: Compositions of candidates and references.
+        composition: int64[n], numbers of the compositions.
+        energy: float64[n], corrected energies (eV/atom); NaN where the energy cannot be used.
+        correction: float64[n], corrections contained in the energies (eV/atom).
+        competes: bool[n], whether the energy may be part of a hull.
     """
 
+    scores: ScoredEnergies
     compositions: Compositions
+    composition: NDArray[np.int64]
+    energy: NDArray[np.float64]
+    correction: NDArray[np.float64]
+    competes: NDArray[np.bool_]
+
+    def chunks(self) -> Iterator[EnergyRows]:
+        """The rows of each part."""
+        for start in range(0, len(self.energy), PART_ROWS):
+            stop = min(start + PART_ROWS, len(self.energy))
+            rows = slice(start, stop)
+            yield EnergyRows(
+                start,
+                stop,
+                np.asarray(self.composition[rows]),
+                np.asarray(self.energy[rows]),
+                np.asarray(self.correction[rows]),
+                np.asarray(self.competes[rows]),
+            )
+
+    def counts(self) -> NDArray[np.int64]:
+        """int64[n compositions], number of rows of each composition."""
+        counts = np.zeros(len(self.compositions), dtype=np.int64)
+        for rows in self.chunks():
+            counts += np.bincount(rows.composition, minlength=len(counts))
+        return counts
+
+    def lowest(self) -> NDArray[np.float64]:
+        """float64[n compositions], lowest energy that competes (eV/atom); NaN where there is none."""
+        lowest = np.full(len(self.compositions), np.nan)
+        for rows in self.chunks():
+            np.fmin.at(lowest, rows.composition, _competing_energy(rows))
+        return lowest
+
+
+@dataclass(frozen=True)
+class ConvexHull:
+    """The convex hull at the compositions of the candidates.
+
+    Attributes:
+        references: Phases that span the hull; candidates of the lowest energies if no references were given.
+        competing: The references that each candidate competes with.
+        levels: Energy of the hull at each composition.
+        missing: Number of rows by element that has no reference, largest number first.
+    """
+
     references: References
+    competing: CompetingPhases
     levels: Levels
     missing: Mapping[str, int]
 
-    def __init__(self, candidates: ScoredEnergies, corrections: MP2020 | None) -> None:
-        self.candidates, self.corrections = candidates, corrections
-        self.compositions = Compositions()
-        self._suffix = "" if candidates.relaxed else _SUFFIX
-        self._lower_bound = False
 
-    @property
-    def specs(self) -> tuple[ArraySpec, ...]:
-        """All arrays of the output."""
-        added = hull_arrays(
-            relaxed=self.candidates.relaxed, members=self.candidates.n_members > 0, lower_bound=self._lower_bound
-        )
-        return (*self._carried(), *added)
+@dataclass(frozen=True)
+class _RowHulls:
+    """The hull that each row of a chunk is measured against.
 
-    def _carried(self) -> tuple[ArraySpec, ...]:
-        """Arrays of the input; an older hull's columns are made anew."""
-        own = _all_columns()
-        specs = []
-        for name, array in sorted(self.candidates.arrays.items()):
-            dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
-            if name in own or not dims or dims[0] != STRUCTURE:
-                continue
-            dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
-            specs.append(ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:])))
-        return tuple(specs)
+    Attributes:
+        energy: float64[n], energy of the hull (eV/atom).
+        own: bool[n], whether the lowest reference of the composition is the structure itself.
+        others: Other references of the composition by row, lowest energy first, for rows where `own` holds.
+        lower: The lowest of the other references by row, where it is below the hull of all other compositions.
+    """
 
-    def read(self, folder: Path, bar: ProgressReport) -> None:
-        """First pass: composition, corrected energy and correction of each row, into files.
+    energy: NDArray[np.float64]
+    own: NDArray[np.bool_]
+    others: Mapping[int, list[int]]
+    lower: Mapping[int, int]
 
-        Args:
-            folder: For them.
-            bar: Progress.
 
-        Raises:
-            StoreError: The scores or their graph store are damaged, or no row has an energy.
-        """
-        size = len(self.candidates)
+def read_energies(
+    scores: ScoredEnergies, compositions: Compositions, corrections: MP2020 | None, folder: Path, bar: ProgressReport
+) -> CandidateEnergies:
+    """Read compositions and corrected energies of all candidates into files.
 
-        def column(name: str, dtype: str) -> Any:
-            return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(size,))
+    Args:
+        scores: The dataset of the candidates.
+        compositions: The compositions of the candidates are added to it.
+        corrections: MP2020 corrections, for energies that need them.
+        folder: Folder for the files.
+        bar: Progress.
 
-        self._composition = column("composition", "int64")
-        self._energy, self._correction = column("energy", "float64"), column("correction", "float64")
-        self._rival = column("rival", "float64")  # the energy, where it may be part of a hull
-        scheme = self.corrections if self.candidates.scheme == UNCORRECTED else None
-        found = 0
-        for chunk in self.candidates.chunks(self.compositions, scheme):
-            rows = slice(chunk.start, chunk.stop)
-            self._composition[rows], self._energy[rows] = chunk.composition, chunk.energy
-            self._correction[rows], self._rival[rows] = chunk.correction, np.where(chunk.competes, chunk.energy, np.nan)
-            found += int(np.isfinite(chunk.energy).sum())
-            bar.advance(chunk.stop - chunk.start)
-        if not found:
-            raise StoreError(f"{self.candidates.path}: not one of {size} structures has an energy")
+    Raises:
+        StoreError: The scores or their graph store are damaged, or no row has a usable energy.
+    """
+    size = len(scores)
 
-    def _chunks(self) -> list[tuple[int, int]]:
-        size = len(self.candidates)
-        return [(start, min(start + CHUNK_ROWS, size)) for start in range(0, size, CHUNK_ROWS)]
+    def column(name: str, dtype: str) -> Any:
+        return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(size,))
 
-    def _ids(self, start: int, stop: int) -> NDArray[np.object_]:
-        return np.array(self.candidates.column("structure_id", start, stop).tolist(), dtype=object)
+    composition, energy = column("composition", "int64"), column("energy", "float64")
+    correction, competes = column("correction", "float64"), column("competes", "bool")
+    usable = 0
+    for chunk in scores.energies(compositions, corrections):
+        rows = slice(chunk.start, chunk.stop)
+        composition[rows], energy[rows] = chunk.composition, chunk.energy
+        correction[rows], competes[rows] = chunk.correction, chunk.competes
+        usable += int(np.isfinite(chunk.energy).sum())
+        bar.advance(chunk.stop - chunk.start)
+    if not usable:
+        raise StoreError(f"{scores.path}: none of its {size:,} structures has a usable energy")
+    return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
-    def find_levels(self, references: References | None, bar: ProgressReport) -> None:
-        """The hull at all compositions.
 
-        Args:
-            references: None lets the candidates be their own.
-            bar: Progress.
-        """
-        self._lower_bound = references is None
-        n = len(self.compositions)
-        lowest, present = np.full(n, np.nan), np.zeros(n, dtype=bool)
-        for start, stop in self._chunks():
-            np.fmin.at(lowest, self._composition[start:stop], self._rival[start:stop])
-            present[self._composition[start:stop]] = True
-        self.references = self._own_references(lowest) if references is None else references
-        self.competing = CompetingPhases(self.references, self.compositions)
-        needs = np.zeros(n, dtype=bool)
-        has_reference = np.isfinite(lowest_of(self.references, n))
-        for start, stop in self._chunks():
-            composition = np.asarray(self._composition[start:stop])
-            if has_reference[composition].any():
-                own, _ = self.competing.of(composition, np.asarray(self._energy[start:stop]), self._ids(start, stop))
-                needs[composition[own]] = True
-        bar.expect(bar.total + int(present.sum()))
-        self.levels = levels_of(self.compositions, np.flatnonzero(present), self.references, lowest, needs, bar.advance)
-        self.missing = self._missing()
+def find_hull(candidates: CandidateEnergies, references: References | None, bar: ProgressReport) -> ConvexHull:
+    """Find the convex hull at the composition of every candidate.
 
-    def _own_references(self, lowest: NDArray[np.float64]) -> References:
-        """The candidates as references: of each composition the lowest, and the next that is another."""
-        second = np.full(len(lowest), np.nan)
-        for start, stop in self._chunks():
-            composition, energy = self._composition[start:stop], np.asarray(self._rival[start:stop])
-            other = energy > lowest[composition] + SAME_ENERGY
-            np.fmin.at(second, composition[other], energy[other])
-        found = Gathered()
-        waiting = {(number, value) for values in (lowest, second) for number, value in enumerate(values.tolist())}
-        for start, stop in self._chunks():
-            composition, energy = self._composition[start:stop], np.asarray(self._rival[start:stop])
-            wanted = np.flatnonzero((energy == lowest[composition]) | (energy == second[composition]))
-            if len(wanted) == 0:
-                continue
-            ids = self._ids(start, stop)
-            members = self._members(start, stop)
-            for row in wanted.tolist():
-                key = (int(composition[row]), float(energy[row]))
-                if key in waiting:  # the first of several of the same energy
-                    waiting.discard(key)
-                    found.add(*key, ids[row], "", None if members is None else members[row])
-        return References.of(found, self.candidates.n_members, ())
+    Args:
+        candidates: Energies of the candidates.
+        references: Reference phases; None uses the candidates themselves.
+        bar: Progress.
+    """
+    compositions, counts, lowest = candidates.compositions, candidates.counts(), candidates.lowest()
+    references = _own_references(candidates, lowest) if references is None else references
+    competing = CompetingPhases(references, compositions)
+    present = np.flatnonzero(counts)
+    bar.expect(bar.total + len(present))
+    needs_alone = _needs_alone(candidates, references, competing)
+    levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
+    return ConvexHull(references, competing, levels, _missing_elements(compositions, counts, references))
 
-    def _members(self, start: int, stop: int) -> NDArray[np.float64] | None:
-        """float64[n, members], corrected, eV/atom."""
-        if not self.candidates.n_members:
-            return None
-        n_atoms = self.candidates.column("n_atoms", start, stop)[:, None]
-        energies = self.candidates.column("energy_members", start, stop) / n_atoms
-        return np.asarray(energies + np.asarray(self._correction[start:stop])[:, None])
 
-    def _missing(self) -> dict[str, int]:
-        """Rows by the elements that they lack references of, the most frequent first."""
-        known = {
-            self.compositions.system(number)[0]
-            for number in self.references.composition.tolist()
-            if len(self.compositions.system(number)) == 1
-        }
-        rows = np.zeros(len(self.compositions), dtype=np.int64)
-        for start, stop in self._chunks():
-            rows += np.bincount(self._composition[start:stop], minlength=len(rows))
-        counts: dict[str, int] = {}
-        for number in np.flatnonzero(rows).tolist():
-            for element in self.compositions.system(number):
-                if element not in known:
-                    symbol = chemical_symbols[element]
-                    counts[symbol] = counts.get(symbol, 0) + int(rows[number])
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def write_distances(
+    candidates: CandidateEnergies, hull: ConvexHull, staging: Staging, bar: ProgressReport
+) -> list[PartManifest]:
+    """Write a part with all arrays of the output for each chunk of rows, except for parts that are there already."""
+    scores, done = candidates.scores, staging.manifests()
+    above_hull = f"energy_above_hull{suffix(relaxed=scores.relaxed)}"
+    for number, rows in enumerate(candidates.chunks()):
+        size = rows.stop - rows.start
+        key = PartKey(number, 0, size)
+        if key not in done:
+            arrays = _hull_columns(scores, rows, candidates.compositions, hull)
+            status = np.bincount(np.asarray(arrays["hull_status"]), minlength=len(HULL_STATUSES)).tolist()
+            notes = {"status": status, "below": int((np.asarray(arrays[above_hull]) < 0).sum())}
+            for spec in kept_arrays(scores.specs):
+                values = scores.column(spec.name, rows.start, rows.stop)
+                arrays[spec.name] = values.tolist() if spec.dtype == TEXT else values
+            done[key] = write_part(staging.parts, key, arrays, {"read": size}, notes)
+        bar.advance(size)
+    return [done[key] for key in sorted(done)]
 
-    def write_parts(self, staging: Staging, bar: ProgressReport) -> list[PartManifest]:
-        """Second pass: parts with all arrays of the output."""
-        done = staging.manifests()
-        for number, (start, stop) in enumerate(self._chunks()):
-            key = PartKey(number, 0, stop - start)
-            if key not in done:
-                arrays = self._columns(start, stop)
-                status = np.bincount(np.asarray(arrays["hull_status"]), minlength=len(HULL_STATUSES)).tolist()
-                below = int((np.asarray(arrays[f"energy_above_hull{self._suffix}"]) < 0).sum())
-                for spec in self._carried():
-                    values = self.candidates.column(spec.name, start, stop)
-                    arrays[spec.name] = values.tolist() if spec.dtype == TEXT else values
-                notes = {"status": status, "below": below}
-                done[key] = write_part(staging.parts, key, arrays, {"read": stop - start}, notes)
-            bar.advance(stop - start)
-        return [done[key] for key in sorted(done)]
 
-    def _columns(self, start: int, stop: int) -> dict[str, PartArray]:
-        """What the hull adds to some rows."""
-        composition, energy = np.asarray(self._composition[start:stop]), np.asarray(self._energy[start:stop])
-        levels = self.levels
-        own, others = self.competing.of(composition, energy, self._ids(start, stop))
-        hull = np.where(own, levels.alone[composition], levels.hull[composition])
-        rival = {row: places[0] for row, places in others.items() if places}
-        lower = {row: place for row, place in rival.items() if self.references.energy[place] < hull[row]}
-        for row, place in lower.items():
-            hull[row] = self.references.energy[place]
-        above, joint = energy - hull, energy - levels.joint[composition]
-        joint = np.where((joint < 0) & (joint > -_ROUNDING), 0.0, joint)
-        status = np.where(np.isnan(energy), NO_ENERGY, np.where(np.isnan(above), MISSING_REFERENCE, OK))
-        columns = {
-            "corrected_energy_per_atom": energy,
-            "formation_energy_per_atom": energy - levels.elemental[composition],
-            "energy_above_hull": above,
-            "energy_above_joint_hull": joint,
-        }
-        members = self._members(start, stop)
-        if members is not None:
-            std, probability = self._spread(members, composition, hull, own, others)
-            columns |= {"energy_above_hull_std": std, "probability_below_hull": probability}
-        arrays: dict[str, PartArray] = {f"{name}{self._suffix}": values for name, values in columns.items()}
-        arrays["correction_per_atom"] = np.asarray(self._correction[start:stop])
-        arrays["hull_status"] = status.astype(np.uint8)
-        arrays["decomposition"] = self._decompositions(composition, own, lower, status)
-        return arrays
+def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
+    """float64[n], energies that may be part of a hull (eV/atom); NaN elsewhere."""
+    return np.where(rows.competes, rows.energy, np.nan)
 
-    def _spread(
-        self,
-        members: NDArray[np.float64],
-        composition: NDArray[np.int64],
-        hull: NDArray[np.float64],
-        own: NDArray[np.bool_],
-        others: Mapping[int, list[int]],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Standard deviation of the distances of the members, and the probability of a negative one."""
-        levels, energies = self.levels, self.references.members
-        if levels.members is None or levels.members_alone is None or energies is None:
-            distance = members - hull[:, None]
+
+def _own_references(candidates: CandidateEnergies, lowest: NDArray[np.float64]) -> References:
+    """The candidates as references: for each composition the lowest energy, and the next one that is not the same."""
+    second = np.full(len(lowest), np.nan)
+    for rows in candidates.chunks():
+        energy = _competing_energy(rows)
+        other = energy > lowest[rows.composition] + SAME_ENERGY
+        np.fmin.at(second, rows.composition[other], energy[other])
+    gathered = Gathered()
+    waiting = {(number, value) for values in (lowest, second) for number, value in enumerate(values.tolist())}
+    for rows in candidates.chunks():
+        composition, energy = rows.composition, _competing_energy(rows)
+        wanted = np.flatnonzero((energy == lowest[composition]) | (energy == second[composition]))
+        if len(wanted) == 0:
+            continue
+        ids, members = candidates.scores.ids(rows), candidates.scores.member_energies(rows)
+        for row in wanted.tolist():
+            key = (int(composition[row]), float(energy[row]))
+            if key in waiting:  # of several rows with the same energy, the first
+                waiting.discard(key)
+                gathered.add(*key, ids[row], "", None if members is None else members[row])
+    return References.of(gathered, candidates.scores.n_members, ())
+
+
+def _needs_alone(
+    candidates: CandidateEnergies, references: References, competing: CompetingPhases
+) -> NDArray[np.bool_]:
+    """bool[n compositions], where a candidate is itself the lowest reference of its composition."""
+    needed = np.zeros(len(candidates.compositions), dtype=bool)
+    has_reference = np.isfinite(lowest_of(references, len(needed)))
+    for rows in candidates.chunks():
+        if has_reference[rows.composition].any():
+            own, _ = competing.of(rows.composition, rows.energy, candidates.scores.ids(rows))
+            needed[rows.composition[own]] = True
+    return needed
+
+
+def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], references: References) -> dict[str, int]:
+    """Number of rows by element that has no reference, largest number first."""
+    systems = map(compositions.system, references.composition.tolist())
+    known = {system[0] for system in systems if len(system) == 1}
+    missing: dict[str, int] = {}
+    for number in np.flatnonzero(counts).tolist():
+        for element in compositions.system(number):
+            if element not in known:
+                symbol = chemical_symbols[element]
+                missing[symbol] = missing.get(symbol, 0) + int(counts[number])
+    return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _hull_columns(
+    scores: ScoredEnergies, rows: EnergyRows, compositions: Compositions, hull: ConvexHull
+) -> dict[str, PartArray]:
+    """The columns that the hull adds to some rows."""
+    composition, energy, levels = rows.composition, rows.energy, hull.levels
+    row_hulls = _row_hulls(rows, scores.ids(rows), hull)
+    above, joint = energy - row_hulls.energy, energy - levels.joint[composition]
+    columns = {
+        "corrected_energy_per_atom": energy,
+        "formation_energy_per_atom": energy - levels.elemental[composition],
+        "energy_above_hull": above,
+        "energy_above_joint_hull": np.where((joint < 0) & (joint > -_ROUNDING), 0.0, joint),
+    }
+    members = scores.member_energies(rows)
+    if members is not None:
+        distances = _member_distances(members, composition, row_hulls, hull)
+        std, probability = _spread(distances)
+        columns |= {"energy_above_hull_std": std, "probability_below_hull": probability}
+    end = suffix(relaxed=scores.relaxed)
+    status = np.where(np.isnan(energy), NO_ENERGY, np.where(np.isnan(above), MISSING_REFERENCE, OK))
+    return {
+        **{f"{name}{end}": values for name, values in columns.items()},
+        "correction_per_atom": rows.correction,
+        "hull_status": status.astype(np.uint8),
+        "decomposition": _decompositions(composition, row_hulls, status, compositions, hull),
+    }
+
+
+def _row_hulls(rows: EnergyRows, ids: NDArray[np.object_], hull: ConvexHull) -> _RowHulls:
+    """The hull that each row is measured against, without the row's own structure."""
+    own, others = hull.competing.of(rows.composition, rows.energy, ids)
+    energy = np.where(own, hull.levels.alone[rows.composition], hull.levels.hull[rows.composition])
+    lowest = {row: places[0] for row, places in others.items() if places}
+    lower = {row: place for row, place in lowest.items() if hull.references.energy[place] < energy[row]}
+    for row, place in lower.items():
+        energy[row] = hull.references.energy[place]
+    return _RowHulls(energy, own, others, lower)
+
+
+def _member_distances(
+    members: NDArray[np.float64], composition: NDArray[np.int64], row_hulls: _RowHulls, hull: ConvexHull
+) -> NDArray[np.float64]:
+    """float64[n, members], energy of each member above its own hull, or above the one hull of all (eV/atom)."""
+    levels, energies = hull.levels, hull.references.members
+    if levels.members is None or levels.members_alone is None or energies is None:
+        return members - row_hulls.energy[:, None]
+    hulls = np.where(row_hulls.own[:, None], levels.members_alone[composition], levels.members[composition])
+    for row, places in row_hulls.others.items():
+        if places:
+            hulls[row] = np.minimum(hulls[row], energies[places].min(axis=0))
+    return members - hulls
+
+
+def _spread(distances: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standard deviation over the members, and probability of a negative distance."""
+    mean = distances.mean(axis=1)
+    std = distances.std(axis=1, ddof=1) if distances.shape[1] > 1 else np.zeros(len(distances))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(std > 0, -mean / std, np.where(mean < 0, np.inf, -np.inf))
+    z = np.where(np.isnan(mean), np.nan, z)
+    return std, np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
+
+
+def _decompositions(
+    composition: NDArray[np.int64],
+    row_hulls: _RowHulls,
+    status: NDArray[np.int64],
+    compositions: Compositions,
+    hull: ConvexHull,
+) -> list[str]:
+    """Decomposition products of each row, as text."""
+    known: dict[tuple[int, bool], str] = {}
+    out = []
+    for row, (number, own) in enumerate(zip(composition.tolist(), row_hulls.own.tolist(), strict=True)):
+        if status[row] == MISSING_REFERENCE:
+            out.append("")
+        elif row in row_hulls.lower:
+            out.append(_phase(1.0, compositions.formula(number), hull.references.names[row_hulls.lower[row]]))
         else:
-            hulls = np.where(own[:, None], levels.members_alone[composition], levels.members[composition])
-            for row, places in others.items():
-                if places:
-                    hulls[row] = np.minimum(hulls[row], energies[places].min(axis=0))
-            distance = members - hulls
-        mean = distance.mean(axis=1)
-        std = distance.std(axis=1, ddof=1) if distance.shape[1] > 1 else np.zeros(len(distance))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(std > 0, -mean / std, np.where(mean < 0, np.inf, -np.inf))
-        z = np.where(np.isnan(mean), np.nan, z)
-        probability = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
-        return std, probability
+            if (number, own) not in known:
+                known[number, own] = _decomposition(number, compositions, hull, alone=own)
+            out.append(known[number, own])
+    return out
 
-    def _decompositions(
-        self,
-        composition: NDArray[np.int64],
-        own: NDArray[np.bool_],
-        lower: Mapping[int, int],
-        status: NDArray[np.int64],
-    ) -> list[str]:
-        """Products of each row as text."""
-        known: dict[tuple[int, bool], str] = {}
-        out = []
-        for row, (number, alone) in enumerate(zip(composition.tolist(), own.tolist(), strict=True)):
-            if status[row] == MISSING_REFERENCE:
-                out.append("")
-            elif row in lower:
-                out.append(_phase(1.0, self.compositions.formula(number), self.references.names[lower[row]]))
-            else:
-                if (number, alone) not in known:
-                    known[number, alone] = self._decomposition(number, alone=alone)
-                out.append(known[number, alone])
-        return out
 
-    def _decomposition(self, number: int, *, alone: bool) -> str:
-        products = (self.levels.products_alone.of(number) if alone else []) or self.levels.products.of(number)
-        phases = [
-            _phase(amount, self.compositions.formula(product), self.competing.name(product))
-            for product, amount in products
-        ]
-        return " + ".join(phases)
+def _decomposition(number: int, compositions: Compositions, hull: ConvexHull, *, alone: bool) -> str:
+    """Decomposition products at a composition, as text."""
+    levels = hull.levels
+    products = (levels.products_alone.of(number) if alone else []) or levels.products.of(number)
+    phases = [
+        _phase(amount, compositions.formula(product), hull.competing.name(product)) for product, amount in products
+    ]
+    return " + ".join(phases)
 
 
 def _phase(amount: float, formula: str, name: str) -> str:

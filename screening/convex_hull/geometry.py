@@ -1,11 +1,11 @@
-"""Lower convex hulls of chemical systems, and the hull's energy at many compositions at once.
+"""Lower convex hulls of chemical systems, evaluated at many compositions at once.
 
-All energies are per atom. Within a system they are taken relative to its elements, whose own are zero; the hull is the
-largest convex function that lies nowhere above the entries. Its facets are found once for a system; at a composition it
-is the largest of the affine functions that they span, one matrix product for all compositions. The facet that gives the
-largest also gives the products of decomposition, and with them a proof: no entry lies below its plane, and the
-composition lies between its corners. Where that proof fails (facets that are almost flat), and in systems of so many
-elements that a hull has too many facets, a linear program is solved for the composition.
+All energies are per atom. Within a system they are relative to its elements, whose energies are zero. The hull is the
+largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a composition
+the hull is the maximum of the affine functions that the facets span: one matrix product for all compositions. The facet
+of the maximum also gives the decomposition products, and with them a proof: no entry lies below its plane, and the
+composition lies between its corners. Where that proof fails (facets that are almost flat), and in systems with so many
+elements that the hull has too many facets, a linear program is solved for each composition.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ..chemistry.composition import Compositions, System
 
-# Entries that are not lower than the elements by this, eV/atom, change nothing (pymatgen's tolerance).
+# Entries whose formation energy is not below minus this (eV/atom) do not change the hull (pymatgen's tolerance).
 _FORMATION_TOLERANCE = 1e-11
-# Facets with a smaller determinant have no volume (pymatgen's too).
+# Facets with a smaller determinant have no volume (also pymatgen's tolerance).
 _FLAT = 1e-14
-# By so much may an entry lie below a facet, or a composition outside it: eV/atom, atomic fraction.
+# Tolerances: how far an entry may lie below a facet (eV/atom), and a composition outside it (atomic fraction).
 _BELOW, _OUTSIDE = 1e-11, 1e-10
-# The number of facets grows as a power of half the elements: beyond these, a linear program for each composition.
+# The number of facets of n points in d elements grows as n^(d/2): beyond these limits, linear programs are solved.
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
-# Where there are no more simplices than these, all are tried: cheaper than to ask qhull for those of the hull.
+# Up to this many simplices, all are tried, which is cheaper than to run qhull.
 _FEW_SIMPLICES = 40
-# Elements of a table of compositions by facets.
+# Largest number of elements of a temporary array of compositions by facets, or of facets by entries.
 _TABLE = 1 << 22
 
 
 @dataclass(frozen=True)
 class HullPoints:
-    """The hull at some compositions of one system.
+    """The hull at compositions of one system.
 
     Attributes:
-        energy: float64[n], eV/atom; NaN where the system has no hull.
+        energy: float64[n], energy of the hull (eV/atom); NaN where the system has no hull.
         products: int64[n, elements], compositions at the corners of the facet.
-        amounts: float64[n, elements], fraction of the atoms in each; 0 where it takes no part.
+        amounts: float64[n, elements], fraction of the atoms in each product; 0 for corners that take no part.
     """
 
     energy: NDArray[np.float64]
@@ -59,9 +59,9 @@ class _Entries:
     """Entries of a system, its elements first.
 
     Attributes:
-        numbers: int64[n], their compositions.
-        fractions: float64[n, elements].
-        energy: float64[n], relative to the elements, eV/atom.
+        numbers: int64[n], numbers of their compositions.
+        fractions: float64[n, elements], atomic fractions.
+        energy: float64[n], energies relative to the elements (eV/atom).
     """
 
     numbers: NDArray[np.int64]
@@ -74,11 +74,11 @@ class _Entries:
 
 
 class Hulls:
-    """The hulls of one set of entries.
+    """The hulls of all chemical systems of one set of entries.
 
     Args:
-        compositions: That the entries and the questions are of.
-        energy: float64[n], the lowest energy of an entry of each composition, eV/atom; NaN where there is none.
+        compositions: All compositions, n.
+        energy: float64[n], lowest energy of an entry of each composition (eV/atom); NaN where there is none.
     """
 
     def __init__(self, compositions: Compositions, energy: NDArray[np.float64]) -> None:
@@ -92,15 +92,15 @@ class Hulls:
         return system in self._own
 
     def missing(self, system: System) -> list[int]:
-        """Elements of a system that have no entry."""
+        """Atomic numbers of the elements of a system that have no entry."""
         return [element for element in system if element not in self._elements]
 
     def elemental(self, system: System, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Energy of the elements alone, eV/atom; NaN where one has no entry."""
+        """float64[n], energy of mixtures of the elements (eV/atom); NaN where an element has no entry."""
         return np.asarray(fractions @ np.array([self._elements.get(element, np.nan) for element in system]))
 
     def subsystems(self, system: System) -> Iterator[System]:
-        """Systems within one, itself among them, of which there are entries."""
+        """Systems with entries among the subsets of a system, itself included."""
         if 1 << len(system) > len(self._own):
             members = set(system)
             yield from (other for other in self._own if members.issuperset(other))
@@ -109,15 +109,15 @@ class Hulls:
             yield from (other for other in combinations(system, size) if other in self._own)
 
     def touched(self, system: System, changed: AbstractSet[System]) -> bool:
-        """Whether entries of some systems may take part in the hull of a system."""
+        """Whether any of the changed systems can take part in the hull of a system."""
         return any(other in changed for other in self.subsystems(system))
 
     def at(self, system: System, numbers: NDArray[np.int64]) -> HullPoints:
         """The hull at compositions of a system.
 
         Args:
-            system: Their elements.
-            numbers: int64[n], compositions.
+            system: Elements of all of them.
+            numbers: int64[n], numbers of the compositions.
         """
         fractions = self._compositions.fractions(numbers)
         if self.missing(system):
@@ -132,28 +132,28 @@ class Hulls:
         return self._points(system, entries, facets, fractions)
 
     def without(self, system: System, number: int) -> HullPoints:
-        """The hull at a composition, made of entries of all other compositions.
+        """The hull at a composition, spanned by the entries of all other compositions.
 
         Args:
-            system: Two elements at least.
-            number: The composition.
+            system: Elements of the composition, at least two.
+            number: Number of the composition.
         """
         if self.missing(system):
             return _no_hull(1, len(system))
         entries = self._entries(system).without(number)
-        # For one composition a program costs less than many facets.
+        # For a single composition a linear program costs less than many facets.
         facets = _facets(entries) if len(system) < 5 else None
         return self._points(system, entries, facets, self._compositions.fractions([number]))
 
     def _points(
         self, system: System, entries: _Entries, facets: _Facets | None, fractions: NDArray[np.float64]
     ) -> HullPoints:
-        """Energies with those of the elements."""
+        """The hull at compositions; energies include those of the elements."""
         found = _solved(entries, fractions) if facets is None else _largest(entries, facets, fractions)
         return HullPoints(found.energy + self.elemental(system, fractions), found.products, found.amounts)
 
     def _entries(self, system: System) -> _Entries:
-        """What may be a corner of the hull of a system: elements, stable entries of parts of it, and its own."""
+        """Entries that may be corners of a system's hull: elements, stable entries of subsystems, its own entries."""
         size = len(system)
         numbers = [np.array([self._element_numbers[element] for element in system], dtype=np.int64)]
         fractions, energy = [np.eye(size)], [np.zeros(size)]
@@ -170,7 +170,7 @@ class Hulls:
         return _Entries(np.concatenate(numbers), np.concatenate(fractions), np.concatenate(energy))
 
     def _own_entries(self, system: System) -> _Entries:
-        """Entries of all elements of a system that are lower than these."""
+        """Entries with all elements of a system and a negative formation energy."""
         numbers = self._own[system]
         fractions = self._compositions.fractions(numbers)
         energy = self.energy[numbers] - self.elemental(system, fractions)
@@ -178,7 +178,7 @@ class Hulls:
         return _Entries(numbers[low], fractions[low], energy[low])
 
     def _stable_of(self, system: System) -> _Entries:
-        """Entries of all elements of a system that are on its hull; others are on that of no larger one."""
+        """Entries with all elements of a system that are on its hull; others are on no hull of a larger system."""
         if system not in self._stable:
             entries = self._entries(system)
             facets = _facets(entries)
@@ -189,6 +189,7 @@ class Hulls:
         return self._stable[system]
 
     def _remember(self, system: System, entries: _Entries, facets: _Facets) -> None:
+        """Keep the stable entries with all elements of a system, for the hulls of larger ones."""
         inside = np.zeros(len(entries.numbers), dtype=bool)
         inside[facets.corners] = True
         inside &= (entries.fractions > 0).all(axis=1)
@@ -201,9 +202,9 @@ class _Facets:
     """Facets of a lower hull.
 
     Attributes:
-        corners: int64[facets, elements], entries.
-        inverse: float64[facets, elements, elements], of the fractions of the corners, one in a row.
-        potentials: float64[facets, elements], chemical potentials: the energy of the facet at the elements.
+        corners: int64[facets, elements], places of the corners in the entries.
+        inverse: float64[facets, elements, elements], inverse of the matrix whose rows are the fractions of the corners.
+        potentials: float64[facets, elements], chemical potentials: the energy of the facet's plane at the elements.
     """
 
     corners: NDArray[np.int64]
@@ -212,7 +213,7 @@ class _Facets:
 
 
 def _facets(entries: _Entries) -> _Facets | None:
-    """The lower hull of entries, or None where it has too many facets or cannot be found."""
+    """Facets of the lower hull of entries; None if there are too many, or if qhull fails."""
     size = entries.fractions.shape[1]
     if comb(len(entries.numbers), size) <= _FEW_SIMPLICES:
         corners = _all_simplices(len(entries.numbers), size)
@@ -245,12 +246,12 @@ def _facets(entries: _Entries) -> _Facets | None:
 
 @lru_cache(maxsize=256)
 def _all_simplices(count: int, size: int) -> NDArray[np.int64]:
-    """int64[simplices, size], every choice of so many of so many entries."""
+    """int64[simplices, size], all choices of `size` out of `count` entries."""
     return np.array(list(combinations(range(count), size)), dtype=np.int64)
 
 
 def _chain(entries: _Entries) -> NDArray[np.int64]:
-    """The lower hull of two elements, by Andrew's monotone chain."""
+    """int64[facets, 2], corners of the lower hull of a binary system, by Andrew's monotone chain."""
     x, y = entries.fractions[:, 1].tolist(), entries.energy.tolist()
     chain: list[int] = []
     for point in np.lexsort((entries.energy, entries.fractions[:, 1])).tolist():
@@ -264,9 +265,9 @@ def _chain(entries: _Entries) -> NDArray[np.int64]:
 
 
 def _lower_simplices(entries: _Entries) -> NDArray[np.int64] | None:
-    """int64[facets, elements], corners of the facets that face down; None where qhull finds no hull."""
+    """int64[facets, elements], corners of the facets that face down; None if qhull fails."""
     spatial = _scipy("spatial")
-    # Energies on the scale of the fractions.
+    # Scale energies to the range of the fractions.
     scaled = entries.energy / max(1e-300, -float(entries.energy.min()))
     try:
         hull = spatial.ConvexHull(np.column_stack([entries.fractions[:, 1:], scaled]))
@@ -276,7 +277,7 @@ def _lower_simplices(entries: _Entries) -> NDArray[np.int64] | None:
 
 
 def _largest(entries: _Entries, facets: _Facets, fractions: NDArray[np.float64]) -> HullPoints:
-    """The hull at compositions, relative to the elements."""
+    """The hull at compositions, as the maximum over the facets; energies are relative to the elements."""
     step = max(1, _TABLE // len(facets.potentials))
     best = np.concatenate(
         [
@@ -296,7 +297,7 @@ def _largest(entries: _Entries, facets: _Facets, fractions: NDArray[np.float64])
 
 
 def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
-    """The hull at compositions by a linear program for each: the mixture of entries of the lowest energy."""
+    """The hull at compositions, by a linear program for each: the mixture of entries with the lowest energy."""
     optimize = _scipy("optimize")
     count, size = fractions.shape
     found = _no_hull(count, size)
@@ -312,10 +313,10 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
             options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
         )
         if result.x is None:
-            raise ConfigError(f"no hull could be found: {result.message}")
+            raise ConfigError(f"the linear program for the convex hull failed: {result.message}")
         support = np.argsort(-result.x, kind="stable")[: present.sum()]
         support = support[result.x[support] > _OUTSIDE]
-        # The solver is as exact as its tolerance; the corners are known now.
+        # The solver is only as exact as its tolerance; now that the corners are known, solve for their amounts.
         amounts = np.linalg.lstsq(matrix[:, support], wanted[present], rcond=None)[0]
         found.energy[row] = amounts @ entries.energy[usable[support]]
         found.products[row, : len(support)] = entries.numbers[usable[support]]
@@ -324,6 +325,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
 
 
 def _no_hull(count: int, size: int) -> HullPoints:
+    """Points of a system without a hull."""
     return HullPoints(np.full(count, np.nan), np.full((count, size), -1, dtype=np.int64), np.zeros((count, size)))
 
 
@@ -331,5 +333,5 @@ def _scipy(name: str) -> Any:
     try:
         from scipy import optimize, spatial  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ConfigError("hulls need scipy, which is not installed: pip install 'equiscreen[hull]'") from error
+        raise ConfigError("convex hulls need scipy, which is not installed: pip install 'equiscreen[hull]'") from error
     return {"optimize": optimize, "spatial": spatial}[name]

@@ -1,4 +1,4 @@
-"""The convex hull: how far each structure of a screen or relaxation is above the phases that compete with it."""
+"""Energies above hull of the structures of a screen or relaxation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import xarray as xr
 
+from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
 from ...pipeline.graphs.offsets import offsets_of
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.progress import ProgressReport
@@ -20,10 +21,12 @@ from ...pipeline.store.compaction import Compaction, finish_store, write_shards
 from ...pipeline.store.graph_store import open_root
 from ...pipeline.store.row_sources import PartRows
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
 from ..dataset.scores import SCORES_SCHEMA, open_scores
-from .distances import HULL_STATUSES, HullRun
-from .energies import CORRECTED, UNCORRECTED, ScoredEnergies
+from .columns import HULL_STATUSES, hull_arrays, kept_arrays
+from .distances import ConvexHull, find_hull, read_energies, write_distances
+from .energies import ScoredEnergies
 from .mp2020 import MP2020
 from .references import read_references
 
@@ -39,30 +42,31 @@ def hull(
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Distances of structures from the convex hull.
+    """Compute the energy above hull of each structure.
 
-    The result holds all that the scores hold, and for each structure its corrected energy and formation energy, its
-    distance above the hull of the references (negative: a new corner of it), above that of references and all
-    candidates together, and the products of its decomposition. Where the structures were not relaxed the names of
-    these energies end in ``_unrelaxed``.
+    The result has all columns of the scores. For each structure it adds the corrected energy, the formation energy, the
+    energy above the hull of the references (negative for a new corner of the hull), the energy above the hull of
+    references and all candidates together, and the decomposition products. If the structures were not relaxed, the
+    names of these energies end in ``_unrelaxed``.
 
-    Energies of scheme ``mp-uncorrected`` are given the MP2020 corrections, candidates and references alike. A reference
-    that is the structure itself (same composition, and the same id or an energy within 1e-6 eV/atom) does not count for
-    it; elements are measured against their own references.
+    Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. A reference
+    that is the structure itself (same composition, and the same id or an energy within 1e-6 eV/atom) is ignored for
+    that structure; elements are measured against their own references.
 
     Example:
         >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP
         >>> float((found["energy_above_hull"] < 0).mean())  # doctest: +SKIP
 
     Args:
-        scores: Dataset of a screen or relaxation; of a hull, whose columns are made anew.
-        references: Files of pymatgen's entries (.json, .json.gz), datasets of ours, or tables (CSV, parquet) with
-            formula and energy_per_atom or formation_energy_per_atom. None: the candidates alone, whose hull lies too
-            high where phases are missing, so that the distances are lower bounds.
-        out: Dataset to write; ``S.hull.zarr`` for ``S.zarr``.
-        scheme: Which energies tables of references hold.
+        scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew.
+        references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
+            columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
+            candidates compete among themselves; their hull is too high where phases are missing, so that energies
+            above hull are lower bounds.
+        out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
+        scheme: Energy scheme of tables of references.
         store: Graph store of the candidates, if it is not where the scores say.
-        unrelaxed_references: Take unrelaxed datasets as references of relaxed candidates.
+        unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error.
 
@@ -70,10 +74,10 @@ def hull(
         The dataset, opened.
 
     Raises:
-        ConfigError: References of another energy scheme, or that cannot be used; an extra is not installed.
+        ConfigError: References follow another energy scheme or cannot be used, or an extra is not installed.
         SourceError: A file of references cannot be read.
-        StoreError: The scores or their graph store cannot be read, or hold no energies.
-        OutputExistsError: The output exists, or is being written by another run.
+        StoreError: The scores or their graph store cannot be read, or have no energies.
+        OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
     candidates = ScoredEnergies(scores, store)
@@ -93,26 +97,27 @@ def hull(
     inputs = [Path(path) for path in (scores, *paths) if "://" not in str(path)]
     with staged_run(target, identity, inputs, overwrite=overwrite) as staging, staging.discarded_if_new():
         corrections = MP2020() if candidates.scheme in (UNCORRECTED, CORRECTED) else None
-        run = HullRun(candidates, corrections)
+        compositions = Compositions()
         given = (
             read_references(
-                paths, candidates, run.compositions, corrections, scheme=scheme, allow_unrelaxed=unrelaxed_references
+                paths, candidates, compositions, corrections, scheme=scheme, allow_unrelaxed=unrelaxed_references
             )
             if paths
             else None
         )
         with ProgressReport("hull", 2 * len(candidates), "steps", enabled=progress) as bar:
-            run.read(staging.work, bar)
-            run.find_levels(given, bar)
-            manifests = run.write_parts(staging, bar)
-        digests = _compact(staging, manifests, run.specs)
-        finish_store(staging.store, digests, _attrs(candidates, run, manifests, given is None, begin))
+            energies = read_energies(candidates, compositions, corrections, staging.work, bar)
+            found = find_hull(energies, given, bar)
+            manifests = write_distances(energies, found, staging, bar)
+        digests = _compact(staging, manifests, _specs(candidates, lower_bound=given is None))
+        attrs = _attrs(candidates, found, corrections, manifests, lower_bound=given is None, begin=begin)
+        finish_store(staging.store, digests, attrs)
         staging.publish({})
     return open_scores(target)
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """One line on a finished hull."""
+    """Summarise a finished hull in one line."""
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
     missing = attrs["missing_references"]
@@ -127,14 +132,20 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _version_of(path: str) -> list[str]:
-    """What tells references from others of their name."""
+    """Path of references and the version of their content."""
     if path.rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists():
         return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
     return [path, *(file.version for file in find_files([path]))]
 
 
+def _specs(candidates: ScoredEnergies, *, lower_bound: bool) -> tuple[ArraySpec, ...]:
+    """All arrays of the output."""
+    added = hull_arrays(relaxed=candidates.relaxed, members=candidates.n_members > 0, lower_bound=lower_bound)
+    return (*kept_arrays(candidates.specs), *added)
+
+
 def _compact(staging: Staging, manifests: Iterable[PartManifest], specs: tuple[ArraySpec, ...]) -> dict[str, str]:
-    """Write the arrays of all parts, one after the other."""
+    """Write the arrays of all parts in order."""
     done = list(manifests)
     rows = offsets_of([manifest.counts["read"] for manifest in done])
     compaction = Compaction(
@@ -150,9 +161,15 @@ def _compact(staging: Staging, manifests: Iterable[PartManifest], specs: tuple[A
 
 
 def _attrs(
-    candidates: ScoredEnergies, run: HullRun, manifests: Sequence[PartManifest], alone: bool, begin: float
+    candidates: ScoredEnergies,
+    found: ConvexHull,
+    corrections: MP2020 | None,
+    manifests: Sequence[PartManifest],
+    *,
+    lower_bound: bool,
+    begin: float,
 ) -> Mapping[str, Any]:
-    """Those of the input, and where the distances come from."""
+    """Attributes of the dataset: those of the scores, and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs.items() if name not in ("complete", "store_hash")}
@@ -161,16 +178,16 @@ def _attrs(
         **kept,
         "hull": {
             "input": {"path": str(candidates.path), "store_hash": candidates.attrs.get("store_hash")},
-            "references": list(run.references.account),
-            "reference_entries": len(run.references.energy),
-            "lower_bound": alone,
+            "references": list(found.references.account),
+            "reference_entries": len(found.references.energy),
+            "lower_bound": lower_bound,
             "energy_scheme": candidates.scheme,
             "corrections": "MP2020" if corrected else "none",
-            "pymatgen": run.corrections.version if corrected and run.corrections is not None else None,
+            "pymatgen": corrections.version if corrected and corrections is not None else None,
             "status_counts": dict(zip(HULL_STATUSES, counts, strict=True)),
-            "missing_references": run.missing,
+            "missing_references": found.missing,
             "below_hull": sum(manifest.notes["below"] for manifest in manifests),
-            "members": "own hull of each" if run.levels.members is not None else "one hull for all",
+            "members": "own hull of each" if found.levels.members is not None else "one hull for all",
             "equiscreen": version("equiscreen"),
             "timing": {
                 "seconds": round(seconds, 3),

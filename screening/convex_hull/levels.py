@@ -1,4 +1,4 @@
-"""What the hull is at every composition of the candidates: computed once for each, whatever the number of rows."""
+"""The hull at every composition of the candidates, computed once per composition, whatever the number of rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..chemistry.composition import Compositions
 from .geometry import HullPoints, Hulls
 from .references import References
 
-# An entry is the same as a structure of its composition if it has its id, or its energy within this, eV/atom.
+# An entry is the structure itself if it has the same composition, and the same id or an energy within this (eV/atom).
 SAME_ENERGY = 1e-6
-# Candidates no lower than this below the hull, eV/atom, leave it as it is.
+# Candidates that are not below the hull by more than this (eV/atom) do not change it.
 _LOWER = 1e-12
 
 
 @dataclass
 class Products:
-    """Products of decomposition of some compositions, one after the other.
+    """Decomposition products of compositions, concatenated.
 
     Attributes:
-        place: int64[n compositions], where in `begin` a composition is; -1 for none.
+        place: int64[n compositions], place of each composition in the order of addition; -1 for none.
     """
 
     place: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Products:
     _begin: list[int] = field(default_factory=lambda: [0])
 
     def add(self, compositions: NDArray[np.int64], points: HullPoints) -> None:
-        """The products at some compositions."""
+        """Add the products at some compositions."""
         taken = points.amounts > 0
         self.place[compositions] = np.arange(len(compositions)) + len(self._begin) - 1
         ends = self._begin[-1] + np.cumsum(taken.sum(axis=1))
@@ -41,13 +41,13 @@ class Products:
         self._amounts.append(points.amounts[taken])
 
     def finish(self) -> None:
-        """Put the pieces together, when all are there."""
+        """Concatenate the pieces, once all are added."""
         if self._numbers:
             self._numbers = [np.concatenate(self._numbers)]
             self._amounts = [np.concatenate(self._amounts)]
 
     def of(self, composition: int) -> list[tuple[int, float]]:
-        """Products of a composition, and the fraction of its atoms in each, the largest first."""
+        """Products of a composition and the fraction of its atoms in each, largest first."""
         place = int(self.place[composition])
         if place < 0:
             return []
@@ -58,17 +58,17 @@ class Products:
 
 @dataclass
 class Levels:
-    """Energies by composition, eV/atom, NaN where there are none.
+    """Energies of hulls by composition (eV/atom); NaN where there is none.
 
     Attributes:
-        hull: float64[n], of the references.
-        alone: float64[n], of the references of all other compositions, where that was asked for; else as `hull`.
-        joint: float64[n], of references and candidates.
-        elemental: float64[n], of the elements.
-        products: At `hull`.
-        products_alone: At `alone`, where it differs from `hull`.
-        members: float64[n, members], the hull of each member of an ensemble, or None if it is the same for all.
-        members_alone: float64[n, members], likewise.
+        hull: float64[n], hull of the references.
+        alone: float64[n], hull of the references of all other compositions, where that was asked for; elsewhere `hull`.
+        joint: float64[n], hull of references and candidates.
+        elemental: float64[n], energy of the elements.
+        products: Decomposition products at `hull`.
+        products_alone: Decomposition products at `alone`, where it differs from `hull`.
+        members: float64[n, members], `hull` for each member of an ensemble; None if it is the same for all.
+        members_alone: float64[n, members], `alone` for each member of an ensemble; None if it is the same for all.
     """
 
     hull: NDArray[np.float64]
@@ -82,7 +82,7 @@ class Levels:
 
 
 def lowest_of(references: References, n_compositions: int) -> NDArray[np.float64]:
-    """float64[n_compositions], the lowest energy of a reference of each; NaN where there is none."""
+    """float64[n_compositions], lowest energy of a reference of each composition (eV/atom); NaN where there is none."""
     lowest = np.full(n_compositions, np.nan)
     np.fmin.at(lowest, references.composition, references.energy)
     return lowest
@@ -96,15 +96,15 @@ def levels_of(
     needs_alone: NDArray[np.bool_],
     advance: Callable[[int], None],
 ) -> Levels:
-    """The hull at compositions.
+    """Compute the hulls at compositions.
 
     Args:
-        compositions: All there are, n.
-        asked: Those of candidates.
-        references: What candidates are measured against.
-        candidates: float64[n], the lowest energy of a candidate of each, eV/atom; NaN where there is none.
-        needs_alone: bool[n], whether a hull without the references of that composition is asked for.
-        advance: Told how many compositions are done.
+        compositions: All compositions, n.
+        asked: int64[m], numbers of the compositions of candidates.
+        references: Phases that span the hull.
+        candidates: float64[n], lowest energy of a candidate of each composition (eV/atom); NaN where there is none.
+        needs_alone: bool[n], compositions for which the hull of all other compositions is needed.
+        advance: Called with the number of compositions that were done.
     """
     n = len(compositions)
     blank = np.full(n, np.nan)
@@ -138,7 +138,7 @@ def levels_of(
 
 
 def _corners(numbers: NDArray[np.int64], points: HullPoints, wanted: NDArray[np.bool_]) -> list[int]:
-    """Compositions that are corners of the hull themselves; without the others it is the same."""
+    """The wanted compositions that are corners of the hull; at all others it does not depend on their own entries."""
     own = ((points.products == numbers[:, None]) & (points.amounts > 0)).any(axis=1)
     corners: list[int] = numbers[own & wanted[numbers]].tolist()
     return corners
@@ -151,7 +151,7 @@ def _join(
     groups: dict[tuple[int, ...], NDArray[np.int64]],
     candidates: NDArray[np.float64],
 ) -> None:
-    """The hull of references and candidates: another one only where candidates are below that of the references."""
+    """Find the joint hull; it differs from that of the references only where candidates are below it."""
     lower = np.isfinite(candidates) & ~(candidates >= found.hull - _LOWER)
     changed = frozenset(compositions.system(number) for number in np.flatnonzero(lower).tolist())
     together = Hulls(compositions, np.fmin(hulls.energy, np.where(lower, candidates, np.nan)))
@@ -169,7 +169,7 @@ def _add_members(
     references: References,
     needs_alone: NDArray[np.bool_],
 ) -> None:
-    """The hull of each member, made of its own energies of the references."""
+    """Find the hull of each ensemble member, spanned by its own energies of the references."""
     if references.members is None:
         return
     shape = (len(compositions), references.members.shape[1])
@@ -186,13 +186,13 @@ def _add_members(
 
 
 class CompetingPhases:
-    """Which references a structure competes with: all but those that are itself.
+    """The references that a structure competes with: all except those that are the structure itself.
 
-    Elements are measured against their own references: they are the zero of the scale.
+    Elements are measured against their own references, which are the zero of the scale.
 
     Args:
-        references: All of them.
-        compositions: That they are of.
+        references: All references.
+        compositions: Compositions of candidates and references.
     """
 
     def __init__(self, references: References, compositions: Compositions) -> None:
@@ -203,22 +203,23 @@ class CompetingPhases:
         self._other_names = np.array(references.other_names, dtype=object)
 
     def name(self, composition: int) -> str:
-        """Id of the lowest reference of a composition."""
+        """Id of the lowest reference of a composition; empty if there is none."""
         start = int(self._starts[composition])
         return self.references.names[start] if start < int(self._starts[composition + 1]) else ""
 
     def of(
         self, composition: NDArray[np.int64], energy: NDArray[np.float64], ids: NDArray[np.object_]
     ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
-        """Where the lowest reference of the composition is the structure itself, and what is left then.
+        """Find the rows whose lowest reference of the same composition is the structure itself.
 
         Args:
-            composition: int64[n].
-            energy: float64[n], eV/atom.
-            ids: object[n].
+            composition: int64[n], numbers of the compositions.
+            energy: float64[n], energies (eV/atom).
+            ids: object[n], ids of the structures.
 
         Returns:
-            bool[n], and for those rows the other references of their composition, by energy, if there are any.
+            bool[n], those rows; and by row, where the composition has several references, the places of the others,
+            lowest energy first.
         """
         own = self._compound[composition] & (self._starts[composition + 1] > self._starts[composition])
         rows = np.flatnonzero(own)
@@ -237,6 +238,7 @@ class CompetingPhases:
     def _same(
         self, references: NDArray[np.int64], energy: NDArray[np.float64], ids: NDArray[np.object_]
     ) -> NDArray[np.bool_]:
+        """bool[n], whether references are the structures beside them: the same id, or the same energy."""
         named = np.asarray((self._names[references] == ids) | (self._other_names[references] == ids), dtype=bool)
         named &= np.asarray(ids != "", dtype=bool)
         same: NDArray[np.bool_] = named | (np.abs(self.references.energy[references] - energy) <= SAME_ENERGY)

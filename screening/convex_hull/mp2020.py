@@ -1,8 +1,8 @@
-"""MP2020 corrections: what makes PBE and PBE+U energies of the Materials Project comparable, per composition.
+"""MP2020 corrections, which make PBE and PBE+U energies of the Materials Project comparable, by composition.
 
-Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states behind the rules, are those that
-pymatgen ships; its `MaterialsProject2020Compatibility` is what the tests compare with. It takes a millisecond for an
-entry, most of them for guesses of oxidation states that are made anew for each; here they are found in tables.
+Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states that the rules need, are those
+that pymatgen ships; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per
+entry, most of it to guess oxidation states anew; here they are looked up in tables.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ...pipeline.graphs.graph_block import GraphBlock
 
-# What holds oxygen together; hydroxides count as oxides.
+# Types of oxygen bonds; hydroxides count as oxides.
 OXIDE_TYPES = ("oxide", "peroxide", "superoxide", "ozonide")
-# Sulfur that oxygen or the like oxidises is not corrected; polysulfides are corrected as sulfides are.
+# Sulfur that is oxidised by more electronegative elements is not corrected; polysulfides are corrected like sulfides.
 SULFIDE_TYPES = ("sulfide", "sulfate")
-# Anions that are corrected where their oxidation state says that they are some; S and O have rules of their own.
+# Elements that are corrected where their oxidation state makes them anions; S and O have rules of their own.
 ANIONS = ("Br", "I", "Se", "Si", "Sb", "Te", "H", "N", "F", "Cl")
-# Largest reduced formula whose oxidation states are guessed.
+# Atoms of the largest reduced formula whose oxidation states are guessed.
 _MAX_GUESSED_ATOMS = 20
-# Bond lengths, angstrom, times the tolerance of the scheme: pymatgen's `oxide_type(structure, 1.05)`.
+# Bond lengths (angstrom) times the tolerance of the scheme: pymatgen's `oxide_type(structure, 1.05)`.
 _TOLERANCE = 1.05
 _O_H, _SUPEROXIDE, _PEROXIDE = 0.93 * _TOLERANCE, 1.35 * _TOLERANCE, 1.49 * _TOLERANCE
-# Neighbours of sulfur: those no further than its nearest and this, angstrom (pymatgen's `sulfide_type`).
+# Neighbours of sulfur are at most this much further away than its nearest (angstrom; pymatgen's `sulfide_type`).
 _SHELL = 0.4
 _H, _O, _S = 1, 8, 16
 _COMMON_PEROXIDES = frozenset(["Li2O2", "Na2O2", "K2O2", "Cs2O2", "Rb2O2", "BeO2", "MgO2", "CaO2", "SrO2", "BaO2"])
@@ -40,9 +40,9 @@ _OZONIDES = frozenset(["LiO3", "NaO3", "KO3", "NaO5"])
 
 
 class MP2020:
-    """The corrections, by composition and kind of anion; each is computed once.
+    """The corrections by composition and anion types; each is computed once.
 
-    Elements of equal electronegativity are ordered by their symbols, as pymatgen's sorted structures have them: the
+    Elements of equal electronegativity are ordered by their symbols, as in pymatgen's sorted structures, so that the
     correction of a crystal does not depend on the order of its sites.
 
     Raises:
@@ -52,10 +52,10 @@ class MP2020:
     def __init__(self) -> None:
         try:
             from pymatgen.core import Composition  # noqa: PLC0415 - an extra, and slow to import
-            from pymatgen.entries.compatibility import (  # noqa: PLC0415 - likewise
+            from pymatgen.entries.compatibility import (  # noqa: PLC0415 - an extra, and slow to import
                 MaterialsProject2020Compatibility,
             )
-            from pymatgen.io.vasp.sets import MPRelaxSet  # noqa: PLC0415 - likewise
+            from pymatgen.io.vasp.sets import MPRelaxSet  # noqa: PLC0415 - an extra, and slow to import
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"MP2020 corrections need {error.name}, which is not installed: pip install 'equiscreen[hull]'"
@@ -77,12 +77,12 @@ class MP2020:
         self._sums = lru_cache(maxsize=None)(self._sums_of_element)
 
     def hubbards(self, symbols: Sequence[str]) -> dict[str, float]:
-        """The Hubbard U, eV, that a calculation of these elements has in the scheme; zeros left out."""
+        """Hubbard U (eV) by element in the scheme's calculations of these elements; zeros are left out."""
         settings = self._hubbard.get(by_electronegativity(tuple(symbols))[-1], {})
         return {symbol: float(settings[symbol]) for symbol in symbols if settings.get(symbol)}
 
     def from_formula(self, symbols: Sequence[str], counts: Sequence[int]) -> tuple[str, str]:
-        """Kinds of oxide and sulfide where nothing is known but the formula: pymatgen's lists of peroxides and such."""
+        """Types of oxide and sulfide from the formula alone, by pymatgen's lists of peroxides and other oxides."""
         if "O" not in symbols:
             return OXIDE_TYPES[0], SULFIDE_TYPES[0]
         formula = _reduced_formula(symbols, counts)
@@ -93,17 +93,17 @@ class MP2020:
     def given(
         self, symbols: Sequence[str], counts: Sequence[int], oxide: str, sulfide: str, states: Mapping[str, float]
     ) -> float:
-        """As `per_atom`, with oxidation states that are known (average of each element)."""
+        """The correction (eV/atom) for known oxidation states (average of each element)."""
         return self._sum_of(tuple(symbols), tuple(counts), oxide, sulfide, states)
 
     def _per_atom(self, symbols: tuple[str, ...], counts: tuple[int, ...], oxide: str, sulfide: str) -> float:
-        """The correction of a composition, eV/atom.
+        """The correction of a composition (eV/atom).
 
         Args:
-            symbols: Its elements.
-            counts: Atoms of each, without a common divisor.
-            oxide: One of `OXIDE_TYPES`; of no consequence without oxygen.
-            sulfide: One of `SULFIDE_TYPES`; likewise.
+            symbols: Symbols of its elements.
+            counts: Number of atoms of each element, without a common divisor.
+            oxide: One of `OXIDE_TYPES`; ignored without oxygen.
+            sulfide: One of `SULFIDE_TYPES`; ignored without sulfur.
         """
         if len(symbols) == 1:
             return 0.0
@@ -118,6 +118,7 @@ class MP2020:
         sulfide: str,
         states: Mapping[str, float],
     ) -> float:
+        """The correction for given oxidation states (eV/atom)."""
         if len(symbols) == 1:
             return 0.0
         last = by_electronegativity(symbols)[-1]
@@ -136,10 +137,10 @@ class MP2020:
         return total / sum(counts)
 
     def oxidation_states(self, symbols: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, float]:
-        """The likeliest oxidation states that are neutral, average of each element; empty if there are none.
+        """The most likely neutral oxidation states, average of each element; empty if there are none.
 
-        Those that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` names first: the sum of how often each ion
-        occurs in the ICSD decides, and among equals the order in which they are tried.
+        These are the first that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` returns: those with the
+        largest sum of the ions' occurrences in the ICSD, and among equals the first that is tried.
         """
         if sorted(zip(symbols, counts, strict=True)) == [("H", 1), ("O", 1)]:
             counts = tuple(2 * count for count in counts)  # pymatgen reduces this one to H2O2
@@ -165,15 +166,15 @@ class MP2020:
         }
 
     def _sums_of_element(self, symbol: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Sums of oxidation states that `count` atoms may have, and how often the likeliest way to each occurs.
+        """Possible sums of the oxidation states of `count` atoms, and for each the largest sum of occurrences.
 
-        In the order in which pymatgen meets them: combinations with repetition, in lexicographic order.
+        They are in the order in which pymatgen tries them: combinations with repetition, in lexicographic order.
         """
         from pymatgen.core import Element  # noqa: PLC0415 - an extra
 
         element = Element(symbol)
         states = list(element.icsd_oxidation_states or element.common_oxidation_states)
-        # Of each number of atoms: the sums, with the first combination that has it and the best score.
+        # By number of atoms: each sum, with the first combination that gives it and the best score.
         tables: list[dict[int, tuple[tuple[int, ...], float]]] = [{0: ((), 0.0)}, *({} for _ in range(count))]
         for index in reversed(range(len(states))):
             occurrence = self._occurrence.get((symbol, states[index]), 0)
@@ -196,13 +197,13 @@ class MP2020:
 
 
 def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
-    """Kinds of oxide and of sulfide of each structure, from the distances in its graph.
+    """Types of oxide and of sulfide of each structure, from the distances in its graph.
 
-    As pymatgen's `oxide_type` and `sulfide_type`, which is asked itself about sulfur whose neighbours are of both
-    kinds, more and less electronegative than itself.
+    The rules are those of pymatgen's `oxide_type` and `sulfide_type`. The latter is called for sulfur that has both
+    more and less electronegative neighbours.
 
     Args:
-        block: Any structures; those without oxygen or sulfur get the first of `OXIDE_TYPES` and `SULFIDE_TYPES`.
+        block: Structures; those without oxygen or sulfur get the first of `OXIDE_TYPES` and `SULFIDE_TYPES`.
     """
     receiver, sender = block.atomic_number[block.receiver], block.atomic_number[block.sender]
     vectors = block.displacements()
@@ -213,13 +214,15 @@ def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
 def _oxides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
+    """Type of oxide of each structure."""
+
     def seen(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = np.zeros(len(block), dtype=bool)
         found[block.atom_structure[block.receiver[edges]]] = True
         return found
 
     hydroxide = seen((receiver == _O) & (sender == _H) & (distance < _O_H))
-    # A pair counts once, whatever the images; an atom is no neighbour of its own images.
+    # A pair of atoms counts once, whatever its images; an atom's own images are not its neighbours.
     pairs = (receiver == _O) & (sender == _O) & (distance < _PEROXIDE) & (block.receiver != block.sender)
     short = np.flatnonzero(pairs & (distance < _SUPEROXIDE))
     bonds = np.unique(np.stack([block.receiver[short], block.sender[short]], axis=1), axis=0)
@@ -235,6 +238,7 @@ def _oxides(
 def _sulfides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
+    """Type of sulfide of each structure."""
     found = [SULFIDE_TYPES[0]] * len(block)
     stronger = _stronger_than_sulfur()
     edges = np.flatnonzero(receiver == _S)
@@ -255,17 +259,18 @@ def _sulfides(
         if ((strong[mine] == total[mine]) & (total[mine] > 0)).any():
             found[structure] = SULFIDE_TYPES[1]
         else:
-            found[structure] = _ask_pymatgen(block, structure)
+            found[structure] = _pymatgen_sulfide_type(block, structure)
     return found
 
 
-def _ask_pymatgen(block: GraphBlock, index: int) -> str:
+def _pymatgen_sulfide_type(block: GraphBlock, index: int) -> str:
+    """Type of sulfide of one structure, by pymatgen."""
     from pymatgen.analysis.structure_analyzer import sulfide_type  # noqa: PLC0415 - an extra
-    from pymatgen.core import Lattice, Structure  # noqa: PLC0415 - likewise
+    from pymatgen.core import Lattice, Structure  # noqa: PLC0415 - an extra, and slow to import
 
     given = block.structure(index)
     symbols = [chemical_symbols[number] for number in given.atomic_number.tolist()]
-    # A set of atoms without periodicity is put into a box in which its images do not meet.
+    # Atoms without periodicity are put into a box in which their images are far apart.
     cell, coords = given.cell, given.frac_coord
     if not given.pbc.all():
         cell = np.eye(3) * (np.ptp(given.positions, axis=0).max() + 30.0)
@@ -276,7 +281,7 @@ def _ask_pymatgen(block: GraphBlock, index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _stronger_than_sulfur() -> NDArray[np.float64]:
-    """float64[256] by atomic number: 1 where an element is more electronegative than sulfur, or has no number."""
+    """float64[256], by atomic number: 1 if more electronegative than sulfur or without an electronegativity, else 0."""
     values = np.array([electronegativity(symbol) for symbol in chemical_symbols[1:]])
     out = np.zeros(256)
     out[1 : len(values) + 1] = ~(values <= electronegativity("S"))
@@ -285,7 +290,7 @@ def _stronger_than_sulfur() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=128)
 def electronegativity(symbol: str) -> float:
-    """Of an element on Pauling's scale, as pymatgen has it; NaN where there is none."""
+    """Electronegativity of an element on Pauling's scale, from pymatgen; NaN where there is none."""
     from pymatgen.core import Element  # noqa: PLC0415 - an extra
 
     with warnings.catch_warnings():
@@ -295,7 +300,7 @@ def electronegativity(symbol: str) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def by_electronegativity(symbols: tuple[str, ...]) -> list[str]:
-    """Symbols in ascending order, those without electronegativity first."""
+    """Symbols by ascending electronegativity; those without one come first."""
 
     def key(symbol: str) -> tuple[float, str]:
         value = electronegativity(symbol)

@@ -1,4 +1,4 @@
-"""Reference phases of a hull: entries of the Materials Project, earlier results of ours, or tables of energies."""
+"""Reference phases of a hull: entries of the Materials Project, scores datasets, or tables of energies."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
+from ...pipeline.energy_schemes import CORRECTED, OWN, R2SCAN, SCHEMES, UNCORRECTED
 from ...pipeline.errors import ConfigError, SourceError
 from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
 from ..chemistry.composition import Compositions
-from .energies import CORRECTED, SCHEMES, UNCORRECTED, ScoredEnergies, same_basis
+from .energies import ScoredEnergies, check_same_basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
 
-# Larger files of entries would need several times as much memory; tables and datasets are read in pieces.
+# Size limit of a file of entries, which needs several times as much memory; tables and datasets are read in chunks.
 MAX_JSON_BYTES = 4 << 30
 _TABLES = (".csv", ".csv.gz", ".parquet", ".parquet.gz")
 _GGA = frozenset({"GGA", "GGA+U"})
@@ -34,7 +35,7 @@ _NAMED_AT_MOST = 20
 
 @dataclass
 class Gathered:
-    """Entries while files are read."""
+    """Reference entries, collected while files are read."""
 
     composition: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Gathered:
     def add(
         self, composition: int, energy: float, name: str, other: str = "", members: NDArray[np.float64] | None = None
     ) -> None:
-        """One entry; its energy corrected, eV/atom."""
+        """Add an entry with its corrected energy (eV/atom)."""
         self.composition.append(composition)
         self.energy.append(energy)
         self.names.append(name)
@@ -55,15 +56,15 @@ class Gathered:
 
 @dataclass(frozen=True)
 class References:
-    """Entries, by composition, those of one composition by energy.
+    """Reference entries, sorted by composition and energy.
 
     Attributes:
-        composition: int64[n].
-        energy: float64[n], corrected where the scheme asks for it, eV/atom.
-        names: Their ids.
-        other_names: A second id, that of the material, where there is one.
-        members: float64[n, members], energy of each member of an ensemble, or None.
-        account: What each file brought, for the attributes of the hull.
+        composition: int64[n], numbers of the compositions.
+        energy: float64[n], energies (eV/atom), corrected where their scheme requires it.
+        names: Ids of the entries; of the material, where an entry names one.
+        other_names: Second ids; empty where there is none.
+        members: float64[n, members], energies of each member of an ensemble (eV/atom), or None.
+        account: Summary of each file, for the attributes of the hull.
     """
 
     composition: NDArray[np.int64]
@@ -75,13 +76,13 @@ class References:
 
     @classmethod
     def of(cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]]) -> References:
-        """Sort what was gathered.
+        """Sort collected entries.
 
         Args:
-            found: Entries.
-            n_members: Of the candidates: energies of so many members are kept, if any reference has them. One that has
-                none is the same for all members.
-            account: Of the files.
+            found: The entries.
+            n_members: Number of ensemble members of the candidates. If any entry has the energies of this many members,
+                they are kept; an entry without them has the same energy for all members.
+            account: Summary of each file.
         """
         composition, energy = np.array(found.composition, dtype=np.int64), np.array(found.energy, dtype=np.float64)
         order = np.lexsort((energy, composition))
@@ -99,7 +100,7 @@ class References:
         )
 
     def starts(self, n_compositions: int) -> NDArray[np.int64]:
-        """int64[n_compositions + 1], where the entries of each composition begin."""
+        """int64[n_compositions + 1], first entry of each composition."""
         return np.searchsorted(self.composition, np.arange(n_compositions + 1)).astype(np.int64)
 
 
@@ -115,20 +116,20 @@ def read_references(
     """Read reference phases.
 
     Args:
-        paths: Files of pymatgen's entries (JSON), datasets of ours, or tables (CSV, parquet) with the columns
-            ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``, and perhaps an id and ``scheme``.
-        candidates: What they are for.
-        compositions: Takes up those of the references.
-        corrections: For energies that need them.
-        scheme: Of the energies in tables, and of entries that do not tell.
-        allow_unrelaxed: Take datasets of unrelaxed structures.
+        paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
+            and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id and ``scheme``.
+        candidates: Scores that the references are for.
+        compositions: The compositions of the references are added to it.
+        corrections: MP2020 corrections, for energies that need them.
+        scheme: Energy scheme of tables without a column ``scheme``, and of entries without a run type.
+        allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
 
     Raises:
-        ConfigError: A scheme that is unknown or does not fit, or nothing in a file can be used.
+        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry.
         SourceError: A file cannot be read.
     """
     if scheme is not None and scheme not in SCHEMES:
-        raise ConfigError(f"--scheme {scheme}: there are {', '.join(SCHEMES)}")
+        raise ConfigError(f"unknown energy scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
     found = Gathered()
     account: list[dict[str, Any]] = []
     waiting: list[tuple[int, float, str]] = []
@@ -158,20 +159,24 @@ def _read_dataset(
     *,
     allow: bool,
 ) -> dict[str, Any]:
+    """Read a scores dataset."""
     rows = ScoredEnergies(path)
     if not rows.relaxed and not allow and candidates.relaxed:
-        raise ConfigError(f"{path}: its structures are not relaxed, the candidates are; say --unrelaxed-references")
-    same_basis(candidates.scheme, rows.scheme, path)
-    if rows.scheme == "own" and rows.model != candidates.model and scheme != "own":
         raise ConfigError(
-            f"{path}: its energies are of another model of unnamed scheme; say --scheme own if the two were trained on "
-            "the same energies"
+            f"{path}: its structures are not relaxed, but the candidates are; use --unrelaxed-references to accept them"
+        )
+    check_same_basis(candidates.scheme, rows.scheme, path)
+    if rows.scheme == OWN and rows.model != candidates.model and scheme != OWN:
+        raise ConfigError(
+            f"{path}: its energies come from another model, and their energy scheme has no name; use --scheme own if "
+            "both models were trained on the same energies"
         )
     with_members = rows.n_members and rows.n_members == candidates.n_members
-    for chunk in rows.chunks(compositions, corrections if rows.scheme == UNCORRECTED else None):
-        ids = rows.column("structure_id", chunk.start, chunk.stop).tolist()
+    for chunk in rows.energies(compositions, corrections):
+        ids = rows.ids(chunk)
+        own = rows.member_energies(chunk) if with_members else None
         for row in np.flatnonzero(chunk.competes).tolist():
-            members = chunk.members[row] if with_members and chunk.members is not None else None
+            members = None if own is None else own[row]
             found.add(int(chunk.composition[row]), float(chunk.energy[row]), ids[row], "", members)
     return {"kind": "dataset", "scheme": rows.scheme, "relaxed": rows.relaxed, "store_hash": rows.attrs["store_hash"]}
 
@@ -185,42 +190,65 @@ def _read_table(
     found: Gathered,
     waiting: list[tuple[int, float, str]],
 ) -> dict[str, Any]:
+    """Read a table; its formation energies are added to `waiting`."""
     skipped = 0
     schemes: set[str] = set()
     for batch in _batches(path):
-        columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-        formation = _TOTAL not in columns
-        values = columns.get(_TOTAL, columns.get(_FORMATION))
-        formulas = columns.get("formula", columns.get("pretty_formula"))
-        if formulas is None or values is None:
-            raise ConfigError(f"{path}: a table of references has columns formula and {_TOTAL} (or {_FORMATION})")
-        if any(isinstance(value, str) for value in values):
-            raise ConfigError(f"{path}: its energies are not all numbers")
-        said = columns.get("scheme", [scheme] * len(values))
-        ids = next((columns[name] for name in _ID_COLUMNS if name in columns), [""] * len(values))
-        for formula, value, own, name in zip(formulas, values, said, ids, strict=True):
-            if own is None or own not in SCHEMES:
-                raise ConfigError(f"{path}: which energies are these? Say --scheme, one of {', '.join(SCHEMES)}")
+        formation = _TOTAL not in batch.schema.names
+        for formula, value, own, name in _table_rows(path, batch, scheme):
             if own not in schemes:
-                same_basis(candidates, own, path)
-                schemes.add(own)
-            if formation and own == UNCORRECTED:
-                raise ConfigError(f"{path}: formation energies of {own!r} are of no use; say --scheme {CORRECTED}")
+                _check_table_scheme(path, own, candidates, formation=formation)
+                schemes.add(str(own))
             if value is None or not np.isfinite(value) or not formula:
                 skipped += 1
                 continue
             number = compositions.of_formula(formula)
-            label = "" if name is None else str(name)
             if formation:
-                waiting.append((number, float(value), label))
+                waiting.append((number, float(value), name))
             else:
                 added = _by_formula(number, compositions, corrections) if own == UNCORRECTED else 0.0
-                found.add(number, float(value) + added, label)
+                found.add(number, float(value) + added, name)
     return {"kind": "table", "scheme": ", ".join(sorted(schemes)), "without_energy": skipped}
 
 
+def _table_rows(
+    path: str, batch: pa.RecordBatch, scheme: str | None
+) -> Iterator[tuple[str, float | None, str | None, str]]:
+    """Formula, energy (eV/atom), energy scheme and id of each row of a table.
+
+    Raises:
+        ConfigError: A column is missing, or an energy is not a number.
+    """
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+    values = columns.get(_TOTAL, columns.get(_FORMATION))
+    formulas = columns.get("formula", columns.get("pretty_formula"))
+    if formulas is None or values is None:
+        raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
+    if any(isinstance(value, str) for value in values):
+        raise ConfigError(f"{path}: some of its energies are not numbers")
+    schemes = columns.get("scheme", [scheme] * len(values))
+    ids = next((columns[name] for name in _ID_COLUMNS if name in columns), [""] * len(values))
+    names = ["" if name is None else str(name) for name in ids]
+    yield from zip(formulas, values, schemes, names, strict=True)
+
+
+def _check_table_scheme(path: str, scheme: str | None, candidates: str, *, formation: bool) -> None:
+    """Check that energies of a table can be used.
+
+    Raises:
+        ConfigError: Their energy scheme is unknown, incompatible, or has no formation energies.
+    """
+    if scheme is None:
+        raise ConfigError(f"{path}: gives no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
+    if scheme not in SCHEMES:
+        raise ConfigError(f"{path}: unknown energy scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
+    check_same_basis(candidates, scheme, path)
+    if formation and scheme == UNCORRECTED:
+        raise ConfigError(f"{path}: formation energies of {scheme!r} cannot be used; use --scheme {CORRECTED}")
+
+
 def _by_formula(number: int, compositions: Compositions, corrections: MP2020 | None) -> float:
-    """Of a composition without a structure."""
+    """Correction of a composition without a structure (eV/atom)."""
     if corrections is None:
         return 0.0
     symbols, counts = compositions.symbols(number), compositions.counts(number)
@@ -230,7 +258,7 @@ def _by_formula(number: int, compositions: Compositions, corrections: MP2020 | N
 def _add_formation_energies(
     waiting: Sequence[tuple[int, float, str]], compositions: Compositions, found: Gathered
 ) -> None:
-    """Entries known by their formation energies, added to the energies of the elements among the others.
+    """Add entries that are given by formation energies, relative to the elements among the other entries.
 
     Raises:
         ConfigError: An element has no entry.
@@ -245,18 +273,18 @@ def _add_formation_energies(
         missing = [symbol for symbol, z in zip(compositions.symbols(number), system, strict=True) if z not in elements]
         if missing:
             raise ConfigError(
-                f"formation energies (of {compositions.formula(number)}, {name}) need references of the elements too, "
-                f"and {', '.join(missing)} has none; add a --references with elements"
+                f"formation energies (of {compositions.formula(number)}, {name}) also need references of the elements; "
+                f"{', '.join(missing)} has none; add --references with the elements"
             )
         elemental = sum(elements[z] * count for z, count in zip(system, counts, strict=True)) / sum(counts)
         found.add(number, value + elemental, name)
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    """A table, some rows at a time.
+    """Batches of the rows of a table.
 
     Raises:
-        SourceError: It cannot be read.
+        SourceError: The table cannot be read.
     """
     wanted = {"formula", "pretty_formula", _TOTAL, _FORMATION, "scheme", *_ID_COLUMNS}
     text = {"formula", "pretty_formula", "scheme", *_ID_COLUMNS}
@@ -264,7 +292,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
         source = find_files([path])[0] if "://" in path else None
         if ".parquet" in path:
             if path.endswith(".gz"):
-                raise SourceError(f"{path}: decompress it first; parquet is compressed inside")
+                raise SourceError(f"{path}: decompress it first; parquet is compressed already")
             with pq.ParquetFile(path if source is None else source.fs.open(source.path)) as table:
                 names = [name for name in table.schema_arrow.names if name in wanted]
                 yield from table.iter_batches(columns=names)
@@ -287,7 +315,7 @@ def _read_entries(
     corrections: MP2020 | None,
     found: Gathered,
 ) -> dict[str, Any]:
-    """Entries of pymatgen; corrections that they carry are left aside, their own energies are uncorrected."""
+    """Read pymatgen entries; their own corrections are ignored, since their energies are uncorrected."""
     left_out: dict[str, str] = {}
     schemes: set[str] = set()
     for number, record in enumerate(_records(path)):
@@ -301,9 +329,9 @@ def _read_entries(
         parameters, data = record.get("parameters") or {}, record.get("data") or {}
         own = _scheme_of(parameters, scheme)
         if own is None:
-            raise ConfigError(f"{path}: entry {name} has no run_type; say --scheme, one of {', '.join(SCHEMES)}")
+            raise ConfigError(f"{path}: entry {name} has no run_type; use --scheme with one of {', '.join(SCHEMES)}")
         if own not in schemes:
-            same_basis(candidates, own, path)
+            check_same_basis(candidates, own, path)
             schemes.add(own)
         composition = compositions.add(amounts)
         if own == UNCORRECTED and corrections is not None:
@@ -322,21 +350,22 @@ def _read_entries(
     }
 
 
-def _scheme_of(parameters: Mapping[str, Any], said: str | None) -> str | None:
+def _scheme_of(parameters: Mapping[str, Any], default: str | None) -> str | None:
+    """Energy scheme of an entry's run type."""
     run = parameters.get("run_type")
     if run in _R2SCAN:
-        return "r2scan"
+        return R2SCAN
     if run in _GGA:
         return UNCORRECTED
-    return said
+    return default
 
 
 def _amounts(composition: Mapping[str, float]) -> list[tuple[int, int]]:
-    """Atomic numbers and counts.
+    """Atomic numbers and counts of a composition.
 
     Raises:
-        ValueError: Counts that are no whole numbers.
-        KeyError: An unknown element.
+        ValueError: A count is not a whole number.
+        KeyError: An element is unknown.
     """
     amounts = [(atomic_numbers[symbol], round(count)) for symbol, count in composition.items() if count]
     if not amounts or any(abs(count - round(count)) > 1e-8 or count < 0 for count in composition.values()):
@@ -345,19 +374,19 @@ def _amounts(composition: Mapping[str, float]) -> list[tuple[int, int]]:
 
 
 def _incompatible(symbols: tuple[str, ...], parameters: Mapping[str, Any], corrections: MP2020) -> str:
-    """Why the scheme does not hold for an entry; empty if it does."""
+    """Why the MP2020 scheme does not apply to an entry; empty if it does."""
     given = {symbol: float(value) for symbol, value in (parameters.get("hubbards") or {}).items() if value}
     expected = corrections.hubbards(symbols) if len(symbols) > 1 else given
     if given != expected:
-        return f"Hubbard U {given} where the scheme has {expected}"
+        return f"Hubbard U {given}, but the scheme has {expected}"
     titles = [item["titel"].split()[1] for item in parameters.get("potcar_spec") or () if item and item.get("titel")]
     titles += [title.split()[1] for title in parameters.get("potcar_symbols") or () if title]
     wanted = {corrections.potcars.get(symbol) for symbol in symbols}
-    return f"POTCAR {sorted(titles)} where the scheme has others" if titles and set(titles) != wanted else ""
+    return f"POTCAR {sorted(titles)}, but the scheme has others" if titles and set(titles) != wanted else ""
 
 
 def _correction(record: Mapping[str, Any], composition: int, compositions: Compositions, corrections: MP2020) -> float:
-    """Of an entry, eV/atom, by what it says of its anions, or else by its structure, or else by its formula."""
+    """Correction of an entry (eV/atom), by its own data on anions, else by its structure, else by its formula."""
     symbols, counts = compositions.symbols(composition), compositions.counts(composition)
     if len(symbols) == 1:
         return 0.0
@@ -366,7 +395,7 @@ def _correction(record: Mapping[str, Any], composition: int, compositions: Compo
     structure = record.get("structure")
     if structure and (("O" in symbols and not oxide) or ("S" in symbols and not sulfide)):
         from pymatgen.analysis.structure_analyzer import oxide_type, sulfide_type  # noqa: PLC0415 - an extra
-        from pymatgen.core import Structure  # noqa: PLC0415 - likewise
+        from pymatgen.core import Structure  # noqa: PLC0415 - an extra
 
         crystal = Structure.from_dict(structure)
         oxide = oxide or oxide_type(crystal, 1.05)
@@ -382,10 +411,10 @@ def _correction(record: Mapping[str, Any], composition: int, compositions: Compo
 
 
 def _records(path: str) -> Iterator[Mapping[str, Any]]:
-    """The entries of a JSON file: a list, a dictionary of them, or one of these under ``entries`` or ``data``.
+    """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
     Raises:
-        SourceError: Too large, or no such file.
+        SourceError: The file is missing, too large, or has no entries.
     """
     source = find_files([path])[0]
     with source.open() as stream:
@@ -401,5 +430,5 @@ def _records(path: str) -> Iterator[Mapping[str, Any]]:
     if isinstance(content, dict):
         content = [content] if "composition" in content and "energy" in content else list(content.values())
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
-        raise SourceError(f"{path}: no entries of pymatgen (a list of dictionaries with composition and energy)")
+        raise SourceError(f"{path}: not a file of pymatgen entries (a list of records with composition and energy)")
     yield from content

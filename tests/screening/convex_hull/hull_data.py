@@ -1,4 +1,4 @@
-"""Scores datasets for the tests of hulls: structures of the Materials Project, with energies that are known."""
+"""Scores datasets for the tests of hulls: structures of the Materials Project with given energies."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def rows_of_mp(data: Path) -> list[dict[str, str]]:
 
 
 def elements_of_mp(data: Path) -> dict[str, float]:
-    """Energy of each element, eV/atom."""
+    """Energy of each element (eV/atom)."""
     with gzip.open(data / ELEMENTS, "rt") as file:
         entries = json.load(file)
     return {symbol: entry["energy"] / sum(entry["composition"].values()) for symbol, entry in entries.items()}
 
 
 def graphs_of(rows: Sequence[Mapping[str, str]], folder: Path) -> GraphStore:
-    """A graph store of some crystals, in their order, with their ids."""
+    """A graph store of crystals, in the given order and with their ids."""
     with (folder / "crystals.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "cif"])
@@ -60,7 +60,7 @@ def write_scores(
     ids: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """A scores dataset with given total energies, eV, for the first structures of a store."""
+    """Write a scores dataset with given total energies (eV) of the first structures of a graph store."""
     size = len(energy)
     block = graphs.block(0, size, labels=False)
     specs = [spec for spec in STRUCTURE_ARRAYS if spec.name != "status"]

@@ -1,4 +1,4 @@
-"""Hull distances of a dataset: equal to pymatgen's, every row accounted for, nothing mixed or corrected twice."""
+"""Energies above hull of a dataset: equal to pymatgen's, complete, without mixed or doubly corrected energies."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
 from equiscreen.screening import hull, open_scores
-from equiscreen.screening.convex_hull import energies as energy_rows
+from equiscreen.screening.convex_hull import distances, energies
 from equiscreen.screening.convex_hull.hull import summary
+from equiscreen.screening.dataset import reader
 from equiscreen.screening.dataset.paths import hull_path
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
@@ -34,15 +35,15 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Crystals:
-    """Real crystals with the energies that the Materials Project has for them."""
+    """Real crystals with their energies in the Materials Project."""
 
     rows: list[dict[str, str]]
     graphs: GraphStore
     n_atoms: np.ndarray[Any, Any]
-    corrected: np.ndarray[Any, Any]  # total, eV
+    corrected: np.ndarray[Any, Any]  # total energies (eV)
     uncorrected: np.ndarray[Any, Any]
     elements: Path
-    others: Path  # formation energies of crystals of the same systems
+    others: Path  # formation energies of crystals of the same chemical systems
     folder: Path
 
     def entries(self) -> list[PDEntry]:
@@ -102,7 +103,7 @@ def within(entries: list[PDEntry], composition: Composition) -> list[PDEntry]:
 
 
 def same(a: PDEntry, b: PDEntry) -> bool:
-    """Whether a hull takes two entries for one."""
+    """Whether a hull treats two entries as the same structure."""
     formulas = {entry.composition.reduced_formula for entry in (a, b)}
     return len(formulas) == 1 and abs(a.energy_per_atom - b.energy_per_atom) <= 1e-6
 
@@ -146,7 +147,7 @@ def test_all_of_the_input_is_carried_and_units_and_provenance_stand(crystals: Cr
     assert attrs["input"]["store_hash"] == given.attrs["store_hash"]
     assert found.attrs["graph_store"] == given.attrs["graph_store"]
     assert attrs["lower_bound"] is False
-    # A hull of a hull is the same: its energies are corrected from the start, not again.
+    # A hull of a hull is the same: it corrects the energies of the scores, not those of the first hull.
     both = [crystals.elements, crystals.others]
     again = hull(tmp_path / "h.zarr", both, tmp_path / "hh.zarr", scheme="mp2020-corrected")
     assert set(again.variables) == set(found.variables)
@@ -164,7 +165,7 @@ def test_what_was_not_relaxed_is_called_so(crystals: Crystals, tmp_path: Path) -
 
 
 def test_a_structure_does_not_compete_with_itself(crystals: Crystals, tmp_path: Path) -> None:
-    """By its id, by its energy; whoever is on the hull is then below it, by its decomposition energy."""
+    """A structure is recognised by its id or energy; one on the hull is then below it, by its decomposition energy."""
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     table = tmp_path / "own.csv"
     with table.open("w", newline="") as file:
@@ -195,12 +196,12 @@ def test_a_structure_does_not_compete_with_itself(crystals: Crystals, tmp_path: 
 
 
 def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path) -> None:
-    """The first rows stand for elements, but for one, which is then missing."""
+    """The first rows are elements, all except one, which is then missing."""
     elements = elements_of_mp(crystals.elements.parents[1])
     needed = sorted({e.symbol for entry in crystals.entries() for e in entry.composition.elements} - {"Cl"})
     first = [PDEntry(Composition(symbol), elements[symbol]) for symbol in needed]
     mine = [*first, *crystals.entries()[len(first) :]]
-    # A compound twice, at another energy: the lower does not compete with itself, the higher does with the lower.
+    # A compound at two energies: the lower does not compete with itself, the higher one competes with the lower.
     mine[-1] = PDEntry(mine[-2].composition, mine[-2].energy + 0.1 * mine[-2].composition.num_atoms)
     energy = np.array([entry.energy_per_atom for entry in mine]) * crystals.n_atoms
     names = [entry.composition.reduced_formula for entry in mine]
@@ -232,7 +233,7 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
 
 
 def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, tmp_path: Path) -> None:
-    meanings = ("exploded", "ok", "not_converged")  # statuses are known by name, whatever their numbers
+    meanings = ("exploded", "ok", "not_converged")  # statuses are recognised by name, whatever their numbers
     energy = crystals.uncorrected.copy()
     energy[3] = np.nan
     status = np.ones(len(energy), dtype=int)
@@ -306,7 +307,7 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
     probability = found["probability_below_hull"].values
     mean = np.mean(one, axis=0)
     assert ((probability > 0.5) == (mean < 0)).all()
-    # External energies are the same for all members: only those of the candidates differ.
+    # Energies of entries are the same for all members; only those of the candidates differ.
     fixed = hull(candidates, crystals.elements, tmp_path / "f.zarr")
     assert fixed.attrs["hull"]["members"] == "one hull for all"
     spread = (members / crystals.n_atoms[:, None]).std(axis=1, ddof=1)
@@ -316,22 +317,22 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
 def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     whole = hull(scores, crystals.elements, tmp_path / "a.zarr")
-    for module in ("energies", "distances"):
-        monkeypatch.setattr(f"equiscreen.screening.convex_hull.{module}.CHUNK_ROWS", 7)
-    monkeypatch.setattr(energy_rows, "_BLOCK", 3)
+    monkeypatch.setattr(distances, "PART_ROWS", 7)
+    monkeypatch.setattr(reader, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(energies, "_BLOCK", 3)
     cut = hull(scores, crystals.elements, tmp_path / "b.zarr")
     for name in whole.variables:
         assert np.array_equal(whole[name].values, cut[name].values, equal_nan=whole[name].dtype.kind == "f"), name
 
 
 SMALL_PARTS = (
-    "import sys; from equiscreen.export import energy_rows, hull_rows; hull_rows.CHUNK_ROWS = 8; "
-    "energy_rows.CHUNK_ROWS = 8; from equiscreen.__main__ import main; main()"
+    "from equiscreen.screening.convex_hull import distances; from equiscreen.screening.dataset import reader; "
+    "distances.PART_ROWS = reader.ROWS_AT_ONCE = 8; from equiscreen.__main__ import main; main()"
 )
 
 
 def kill_after(words: list[str], out: Path, parts: int) -> bool:
-    """Begin a hull and kill it when it has some parts; says whether it was killed before it was done."""
+    """Start a hull and kill it once it has some parts; return whether it was killed before it was done."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = out.with_name(f"{out.name}.partial")
     while process.poll() is None and len(list(made.glob("*/parts/[0-9]*.json"))) < parts:
@@ -355,7 +356,7 @@ def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(crystals: Crystal
         subprocess.run(words, capture_output=True, check=True)
     undisturbed = hull(scores, references, tmp_path / "u.zarr", scheme="mp2020-corrected")
     assert open_scores(out).equals(undisturbed)
-    # With other references under the same names nothing of a killed run is gone on with.
+    # If the references have changed under the same names, a killed run is not resumed.
     shutil.rmtree(out)
     assert kill_after(words, out, 2)
     with others.open("a") as file:
@@ -374,7 +375,7 @@ def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_pat
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     with pytest.raises(ConfigError, match="omat24"):
         hull(scores, [crystals.elements, other])
-    with pytest.raises(ConfigError, match="Say --scheme"):
+    with pytest.raises(ConfigError, match="use --scheme"):
         hull(scores, crystals.others)
     with pytest.raises(ConfigError, match="need references of the elements"):
         hull(scores, crystals.others, scheme="mp2020-corrected")
@@ -397,7 +398,7 @@ def test_unrelaxed_references_are_refused_unless_told(crystals: Crystals, tmp_pa
 
 
 def test_entries_of_pymatgen_are_corrected_once(data: Path, crystals: Crystals, tmp_path: Path) -> None:
-    """Entries that carry corrections, of any date, are taken by their own energy; bad ones are left out and named."""
+    """Corrections that entries carry are ignored, whatever their version; unusable entries are skipped and named."""
     with gzip.open(data / ELEMENTS, "rt") as file:
         entries = list(json.load(file).values())
 
@@ -436,17 +437,17 @@ def test_bad_references_say_so(crystals: Crystals, tmp_path: Path) -> None:
     for path, error, words in (
         (tmp_path / "none.json", SourceError, "none.json"),
         (file("bad.json", "{"), SourceError, "not valid JSON"),
-        (file("numbers.json", "[1, 2]"), SourceError, "no entries of pymatgen"),
+        (file("numbers.json", "[1, 2]"), SourceError, "not a file of pymatgen entries"),
         (file("a.csv", "formula,x\nFe,1\n"), ConfigError, "columns formula and energy_per_atom"),
-        (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "no chemical formula"),
+        (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "not a chemical formula"),
         (file("c.csv", "formula,energy_per_atom\nFe,\n"), ConfigError, "none of its entries"),
-        (file("e.csv", "formula,energy_per_atom\nFe,abc\n"), ConfigError, "not all numbers"),
-        (file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"), ConfigError, "which energies"),
+        (file("e.csv", "formula,energy_per_atom\nFe,abc\n"), ConfigError, "are not numbers"),
+        (file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"), ConfigError, "unknown energy scheme 'pbe'"),
     ):
         with pytest.raises(error, match=words):
             hull(scores, path, scheme="mp2020-corrected")
         assert not (tmp_path / "s.hull.zarr.partial").exists()
-    with pytest.raises(ConfigError, match="--scheme PBE: there are"):
+    with pytest.raises(ConfigError, match="unknown energy scheme 'PBE'"):
         hull(scores, crystals.elements, scheme="PBE")
 
 
@@ -463,7 +464,7 @@ def test_outputs_are_not_overwritten_and_stores_are_checked(crystals: Crystals, 
     shutil.move(scores, away / "s.zarr")
     hull(away / "s.zarr", crystals.elements, away / "h.zarr", store=crystals.graphs.path)
     few = graphs_of(crystals.rows[:5], away)
-    with pytest.raises(StoreError, match="is not the store"):
+    with pytest.raises(StoreError, match="is not the graph store"):
         hull(away / "s.zarr", crystals.elements, away / "h2.zarr", store=few.path)
     with pytest.raises(StoreError, match="--store"):
         hull(away / "s.zarr", crystals.elements, away / "h2.zarr", store=away / "nowhere.zarr")

@@ -1,4 +1,4 @@
-"""MP2020 corrections equal pymatgen's, for real crystals, random compositions, and every kind of anion."""
+"""MP2020 corrections equal pymatgen's for real crystals, random compositions, and every type of anion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEn
 
 from .hull_data import rows_of_mp
 
-# Sums of the same numbers in another order.
+# Float64 rounding: the same numbers are summed in another order.
 TOLERANCE = 1e-12
-# Metals with and without a Hubbard U, all anions that are corrected, and elements of equal electronegativity.
+# Metals with and without a Hubbard U, all anions with a correction, and elements of equal electronegativity.
 ELEMENTS = tuple(parsed("HCNOFNaSiSClCuVCrMnFeCoNiGeSeBrMoPdSbTeIWLiAlIrBaLaHgXe"))
 
 
@@ -33,7 +33,7 @@ def scheme() -> MP2020:
 
 
 def of_pymatgen(entry: ComputedEntry) -> float:
-    """The correction of an entry, eV/atom."""
+    """Pymatgen's correction of an entry (eV/atom)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         done = MaterialsProject2020Compatibility(check_potcar=False).process_entry(entry)
@@ -46,7 +46,7 @@ def parameters(scheme: MP2020, symbols: list[str]) -> dict[str, object]:
 
 
 def corrections(scheme: MP2020, structures: list[Structure]) -> list[float]:
-    """Of structures, eV/atom."""
+    """Our corrections of structures (eV/atom)."""
     oxides, sulfides = anion_types(GraphBlock.from_structures(structures, 5.0))
     found = []
     for structure, oxide, sulfide in zip(structures, oxides, sulfides, strict=True):
@@ -58,7 +58,7 @@ def corrections(scheme: MP2020, structures: list[Structure]) -> list[float]:
 
 
 def of_structure(scheme: MP2020, structure: Structure) -> float:
-    """What pymatgen says of a structure whose sites are sorted."""
+    """Pymatgen's correction of a structure with sorted sites (eV/atom)."""
     symbols = [chemical_symbols[number] for number in structure.atomic_number]
     crystal = PymatgenStructure(structure.cell, symbols, structure.frac_coord).get_sorted_structure()
     return of_pymatgen(ComputedStructureEntry(crystal, 0.0, parameters=parameters(scheme, symbols)))
@@ -95,7 +95,7 @@ def test_compositions_are_corrected_as_pymatgen_corrects_them(amounts: dict[str,
     symbols = tuple(element.symbol for element in reduced.elements)
     divisor = np.gcd.reduce(list(amounts.values()))
     counts = tuple(amounts[symbol] // divisor for symbol in symbols)
-    # Sorted, as a sorted structure has them: pymatgen goes by the order among equals.
+    # Sorted as in a sorted structure: for equal electronegativities pymatgen's result depends on the order.
     ordered = Composition(
         {el.symbol: composition[el] for el in sorted(composition.elements, key=lambda el: (el.X, el.symbol))}
     )

@@ -1,0 +1,74 @@
+"""Columns of a hull: the arrays that it adds to the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from ..dataset.scores import UNRELAXED
+
+HULL_STATUSES = ("ok", "no_energy", "missing_reference")
+OK, NO_ENERGY, MISSING_REFERENCE = range(len(HULL_STATUSES))
+_LOWER_BOUND = "; a lower bound, since only candidates compete"
+_ENERGY_COLUMNS = {
+    "corrected_energy_per_atom": "energy with the corrections of its energy scheme, from which hulls are built",
+    "formation_energy_per_atom": "corrected energy relative to the elements among the references",
+    "energy_above_hull": "corrected energy above the hull of the references without the structure itself; negative for "
+    "structures that would be a corner of the hull",
+    "energy_above_joint_hull": "corrected energy above the hull of references and all candidates; negative only where "
+    "the model extrapolates, since such energies are not part of a hull",
+}
+_MEMBER_COLUMNS = {
+    "energy_above_hull_std": ("standard deviation of energy_above_hull over the members of the ensemble", "eV/atom"),
+    "probability_below_hull": (
+        "probability of a negative energy_above_hull, from the mean and standard deviation of the members, assuming a "
+        "normal distribution",
+        "1",
+    ),
+}
+_OTHER_COLUMNS = ("correction_per_atom", "decomposition", "hull_status")
+
+
+def suffix(*, relaxed: bool) -> str:
+    """Ending of the names of energy columns, which says whether the structures were relaxed."""
+    return "" if relaxed else UNRELAXED
+
+
+def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool) -> tuple[ArraySpec, ...]:
+    """Arrays that a hull adds to the scores.
+
+    Args:
+        relaxed: Whether the structures were relaxed.
+        members: Whether the scores have the energies of the members of an ensemble.
+        lower_bound: Whether there are no references, so that energies above hull are lower bounds.
+    """
+    end = suffix(relaxed=relaxed)
+
+    def spec(name: str, dtype: str, description: str, **attrs: Any) -> ArraySpec:
+        return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, **attrs})
+
+    bound = _LOWER_BOUND if lower_bound else ""
+    specs = [
+        spec(f"{name}{end}", "float64", text + (bound if "above" in name else ""), units="eV/atom")
+        for name, text in _ENERGY_COLUMNS.items()
+    ]
+    if members:
+        specs += [spec(f"{name}{end}", "float64", text, units=unit) for name, (text, unit) in _MEMBER_COLUMNS.items()]
+    return (
+        *specs,
+        spec("correction_per_atom", "float64", "correction contained in the corrected energy", units="eV/atom"),
+        spec(
+            "decomposition",
+            TEXT,
+            "competing phases: fraction of the structure's atoms in each, formula, id",
+        ),
+        spec("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
+    )
+
+
+def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
+    """Arrays of the scores that the hull keeps; columns of an earlier hull are computed anew."""
+    energies = (*_ENERGY_COLUMNS, *_MEMBER_COLUMNS)
+    replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
+    return tuple(spec for name, spec in scores.items() if name not in replaced)
