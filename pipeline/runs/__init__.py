@@ -1,1 +1,1 @@
-"""Resumable work on Dask: cluster, tasks, parts, staging folder, lock."""
+"""Resumable runs on Dask: cluster, tasks, parts, staging folder and lock."""

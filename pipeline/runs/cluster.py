@@ -1,4 +1,4 @@
-"""How work is spread over Dask: where the workers are, and how tasks are fed to them."""
+"""Connecting to a Dask cluster, or starting one on this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from ..errors import EquiscreenError
 
 IN_PROCESS = "threads"
-# Workers that may die under a task before it is suspected; more would only cost time, since it is tried again anyway.
+# Workers that a task may lose before it is suspected. More would only cost time, since the task is retried anyway.
 ALLOWED_DEATHS = 1
-# By default each worker looks at its own stack a hundred times a second, and its event loop wakes fifty times: with a
-# worker on each core that takes 3 % from the work.
+# By default each worker samples its own stack a hundred times a second, and its event loop wakes up fifty times a
+# second. With one worker per core this slows the work by 3 %.
 SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.worker.profile.interval": "200ms",
@@ -27,7 +27,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
     """Open a Dask client.
 
     Args:
-        scheduler: None starts one worker process for each core of this machine; ``threads`` works in this process
+        scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
             (for debugging); anything else is the address of a running cluster, such as ``tcp://host:8786``.
 
     Yields:
@@ -37,7 +37,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         EquiscreenError: No cluster answers at the address.
     """
     import dask  # noqa: PLC0415 - see below
-    from distributed import Client, LocalCluster  # noqa: PLC0415 - 0.7 s, and reading a store needs none of it
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
 
     if scheduler not in (None, IN_PROCESS):
         try:
@@ -57,7 +57,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             host="127.0.0.1" if processes else None,
             dashboard_address="127.0.0.1:0",
             memory_limit="auto",
-            silence_logs=logging.CRITICAL,  # what fails is raised to the caller
+            silence_logs=logging.CRITICAL,  # errors are raised to the caller
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -1,4 +1,4 @@
-"""One run at a time works on an output: a lock that the system releases when its holder dies."""
+"""A lock that keeps two runs from writing the same output; the system releases it when its holder dies."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..errors import OutputExistsError
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` for the duration of a block.
 
-    The file says who holds it; that it exists says nothing, since a killed run leaves it behind.
+    The file names its holder. That the file exists means nothing, since a killed run leaves it behind.
 
     Raises:
-        OutputExistsError: A living process holds it.
+        OutputExistsError: A running process holds the lock.
     """
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "a process that has just begun"
+            holder = file.read().strip() or "a process that has just started"
             raise OutputExistsError(f"{path.parent}: another run is writing here ({holder})") from error
         file.seek(0)
         file.truncate()

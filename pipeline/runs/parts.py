@@ -1,4 +1,4 @@
-"""Parts: what one task leaves on disk. A part is there as a whole or not at all, and says what it holds."""
+"""Parts: the output of one task on disk. A part is either complete or absent, and its manifest describes it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PartArray = NDArray[Any] | list[str]
 
 @dataclass(frozen=True, slots=True)
 class PartManifest:
-    """What a task returns and its part's commit mark holds.
+    """Description of a part: returned by the task, and stored beside the arrays as the commit mark of the part.
 
     Attributes:
-        number: Of the partition.
-        counts: How many of what: read, failed, and rows along each dim.
-        sha256: Of the part's arrays.
-        notes: Small facts for the run's account.
-        begin, end: The items of the partition that it holds; a part of all items of one begins at 0.
+        number: Number of the partition.
+        counts: Numbers of structures read and failed, and of rows along each dim.
+        sha256: Digest of the file that holds the arrays.
+        notes: Small facts for the report of the run.
+        begin, end: Range of items of the partition; a part that holds the whole partition begins at 0.
     """
 
     number: int
@@ -40,12 +40,12 @@ class PartManifest:
 
     @property
     def key(self) -> PartKey:
-        """What names the part, and sorts parts in the order of sources."""
+        """Key that names the part; keys sort in the order of the sources."""
         return PartKey(self.number, self.begin, self.end)
 
 
 class PartKey(NamedTuple):
-    """The items `begin` to `end` of a partition."""
+    """Name of a part: items `begin` up to `end` of a partition."""
 
     number: int
     begin: int
@@ -53,16 +53,16 @@ class PartKey(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """Of the names of its files."""
+        """File name of the part, without its suffix."""
         return f"{self.number:07d}-{self.begin:05d}-{self.end:05d}"
 
 
 def write_part(
     folder: Path, key: PartKey, arrays: Mapping[str, PartArray], counts: dict[str, int], notes: dict[str, Any]
 ) -> PartManifest:
-    """Write the arrays of a part, then its commit mark; each appears under its name only when complete.
+    """Write the arrays of a part, then its manifest; each file appears under its name only when complete.
 
-    Two tasks that write the same part do no harm: both write the same.
+    Two tasks may write the same part: both write the same content.
     """
     data = folder / f"{key.stem}.npz"
     with atomic_path(data) as scratch:
@@ -75,9 +75,9 @@ def write_part(
 
 
 def committed(folder: Path) -> list[PartManifest]:
-    """The manifests of all parts in a folder that are complete, in order.
+    """Manifests of all complete parts in a folder, in order.
 
-    A part whose arrays do not have the checksum of its mark is left out, so that it is made again.
+    A part whose arrays do not match the checksum in its manifest is skipped, so that it is made again.
     """
     manifests = []
     for mark in folder.glob("[0-9]*.json"):
@@ -92,7 +92,7 @@ def committed(folder: Path) -> list[PartManifest]:
 
 
 def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, PartArray]:
-    """Some arrays of a part, as far as it has them.
+    """Read some arrays of a part; names that the part does not have are skipped.
 
     Raises:
         StoreError: The part is missing or damaged.
@@ -106,7 +106,7 @@ def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, Par
 
 
 def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:
-    """Texts as their bytes, one after the other, and where each ends: they need no pickle and no common width."""
+    """Encode lists of text as concatenated bytes and end offsets, which need neither pickle nor a common width."""
     packed: dict[str, NDArray[Any]] = {}
     for name, values in arrays.items():
         if isinstance(values, list):
@@ -119,6 +119,7 @@ def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:
 
 
 def _unpacked(arrays: Mapping[str, NDArray[Any]], name: str) -> PartArray:
+    """Decode one array written by `_packed`."""
     if f"{name}.ends" not in arrays:
         return arrays[name]
     ends, content = arrays[f"{name}.ends"].tolist(), arrays[f"{name}.bytes"].tobytes()

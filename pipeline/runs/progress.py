@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LINE_EVERY_S = 10.0
 
 
 class ProgressReport:
-    """Counts items up to a total and shows rate and remaining time, on standard error.
+    """Counts finished items, and shows the rate and the remaining time on standard error.
 
     Args:
-        title: What is being done: "featurize".
+        title: Name of the run, such as "featurize".
         total: Number of items.
-        unit: What an item is.
-        enabled: False shows nothing.
+        unit: Name of an item, in the plural.
+        enabled: Whether to show anything.
     """
 
     def __init__(self, title: str, total: int, unit: str = "structures", *, enabled: bool = True) -> None:
@@ -56,7 +56,7 @@ class ProgressReport:
             self._print_line()
 
     def advance(self, count: int) -> None:
-        """Say that `count` more items are done."""
+        """Count `count` more items as done."""
         self.done += count
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{self._rate():,.0f} {self.unit}/s")
@@ -64,13 +64,13 @@ class ProgressReport:
             self._print_line()
 
     def expect(self, total: int) -> None:
-        """Say how many items there will be, as it becomes known."""
+        """Set the total number of items, once it is known."""
         self.total = max(total, self.done)
         if self._bar is not None:
             self._bar.update(self._task, total=self.total)
 
     def note(self, text: str) -> None:
-        """Show a line of its own."""
+        """Show a line of text."""
         if self._bar is not None:
             self._bar.console.print(text)
         elif self.enabled:
@@ -82,7 +82,7 @@ class ProgressReport:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         left = (self.total - self.done) / max(self._rate(), 1e-9)
-        print(  # noqa: T201 - a log line is what it is for
+        print(  # noqa: T201 - this is the log line
             f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, {left:,.0f} s left",
             file=sys.stderr,
             flush=True,

@@ -1,4 +1,4 @@
-"""A run that can be killed at any moment and run again: its work in ``OUT.partial``, and one rename at the end."""
+"""Runs that can be killed at any time and resumed: they work in ``OUT.partial`` and publish with one rename."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .lock import locked
 from .parts import PartKey, PartManifest, committed
 from .target import Target
 
-# Beside the folders of runs in OUT.partial.
+# Names in OUT.partial, beside the folders of the runs.
 _LOCK, _REPLACED = "lock", "replaced"
+# Names in the folder of a run.
 _PLAN, _ASSEMBLED = "plan.json", "assembled.json"
-# What of an identity may have changed when an interrupted publication is taken up: the store that is appended to.
+# The part of an identity that may differ when an interrupted publication resumes: the store that is appended to.
 _BASE = "base"
 
 
@@ -30,17 +31,17 @@ class Staging:
 
     Attributes:
         out: The output that will appear at the end.
-        folder: ``OUT.partial``, on a file system that all workers see.
-        work: The folder in it that belongs to this run: workers of a run of other settings, whose client was killed,
-            may still be writing into theirs.
-        words: Digest of what the user said.
-        replaces: Whether the output may take the place of another.
+        folder: ``OUT.partial``, on a file system that all workers share.
+        work: Folder of this run in it. Every run has its own, since workers of a run with other settings, whose
+            client was killed, may still be writing into theirs.
+        settings_digest: Digest of the settings that the user chose.
+        replaces: Whether the output may replace an existing one.
     """
 
     out: Target
     folder: Path
     work: Path
-    words: str
+    settings_digest: str
     replaces: bool
 
     @property
@@ -50,30 +51,30 @@ class Staging:
 
     @property
     def store(self) -> Path:
-        """The store while it is being written."""
+        """Folder of the store while it is being written."""
         return self.work / "store"
 
     @property
     def spool(self) -> Path:
-        """Folder of what is cut from sources for the tasks to read."""
+        """Folder of the records that are cut from the sources for the tasks to read."""
         return self.work / "spool"
 
     def manifests(self) -> dict[PartKey, PartManifest]:
-        """Of all parts that are complete, also of earlier runs."""
+        """Manifests of all complete parts, including those of earlier runs."""
         return {manifest.key: manifest for manifest in committed(self.parts)}
 
     def publish(self, report: Mapping[str, Any]) -> None:
-        """Give the finished store its name, in the place of an older one, and remove the parts.
+        """Give the finished store its name, replacing an older one, and remove the parts.
 
         Args:
-            report: What the run has to say at its end; kept in case that it is killed on its last steps.
+            report: Final report of the run; kept on disk in case the run is killed during its last steps.
         """
-        mark = {"words": self.words, "replaces": self.replaces, "report": report}
+        mark = {"settings_digest": self.settings_digest, "replaces": self.replaces, "report": report}
         write_text_atomically(self.work / _ASSEMBLED, json.dumps(mark))
         self.put_in_place()
 
     def put_in_place(self) -> None:
-        """The last steps of `publish`."""
+        """Rename or upload the finished store and remove the parts: the last steps of `publish`."""
         if self.out.path is None:
             self.out.upload(self.store)
         else:
@@ -83,12 +84,12 @@ class Staging:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the parts, when nothing can come of them or all is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # a worker of a killed client may still be at work in there
+        """Remove the parts, once the run is complete or cannot succeed."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # a worker of a killed client may still be writing
 
     @contextmanager
     def discarded_if_new(self) -> Iterator[None]:
-        """Leave nothing behind if a check fails before anything was done."""
+        """Leave nothing behind if a check fails before any part was made."""
         try:
             yield
         except EquiscreenError:
@@ -98,27 +99,27 @@ class Staging:
 
 
 def resume_publication(out: str | Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Finish a run that was killed while it published what it had made.
+    """Finish a run that was killed while it published its output.
 
     Args:
-        out: The output.
+        out: Path or URL of the output.
         identity: As for `staged_run`.
 
     Returns:
-        The report of that run, or None if there is none of this identity.
+        The report of that run, or None if there is no such run with this identity.
 
     Raises:
-        OutputExistsError: Another run is at work, or something has come to stand at the output.
+        OutputExistsError: Another run is at work, or something has appeared at the output.
     """
     target = Target.of(out)
-    words = _digest(_words(identity))
+    settings_digest = _digest(_settings(identity))
     for mark in target.working_folder.glob(f"*/{_ASSEMBLED}"):
         found = json.loads(mark.read_text())
-        if found["words"] != words:
+        if found.get("settings_digest") != settings_digest:
             continue
-        staging = Staging(target, target.working_folder, mark.parent, words, found["replaces"])
+        staging = Staging(target, target.working_folder, mark.parent, settings_digest, found["replaces"])
         with locked(staging.folder / _LOCK):
-            if not staging.store.exists():  # it has its name; only the clean-up was left
+            if not staging.store.exists():  # already renamed; only the clean-up is left
                 staging.discard()
             else:
                 _check_free(target, replace=staging.replaces)
@@ -137,14 +138,15 @@ def staged_run(
     overwrite: bool = False,
     extend: bool = False,
 ) -> Iterator[Staging]:
-    """Open or take up the run that writes `out`, holding its lock.
+    """Start or resume the run that writes `out`, and hold its lock for the duration of the block.
 
     Args:
-        out: The output, a path or a URL.
-        identity: Everything that the result depends on. A run can only be resumed with an equal one.
-        inputs: What is read; the output may not hold or replace any of it.
-        overwrite: Replace an existing output, when the new one is finished, and an unfinished run of other settings.
-        extend: The new output holds the old one and takes its place.
+        out: Path or URL of the output.
+        identity: Everything that the result depends on. A run can only be resumed with an equal identity.
+        inputs: Files and stores that are read; the output may neither contain nor replace one of them.
+        overwrite: Replace an existing output once the new one is finished, and discard an unfinished run with other
+            settings.
+        extend: The new output contains the rows of the existing one and replaces it.
 
     Raises:
         OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
@@ -154,7 +156,7 @@ def staged_run(
         check_place(target.path, inputs)
     wanted = json.loads(json.dumps(identity))
     folder = target.working_folder
-    staging = Staging(target, folder, folder / _digest(wanted), _digest(_words(wanted)), overwrite or extend)
+    staging = Staging(target, folder, folder / _digest(wanted), _digest(_settings(wanted)), overwrite or extend)
     _check_free(target, replace=staging.replaces)
     target.check_writable()
     try:
@@ -162,19 +164,20 @@ def staged_run(
     except OSError as error:
         raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
     with locked(folder / _LOCK):
-        _mend(target)
-        _check_free(target, replace=staging.replaces)  # again: a run may have ended since
+        _restore_replaced(target)
+        _check_free(target, replace=staging.replaces)  # again: another run may have finished meanwhile
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
         write_text_atomically(staging.work / _PLAN, json.dumps(wanted, indent=1))
-        for scratch in staging.parts.glob(".*"):  # of tasks that were killed; a task still at work makes its own again
+        # Scratch files of killed tasks. If such a task is still running, its part is made again.
+        for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)
         yield staging
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse to go on beside an unfinished run of other settings, or remove it."""
+    """Refuse to start beside an unfinished run with other settings; with `overwrite`, remove that run."""
     for other in staging.folder.iterdir():
         if not other.is_dir() or other in (staging.work, staging.folder / _REPLACED):
             continue
@@ -186,7 +189,7 @@ def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: boo
             different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
             raise OutputExistsError(
                 f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
-                "use the same words to resume it, say --overwrite, or remove it"
+                "resume it with its own settings, use --overwrite, or remove the folder"
             )
 
 
@@ -198,12 +201,13 @@ def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _words(identity: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity without the store that is appended to."""
     return {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
 
 
-def _mend(target: Target) -> None:
-    """After a run that was killed between two renames, and whose words will not be said again."""
+def _restore_replaced(target: Target) -> None:
+    """Put an older output back, if a run was killed between moving that aside and publishing its own."""
     replaced = target.working_folder / _REPLACED
     if target.path is None or not replaced.exists():
         return
@@ -214,27 +218,28 @@ def _mend(target: Target) -> None:
 
 
 def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
-    """Refuse an output that is, holds, or stands inside one of the inputs.
+    """Check that the output neither is, contains, nor lies inside one of the inputs.
 
     Raises:
-        OutputExistsError: It does.
+        OutputExistsError: The output overlaps an input.
     """
-    for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL is never in the way
+    for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
 
 
 def _check_free(target: Target, *, replace: bool) -> None:
+    """Check that nothing exists at the target or, with `replace`, nothing but a store of equiscreen."""
     if not target.exists():
         return
     if not replace:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
-    if not target.is_ours():
-        raise OutputExistsError(f"{target}: exists and is no store of equiscreen, so it is not overwritten")
+        raise OutputExistsError(f"{target}: exists; choose another --out, or use --overwrite")
+    if not target.is_equiscreen_store():
+        raise OutputExistsError(f"{target}: exists and is not an equiscreen store, so it is not overwritten")
 
 
 def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
-    """Parts in order, with each item in one part only: a part of a whole partition supersedes parts of its pieces."""
+    """Parts in order, with every item in one part only: a part supersedes the smaller ones that it contains."""
     kept: list[PartManifest] = []
     for manifest in sorted(manifests, key=lambda manifest: (manifest.number, manifest.begin, -manifest.end)):
         if not kept or kept[-1].number != manifest.number or manifest.begin >= kept[-1].end:
@@ -243,7 +248,7 @@ def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
 
 
 def missing_items(manifests: Iterable[PartManifest], count: int) -> list[tuple[int, int]]:
-    """Ranges of items of one partition that no part holds.
+    """Ranges of items of a partition that no part holds.
 
     Args:
         manifests: Parts of the partition.

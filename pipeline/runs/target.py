@@ -1,4 +1,4 @@
-"""Where a store goes: a path of this machine, or the URL of an object store."""
+"""The place where a store is written: a local path, or the URL of an object store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from ..errors import OutputExistsError, detail
 
 ROOT_FILE = "zarr.json"
-# Says that an upload of ours is on its way; without the root beside it, that one was interrupted.
+# Marks an upload in progress. If the root file is missing beside it, the upload was interrupted.
 MARK_FILE = ".equiscreen"
 
 
@@ -22,8 +22,8 @@ class Target:
     """The place of an output.
 
     Attributes:
-        path: On this machine; None for a URL.
-        url: As the user gave it.
+        path: Local path; None for a URL.
+        url: The path or URL as the user gave it.
     """
 
     path: Path | None
@@ -31,7 +31,7 @@ class Target:
 
     @classmethod
     def of(cls, out: str | Path) -> Target:
-        """The place that a path or URL means."""
+        """Make a target from a path or URL."""
         text = str(out).removeprefix("file://")
         return cls(None, text.rstrip("/")) if "://" in text else cls(Path(text).resolve(), text)
 
@@ -40,56 +40,56 @@ class Target:
 
     @property
     def working_folder(self) -> Path:
-        """Where the work goes on: beside a path; for a URL, in the current folder."""
+        """Folder of unfinished work: beside a local path; for a URL, in the current folder."""
         if self.path is not None:
             return self.path.with_name(f"{self.path.name}.partial")
         return Path.cwd() / f"{self.url.rsplit('/', maxsplit=1)[-1]}.partial"
 
     def exists(self) -> bool:
-        """Whether something is there.
+        """Whether something exists at the target. An interrupted upload does not count.
 
         Raises:
-            OutputExistsError: It cannot be looked at.
+            OutputExistsError: The object store cannot be reached.
         """
         if self.path is not None:
             return self.path.exists()
-        with _reaching(self.url):
+        with _one_line_errors(self.url):
             fs, path = url_to_fs(self.url)
             fs.invalidate_cache()
             unfinished = fs.exists(f"{path}/{MARK_FILE}") and not fs.exists(f"{path}/{ROOT_FILE}")
             return bool(fs.exists(path)) and not unfinished
 
     def check_writable(self) -> None:
-        """Find out before the work whether an object store takes it at the end.
+        """Check, before any work is done, that an object store accepts uploads.
 
         Raises:
-            OutputExistsError: It does not.
+            OutputExistsError: It does not accept them.
         """
         if self.path is None:
-            with _reaching(self.url):
+            with _one_line_errors(self.url):
                 fs, path = url_to_fs(self.url)
                 if not fs.exists(f"{path}/{MARK_FILE}"):
                     fs.pipe_file(f"{path}/{MARK_FILE}", b"")
                     fs.rm_file(f"{path}/{MARK_FILE}")
 
-    def is_ours(self) -> bool:
-        """Whether it is a store of equiscreen."""
+    def is_equiscreen_store(self) -> bool:
+        """Whether the target holds a store written by equiscreen."""
         if self.path is not None:
             root = self.path / ROOT_FILE
             return root.is_file() and "equiscreen-" in root.read_text()
-        with _reaching(self.url):
+        with _one_line_errors(self.url):
             fs, path = url_to_fs(self.url)
             if not fs.exists(f"{path}/{ROOT_FILE}"):
                 return False
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def upload(self, store: Path) -> None:
-        """Copy a finished store to the URL: its root last, since without that nothing there is a store.
+        """Copy a finished store to the URL. The root file goes last, since without it nothing there is a store.
 
         Raises:
-            OutputExistsError: The object store does not take it.
+            OutputExistsError: The upload failed.
         """
-        with _reaching(self.url):
+        with _one_line_errors(self.url):
             fs, path = url_to_fs(self.url)
             fs.pipe_file(f"{path}/{MARK_FILE}", b"")
             fs.invalidate_cache()
@@ -105,8 +105,8 @@ class Target:
 
 
 @contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    """Turn the errors of object stores, each of which has its own, into one line."""
+def _one_line_errors(url: str) -> Iterator[None]:
+    """Turn the errors of object stores, each of which has its own types, into one line."""
     try:
         yield
     except Exception as error:
