@@ -1,1 +1,1 @@
-"""The sharded Zarr store: schema, writing, reading."""
+"""The sharded Zarr store: schema, writing and reading."""

@@ -16,18 +16,25 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 def rows_digest(values: NDArray[Any]) -> str:
-    """sha256 of rows, independent of how they are compressed."""
+    """sha256 of the values of rows, independent of their compression."""
     if values.dtype.kind == "T":
         return hashlib.sha256("\0".join(values.tolist()).encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def stored_digests(root: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Compute the checksums of a store anew, shard by shard, as (``name/shard``, sha256)."""
+    """Compute the checksums of a store from its rows.
+
+    Yields:
+        ``name/shard`` and its sha256, for every shard of the arrays `names`.
+
+    Raises:
+        StoreError: A name does not belong to an array.
+    """
     for name in names:
         array = root[name]
         if not isinstance(array, zarr.Array):
-            raise StoreError(f"{name} is no array")
+            raise StoreError(f"{name} is not an array")
         length = array.shape[0]
         rows = (array.shards or array.chunks)[0]
         for shard in range(-(-length // rows)):

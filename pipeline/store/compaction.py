@@ -1,4 +1,4 @@
-"""Compaction: parts become the sharded arrays of a Zarr store. One task owns a whole shard of every array it writes."""
+"""Compaction of parts into the sharded arrays of a Zarr store. One task owns a whole shard of every array it writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .row_sources import Rows
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
 
 SHARD_CHUNKS = 64
-# A task holds a shard of an array in memory. Arrays whose rows take more bytes have fewer of them in a chunk.
+# A task holds a whole shard in memory, so arrays with rows wider than this have fewer rows per chunk.
 NARROW_ROW_BYTES = 512
 COUNT_ARRAYS = {ATOM: "n_atoms", EDGE: "n_edges"}
 START_ARRAYS = {"atom_start": ATOM, "edge_start": EDGE}
@@ -34,15 +34,15 @@ START_ARRAYS = {"atom_start": ATOM, "edge_start": EDGE}
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What the compaction tasks need to know. Anything of the size of the data stands in files.
+    """Input of the compaction tasks. Everything as large as the data is kept in files.
 
     Attributes:
-        store: The store being written, on this machine's file systems.
-        specs: Its arrays.
-        sources: Where its rows come from, in order.
+        store: Folder of the store that is written, on a local or shared file system.
+        specs: Arrays of the store.
+        sources: Sources of the rows, in order.
         source_rows: For every sharded dim, int64[n_sources + 1], offsets of the kept rows of each source in the output.
-        keep: A .npy file, bool[structures in all sources], or None to keep everything.
-        status: A .npy file of the `status` of every structure, or None where the sources hold it.
+        keep: Path of a .npy file, bool[structures in all sources]; None keeps everything.
+        status: Path of a .npy file, `status` of every structure in all sources; None takes it from the sources.
         structure_offsets: int64[n_sources + 1], offsets of each source into `keep` and `status`.
     """
 
@@ -57,7 +57,7 @@ class Compaction:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """The shard number `shard` of all arrays along `dim` whose shards have `rows` rows."""
+    """Shard number `shard` of all arrays along `dim` whose shards have `rows` rows."""
 
     dim: str
     rows: int
@@ -65,13 +65,13 @@ class ShardTask:
 
 
 def create_arrays(compaction: Compaction) -> None:
-    """Create the store's arrays, empty."""
+    """Create the arrays of the store, without data."""
     root = zarr.open_group(compaction.store, mode="w", zarr_format=3)
     for spec in compaction.specs:
         length = int(compaction.source_rows[spec.dims[0]][-1])
         shard = _shard_rows(spec, length)
         inner = spec.inner
-        # The checksum makes damage to a chunk an error at reading, never a wrong number.
+        # Because of the checksum, reading a damaged chunk raises an error and never yields a wrong number.
         compressors = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
         root.create_array(
             spec.name,
@@ -87,9 +87,9 @@ def create_arrays(compaction: Compaction) -> None:
 
 
 def shard_tasks(compaction: Compaction) -> list[ShardTask]:
-    """One task for every shard of all arrays that are cut alike."""
+    """One task for every shard of each group of arrays that share their dim and their shard size."""
     tasks: list[ShardTask] = []
-    for dim, rows in dict.fromkeys(_cut(compaction, spec) for spec in compaction.specs):
+    for dim, rows in dict.fromkeys(_shard_layout(compaction, spec) for spec in compaction.specs):
         length = int(compaction.source_rows[dim][-1])
         tasks.extend(ShardTask(dim, rows, shard) for shard in range(-(-length // rows)))
     return tasks
@@ -105,7 +105,7 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
     begin, end = task.shard * task.rows, min((task.shard + 1) * task.rows, int(offsets[-1]))
     first = int(np.searchsorted(offsets, begin, side="right")) - 1
     last = int(np.searchsorted(offsets, end, side="left"))
-    specs = [spec for spec in compaction.specs if _cut(compaction, spec) == (task.dim, task.rows)]
+    specs = [spec for spec in compaction.specs if _shard_layout(compaction, spec) == (task.dim, task.rows)]
     pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in specs}
     for place in range(first, last):
         window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
@@ -113,27 +113,27 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
             pieces[name].append(values[window])
     digests = {}
     for spec in specs:
-        values = _joined(spec, pieces.pop(spec.name))
-        # A shard of nothing but zeros has to be written too: a missing one is taken for damage.
+        values = _concatenated(spec, pieces.pop(spec.name))
+        # A shard of zeros has to be written too: a missing shard counts as damage.
         with zarr.config.set({"array.write_empty_chunks": True}):
             zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
         digests[f"{spec.name}/{task.shard}"] = rows_digest(values)
     return digests
 
 
-def _joined(spec: ArraySpec, pieces: list[PartArray]) -> NDArray[Any]:
+def _concatenated(spec: ArraySpec, pieces: list[PartArray]) -> NDArray[Any]:
     if spec.dtype == TEXT:
         return np.array([value for piece in pieces for value in piece], dtype=np.dtypes.StringDType())
     return np.concatenate(pieces).astype(spec.dtype, copy=False)
 
 
 def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
-    """Write checksums and root attributes, `complete` among them: the last thing that happens to a store.
+    """Write the checksums and the root attributes, including `complete`: the last step of writing a store.
 
     Returns:
-        The store's hash: sha256 over the checksums of all its rows.
+        Hash of the store: sha256 over the checksums of all its rows.
     """
-    for scratch in store.rglob("*.partial"):  # of a worker that was killed while zarr wrote
+    for scratch in store.rglob("*.partial"):  # left by a worker that was killed while zarr wrote
         scratch.unlink()
     text = json.dumps(dict(sorted(digests.items())), indent=0)
     write_text_atomically(store / CHECKSUMS_FILE, text)
@@ -148,7 +148,7 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
 
 
 def _chunk_rows(spec: ArraySpec) -> int:
-    """Rows of a chunk, divided by a power of two where rows are wide."""
+    """Rows per chunk: the default of the dim, divided by a power of two if rows are wide."""
     width = 0 if spec.dtype == TEXT else np.dtype(spec.dtype).itemsize * math.prod(spec.inner)
     divisor = 1
     while width > divisor * NARROW_ROW_BYTES:
@@ -157,10 +157,10 @@ def _chunk_rows(spec: ArraySpec) -> int:
 
 
 def write_shards(compaction: Compaction) -> dict[str, str]:
-    """Write all shards of the store, one after the other; `staging.compact` does it on workers.
+    """Write all shards of the store in this process, in order; `compact` writes them on workers.
 
     Returns:
-        sha256 of the rows of every array, by ``name/shard``.
+        sha256 of the rows of every shard, by ``name/shard``.
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}
@@ -170,19 +170,19 @@ def write_shards(compaction: Compaction) -> dict[str, str]:
 
 
 def _shard_rows(spec: ArraySpec, length: int) -> int:
-    """Rows of a shard: whole chunks, and no more of them than the array has."""
+    """Rows per shard: whole chunks, and no more of them than the array has."""
     chunk = _chunk_rows(spec)
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
 
 
-def _cut(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
-    """Along which dim an array is cut into shards, and how many rows they have."""
+def _shard_layout(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
+    """Dim along which an array is sharded, and the number of rows per shard."""
     dim = spec.dims[0]
     return dim, _shard_rows(spec, int(compaction.source_rows[dim][-1]))
 
 
 def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, PartArray]]:
-    """The rows of one source that go into the store, for each array."""
+    """Yield, for each array, the rows of one source that go into the store."""
     wanted = {spec.name for spec in specs}
     if compaction.status is not None:
         wanted.discard("status")
@@ -204,12 +204,12 @@ def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -
             yield spec.name, _selected(np.array(np.load(compaction.status, mmap_mode="r")[structures]), mask)
         elif spec.name in found:
             yield spec.name, _selected(found[spec.name], mask)
-        else:  # a label or column that another source has
+        else:  # a label or column that only other sources have
             yield spec.name, _selected(empty_rows(spec, source.counts[dim]), mask)
 
 
 def _mask(found: Mapping[str, PartArray], dim: str, keep: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Which rows along a dim are kept; None for all."""
+    """bool[n_rows], which rows along a dim are kept; None if all are."""
     if keep is None or keep.all():
         return None
     return keep if dim == STRUCTURE else np.repeat(keep, np.asarray(found[COUNT_ARRAYS[dim]]))
@@ -222,10 +222,10 @@ def _selected(values: PartArray, mask: NDArray[np.bool_] | None) -> PartArray:
 
 
 def compact(client: Any, compaction: Compaction) -> dict[str, str]:
-    """Write all shards of the store, on the workers.
+    """Write all shards of the store on Dask workers.
 
     Returns:
-        sha256 of the rows of every array, by ``name/shard``.
+        sha256 of the rows of every shard, by ``name/shard``.
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}

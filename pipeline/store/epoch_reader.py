@@ -1,8 +1,8 @@
-"""One pass over many structures: whole runs of chunks are read, mixed, and cut into blocks or batches.
+"""One pass over many structures: runs of chunks are read, shuffled, and divided into blocks or batches.
 
-Reading single structures decodes a chunk for each. So runs of consecutive structures are read, a few chunks long, in an
-order drawn from a seed. Several runs make a window, whose structures are mixed with one another. What comes out depends
-on the stores and the seed, and not on how far ahead is read.
+Reading structures one by one decodes a whole chunk for each of them. Instead, runs of consecutive structures, a few
+chunks long, are read in a random order. Several runs make a window, and the structures of a window are shuffled. The
+result depends on the stores and on the seed, but not on how far the reader reads ahead.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..graphs.neighbor_table import groups_by_size
 from .graph_store import GraphStore
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE
 
-# A run of so many chunks of edges (1.6 million edges, 13 MB) wastes little at its two ends, ...
+# A run of this many chunks of edges (1.6 million edges, 13 MB) wastes little at its two ends, ...
 RUN_EDGES = 24 * CHUNK_ROWS[EDGE]
-# ... and is no longer than this where there are few edges.
+# ... and has at most this many structures if they have few edges.
 RUN_STRUCTURES = 2 * CHUNK_ROWS[STRUCTURE]
-# So much is mixed with one another: 19,000 structures of 500 edges, from six places.
+# Runs that are shuffled together: 19,000 structures of 500 edges, from six places.
 WINDOW_RUNS = 6
-# Batches are cut from stretches of so many batches ordered by size, which keeps padding low and order random.
+# Structures are sorted by size within stretches of this many batches, which keeps padding low and the order random.
 SORTED_BATCHES = 8
 
 T = TypeVar("T")
@@ -41,12 +41,12 @@ Cut = Callable[[GraphBlock, NDArray[np.int64]], Iterator[NDArray[np.int64]]]
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """Structures, and where they stand.
+    """Structures and their places in the stores.
 
     Attributes:
-        block: Their graphs.
-        store: int64[n_structures], which of the stores each comes from.
-        row: int64[n_structures], its place in that store.
+        block: Graphs of the structures.
+        store: int64[n_structures], index of the store that each structure comes from.
+        row: int64[n_structures], row of each structure in that store.
     """
 
     block: GraphBlock
@@ -62,7 +62,7 @@ class PlacedBlock:
 
     @staticmethod
     def concatenate(parts: Sequence[PlacedBlock]) -> PlacedBlock:
-        """Structures one after the other."""
+        """Join blocks, in order."""
         return PlacedBlock(
             GraphBlock.concatenate([part.block for part in parts]),
             np.concatenate([part.store for part in parts]),
@@ -72,12 +72,12 @@ class PlacedBlock:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive structures that are read in one go.
+    """Consecutive structures of one store that are read at once.
 
     Attributes:
-        store: Which of the stores.
-        start, stop: Structures.
-        load: What is wanted of it, as a share of the largest run.
+        store: Index of the store.
+        start, stop: Range of structures.
+        load: Size of its chosen structures, relative to a full run.
     """
 
     store: int
@@ -87,7 +87,7 @@ class Run:
 
 
 class EpochReader:
-    """One pass over the chosen structures of one or several stores; each comes exactly once.
+    """One pass over the chosen structures of one or several stores; each structure comes exactly once.
 
     Example:
         >>> reader = EpochReader([GraphStore("mp.zarr")], shuffle=(0, epoch))  # doctest: +SKIP
@@ -95,14 +95,16 @@ class EpochReader:
         ...     table = neighbor_table(rows.block, cutoff=5.0)
 
     Args:
-        stores: Where the structures are.
-        chosen: bool[n_structures] for each store; None for all of them.
-        shuffle: Seed and epoch, or None for the order of the stores.
-        labels: All, none, or those of some names. What only some of the stores have is NaN for the others.
-        ahead: Windows that a thread reads before they are asked for; 0 reads in the caller's thread.
+        stores: Stores that hold the structures.
+        chosen: bool[n_structures] for each store; None chooses all structures.
+        shuffle: Seed and epoch; None keeps the order of the stores.
+        labels: Whether to read all labels or none, or the names of some. A label that only some of the stores have is
+            NaN for the others.
+        ahead: Number of windows that a thread reads ahead; 0 reads in the caller's thread.
 
     Raises:
-        StoreError: Damaged stores, or a label that is in different units, or of different shape, in two of them.
+        StoreError: A store is damaged, or a label has different units or shapes in two stores.
+        ValueError: `chosen` does not match the number of structures of a store.
     """
 
     def __init__(
@@ -116,54 +118,54 @@ class EpochReader:
     ) -> None:
         self.stores, self.shuffle, self.ahead = tuple(stores), shuffle, ahead
         self.chosen = [np.ones(len(store), dtype=bool) for store in stores] if chosen is None else list(chosen)
-        self._labels = _known_labels(self.stores, labels)
+        self._labels = _label_shapes(self.stores, labels)
         self._runs = [run for place in range(len(self.stores)) for run in self._runs_of(place)]
 
     def __len__(self) -> int:
-        """Structures of the pass."""
+        """Number of structures in the pass."""
         return sum(int(np.count_nonzero(chosen)) for chosen in self.chosen)
 
     def blocks(self, structures: int = 1024) -> Iterator[PlacedBlock]:
-        """Blocks of `structures` structures, the last one smaller, in the order of the pass."""
+        """Blocks of `structures` structures in the order of the pass; the last one may be smaller."""
         for rows, order in self._windows(structures):
             for part in _equal_parts(order, structures):
                 yield rows.take(part)
 
     def batches(self, *, structures: int | None = None, slots: int | None = None) -> Iterator[PlacedBlock]:
-        """Batches whose structures are of similar size, so that their tables hold little padding.
+        """Batches of structures of similar size, so that their neighbour tables need little padding.
 
         Args:
-            structures: So many in each batch, fewer in one of them.
-            slots: Or as many as fit into so many neighbour slots; a structure with more stands alone.
+            structures: Structures per batch; one batch may hold fewer.
+            slots: Neighbour slots per batch; a structure that needs more is a batch on its own.
 
         Raises:
-            ValueError: Not one of the two is given.
+            ValueError: Neither or both of the two are given.
         """
         if structures is not None and slots is None:
-            return self._mixed(partial(_by_structures, structures), structures)
+            return self._shuffled_batches(partial(_by_structures, structures), structures)
         if slots is not None and structures is None:
-            return self._mixed(partial(_by_slots, slots), 1)
-        raise ValueError("a batch is measured in structures or in slots")
+            return self._shuffled_batches(partial(_by_slots, slots), 1)
+        raise ValueError("give the size of a batch either in structures or in slots")
 
-    def _mixed(self, cut: Cut, multiple: int) -> Iterator[PlacedBlock]:
-        """Cut all windows into batches, and put those of each window in random order."""
+    def _shuffled_batches(self, cut: Cut, multiple: int) -> Iterator[PlacedBlock]:
+        """Divide all windows into batches, and yield the batches of each window in random order."""
         for number, (rows, order) in enumerate(self._windows(multiple)):
             batches = list(cut(rows.block, order))
-            for place in self._drawn(len(batches), 2, number).tolist():
+            for place in self._permutation(len(batches), 2, number).tolist():
                 yield rows.take(batches[place])
 
-    def _drawn(self, size: int, *stream: int) -> NDArray[np.int64]:
-        """A random order, from a stream of random numbers of its own: what is read ahead takes nothing from others."""
+    def _permutation(self, size: int, *stream: int) -> NDArray[np.int64]:
+        """int64[size], a random order. Every `stream` is independent, so reading ahead does not change other orders."""
         if self.shuffle is None:
             return np.arange(size)
         return np.random.default_rng((*self.shuffle, *stream)).permutation(size)
 
     def _windows(self, multiple: int) -> Iterator[tuple[PlacedBlock, NDArray[np.int64]]]:
         stop = Event()
-        return read_ahead(self._loaded(multiple, stop), self.ahead, stop)
+        return read_ahead(self._load_windows(multiple, stop), self.ahead, stop)
 
-    def _loaded(self, multiple: int, stop: Event) -> Iterator[tuple[PlacedBlock, NDArray[np.int64]]]:
-        """Windows with the order of their structures; all but the last hold a multiple of `multiple`."""
+    def _load_windows(self, multiple: int, stop: Event) -> Iterator[tuple[PlacedBlock, NDArray[np.int64]]]:
+        """Read windows and order their structures; all windows but the last hold a multiple of `multiple`."""
         rest: list[PlacedBlock] = []
         plan = self._plan()
         for number, runs in enumerate(plan):
@@ -173,7 +175,7 @@ class EpochReader:
                     return
                 parts.append(self._read(run))
             window = PlacedBlock.concatenate(rest + parts)
-            order = self._drawn(len(window), 1, number)
+            order = self._permutation(len(window), 1, number)
             keep = len(order) if number == len(plan) - 1 else len(order) - len(order) % multiple
             rest = [window.take(order[keep:])] if keep < len(order) else []
             if keep:
@@ -181,20 +183,20 @@ class EpochReader:
 
     def _plan(self) -> list[list[Run]]:
         """The runs of each window, in the order of the pass."""
-        runs = [self._runs[place] for place in self._drawn(len(self._runs), 0).tolist()]
+        runs = [self._runs[place] for place in self._permutation(len(self._runs), 0).tolist()]
         if not runs:
             return []
         load = np.array([run.load for run in runs])
-        load = load / load.sum() * math.ceil(load.sum() / WINDOW_RUNS)  # all windows about equally large
+        load = load / load.sum() * math.ceil(load.sum() / WINDOW_RUNS)  # all windows have about the same size
         window = (np.cumsum(load) - load / 2).astype(int)
         cuts = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), len(runs)]
         return [runs[begin:end] for begin, end in pairwise(cuts)]
 
     def _runs_of(self, place: int) -> Iterator[Run]:
-        """Runs of one store that hold chosen structures, cut where chunks of its edges begin."""
+        """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
-            raise ValueError(f"{len(chosen)} choices for the {len(store)} structures of {store.path}")
+            raise ValueError(f"{store.path}: {len(chosen)} choices for the {len(store)} structures of the store")
         edge_start = store.offsets[1][:-1]
         key = edge_start // RUN_EDGES + np.arange(len(store)) // RUN_STRUCTURES
         cuts = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(store)]
@@ -206,13 +208,14 @@ class EpochReader:
                 yield Run(place, int(rows[0]), int(rows[-1]) + 1, float(load))
 
     def _read(self, run: Run) -> PlacedBlock:
+        """Read the chosen structures of a run."""
         store = self.stores[run.store]
         per_structure, per_atom = self._labels
         block = store.block(run.start, run.stop, labels={*per_structure, *per_atom})
         block = replace(
             block,
-            structure_labels=_complete(block.structure_labels, per_structure, len(block)),
-            atom_labels=_complete(block.atom_labels, per_atom, len(block.atomic_number)),
+            structure_labels=_with_absent(block.structure_labels, per_structure, len(block)),
+            atom_labels=_with_absent(block.atom_labels, per_atom, len(block.atomic_number)),
         )
         rows = np.arange(run.start, run.stop)
         whole = PlacedBlock(block, np.full(len(rows), run.store), rows)
@@ -221,10 +224,10 @@ class EpochReader:
 
 
 def read_ahead(items: Iterator[T], ahead: int, stop: Event) -> Iterator[T]:
-    """Go through `items` with a thread that is up to `ahead` of them in advance.
+    """Iterate over `items` in a thread that stays up to `ahead` items in advance.
 
-    An error of the items is raised here. When the caller stops early, or fails, `stop` is set for the items to see,
-    and the thread has ended before this returns.
+    An error raised by `items` is raised here. If the caller stops early or fails, `stop` is set so that `items` can
+    end, and the thread has ended before this generator returns.
     """
     if ahead < 1:
         yield from items
@@ -242,11 +245,13 @@ def read_ahead(items: Iterator[T], ahead: int, stop: Event) -> Iterator[T]:
 
 
 def _by_structures(structures: int, block: GraphBlock, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Divide a window into batches of `structures` structures of similar size."""
     for some in _equal_parts(order, structures * SORTED_BATCHES):
         yield from _equal_parts(some[np.argsort(block.max_neighbors[some], kind="stable")], structures)
 
 
 def _by_slots(slots: int, block: GraphBlock, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Divide a window into batches of structures of similar size that fit into `slots` neighbour slots."""
     filled = np.cumsum(block.n_atoms[order] * np.maximum(1, block.max_neighbors[order]))
     stretch = filled // (slots * SORTED_BATCHES)
     for some in np.split(order, np.flatnonzero(np.diff(stretch)) + 1):
@@ -258,13 +263,13 @@ def _equal_parts(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int
     return (order[begin : begin + size] for begin in range(0, len(order), size))
 
 
-def _known_labels(
+def _label_shapes(
     stores: Sequence[GraphStore], labels: bool | Collection[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Shapes of one row of all wanted labels that any of the stores has, per structure and per atom.
+    """Shapes of one row of every requested label that any of the stores has, per structure and per atom.
 
     Raises:
-        StoreError: One is of different units or shape in two stores.
+        StoreError: A label has different units or shapes in two stores.
     """
     shapes: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
     kinds: dict[str, str] = {}
@@ -274,19 +279,19 @@ def _known_labels(
                 if not (labels if isinstance(labels, bool) else name in labels):
                     continue
                 known[name], unit = store.label_shape(name)
-                kind = f"per {dim}, of shape {known[name]}, in {unit!r}"
+                kind = f"per {dim}, shape {known[name]}, units {unit!r}"
                 first = kinds.setdefault(name, kind)
                 if kind != first:
                     raise StoreError(
-                        f"{store.path}: label {name!r} is not the same as in other stores: {kind}; {first}"
+                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}"
                     )
     return shapes
 
 
-def _complete(
+def _with_absent(
     labels: dict[str, NDArray[np.float64]], shapes: dict[str, tuple[int, ...]], length: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Labels with NaN for those that are absent, in the same order for all stores."""
+    """Add absent labels as NaN, so that the blocks of all stores have the same labels in the same order."""
     return {
         name: labels[name] if name in labels else np.full((length, *shape), np.nan) for name, shape in shapes.items()
     }

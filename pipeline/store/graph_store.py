@@ -1,4 +1,4 @@
-"""Reading a graph store: blocks of structures, checked as they are read."""
+"""Reading a graph store: blocks of structures, which are checked as they are read."""
 
 from __future__ import annotations
 
@@ -28,33 +28,31 @@ _BLOCK_ARRAYS = {
     ATOM: ("atomic_number", "frac_coord", "n_neighbors"),
     EDGE: ("neighbor", "image"),
 }
-
-
-# Requests under way at once to a server that does not list its files.
+# Concurrent requests to a server that does not list its files.
 _REQUESTS = 16
 
 
 def location(path: str | Path) -> Path | str:
-    """A URL (``s3://...``, ``https://...``) as it stands, for a `Path` would eat a slash; or a path."""
+    """A URL (``s3://...``, ``https://...``) unchanged, since `Path` would drop a slash; anything else as a path."""
     return path if isinstance(path, str) and "://" in path else Path(path)
 
 
 def open_root(path: str | Path, *schemas: str) -> zarr.Group:
-    """Open the root of a finished store of one of some schemas.
+    """Open the root group of a finished store.
 
     Args:
-        path: A local path, or a URL that fsspec knows. Credentials are taken from where its file system looks for
-            them: for ``s3://`` the AWS configuration, with AWS_ENDPOINT_URL for other servers.
-        schemas: That are wanted.
+        path: Local path, or a URL that fsspec supports. Credentials come from where its file system looks for them:
+            for ``s3://`` from the AWS configuration, with AWS_ENDPOINT_URL for other servers.
+        schemas: Accepted schemas.
 
     Raises:
-        StoreError: Missing, out of reach, unfinished, no store, or of another schema.
+        StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has another schema.
     """
     place = location(path)
     root = _open_local(place) if isinstance(place, Path) else _open_url(place)
     found = root.attrs.get("schema")
     if found not in schemas:
-        raise StoreError(f"{path}: schema {found!r} where {' or '.join(map(repr, schemas))} is wanted")
+        raise StoreError(f"{path}: has schema {found!r}, expected {' or '.join(map(repr, schemas))}")
     if root.attrs.get("complete") is not True:
         raise StoreError(f"{path}: unfinished; write it again")
     return root
@@ -76,12 +74,12 @@ def _open_url(url: str) -> zarr.Group:
         return zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise StoreError(f"{url}: no such store") from error
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # every file system raises its own errors
         raise StoreError(f"{url}: cannot be opened ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Type of an error and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
@@ -94,13 +92,16 @@ class GraphStore:
         ...     print(len(block), block.n_edges.sum())
 
     Args:
-        path: The store: a local path, or a URL (see `open_root`).
+        path: Local path or URL of the store, see `open_root`.
 
     Attributes:
-        path: Where it is: a `Path`, or the URL as it was given.
+        path: Local path, or the URL as it was given.
+        attrs: Root attributes.
+        cutoff: Cutoff of the graphs (angstrom).
+        store_hash: Hash of the content.
 
     Raises:
-        StoreError: Missing, out of reach, unfinished or damaged.
+        StoreError: The store is missing, unreachable, unfinished or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -111,7 +112,7 @@ class GraphStore:
         try:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}: its attributes lack {error}; featurize again") from error
+            raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); featurize again") from error
         missing = self._missing_shards()
         if missing:
             name, _, shard = missing[0].partition("/c/")
@@ -123,7 +124,7 @@ class GraphStore:
 
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:
-        """Its arrays."""
+        """Arrays of the store by name."""
         found = {}
         for name, array in sorted(self._arrays.items()):
             dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
@@ -132,10 +133,10 @@ class GraphStore:
         return found
 
     def table(self, name: str) -> pa.Table:
-        """One of the tables in the store: failures.parquet, duplicates.parquet.
+        """Read a table of the store: failures.parquet or duplicates.parquet.
 
         Raises:
-            StoreError: Missing or damaged.
+            StoreError: The table is missing or damaged.
         """
         fs, path = url_to_fs(str(self.path))
         try:
@@ -146,17 +147,17 @@ class GraphStore:
 
     @cached_property
     def n_atoms(self) -> NDArray[np.int32]:
-        """int32[n_structures], all of them."""
+        """int32[n_structures], number of atoms of every structure."""
         return self.column("n_atoms").astype(np.int32, copy=False)
 
     @cached_property
     def n_edges(self) -> NDArray[np.int32]:
-        """int32[n_structures], all of them."""
+        """int32[n_structures], number of edges of every structure."""
         return self.column("n_edges").astype(np.int32, copy=False)
 
     @cached_property
     def label_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the labels per structure, and per atom."""
+        """Names of the labels per structure, and of those per atom."""
         names: dict[str, list[str]] = {STRUCTURE: [], ATOM: []}
         for name, array in sorted(self._arrays.items()):
             if array.attrs.get("role") == "label":
@@ -170,12 +171,12 @@ class GraphStore:
 
     @cached_property
     def offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First atom and first edge of every structure, and the total: int64[n_structures + 1] each.
+        """First atom and first edge of every structure, and the totals: int64[n_structures + 1] each.
 
-        Reading all structures begins with this: blocks are then found without looking their counts up again.
+        Once they are loaded, `block` no longer reads the counts of its structures.
 
         Raises:
-            StoreError: Damaged data.
+            StoreError: The data is damaged.
         """
         atoms, edges = offsets_of(self.n_atoms), offsets_of(self.n_edges)  # type: ignore[arg-type]
         for name, found in (("atom_start", atoms), ("edge_start", edges)):
@@ -185,7 +186,7 @@ class GraphStore:
 
     @cached_property
     def elements(self) -> NDArray[np.uint8]:
-        """uint8[n], the atomic numbers in the store, ascending."""
+        """uint8[n_elements], atomic numbers of the elements in the store, ascending."""
         seen: NDArray[np.bool_] = np.zeros(256, dtype=bool)
         numbers = self._array("atomic_number")
         for start in range(0, numbers.shape[0], 1 << 22):
@@ -193,10 +194,10 @@ class GraphStore:
         return np.flatnonzero(seen).astype(np.uint8)
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows of an array, as numpy.
+        """Read rows of an array.
 
         Raises:
-            StoreError: No such array, or damaged.
+            StoreError: The array does not exist or is damaged.
         """
         return self._rows(name, start, self._array(name).shape[0] if stop is None else stop)
 
@@ -205,11 +206,11 @@ class GraphStore:
 
         Args:
             start: First structure.
-            stop: One past the last.
-            labels: All, none, or those of some names (where the store has them).
+            stop: One past the last structure.
+            labels: Whether to read all labels or none, or the names of some; names that the store lacks are ignored.
 
         Raises:
-            StoreError: Damaged data.
+            StoreError: The data is damaged.
         """
         counts, atoms, edges = self._counts_and_spans(start, stop)
         arrays = {
@@ -240,10 +241,11 @@ class GraphStore:
             yield self.block(begin, min(begin + size, end), labels)
 
     def verify(self) -> list[str]:
-        """Compute all checksums anew.
+        """Compare the checksums of all rows with those recorded in the store.
 
         Returns:
-            The names of damaged shards; empty if all is well.
+            Names of damaged shards, as ``name/shard``, of arrays that cannot be read, or of the checksum file; empty
+            if the store is intact.
         """
         try:
             files, root = url_to_fs(str(self.path))
@@ -259,11 +261,12 @@ class GraphStore:
                 for key, digest in stored_digests(self._root, [name]):
                     if recorded.get(key) != digest:
                         damaged.append(key)
-            except Exception:  # noqa: BLE001 - a damaged chunk fails anywhere in its codecs
+            except Exception:  # noqa: BLE001 - a damaged chunk can fail anywhere in its codecs
                 damaged.append(name)
         return damaged
 
     def _dim(self, array: zarr.Array[Any]) -> str:
+        """First dim of an array."""
         names = getattr(array.metadata, "dimension_names", None)
         return str(names[0]) if names else STRUCTURE
 
@@ -278,17 +281,17 @@ class GraphStore:
         try:
             return np.asarray(array[start:stop])
         except Exception as error:
-            if isinstance(self.path, str):  # what failed may be the network as well
+            if isinstance(self.path, str):  # the network may have failed
                 raise StoreError(f"{self.path}: array {name!r} cannot be read ({_first_line(error)})") from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
-                "`equiscreen info --verify` lists what is; featurize again"
+                "`equiscreen info --verify` lists all damage; featurize again"
             ) from error
 
     def _counts_and_spans(
         self, start: int, stop: int
     ) -> tuple[dict[str, NDArray[np.int32]], tuple[int, int], tuple[int, int]]:
-        """Counts of some structures, and the first and last row of their atoms and of their edges."""
+        """Counts of a range of structures, and the ranges of rows of their atoms and edges."""
         if "offsets" in vars(self):
             counts = {"n_atoms": self.n_atoms[start:stop], "n_edges": self.n_edges[start:stop]}
             atoms, edges = ((int(offsets[start]), int(offsets[stop])) for offsets in self.offsets)
@@ -299,7 +302,7 @@ class GraphStore:
         return counts, atoms, edges
 
     def _span(self, name: str, counts: NDArray[np.int32], start: int, stop: int) -> tuple[int, int]:
-        """First and last row of the atoms or edges of some structures, checked against their counts."""
+        """Range of rows of the atoms or edges of a range of structures, checked against their counts."""
         if start == stop:
             return 0, 0
         first = self._rows(name, start, stop)
@@ -308,7 +311,7 @@ class GraphStore:
         return int(first[0]), int(first[-1]) + int(counts[-1])
 
     def _missing_shards(self) -> list[str]:
-        """A missing shard would read as zeros, so the files of all of them are looked for, in one listing."""
+        """Shards whose files are missing, from one listing of the store; zarr would read them as zeros."""
         expected: list[str] = []
         for name, array in self._arrays.items():
             rows = (array.shards or array.chunks)[0]
@@ -316,12 +319,12 @@ class GraphStore:
             expected.extend(f"{name}/c/{shard}{tail}" for shard in range(-(-array.shape[0] // rows)))
         try:
             files, root = url_to_fs(str(self.path))
-            files.invalidate_cache()  # of an older listing, in which the store may not have been finished
+            files.invalidate_cache()  # the listing may be older than the end of the run that wrote the store
             found = {str(file)[len(root) :].lstrip("/") for file in _listing(files, root)}
             missing = [file for file in expected if file not in found]
             if isinstance(self.path, Path) or not missing:
                 return missing
-            # A plain web server has no listing, or one of its own making.
+            # A plain web server has no listing, or one in its own format.
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 exist = pool.map(files.exists, [f"{root}/{file}" for file in missing])
                 return [file for file, there in zip(missing, exist, strict=True) if not there]
@@ -330,7 +333,7 @@ class GraphStore:
 
 
 def _listing(files: Any, root: str) -> Sequence[str]:
-    """All files below a folder; none where the server has no listing."""
+    """All files below a folder; empty if the server has no listing."""
     try:
         found: Sequence[str] = files.find(root)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where the rows of a store come from when it is written: parts of a run, or stores that are there already."""
+"""Sources of the rows of a new store: parts of a run, or existing stores."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import StoreError
 from ..runs.parts import PartArray, PartKey, read_part
+from .graph_store import GraphStore
 from .schema import ATOM, EDGE, STRUCTURE
-
-if TYPE_CHECKING:
-    from .graph_store import GraphStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +20,9 @@ class PartRows:
     """The rows of a part.
 
     Attributes:
-        folder: Of the parts.
-        key: Of the part.
-        counts: Its rows along each dim.
+        folder: Folder of the parts.
+        key: Key of the part.
+        counts: Number of rows along each dim.
     """
 
     folder: Path
@@ -33,7 +30,7 @@ class PartRows:
     counts: dict[str, int] = field(hash=False)
 
     def read(self, names: Iterable[str]) -> dict[str, PartArray]:
-        """Some of its arrays, all of which it has.
+        """Read some arrays of the part; names that it does not have are skipped.
 
         Raises:
             StoreError: The part is missing or damaged.
@@ -43,13 +40,13 @@ class PartRows:
 
 @dataclass(frozen=True, slots=True)
 class StoreRows:
-    """Some structures of a finished store, with their atoms and edges.
+    """A range of structures of a finished store, with their atoms and edges.
 
     Attributes:
-        path: Of the store.
-        store_hash: Of its content: another store may come to stand in its place.
-        start, stop: Structures.
-        counts: Rows along each dim.
+        path: Path or URL of the store.
+        store_hash: Hash of its content, since another store may replace it meanwhile.
+        start, stop: Range of structures.
+        counts: Number of rows along each dim.
     """
 
     path: str
@@ -59,10 +56,10 @@ class StoreRows:
     counts: dict[str, int] = field(hash=False)
 
     def read(self, names: Iterable[str]) -> dict[str, PartArray]:
-        """Some of its arrays, as far as the store has them.
+        """Read some arrays of the structures; names that the store does not have are skipped.
 
         Raises:
-            StoreError: Damaged data.
+            StoreError: The data is damaged, or the store has changed.
         """
         store = opened(self.path, self.store_hash)
         spans = {STRUCTURE: (self.start, self.stop)}
@@ -84,13 +81,11 @@ Rows = PartRows | StoreRows
 
 @lru_cache(maxsize=8)
 def opened(path: str, store_hash: str) -> GraphStore:
-    """A store, opened once.
+    """Open a store, once per process.
 
     Raises:
-        StoreError: It cannot be read, or is another one by now.
+        StoreError: The store cannot be read, or its content has changed.
     """
-    from .graph_store import GraphStore  # noqa: PLC0415 - the store's module needs those that write it
-
     store = GraphStore(path)
     if store.store_hash != store_hash:
         raise StoreError(f"{path}: has changed during this run; run the command again")
@@ -98,12 +93,12 @@ def opened(path: str, store_hash: str) -> GraphStore:
 
 
 def absolute(path: Path | str) -> Path | str:
-    """For workers whose working directory is another; a URL as it is."""
+    """Absolute path, for workers with another working directory; a URL stays as it is."""
     return path.resolve() if isinstance(path, Path) else path
 
 
 def rows_of_store(store: GraphStore, size: int) -> list[StoreRows]:
-    """All structures of a store, `size` at a time."""
+    """Row sources of all structures of a store, `size` structures each."""
     path = str(absolute(store.path))
     spans = [(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     return [

@@ -1,4 +1,4 @@
-"""What a graph store holds: its arrays, their dims, types and units."""
+"""Schema of a graph store: its arrays with their dims, types and units."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from ..labels.quantities import KNOWN_QUANTITIES, Quantity
 
 GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
-# Rows of an inner chunk (what is read at once) and of a shard (what is one file).
+# Rows per inner chunk, the unit of reading; `compaction` sets how many chunks make a shard, which is one file.
 CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
-
 
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
 VOIGT_NOTE = "; Voigt order xx, yy, zz, yz, xz, xy"
 _TENSOR_DIMS = {3: CARTESIAN, 6: "voigt"}
 TEXT = "text"
-# Scores carry the columns of their store along, beside these.
+# Arrays of scores, which also hold the columns of their graph store.
 SCORE_NAMES = ("energy_per_atom", "max_force", "energy_std", "max_force_std", "energy_members", "formula", "volume")
 
-# What may be said of a stored structure; several may hold, so each has a bit.
+# Flags of a stored structure; several may be set, so each is one bit.
 STATUS_MASKS = {
     "duplicate_with_other_labels": 1,
     "isolated_atoms": 2,
@@ -38,10 +37,10 @@ STATUS_OTHER_LABELS, STATUS_ISOLATED_ATOMS, STATUS_FORBIDDEN_TENSOR, STATUS_REPE
 
 
 class Dedup(StrEnum):
-    """What counts as the same structure twice."""
+    """Which structures count as duplicates."""
 
     EXACT = "exact"  # the same cell, coordinates and order of sites
-    CRYSTAL = "crystal"  # the same crystal, in whatever cell, origin, order and orientation
+    CRYSTAL = "crystal"  # the same crystal, in any cell, origin, order of sites and orientation
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,11 @@ class ArraySpec:
     """One array of a store.
 
     Attributes:
-        name: Its name.
-        dims: Names of its dims; the first is the one that it is sharded along.
-        dtype: A numpy type name, or `TEXT`.
-        attrs: Units, a description, CF flags.
-        sizes: Of the dims behind the first, where they are not in `FIXED_DIMS`.
+        name: Name of the array.
+        dims: Names of its dims; the array is sharded along the first.
+        dtype: Name of a numpy type, or `TEXT`.
+        attrs: Attributes: units, description, CF flags.
+        sizes: Sizes of the dims after the first; None takes them from `FIXED_DIMS`.
     """
 
     name: str
@@ -64,21 +63,21 @@ class ArraySpec:
 
     @property
     def inner(self) -> tuple[int, ...]:
-        """Sizes of the dims behind the first."""
+        """Sizes of the dims after the first."""
         return tuple(FIXED_DIMS[dim] for dim in self.dims[1:]) if self.sizes is None else self.sizes
 
     def shape(self, length: int) -> tuple[int, ...]:
-        """The shape of an array with `length` rows."""
+        """Shape of an array with `length` rows."""
         return (length, *self.inner)
 
 
 def masks(meanings: Mapping[str, int]) -> dict[str, Any]:
-    """CF attributes of a status array of which several may hold."""
+    """CF attributes of a status array whose values are bit masks."""
     return {"flag_masks": list(meanings.values()), "flag_meanings": " ".join(meanings)}
 
 
 def flags(meanings: tuple[str, ...]) -> dict[str, Any]:
-    """CF attributes of a status array."""
+    """CF attributes of a status array that holds one of several values."""
     return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
 
 
@@ -95,16 +94,24 @@ _GRAPH_ARRAYS = (
     _spec("pbc", (STRUCTURE, LATTICE_VECTOR), "bool", "whether the lattice vector is periodic"),
     _spec("structure_id", (STRUCTURE,), TEXT, "name of the structure in its source"),
     _spec("structure_hash", (STRUCTURE, HASH_BYTE), "uint8", "content hash of elements, cell and coordinates"),
-    replace(
-        _spec("status", (STRUCTURE,), "uint8", "what is known of the structure"),
-        attrs={"description": "what is known of the structure; 0 = nothing amiss", **masks(STATUS_MASKS)},
+    ArraySpec(
+        "status",
+        (STRUCTURE,),
+        "uint8",
+        {"description": "issues found in the structure, as a bit mask; 0 = nothing amiss", **masks(STATUS_MASKS)},
     ),
-    _spec("source", (STRUCTURE,), TEXT, "file that the structure came from"),
-    _spec("source_index", (STRUCTURE,), "int64", "place in that file, from 0", "1"),
+    _spec("source", (STRUCTURE,), TEXT, "file that the structure was read from"),
+    _spec("source_index", (STRUCTURE,), "int64", "index of the record in that file, from 0", "1"),
     _spec("atomic_number", (ATOM,), "uint8", "atomic number", "1"),
-    _spec("frac_coord", (ATOM, CARTESIAN), "float64", "fractional coordinates (Cartesian where cell is 1)", "1"),
+    _spec(
+        "frac_coord",
+        (ATOM, CARTESIAN),
+        "float64",
+        "fractional coordinates (Cartesian if the cell is the identity)",
+        "1",
+    ),
     _spec("n_neighbors", (ATOM,), "uint16", "number of edges that the atom receives", "1"),
-    _spec("neighbor", (EDGE,), "uint16", "sending atom, counted within the structure", "1"),
+    _spec("neighbor", (EDGE,), "uint16", "sender: index of the atom within the structure, from 0", "1"),
     _spec(
         "image",
         (EDGE, CARTESIAN),
@@ -116,24 +123,24 @@ _GRAPH_ARRAYS = (
 
 
 def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool = True) -> tuple[str, ...]:
-    """Dims of an array of numbers, vectors or tensors, each of its own name.
+    """Dims of an array of numbers, vectors or tensors; all names differ.
 
     Args:
-        first: The dim of its rows.
-        name: Of the array; axes that are not of a tensor are called after it.
-        shape: Of one row.
-        tensor: Whether axes of 3 and 6 are those of a tensor.
+        first: Dim of the rows.
+        name: Name of the array; axes that are not tensor axes are named after it.
+        shape: Shape of one row.
+        tensor: Whether axes of size 3 and 6 are tensor axes.
     """
     dims = [first]
     for size in shape:
         dim = _TENSOR_DIMS.get(size, f"{name}_component") if tensor else f"{name}_component"
         place = sum(known == dim or known.startswith(f"{dim}_") for known in dims) + 1
-        dims.append(dim if place == 1 else f"{dim}_{place}")  # a dim that is there twice breaks xarray's to_dataframe
+        dims.append(dim if place == 1 else f"{dim}_{place}")  # duplicated dims break xarray's to_dataframe
     return tuple(dims)
 
 
 def label_spec(name: str, quantity: Quantity) -> ArraySpec:
-    """The array of a label."""
+    """Array of a label."""
     dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
@@ -146,15 +153,16 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
     """All arrays of a graph store with the labels and columns of `mapping`.
 
     Raises:
-        LabelError: A name that an array or dim of the store, or of the scores, has already, or that no array can have.
+        LabelError: A label or column has the name of an array or dim of the store or the scores, or a name that no
+            array can have.
     """
     dims = {dim for spec in _GRAPH_ARRAYS for dim in spec.dims}
     taken = {spec.name for spec in _GRAPH_ARRAYS} | dims | set(SCORE_NAMES)
     for name in mapping.labels:
-        _take(name, taken)
-    taken |= KNOWN_QUANTITIES.keys()  # the scores have some of them too
+        _reserve(name, taken)
+    taken |= KNOWN_QUANTITIES.keys()  # scores may have arrays of these names
     for name in mapping.columns:
-        _take(name, taken)
+        _reserve(name, taken)
     labels = tuple(label_spec(name, mapping.quantity(name)) for name in mapping.labels)
     columns = tuple(
         ArraySpec(name, (STRUCTURE,), TEXT, {"description": f"input column {name}", "role": "column"})
@@ -163,16 +171,17 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
     return (*_GRAPH_ARRAYS, *labels, *columns)
 
 
-def _take(name: str, taken: set[str]) -> None:
+def _reserve(name: str, taken: set[str]) -> None:
+    """Add a name to those that are taken, or refuse it."""
     if name in taken:
-        raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken, or said twice")
+        raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken or given twice")
     if not name or "/" in name or name.startswith((".", "__")):
         raise LabelError(f"{name!r} cannot be the name of an array")
     taken.add(name)
 
 
 def empty_rows(spec: ArraySpec, length: int) -> Any:
-    """Rows of an array that nothing was found for: a list of text, or an array of numbers."""
+    """Rows without data: a list of empty texts, or an array of NaN or zeros."""
     if spec.dtype == TEXT:
         return [""] * length
     fill = np.nan if spec.dtype.startswith("float") else 0

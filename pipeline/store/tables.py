@@ -14,6 +14,6 @@ DUPLICATE_SCHEMA = pa.schema([*_ORIGIN, ("duplicate_of", pa.string())])
 
 
 def write_empty_tables(store: Path) -> None:
-    """Write both tables without rows, into a graph store made from another one."""
+    """Write both tables without rows into a graph store that is derived from another one."""
     for file, schema in ((FAILURES_FILE, FAILURE_SCHEMA), (DUPLICATES_FILE, DUPLICATE_SCHEMA)):
         pq.write_table(schema.empty_table(), store / file)
