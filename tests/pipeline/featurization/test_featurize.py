@@ -498,7 +498,7 @@ def test_overwriting_waits_for_the_new_store_and_spares_what_is_not_ours(tmp_pat
         run(bad, tmp_path / "g.zarr", overwrite=True)
     assert len(GraphStore(tmp_path / "g.zarr")) == 9
     (tmp_path / "thesis").mkdir()
-    with pytest.raises(OutputExistsError, match="no store of equiscreen"):
+    with pytest.raises(OutputExistsError, match="not an equiscreen store"):
         run(good, tmp_path / "thesis", overwrite=True)
     with pytest.raises(OutputExistsError, match="is read by this run"):
         run(good, tmp_path, overwrite=True)

@@ -1,4 +1,4 @@
-"""An object store, on a server of this machine: sources are read from it and stores are written to it."""
+"""Reading sources from an object store and writing stores to it, on a local server."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3File
         fs.rm("screening", recursive=True)
     fs.mkdir("screening")
     yield fs
-    s3fs.S3FileSystem.clear_instance_cache()  # they remember the credentials
+    s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the credentials
 
 
 def test_from_bucket_to_bucket_is_as_from_disk_to_disk(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where the work goes on
+    monkeypatch.chdir(tmp_path)  # where the working folder is
     for i in range(3):
         bucket.put(str(write_extxyz(tmp_path / f"{i}.extxyz", 5, seed=i)), f"screening/in/{i}.extxyz")
     featurize([tmp_path / f"{i}.extxyz" for i in range(3)], tmp_path / "local.zarr", cutoff=4.0, scheduler="threads")
@@ -78,23 +78,23 @@ def test_a_store_in_a_bucket_is_kept_replaced_extended_and_merged(
     assert len(GraphStore("s3://screening/m.zarr")) == 7
     assert featurize(second, out, cutoff=4.0, scheduler="threads", overwrite=True).in_store == 3
     bucket.pipe_file("screening/thesis.zarr/text", b"mine")
-    with pytest.raises(OutputExistsError, match="no store of equiscreen"):
+    with pytest.raises(OutputExistsError, match="not an equiscreen store"):
         featurize(second, "s3://screening/thesis.zarr", cutoff=4.0, scheduler="threads", overwrite=True)
 
 
 @contextmanager
 def connection_lost_before_the_root(bucket: s3fs.S3FileSystem) -> Iterator[None]:
-    """What is uploaded meanwhile lacks its last file, and says so."""
+    """Make an upload in the block fail before its last file, and check that it reports the error."""
     put = s3fs.S3FileSystem._put_file
 
-    async def interrupted(fs: s3fs.S3FileSystem, path: str, *words: object, **settings: object) -> None:
+    async def interrupted(fs: s3fs.S3FileSystem, path: str, *args: object, **settings: object) -> None:
         if path.endswith("store/zarr.json"):
             raise OSError("the connection is lost")
-        await put(fs, path, *words, **settings)
+        await put(fs, path, *args, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(s3fs.S3FileSystem, "_put_file", interrupted)
-        s3fs.S3FileSystem.clear_instance_cache()  # instances hold on to the methods of their beginning
+        s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the methods they were made with
         with pytest.raises(OutputExistsError, match="the connection is lost"):
             yield
     s3fs.S3FileSystem.clear_instance_cache()
@@ -119,12 +119,12 @@ def test_an_append_that_was_interrupted_while_it_was_uploaded_loses_nothing(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    out, words = "s3://screening/g.zarr", {"scheduler": "threads"}
-    featurize(write_extxyz(tmp_path / "a.extxyz", 4, seed=1), out, cutoff=4.0, **words)
+    out, settings = "s3://screening/g.zarr", {"scheduler": "threads"}
+    featurize(write_extxyz(tmp_path / "a.extxyz", 4, seed=1), out, cutoff=4.0, **settings)
     more = write_extxyz(tmp_path / "b.extxyz", 3, seed=2)
     with connection_lost_before_the_root(bucket):
-        featurize(more, out, append=True, **words)
-    assert featurize(more, out, append=True, **words).in_store == 7
+        featurize(more, out, append=True, **settings)
+    assert featurize(more, out, append=True, **settings).in_store == 7
     assert len(GraphStore(out)) == 7
 
 
@@ -144,8 +144,8 @@ def test_a_bucket_that_is_not_there_is_one_line(
 def test_without_credentials_the_command_line_says_what_is_missing(server: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_ENDPOINT_URL": server, "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
-    words = [sys.executable, "-m", "equiscreen", "featurize", "s3://screening/x.csv", "--out", "g.zarr"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    command = [sys.executable, "-m", "equiscreen", "featurize", "s3://screening/x.csv", "--out", "g.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("equiscreen: s3://screening/x.csv: cannot be reached")

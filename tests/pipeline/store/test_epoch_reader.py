@@ -1,4 +1,4 @@
-"""A pass over stores: every structure once, in an order that depends on the seed alone; and tables to the last bit."""
+"""A pass over stores yields every structure once, in an order that depends on the seed; neighbour tables are exact."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_caller_that_stops_early_leaves_no_thread(stores: tuple[GraphStore, Gr
     assert reading_threads()
     batches.close()  # type: ignore[attr-defined] - it is a generator
     assert not reading_threads()
-    with pytest.raises(KeyError):  # noqa: PT012 - the error comes from the loop's body
+    with pytest.raises(KeyError):  # noqa: PT012 - the body of the loop raises the error
         for _ in EpochReader(stores, shuffle=(0, 0), ahead=2).blocks(2):
             raise KeyError
     assert not reading_threads()
@@ -173,9 +173,9 @@ def test_an_error_comes_after_what_was_read_before_it() -> None:
         raise OSError("gone")
 
     seen = []
-    with pytest.raises(OSError, match="gone"):  # noqa: PT012 - the loop raises it
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012 - the loop raises the error
         for item in read_ahead(items(), 2, threading.Event()):
-            seen.append(item)  # noqa: PERF402 - what came before the error counts
+            seen.append(item)  # noqa: PERF402 - keeps the items before the error
     assert seen == [0, 1, 2]
 
 
@@ -215,7 +215,7 @@ def test_taking_runs_is_taking(stores: tuple[GraphStore, GraphStore]) -> None:
 
 
 def by_definition(block: GraphBlock, cutoff: float, slots: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vectors and flat places of the opposites, edge by edge, from `GraphBlock.displacements`."""
+    """Vectors and flat places of the reverse edges, edge by edge, from `GraphBlock.displacements`."""
     vectors = np.full((len(block.atomic_number), slots, 3), [2 * cutoff, 0.0, 0.0])
     reverse = np.arange(len(block.atomic_number) * slots)
     filled = np.zeros(len(block.atomic_number), dtype=int)
@@ -234,7 +234,7 @@ def by_definition(block: GraphBlock, cutoff: float, slots: int) -> tuple[NDArray
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[GraphBlock, float]:
-    """Some structures in skewed cells of any periodicity, with pairs at symmetric places."""
+    """A few structures in skewed cells of any periodicity, with pairs at symmetric places, and a cutoff."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     some = []
     for _ in range(draw(st.integers(1, 3))):
@@ -251,7 +251,7 @@ def graphs(draw: st.DrawFn) -> tuple[GraphBlock, float]:
 def test_tables_hold_the_displacements_to_the_last_bit(data: st.DataObject, dtype: type[np.floating]) -> None:
     try:
         block, cutoff = data.draw(graphs())
-    except InvalidStructureError:  # random atoms may fall on one another
+    except InvalidStructureError:  # random atoms may coincide
         return
     table = neighbor_table(block, cutoff, dtype)
     vectors, reverse = by_definition(block, cutoff, table.neighbors.shape[1])

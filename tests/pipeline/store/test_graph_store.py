@@ -1,4 +1,4 @@
-"""Reading a store, and what happens when it is damaged."""
+"""Reading intact and damaged stores, from disk, object stores and web servers."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_store_behind_a_url_reads_as_a_local_one(store: Path) -> None:
 
 @pytest.fixture
 def bucket(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on this machine that holds the store, and the environment to reach it."""
+    """URL of the store in a bucket on a local server, with the environment to reach it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -187,7 +187,7 @@ def bucket(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_CONFIG_FILE": str(store.parent / "none"),
     }.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the environment that they were made in
+    s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the environment they were made in
     files = s3fs.S3FileSystem()
     files.mkdir("bucket")
     upload(store, files, "bucket/g.zarr")
@@ -217,7 +217,7 @@ def test_a_store_in_a_bucket(bucket: str, store: Path, monkeypatch: pytest.Monke
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """A web server that knows ranges, as all but the simplest do, and lists nothing."""
+    """Serve a folder over HTTP, with range requests, as all but the simplest servers, and without listings."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

@@ -1,6 +1,6 @@
-"""docs/store.md held against the stores that are written, by a reader made from that page alone.
+"""Compares docs/store.md with the stores that are written, using a reader based on that page alone.
 
-The reader, down to the line where it says that it ends, makes no use of equiscreen or zarr.
+The reader, down to the comment that marks its end, uses neither equiscreen nor zarr.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHIFT = 0.118033988749895
 
 
 def table(first: str) -> list[list[str]]:
-    """The rows of the page's table whose first column is headed `first`, without backticks."""
+    """Rows of the table in the page whose first column is headed `first`, without backticks."""
     lines = PAGE.split(f"\n| {first} |", 1)[1].splitlines()[2:]
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
     return [[cell.strip().replace("`", "") for cell in row.strip("|").split(" |")] for row in rows]
@@ -47,7 +47,7 @@ def table(first: str) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class PlainArray:
-    """One array of a store, read by what the page says of its metadata, shards and codecs."""
+    """One array of a store, read as the page describes its metadata, shards and codecs."""
 
     folder: Path
 
@@ -98,7 +98,7 @@ class PlainArray:
         return np.concatenate([self.shard(number) for number in range(self.n_shards)])
 
     def shard(self, number: int) -> NDArray[Any]:
-        """The rows of one shard, without filling."""
+        """Rows of one shard, without padding."""
         shape = self.metadata["shape"]
         content = self.folder.joinpath("c", str(number), *["0"] * (len(shape) - 1)).read_bytes()
         n_chunks = self.shard_rows // self.chunk_rows
@@ -114,6 +114,7 @@ class PlainArray:
         return np.concatenate(chunks)[:rows]
 
     def decoded(self, chunk: bytes) -> NDArray[Any]:
+        """Rows of one chunk, padding included."""
         content = numcodecs.blosc.decompress(sealed(chunk))
         inner = self.metadata["shape"][1:]
         if self.dtype != "string":
@@ -133,13 +134,13 @@ def pairs(values: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def sealed(content: bytes) -> bytes:
-    """What stands before a checksum, which is compared."""
+    """Content before its trailing checksum, which is verified."""
     assert struct.unpack("<I", content[-4:])[0] == google_crc32c.value(content[:-4])
     return content[:-4]
 
 
 class PlainStore:
-    """A graph store."""
+    """A graph store, read as the page describes it."""
 
     def __init__(self, path: Path) -> None:
         root = json.loads((path / "zarr.json").read_text())
@@ -173,7 +174,7 @@ class PlainStore:
 def all_edges(
     cell: NDArray[np.float64], pbc: NDArray[np.bool_], frac: NDArray[np.float64], cutoff: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Receivers, images and senders by trying everything, in the order of the page."""
+    """Receivers, images and senders of all edges by brute force, in the order of the page."""
     reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)) + 1, 0).astype(int)
     images = np.array(list(itertools.product(*[range(-size, size + 1) for size in reach])))
     f = (frac[None, None, :] - frac[:, None, None]) + images[None, :, None]  # [receiver, image, sender, 3]
@@ -186,7 +187,7 @@ def all_edges(
 
 
 def hashed_bytes(pbc: Any, numbers: Any, cell: Any, frac: Any) -> bytes:
-    """What the content hash is taken of."""
+    """Input of the content hash."""
     whole_cell, whole = (np.rint(np.array(x, dtype="<f8") / 1e-8 + SHIFT).astype("<i8") for x in (cell, frac))
     whole[:, np.array(pbc)] %= 100_000_000
     head = struct.pack("<I3?", len(numbers), *pbc) + np.array(numbers, dtype="u1").tobytes()
@@ -203,7 +204,7 @@ def rows_digest(values: NDArray[Any]) -> str:
 
 
 def checksums(store: PlainStore) -> bytes:
-    """What checksums.json has to be."""
+    """Expected content of checksums.json."""
     found = {
         f"{name}/{number}": rows_digest(array.shard(number))
         for name, array in store.arrays.items()
@@ -213,7 +214,7 @@ def checksums(store: PlainStore) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}").encode("ascii")
 
 
-# Here the reader ends. What follows writes the stores that it reads, and compares.
+# End of the reader. The rest writes the stores, reads them with it and compares.
 CUTOFF = 4.0
 VASP_ORDER = ("xx", "yy", "zz", "xy", "yz", "zx")
 ELASTIC = np.arange(36.0).reshape(6, 6)
@@ -239,7 +240,7 @@ MAPPING = LabelMapping(
 
 
 def images() -> list[ase.Atoms]:
-    """Crystals, molecules and what is between them, with a failure, a duplicate, and one with other labels."""
+    """Crystals, molecules, a slab and a chain, with a failure, a duplicate, and a duplicate with other labels."""
     rng = np.random.default_rng(5)
     crystals = [structure.to_ase() for structure in probe_structures(ELEMENTS, 5, seed=8)]
     crystals[0].positions += crystals[0].cell.array.sum(axis=0) * 2 - 1e-17
@@ -281,7 +282,7 @@ def records() -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of every origin, and one whose shards are small."""
+    """Stores of every origin, and one with small shards."""
     path = tmp_path_factory.mktemp("specification")
     ase.io.write(path / "a.extxyz", images(), format="extxyz")
     ase.io.write(path / "alone.extxyz", images()[-4], format="extxyz")
@@ -342,9 +343,9 @@ def test_the_reader_of_the_page_reads_what_zarr_reads(store: PlainStore) -> None
 
 
 def test_the_page_lists_every_array_with_its_dims_type_and_units(store: PlainStore) -> None:
-    told = {name: (dims.split(", "), dtype, units) for name, dims, dtype, units, _ in table("array")}
+    documented = {name: (dims.split(", "), dtype, units) for name, dims, dtype, units, _ in table("array")}
     found = {n: (a.dims, a.dtype, a.attrs.get("units", "")) for n, a in store.roles(None).items()}
-    assert found == told
+    assert found == documented
     assert all(array.attrs["description"] for array in store.arrays.values())
     labels = {name: (dims.split(", "), units) for name, dims, units, _ in table("label")}
     known = {n: (a.dims, a.attrs["units"]) for n, a in store.roles("label").items() if n in labels}
@@ -380,13 +381,13 @@ def test_labels_are_laid_out_as_the_page_says(whole: PlainStore, folder: Path) -
 
 def test_root_attributes_are_those_of_the_page(folder: Path) -> None:
     stores = {name: PlainStore(folder / f"{name}.zarr").attrs for name in ("whole", "appended", "merged")}
-    told = {name: kind for name, kind, _ in table("attribute")}
+    documented = {name: kind for name, kind, _ in table("attribute")}
     kinds = {"string": str, "number": float, "object": dict, "array": list, "boolean": bool}
     for name, attrs in stores.items():
-        assert attrs.keys() == told.keys() - {"appended": {"merged_from"}, "merged": {"appended_to"}}.get(
+        assert attrs.keys() == documented.keys() - {"appended": {"merged_from"}, "merged": {"appended_to"}}.get(
             name, {"appended_to", "merged_from"}
         )
-        assert all(isinstance(value, kinds[told[key]]) for key, value in attrs.items())
+        assert all(isinstance(value, kinds[documented[key]]) for key, value in attrs.items())
     recipe_keys = {key for keys, _ in table("key") for key in keys.split(", ")}
     assert stores["whole"]["recipe"].keys() == recipe_keys
     assert stores["merged"]["recipe"].keys() == {"dedup", "limit"}
@@ -410,7 +411,7 @@ def test_inputs_are_identified_as_the_page_says(store: PlainStore) -> None:
 
 
 def chunk_rows(array: PlainArray, rows: int) -> int:
-    """Rows of a chunk, from those that the page's table has for narrow rows."""
+    """Rows per chunk, computed from `rows`, the value in the page for narrow rows."""
     narrow = int(re.search(r"rows take more than (\d+) bytes", PAGE)[1])
     inner = array.metadata["shape"][1:]
     size = 0 if array.dtype == "string" else np.dtype(array.dtype).itemsize * int(np.prod(inner))
@@ -420,7 +421,7 @@ def chunk_rows(array: PlainArray, rows: int) -> int:
 
 def test_chunks_and_codecs_are_those_of_the_page(folder: Path) -> None:
     sizes = {dim: (int(chunk), int(shard)) for dim, chunk, shard in table("first dim")}
-    # No store of a test fills a shard, so that its largest size is compared with the one that is written by.
+    # No store here fills a shard, so the largest size is compared with the constant of the writer.
     assert sizes == {dim: (rows, rows * compaction.SHARD_CHUNKS) for dim, rows in compaction.CHUNK_ROWS.items()}
     for name in ("whole", "merged", "alone"):
         for array in PlainStore(folder / f"{name}.zarr").arrays.values():
@@ -455,7 +456,7 @@ def test_wide_rows_make_shards_no_larger(tmp_path: Path, monkeypatch: pytest.Mon
         {"s": pymatgen_dict(structure), "b": b.tolist(), "d": d.tolist()}
         for structure, b, d in zip(structures, bands, dos, strict=True)
     ]
-    given.insert(5, given[2])  # so that rows are left out
+    given.insert(5, given[2])  # a duplicate, so that a row is skipped
     del given[9]["b"]
     bands[8] = np.nan
     rows = {"structure": 64, "atom": 32, "edge": 64}
@@ -534,7 +535,7 @@ def test_cells_and_coordinates_are_as_the_page_says(whole: PlainStore, folder: P
         assert (frac[:, pbc] < 1).all()
         missing = ~source.cell.array.any(axis=1)
         completed += int(missing.sum())
-        # Completing goes through a decomposition where two vectors are missing, which rounds.
+        # If two vectors are missing, they are completed through a decomposition, which rounds.
         assert np.allclose(cell[~missing], source.cell.array[~missing], rtol=0, atol=1e-14)
         assert np.allclose(cell @ cell[missing].T, np.eye(3)[:, missing], rtol=0, atol=1e-14)
         shift = (source.positions - frac @ cell) @ np.linalg.inv(cell)  # whole periodic lattice vectors
@@ -553,9 +554,9 @@ def test_content_hashes_recomputed(store: PlainStore) -> None:
 
 def test_worked_example_of_the_content_hash() -> None:
     text = PAGE.split("Worked example:", 1)[1]
-    told, code = text.split("```text\n", 1)
+    prose, code = text.split("```text\n", 1)
     content, digest = (part.replace("\n", "").replace(" ", "") for part in code.split("```", 1)[0].split("\n\n"))
-    flags, *rows = re.findall(r"\(([^()]+)\)", told)
+    flags, *rows = re.findall(r"\(([^()]+)\)", prose)
     pbc = [flag.strip() == "true" for flag in flags.split(",")]
     numbers = [float(number) for row in rows for number in row.split(",")]
     cell, frac = np.reshape(numbers[:9], (3, 3)), np.reshape(numbers[9:], (-1, 3))
@@ -563,21 +564,21 @@ def test_worked_example_of_the_content_hash() -> None:
     assert content_hash(bytes.fromhex(content)).hex() == digest
     assert Structure.from_fractional([6, 8], cell, frac, pbc).content_hash().hex() == digest
     assert f"+ {SHIFT}" in PAGE
-    assert (np.rint(frac / 1e-8) != np.rint(frac / 1e-8 + SHIFT)).any()  # the example tells whether a reader shifts
+    assert (np.rint(frac / 1e-8) != np.rint(frac / 1e-8 + SHIFT)).any()  # the example shows whether a reader shifts
 
 
 def test_status_bits(store: PlainStore) -> None:
-    told = {name: int(bit) for bit, name, _ in table("bit")}
+    documented = {name: int(bit) for bit, name, _ in table("bit")}
     attrs = store.arrays["status"].attrs
-    assert told == dict(zip(attrs["flag_meanings"].split(), attrs["flag_masks"], strict=True))
+    assert documented == dict(zip(attrs["flag_meanings"].split(), attrs["flag_masks"], strict=True))
     seen: Counter[bytes] = Counter()
     ids = Counter(store["structure_id"].tolist())
     for row, status in enumerate(store["status"].tolist()):
         known = store["structure_hash"][row].tobytes()
-        assert bool(status & told["duplicate_with_other_labels"]) == (seen[known] > 0)
+        assert bool(status & documented["duplicate_with_other_labels"]) == (seen[known] > 0)
         seen[known] += 1
-        assert bool(status & told["isolated_atoms"]) == (not store["n_neighbors"][store.atoms(row)].all())
-        assert bool(status & told["repeated_id"]) == (ids[store["structure_id"][row]] > 1)
+        assert bool(status & documented["isolated_atoms"]) == (not store["n_neighbors"][store.atoms(row)].all())
+        assert bool(status & documented["repeated_id"]) == (ids[store["structure_id"][row]] > 1)
 
 
 def test_checksums_and_store_hash_recomputed(store: PlainStore) -> None:
@@ -592,8 +593,8 @@ def test_the_account_and_its_tables(store: PlainStore) -> None:
     assert counts["stored"] == len(store)
     kept = set(store["structure_id"].tolist())
     for name, count in (("failures.parquet", "failed"), ("duplicates.parquet", "duplicate")):
-        told = {column: kind for column, kind, place, _ in table("column") if place in ("both", name)}
-        assert {field.name: str(field.type) for field in pq.read_schema(store.path / name)} == told
+        documented = {column: kind for column, kind, place, _ in table("column") if place in ("both", name)}
+        assert {field.name: str(field.type) for field in pq.read_schema(store.path / name)} == documented
         rows = store.rows_of(name)
         assert len(rows) == counts[count]
         assert all(row.get("duplicate_of") in kept for row in rows if count == "duplicate")
