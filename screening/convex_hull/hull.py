@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,13 @@ from typing import Any
 import xarray as xr
 
 from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
-from ...pipeline.graphs.offsets import offsets_of
+from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import Staging, resume_publication, staged_run
 from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
-from ...pipeline.store.compaction import Compaction, finish_store, write_shards
 from ...pipeline.store.graph_store import open_root
-from ...pipeline.store.row_sources import PartRows
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
 from ..dataset.scores import SCORES_SCHEMA, open_scores
@@ -92,10 +89,12 @@ def hull(
         "unrelaxed_references": unrelaxed_references,
         "equiscreen": version("equiscreen"),
     }
-    if resume_publication(target, identity) is not None:
+    options = RunOptions(overwrite=overwrite, progress=progress)
+    inputs = [InputStore(scores, candidates.hash, SCORES_SCHEMA)]
+    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
+    if writer.resume_publication() is not None:
         return open_scores(target)
-    inputs = [Path(path) for path in (scores, *paths) if "://" not in str(path)]
-    with staged_run(target, identity, inputs, overwrite=overwrite) as staging, staging.discarded_if_new():
+    with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
         corrections = MP2020() if candidates.scheme in (UNCORRECTED, CORRECTED) else None
         compositions = Compositions()
         given = (
@@ -105,14 +104,11 @@ def hull(
             if paths
             else None
         )
-        with ProgressReport("hull", 2 * len(candidates), "steps", enabled=progress) as bar:
-            energies = read_energies(candidates, compositions, corrections, staging.work, bar)
-            found = find_hull(energies, given, bar)
-            manifests = write_distances(energies, found, staging, bar)
-        digests = _compact(staging, manifests, _specs(candidates, lower_bound=given is None))
-        attrs = _attrs(candidates, found, corrections, manifests, lower_bound=given is None, begin=begin)
-        finish_store(staging.store, digests, attrs)
-        staging.publish({})
+        energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
+        found = find_hull(energies, given, run.bar)
+        manifests = write_distances(energies, found, run.staging, run.bar)
+        digests = run.concatenate(_specs(candidates, lower_bound=given is None), manifests)
+        run.publish(digests, _attrs(candidates, found, corrections, manifests, lower_bound=given is None, begin=begin))
     return open_scores(target)
 
 
@@ -142,22 +138,6 @@ def _specs(candidates: ScoredEnergies, *, lower_bound: bool) -> tuple[ArraySpec,
     """All arrays of the output."""
     added = hull_arrays(relaxed=candidates.relaxed, members=candidates.n_members > 0, lower_bound=lower_bound)
     return (*kept_arrays(candidates.specs), *added)
-
-
-def _compact(staging: Staging, manifests: Iterable[PartManifest], specs: tuple[ArraySpec, ...]) -> dict[str, str]:
-    """Write the arrays of all parts in order."""
-    done = list(manifests)
-    rows = offsets_of([manifest.counts["read"] for manifest in done])
-    compaction = Compaction(
-        store=staging.store,
-        specs=specs,
-        sources=tuple(PartRows(staging.parts, manifest.key, {}) for manifest in done),
-        source_rows={STRUCTURE: rows},
-        keep=None,
-        status=None,
-        structure_offsets=rows,
-    )
-    return write_shards(compaction)
 
 
 def _attrs(
