@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+_FILE = "file://"
+
 
 def unrecorded_folders(sources: Sequence[str]) -> list[str]:
-    """The leading folder of each source that a store does not record.
+    """The part of each source that a store does not record.
 
     A relative path and a URL are recorded as given. An absolute path is recorded relative to the working folder if it
     lies inside; otherwise relative to the folder that holds all such sources, so that different files keep different
@@ -18,18 +20,24 @@ def unrecorded_folders(sources: Sequence[str]) -> list[str]:
         sources: Paths, globs and URLs as given by the user.
 
     Returns:
-        For each source, a folder with a slash at its end; empty if the source is recorded as given.
+        For each source, the leading folder with a slash at its end; empty if the source is recorded as given.
     """
     here = Path.cwd()
-    absolute = [PurePath(source) for source in sources if "://" not in source and PurePath(source).is_absolute()]
-    outside = [path for path in absolute if not path.is_relative_to(here)]
+    paths = [PurePath(_local_part(source)) for source in sources]
+    outside = [path for path in paths if path.is_absolute() and not path.is_relative_to(here)]
     common = os.path.commonpath([str(path.parent) for path in outside]) if outside else ""
     folders = []
-    for source in sources:
-        path = PurePath(source)
-        folder = "" if path not in absolute else common if path in outside else str(here)
-        folders.append(folder and f"{folder.rstrip('/')}/")
+    for source, path in zip(sources, paths, strict=True):
+        folder = "" if not path.is_absolute() else common if path in outside else str(here)
+        scheme = _FILE if folder and source.startswith(_FILE) else ""
+        folders.append(f"{scheme}{folder.rstrip('/')}/" if folder else "")
     return folders
+
+
+def _local_part(source: str) -> str:
+    """The local path that a source is or ends with (``zip://*.cif::/folder/file.zip``); empty for another URL."""
+    path = source.rsplit("::", maxsplit=1)[-1].removeprefix(_FILE)
+    return "" if "://" in path else path
 
 
 def recorded_path(path: str | Path, dataset: str | Path) -> str:

@@ -43,7 +43,8 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
     files: list[SourceFile] = []
     named = [str(source) for source in sources]
     for source, folder in zip(named, unrecorded_folders(named), strict=True):
-        files.extend(replace(file, name=file.name.removeprefix(folder)) for file in _resolved(source, chosen))
+        found = _resolved(source, chosen)
+        files.extend(replace(file, name=file.name.replace(folder, "", 1)) if folder else file for file in found)
     if not files:
         raise SourceError("no sources given")
     return files

@@ -64,7 +64,7 @@ def test_it_is_featurizing_with_the_models_cutoff_and_screening(
     expected = screen(tmp_path / "g.zarr", model, tmp_path / "expected.zarr", scheduler="threads")
     xr.testing.assert_identical(without_history(scores), without_history(expected))
     assert scores.sizes["structure"] == 11
-    assert scores["source"].values.tolist()[:3] == [str(sources[place]) for place in (0, 2, 3)]
+    assert scores["source"].values.tolist()[:3] == [sources[place].name for place in (0, 2, 3)]
 
 
 def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path:
     assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.summary
     assert "failures.parquet" in graphs.summary
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
-    assert row["source"] == str(sources[1])
+    assert row["source"] == sources[1].name
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert again.summary.startswith(f"{graphs.path}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0;")
     with pytest.raises(SourceError, match="none of its structures could be stored"):
