@@ -1,1 +1,1 @@
-"""Structure files to a graph store."""
+"""Featurization: structure files become a graph store."""

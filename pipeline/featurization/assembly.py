@@ -1,4 +1,4 @@
-"""The last stage of a featurization: parts and existing stores become one store."""
+"""The last stage of a featurization: combine parts and existing stores into one store."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def assemble(
     *,
     append: bool = False,
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Write the arrays and tables of the store: the rows of `base`, then those of the parts.
+    """Write the arrays and tables of a store: the rows of `base`, then those of the parts.
 
     Args:
         run: The run in progress.
-        manifests: Parts of the run, in order.
-        base: Finished stores.
+        manifests: Manifests of the parts of the run, in order.
+        base: Finished stores whose rows come first.
         specs: Arrays of the parts.
-        dedup: What counts as the same structure.
-        append: Whether all structures of `base` are kept.
+        dedup: Which structures count as duplicates.
+        append: Whether to keep every structure of `base`, duplicates included.
 
     Returns:
-        sha256 of every shard, and how many records were read, stored, failed and duplicates, those of `base` included.
+        sha256 of every shard, and the numbers of records read, stored, failed and duplicate, those of `base` included.
 
     Raises:
         StoreError: Two stores have arrays with the same name and different shapes or units.
@@ -63,7 +63,7 @@ def assemble(
 
 
 def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tuple[ArraySpec, ...]:
-    """Arrays of a store that holds those of the parts and of the base stores.
+    """Arrays of a store that combines parts and base stores.
 
     Raises:
         StoreError: Arrays with the same name differ in shape or unit.
@@ -73,20 +73,22 @@ def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tupl
         for name, spec in store.specs.items():
             known = joined.setdefault(name, spec)
             if (known.dims, known.inner, known.attrs.get("units")) != (spec.dims, spec.inner, spec.attrs.get("units")):
-                raise StoreError(f"{store.path}: its {name!r} is {_kind(spec)}, that of another store {_kind(known)}")
+                raise StoreError(
+                    f"{store.path}: {name!r} has {_shape_and_unit(spec)}, but {_shape_and_unit(known)} in another store"
+                )
     return tuple(joined.values())
 
 
-def _kind(spec: ArraySpec) -> str:
-    return f"{list(spec.inner)} in {spec.attrs.get('units', 'no unit')}"
+def _shape_and_unit(spec: ArraySpec) -> str:
+    return f"shape {list(spec.inner)} and unit {spec.attrs.get('units', 'none')}"
 
 
 def described(store: GraphStore) -> dict[str, Any]:
-    """Provenance of a store whose rows are included in another one."""
+    """Provenance of a store, as recorded in a store that includes its rows."""
     names = ("inputs_sha256", "inputs", "recipe", "counts", "appended_to", "merged_from")
     return {"store_hash": store.store_hash, **{name: store.attrs[name] for name in names if name in store.attrs}}
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""What becomes of every record: stored, left out as a duplicate, or failed; nothing is lost on the way."""
+"""Deduplication: which structures are stored, and which are dropped as duplicates."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from .task import id_digests, label_digests
 class Selection:
     """Which structures of all sources go into the store.
 
+    Structures are numbered through all sources, in order.
+
     Attributes:
-        keep: bool[n_structures in sources].
-        first: int64[n_structures in sources], the first structure that is the same.
-        offsets: int64[n_sources + 1], offsets of the sources into these.
+        keep: bool[n_structures], whether each structure is stored.
+        first: int64[n_structures], index of the first structure that is the same.
+        offsets: int64[n_sources + 1], index of the first structure of each source.
     """
 
     keep: NDArray[np.bool_]
@@ -38,35 +40,36 @@ class Selection:
 def select_distinct(
     staging: Staging, sources: Sequence[Rows], dedup: Dedup = Dedup.EXACT, settled: int = 0
 ) -> Selection:
-    """Keep the first of equal structures, in the order of sources.
+    """Keep the first of each set of equal structures, in the order of the sources.
 
-    Structures that are equal to the last digit but for their labels are kept too, and flagged. Where crystals are
-    compared, labels are not: those of another cell in another orientation are other numbers.
+    With ``exact``, identical structures with different labels are kept too, and flagged. With ``crystal``, labels are
+    not compared: the same crystal in another cell and orientation has different numbers as labels.
 
-    Which ones are kept, and their status, is left in ``keep.npy`` and ``status.npy`` for the compaction.
+    The compaction reads which structures are kept, and their status, from ``keep.npy`` and ``status.npy``.
 
     Args:
-        staging: The run.
-        sources: Of rows.
-        dedup: What counts as the same.
-        settled: The first so many structures stay in any case: they are in the store that is appended to.
+        staging: Folders of the run.
+        sources: Sources of rows, in order.
+        dedup: Which structures count as duplicates.
+        settled: Number of structures at the front that are always kept, because the store that is appended to holds
+            them.
     """
     offsets = offsets_of([source.counts[STRUCTURE] for source in sources])
-    found = [_identities(source, dedup) for source in sources]
-    hashes = np.concatenate([item["structure_hash"] for item in found])
-    ids = np.concatenate([item["id_digest"] for item in found])
-    status = np.concatenate([item["status"] for item in found])
+    identities = [_identities(source, dedup) for source in sources]
+    hashes = np.concatenate([item["structure_hash"] for item in identities])
+    ids = np.concatenate([item["id_digest"] for item in identities])
+    status = np.concatenate([item["status"] for item in identities])
     here = np.arange(len(hashes))
     if dedup is Dedup.CRYSTAL:
-        keys = np.concatenate([item["crystal_key"] for item in found])
-        vectors = np.concatenate([item["crystal_vector"] for item in found])
+        keys = np.concatenate([item["crystal_key"] for item in identities])
+        vectors = np.concatenate([item["crystal_vector"] for item in identities])
         first = first_same_crystal(keys, vectors, _structure_reader(sources, offsets))
         keep = first == here
     else:
-        labels = np.concatenate([item["label_digest"] for item in found])
+        labels = np.concatenate([item["label_digest"] for item in identities])
         first = first_equal(hashes)
         first_with_labels = first_equal(np.concatenate([hashes, labels], axis=1))
-        # A repetition without any label adds nothing, also where the first has one.
+        # A duplicate without labels adds nothing, even if the first structure has some.
         other_labels = (first != here) & (first_with_labels == here) & labels.any(axis=1)
         keep = (first == here) | other_labels
         status[other_labels] |= STATUS_OTHER_LABELS
@@ -79,7 +82,7 @@ def select_distinct(
 
 
 def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """What tells the structures of a source from others."""
+    """Arrays by which the structures of a source are compared with others."""
     names = ["structure_hash", "status"]
     if isinstance(source, PartRows):
         names += ["id_digest", "label_digest", *(["crystal_key", "crystal_vector"] if dedup is Dedup.CRYSTAL else [])]
@@ -91,7 +94,7 @@ def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
 
 
 def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """A store does not keep what only comparing needs, so it is computed anew."""
+    """Digests and keys that a store does not keep, since only comparisons need them; they are computed again."""
     store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items()}
@@ -111,7 +114,7 @@ def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[A
 
 
 def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Callable[[int], Structure]:
-    """Reads structures by their place, counted through all sources; some sources are kept in memory."""
+    """A function that reads a structure by its index through all sources; up to 32 sources stay in memory."""
 
     @lru_cache(maxsize=32)
     def geometry(place: int) -> tuple[dict[str, Any], NDArray[np.int64]]:
@@ -131,7 +134,7 @@ def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Ca
 
 
 def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each row the index of the first row equal to it: int64[n] from uint64[n, k]."""
+    """Index of the first row equal to each row: int64[n] from uint64[n, k]."""
     order = np.lexsort((np.arange(len(rows)), *rows.T))
     ordered = rows[order]
     new = np.ones(len(rows), dtype=bool)
@@ -144,7 +147,7 @@ def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:
 def plan_compaction(
     staging: Staging, sources: Sequence[Rows], specs: tuple[ArraySpec, ...], selection: Selection
 ) -> Compaction:
-    """Where the kept rows of every source go in the store."""
+    """Plan where the kept rows of every source go in the store."""
     rows: dict[str, list[int]] = {STRUCTURE: [], ATOM: [], EDGE: []}
     for place, source in enumerate(sources):
         kept = selection.keep[selection.offsets[place] : selection.offsets[place + 1]]

@@ -1,4 +1,4 @@
-"""Time and disk that a featurization would take, extrapolated from a sample."""
+"""Estimates of the time, disk space and memory of a featurization, extrapolated from a sample."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ESTIMATE_RECORDS = 500
 
 @dataclass(frozen=True, slots=True)
 class FeaturizeEstimate:
-    """What a run would take, from a sample of its first records.
+    """Estimated cost of a run, from a sample of its first records.
 
     Attributes:
-        records: In all sources.
-        seconds: Of work for one core, without the start of the workers.
-        bytes_on_disk: Of the store.
-        bytes_in_memory: Of one worker.
+        records: Number of records in all sources.
+        seconds: Time that one core would need, without the start of the workers.
+        bytes_on_disk: Size of the store.
+        bytes_in_memory: Memory of one worker.
     """
 
     records: int
@@ -38,22 +38,28 @@ class FeaturizeEstimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.records:,} records: about {self.seconds:,.0f} s of work for one core, "
+            f"{self.records:,} records: about {self.seconds:,.0f} s on one core, "
             f"{self.bytes_on_disk / 1e6:,.1f} MB on disk, {self.bytes_in_memory / 1e6:,.0f} MB of memory per worker"
         )
 
 
 def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimate:
-    """Featurize the first records into a scratch store and scale up.
+    """Estimate the cost of a featurization: featurize the first records into a scratch store and scale up.
 
     Args:
-        sources: As for `featurize`.
-        **settings: As for `featurize`; `limit` is the size of the run that is asked about.
+        sources: Sources, as for `featurize`.
+        **settings: Settings, as for `featurize`; `limit` is the number of records to scale up to.
+
+    Raises:
+        SourceError: As for `featurize`; or a source is a server, which does not tell its number of records.
     """
     form = (settings.get("options") or ReadOptions()).format
     live = [str(source) for source in sources if str(source).startswith(OPTIMADE_PREFIX)]
     if live:
-        raise SourceError(f"{live[0]}: how much a server has is not known before it is asked; --limit asks for a part")
+        raise SourceError(
+            f"{live[0]}: the number of structures on a server is unknown before the download; "
+            "set --limit to download only some"
+        )
     n_records = count_records(find_files(sources, form), settings.pop("limit", None) or sys.maxsize)
     with tempfile.TemporaryDirectory() as scratch:
         report = featurize(

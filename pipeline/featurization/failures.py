@@ -20,7 +20,7 @@ from .task import FAILURE_ARRAYS
 
 
 def totals(manifests: Iterable[PartManifest]) -> tuple[Counter[str], dict[str, int]]:
-    """Sums of read and failed over all parts, and the failures by reason."""
+    """Numbers of records read and failed in all parts, and the number of failures by reason."""
     counts: Counter[str] = Counter(read=0, failed=0)
     reasons: Counter[str] = Counter()
     for manifest in manifests:
@@ -30,7 +30,7 @@ def totals(manifests: Iterable[PartManifest]) -> tuple[Counter[str], dict[str, i
 
 
 def failures(staging: Staging, manifests: Iterable[PartManifest]) -> Iterator[pa.Table]:
-    """A table of failures for each part that has some: source, source_index, structure_id, reason."""
+    """Yield a table of failures (`FAILURE_SCHEMA`) for each part that has some."""
     for manifest in manifests:
         if manifest.counts["failed"]:
             part = read_part(staging.parts, manifest.key, FAILURE_ARRAYS)
@@ -44,14 +44,14 @@ def write_tables(
     selection: Selection,
     base: Sequence[GraphStore],
 ) -> None:
-    """Write the tables of failures and of duplicates into the store.
+    """Write the failures and duplicates tables of the store.
 
     Args:
-        staging: The run.
-        manifests: Of its parts.
-        sources: Of the rows of the store.
-        selection: Which of them are kept.
-        base: Stores whose tables are carried on.
+        staging: Folders of the run.
+        manifests: Manifests of its parts.
+        sources: Sources of the rows of the store.
+        selection: Which of the rows are kept.
+        base: Stores whose tables come first.
     """
     with pq.ParquetWriter(staging.store / FAILURES_FILE, FAILURE_SCHEMA) as writer:
         for store in base:
@@ -69,7 +69,7 @@ def write_tables(
 
 
 def _origins(sources: Sequence[Rows], selection: Selection, rows: NDArray[np.int64]) -> list[tuple[str, int, str]]:
-    """source, source_index and structure_id of structures, counted through all sources."""
+    """source, source_index and structure_id of structures, given by their indices through all sources."""
     found: list[tuple[str, int, str]] = [("", 0, "")] * len(rows)
     places = np.searchsorted(selection.offsets, rows, side="right") - 1
     for place in np.unique(places):

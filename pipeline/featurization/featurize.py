@@ -1,4 +1,4 @@
-"""Structures to a graph store: read, validate, find neighbours, hash, write; every structure is accounted for."""
+"""Featurization: read and validate structures, find their neighbours, and write a graph store."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def featurize(
     are listed in ``failures.parquet`` in the store, duplicates in ``duplicates.parquet``.
 
     Args:
-        sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) of CIF, POSCAR, CSV,
+        sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) with CIF, POSCAR, CSV,
             parquet, extended XYZ, JSON, JSON lines, ASE databases, and zip and tar archives of such files;
             ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
-        cutoff: Cutoff of the neighbour graph, angstrom; by default 5, or that of the store that is appended to.
-        labels: Where labels are found in the records. By default, energy, forces and stress are taken from what ASE
-            reads; in other formats no label is guessed.
+        cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is appended to.
+        labels: Where labels are found in the records. By default, files that ASE reads give energy, forces and stress;
+            in other formats no label is guessed.
         options: How files are read.
-        id_field: Field of a record that names its structure.
+        id_field: Field of a record with the id of its structure.
         dedup: ``exact`` drops structures with equal cell, coordinates and order; ``crystal`` drops structures that are
             the same crystal in any cell, origin, order and orientation.
-        max_atoms: Structures with more atoms are failures.
-        max_edges: Structures with more edges are failures.
+        max_atoms: Structures with more atoms fail.
+        max_edges: Structures with more edges fail.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Add to an existing store.
@@ -80,7 +80,7 @@ def featurize(
         progress: Show progress on standard error.
 
     Returns:
-        How many records were read, stored, failed and duplicates.
+        Numbers of records read, stored, failed and duplicate.
 
     Raises:
         SourceError: A file does not exist, or none of its structures could be stored.
@@ -91,19 +91,17 @@ def featurize(
     begin = time.monotonic()
     named = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
     options = options or ReadOptions()
-    live = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
-    kept = [name for name in named if name not in live]
-    files = find_files(kept, options.format) if kept or not live else []
+    files, servers = _find_sources(named, options)
     mapping = (labels or LabelMapping()).with_ase_defaults()
     mapping.check_units()
-    graph_schema(mapping)  # refuses names that are taken
+    graph_schema(mapping)  # raises LabelError if a name is taken
     reach = DEFAULT_CUTOFF if cutoff is None else float(cutoff)
     if not MIN_DISTANCE < reach < MAX_CUTOFF:
-        raise SourceError(f"a cutoff of {reach} angstrom; it must be between {MIN_DISTANCE} and {MAX_CUTOFF}")
+        raise SourceError(f"cutoff of {reach} angstrom; it must be between {MIN_DISTANCE} and {MAX_CUTOFF}")
     settings = FeaturizeSettings(reach, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
     identity = {
         **_recipe(settings, limit),
-        "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in live)]),
+        "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in servers)]),
         "append": append,
         "equiscreen": version("equiscreen"),
     }
@@ -119,9 +117,20 @@ def featurize(
         settings = replace(settings, cutoff=base[0].cutoff)
         identity["base"] = [base[0].store_hash]
     with writer.run(0) as run:
-        files = [*files, *(_download(name, run.staging, run_options) for name in live)]
+        files = [*files, *(_download(name, run.staging, run_options) for name in servers)]
         report = _featurize(run, files, settings, base, limit, begin)
     return replace(report, seconds=time.monotonic() - begin)
+
+
+def _find_sources(named: Sequence[str], options: ReadOptions) -> tuple[list[SourceFile], list[str]]:
+    """Files to read, and OPTIMADE servers to download from.
+
+    Raises:
+        SourceError: A file does not exist, or no sources are given.
+    """
+    servers = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
+    others = [name for name in named if name not in servers]
+    return find_files(others, options.format) if others or not servers else [], servers
 
 
 def _featurize(
@@ -137,10 +146,10 @@ def _featurize(
     Args:
         run: The run in progress.
         files: Files to read.
-        settings: What the graphs depend on.
+        settings: Settings of the run.
         base: Store to append to, if any.
-        limit: Number of records to read.
-        begin: Time of the monotonic clock when the run began.
+        limit: Number of records to read; None reads all.
+        begin: Time of the monotonic clock when the run began, seconds.
     """
     with run.staging.discarded_if_new():
         check_fields_exist(run.client, files, settings)
@@ -174,7 +183,7 @@ def _featurize(
 def _make_parts(
     run: StoreRun, files: Sequence[SourceFile], settings: FeaturizeSettings, limit: int | None
 ) -> tuple[Plan, list[PartManifest]]:
-    """Featurize the partitions that earlier runs have not featurized."""
+    """Featurize the partitions that earlier runs did not finish."""
     plan = Plan(
         files,
         run.staging.spool,
@@ -194,9 +203,16 @@ def _make_parts(
 
 
 def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]:
+    """Open the store to append to, as a list of one.
+
+    Raises:
+        StoreError: The store cannot be read, or has another cutoff.
+    """
     store = GraphStore(out)
     if cutoff is not None and cutoff != store.cutoff:
-        raise StoreError(f"{out}: its cutoff is {store.cutoff} angstrom; append without --cutoff, or with the same one")
+        raise StoreError(
+            f"{out}: its cutoff is {store.cutoff} angstrom; append without --cutoff, or with the same value"
+        )
     return [store]
 
 
@@ -214,7 +230,7 @@ def _download(source: str, staging: Staging, options: RunOptions) -> SourceFile:
 
 
 def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
-    """Columns of a table that a run reads."""
+    """Columns of a table that a run reads, besides those of the structure."""
     paths = [rule.path for rules in settings.mapping.labels.values() for rule in rules]
     paths += [key for rules in settings.mapping.labels.values() for rule in rules for key in rule.when]
     paths += settings.mapping.columns
@@ -224,6 +240,7 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
 
 
 def _label_not_found(mapping: LabelMapping, manifests: Sequence[PartManifest]) -> LabelError | None:
+    """The error for a required label that no structure has; None if all were found."""
     found = {name for manifest in manifests for name in manifest.notes["labels"]}
     for name, rules in mapping.labels.items():
         if name not in found and not all(rule.optional for rule in rules):
@@ -268,6 +285,7 @@ def _root_attrs(
 
 
 def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> SourceError | None:
+    """The error for a run that could store no structure, with the first reason; None if some were stored."""
     if any(manifest.counts[STRUCTURE] for manifest in manifests):
         return None
     for table in failures(staging, manifests):

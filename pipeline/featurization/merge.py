@@ -1,4 +1,4 @@
-"""Merging graph stores into one."""
+"""Merging several graph stores into one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..errors import StoreError
 from ..runs.options import RunOptions
@@ -32,38 +33,23 @@ def merge(
     Args:
         stores: Finished graph stores with the same cutoff.
         out: Path or URL of the store to write.
-        dedup: What counts as the same structure; the first of several is kept.
+        dedup: Which structures count as duplicates; the first of them is kept.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
         progress: Show progress on standard error.
 
+    Returns:
+        Numbers of records read, stored, failed and duplicate.
+
     Raises:
-        StoreError: A store cannot be read or changes during the run, or the stores do not match.
+        StoreError: A store cannot be read or changes during the run, or the stores are incompatible.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
-    base = [GraphStore(store) for store in stores]
-    if not base:
-        raise StoreError("no stores given")
-    for store in base[1:]:
-        if store.cutoff != base[0].cutoff:
-            raise StoreError(
-                f"{store.path}: its cutoff is {store.cutoff} angstrom, that of {base[0].path} is {base[0].cutoff}; "
-                "featurize one of them again"
-            )
+    base = _open_compatible(stores)
     dedup = Dedup(dedup)
     hashes = [store.store_hash for store in base]
     identity = {"schema": GRAPH_SCHEMA, "merged": hashes, "dedup": dedup, "equiscreen": version("equiscreen")}
-    attrs = {
-        "schema": GRAPH_SCHEMA,
-        "cutoff": base[0].cutoff,
-        "cutoff_units": "angstrom",
-        "recipe": {"dedup": dedup, "limit": None},
-        "merged_from": [described(store) for store in base],
-        "inputs_sha256": inputs_digest([(str(store.path), len(store), store.store_hash) for store in base]),
-        "inputs": [[str(store.path), len(store), store.store_hash] for store in base[:LISTED_INPUTS]],
-        "software": {name: version(name) for name in SOFTWARE},
-    }
     options = RunOptions(scheduler=scheduler, overwrite=overwrite, progress=progress)
     writer = StoreWriter("merge", out, identity, options, inputs=[InputStore.of(store) for store in base])
     finished = writer.resume_publication()
@@ -84,5 +70,37 @@ def merge(
             bytes_on_disk=bytes_of(run.staging.store),
             in_store=counts["stored"],
         )
-        run.publish(digests, {**attrs, "counts": counts}, asdict(report))
+        run.publish(digests, {**_root_attrs(base, dedup), "counts": counts}, asdict(report))
     return report
+
+
+def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
+    """Open stores that can be merged.
+
+    Raises:
+        StoreError: No stores are given, one cannot be read, or their cutoffs differ.
+    """
+    stores = [GraphStore(path) for path in paths]
+    if not stores:
+        raise StoreError("no stores given")
+    for store in stores[1:]:
+        if store.cutoff != stores[0].cutoff:
+            raise StoreError(
+                f"{store.path}: its cutoff is {store.cutoff} angstrom, that of {stores[0].path} is {stores[0].cutoff}; "
+                "featurize one of them again"
+            )
+    return stores
+
+
+def _root_attrs(base: Sequence[GraphStore], dedup: Dedup) -> dict[str, Any]:
+    """Root attributes of the merged store, without the counts."""
+    return {
+        "schema": GRAPH_SCHEMA,
+        "cutoff": base[0].cutoff,
+        "cutoff_units": "angstrom",
+        "recipe": {"dedup": dedup, "limit": None},
+        "merged_from": [described(store) for store in base],
+        "inputs_sha256": inputs_digest([(str(store.path), len(store), store.store_hash) for store in base]),
+        "inputs": [[str(store.path), len(store), store.store_hash] for store in base[:LISTED_INPUTS]],
+        "software": {name: version(name) for name in SOFTWARE},
+    }

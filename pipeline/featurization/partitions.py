@@ -1,7 +1,7 @@
-"""The plan of a run: the records of all sources divided into partitions, while they are read once from front to end.
+"""The plan of a run: the records of all sources, divided into partitions in a single pass.
 
-How they are divided depends on the sources alone and never on the number of workers, so that a run that is taken up
-again divides them alike.
+The division depends on the sources alone and never on the number of workers, so that a resumed run divides them in the
+same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..atomic import atomic_path
 from ..errors import SourceError, UnreachableError
 from ..readers.archives import Reading, documents_of_file
 from ..readers.ase_db import read_rows, row_ids
@@ -27,7 +28,7 @@ from ..sources.files import BUFFER_BYTES, SourceFile
 from ..sources.formats import TEXTS, Format
 from .spool import read_spooled, write_documents, write_rows
 
-# A partition ends at whichever comes first: about a second of work.
+# A partition ends at whichever limit comes first: about a second of work.
 PARTITION_RECORDS = 4096
 PARTITION_BYTES = 8 << 20
 _SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
@@ -35,7 +36,11 @@ _SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar)(\.(gz|bz2|xz|zst))?$", re
 
 @dataclass(frozen=True, slots=True)
 class FileGroup:
-    """Small files, mostly of one structure each, that a worker opens itself."""
+    """Small files, mostly of one structure each, that a worker opens itself.
+
+    Attributes:
+        files: Files to read, in order.
+    """
 
     files: tuple[SourceFile, ...]
 
@@ -45,8 +50,8 @@ class SpooledRecords:
     """Documents or rows that the client has cut from streams.
 
     Attributes:
-        path: See `pieces`.
-        format: Of the rows.
+        path: Spool file, see `pipeline.featurization.spool`.
+        format: Format of the source, if the file holds rows of a table.
     """
 
     path: Path
@@ -58,10 +63,10 @@ class RowRange:
     """Rows of a database.
 
     Attributes:
-        path: Of the database on this machine.
-        file: The source that it is.
-        ids: Of the rows.
-        first: Place of the first one.
+        path: Path of the database, or of its local copy.
+        file: Source file of the database.
+        ids: Ids of the rows.
+        first: Index of the first of these rows in the source.
     """
 
     path: Path
@@ -72,12 +77,12 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A run of records that one task reads.
+    """Consecutive records that one task reads.
 
     Attributes:
-        number: Its place in the order of sources.
+        number: Number of the partition, in the order of the sources.
         content: Where the records are.
-        begin, end: The items of it to read: documents, rows, or, of several files, the files.
+        begin, end: Range of items of `content` to read: documents, rows, or the files of a `FileGroup`.
     """
 
     number: int
@@ -86,14 +91,14 @@ class Partition:
     end: int
 
     def halves(self) -> tuple[Partition, ...]:
-        """The same items in two partitions; none if there is but one item."""
+        """The same items in two partitions; nothing if there is only one item."""
         middle = (self.begin + self.end) // 2
         if middle == self.begin:
             return ()
         return replace(self, end=middle), replace(self, begin=middle)
 
     def names(self) -> list[tuple[str, int]]:
-        """Source and place of each item, found without understanding what they say."""
+        """Source and index of every record, found without parsing the structures."""
         match self.content:
             case FileGroup(files):
                 return [name for file in files[self.begin : self.end] for name in _names_in(file)]
@@ -105,7 +110,7 @@ class Partition:
 
 
 def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
-    """Read all records of a partition; a record that cannot be read does not stop the others."""
+    """Yield all records of a partition. A record that cannot be read is yielded with a reason; the others follow."""
     begin, end = partition.begin, partition.end
     match partition.content:
         case FileGroup(files):
@@ -122,7 +127,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
 
 
 def _names_in(file: SourceFile) -> list[tuple[str, int]]:
-    """Source and place of every record of a small file."""
+    """Source and index of every record of a small file."""
     try:
         items = [(item.source, item.index) for item in documents_of_file(file, file.detected(), Reading())]
     except SourceError:
@@ -131,13 +136,14 @@ def _names_in(file: SourceFile) -> list[tuple[str, int]]:
 
 
 def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
+    """Yield the records of a small file; if it cannot be read, or is empty, a record with the reason."""
     index = 0
     try:
         for record in _records_of_file(file, options):
             yield record
             index += 1
     except UnreachableError:
-        raise  # it may be there the next time
+        raise  # a later run may reach it
     except SourceError as error:
         yield RawRecord(file.name, index, None, reason=str(error).removeprefix(f"{file.name}: "))
         index += 1
@@ -146,7 +152,7 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
 
 
 def _records_of_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
-    """Records of a whole file, which may be another thing than its name says."""
+    """Yield all records of a file, in whichever format it turns out to be."""
     form = file.detected()
     if form in (Format.PARQUET, Format.ASE_DB):
         with TemporaryDirectory() as folder:
@@ -158,15 +164,19 @@ def _records_of_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
 
 
 class Plan:
-    """Reads all sources and yields partitions.
+    """Partitions of all sources; iterating over the plan reads the sources and yields `Partition` objects.
 
     Args:
-        files: In the order in which the first of two equal structures wins.
-        folder: Where pieces are put.
-        limit: Stop after so many records.
-        columns: Columns of tables that are wanted beside those of the structure; None reads all.
-        is_done: Whether the partition of a number, with so many records, has been read by an earlier run, so that its
-            piece is not needed.
+        files: Files to read, in order: of two equal structures, the first one is stored.
+        folder: Folder of the spool files.
+        limit: Number of records after which to stop; None reads all.
+        columns: Columns of tables to read besides those of the structure; None reads all.
+        is_done: Called with the number of a partition and its count of records; returns whether an earlier run has
+            finished it, so that no spool file is needed.
+
+    Attributes:
+        aside: Skipped members of archives, whose names are not those of structure files.
+        n_records: Number of records in the partitions yielded so far.
     """
 
     def __init__(
@@ -181,13 +191,13 @@ class Plan:
         self.aside: list[str] = []
         self.n_records = 0
         self._number = 0
-        self._waiting: list[Document] = []
-        self._waiting_bytes = 0
+        self._queue: list[Document] = []
+        self._queued_bytes = 0
         self._bytes_total = sum(file.size for file in files)
         self._bytes_done = 0
 
     def expected(self) -> int:
-        """How many records there will be, as far as can be told by now."""
+        """Estimate of the total number of records, from the share of bytes read so far."""
         share = self._bytes_done / max(self._bytes_total, 1)
         found = round(self.n_records / share) if share > 0 else self.n_records
         return found if self.limit is None else min(found, self.limit)
@@ -201,23 +211,23 @@ class Plan:
                 yield self._group(small)
                 small, size = [], 0
             if is_single:
-                yield from self._flushed()
+                yield from self._flush()
                 small.append(file)
                 size += file.size
                 continue
             done = self._bytes_done
-            yield from self._cut(file)
+            yield from self._partition_file(file)
             self._bytes_done = done + file.size
-            if self._left() == 0:
+            if self._remaining() == 0:
                 break
         if small:
             yield self._group(small)
-        yield from self._flushed()
+        yield from self._flush()
 
     def _is_single(self, file: SourceFile) -> bool:
-        """Whether it is small and holds, by its name, a single structure, so that a worker may as well open it."""
+        """Whether a file is small and, by its name, holds a single structure, so that a worker can open it itself."""
         if self.limit is not None or not file.small:
-            return False  # only the client can count up to a limit
+            return False  # only the client can count records up to a limit
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
         return _SMALL_FORMATS.search(file.path) is not None
@@ -232,66 +242,66 @@ class Plan:
         self.n_records += count
         return partition
 
-    def _left(self) -> int | None:
-        return None if self.limit is None else self.limit - self.n_records - len(self._waiting)
+    def _remaining(self) -> int | None:
+        return None if self.limit is None else self.limit - self.n_records - len(self._queue)
 
-    def _cut(self, file: SourceFile) -> Iterator[Partition]:
+    def _partition_file(self, file: SourceFile) -> Iterator[Partition]:
         try:
             form = file.detected()
         except SourceError as error:
             if not file.small or isinstance(error, UnreachableError):
                 raise
-            self._wait(_unreadable(file, 0, error))
+            self._enqueue(_unreadable(file, 0, error))
             return
         if form in (Format.PARQUET, Format.ASE_DB):
-            yield from self._flushed()
-            yield from self._cut_table(file) if form is Format.PARQUET else self._cut_database(file)
+            yield from self._flush()
+            yield from self._partition_table(file) if form is Format.PARQUET else self._partition_database(file)
         else:
-            yield from self._cut_text(file, form)
-            if not file.small:  # the documents of many small files share a piece
-                yield from self._flushed()
+            yield from self._partition_text(file, form)
+            if not file.small:  # documents of many small files share a spool file
+                yield from self._flush()
 
-    def _cut_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
+    def _partition_text(self, file: SourceFile, form: Format) -> Iterator[Partition]:
         done = self._bytes_done
         reading = Reading(self.aside)
         index = 0
         try:
-            for item in islice(documents_of_file(file, form, reading), self._left()):
-                self._wait(item)
+            for item in islice(documents_of_file(file, form, reading), self._remaining()):
+                self._enqueue(item)
                 index += 1
-                if len(self._waiting) >= PARTITION_RECORDS or self._waiting_bytes >= PARTITION_BYTES:
+                if len(self._queue) >= PARTITION_RECORDS or self._queued_bytes >= PARTITION_BYTES:
                     self._bytes_done = done + min(file.size, reading.consumed())
-                    yield from self._flushed()
+                    yield from self._flush()
         except SourceError as error:
             if not file.small or isinstance(error, UnreachableError):
                 raise
-            self._wait(_unreadable(file, index, error))
+            self._enqueue(_unreadable(file, index, error))
             index += 1
         if index == 0 and file.small and form in TEXTS:
-            self._wait(Document(file.name, 0, form, b"", reason="no record in the file"))
+            self._enqueue(Document(file.name, 0, form, b"", reason="no record in the file"))
 
-    def _wait(self, item: Document) -> None:
-        self._waiting.append(item)
-        self._waiting_bytes += len(item.content)
+    def _enqueue(self, item: Document) -> None:
+        self._queue.append(item)
+        self._queued_bytes += len(item.content)
 
-    def _flushed(self) -> Iterator[Partition]:
-        """The documents that wait, as a partition."""
-        if self._waiting:
-            path, count = self._spool_path(), len(self._waiting)
+    def _flush(self) -> Iterator[Partition]:
+        """Yield the queued documents as a partition, if there are any."""
+        if self._queue:
+            path, count = self._spool_path(), len(self._queue)
             if not self.is_done(self._number, count):
-                write_documents(path, self._waiting)
-            self._waiting, self._waiting_bytes = [], 0
+                write_documents(path, self._queue)
+            self._queue, self._queued_bytes = [], 0
             yield self._partition(SpooledRecords(path), count)
 
-    def _cut_table(self, file: SourceFile) -> Iterator[Partition]:
+    def _partition_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
         with file.open_as_it_stands() as raw:
-            # Without these two a column of a row group is read as a whole.
+            # Without these two arguments, a column of a row group is read as a whole.
             table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False)
             first = 0
-            wanted = self._wanted(table.schema_arrow.names)
+            wanted = self._columns_to_read(table.schema_arrow.names)
             for batch in table.iter_batches(_rows_at_once(table.metadata), columns=wanted):
-                rows = pa.Table.from_batches([batch]).slice(0, self._left())
+                rows = pa.Table.from_batches([batch]).slice(0, self._remaining())
                 if rows.num_rows == 0:
                     return
                 path = self._spool_path()
@@ -301,33 +311,31 @@ class Plan:
                 self._bytes_done = done + round(file.size * first / max(table.metadata.num_rows, 1))
                 yield self._partition(SpooledRecords(path, Format.PARQUET), rows.num_rows)
 
-    def _wanted(self, names: list[str]) -> list[str]:
-        """The columns to read of a table: all, unless its structures stand in columns that are known."""
+    def _columns_to_read(self, names: list[str]) -> list[str]:
+        """Columns of a table to read: all, unless its structures are in known columns."""
         if self.columns is None or "cif" in map(str.lower, names) or not has_structure_columns(names):
             return names
         return [name for name in names if name in self.columns | STRUCTURE_COLUMNS]
 
-    def _cut_database(self, file: SourceFile) -> Iterator[Partition]:
+    def _partition_database(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
         path = self._local_copy(file)
         ids = row_ids(path, file.name)
         for first in range(0, len(ids), PARTITION_RECORDS):
-            some = tuple(ids[first : first + PARTITION_RECORDS][: self._left()])
+            some = tuple(ids[first : first + PARTITION_RECORDS][: self._remaining()])
             if not some:
                 return
             self._bytes_done = done + round(file.size * (first + len(some)) / len(ids))
             yield self._partition(RowRange(path, file, some, first), len(some))
 
     def _local_copy(self, file: SourceFile) -> Path:
-        """Databases are read from this machine's disk."""
+        """Path of a database on a local disk; a remote database is downloaded first."""
         if file.local:
             return Path(file.path)
         path = self.folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
         if not path.exists():
-            scratch = path.with_suffix(".part")
-            with file.readable():
+            with atomic_path(path) as scratch, file.readable():
                 file.fs.get_file(file.path, str(scratch))
-            scratch.rename(path)
         return path
 
     def _spool_path(self) -> Path:
@@ -335,22 +343,22 @@ class Plan:
 
 
 def _rows_at_once(table: pq.FileMetaData) -> int:
-    """Rows of a partition, by the mean size of those of the file."""
+    """Number of rows per partition, from the mean size of a row of the table."""
     size = sum(int(table.row_group(group).total_byte_size) for group in range(table.num_row_groups))
     return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * int(table.num_rows) // max(size, 1)))
 
 
 def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
-    """In the place of what cannot be read of a small file; a large one that breaks off ends the run."""
+    """A document with a reason, for a small file that cannot be read; an error in a large file ends the run."""
     reason = str(error).removeprefix(f"{file.name}: ")
     return Document(file.name, index, file.format or Format.JSON, b"", reason=reason)
 
 
 def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
-    """How many records the sources hold; files that workers open count as one.
+    """Number of records in the sources, up to a limit; a file that a worker would open itself counts as one.
 
     Raises:
-        SourceError: As for reading them.
+        SourceError: A source cannot be read.
     """
     with TemporaryDirectory() as folder:
         plan = Plan(files, Path(folder), limit, frozenset(), is_done=lambda number, count: True)  # noqa: ARG005

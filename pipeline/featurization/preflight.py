@@ -1,4 +1,4 @@
-"""Checks on the first records before any work is done."""
+"""Checks on the first records, before the run begins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from ..sources.files import SourceFile
 from .partitions import Plan, read_partition
 from .task import FeaturizeSettings
 
-# A mapped label that none of so many first records has is taken for a mistake.
+# A mapped label that none of this many first records has is taken for a mistake.
 PEEK_RECORDS = 50
 PEEK_SOURCES = 20
 
 
 def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: FeaturizeSettings) -> None:
-    """Fail on a label, column or name that is nowhere in the first records, before the long work begins."""
-    from distributed import KilledWorker  # noqa: PLC0415 - as in cluster.connect
+    """Check that the first records have every mapped label, column and id field.
+
+    Args:
+        client: Dask client.
+        files: Files to read.
+        settings: Settings of the run.
+
+    Raises:
+        LabelError: None of the first records has one of them.
+    """
+    from distributed import KilledWorker  # noqa: PLC0415 - see cluster.connect
 
     wanted = {
         f"label {name!r}": [rule.path for rule in rules]
@@ -34,21 +43,26 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
     if not wanted:
         return
     try:
-        # On a worker: what comes first may crash whoever reads it.
+        # On a worker: the first records may crash the process that reads them.
         source, absent, keys = client.submit(_fields_absent, files[:PEEK_SOURCES], settings.options, wanted).result()
     except KilledWorker:
         return
     for what, paths in absent.items():
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys there: {', '.join(keys)} (if later ones have it, say `optional: true` in a YAML mapping)"
+            f"keys there: {', '.join(keys)} (if later structures have it, set `optional: true` in a YAML mapping)"
         )
 
 
 def _fields_absent(
     files: Sequence[SourceFile], options: ReadOptions, wanted: Mapping[str, Sequence[str]]
 ) -> tuple[str, dict[str, list[str]], list[str]]:
-    """What of `wanted` none of the first records has, with an example of the keys that they have."""
+    """Find wanted fields that none of the first records has.
+
+    Returns:
+        Name of the first source, field paths of each item of `wanted` that is absent, and an example of the keys that
+        records have.
+    """
     records: list[RawRecord] = []
     with tempfile.TemporaryDirectory() as scratch:
         for file in files:

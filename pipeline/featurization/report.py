@@ -1,4 +1,4 @@
-"""What a finished featurization reports."""
+"""The report of a finished featurization."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ SOFTWARE = ("equiscreen", "numpy", "zarr", "gemmi", "ase", "moyopy")
 
 @dataclass(frozen=True, slots=True)
 class FeaturizeReport:
-    """The account of a run: read = stored + failed + duplicate.
+    """Counts of a run, with read = stored + failed + duplicate.
 
     Attributes:
-        path: The store, as it was named.
-        read, stored, failed, duplicate: Structures of this run.
-        reasons: Failures by reason.
+        path: Path or URL of the store, as given by the user.
+        read, stored, failed, duplicate: Numbers of structures in this run.
+        reasons: Number of failures by reason.
         seconds: Wall time of this run.
-        bytes_on_disk: Of the store.
-        in_store: Structures in the store: more than `stored` after appending.
-        aside: Members of archives that hold no structures by their names.
+        bytes_on_disk: Size of the store.
+        in_store: Number of structures in the store; more than `stored` after an append.
+        aside: Skipped members of archives, whose names are not those of structure files.
     """
 
     path: str
@@ -38,7 +38,7 @@ class FeaturizeReport:
         most = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
         reasons = "".join(f"; {count:,} {reason}" for reason, count in most)
         total = f" ({self.in_store:,} in the store)" if self.in_store != self.stored else ""
-        aside = f"; {len(self.aside):,} other files left aside ({', '.join(self.aside[:3])})" if self.aside else ""
+        aside = f"; {len(self.aside):,} other files skipped ({', '.join(self.aside[:3])})" if self.aside else ""
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
             f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "

@@ -1,4 +1,4 @@
-"""Pieces: what the client has cut from a stream for one task to read, as an Arrow file beside the parts."""
+"""Spool files: records that the client has cut from a stream for one task to read, as Arrow files beside the parts."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ _SOURCE, _FIRST = b"equiscreen.source", b"equiscreen.first"
 
 
 def write_documents(path: Path, items: Sequence[Document]) -> None:
-    """Write documents as a piece."""
+    """Write documents to a spool file."""
     columns = [pa.array([getattr(item, name) for item in items], kind) for name, kind in _column_types()]
     _write(path, pa.table(columns, schema=_DOCUMENTS))
 
 
 def write_rows(path: Path, rows: pa.Table, source: str, first: int) -> None:
-    """Write rows of a table as a piece.
+    """Write rows of a table to a spool file.
 
     Args:
-        path: Of the piece.
-        rows: As they stand in the source.
-        source: Name of the file.
-        first: Place of the first row in it.
+        path: Spool file to write.
+        rows: Rows, as they are in the source.
+        source: Name of the source file.
+        first: Index of the first row in the source.
     """
     _write(path, rows.replace_schema_metadata({_SOURCE: source.encode(), _FIRST: str(first).encode()}))
 
 
 def read_spooled(path: Path, begin: int, end: int) -> Iterator[Document | tuple[str, int, Mapping[str, Any]]]:
-    """Documents, or rows with their source and place, from `begin` up to `end`."""
+    """Yield documents, or rows with their source and index, from `begin` up to `end` (exclusive)."""
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all().slice(begin, end - begin)
     if table.schema.names == _DOCUMENTS.names:
@@ -64,7 +64,7 @@ def read_spooled(path: Path, begin: int, end: int) -> Iterator[Document | tuple[
 
 
 def _python_rows(table: pa.Table) -> Iterator[Mapping[str, Any] | str]:
-    """Rows; the reason for one that holds what Python cannot, such as text that is no UTF-8."""
+    """Yield rows; for a row that Python cannot represent, such as text that is not UTF-8, the reason instead."""
     try:
         yield from table.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):

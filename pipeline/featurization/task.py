@@ -1,4 +1,4 @@
-"""The body of a featurize task: the records of one partition become the arrays of one part."""
+"""Tasks of a featurization on a Dask worker: the records of one partition become the arrays of one part."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from ..structures.matching import composition_key, crystal_vector
 from ..structures.structure import HASH_BYTES, MAX_ATOMS, Structure
 from .partitions import Partition, read_partition
 
-# Fields that name a structure where no other is said.
+# Fields that are tried for the id of a structure, in order, if the user names none.
 ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id", "id", "data.mat_id", "unique_id")
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
-# What ASE's readers deliver is in ASE's units, so that its labels need no mapping.
+# ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
 _SUFFIXES = re.compile(
     r"(\.(m?cif|csv|tsv|xyz|extxyz|jsonl?|ndjson|vasp|poscar|parquet|db|aselmdb))?(\.(gz|bz2|xz|zst))?$"
@@ -49,16 +49,16 @@ _SUFFIXES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FeaturizeSettings:
-    """What every task is told.
+    """Settings of a featurization, the same for every task.
 
     Attributes:
-        cutoff: Angstrom.
-        mapping: Labels and columns, with ASE's defaults if some source is read by ASE.
+        cutoff: Cutoff of the neighbour graph, angstrom.
+        mapping: Labels and columns to read, including ASE's defaults, which apply to `ASE_FORMATS` only.
         options: How files are read.
-        id_field: Field that names a structure; None tries `ID_FIELDS`.
-        max_atoms: Larger structures are failures.
-        max_edges: Structures with more edges are failures.
-        dedup: What counts as the same structure.
+        id_field: Field with the id of a structure; None tries `ID_FIELDS`.
+        max_atoms: Structures with more atoms fail.
+        max_edges: Structures with more edges fail.
+        dedup: Which structures count as duplicates.
     """
 
     cutoff: float
@@ -76,9 +76,9 @@ class FeaturizeTask:
 
     Attributes:
         partition: Records to read.
-        settings: What the graphs depend on.
+        settings: Settings of the run.
         folder: Folder of the parts.
-        skip: Whether the only record, which killed the processes that read it, becomes a failure without being read.
+        skip: Whether the only record, which killed its workers, is recorded as a failure without being read.
     """
 
     partition: Partition
@@ -101,7 +101,7 @@ class FeaturizeTask:
 
 
 def featurize_partition(task: FeaturizeTask) -> PartManifest:
-    """Read one partition and write its part; the body of a Dask task."""
+    """Read one partition and write its part: the body of a Dask task."""
     rows = _Rows(task.settings)
     if task.skip:
         for source, index in task.partition.names():
@@ -124,7 +124,7 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
 
 @dataclass
 class _Rows:
-    """Collects what one partition yields, and lays it out as arrays."""
+    """The structures and failures of one partition, collected record by record and then laid out as arrays."""
 
     settings: FeaturizeSettings
     read: int = 0
@@ -141,6 +141,7 @@ class _Rows:
         self.mapping_elsewhere = self.settings.mapping.without_ase_defaults()
 
     def add(self, record: RawRecord) -> None:
+        """Add a record: a structure with its graph and labels, or a failure with its reason."""
         self.read += 1
         origin = (record.source, record.index, self._structure_id(record))
         if record.structure is None:
@@ -148,11 +149,11 @@ class _Rows:
             return
         mapping = self.settings.mapping if record.format in ASE_FORMATS else self.mapping_elsewhere
         try:
-            status, neighbors, labels = self._understood(record.structure, record.fields, mapping)
+            status, neighbors, labels = self._featurize(record.structure, record.fields, mapping)
         except (InvalidStructureError, LabelError) as error:
             self.failures.append((*origin, str(error)))
             return
-        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:  # one odd record ends no run
+        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:  # an odd record must not end the run
             self.failures.append((*origin, f"record not understood ({type(error).__name__}: {str(error)[:200]})"))
             return
         self.structures.append(record.structure)
@@ -163,14 +164,14 @@ class _Rows:
         self.origins.append(origin)
         self.columns.append(tuple(_as_text(record.fields, name) for name in self.settings.mapping.columns))
 
-    def _understood(
+    def _featurize(
         self, structure: Structure, fields: Mapping[str, Any], mapping: LabelMapping
     ) -> tuple[int, NeighborList, dict[str, NDArray[np.float64]]]:
-        """Status, neighbours and labels of a structure."""
+        """Status flags, neighbour list and labels of a structure."""
         neighbors = self._neighbors(structure)
         labels = mapping.extract(fields, len(structure)) if mapping.labels else {}
         if not structure.pbc.all():
-            labels.pop(STRESS, None)  # per volume, and there is none
+            labels.pop(STRESS, None)  # stress is per volume, which is undefined here
         return self._status(structure, neighbors, labels), neighbors, labels
 
     def _neighbors(self, structure: Structure) -> NeighborList:
@@ -199,7 +200,7 @@ class _Rows:
         return stem if alone else f"{stem}:{record.index}"
 
     def arrays(self) -> dict[str, Any]:
-        """All arrays of the part, by the names of the store's schema, with the failures beside them."""
+        """All arrays of the part by name: those of the store's schema, the failures, and what deduplication needs."""
         specs = {spec.name: spec for spec in graph_schema(self.settings.mapping)}
         n = len(self.structures)
         n_atoms = np.array([len(s) for s in self.structures], dtype=np.int32)
@@ -221,7 +222,7 @@ class _Rows:
             "source_index": np.array([origin[1] for origin in self.origins], dtype=np.int64),
             "structure_id": [origin[2] for origin in self.origins],
         }
-        for name in self.labels_found:  # of labels that none has here, no rows of NaN
+        for name in self.labels_found:  # a label that no structure here has needs no rows of NaN
             out[name] = _label_rows(specs[name], [labels.get(name) for labels in self.labels], n_atoms)
         for place, name in enumerate(self.settings.mapping.columns):
             out[name] = [values[place] for values in self.columns]
@@ -238,7 +239,7 @@ class _Rows:
 
 
 def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.uint64]:
-    """uint64[n, 2], equal where all labels are; zero where there is none."""
+    """Digests of the labels of structures: uint64[n, 2], equal if all labels are equal; zero without labels."""
     digests = np.zeros((len(labels), 2), dtype=np.uint64)
     for row, found in enumerate(labels):
         if found:
@@ -248,7 +249,7 @@ def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArra
 
 
 def id_digests(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """uint64[n], equal where two names are."""
+    """Digests of structure ids: uint64[n], equal if two ids are equal."""
     content = b"".join(hashlib.blake2b(name.encode("utf-8", errors="replace"), digest_size=8).digest() for name in ids)
     return np.frombuffer(content, dtype=np.uint64)
 
