@@ -1,1 +1,1 @@
-"""Scores of every structure of a graph store, on Dask workers."""
+"""Scoring: evaluate a model on every structure of a graph store, on Dask workers."""

@@ -1,4 +1,4 @@
-"""Dividing a graph store into parts, and what every run of a model over it records."""
+"""Division of a graph store into parts, and helpers that every run of a model over it shares."""
 
 from __future__ import annotations
 
@@ -37,20 +37,24 @@ def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> li
 def structures_within(graphs: GraphStore, limit: int | None) -> int:
     """Number of structures that a run processes.
 
+    Args:
+        graphs: The graph store.
+        limit: Process only the first `limit` structures; None processes all.
+
     Raises:
         ConfigError: The limit is below 1.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"a limit of {limit} structures; it must be at least 1")
+        raise ConfigError(f"limit of {limit} structures; it must be at least 1")
     return len(graphs) if limit is None else min(limit, len(graphs))
 
 
 def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[str, ...]:
-    """Input columns of a graph store that its scores carry along.
+    """Names of the input columns of a graph store that are copied to its scores.
 
     Args:
         graphs: The graph store.
-        arrays: Arrays of the scores, whose names are taken.
+        arrays: Arrays of the scores; a column with the name of one of them is not copied.
     """
     taken = {spec.name for spec in arrays}
     return tuple(
@@ -61,5 +65,5 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
 
 
 def listed(statuses: Mapping[str, int]) -> str:
-    """Statuses that occur, as text: "31 ok, 1 unknown element"."""
+    """Counts of the statuses that occur, as text such as "31 ok, 1 unknown element"."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in statuses.items() if count)

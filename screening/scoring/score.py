@@ -1,4 +1,4 @@
-"""Scores of a block of structures."""
+"""Scores of the structures of a graph block."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from ..dataset.scores import (
     score_arrays,
 )
 
-# A structure is evaluated in one piece, for which an edge takes 34 kB with 7net-0 and 3.4 kB with the preset `small`
-# (energy, forces and stress): so many take 3.4 GB.
+# A structure is evaluated as a whole. For energy, forces and stress, an edge takes 34 kB with 7net-0 and 3.4 kB
+# with the preset `small`: this many edges take up to 3.4 GB.
 MAX_SCORED_EDGES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreLimits:
-    """Which structures are not scored, and which scores are doubtful.
+    """Limits beyond which a structure is not scored, or its scores are doubtful.
 
     Attributes:
-        max_edges: Structures with more edges in the graph store are too large.
-        min_distance: Angstrom; where two atoms are closer, the model extrapolates. None looks at no distances.
+        max_edges: Structures with more edges than this in the graph store are too large, and not scored.
+        min_distance: Shortest interatomic distance, angstrom; structures with closer atoms are scored, with the status
+            ``extrapolating``. None skips this check.
     """
 
     max_edges: int = MAX_SCORED_EDGES
@@ -51,14 +52,17 @@ def score_block(
     limits: ScoreLimits | None = None,
     window: tuple[int, int] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Rows of the scores for a block; NaN where the status is neither ok nor extrapolating.
+    """Compute the rows of the scores dataset for a block of structures.
 
     Args:
-        block: Any structures.
-        potential: Evaluates those of its elements.
-        limits: On what is scored; None takes the defaults.
-        window: Rows from the first number up to the second alone, with the same bits as among all others; a row by
-            itself is evaluated by itself.
+        block: Structures to score.
+        potential: Potential that evaluates them; structures with elements that it does not support are not scored.
+        limits: Limits on what is scored; None uses the defaults.
+        window: Return only the rows from the first index up to the second (exclusive). They are equal, bit for bit, to
+            the same rows without a window, except for a window of one row, which is evaluated on its own.
+
+    Returns:
+        Arrays by name, one row per structure. Scores are NaN unless the status is ok or extrapolating.
     """
     limits = limits or ScoreLimits()
     begin, end = window or (0, len(block))
@@ -75,25 +79,25 @@ def score_block(
     checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
 
     def score(some: NDArray[np.int64], among: tuple[int, int] | None = None) -> NDArray[np.int64]:
-        """Fill in these rows; returns those that are not finite."""
+        """Evaluate some rows and fill in their scores; returns the rows whose scores are not finite."""
         bad = [some[:0]]
         for rows, found in evaluate_batches(block, some, potential, among):
             if found is None:
                 status[rows] = TOO_LARGE
                 continue
-            for name, values in _scored(block.n_atoms[rows], found, arrays).items():
+            for name, values in _arrays_from(block.n_atoms[rows], found, arrays).items():
                 arrays[name][rows] = values
             finite = [np.isfinite(values[rows]).reshape(len(rows), -1).all(axis=1) for values in checked]
             bad.append(rows[~np.all(finite, axis=0)])
         return np.concatenate(bad)
 
-    # Energies are a product of matrices, in which one NaN reaches all structures of a batch: each is tried alone.
-    again = [score(np.array([row])) for row in score(np.flatnonzero(status == OK), window).tolist()]
-    status[np.concatenate([np.zeros(0, dtype=np.int64), *again])] = NOT_FINITE
+    # The energies of a batch come from a matrix product, in which one NaN spreads to all structures: retry each alone.
+    still_bad = [score(np.array([row])) for row in score(np.flatnonzero(status == OK), window).tolist()]
+    status[np.concatenate([np.zeros(0, dtype=np.int64), *still_bad])] = NOT_FINITE
     for values in arrays.values():
         values[(status == NOT_FINITE) | (status == TOO_LARGE)] = np.nan
     if limits.min_distance is not None:
-        status[(status == OK) & (_shortest(block) < limits.min_distance)] = EXTRAPOLATING
+        status[(status == OK) & (_shortest_distance(block) < limits.min_distance)] = EXTRAPOLATING
     part = block if window is None else block.take(range(begin, end))
     return {
         **{name: values[begin:end] for name, values in arrays.items()},
@@ -105,15 +109,15 @@ def score_block(
 
 
 def _first_status(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> NDArray[np.uint8]:
-    """What is known before anything is evaluated."""
+    """Statuses that are known before the evaluation: uint8[n_structures]."""
     status = np.full(len(block), OK, dtype=np.uint8)
     status[block.n_edges > limits.max_edges] = TOO_LARGE
     status[block.atom_structure[~np.isin(block.atomic_number, potential.elements)]] = UNKNOWN_ELEMENT
     return status
 
 
-def _shortest(block: GraphBlock) -> NDArray[np.float64]:
-    """float64[n_structures], the shortest distance between two atoms, angstrom; inf where none is within the cutoff."""
+def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
+    """Shortest interatomic distance: float64[n_structures], angstrom; inf if no two atoms are within the cutoff."""
     out = np.full(len(block), np.inf)
     some = np.flatnonzero(block.n_edges)
     if len(some):
@@ -122,8 +126,14 @@ def _shortest(block: GraphBlock) -> NDArray[np.float64]:
     return out
 
 
-def _scored(n_atoms: NDArray[np.int32], found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-    """Some arrays of the scores, from an evaluation of structures of so many atoms."""
+def _arrays_from(n_atoms: NDArray[np.int32], found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """Arrays of the scores, from the evaluation of some structures.
+
+    Args:
+        n_atoms: int32[n_structures], atoms of each structure.
+        found: Evaluation of the structures.
+        names: Names of the arrays.
+    """
     values = found.arrays()
     out = {}
     for name in names:
@@ -137,6 +147,6 @@ def _scored(n_atoms: NDArray[np.int32], found: Evaluation, names: Iterable[str])
 
 
 def status_counts(status: NDArray[np.uint8]) -> dict[str, int]:
-    """How many structures have which status."""
+    """Number of structures with each status, by the name of the status."""
     counts = np.bincount(status, minlength=len(STATUS_MEANINGS))
     return {meaning: int(count) for meaning, count in zip(STATUS_MEANINGS, counts, strict=True)}

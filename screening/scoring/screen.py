@@ -36,8 +36,8 @@ from .score import MAX_SCORED_EDGES, ScoreLimits, score_block
 if TYPE_CHECKING:
     from .worker import CopyTask, ScreenTask
 
-# A part ends at whichever limit comes first; a killed worker loses at most one part. Parts of large screens are four
-# times as large, since each part costs some 30 ms on top of its evaluation.
+# A part ends at whichever limit comes first; a killed worker loses at most one part. In large screens, parts are up to
+# four times as large, since each part costs some 30 ms on top of its evaluation.
 PART_EDGES = 250_000
 PART_STRUCTURES = 4_096
 LARGER, LARGE_SCREEN = 4, 64
@@ -68,29 +68,29 @@ def screen(
 
     Args:
         store: Path or URL of the graph store.
-        model: ONNX file made by `export_onnx`, or several of one energy scheme, which give means, standard deviations
-            and the energies of each (`energy_members`).
+        model: ONNX file made by `export_onnx`; or several with the same energy scheme, which give the mean and standard
+            deviation of every output, and the energy of every model (`energy_members`).
         out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
-            ``extrapolating``.
+            ``extrapolating``. None skips this check.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
-        append: Keep the rows of `out`, and score only what the store has gained since (`featurize --append`) or what a
-            limit had excluded.
+        append: Keep the rows of `out`, and score only the structures that were appended to the store since then
+            (`featurize --append`), or that a limit had excluded.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error.
-        command: Command line of the user, for the attributes of the dataset.
+        command: Command line of the user, recorded in the attributes of the dataset.
 
     Returns:
         The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
 
     Raises:
         StoreError: The store cannot be read, none of its structures could be scored, or it changed during the run; or
-            the scores to append to are of other graphs, models or settings.
-        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models do not match.
+            the scores to append to come from other graphs, models or settings.
+        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The output exists, or another run is writing it.
     """
@@ -114,48 +114,48 @@ def screen_store(
 ) -> xr.Dataset:
     """Score every structure of an open graph store; arguments and errors as for `screen`."""
     begin = time.monotonic()
-    run = _Screen(graphs, models, limits, options, append=append)
+    plan = _ScreenPlan(graphs, models, limits, options, append=append)
     if append and options.overwrite:
         raise ConfigError("append extends the existing scores and overwrite replaces them; choose one")
     if options.scheduler in (None, IN_PROCESS):
         providers(options.device)  # workers elsewhere have other devices
     writer = StoreWriter(
-        "screen", out, run.identity, options, inputs=[InputStore.of(graphs)], files=run.models, extend=append
+        "screen", out, plan.identity, options, inputs=[InputStore.of(graphs)], files=plan.models, extend=append
     )
     if writer.resume_publication() is not None:
         return open_scores(out)
     if append:
-        run.extend(out)
-        if run.taken == run.size:
+        plan.extend(out)
+        if plan.taken == plan.size:
             return open_scores(out)
-    with writer.run(run.size) as store_run:
-        earlier = sum(manifest.counts["read"] for manifest in store_run.resumed if run.is_scored(manifest))
-        manifests = run.make_parts(store_run)
+    with writer.run(plan.size) as run:
+        earlier = sum(manifest.counts["read"] for manifest in run.resumed if plan.is_scored(manifest))
+        manifests = plan.make_parts(run)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] == 0:
-            store_run.staging.discard()
-            raise StoreError(f"{graphs.path}: none of {run.size} structures could be scored: {listed(statuses)}")
-        digests = store_run.concatenate(run.specs, manifests)
-        timing = run.timing(manifests, run.size - run.taken - earlier, time.monotonic() - begin)
+            run.staging.discard()
+            raise StoreError(f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}")
+        digests = run.concatenate(plan.specs, manifests)
+        timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}
-        store_run.publish(digests, {**run.attrs(), **recorded, "status_counts": statuses, "timing": timing})
+        run.publish(digests, {**plan.attrs(), **recorded, "status_counts": statuses, "timing": timing})
     return open_scores(out)
 
 
-class _Screen:
-    """What one screen reads, and how it divides its work into parts.
+class _ScreenPlan:
+    """The plan of one screen: its inputs, its settings, and the division of its work into parts.
 
     Args:
         graphs: The graph store.
         models: Model files.
         limits: Limits on what is scored.
         options: How the run is carried out.
-        append: Whether the rows of the existing output are kept.
+        append: Whether the run appends to an existing dataset.
 
     Raises:
         ConfigError: The limit is below 1.
-        ModelFileError: A model cannot be used.
+        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
     """
 
     def __init__(
@@ -192,11 +192,11 @@ class _Screen:
 
     @property
     def taken(self) -> int:
-        """Number of rows kept from the existing output."""
+        """Number of rows that are kept from the existing dataset."""
         return 0 if self.base is None else self.base.sizes[STRUCTURE]
 
     def _divide(self) -> None:
-        """Divide the rows that are kept, and those that are scored, into parts."""
+        """Divide the rows to copy, and the structures to score, into parts."""
         old = [(start, min(start + PART_STRUCTURES, self.taken)) for start in range(0, self.taken, PART_STRUCTURES)]
         new = cut_screen(self.graphs.n_edges[self.taken : self.size])
         self.spans = [*old, *((self.taken + start, self.taken + stop) for start, stop in new)]
@@ -207,8 +207,8 @@ class _Screen:
         """Keep the rows of an existing dataset.
 
         Raises:
-            StoreError: It is missing, or does not hold the first structures of this store, scored by these models with
-                these settings.
+            StoreError: The dataset is missing, or does not hold the first structures of this store, scored by these
+                models with these settings.
         """
         base = open_scores(out)
         wrong = []
@@ -236,11 +236,11 @@ class _Screen:
         return {spec.name for spec in self.specs}
 
     def is_scored(self, manifest: PartManifest) -> bool:
-        """Whether the rows of a part are scored, and not kept from an existing dataset."""
+        """Whether the rows of a part are scored, rather than copied from an existing dataset."""
         return self.spans[manifest.number][0] >= self.taken
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
-        """Copy the rows that are kept and score the others, as far as an earlier run has not."""
+        """Copy the rows that are kept and score the others, except for parts that earlier runs finished."""
         from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import screen_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
@@ -254,6 +254,7 @@ class _Screen:
         return run.make_parts(screen_part, self._tasks(run), policy)
 
     def _tasks(self, run: StoreRun) -> Iterator[CopyTask | ScreenTask]:
+        """Yield the tasks of the parts that are missing."""
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
         models = tuple(member.sha256 for member in self.ensemble.members)
@@ -280,7 +281,7 @@ class _Screen:
                 )
 
     def attrs(self) -> dict[str, Any]:
-        """Root attributes: which data and models the scores come from."""
+        """Root attributes of the dataset: the data, models and settings that the scores come from."""
         graphs = {"path": str(self.graphs.path), "store_hash": self.graphs.store_hash}
         out = {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
@@ -298,9 +299,9 @@ class _Screen:
         """Cost of the screen.
 
         Args:
-            manifests: All parts, those of earlier runs included.
-            scored: Number of structures that this run has scored.
-            seconds: Duration of this run.
+            manifests: Manifests of all parts, those of earlier runs included.
+            scored: Number of structures that this run scored.
+            seconds: Wall time of this run, seconds.
         """
         worked, evaluating = (sum(manifest.notes[name] for manifest in manifests) for name in ("seconds", "evaluating"))
         before = 0.0 if self.base is None else float(self.base.attrs["timing"].get("core_hours", 0.0))
@@ -328,7 +329,7 @@ def cut_screen(n_edges: NDArray[np.int32]) -> list[tuple[int, int]]:
 
 
 def _hashes(attrs: Mapping[str, Any], own: str) -> set[str]:
-    """Hashes of a graph store as it is, and as it was before each append."""
+    """Hashes of a graph store: its current one, and those before each append."""
     found = {own}
     for earlier in attrs.get("appended_to", ()):
         found |= _hashes(earlier, str(earlier["store_hash"]))
@@ -336,10 +337,10 @@ def _hashes(attrs: Mapping[str, Any], own: str) -> set[str]:
 
 
 def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
-    """Load the models.
+    """Load the models as an ensemble.
 
     Raises:
-        ModelFileError: A model cannot be used, or its cutoff exceeds that of the graphs.
+        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
     """
     ensemble = Ensemble.load(models, threads=1)
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
@@ -348,7 +349,7 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command line of the user without its output, so that equal runs leave equal attributes.
+    """The command line of the user without the `--out` option, so that equal runs record equal attributes.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -362,7 +363,12 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def summary(scores: xr.Dataset, path: str | Path) -> str:
-    """One line on a finished screen."""
+    """Summary of a finished screen, as one line of text.
+
+    Args:
+        scores: Scores dataset.
+        path: Path or URL of the dataset.
+    """
     timing = scores.attrs["timing"]
     return (
         f"{path}: {scores.sizes[STRUCTURE]:,} structures ({listed(scores.attrs['status_counts'])}); "
@@ -372,16 +378,19 @@ def summary(scores: xr.Dataset, path: str | Path) -> str:
 
 
 def estimate(store: str | Path, model: Models, limit: int | None = None, *, sample_of: int | None = None) -> str:
-    """Score the first structures in this process and scale up to the store, by edges.
+    """Estimate the cost of a screen: score the first structures in this process and scale up by edges.
 
     Args:
-        store: As for `screen`, like the model and the limit.
+        store: Path or URL of the graph store.
         model: ONNX file, or several.
-        limit: Score only the first structures.
-        sample_of: The store is a sample of so many structures, to which to scale up.
+        limit: Scale up to the first `limit` structures only.
+        sample_of: Number of structures to scale up to, if the store is a sample of this many.
+
+    Returns:
+        One line of text.
 
     Raises:
-        StoreError: As for `screen`.
+        StoreError: The store cannot be read.
         ModelFileError: As for `screen`.
     """
     graphs = GraphStore(store)
@@ -397,6 +406,6 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
     row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in arrays if spec.dtype != TEXT)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
-        f"{total:,} structures: about {seconds:,.0f} s of work for one core, at most {total * row / 1e6:,.1f} MB on "
-        f"disk besides names, {memory / 1e6:,.0f} MB of memory per worker"
+        f"{total:,} structures: about {seconds:,.0f} s on one core, at most {total * row / 1e6:,.1f} MB on "
+        f"disk besides text columns, {memory / 1e6:,.0f} MB of memory per worker"
     )

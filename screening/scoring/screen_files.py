@@ -1,4 +1,4 @@
-"""Screening structure files: they become a graph store beside the scores, which is then screened."""
+"""Screening of structure files: featurize them into a graph store beside the scores, then screen the store."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Sources = Sequence[str | Path] | str | Path
 
 @dataclass(frozen=True, slots=True)
 class PreparedGraphs:
-    """What there is to screen.
+    """A graph store that is ready to be screened.
 
     Attributes:
-        path: The graph store.
-        summary: One line on how files became it; empty for a store that was given.
+        path: Path or URL of the graph store.
+        summary: Counts of the featurization, as one line of text; empty if the user gave a graph store.
     """
 
     path: str
@@ -66,38 +66,38 @@ def screen_files(
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Score the structures of files.
+    """Score the structures in files.
 
-    Their graphs, with the model's cutoff, go into a store beside the scores (see `graphs_path`) that stays there, with
-    what could not be read in its failures table. A run that was killed is taken up where it was, in either half, by
-    calling it again with the same arguments.
+    The files are featurized with the model's cutoff into a graph store beside the scores (see
+    `screening.dataset.paths.graphs_path`), which is kept. Its failures table lists the structures that could not be
+    read. A run that was killed resumes, in either step, when it is called again with the same arguments.
 
     Example:
         >>> scores = screen_files("candidates/*.cif", "model.onnx", "scores.zarr")  # doctest: +SKIP
         >>> GraphStore("scores.graphs.zarr").table("failures.parquet").to_pandas()  # doctest: +SKIP
 
     Args:
-        sources: As for `pipeline.featurize`; or one graph store, which is screened as it stands.
-        model: ONNX file made by `export_onnx`, or several, see `screening.screen`.
+        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is screened directly.
+        model: ONNX file made by `export_onnx`, or several, see `equiscreen.screening.screen`.
         out: Scores dataset to write.
-        slots: Neighbour slots evaluated at once.
-        max_edges: Structures with more edges are too large.
-        min_distance: Angstrom, see `screening.screen`.
-        device: What workers compute with, see `devices.providers`.
-        scheduler: See `pipeline.cluster.connect`.
-        limit: Read only so many records.
-        overwrite: Replace existing scores, and a graph store beside them that is damaged or of other graphs.
+        slots: Neighbour slots per batch.
+        max_edges: Structures with more edges than this are too large.
+        min_distance: Shortest interatomic distance, angstrom, see `equiscreen.screening.screen`.
+        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        limit: Read only the first `limit` records.
+        overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
         progress: Show progress on standard error.
 
     Returns:
-        The scores, opened; `scores.score_arrays` lists their variables.
+        The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
 
     Raises:
-        ConfigError: Several graph stores, or one among files.
-        SourceError: No such file, or none of the structures could be stored.
-        StoreError: Nothing could be scored.
-        ModelFileError: The model cannot be used.
-        OutputExistsError: The scores exist, or a graph store of other sources or another cutoff stands beside them.
+        ConfigError: The sources are several graph stores, or a graph store among files.
+        SourceError: A file does not exist, or none of the structures could be stored.
+        StoreError: None of the structures could be scored.
+        ModelFileError: A model cannot be used.
+        OutputExistsError: The scores exist, or the graph store beside them has other sources or another cutoff.
     """
     graphs = prepare_graphs(
         sources, model, out, scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress
@@ -128,72 +128,82 @@ def prepare_graphs(
     overwrite: bool = False,
     progress: bool = False,
 ) -> PreparedGraphs:
-    """The first half of `screen_files`: a graph store of the sources, which may be one already.
+    """Featurize the sources into a graph store beside the scores: the first step of `screen_files`.
 
-    A finished store that is equal to what would be made is taken as it is.
+    An existing store is reused if it equals the one that this would write. If the source is a graph store, there is
+    nothing to do.
 
     Args:
-        sources: As for `screen_files`, like all others.
-        model: ONNX file, or several, the widest of whose cutoffs counts.
-        out: Where the scores will be.
-        scheduler: See `pipeline.cluster.connect`.
-        limit: Read only so many records.
-        append: Whether scores are appended to, which is for stores alone.
-        overwrite: Replace a store that is damaged or of other graphs.
+        sources: Sources, as for `screen_files`.
+        model: ONNX file, or several; the largest cutoff is used.
+        out: Scores dataset that will be written.
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        limit: Read only the first `limit` records.
+        append: Whether the screen will append to existing scores, for which the source must be a graph store.
+        overwrite: Replace a graph store that is damaged or holds other graphs.
         progress: Show progress on standard error.
 
     Raises:
-        ConfigError: As for `screen_files`.
+        ConfigError: As for `screen_files`; or the screen appends and the source is not a graph store.
         SourceError: As for `screen_files`.
         ModelFileError: As for `screen_files`.
         OutputExistsError: As for `screen_files`.
     """
-    named = _named(sources)
-    given = _given_store(named)
-    if given is not None:
-        return PreparedGraphs(given, "")
+    named = _source_names(sources)
+    store = _graph_store(named)
+    if store is not None:
+        return PreparedGraphs(store, "")
     if append:
         raise ConfigError(
-            "append is for a graph store: `equiscreen featurize --append` the files to it, then screen it"
+            "append requires a graph store; add the files to one with `equiscreen featurize --append`, then screen it"
         )
     cutoff = Ensemble.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
-    # Before the work, not after it; a run that was killed as it gave the scores their name is for `screen` to finish.
+    # Check this before the work. If a run was killed while it published the scores, `screen` finishes it.
     if not overwrite and scores.exists() and not scores.working_folder.exists():
-        raise OutputExistsError(f"{scores}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{scores}: exists; choose another --out, or use --overwrite")
     run = partial(featurize, named, path, cutoff=cutoff, scheduler=scheduler, limit=limit, progress=progress)
     place = Target.of(path)
     if place.exists():
-        wrong = _wrong_with(path, named, cutoff, limit, verify=overwrite)
-        if not wrong:
+        differences = _differences(path, named, cutoff, limit, verify=overwrite)
+        if not differences:
             if place.working_folder.exists():
-                with suppress(OutputExistsError):
-                    run()  # one that was killed while it cleaned up does so now; any other finds its output there
-            return PreparedGraphs(path, _account(GraphStore(path)))
+                with suppress(OutputExistsError):  # raised unless an earlier run was killed while it cleaned up
+                    run()
+            return PreparedGraphs(path, _reused_summary(GraphStore(path)))
         if not overwrite:
             raise OutputExistsError(
-                f"{path}: holds other graphs ({'; '.join(wrong)}); choose another --out, or say --overwrite"
+                f"{path}: holds other graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=overwrite)
-    return PreparedGraphs(path, f"{report}{_where_failures_are(report.failed)}")
+    return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
 
 
 def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None = None) -> str:
-    """What both halves of `screen_files` would take, from a sample: a line each.
+    """Estimate the cost of both steps of `screen_files` from a sample.
+
+    Args:
+        sources: Sources, as for `screen_files`.
+        model: ONNX file, or several.
+        out: Scores dataset that would be written.
+        limit: Read only the first `limit` records.
+
+    Returns:
+        One line of text per step.
 
     Raises:
         ConfigError: As for `screen_files`.
         SourceError: As for `screen_files`.
         ModelFileError: As for `screen_files`.
     """
-    named = _named(sources)
-    given = _given_store(named)
-    if given is not None:
-        return estimate_screen(given, model, limit)
+    named = _source_names(sources)
+    store = _graph_store(named)
+    if store is not None:
+        return estimate_screen(store, model, limit)
     cutoff = Ensemble.load(model, threads=1).cutoff
     path = graphs_path(out)
-    if Target.of(path).exists() and not _wrong_with(path, named, cutoff, limit):
-        return f"{_account(GraphStore(path))}\n{estimate_screen(path, model, limit)}"
+    if Target.of(path).exists() and not _differences(path, named, cutoff, limit):
+        return f"{_reused_summary(GraphStore(path))}\n{estimate_screen(path, model, limit)}"
     whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
     with TemporaryDirectory() as scratch:
         sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
@@ -202,29 +212,31 @@ def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None
         return f"{whole}\n{estimate_screen(sample, model, sample_of=expected)}"
 
 
-def _named(sources: Sources) -> list[str]:
+def _source_names(sources: Sources) -> list[str]:
     return [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
 
 
-def _given_store(named: Sequence[str]) -> str | None:
-    """The graph store, if it is one that is to be screened.
+def _graph_store(named: Sequence[str]) -> str | None:
+    """The graph store to screen, if the source is one; None for files.
 
     Raises:
-        ConfigError: Several, or one among files.
+        ConfigError: The sources are several graph stores, or a graph store among files.
     """
     stores = [source for source in named if _is_store(source)]
     if stores and len(named) > 1:
         if len(stores) == len(named):
-            raise ConfigError(f"{len(stores)} stores; screen each by itself, or join them with `equiscreen merge`")
+            raise ConfigError(
+                f"{len(stores)} graph stores; screen each on its own, or combine them with `equiscreen merge`"
+            )
         raise ConfigError(
-            f"{stores[0]}: a store among files; screen it by itself, or `equiscreen featurize` the files and "
-            "`equiscreen merge` the two"
+            f"{stores[0]}: a graph store among files; screen it on its own, or run `equiscreen featurize` on the files "
+            "and combine the two stores with `equiscreen merge`"
         )
     return stores[0] if stores else None
 
 
 def _is_store(source: str) -> bool:
-    """Whether a store is meant, be it missing or unfinished."""
+    """Whether a source is a graph store, which may be missing or unfinished."""
     if source.startswith(OPTIMADE_PREFIX):
         return False
     if source.split("::", maxsplit=1)[0].rstrip("/").endswith(".zarr"):
@@ -237,43 +249,46 @@ def _is_store(source: str) -> bool:
     try:
         fs, path = url_to_fs(source)
         return bool(fs.exists(f"{path}/{ROOT_FILE}"))
-    except Exception:  # noqa: BLE001 - each file system has errors of its own; reading the source tells them
+    except Exception:  # noqa: BLE001 - file systems have errors of their own; reading the source reports them
         return False
 
 
-def _wrong_with(
+def _differences(
     path: str, named: Sequence[str], cutoff: float, limit: int | None, *, verify: bool = False
 ) -> list[str]:
-    """In what a store is not the one that featurizing these sources would make; empty if it is.
+    """How a graph store differs from the one that featurizing the sources would write.
 
     Args:
-        path: Of the store.
-        named: The sources.
-        cutoff: Of the model, angstrom.
-        limit: On records.
-        verify: Compute its checksums too.
+        path: Path or URL of the graph store.
+        named: Sources, as given by the user.
+        cutoff: Cutoff of the model, angstrom.
+        limit: Number of records to read; None reads all.
+        verify: Also verify the checksums of the store.
+
+    Returns:
+        Each difference, as text; nothing if there is none.
     """
     try:
         store = GraphStore(path)
     except StoreError as error:
         return [str(error).removeprefix(f"{path}: ")]
     recipe = dict(store.attrs.get("recipe", {}))
-    wrong = []
+    differences = []
     if store.cutoff != cutoff:
-        wrong.append(f"a cutoff of {store.cutoff} angstrom, the model's is {cutoff}")
+        differences.append(f"its cutoff is {store.cutoff} angstrom, that of the model is {cutoff}")
     if store.attrs.get("inputs_sha256") != inputs_digest(_inputs_now(named, store)):
-        wrong.append("other sources, or they have changed")
+        differences.append("other sources, or they have changed")
     if recipe.pop("limit", None) != limit:
-        wrong.append("another limit")
+        differences.append("another limit")
     if recipe != _recipe_of(store) or {"appended_to", "merged_from"} & set(store.attrs):
-        wrong.append("other settings")
+        differences.append("other settings")
     if store.attrs.get("software", {}).get("equiscreen") != version("equiscreen"):
-        wrong.append("another version of equiscreen")
-    return wrong or (["damaged"] if verify and store.verify() else [])
+        differences.append("another version of equiscreen")
+    return differences or (["damaged"] if verify and store.verify() else [])
 
 
 def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
-    """Name, bytes and version of every source; of a server, which may answer otherwise today, as the store has it."""
+    """Name, size and version of every source; for a server, whose answer may change, as recorded in the store."""
     live = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
     kept = [name for name in named if name not in live]
     known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}
@@ -281,14 +296,14 @@ def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int,
 
 
 def _recipe_of(store: GraphStore) -> dict[str, object]:
-    """What the root of a store says of its settings if nothing but cutoff and limit was said.
+    """The recipe of a store that was featurized with default settings, apart from cutoff and limit.
 
-    Of the labels that ASE delivers it names those that were there.
+    Of the labels that ASE provides, a recipe names those that the data have.
     """
-    there = {name for names in store.label_names for name in names}
+    found = {name for names in store.label_names for name in names}
     return {
         "min_distance": MIN_DISTANCE,
-        "labels": LabelMapping().with_ase_defaults().only(there).model_dump(mode="json"),
+        "labels": LabelMapping().with_ase_defaults().only(found).model_dump(mode="json"),
         "options": asdict(ReadOptions()),
         "id_field": None,
         "max_atoms": MAX_ATOMS,
@@ -297,14 +312,15 @@ def _recipe_of(store: GraphStore) -> dict[str, object]:
     }
 
 
-def _account(store: GraphStore) -> str:
-    """One line on a store that is there already."""
+def _reused_summary(store: GraphStore) -> str:
+    """Counts of an existing store that is reused, as one line of text."""
     counts = store.attrs["counts"]
     return (
-        f"{store.path}: taken as it is: read {counts['read']:,} = stored {counts['stored']:,} + failed "
-        f"{counts['failed']:,} + duplicate {counts['duplicate']:,}{_where_failures_are(counts['failed'])}"
+        f"{store.path}: reused the existing store: read {counts['read']:,} = stored {counts['stored']:,} + failed "
+        f"{counts['failed']:,} + duplicate {counts['duplicate']:,}{_failures_note(counts['failed'])}"
     )
 
 
-def _where_failures_are(failed: int) -> str:
-    return f"; {FAILURES_FILE} in it names what failed" if failed else ""
+def _failures_note(failed: int) -> str:
+    """Where to find the structures that failed; empty if none did."""
+    return f"; see {FAILURES_FILE} in the store for the failures" if failed else ""

@@ -31,11 +31,11 @@ class ScreenTask:
     Attributes:
         number: Number of the part.
         start, stop: Structures of the graph store that belong to the part.
-        begin, end: Structures to score, counted from `start`: a part whose worker died is divided.
+        begin, end: Structures to score, counted from `start`; a part whose worker died is divided.
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
-        columns: Input columns to carry along.
-        models: sha256 of the model files, which name the worker plugins that hold the sessions.
+        columns: Input columns to copy from the graph store.
+        models: sha256 of each model file, which identifies the worker plugin that holds its session.
         limits: Limits on what is scored.
         folder: Folder of the parts.
         skip: Whether the structure, which killed its worker, is recorded without being evaluated.
@@ -73,7 +73,7 @@ class ScreenTask:
 
 @dataclass(frozen=True, slots=True)
 class CopyTask:
-    """Copy of some rows of the scores that are appended to.
+    """Copy of some rows of the existing scores, in a run that appends to them.
 
     Attributes:
         number: Number of the part.
@@ -105,16 +105,20 @@ class CopyTask:
         """Refuse to skip rows.
 
         Raises:
-            EquiscreenError: Always: workers die while they copy rows, none of which can be skipped.
+            EquiscreenError: Always; workers died while they copied rows, and no row may be lost.
         """
-        raise EquiscreenError(f"{self.scores}: workers die while they read it, perhaps for lack of memory")
+        raise EquiscreenError(f"{self.scores}: the workers that read it died; they may be short of memory")
 
 
 class TimedPotential:
-    """A potential that adds up the seconds it spends on evaluations.
+    """A potential that adds up the time spent on evaluations.
 
     Args:
         potential: Potential to evaluate.
+
+    Attributes:
+        slots: Neighbour slots per batch.
+        seconds: Time spent on evaluations so far, seconds.
     """
 
     def __init__(self, potential: Ensemble) -> None:
@@ -124,7 +128,7 @@ class TimedPotential:
 
     @property
     def cutoff(self) -> float:
-        """Cutoff, angstrom."""
+        """Cutoff of the potential, angstrom."""
         return self._potential.cutoff
 
     @property
@@ -138,7 +142,7 @@ class TimedPotential:
         return self._potential.outputs
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """All outputs for all structures of a block."""
+        """Evaluate all outputs for all structures of a block."""
         begin = time.perf_counter()
         try:
             return self._potential.evaluate(block)
@@ -147,11 +151,11 @@ class TimedPotential:
 
 
 def screen_part(task: ScreenTask | CopyTask) -> PartManifest:
-    """Make one part: the body of a Dask task, on a worker with a `ModelPlugin` for each model."""
-    return _copied(task) if isinstance(task, CopyTask) else _scored(task)
+    """Score or copy the structures of one part: the body of a Dask task, on a worker with a `ModelPlugin` per model."""
+    return _copy(task) if isinstance(task, CopyTask) else _score(task)
 
 
-def _scored(task: ScreenTask) -> PartManifest:
+def _score(task: ScreenTask) -> PartManifest:
     began = time.perf_counter()
     plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
     potential = TimedPotential(Ensemble([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
@@ -159,7 +163,7 @@ def _scored(task: ScreenTask) -> PartManifest:
     first, last = task.start + task.begin, task.start + task.end
     arrays: dict[str, PartArray]
     if task.skip:
-        arrays = _skipped(graphs.block(first, last, labels=False), potential, task.limits)
+        arrays = _skipped_rows(graphs.block(first, last, labels=False), potential, task.limits)
     else:
         window = None if (first, last) == (task.start, task.stop) else (task.begin, task.end)
         arrays = dict(score_block(graphs.block(task.start, task.stop, labels=False), potential, task.limits, window))
@@ -174,8 +178,8 @@ def _scored(task: ScreenTask) -> PartManifest:
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 
-def _skipped(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
-    """Rows of structures that kill their worker, with the status of structures that are too large."""
+def _skipped_rows(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
+    """Rows of structures that killed their worker; their status is that of structures that are too large."""
     return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # every structure has more edges
 
 
@@ -185,7 +189,7 @@ def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) 
     return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
 
 
-def _copied(task: CopyTask) -> PartManifest:
+def _copy(task: CopyTask) -> PartManifest:
     root = _opened_scores(str(task.scores), task.scores_hash)
     arrays: dict[str, PartArray] = {}
     for name in task.names:
