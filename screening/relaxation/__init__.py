@@ -1,1 +1,1 @@
-"""Batched relaxation of structures."""
+"""Relaxation of structures to their energy minima, many at once."""

@@ -1,9 +1,9 @@
-"""Relaxation of many structures at once, atoms and cell together, with one potential in one process.
+"""Batched relaxation: many structures at once, atoms and cell together, with one potential in one process.
 
-A structure is described relative to where it stands: by displacements of its atoms and by a symmetric strain that
-carries atoms and cell along. Its gradient is minus the forces and the virial. The strain is multiplied by a length, so
-that all coordinates are lengths and about equally stiff: a crystal resists a strain with some 15 eV for each atom, and
-a displacement of one atom with some 10 eV/angstrom^2.
+The coordinates of a structure are relative to its current geometry: the displacements of its atoms, and a symmetric
+strain that deforms the cell with its atoms. The gradient consists of minus the forces, and the virial. The strain is
+multiplied by a length, so that all coordinates are lengths with about the same stiffness: a crystal resists a strain
+with some 15 eV/atom, and the displacement of one atom with some 10 eV/angstrom^2.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ...pipeline.structures.structure import Structure
 from .optimizers import Descent, Fire, Lbfgs, Optimizer
 from .symmetry import SymmetricSteps
 
-GPA = 0.006241509074460763  # eV/angstrom^3 (CODATA 2018, as in ase.units)
+GPA = 0.006241509074460763  # one GPa in eV/angstrom^3 (CODATA 2018, as in ase.units)
 RELAX_STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large")
 OK, UNKNOWN_ELEMENT, NOT_FINITE, NOT_CONVERGED, EXPLODED, TOO_LARGE = range(len(RELAX_STATUSES))
-# Relative volumes beyond which a crystal is no longer the one that was given.
+# Limits of the volume relative to the initial one; beyond them, the result is no longer the same crystal.
 LEAST_VOLUME, LARGEST_VOLUME = 0.25, 4.0
 EDGES_IN_FLIGHT = 32_768
 LONGEST_STEP = 0.2  # angstrom
-LONGEST_STRAIN = 0.05  # of one step
-RATTLED_LENGTH = 5.0  # angstrom, of what a rattle strains by as much as it displaces atoms
-# eV for each atom. Two relaxations to the same minimum differ by less, with the default `fmax` and `smax`.
+LONGEST_STRAIN = 0.05  # largest component of the strain in one step
+RATTLED_LENGTH = 5.0  # angstrom; a rattle strains the cell by its displacement over this length
+# eV/atom. Two relaxations to the same minimum differ by less, with the default `fmax` and `smax`.
 RATTLE_GAIN = 1e-3
-# Rounding of an energy in float32 networks, eV for each atom.
+# Float32 rounding error of an energy, eV/atom.
 ENERGY_ROUNDING = 2e-6
 
 Key = TypeVar("Key")
@@ -42,26 +42,31 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, slots=True)
 class RelaxSettings:
-    """How structures are relaxed.
+    """Settings of a relaxation.
 
     Attributes:
-        fmax: Largest force on an atom of a relaxed structure, eV/angstrom.
-        smax: Largest component of the stress besides the pressure, GPa. None measures the cell as ASE's
-            FrechetCellFilter does: rows of the virial divided by the number of atoms, against `fmax`.
-        max_steps: Evaluations of one structure; as many again after a rattle.
-        optimizer: How it goes downhill.
-        pressure: Of the surroundings, GPa.
-        fix_cell: Move atoms only. So it is for whatever is not periodic in three directions.
-        fix_symmetry: Keep the space group that is found within `symprec`.
-        symprec: How far sites may be from where symmetry wants them, angstrom.
-        rattle: Displace a relaxed structure by normal random numbers of this standard deviation, in angstrom, strain it
-            a little, and relax it again: a symmetric structure may stand on a saddle. What comes of it counts if it is
-            lower by more than `RATTLE_GAIN`. 0 does not.
-        seed: Of these displacements.
-        skin: Neighbours are searched so much further than the cutoff, and again when one could have come within it,
-            angstrom.
-        max_edges: Structures with more within cutoff and skin are too large.
-        trajectory: Keep all points.
+        fmax: Convergence criterion for the forces: largest force on any atom, eV/angstrom.
+        smax: Convergence criterion for the cell: largest component of the stress plus the external pressure, GPa. None
+            uses the criterion of ASE's FrechetCellFilter: no row of the virial, divided by the number of atoms, may be
+            longer than `fmax`.
+        max_steps: Largest number of evaluations per structure; a rattle allows this many again.
+        optimizer: Optimization algorithm.
+        pressure: External pressure, GPa.
+        fix_cell: Relax the atoms only, with a fixed cell. Structures that are not periodic in three directions always
+            keep their cell.
+        fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
+        symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
+        rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
+            rest on a saddle point. A rattle displaces the atoms of a relaxed structure, strains its cell a little, and
+            relaxes it again; the result is used if its energy is lower by more than `RATTLE_GAIN` (eV/atom).
+        seed: Random seed of the rattle.
+        skin: Extra radius of the neighbour search beyond the cutoff, angstrom. The neighbour list is reused until an
+            atom from beyond this radius could have come within the cutoff.
+        max_edges: Structures with more edges than this within cutoff plus skin are too large.
+        trajectory: Whether to keep every point of the relaxation.
+
+    Raises:
+        ConfigError: A value is out of range, or two settings contradict each other.
     """
 
     fmax: float = 0.05
@@ -80,13 +85,13 @@ class RelaxSettings:
 
     def __post_init__(self) -> None:
         if self.fmax <= 0 or (self.smax is not None and self.smax <= 0) or self.max_steps < 1:
-            raise ConfigError("fmax, smax and max_steps have to be positive")
+            raise ConfigError("fmax, smax and max_steps must be positive")
         if self.rattle < 0 or self.skin < 0:
-            raise ConfigError("rattle and skin cannot be negative")
+            raise ConfigError("rattle and skin must not be negative")
         if self.rattle and self.fix_symmetry:
-            raise ConfigError("a rattle breaks the symmetry that is to be kept: say one of them")
+            raise ConfigError("a rattle breaks the symmetry that fix_symmetry keeps; choose one of them")
         if self.fix_cell and self.pressure:
-            raise ConfigError("a pressure has nothing to act on if the cell is fixed")
+            raise ConfigError("a pressure has nothing to act on if the cell is fixed; choose one of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +99,10 @@ class Frame:
     """One point of a relaxation.
 
     Attributes:
-        structure: There.
-        energy: eV.
-        forces: float64[n_atoms, 3], eV/angstrom.
-        stress: float64[3, 3], eV/angstrom^3.
+        structure: Structure at this point; lengths in angstrom.
+        energy: Total energy, eV.
+        forces: Forces on the atoms: float64[n_atoms, 3], eV/angstrom.
+        stress: Stress tensor: float64[3, 3], eV/angstrom^3.
     """
 
     structure: Structure
@@ -108,17 +113,19 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Relaxed:
-    """How the relaxation of one structure went.
+    """Result of the relaxation of one structure.
 
     Attributes:
-        status: Place in `RELAX_STATUSES`.
-        first: As it was given; None if it could not be evaluated.
-        last: The relaxed one, or the last point; None likewise. Of a structure that exploded, the first.
-        n_steps: Evaluations.
-        frames: All points in between, if they were to be kept.
-        saddle: Where it rested before it was displaced and went lower; None if it was not, or went nowhere lower.
-        rattled_energy: Energy where it came to rest after the displacement, eV; NaN without.
-        reason: Why it failed, empty if it did not.
+        status: Index into `RELAX_STATUSES`.
+        first: The initial structure; None if it could not be evaluated.
+        last: The relaxed structure; the last point if it did not converge; the initial structure if it failed, for
+            example because it exploded. None if it could not be evaluated.
+        n_steps: Number of evaluations.
+        frames: All points, first and last included, if the settings ask for a trajectory.
+        saddle: The structure that was relaxed before a rattle led to a lower energy; None without a rattle, or if it
+            led to no lower energy.
+        rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
+        reason: Why the relaxation failed; empty if it did not.
     """
 
     status: int
@@ -138,52 +145,56 @@ def relax_structures(
     *,
     edges_in_flight: int = EDGES_IN_FLIGHT,
 ) -> Iterator[tuple[Key, Relaxed]]:
-    """Relax structures, several at a time; one that is done makes room for the next.
+    """Relax structures in batches; when one is done, the next one takes its place.
 
-    What becomes of a structure does not depend on those beside it, but for rounding.
+    Apart from rounding, the result of a structure does not depend on the others in the batch.
+
+    Example:
+        >>> dict(relax_structures(enumerate(structures), potential, RelaxSettings(fmax=0.01)))  # doctest: +SKIP
 
     Args:
-        structures: With a name for each, an integer if they are rattled: it is part of the seed.
-        potential: With energy, forces and stress.
-        settings: None takes the defaults.
-        edges_in_flight: Structures are taken up until those in flight have so many edges.
+        structures: Pairs of a key and a structure. With a rattle, keys must be integers, since they are part of the
+            random seed.
+        potential: Potential with energy, forces and stress.
+        settings: Settings of the relaxation; None uses the defaults.
+        edges_in_flight: Structures are added to the batch until it has this many edges.
 
     Yields:
-        Name and result, in the order in which they are done.
+        Key and result of each structure, in the order in which they finish.
 
     Raises:
         ConfigError: The potential has no forces or no stress.
     """
-    chosen = settings or RelaxSettings()
-    made = {spec.name for spec in potential.outputs}
-    if absent := {"energy", "forces", "stress"} - made:
-        raise ConfigError(f"a relaxation needs {', '.join(sorted(absent))}, which the model does not have")
-    waiting, flying = iter(structures), list[tuple[Key, _Relaxation]]()
+    settings = settings or RelaxSettings()
+    predicted = {spec.name for spec in potential.outputs}
+    if absent := {"energy", "forces", "stress"} - predicted:
+        raise ConfigError(f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict")
+    waiting, in_flight = iter(structures), list[tuple[Key, _Relaxation]]()
     while True:
-        while sum(one.n_edges for _, one in flying) < edges_in_flight and (following := next(waiting, None)):
+        while sum(one.n_edges for _, one in in_flight) < edges_in_flight and (following := next(waiting, None)):
             key, structure = following
             try:
-                flying.append((key, _Relaxation(structure, potential, chosen, key)))
+                in_flight.append((key, _Relaxation(structure, potential, settings, key)))
             except _Ended as ended:
                 yield key, ended.result
-        if not flying:
+        if not in_flight:
             return
-        found = _evaluated(GraphBlock.concatenate([one.block() for _, one in flying]), potential)
-        moving = flying
-        flying = []
-        for (key, one), frame in zip(moving, found, strict=True):
+        results = _evaluate(GraphBlock.concatenate([one.block() for _, one in in_flight]), potential)
+        batch, in_flight = in_flight, []
+        for (key, one), result in zip(batch, results, strict=True):
             try:
-                one.advance(*frame)
+                one.advance(*result)
             except _Ended as ended:
                 yield key, ended.result
             else:
-                flying.append((key, one))
+                in_flight.append((key, one))
 
 
-def _evaluated(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any]]:
-    """Energy, forces and stress of each structure.
+def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any]]:
+    """Yield energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3) of each structure of a block.
 
-    Energies are a product of matrices, in which one NaN reaches all structures of a batch: those are tried alone.
+    The energies of a batch come from a matrix product, in which one NaN spreads to all structures: a structure without
+    finite results is evaluated again on its own.
     """
     found = potential.evaluate(block)
     for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
@@ -194,7 +205,13 @@ def _evaluated(block: GraphBlock, potential: Potential) -> Iterator[tuple[float,
         yield float(part.energy[place]), part.forces[atoms], part.stress[place]
 
 
-class _Ended(Exception):  # noqa: N818 - no error: the end of a relaxation, also a good one
+class _Ended(Exception):  # noqa: N818 - not an error: the end of a relaxation
+    """Raised at the end of a relaxation, successful or not.
+
+    Args:
+        result: Result of the relaxation.
+    """
+
     def __init__(self, result: Relaxed) -> None:
         super().__init__()
         self.result = result
@@ -202,17 +219,29 @@ class _Ended(Exception):  # noqa: N818 - no error: the end of a relaxation, also
 
 @dataclass
 class _Graph:
-    """Neighbours within cutoff and skin, and where atoms and cell were when they were searched."""
+    """A neighbour list within cutoff plus skin, and the geometry that it was made for.
+
+    Attributes:
+        neighbors: The neighbour list.
+        cell: float64[3, 3], lattice vectors as rows at the time of the search, angstrom.
+        frac_coord: float64[n_atoms, 3], fractional coordinates at the time of the search.
+    """
 
     neighbors: NeighborList
     cell: NDArray[np.float64]
     frac_coord: NDArray[np.float64]
 
     def holds(self, cell: NDArray[np.float64], frac: NDArray[np.float64], cutoff: float, skin: float) -> bool:
-        """Whether no pair that was beyond cutoff and skin can be within the cutoff now.
+        """Whether the list still has every pair within the cutoff.
 
-        Positions are those of the search, deformed with the cell, and displaced by at most u: a distance is at least
-        the smallest stretch of the deformation times what it was, less 2 u.
+        Positions are those of the search, deformed with the cell and then displaced by at most u. A distance is at
+        least its value at the search, times the smallest stretch of the deformation, minus 2 u.
+
+        Args:
+            cell: float64[3, 3], current lattice vectors as rows, angstrom.
+            frac: float64[n_atoms, 3], current fractional coordinates.
+            cutoff: Cutoff of the potential, angstrom.
+            skin: Extra radius of the search, angstrom.
         """
         stretch = np.linalg.svd(np.linalg.solve(self.cell, cell), compute_uv=False)[-1]
         moved = (frac - self.frac_coord) @ cell
@@ -222,13 +251,22 @@ class _Graph:
 
 @dataclass
 class _Relaxation:
-    """One structure under way.
+    """The relaxation of one structure in progress.
 
     Attributes:
-        structure: As it was given.
-        potential: What it is relaxed with.
-        settings: How.
-        key: Its name, part of the seed.
+        structure: Initial structure.
+        potential: Potential that the structure is relaxed with.
+        settings: Settings of the relaxation.
+        key: Key of the structure, part of the random seed of a rattle.
+        n_steps: Number of evaluations so far.
+        last_step: Number of evaluations after which the relaxation stops.
+        first: The initial point, once it has been evaluated.
+        frames: All points so far, if a trajectory is kept.
+        saddle: The point that was relaxed before the rattle.
+        rattled: Whether the structure has been rattled.
+
+    Raises:
+        _Ended: The structure has unknown elements, too many edges, or atoms that are too close.
     """
 
     structure: Structure
@@ -244,30 +282,34 @@ class _Relaxation:
 
     def __post_init__(self) -> None:
         if not np.isin(self.structure.atomic_number, self.potential.elements).all():
-            raise self._failed(UNKNOWN_ELEMENT, "an element that the model does not know")
+            raise self._failed(UNKNOWN_ELEMENT, "an element that the model does not support")
         self.cell, self.frac = self.structure.cell.copy(), self.structure.frac_coord.copy()
         self.moves_cell = bool(self.structure.pbc.all()) and not self.settings.fix_cell
         self.strain_length = 2.0 * np.sqrt(len(self.structure))  # angstrom
         self.symmetric = SymmetricSteps(self.structure, self.settings.symprec) if self.settings.fix_symmetry else None
-        self.descent = self._descent()
+        self.descent = self._new_descent()
         self.last_step = self.settings.max_steps
-        self._search(TOO_LARGE)
+        self._find_neighbors(TOO_LARGE)
 
     @property
     def n_edges(self) -> int:
-        """Within cutoff and skin."""
+        """Number of edges within cutoff plus skin."""
         return len(self.graph.neighbors.neighbor)
 
-    def _descent(self) -> Descent:
+    def _new_descent(self) -> Descent:
+        """An optimizer without history."""
         if self.settings.optimizer is Optimizer.FIRE:
             return Fire(LONGEST_STEP)
         return Lbfgs(LONGEST_STEP, tolerance=ENERGY_ROUNDING * len(self.structure))
 
-    def _search(self, status: int) -> None:
-        """Find the neighbours anew.
+    def _find_neighbors(self, status: int) -> None:
+        """Make the neighbour list of the current geometry.
+
+        Args:
+            status: Status of the structure if that fails.
 
         Raises:
-            _Ended: With that status, if they are too many or atoms have come too close.
+            _Ended: There are too many edges, or atoms are too close.
         """
         here = Structure(self.structure.atomic_number, self.cell, self.frac, self.structure.pbc)
         reach = self.potential.cutoff + self.settings.skin
@@ -278,7 +320,7 @@ class _Relaxation:
         self.graph = _Graph(found, self.cell.copy(), self.frac.copy())
 
     def block(self) -> GraphBlock:
-        """Its graph as it stands; edges beyond the cutoff are left out when tables are made of it."""
+        """Graph of the current geometry. Edges beyond the cutoff are skipped when a neighbour table is made from it."""
         near = self.graph.neighbors
         return GraphBlock(
             n_atoms=np.array([len(self.structure)], dtype=np.int32),
@@ -296,17 +338,17 @@ class _Relaxation:
         """Take one step.
 
         Args:
-            energy: Here, eV.
-            forces: float64[n_atoms, 3], eV/angstrom.
-            stress: float64[3, 3], eV/angstrom^3.
+            energy: Energy of the current geometry, eV.
+            forces: Forces on the atoms: float64[n_atoms, 3], eV/angstrom.
+            stress: Stress tensor: float64[3, 3], eV/angstrom^3.
 
         Raises:
-            _Ended: There is none to take.
+            _Ended: The relaxation has converged, failed, or used all its steps.
         """
         self.n_steps += 1
         finite = np.isfinite(energy) and np.isfinite(forces).all()
         if not finite or (self.moves_cell and not np.isfinite(stress).all()):
-            raise self._failed(NOT_FINITE, "the model gives no finite numbers")
+            raise self._failed(NOT_FINITE, "the model predicts values that are not finite")
         frame = Frame(self._here(), energy, forces.copy(), stress.copy())
         if self.first is None:
             self.first = frame
@@ -321,10 +363,10 @@ class _Relaxation:
         else:
             self._step(frame)
         if not self.graph.holds(self.cell, self.frac, self.potential.cutoff, self.settings.skin):
-            self._search(EXPLODED)
+            self._find_neighbors(EXPLODED)
 
     def _here(self) -> Structure:
-        """The structure as it stands, wrapped into its cell."""
+        """Structure of the current geometry, with atoms wrapped into the cell."""
         numbers, pbc = self.structure.atomic_number, self.structure.pbc
         try:
             return Structure.from_fractional(numbers, self.cell, self.frac, pbc)
@@ -332,12 +374,13 @@ class _Relaxation:
             raise self._failed(EXPLODED, str(error)) from error
 
     def _virial(self, frame: Frame) -> NDArray[np.float64]:
-        """V (stress + pressure), float64[3, 3], eV."""
+        """Volume times (stress + external pressure): float64[3, 3], eV."""
         pressure = self.settings.pressure * GPA * np.eye(3)
         virial: NDArray[np.float64] = frame.structure.volume * ((frame.stress + frame.stress.T) / 2 + pressure)
         return virial
 
     def _converged(self, frame: Frame) -> bool:
+        """Whether forces and cell meet the convergence criteria."""
         fmax = self.settings.fmax
         if _longest(frame.forces) > fmax:
             return False
@@ -349,6 +392,7 @@ class _Relaxation:
         return bool(np.abs(virial).max() <= self.settings.smax * GPA * frame.structure.volume)
 
     def _step(self, frame: Frame) -> None:
+        """Move atoms and cell by one step of the optimizer."""
         gradient = -frame.forces
         energy = frame.energy
         if self.moves_cell:
@@ -360,7 +404,15 @@ class _Relaxation:
         self._move(step[: len(self.structure)], step[len(self.structure) :] / self.strain_length)
 
     def _move(self, displacement: NDArray[np.float64], strain: NDArray[np.float64]) -> None:
-        """Displace atoms, then strain everything."""
+        """Displace the atoms, then strain the cell with its atoms.
+
+        Args:
+            displacement: float64[n_atoms, 3], angstrom.
+            strain: Symmetric strain: float64[3, 3], or float64[0, 3] for a fixed cell.
+
+        Raises:
+            _Ended: The volume has left its limits.
+        """
         self.frac = self.frac + np.linalg.solve(self.cell.T, displacement.T).T
         if not len(strain):
             return
@@ -370,20 +422,23 @@ class _Relaxation:
         self.cell = self.cell @ _exponential(strain)
         ratio = abs(np.linalg.det(self.cell)) / self.structure.volume
         if not LEAST_VOLUME < ratio < LARGEST_VOLUME:
-            raise self._failed(EXPLODED, f"its volume became {ratio:.2f} times what it was")
+            raise self._failed(EXPLODED, f"the volume changed by a factor of {ratio:.2f}")
 
     def _rattle(self, frame: Frame) -> None:
-        """Displace a relaxed structure, by the same for the same seed and name."""
+        """Displace the atoms of a relaxed structure and strain its cell; equal seeds and keys give equal rattles."""
         self.saddle, self.rattled = frame, True
         self.last_step = self.n_steps + self.settings.max_steps
         rng = np.random.default_rng((self.settings.seed, int(self.key)))
         displacement = rng.normal(0.0, self.settings.rattle, self.frac.shape)
         strain = rng.normal(0.0, self.settings.rattle / RATTLED_LENGTH, (3, 3)) if self.moves_cell else np.zeros((0, 3))
-        self.descent = self._descent()
+        self.descent = self._new_descent()
         self._move(displacement - displacement.mean(axis=0), (strain + strain.T) / 2 if len(strain) else strain)
 
     def _done(self, status: int, frame: Frame) -> _Ended:
-        """The end of one that was evaluated; what a rattle has led to counts if it is lower."""
+        """The end of a relaxation that has converged or used all its steps.
+
+        The point reached after a rattle is used if it converged to a lower energy, and the one before it otherwise.
+        """
         saddle, rattled_energy = None, float("nan")
         if self.saddle is not None:
             rattled_energy = frame.energy
@@ -395,18 +450,19 @@ class _Relaxation:
         return _Ended(Relaxed(status, self.first, frame, self.n_steps, frames, saddle, rattled_energy))
 
     def _failed(self, status: int, reason: str) -> _Ended:
-        """The end of one that leaves nothing better than where it began, or, if it was rattled, where it rested."""
+        """The end of a relaxation that failed: back to the initial structure or, after a rattle, to the relaxed one."""
         if self.saddle is not None:
             return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames)))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))
 
 
 def _longest(rows: NDArray[np.float64]) -> float:
+    """Largest norm of any row."""
     return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
 
 
 def _exponential(strain: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The exponential of a symmetric matrix: float64[3, 3]."""
+    """Exponential of a symmetric matrix: float64[3, 3]."""
     values, vectors = np.linalg.eigh((strain + strain.T) / 2)
     out: NDArray[np.float64] = (vectors * np.exp(values)) @ vectors.T
     return out

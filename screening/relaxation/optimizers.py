@@ -1,8 +1,9 @@
-"""How one structure goes downhill: FIRE, and L-BFGS with a bounded step that goes back when the energy rises.
+"""Optimizers for one structure: FIRE, and L-BFGS with a bounded step that is undone when the energy rises.
 
-A point is described by a row for each atom and three rows for the strain, as `relaxation` scales them. Optimizers know
-neither: they are told energy and gradient, and say what step to take. The frame moves along with the structure; steps
-are small enough for what is remembered of earlier ones to hold.
+The coordinates are one row per atom and three rows for the strain, scaled as in `screening.relaxation.batched`.
+Optimizers do not tell them apart: they receive the energy and its gradient, and return the step to take. Coordinates
+are relative to the current geometry, which changes with every step; steps are small enough for the history of earlier
+steps to remain valid.
 """
 
 from __future__ import annotations
@@ -18,30 +19,35 @@ Rows = NDArray[np.float64]
 
 
 class Optimizer(StrEnum):
-    """How a relaxation goes downhill."""
+    """Optimization algorithm of a relaxation."""
 
     LBFGS = "lbfgs"
     FIRE = "fire"
 
 
 class Descent(Protocol):
-    """The optimizer of one structure."""
+    """Optimizer of one structure."""
 
     def step(self, energy: float, gradient: Rows) -> Rows:
-        """Where to go from here, relative to the last point that it was told of.
+        """Compute the next step, relative to the current point.
 
         Args:
-            energy: Here, eV.
-            gradient: float64[n, 3], eV/angstrom.
+            energy: Energy of the current point, eV.
+            gradient: Gradient of the energy: float64[n, 3], eV/angstrom.
 
         Returns:
-            float64[n, 3], angstrom.
+            The step: float64[n, 3], angstrom.
         """
         ...
 
 
 def bounded(step: Rows, longest: float) -> Rows:
-    """A step shortened as a whole so that none of its rows is longer than that."""
+    """Scale a step down so that none of its rows is longer than a limit.
+
+    Args:
+        step: float64[n, 3], angstrom.
+        longest: Largest norm of a row, angstrom.
+    """
     largest = float(np.sqrt(np.einsum("ij,ij->i", step, step).max()))
     return step if largest <= longest else step * (longest / largest)
 
@@ -51,7 +57,11 @@ class Fire:
     """FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006)) with the constants of the paper.
 
     Attributes:
-        longest: Of the step of one row, angstrom.
+        longest: Largest step of one row, angstrom.
+        time_step: Current time step of the dynamics with unit masses, angstrom/sqrt(eV).
+        mixing: Current weight of the gradient's direction in the velocity.
+        downhill: Number of steps downhill since the last reset.
+        velocity: Current velocities: float64[n, 3], sqrt(eV); None before the first step.
     """
 
     longest: float = 0.2
@@ -63,7 +73,7 @@ class Fire:
     LONGEST_TIME_STEP = 1.0
     PATIENCE = 5
 
-    def step(self, energy: float, gradient: Rows) -> Rows:  # noqa: ARG002 - FIRE goes by the forces alone
+    def step(self, energy: float, gradient: Rows) -> Rows:  # noqa: ARG002 - FIRE uses the gradient only
         """See `Descent`."""
         velocity = np.zeros_like(gradient) if self.velocity is None else self.velocity
         if self.velocity is not None:
@@ -86,14 +96,20 @@ class Fire:
 class Lbfgs:
     """L-BFGS (Nocedal, Math. Comp. 35, 773 (1980)) without a line search.
 
-    The step is bounded. The bound grows while the energy falls; when it rises, the step is taken back and a shorter one
-    is tried, with nothing remembered.
+    The length of a step is bounded. The bound grows while the energy falls. When the energy rises, the step is undone,
+    the history is cleared, and a shorter step is taken instead.
 
     Attributes:
-        longest: Of the step of one row, angstrom.
-        tolerance: Rises of the energy up to here are rounding, eV.
-        memory: Steps that are remembered.
-        stiffness: Of the first step, eV/angstrom^2.
+        longest: Largest step of one row, angstrom.
+        tolerance: Largest rise of the energy that is taken for rounding, eV.
+        memory: Number of steps in the history.
+        stiffness: Stiffness assumed for a step without history, eV/angstrom^2.
+        bound: Current bound of a step of one row, angstrom.
+        steps: Steps of the history, float64[n, 3] each, angstrom.
+        changes: Change of the gradient along each of these steps, float64[n, 3] each, eV/angstrom.
+        last_step: The last step, angstrom; None before the first.
+        last_gradient: Gradient at the point that the last step started from, eV/angstrom.
+        last_energy: Energy at the point that the last step started from, eV.
     """
 
     longest: float = 0.2
@@ -107,7 +123,7 @@ class Lbfgs:
     last_gradient: Rows | None = None
     last_energy: float = np.inf
 
-    SHORTEST = 1e-4  # angstrom; steps that are this short are taken, whatever becomes of the energy
+    SHORTEST = 1e-4  # angstrom; steps this short are never undone
 
     def step(self, energy: float, gradient: Rows) -> Rows:
         """See `Descent`."""
@@ -128,14 +144,14 @@ class Lbfgs:
         return back + forward
 
     def _remember(self, step: Rows, change: Rows) -> None:
-        """Keep a step and how it changed the gradient, if the energy curves upwards along it."""
+        """Add a step and its change of the gradient to the history, if the curvature along the step is positive."""
         if float(np.vdot(step, change)) > 1e-8 * float(np.vdot(step, step)):
             self.steps.append(step)
             self.changes.append(change)
             del self.steps[: -self.memory], self.changes[: -self.memory]
 
     def _direction(self, gradient: Rows) -> Rows:
-        """Minus the approximate inverse Hessian times the gradient, by the two loops of Nocedal."""
+        """Minus the approximate inverse Hessian times the gradient, by Nocedal's two-loop recursion."""
         out = -gradient
         pairs = list(zip(self.steps, self.changes, strict=True))
         shares = []

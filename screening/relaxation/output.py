@@ -1,4 +1,4 @@
-"""What a relaxation leaves: rows of a scores dataset, and of a graph store of the relaxed structures."""
+"""Output of a relaxation: rows of the scores dataset, and of the graph store of the relaxed structures."""
 
 from __future__ import annotations
 
@@ -34,44 +34,46 @@ def _spec(name: str, dtype: str, description: str, units: str = "") -> ArraySpec
 
 
 RELAX_ARRAYS = (
-    _spec("initial_energy", "float64", "total energy of the structure as it was given", "eV"),
-    _spec("n_steps", "int32", "evaluations", "1"),
-    _spec("volume_change", "float64", "volume over that of the structure as it was given, less 1", "1"),
-    _spec("space_group_initial", "int16", "number of the space group of the structure as it was given; 0 = none", "1"),
-    _spec("space_group", "int16", "number of the space group; 0 = none", "1"),
+    _spec("initial_energy", "float64", "total energy of the input structure", "eV"),
+    _spec("n_steps", "int32", "number of evaluations", "1"),
+    _spec("volume_change", "float64", "relative change of the volume: relaxed / input - 1", "1"),
+    _spec("space_group_initial", "int16", "space group number of the input structure; 0 = none", "1"),
+    _spec("space_group", "int16", "space group number of the relaxed structure; 0 = none", "1"),
     _spec("status_note", TEXT, "why the structure could not be relaxed"),
 )
 RATTLE_ARRAYS = (
     _spec(
         "rattle_energy_change",
         "float64",
-        "energy where the structure came to rest after it was displaced, less that before",
+        "energy after the rattle and the relaxation that follows it, minus the energy before",
         "eV/atom",
     ),
-    _spec("space_group_before_rattle", "int16", "number of the space group before the displacement; 0 = none", "1"),
+    _spec("space_group_before_rattle", "int16", "space group number before the rattle; 0 = none", "1"),
 )
 
 
 def relaxed_arrays(settings: RelaxSettings) -> tuple[ArraySpec, ...]:
     """Arrays of the scores dataset of a relaxation."""
-    status = ArraySpec("status", (STRUCTURE,), "uint8", {"description": "how it went", **flags(RELAX_STATUSES)})
+    status = ArraySpec(
+        "status", (STRUCTURE,), "uint8", {"description": "outcome of the relaxation", **flags(RELAX_STATUSES)}
+    )
     others = tuple(spec for spec in STRUCTURE_ARRAYS if spec.name != "status")
     return (*ENERGY_ARRAYS, *RELAX_ARRAYS, *(RATTLE_ARRAYS if settings.rattle else ()), status, *others)
 
 
 def relaxed_graph_arrays(columns: Sequence[str]) -> tuple[ArraySpec, ...]:
-    """Arrays of the graph store of a relaxation, with the columns of its input."""
+    """Arrays of the graph store of the relaxed structures, with the columns of the input."""
     mapping = LabelMapping(columns=list(columns)).with_ase_defaults().only(set(LABELS) | set(columns))
     return graph_schema(mapping)
 
 
 def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSettings) -> dict[str, Any]:
-    """Rows of the scores dataset, without names and sources.
+    """Rows of the scores dataset, without structure ids and sources.
 
     Args:
-        block: The structures as they were given.
-        found: What became of each.
-        settings: Of the relaxation.
+        block: Input structures.
+        found: Result of each structure.
+        settings: Settings of the relaxation.
     """
     given = [block.structure(row) for row in range(len(block))]
     out: dict[str, Any] = {
@@ -104,21 +106,21 @@ def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSetti
 
 
 def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff: float) -> dict[str, Any]:
-    """Rows of the graph store of relaxed structures, without names, sources and columns.
+    """Rows of the graph store of the relaxed structures, without structure ids, sources and columns.
 
     Args:
-        structures: As `final_structures` says.
-        found: What became of each, for the labels.
-        cutoff: Of the graphs, angstrom.
+        structures: Structures to store, see `final_structures`.
+        found: Result of each structure, for the labels.
+        cutoff: Cutoff of the graphs, angstrom.
 
     Raises:
-        InvalidStructureError: A structure that has no graph.
+        InvalidStructureError: A structure has no graph: atoms are too close, or there are too many edges.
     """
     block = GraphBlock.from_structures(structures, cutoff)
     isolated = np.array([not (block.n_neighbors[atoms] > 0).all() for atoms in _atoms_of(block)])
-    nothing = {len(s): np.full((len(s), 3), np.nan) for s in structures}
+    no_forces = {len(s): np.full((len(s), 3), np.nan) for s in structures}
     forces = [
-        nothing[len(s)] if one.last is None else one.last.forces for s, one in zip(structures, found, strict=True)
+        no_forces[len(s)] if one.last is None else one.last.forces for s, one in zip(structures, found, strict=True)
     ]
     return {
         **{name: getattr(block, name) for name in GRAPH_ARRAYS},
@@ -133,12 +135,12 @@ def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff
 
 
 def kept_status(status: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Of what was known of the structures that were given, what holds for the relaxed ones too."""
+    """Status flags of the input structures that also hold for the relaxed ones: uint8[n]."""
     return np.asarray(status & STATUS_REPEATED_ID, dtype=np.uint8)
 
 
 def final_structures(given: Sequence[Structure], found: Sequence[Relaxed]) -> list[Structure]:
-    """The relaxed structures; where there is none, the given one."""
+    """Structures after the relaxation; the input structure if there is no result."""
     return [s if one.last is None else one.last.structure for s, one in zip(given, found, strict=True)]
 
 
@@ -150,18 +152,21 @@ def _atoms_of(block: GraphBlock) -> list[slice]:
 
 
 def _energy(frame: Frame | None) -> float:
+    """Total energy, eV."""
     return float("nan") if frame is None else frame.energy
 
 
 def _max_force(frame: Frame | None) -> float:
+    """Largest force on any atom, eV/angstrom."""
     return float("nan") if frame is None else float(np.linalg.norm(frame.forces, axis=1).max())
 
 
 def _volume(structure: Structure) -> float:
+    """Volume of a structure that is periodic in three directions, angstrom^3; otherwise NaN."""
     return structure.volume if structure.pbc.all() else float("nan")
 
 
 def _space_groups(structures: Sequence[Structure], symprec: float) -> NDArray[np.int16]:
-    """int16[n], 0 where there is none."""
+    """Space group numbers: int16[n]; 0 if none is found, or without periodicity in three directions."""
     found = [find_symmetry(s, symprec) if s.pbc.all() else None for s in structures]
     return np.array([0 if one is None else one.number for one in found], dtype=np.int16)

@@ -1,4 +1,4 @@
-"""Relaxing every structure of a graph store with an exported model, on Dask workers."""
+"""Relaxation of every structure of a graph store with an exported model, on Dask workers."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def relax(
 ) -> xr.Dataset:
     """Relax every structure of a graph store.
 
-    The result is a scores dataset with one row per structure. Beside it stands a graph store of the relaxed structures
-    (see `screening.dataset.paths.graphs_path`) with the same rows, which has energies, forces and stresses as labels. A
-    structure that could not be relaxed has a `status` that says why, and keeps its input geometry in the graph store. A
-    structure that kills its worker is too large.
+    The result is a scores dataset with one row per structure. A graph store of the relaxed structures, with the same
+    rows and with energies, forces and stresses as labels, is written beside it (see
+    `screening.dataset.paths.graphs_path`). A structure that could not be relaxed has a `status` that says why, and
+    keeps its input geometry in the graph store. A structure that kills its worker is too large.
 
     A run that was killed, or whose budget was spent, resumes when it is called again with the same arguments.
 
@@ -75,14 +75,14 @@ def relax(
 
     Args:
         store: Path or URL of the graph store.
-        model: ONNX file made by `export_onnx`, with forces and stress.
+        model: ONNX file made by `export_onnx`, with energy, forces and stress.
         out: Scores dataset to write.
-        settings: How structures are relaxed; None uses the defaults.
+        settings: Settings of the relaxation; None uses the defaults.
         slots: Neighbour slots per batch.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
-        budget: Seconds after which no more parts are started.
+        budget: Time after which no more parts are started, seconds; None sets no limit.
         overwrite: Replace existing outputs.
         progress: Show progress on standard error.
 
@@ -94,39 +94,40 @@ def relax(
         ModelFileError: The model cannot be used, has no forces or stress, or its cutoff exceeds that of the graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        EquiscreenError: The budget is spent.
+        ConfigError: The limit is below 1, or the output is a URL.
+        EquiscreenError: The budget was spent before all structures were relaxed.
     """
     begin = time.monotonic()
     options = RunOptions(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
     )
-    relaxation = _Relaxation(GraphStore(store), model, out, settings or RelaxSettings(), options)
+    plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options)
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers elsewhere have other devices
-    inputs = [InputStore.of(relaxation.graphs)]
-    writer = StoreWriter("relax", out, relaxation.identity, options, inputs=inputs, files=[model])
+    inputs = [InputStore.of(plan.graphs)]
+    writer = StoreWriter("relax", out, plan.identity, options, inputs=inputs, files=[model])
     if writer.resume_publication() is not None:
         return open_scores(out)
-    with writer.run(relaxation.size) as run:
-        relaxation.check_free(overwrite=overwrite)
-        manifests = relaxation.make_parts(run, None if budget is None else begin + budget)
-        relaxation.check_all_done(manifests, budget)
+    with writer.run(plan.size) as run:
+        plan.check_free(overwrite=overwrite)
+        manifests = plan.make_parts(run, None if budget is None else begin + budget)
+        plan.check_all_done(manifests, budget)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(RELAX_STATUSES, counts.tolist(), strict=True))
         if counts[OK] == 0:
             run.staging.discard()
-            raise StoreError(f"{store}: none of {relaxation.size} structures could be relaxed: {listed(statuses)}")
+            raise StoreError(f"{store}: none of {plan.size} structures could be relaxed: {listed(statuses)}")
         run.check_inputs()  # the graph store is published before the scores are
-        graphs_hash = relaxation.write_graphs(run, manifests)
-        digests = run.concatenate(relaxation.score_specs, manifests)
-        relaxation.publish_trajectories(run.staging)
-        timing = _timing(manifests, relaxation.size, time.monotonic() - begin)
-        run.publish(digests, relaxation.attrs(graphs_hash, statuses, timing))
+        graphs_hash = plan.write_graphs(run, manifests)
+        digests = run.concatenate(plan.score_specs, manifests)
+        plan.publish_trajectories(run.staging)
+        timing = _timing(manifests, plan.size, time.monotonic() - begin)
+        run.publish(digests, plan.attrs(graphs_hash, statuses, timing))
     return open_scores(out)
 
 
-class _Relaxation:
-    """What one relaxation reads and writes, and how it divides its work into parts.
+class _RelaxPlan:
+    """The plan of one relaxation: its inputs, outputs and settings, and the division of its work into parts.
 
     Args:
         graphs: The graph store.
@@ -172,17 +173,17 @@ class _Relaxation:
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Refuse to replace a graph store or trajectories that this run has not made.
+        """Check that no graph store or trajectories of another run are in the way.
 
         Raises:
-            OutputExistsError: One of them exists.
+            OutputExistsError: One of them exists, and is not to be overwritten.
         """
         for path in (Path(self.graphs_out), self.trajectories_out):
             if path.exists() and not overwrite and not self._is_mine(path):
                 raise OutputExistsError(f"{path}: exists; choose another --out, or use --overwrite")
 
     def _is_mine(self, path: Path) -> bool:
-        """Whether this run published the path before it was killed."""
+        """Whether an earlier run with the same identity wrote an output."""
         if path == self.trajectories_out:
             return self._is_mine(Path(self.graphs_out))
         try:
@@ -192,14 +193,15 @@ class _Relaxation:
         return found == self._digest()
 
     def _digest(self) -> str:
+        """Digest of everything that the result depends on; it marks the graph store as an output of this run."""
         return hashlib.sha256(repr(sorted(self.identity.items())).encode()).hexdigest()
 
     def make_parts(self, run: StoreRun, deadline: float | None) -> list[PartManifest]:
-        """Relax the structures that earlier runs have not relaxed.
+        """Relax the structures of the parts that earlier runs did not finish.
 
         Args:
             run: The run in progress.
-            deadline: Time of the monotonic clock after which no part is started.
+            deadline: Time of the monotonic clock after which no more parts are started, seconds; None sets no limit.
         """
         from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import RelaxTask, relax_part  # noqa: PLC0415 - imports distributed, 0.7 s
@@ -229,12 +231,12 @@ class _Relaxation:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        # Alone first: the structures relaxed together with another one change the rounding of its results.
+        # Retry a task alone before it is divided: the other structures in a batch change the rounding of its results.
         policy = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
         return run.make_parts(relax_part, _until(deadline, tasks), policy)
 
     def check_all_done(self, manifests: Sequence[PartManifest], budget: float | None) -> None:
-        """Stop if the budget was spent before all structures were relaxed.
+        """Check that all structures were relaxed before the budget was spent.
 
         Raises:
             EquiscreenError: Some structures are not relaxed.
@@ -247,10 +249,10 @@ class _Relaxation:
             )
 
     def write_graphs(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str:
-        """Write the graph store of the relaxed structures, and give it its name before the scores get theirs.
+        """Write and publish the graph store of the relaxed structures, before the scores are published.
 
         Returns:
-            The hash of the graph store.
+            Hash of the graph store.
         """
         place = Path(self.graphs_out)
         if place.exists() and self._is_mine(place):
@@ -281,7 +283,7 @@ class _Relaxation:
         return found
 
     def publish_trajectories(self, staging: Staging) -> None:
-        """Give the folder of trajectories its name, if they are kept."""
+        """Publish the folder of trajectories, if they are kept."""
         made = staging.work / TRAJECTORIES
         if self.settings.trajectory and made.exists():
             if self.trajectories_out.exists():
@@ -289,7 +291,13 @@ class _Relaxation:
             made.rename(self.trajectories_out)
 
     def attrs(self, graphs_hash: str, statuses: Mapping[str, int], timing: Mapping[str, Any]) -> dict[str, Any]:
-        """Root attributes of the scores dataset."""
+        """Root attributes of the scores dataset.
+
+        Args:
+            graphs_hash: Hash of the graph store of the relaxed structures.
+            statuses: Number of structures with each status.
+            timing: Cost of the relaxation.
+        """
         options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
         return {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
@@ -306,7 +314,13 @@ class _Relaxation:
 
 
 def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dict[str, Any]:
-    """Cost of the relaxation of `size` structures, in a run that took `seconds`."""
+    """Cost of a relaxation.
+
+    Args:
+        manifests: Manifests of all parts, those of earlier runs included.
+        size: Number of structures.
+        seconds: Wall time of this run, seconds.
+    """
     cpu_seconds = sum(manifest.notes["cpu_seconds"] for manifest in manifests)
     return {
         "seconds": round(seconds, 3),
@@ -317,7 +331,7 @@ def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dic
 
 
 def _until(deadline: float | None, tasks: Iterable[Any]) -> Iterator[Any]:
-    """Tasks, up to a deadline of the monotonic clock."""
+    """Yield tasks until a deadline of the monotonic clock, in seconds."""
     for task in tasks:
         if deadline is not None and time.monotonic() >= deadline:
             return
@@ -325,7 +339,7 @@ def _until(deadline: float | None, tasks: Iterable[Any]) -> Iterator[Any]:
 
 
 def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
-    """Load a model that can relax the structures of a store.
+    """Load the model, and check that it can relax the structures of a store.
 
     Raises:
         ModelFileError: The model has no forces or stress, or its cutoff exceeds that of the graphs.
@@ -335,19 +349,24 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
     absent = {"energy", "forces", "stress"} - {spec.name for spec in potential.outputs}
     if absent:
         raise ModelFileError(
-            f"{model}: a relaxation needs {', '.join(sorted(absent))}, which this file does not have; export it with "
-            "--outputs energy,forces,stress"
+            f"{model}: a relaxation needs {', '.join(sorted(absent))}, which this model does not predict; export it "
+            "with --outputs energy,forces,stress"
         )
     return potential
 
 
 def summary(relaxed: xr.Dataset, path: str | Path) -> str:
-    """One line on a finished relaxation."""
+    """Summary of a finished relaxation, as one line of text.
+
+    Args:
+        relaxed: Scores dataset of the relaxation.
+        path: Path of the dataset.
+    """
     timing = relaxed.attrs["timing"]
     steps = timing["evaluations"] / max(1, relaxed.sizes[STRUCTURE])
     return (
         f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(relaxed.attrs['status_counts'])}), {steps:.1f} "
-        f"evaluations of each; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
+        f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
         f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}"
     )
 
@@ -355,13 +374,13 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
 def estimate(
     store: str | Path, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
 ) -> str:
-    """Relax some structures in this process, and scale up to the store by edges.
+    """Estimate the cost of a relaxation: relax some structures in this process and scale up by edges.
 
     Args:
         store: Path or URL of the graph store.
         model: ONNX file.
         settings: Settings of the relaxation; None uses the defaults.
-        limit: Relax only the first `limit` structures.
+        limit: Scale up to the first `limit` structures only.
 
     Returns:
         One line of text.
@@ -381,6 +400,6 @@ def estimate(
     edges = int(graphs.n_edges[rows].sum())
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
     return (
-        f"{size:,} structures: about {total:,.0f} s of work for one core, {steps / len(rows):.0f} evaluations of each "
-        f"({len(rows)} of them were tried)"
+        f"{size:,} structures: about {total:,.0f} s on one core, {steps / len(rows):.0f} evaluations per structure "
+        f"(from a sample of {len(rows)})"
     )

@@ -1,4 +1,4 @@
-"""Steps that keep the space group of a crystal."""
+"""Symmetrization of gradients, so that a relaxation keeps the space group of a crystal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ...pipeline.structures.symmetry import find_symmetry
 
 
 class SymmetricSteps:
-    """The part of a gradient that is the same for all operations of a crystal's space group.
+    """Projection of a gradient onto the part that is invariant under the space group of a crystal.
 
-    An operation is x -> W x + w in fractional coordinates, columns; it carries site i to site ``image[i]``. A gradient
-    is symmetric if that of site i, turned by W, is that of site ``image[i]``, and the strain's is unchanged when
-    turned.
+    An operation is x -> W x + w for column vectors of fractional coordinates; it maps site i to site ``image[i]``. A
+    gradient is symmetric if W rotates the gradient of site i into that of site ``image[i]``, and leaves the gradient of
+    the strain unchanged.
 
     Args:
-        structure: Periodic in three directions; without, nothing is projected.
-        symprec: How far sites may be from where symmetry wants them, angstrom.
+        structure: Crystal. If it is not periodic in three directions, or no symmetry is found, gradients are unchanged.
+        symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
     """
 
     def __init__(self, structure: Structure, symprec: float) -> None:
@@ -34,14 +34,17 @@ class SymmetricSteps:
         )
 
     def projected(self, gradient: NDArray[np.float64], cell: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The symmetric part.
+        """The symmetric part of a gradient.
 
         Args:
-            gradient: float64[n_atoms, 3], and three rows for the strain if the cell moves.
-            cell: float64[3, 3], lattice vectors as rows, angstrom.
+            gradient: float64[n_atoms, 3], or float64[n_atoms + 3, 3] with the strain if the cell moves, eV/angstrom.
+            cell: Lattice vectors as rows: float64[3, 3], angstrom.
+
+        Returns:
+            An array of the same shape as `gradient`.
         """
         n_atoms = self.images.shape[1]
-        # Of row vectors: x' = x W^T in fractional coordinates, so r' = r (cell^-1 W^T cell).
+        # For row vectors: x' = x W^T in fractional coordinates, so r' = r (cell^-1 W^T cell).
         turns = np.linalg.solve(cell, self.rotations.transpose(0, 2, 1) @ cell)
         out = np.zeros_like(gradient)
         for turn, image in zip(turns, self.images, strict=True):
@@ -52,7 +55,7 @@ class SymmetricSteps:
 
 
 def _images(structure: Structure, rotation: NDArray[np.float64], translation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """int64[n_atoms], the site of the same element that each site is carried to: the nearest."""
+    """Site that an operation maps each site to, the nearest one of the same element: int64[n_atoms]."""
     moved = structure.frac_coord @ rotation.T + translation
     difference = moved[:, None] - structure.frac_coord[None]
     difference -= np.round(difference)

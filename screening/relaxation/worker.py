@@ -1,4 +1,4 @@
-"""Tasks of a relaxation on a Dask worker: relaxing the structures of one part."""
+"""Tasks of a relaxation on a Dask worker: relax the structures of one part."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class RelaxTask:
     Attributes:
         number: Number of the part.
         start, stop: Structures of the graph store that belong to the part.
-        begin, end: Structures to relax, counted from `start`: a part whose worker died is divided.
+        begin, end: Structures to relax, counted from `start`; a part whose worker died is divided.
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
-        columns: Input columns to carry along.
-        model_sha256: sha256 of the model file, which names the worker plugin that holds the session.
+        columns: Input columns to copy from the graph store.
+        model_sha256: sha256 of the model file, which identifies the worker plugin that holds its session.
         settings: Settings of the relaxation.
         folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as
             complete.
@@ -82,10 +82,10 @@ def relax_part(task: RelaxTask) -> PartManifest:
     block = store.block(first, last, labels=False)
     given = [block.structure(row) for row in range(len(block))]
     if task.skip:
-        found = [Relaxed(TOO_LARGE, None, None, 0, reason="its worker died, for lack of memory or in a crash")]
+        found = [Relaxed(TOO_LARGE, None, None, 0, reason="its worker died: out of memory, or a crash")]
     else:
         potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
-        # Structures are named by their row in the store, which is part of the seed of a rattle.
+        # The key of a structure is its row in the store; it is part of the random seed of a rattle.
         rows = range(first, last)
         done = dict(relax_structures(zip(rows, given, strict=True), potential, task.settings))
         found = [done[row] for row in rows]
@@ -108,7 +108,7 @@ def relax_part(task: RelaxTask) -> PartManifest:
 
 
 def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[Relaxed]) -> None:
-    """Write all points of all structures of the part, in order, as extended XYZ."""
+    """Write all points of the relaxations of a part, in order, as extended XYZ."""
     import ase.io  # noqa: PLC0415 - only trajectories need it
     from ase.calculators.singlepoint import SinglePointCalculator  # noqa: PLC0415 - only trajectories need it
 
@@ -124,5 +124,5 @@ def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[R
     if images:
         ase.io.write(text, images, format="extxyz")
     whole = task.end - task.begin == task.stop - task.start
-    piece = "" if whole else f"-{task.begin:05d}"
-    write_text_atomically(task.trajectories / f"part-{task.number:07d}{piece}.extxyz", text.getvalue())
+    suffix = "" if whole else f"-{task.begin:05d}"
+    write_text_atomically(task.trajectories / f"part-{task.number:07d}{suffix}.extxyz", text.getvalue())
