@@ -1,4 +1,4 @@
-"""Featurizing: every format, every fault, and the account read = stored + failed + duplicate."""
+"""Featurization: every input format, every fault, and the counts read = stored + failed + duplicate."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_format_gives_the_same_graphs(tmp_path: Path, kind: str) -> None:
     found = found.take(order)
     assert np.array_equal(found.n_atoms, expected.n_atoms)
     assert np.array_equal(found.n_edges, expected.n_edges)
-    # CIF keeps lengths and angles, not the orientation: compare distances.
+    # CIF keeps lengths and angles but not the orientation, so compare distances.
     mine = np.sort(np.linalg.norm(found.displacements(), axis=1))
     assert np.allclose(mine, np.sort(np.linalg.norm(expected.displacements(), axis=1)), rtol=0, atol=1e-6)
 
@@ -144,7 +144,7 @@ def test_molecules_and_mixed_periodicity(tmp_path: Path) -> None:
     assert np.array_equal(block.cell[0], np.eye(3))
     assert np.allclose(block.structure(0).positions, water.positions)
     assert block.n_edges[0] == 6
-    assert set(block.structure_labels) == {"energy"}  # no file has more
+    assert set(block.structure_labels) == {"energy"}  # the files have no other labels
 
 
 BAD_CIF = {
@@ -230,7 +230,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     d = [pymatgen_dict(s) for s in STRUCTURES[:2]]
     shifted = json.loads(json.dumps(d[0]))
     for site in shifted["sites"]:
-        site["abc"][0] += 1.0  # the same structure, written in another cell
+        site["abc"][0] += 1.0  # the same structure, with its sites in the next cell
     records = [
         {"id": "first", "s": d[0], "E": 1.0},
         {"id": "same", "s": shifted, "E": 1.0},

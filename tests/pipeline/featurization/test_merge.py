@@ -1,4 +1,4 @@
-"""Stores that grow and stores that are put together: as if all had been featurized at once."""
+"""Appending to a store and merging stores give the same result as featurizing everything at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(sources: object, out: Path, **settings: object) -> FeaturizeReport:
 
 
 def assert_same_rows(a: Path, b: Path) -> None:
-    """Everything but the provenance, which says how a store came about."""
+    """Check that two stores are equal, except for the provenance, which records how each was made."""
     found, expected = GraphStore(a), GraphStore(b)
     assert found.specs.keys() == expected.specs.keys()
     for name in expected.specs:
@@ -43,7 +43,7 @@ def assert_same_rows(a: Path, b: Path) -> None:
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
     first, second = write_extxyz(tmp_path / "a.extxyz", 6, seed=1), write_extxyz(tmp_path / "b.extxyz", 5, seed=2)
-    with second.open("a") as file:  # one structure of the first file again, and one that fails
+    with second.open("a") as file:  # a structure of the first file again, and one that fails
         ase.io.write(file, ase.io.read(first, 3), format="extxyz")
         file.write("junk\n")
     return [first, second]
@@ -124,7 +124,9 @@ def test_stores_that_do_not_fit_are_refused(sources: list[Path], tmp_path: Path)
     for name, unit in (("c", "eV"), ("d", "GPa")):
         write_json(tmp_path / f"{name}.json", [{"s": pymatgen_dict(STRUCTURES[3]), "x": 1.5}])
         run(tmp_path / f"{name}.json", tmp_path / f"{name}.zarr", labels=LabelMapping().with_inline([f"x=x[{unit}]"]))
-    with pytest.raises(StoreError, match=r"'x' is \[\] in GPa, that of another store \[\] in eV"):
+    with pytest.raises(
+        StoreError, match=r"'x' has shape \[\] and unit GPa, but shape \[\] and unit eV in another store"
+    ):
         merge([tmp_path / "c.zarr", tmp_path / "d.zarr"], tmp_path / "g.zarr", scheduler="threads")
     with pytest.raises(StoreError, match="no such store"):
         run(sources[1], tmp_path / "nothing.zarr", append=True)
@@ -177,23 +179,23 @@ def test_a_kill_during_the_last_clean_up_costs_nothing(
 
 
 def test_parts_of_workers_whose_client_is_dead_stay_out_of_a_run_with_other_settings(tmp_path: Path) -> None:
-    """On a cluster of its own a worker goes on with its task when the client is killed, and writes its part late."""
+    """On an external cluster, a worker finishes its task after the client was killed, and writes its part late."""
     write_json(tmp_path / "s.json", [{"s": pymatgen_dict(s), "a": 1.0, "b": 2.0} for s in STRUCTURES])
-    words = (tmp_path / "s.json", tmp_path / "g.zarr")
+    paths = (tmp_path / "s.json", tmp_path / "g.zarr")
     late: list[FeaturizeTask] = []
 
-    def given_out(*words: Any) -> None:
-        late.extend(words[2])
+    def capture_tasks(*arguments: Any) -> None:
+        late.extend(arguments[2])
         raise ConnectionError("the client is gone")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("equiscreen.pipeline.store.writer.StoreRun.make_parts", given_out)
+        patch.setattr("equiscreen.pipeline.store.writer.StoreRun.make_parts", capture_tasks)
         with pytest.raises(ConnectionError):
-            run(*words, labels=LabelMapping().with_inline(["energy=a[eV]"]))
+            run(*paths, labels=LabelMapping().with_inline(["energy=a[eV]"]))
     featurize_partition(late[0])
     with pytest.raises(OutputExistsError, match="labels differ"):
-        run(*words, labels=LabelMapping().with_inline(["energy=b[eV]"]))
-    run(*words, labels=LabelMapping().with_inline(["energy=b[eV]"]), overwrite=True)
+        run(*paths, labels=LabelMapping().with_inline(["energy=b[eV]"]))
+    run(*paths, labels=LabelMapping().with_inline(["energy=b[eV]"]), overwrite=True)
     assert set(GraphStore(tmp_path / "g.zarr").column("energy").tolist()) == {2.0}
 
 
@@ -210,8 +212,8 @@ def test_labels_that_are_not_a_number_are_no_labels(tmp_path: Path) -> None:
     assert (again.stored, again.duplicate) == (0, 2)
 
 
-def in_another_guise(structure: Structure, seed: int) -> Structure:
-    """The same crystal in a cell of twice the size, turned, shifted and with its sites in another order."""
+def in_another_setting(structure: Structure, seed: int) -> Structure:
+    """The same crystal in a cell of twice the size, rotated, shifted, and with its sites in another order."""
     rng = np.random.default_rng(seed)
     atoms = structure.to_ase().repeat((1, 2, 1))
     atoms.rotate(rng.uniform(0, 180), rng.normal(size=3), rotate_cell=True)
@@ -220,9 +222,9 @@ def in_another_guise(structure: Structure, seed: int) -> Structure:
 
 
 def test_the_same_crystal_in_another_guise_counts_as_one_if_wanted(tmp_path: Path) -> None:
-    guises = [in_another_guise(structure, seed) for seed, structure in enumerate(STRUCTURES[:4])]
+    copies = [in_another_setting(structure, seed) for seed, structure in enumerate(STRUCTURES[:4])]
     source = tmp_path / "s.extxyz"
-    ase.io.write(source, [s.to_ase() for s in (*STRUCTURES, *guises)], format="extxyz")
+    ase.io.write(source, [s.to_ase() for s in (*STRUCTURES, *copies)], format="extxyz")
     exact = run(source, tmp_path / "exact.zarr")
     assert (exact.stored, exact.duplicate) == (12, 0)
     crystal = run(source, tmp_path / "crystal.zarr", dedup="crystal")

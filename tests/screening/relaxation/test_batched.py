@@ -1,4 +1,4 @@
-"""Relaxations find the minima that ASE finds, and obey the laws that the potential obeys."""
+"""Relaxations reach the same minima as ASE, and have the same symmetries as the potential."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ELEMENTS = (13, 28, 29, 46, 47, 78, 79)
 
 @dataclass
 class EmtPotential:
-    """ASE's EMT in the form of a potential."""
+    """ASE's EMT as a `Potential`; records the size of every batch."""
 
     cutoff: float = 5.0
     elements: tuple[int, ...] = ELEMENTS
@@ -60,7 +60,7 @@ class EmtPotential:
 
 
 class SickPotential(EmtPotential):
-    """NaN for aluminium, and, as in a product of matrices, for whatever is in one batch with it."""
+    """Predicts NaN for every structure in a batch with aluminium, as a matrix product would."""
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
         found = super().evaluate(block)
@@ -68,6 +68,7 @@ class SickPotential(EmtPotential):
 
 
 def distorted(atoms: ase.Atoms, seed: int, rattle: float = 0.1, strain: float = 0.03) -> Structure:
+    """A crystal with random displacements (standard deviation in angstrom) and a random strain."""
     rng = np.random.default_rng(seed)
     deformation = rng.normal(0, strain, (3, 3))
     cell = atoms.cell.array @ (np.eye(3) + (deformation + deformation.T) / 2)
@@ -76,6 +77,7 @@ def distorted(atoms: ase.Atoms, seed: int, rattle: float = 0.1, strain: float = 
 
 
 def alloys() -> list[Structure]:
+    """Six distorted metals and alloys."""
     l12 = ase.build.bulk("Ni", a=3.6, cubic=True)
     l12.symbols[0] = "Al"
     b2 = ase.build.bulk("Cu", "bcc", a=2.95, cubic=True)
@@ -86,9 +88,10 @@ def alloys() -> list[Structure]:
     return [distorted(atoms, seed) for seed, atoms in enumerate(cells)]
 
 
-def relaxed(structures: Sequence[Structure], potential: EmtPotential | None = None, **said: object) -> list[Relaxed]:
+def relaxed(structures: Sequence[Structure], potential: EmtPotential | None = None, **changes: object) -> list[Relaxed]:
+    """Results in the order of the structures, with some settings changed from the defaults."""
     found = dict(
-        relax_structures(enumerate(structures), potential or EmtPotential(), RelaxSettings(**said))  # type: ignore[arg-type]
+        relax_structures(enumerate(structures), potential or EmtPotential(), RelaxSettings(**changes))  # type: ignore[arg-type]
     )
     return [found[place] for place in range(len(structures))]
 
@@ -112,7 +115,7 @@ def test_minima_are_those_of_ase(optimizer: Optimizer) -> None:
 
 
 def test_what_is_called_relaxed_is_relaxed() -> None:
-    """By a fresh evaluation of the structure that is left; and the energy never ends above where it began."""
+    """A new evaluation of the relaxed structure meets the criteria, and its energy is below the initial one."""
     for one in relaxed(alloys(), fmax=0.03, smax=0.1):
         assert one.first is not None
         assert one.last is not None
@@ -133,7 +136,7 @@ def test_the_measure_of_ase_for_the_cell() -> None:
 
 
 def test_neighbours_in_flight_change_nothing() -> None:
-    """EMT evaluates one structure after the other, so that results are equal to the last bit."""
+    """EMT evaluates structures one at a time, so results are equal bit for bit."""
     together = relaxed(alloys())
     few = dict(relax_structures(enumerate(alloys()), EmtPotential(), edges_in_flight=1))
     for place, structure in enumerate(alloys()):
@@ -192,9 +195,9 @@ def test_under_pressure_the_stress_balances_it() -> None:
 
 
 def test_symmetry_is_kept_if_it_is_to_be() -> None:
-    """A tetragonal cell of copper relaxes to fcc, since nothing forbids it; a body-centred one cannot leave its group.
+    """Body-centred copper keeps its space group, and a distorted alloy the one that is found with a loose tolerance.
 
-    The gradient of a symmetric structure is symmetric anyway; rounding is what would break it.
+    The exact gradient of a symmetric structure is symmetric; only rounding would break the symmetry.
     """
     bcc = Structure.from_ase(ase.build.bulk("Cu", "bcc", a=2.8, cubic=True))
     (kept,) = relaxed([bcc], fix_symmetry=True)
@@ -212,7 +215,7 @@ def test_symmetry_is_kept_if_it_is_to_be() -> None:
 
 
 def test_a_rattle_leaves_a_saddle() -> None:
-    """Body-centred copper is a saddle of EMT: symmetric, at rest, and above fcc."""
+    """Body-centred copper is a saddle point of EMT: symmetric, without forces, and higher in energy than fcc."""
     bcc = Structure.from_ase(ase.build.bulk("Cu", "bcc", a=2.8, cubic=True))
     fcc = Structure.from_ase(ase.build.bulk("Cu", a=3.7))
     (still,) = relaxed([bcc])
@@ -264,7 +267,7 @@ def test_what_cannot_be_relaxed_has_a_status_and_disturbs_nothing() -> None:
 
 
 def test_one_that_flies_apart_is_told() -> None:
-    """Pulled at by its surroundings: there is no minimum to find."""
+    """A large negative pressure: there is no minimum."""
     (one,) = relaxed([alloys()[0]], pressure=-60.0, max_steps=500)
     assert status(one) == "exploded"
     assert "volume" in one.reason
@@ -274,7 +277,7 @@ def test_one_that_flies_apart_is_told() -> None:
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.3), st.floats(0, 0.06))
 @settings(max_examples=60, deadline=None)
 def test_the_skin_misses_no_neighbour(seed: int, rattle: float, strain: float) -> None:
-    """As long as a list is kept, every pair within the cutoff is in it."""
+    """As long as a neighbour list is reused, it has every pair within the cutoff."""
     rng = np.random.default_rng(seed)
     cutoff, skin = 4.0, 0.5
     structure = alloys()[seed % 6]
@@ -290,14 +293,14 @@ def test_the_skin_misses_no_neighbour(seed: int, rattle: float, strain: float) -
         image = near.image.astype(int) + (shift[receiver] - shift[near.neighbor])
         return set(map(tuple, np.column_stack([receiver, near.neighbor, image]).tolist()))
 
-    # A structure wraps its atoms; the list that is kept does not.
+    # A structure wraps its atoms into the cell; the reused list does not.
     wrapped = np.floor(frac).astype(int)
     now = Structure.from_fractional(structure.atomic_number, cell, frac)
     assert pairs(now, cutoff, wrapped) <= pairs(structure, cutoff + skin, np.zeros_like(wrapped))
 
 
 def test_the_skin_changes_nothing(exported: Callable[[str], Path]) -> None:
-    """With a network, which reads the kept list of neighbours."""
+    """With a network, which uses the neighbour list."""
     potential = OnnxPotential.load(exported("float64"), threads=1)
     gold = ase.build.bulk("Au", a=4.2, cubic=True)
     gold.symbols[0] = "Cu"

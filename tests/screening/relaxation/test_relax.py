@@ -1,4 +1,4 @@
-"""Relaxing a store on workers: every structure has a row and a graph, whatever interrupts the work."""
+"""Relaxation of a store on workers: every structure has a row and a graph, even after interruptions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from equiscreen.screening.relaxation.relax import estimate, summary
 from numpy.testing import assert_allclose
 
 CRYSTALS = 24
-MORE = 100  # in several parts
+MORE = 100  # enough for several parts
 ATOMS = 8
 
 
 @pytest.fixture(scope="module")
 def graphs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small crystals of the Materials Project, in a store that carries a column."""
+    """Graph store of small crystals of the Materials Project, with a column."""
     return store_of(data, tmp_path_factory.mktemp("graphs"), CRYSTALS)
 
 
@@ -60,7 +60,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 def values(scores: xr.Dataset) -> xr.Dataset:
-    """Without what differs between two runs."""
+    """The scores without attributes, which differ between two runs."""
     return scores.load().drop_attrs()
 
 
@@ -99,7 +99,7 @@ def test_it_is_what_one_process_finds(graphs: Path, relaxed: Path, sevennet_mode
 
 
 def test_a_run_that_is_killed_is_taken_up(data: Path, sevennet_model: Path, tmp_path: Path) -> None:
-    """To the last bit, by the same words."""
+    """The result of a run that was killed twice and resumed equals that of an uninterrupted run, bit for bit."""
     words = command("relax", store_of(data, tmp_path, MORE), "--model", sevennet_model, "--rattle", "0.05")
     for _ in range(2):
         process = subprocess.Popen(
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_is_taken_up(data: Path, sevennet_model: Path, tmp_
         folder, deadline = tmp_path / "r.zarr.partial", time.monotonic() + 100
         before = len(list(folder.glob("*/parts/[0-9]*.json")))
         while len(list(folder.glob("*/parts/[0-9]*.json"))) <= before and time.monotonic() < deadline:
-            assert process.poll() is None, "the run ended before it could be disturbed"
+            assert process.poll() is None, "the run ended before it could be interrupted"
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_is_taken_up(data: Path, sevennet_model: Path, tmp_
 
 
 def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
-    """The graph store stands, the scores do not: the same words take it as it is."""
+    """The graph store exists but the scores do not: the same run reuses it."""
     out = relaxed.with_name("t.zarr")
     relax(graphs, sevennet_model, out, scheduler="threads", limit=6)
     stored = relaxed.with_name("t.graphs.zarr")
@@ -186,7 +186,7 @@ def test_what_a_run_says(graphs: Path, relaxed: Path, sevennet_model: Path) -> N
     line = summary(open_scores(relaxed), relaxed)
     assert f"{CRYSTALS} structures ({CRYSTALS} ok)" in line
     assert "r.graphs.zarr" in line
-    assert "evaluations of each" in estimate(graphs, sevennet_model)
+    assert "evaluations per structure" in estimate(graphs, sevennet_model)
 
 
 def test_workers_find_what_this_process_finds(

@@ -1,4 +1,4 @@
-"""Appending: a grown store is screened without scoring again what was scored."""
+"""Appending: after a store has grown, only its new structures are scored."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ def model(exported: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Nine crystals, with a column."""
+    """Graph store of nine crystals."""
     grow(tmp_path / "g.zarr", 9, seed=220)
     return tmp_path / "g.zarr"
 
 
 def grow(store: Path, count: int, seed: int) -> None:
+    """Append random crystals to a graph store, or create it."""
     source = write_extxyz(store.with_name(f"{seed}.extxyz"), count, seed)
     mapping = LabelMapping(columns=())
-    there = store.exists()
-    featurize(source, store, cutoff=CUTOFF, labels=mapping, append=there, scheduler="threads")
+    featurize(source, store, cutoff=CUTOFF, labels=mapping, append=store.exists(), scheduler="threads")
 
 
 def same(found: xr.Dataset, expected: xr.Dataset) -> None:
+    """Check that two datasets are equal, apart from float32 rounding."""
     assert set(found.variables) == set(expected.variables)
     for name in expected.variables:
         a, b = found[name].values, expected[name].values
-        if a.dtype.kind == "f":  # other structures are beside them in a batch: rounding in float32
+        if a.dtype.kind == "f":  # other structures in the batch: float32 rounding
             assert np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True), name
         else:
             assert np.array_equal(a, b), name
@@ -54,7 +55,7 @@ def test_old_rows_are_kept_and_new_ones_scored(
     out = tmp_path / "s.zarr"
     old = screen(store, model, out, scheduler="threads").load()
     grow(store, 5, seed=221)
-    grow(store, 4, seed=222)  # twice: the first is known of the second
+    grow(store, 4, seed=222)  # two appends: the second store records the hash of the first
     scored = []
     score = worker.score_block
     monkeypatch.setattr(worker, "score_block", lambda block, *rest: scored.append(len(block)) or score(block, *rest))
@@ -70,7 +71,7 @@ def test_old_rows_are_kept_and_new_ones_scored(
     assert found.attrs["timing"]["structures"] == 9
     assert found.attrs["timing"]["core_hours"] >= old.attrs["timing"]["core_hours"]
     same(found, screen(store, model, tmp_path / "t.zarr", scheduler="threads"))
-    again = screen(store, model, out, append=True, scheduler="threads")  # nothing is left to do
+    again = screen(store, model, out, append=True, scheduler="threads")  # nothing left to score
     assert again.attrs == found.attrs
     assert sum(scored) == 9 + 18
 
@@ -126,9 +127,9 @@ def test_what_cannot_be_appended_to_is_told_and_kept(store: Path, model: Path, t
         screen(store, model, out, min_distance=1.0, **words)
     with pytest.raises(StoreError, match="no such store"):
         screen(store, model, tmp_path / "none.zarr", **words)
-    with pytest.raises(ConfigError, match="append extends"):
+    with pytest.raises(ConfigError, match="choose one"):
         screen(store, model, out, overwrite=True, **words)
-    with pytest.raises(ConfigError, match="append is for a graph store"):
+    with pytest.raises(ConfigError, match="append requires a graph store"):
         prepare_graphs(tmp_path / "220.extxyz", model, out, append=True, scheduler="threads")
     now = xr.open_zarr(out).load()
     assert now.identical(before)

@@ -1,4 +1,4 @@
-"""Screens that are disturbed: they end with the scores of an undisturbed one, to the last bit, or with one line."""
+"""Interrupted screens end with the scores of an uninterrupted one, bit for bit, or with a one-line error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ...export.runtime.altered_models import altered
 
 PART = 12
 INTERRUPTIONS = 5
-# The command line with smaller parts, so that a run of a few hundred structures has many of them.
+# The command line with smaller parts, so that a run over a few hundred structures has many of them.
 SMALL_PARTS = (
     "import sys; from equiscreen.screening.scoring import screen; screen.PART_STRUCTURES = int(sys.argv.pop(1)); "
 )
@@ -65,23 +65,30 @@ def finish(words: Sequence[str]) -> str:
 
 def assert_same_bits(found: Path, expected: Path, seed: int = 0) -> None:
     first, second = open_scores(found), open_scores(expected)
-    assert first.attrs["store_hash"] == second.attrs["store_hash"], f"seed {seed}"  # of the bytes of all rows
+    assert first.attrs["store_hash"] == second.attrs["store_hash"], f"seed {seed}"  # covers the bytes of all rows
     assert set(first.variables) == set(second.variables)
     for name in second.variables:
         a, b = first[name].values, second[name].values
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), f"{name}, seed {seed}"
-    left_out = {"timing", "command"}  # one of the two may have been made by a call
-    without = [{k: v for k, v in x.attrs.items() if k not in left_out} for x in (first, second)]
-    assert without[0] == without[1]
+    ignored = {"timing", "command"}  # one of the two may come from the Python API, which records no command
+    attrs = [{k: v for k, v in x.attrs.items() if k not in ignored} for x in (first, second)]
+    assert attrs[0] == attrs[1]
 
 
 def disturb_at_random(
     words: Sequence[str], out: Path, total: int, seed: int, disturb: Callable[[subprocess.Popen[bytes], int], None]
 ) -> int:
-    """Begin a run so many times as it is to be interrupted, each time for some more parts.
+    """Start a run `INTERRUPTIONS` times, and interrupt it each time after a random number of further parts.
+
+    Args:
+        words: Command line of the run.
+        out: Output of the run.
+        total: Number of parts of the run.
+        seed: Random seed.
+        disturb: Interrupts the process; its second argument is the number of the interruption.
 
     Returns:
-        How many were interrupted before they ended.
+        Number of interruptions before the run ended.
     """
     rng = np.random.default_rng(seed)
     for number in range(INTERRUPTIONS):
@@ -128,7 +135,7 @@ def test_a_screen_killed_five_times_at_random_equals_the_undisturbed_one(
     out, seed = tmp_path / "s.zarr", secrets.randbits(32)
     words = command(PART, store, "--model", model, "--out", out, "--scheduler", "threads")
     stopped = disturb_at_random(words, out, 600 // PART, seed, kill_all)
-    assert stopped >= 3, f"seed {seed}: it ended before it was disturbed often enough"
+    assert stopped >= 3, f"seed {seed}: the run ended before it was interrupted often enough"
     if not out.exists():
         finish(words)
     assert_same_bits(out, undisturbed, seed)
@@ -136,7 +143,7 @@ def test_a_screen_killed_five_times_at_random_equals_the_undisturbed_one(
 
 
 def kill_client_worker_or_all(process: subprocess.Popen[bytes], number: int) -> None:
-    """The client alone; a worker, then the client; all of them: in turn."""
+    """Kill, in turn: the client alone; a worker and then the client; all processes."""
     if number % 3 == 1:
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
         if workers:
@@ -156,7 +163,7 @@ def test_a_screen_of_20000_interrupted_five_times_on_workers_equals_the_undistur
     finish(command(250, tmp_path / "g.zarr", "--model", model, "--out", expected))
     words = command(250, tmp_path / "g.zarr", "--model", model, "--out", out)
     stopped = disturb_at_random(words, out, 80, seed, kill_client_worker_or_all)
-    assert stopped == INTERRUPTIONS, f"seed {seed}: it ended before it was disturbed so often"
+    assert stopped == INTERRUPTIONS, f"seed {seed}: the run ended before the last interruption"
     finish(words)
     assert open_scores(out).sizes["structure"] == 20_000
     assert_same_bits(out, expected, seed)
@@ -173,19 +180,19 @@ def test_a_worker_and_the_client_killed(store: Path, model: Path, undisturbed: P
     if not out.exists():
         line = finish(words)
         assert line.startswith(f"{out}: 600 structures (600 ok)")
-        said = shlex.join(["equiscreen", "screen", str(store), "--model", str(model)])
-        assert open_scores(out).attrs["command"] == said
+        recorded = shlex.join(["equiscreen", "screen", str(store), "--model", str(model)])
+        assert open_scores(out).attrs["command"] == recorded
     assert_same_bits(out, undisturbed)
 
 
 def begun(store: Path, model: Path, out: Path) -> None:
-    """A run that was interrupted when all its parts were there."""
+    """Leave a run that was interrupted when all its parts were finished."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screening, "compact", interrupt)
+        patch.setattr(StoreRun, "compact", interrupt)
         with pytest.raises(KeyboardInterrupt):
             screen(store, model, out, scheduler="threads")
     assert parts_of(out) > 0
@@ -216,10 +223,10 @@ def test_a_store_that_changes_while_it_is_screened_is_told(
     featurize(source, store, cutoff=CUTOFF, scheduler="threads")
     concatenate = StoreRun.concatenate
 
-    def change_and_concatenate(*words: Any) -> dict[str, str]:
+    def change_and_concatenate(*arguments: Any) -> dict[str, str]:
         write_extxyz(source, 5, seed=244)
         featurize(source, store, cutoff=CUTOFF, overwrite=True, scheduler="threads")
-        return concatenate(*words)
+        return concatenate(*arguments)
 
     monkeypatch.setattr(StoreRun, "concatenate", change_and_concatenate)
     with pytest.raises(StoreError, match=r"g\.zarr: has changed during this run"):
@@ -253,9 +260,9 @@ def test_structures_whose_energy_is_no_number_have_a_status_and_spread_to_no_oth
 
 
 def poisoned_runtime() -> WorkerPlugin:
-    """Makes the evaluation of a structure with gold take its process along, as a lack of memory would."""
+    """A plugin that kills the worker when it evaluates a structure with gold, as a lack of memory would."""
 
-    class PoisonedRuntime(WorkerPlugin):  # within a function, so that it travels to the workers by value
+    class PoisonedRuntime(WorkerPlugin):  # defined in a function, so that it is pickled by value
         def setup(self, worker: object) -> None:  # noqa: ARG002
             from equiscreen.export.runtime.onnx_potential import OnnxPotential  # noqa: PLC0415 - on the worker
 
@@ -272,7 +279,7 @@ def poisoned_runtime() -> WorkerPlugin:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # some ten workers start, one after the other
+@pytest.mark.timeout(900)  # some ten workers start, one at a time
 def test_a_structure_that_workers_die_of_costs_only_itself(model: Path, tmp_path: Path) -> None:
     source = write_extxyz(tmp_path / "c.extxyz", 6, seed=246, elements=(13, 29))
     text = source.read_text().splitlines(keepends=True)
@@ -299,7 +306,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_i
     disk.mkdir()
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*inside, f"mount -t tmpfs none {disk}"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no test make a file system")
+        pytest.skip("this machine does not allow tests to mount a file system")
     words = command(PART, store, "--model", model, "--out", disk / "s.zarr", "--scheduler", "threads")
     script = (
         f"mount -t tmpfs -o size=200k none {disk}; {shlex.join(words)}; echo exit $?; ls {disk}; "

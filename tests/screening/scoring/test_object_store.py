@@ -1,4 +1,4 @@
-"""Scores elsewhere: written to an object store, opened from there and from a plain web server."""
+"""Remote scores: written to an object store, and opened from there and from a plain web server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, and no listings."""
+    """Serves files but no folder listings."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -47,13 +47,13 @@ def bucket() -> Iterator[s3fs.S3FileSystem]:
         fs = s3fs.S3FileSystem()
         fs.mkdir("scored")
         yield fs
-        s3fs.S3FileSystem.clear_instance_cache()  # they remember the credentials
+        s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the credentials
     service.stop()
 
 
 @pytest.fixture(scope="module")
 def screened(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store and its scores."""
+    """Folder with a graph store and its scores."""
     folder = tmp_path_factory.mktemp("screened")
     source = write_extxyz(folder / "c.extxyz", 7, seed=230)
     featurize(source, folder / "g.zarr", cutoff=CUTOFF, scheduler="threads")
@@ -62,6 +62,7 @@ def screened(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 def content(scores: xr.Dataset) -> xr.Dataset:
+    """The scores without the attributes that differ between two runs."""
     return scores.load().assign_attrs(timing=None, graph_store=None)
 
 
@@ -72,7 +73,7 @@ def test_scores_of_a_bucket_in_a_bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where the work goes on
+    monkeypatch.chdir(tmp_path)  # the run works in the current folder
     bucket.put(str(screened / "g.zarr"), "scored/g.zarr", recursive=True)
     store, out, model = "s3://scored/g.zarr", "s3://scored/s.zarr", exported("float32")
     found = screen(store, model, out, scheduler="threads")

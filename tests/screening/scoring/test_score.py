@@ -1,4 +1,4 @@
-"""Rows of scores: limits become statuses, memory that does not suffice costs no row, windows change no bit."""
+"""Rows of scores: limits become statuses, a lack of memory loses no other row, and windows change no bit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SCORES = ("energy", "energy_per_atom", "max_force", "stress", "status")
 
 
 class Crowded:
-    """A potential for which there is memory for so many atoms at once, and no more.
+    """A potential that runs out of memory above a number of atoms per batch.
 
     Args:
-        potential: That evaluates.
-        atoms: How many fit.
+        potential: Potential that evaluates smaller batches.
+        atoms: Largest number of atoms that fit in memory.
     """
 
     def __init__(self, potential: OnnxPotential, atoms: int) -> None:
@@ -68,7 +68,7 @@ def test_a_window_holds_the_bits_of_the_whole(
     begin, end = min(ends), max(ends) + 1
     whole, part = score_block(block, potential), score_block(block, potential, window=(begin, end))
     for name, values in whole.items():
-        if end - begin == 1 and values.dtype.kind == "f":  # by itself, with another padding: rounding in float32
+        if end - begin == 1 and values.dtype.kind == "f":  # evaluated on its own, with other padding: float32 rounding
             assert np.allclose(part[name], values[begin:end], rtol=1e-4, atol=1e-5), name
         else:
             assert np.array_equal(part[name], values[begin:end]), name
@@ -100,9 +100,9 @@ SHORT_OF_MEMORY = """
 import resource, sys
 import numpy as np
 from equiscreen.export import OnnxPotential
-from equiscreen.screening.scoring.score import score_block
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from equiscreen.screening.scoring.score import score_block
 potential = OnnxPotential.load(sys.argv[1], threads=1, slots=1 << 20)
 block = GraphBlock.from_structures(probe_structures((13, 29, 79), 900, seed=3), potential.cutoff)
 score_block(block.take([0, 1]), potential)
@@ -117,7 +117,7 @@ print(len(tried), (found["status"] == 0).sum())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are those of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory limits need Linux")
 def test_onnx_runtime_without_memory_is_understood(exported: Callable[[str], Path]) -> None:
     words = [sys.executable, "-c", SHORT_OF_MEMORY, str(exported("float32")), "150"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -144,7 +144,7 @@ def test_what_is_too_large_and_what_is_too_close_have_a_status(
     fewest = int(np.delete(block.n_edges, 2).min())
     found = score_block(block, potential, ScoreLimits(max_edges=fewest))
     expected = np.where(block.n_edges > fewest, TOO_LARGE, OK)
-    expected[2] = UNKNOWN_ELEMENT  # whoever cannot be scored by any limit is told that
+    expected[2] = UNKNOWN_ELEMENT  # an unknown element takes precedence over the limits
     assert found["status"].tolist() == expected.tolist()
     assert np.isnan(found["energy"]).tolist() == (expected != OK).tolist()
 
@@ -162,7 +162,7 @@ def test_structures_without_edges_are_not_close(potential: OnnxPotential, crysta
 
 @pytest.fixture(scope="module")
 def labelled(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scores of twelve crystals with energies, of which one has none, and one an unknown element."""
+    """Scores of twelve crystals with energies, except that one has no energy and one has an unknown element."""
     folder = tmp_path_factory.mktemp("labelled")
     images = ase.io.read(write_extxyz(folder / "c.extxyz", 12, seed=201), index=":")
     del images[3].calc.results["energy"]

@@ -1,4 +1,4 @@
-"""Screening: scores equal the network's, with units, statuses and provenance; nothing is lost."""
+"""Screening: scores equal those of the network, with units, statuses and provenance; no structure is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ...conftest import CUTOFF, ELEMENTS, small_network
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 crystals that the model knows, one with uranium, one molecule."""
+    """Graph store of 30 crystals that the model supports, one with uranium, and a molecule."""
     folder = tmp_path_factory.mktemp("candidates")
     images = [s.to_ase() for s in probe_structures(ELEMENTS, 30, seed=60)]
     images.insert(7, probe_structures([92, 29], 1, seed=61)[0].to_ase())
@@ -142,7 +142,7 @@ def test_rows_follow_their_structures_whatever_stands_beside_them(
     assert before["status"].tolist() == [UNKNOWN_ELEMENT if place in unknown else OK for place in range(6)]
     for name, values in before.items():
         if name in ("energy", "energy_per_atom", "max_force", "stress"):
-            # Other neighbours in the batch, another padding: rounding in float64.
+            # Other structures in the batch and other padding: float64 rounding.
             assert np.allclose(after[name], values[order], rtol=0, atol=1e-10, equal_nan=True), name
             assert np.array_equal(np.isnan(values).reshape(6, -1).all(axis=1), before["status"] != OK)
         else:

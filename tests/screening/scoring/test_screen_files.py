@@ -1,4 +1,4 @@
-"""Screening files: it is featurizing with the model's cutoff and screening, in words that can be said again."""
+"""Screening of files: the same as featurizing with the model's cutoff and then screening; it can be resumed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import ConfigError, ModelFileError, OutputExistsError, SourceError, StoreError
-from equiscreen.pipeline.featurization import featurize as featurization
+from equiscreen.pipeline.featurization import estimate as featurization_estimate
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen, screen_files
 from equiscreen.screening.dataset.paths import graphs_path
+from equiscreen.screening.scoring import screen_files as screen_files_module
 from equiscreen.screening.scoring.screen_files import estimate, prepare_graphs
 
 from ...conftest import CUTOFF, ELEMENTS, cif_text, write_extxyz
@@ -29,7 +30,7 @@ BAD_CIF = "data_x\n_cell_length_a 4\n"
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
-    """Four CIFs, the second of which is bad, and eight frames of extended XYZ."""
+    """Four CIFs, the second of which is invalid, and an extended XYZ file with eight frames."""
     paths = []
     for place, structure in enumerate(probe_structures(ELEMENTS, 4, seed=80)):
         paths.append(tmp_path / f"c{place}.cif")
@@ -43,12 +44,12 @@ def model(exported: Callable[[str], Path]) -> Path:
 
 
 def written(store: Path) -> int:
-    """When a store was given its root; it is another moment if it was written again."""
+    """Modification time of the root of a store, which changes if the store is written again."""
     return (store / "zarr.json").stat().st_mtime_ns
 
 
 def without_history(scores: xr.Dataset) -> xr.Dataset:
-    """The scores without what differs between two runs: their time, and the name of the graph store."""
+    """The scores without the attributes that differ between two runs: timing, and the path of the graph store."""
     return scores.load().assign_attrs(timing=None, graph_store=None)
 
 
@@ -74,7 +75,9 @@ def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path:
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
     assert row["source"] == sources[1].name
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
-    assert again.summary.startswith(f"{graphs.path}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0;")
+    assert again.summary.startswith(
+        f"{graphs.path}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0;"
+    )
     with pytest.raises(SourceError, match="none of its structures could be stored"):
         screen_files(sources[1], model, tmp_path / "bad.zarr", scheduler="threads")
     assert not list(tmp_path.glob("bad.*"))
@@ -82,7 +85,7 @@ def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two graph stores, an unfinished one, and a CIF."""
+    """Folder with two graph stores, an unfinished one, and a CIF."""
     folder = tmp_path_factory.mktemp("stores")
     (folder / "c.cif").write_text(cif_text(probe_structures(ELEMENTS, 1, seed=80)[0]))
     for name in ("g.zarr", "plain"):
@@ -91,10 +94,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", ["{}/g.zarr", "{}/plain", "{}/plain/", "file://{}/plain"])
-def test_one_store_is_screened_as_it_stands(stores: Path, model: Path, tmp_path: Path, said: str) -> None:
-    scores = screen_files(said.format(stores), model, tmp_path / "s.zarr", scheduler="threads")
-    assert scores.attrs["graph_store"]["path"] == said.format(stores).removesuffix("/")
+@pytest.mark.parametrize("source", ["{}/g.zarr", "{}/plain", "{}/plain/", "file://{}/plain"])
+def test_one_store_is_screened_as_it_stands(stores: Path, model: Path, tmp_path: Path, source: str) -> None:
+    scores = screen_files(source.format(stores), model, tmp_path / "s.zarr", scheduler="threads")
+    assert scores.attrs["graph_store"]["path"] == source.format(stores).removesuffix("/")
     assert scores["source"].values.tolist() == [str(stores / "c.cif")]
     assert not list(tmp_path.glob("*.graphs.zarr"))
 
@@ -108,9 +111,9 @@ def test_a_url_of_files_is_none_of_a_store(stores: Path, model: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        (["g.zarr", "c.cif"], ConfigError, r"g\.zarr: a store among files"),
-        (["c.cif", "plain"], ConfigError, r"plain: a store among files"),
-        (["g.zarr", "plain"], ConfigError, "2 stores; .* `equiscreen merge`"),
+        (["g.zarr", "c.cif"], ConfigError, r"g\.zarr: a graph store among files"),
+        (["c.cif", "plain"], ConfigError, r"plain: a graph store among files"),
+        (["g.zarr", "plain"], ConfigError, "2 graph stores; .* `equiscreen merge`"),
         (["none.zarr"], StoreError, r"none\.zarr: no such store"),
         (["none.cif"], SourceError, r"none\.cif: no such file"),
         (["unfinished"], StoreError, "unfinished: unfinished; run the command that writes it again"),
@@ -140,7 +143,7 @@ def test_a_finished_graph_store_is_taken_up_and_kept_when_the_scores_are_replace
     sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
     out, graphs = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr"
-    prepare_graphs(sources, model, out, scheduler="threads")  # killed before the second half
+    prepare_graphs(sources, model, out, scheduler="threads")  # as if the run was killed before the second step
     moment = written(graphs)
     first = without_history(screen_files(sources, model, out, scheduler="threads"))
     with pytest.raises(OutputExistsError, match=r"s\.zarr: exists"):
@@ -201,7 +204,7 @@ def merged(sources: list[Path], graphs: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_cutoff, r"a cutoff of 5\.5 angstrom, the model's is 4\.5"),
+        (other_cutoff, r"its cutoff is 5\.5 angstrom, that of the model is 4\.5"),
         (fewer_sources, "other sources"),
         (changed_later, "other sources, or they have changed"),
         (limited, "another limit"),
@@ -241,23 +244,24 @@ def test_what_is_no_store_is_not_overwritten(sources: list[Path], model: Path, t
 
 
 def test_a_limit_holds_for_both_halves(sources: list[Path], model: Path, tmp_path: Path) -> None:
-    for _ in range(2):  # the second time, the graphs are there
+    for _ in range(2):  # the second time, the graph store exists
         scores = screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads", limit=5, overwrite=True)
-        assert scores.sizes["structure"] == 4  # the second of five is bad
+        assert scores.sizes["structure"] == 4  # the second of five is invalid
         assert GraphStore(tmp_path / "s.graphs.zarr").attrs["counts"]["read"] == 5
 
 
 def test_an_estimate_scales_both_halves_to_all_records(
     sources: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(featurization, "ESTIMATE_RECORDS", 4)
+    for module in (featurization_estimate, screen_files_module):
+        monkeypatch.setattr(module, "ESTIMATE_RECORDS", 4)
     records, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
     assert records.startswith("12 records: ")
-    assert structures.startswith("9 structures: ")  # three of the four that were looked at could be stored
+    assert structures.startswith("9 structures: ")  # three of the four records of the sample could be stored
     assert not list(tmp_path.glob("s.*"))
     prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
-    taken, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
-    assert "taken as it is: read 12" in taken
+    reused, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
+    assert "reused the existing store: read 12" in reused
     assert structures.startswith("11 structures: ")
     assert estimate([tmp_path / "s.graphs.zarr"], model, tmp_path / "t.zarr", 3).startswith("3 structures: ")
 
@@ -293,18 +297,18 @@ def test_the_command_line_and_a_kill_between_the_halves(sources: list[Path], mod
     words = command(*sources, "--model", model, "--out", out, "--scheduler", "threads")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     assert process.stdout is not None
-    account = process.stdout.readline().decode()  # comes before the scoring begins
+    counts = process.stdout.readline().decode()  # printed before the scoring begins
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert "read 12 = stored 11 + failed 1 + duplicate 0" in account
+    assert "read 12 = stored 11 + failed 1 + duplicate 0" in counts
     assert not out.exists()
     moment = written(graphs)
 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"{graphs}: taken as it is: read 12 = stored 11 + failed 1 + duplicate 0")
+    assert first.startswith(f"{graphs}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0")
     assert second.startswith(f"{out}: 11 structures (11 ok)")
     assert written(graphs) == moment
     assert open_scores(out).sizes["structure"] == 11
@@ -320,7 +324,7 @@ def test_a_kill_in_the_middle_of_featurizing(model: Path, tmp_path: Path) -> Non
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "s.graphs.zarr").exists(), "the run went on before it could be disturbed"
+    assert not (tmp_path / "s.graphs.zarr").exists(), "the run finished before it could be interrupted"
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not parts.exists()

@@ -1,4 +1,4 @@
-"""Several models at once: mean, spread and each energy are those of the members; what does not go together is told."""
+"""Several models at once: mean, spread and energies are those of the members; incompatible models are refused."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_scores_are_mean_and_spread_of_the_members(models: list[Path], store: Pa
     forces = np.stack([found.forces for found in each])
     of_atoms = np.linalg.norm(forces.std(axis=0, ddof=1), axis=1)
     assert np.allclose(scores["max_force_std"].values, np.maximum.reduceat(of_atoms, block.atom_start), rtol=1e-9)
-    said = scores.attrs["model"]
-    assert (said["members"], said["energy_scheme"]) == (count, "own")
-    assert [file["path"] for file in said["files"]] == [str(path) for path in some]
-    assert len({file["sha256"] for file in said["files"]} | {said["sha256"]}) == count + 1
+    provenance = scores.attrs["model"]
+    assert (provenance["members"], provenance["energy_scheme"]) == (count, "own")
+    assert [file["path"] for file in provenance["files"]] == [str(path) for path in some]
+    assert len({file["sha256"] for file in provenance["files"]} | {provenance["sha256"]}) == count + 1
     error, spread = calibration(scores)
     label, prediction = labels_and_predictions(scores)
     assert np.array_equal(error, prediction - label)
