@@ -15,7 +15,8 @@ from ...pipeline.errors import ConfigError
 from ..chemistry.elements import chemical_system, elements_of, parse_elements
 from ..dataset.reader import ScoresReader
 from .derived_columns import OF_FORMULA, OF_KNOWN, OF_STRUCTURE, ROLE, DerivedColumns
-from .filter_expression import Filter, parse_filter
+from .filter_expression import parse_filter
+from .filter_terms import Filter
 from .novelty import KnownCrystals
 from .ranking import Measure, Quota, best_first, fronts, pareto_measures
 from .variables import variable_of, variables_of

@@ -1,17 +1,17 @@
-"""Filter expressions: ``energy_above_hull < 0.05 and n_atoms <= 20``, in a small grammar of their own.
+"""Filter expressions such as ``energy_above_hull < 0.05 and n_atoms <= 20``.
 
-They are read by the parser below and never handed to Python: there are comparisons, ``and``, ``or``, ``not``,
-arithmetic, ``in [...]``, four functions, and nothing else. What a name may be is known before anything is evaluated, so
-that a typo, or text compared with a number, is told with its place.
+A filter looks like a Python expression but never runs as one. `ast.parse` only finds its structure: it sees operators
+and brackets, with every name, number and text replaced by a placeholder of the same length. A visitor then accepts a
+whitelist of nodes and looks the placeholders up in the original text. The kind of each name is known in advance, so
+that a typo, or a comparison of text with a number, is reported with its place.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import reduce
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,456 +19,304 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.suggestions import unknown_name
+from .filter_terms import FUNCTIONS, Filter, Kind, Term, Variable, applied, constant, is_among, reduced
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 50
 MAX_POWER = 16
-FUNCTIONS = {"abs": (1, 1), "isnan": (1, 1), "min": (2, 16), "max": (2, 16)}
-_ORDERS: dict[str, Callable[[Any, Any], Any]] = {
-    "<": np.less,
-    "<=": np.less_equal,
-    ">": np.greater,
-    ">=": np.greater_equal,
-    "==": np.equal,
-    "!=": np.not_equal,
+
+_Operation = Callable[[Any, Any], Any]
+_COMPARISONS: dict[type[ast.cmpop], tuple[str, _Operation]] = {
+    ast.Lt: ("<", np.less),
+    ast.LtE: ("<=", np.less_equal),
+    ast.Gt: (">", np.greater),
+    ast.GtE: (">=", np.greater_equal),
+    ast.Eq: ("==", np.equal),
+    ast.NotEq: ("!=", np.not_equal),
 }
-_SUMS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": np.add,
-    "-": np.subtract,
-    "*": np.multiply,
-    "/": np.divide,
-    "**": np.power,
+_ARITHMETIC: dict[type[ast.operator], _Operation] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Pow: np.power,
 }
-_WORDS = {"and", "or", "not", "in", "true", "false"}
+_UNARY: dict[type[ast.unaryop], tuple[Kind, Callable[[Any], Any]]] = {
+    ast.Not: (Kind.TRUTH, np.logical_not),
+    ast.USub: (Kind.NUMBER, np.negative),
+    ast.UAdd: (Kind.NUMBER, np.positive),
+}
+_KEYWORDS = {"and", "or", "not", "in"}
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])"
+    r"(?P<text>\"[^\"\n]*\"|'[^'\n]*')"
+    r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))"
     r"|(?P<name>[^\W\d]\w*)"
-    r"|(?P<text>\"[^\"\n]*\"|'[^'\n]*')"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/<>(),\[\]]))"
+    r"|(?P<space>\s+)"
+    r"|(?P<sign>\*\*|[<>=!]=|[-+*/<>(),\[\]])"
+    r"|(?P<other>\d[\w.]*|.)",
+    re.DOTALL,
 )
-
-
-class Kind(StrEnum):
-    """What the values of a variable or expression are."""
-
-    NUMBER = "a number"
-    TEXT = "text"
-    FLAG = "one of some words"
-    TRUTH = "true or false"
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """What a name in a filter stands for.
-
-    Attributes:
-        kind: Of its values.
-        meanings: Of a flag, the value behind each word.
-        refusal: Why it cannot be used; empty if it can.
-    """
-
-    kind: Kind
-    meanings: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A part of an expression.
-
-    Attributes:
-        kind: Of its values.
-        place: Where it begins in the text.
-        names: The variables that it needs.
-        values: Computes it from them.
-        literal: Its value, if it stands in the text.
-        meanings: Of a flag.
-    """
-
-    kind: Kind
-    place: int
-    names: frozenset[str]
-    values: Callable[[Mapping[str, NDArray[Any]]], Any]
-    literal: float | str | None = None
-    meanings: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """An expression that is true or false for each structure.
-
-    A comparison with NaN is false but for ``!=``, which is true; ``isnan`` asks for it.
-
-    Attributes:
-        text: As it was given.
-        conjuncts: Conditions that all have to hold: what the outermost ``and`` joins.
-    """
-
-    text: str
-    conjuncts: tuple[Term, ...]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The variables that it needs."""
-        return frozenset[str]().union(*(term.names for term in self.conjuncts))
-
-    def divided(self, late: frozenset[str]) -> tuple[Filter, Filter]:
-        """The conditions that need none of some variables, and the others."""
-        early = tuple(term for term in self.conjuncts if not term.names & late)
-        others = tuple(term for term in self.conjuncts if term.names & late)
-        return Filter(self.text, early), Filter(self.text, others)
-
-    def holds(self, columns: Mapping[str, NDArray[Any]], size: int) -> NDArray[np.bool_]:
-        """For which rows it holds: bool[size].
-
-        Args:
-            columns: The rows of each variable in `names`.
-            size: Number of rows.
-        """
-        found = np.ones(size, dtype=bool)
-        with np.errstate(all="ignore"):  # a division by zero is an infinity, and no accident
-            for term in self.conjuncts:
-                found &= np.broadcast_to(np.asarray(term.values(columns), dtype=bool), (size,))
-        return found
+_HINTS = {
+    "=": "a single = does not compare; use ==",
+    "&": "use `and` instead of &",
+    "|": "use `or` instead of |",
+    "!": "use `not`, or != to compare",
+    "~": "use `not` instead of ~",
+    ".": "attributes are not part of the filter language",
+    '"': "the closing quote is missing",
+    "'": "the closing quote is missing",
+}
 
 
 def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
-    """Read a filter.
+    """Parse a filter.
 
     Args:
         text: For example ``energy_above_hull < 0.05 and status == "ok"``.
         variables: What names may stand for.
 
     Raises:
-        ConfigError: It is none; the message says where and why.
+        ConfigError: The text is not a valid filter; the message says where and why.
     """
     return _Parser(text, variables).parse()
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    sort: str
-    text: str
-    place: int
-
-
-class _Parser:
-    """Recursive descent; the methods go from what binds loosest to what binds tightest."""
+class _Parser(ast.NodeVisitor):
+    """Turns the nodes of a filter into terms, and refuses every node that it has no method for."""
 
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
-        self.text, self.variables = text, variables
         if len(text) > MAX_LENGTH:
-            raise ConfigError(f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; select twice")
-        self.tokens = list(self._tokens())
-        self.at, self.depth = 0, 0
+            raise ConfigError(
+                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; split it over two selections"
+            )
+        self.text, self.variables = text, variables
+        self.depth = 0
+        self.indent = len(text) - len(text.lstrip())
+        self.structure = "".join(map(self._placeholder, _TOKEN.finditer(text)))
+        # Open round brackets at each character; placeholders hold none.
+        self.brackets = list(accumulate((sign == "(") - (sign == ")") for sign in self.structure))
+
+    def _placeholder(self, token: re.Match[str]) -> str:
+        """Return what `ast.parse` sees of a token, which is as long as the token and plain ASCII.
+
+        This way strings need no escapes, Python's keywords can be names of columns, and numbers are always decimal.
+        """
+        text, sort = token[0], token.lastgroup
+        if sort == "other":
+            what = "a number" if text[0].isdigit() else "part of the filter language"
+            raise self._error(token.start(), _HINTS.get(text, f"{text!r} is not {what}"))
+        if sort == "text":
+            return text[0] + "_" * (len(text) - 2) + text[0]
+        if sort == "number":
+            return ".".ljust(len(text), "0") if len(text) > 1 else "0"
+        if sort == "name" and text not in _KEYWORDS:
+            return "_" * len(text)
+        return " " * len(text) if sort == "space" else text
 
     def parse(self) -> Filter:
-        if self._next().sort == "end":
-            raise self._wrong(0, "an empty filter")
-        conjuncts = [self._negation()]
-        while self._taken("and"):
-            conjuncts.append(self._negation())
-        if self._next().text == "or":  # what was read so far is one of several alternatives
-            self.at = 0
-            conjuncts = [self._alternatives()]
-        token = self._next()
-        if token.sort != "end":
-            raise self._wrong(token.place, f"{token.text!r} was not expected")
-        return Filter(self.text, tuple(self._truth(term) for term in conjuncts))
+        """Return the filter.
 
-    def _tokens(self) -> Iterator[_Token]:
-        place, end = 0, len(self.text.rstrip())
-        while place < end:
-            found = _TOKEN.match(self.text, place)
-            if found is None or found.lastgroup is None:
-                begin = place + len(self.text[place:]) - len(self.text[place:].lstrip())
-                raise self._wrong(begin, self._refused(begin))
-            yield _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup))
-            place = found.end()
-        yield _Token("end", "", len(self.text))
+        Raises:
+            ConfigError: It is empty, or something in it is not allowed.
+        """
+        if not self.text.strip():
+            raise self._error(0, "the filter is empty")
+        deep = next((place for place, depth in enumerate(self.brackets) if depth > MAX_DEPTH), None)
+        if deep is not None:
+            raise self._too_deep(deep)
+        try:
+            root = ast.parse(self.structure.strip(), mode="eval").body
+            nodes = root.values if isinstance(root, ast.BoolOp) and isinstance(root.op, ast.And) else [root]
+            return Filter(self.text, tuple(self._operand(node, Kind.TRUTH) for node in nodes))
+        except SyntaxError as error:
+            raise self._syntax_error(error) from None
+        except (RecursionError, MemoryError):  # `ast.parse` has limits of its own, on sums of thousands of terms too
+            raise self._too_deep(self.indent) from None
 
-    def _refused(self, place: int) -> str:
-        sign = self.text[place]
-        cures = {
-            "=": "one = says nothing; compare with ==",
-            "&": "& is no word of a filter; say `and`",
-            "|": "| is no word of a filter; say `or`",
-            "!": "! is no word of a filter; say `not`, or !=",
-            ".": "attributes are no part of a filter",
-            '"': "a text that does not end",
-            "'": "a text that does not end",
-        }
-        return cures.get(sign, f"{sign!r} is no part of a filter")
+    def _error(self, place: int, message: str) -> ConfigError:
+        return ConfigError(f"--where, at character {place + 1} of {' '.join(self.text.split())[:200]!r}: {message}")
 
-    def _wrong(self, place: int, what: str) -> ConfigError:
-        return ConfigError(f"--where, at character {place + 1} of {' '.join(self.text.split())[:200]!r}: {what}")
+    def _too_deep(self, place: int) -> ConfigError:
+        return self._error(place, f"nested more than {MAX_DEPTH} deep")
 
-    def _next(self) -> _Token:
-        return self.tokens[self.at]
+    def _syntax_error(self, error: SyntaxError) -> ConfigError:
+        if not error.offset:  # Python reports the end of the text as 0
+            return self._error(len(self.text), "something is missing at the end")
+        place = self.indent + error.offset - 1
+        token = _TOKEN.match(self.text, place)
+        if not error.msg.startswith("invalid syntax") or token is None:
+            return self._error(place, error.msg)
+        if "comma" in error.msg:  # here Python points to the first of two neighbouring expressions
+            return self._error(place, "an operator or a comma is missing")
+        return self._error(place, f"{token[0]!r} was not expected here")
 
-    def _take(self) -> _Token:
-        token = self.tokens[self.at]
-        self.at += 1
-        return token
+    def _place(self, node: ast.expr) -> int:
+        return self.indent + node.col_offset
 
-    def _taken(self, *texts: str) -> bool:
-        token = self._next()
-        found = token.sort in ("sign", "name") and token.text in texts
-        self.at += found
-        return found
+    def _source(self, node: ast.expr) -> str:
+        return self.text[self._place(node) : self.indent + (node.end_col_offset or 0)]
 
-    def _expect(self, text: str, why: str) -> None:
-        token = self._next()
-        if not self._taken(text):
-            raise self._wrong(token.place, f"{text!r} is missing {why}")
-
-    def _deeper(self, place: int) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise self._wrong(place, f"nested more than {MAX_DEPTH} deep")
-
-    def _alternatives(self) -> Term:
-        self._deeper(self._next().place)
-        terms = [self._conjunction()]
-        while self._taken("or"):
-            terms.append(self._conjunction())
-        self.depth -= 1
-        return self._joined(terms, np.logical_or)
-
-    def _conjunction(self) -> Term:
-        terms = [self._negation()]
-        while self._taken("and"):
-            terms.append(self._negation())
-        return self._joined(terms, np.logical_and)
-
-    def _joined(self, terms: list[Term], how: Callable[[Any, Any], Any]) -> Term:
-        if len(terms) == 1:
-            return terms[0]
-        checked = [self._truth(term) for term in terms]
-        return Term(
-            Kind.TRUTH,
-            checked[0].place,
-            frozenset[str]().union(*(term.names for term in checked)),
-            lambda columns: reduce(how, (term.values(columns) for term in checked)),
-        )
-
-    def _truth(self, term: Term) -> Term:
-        if term.kind != Kind.TRUTH:
-            raise self._wrong(term.place, f"{term.kind} where a condition is wanted; compare it with something")
+    def visit(self, node: Any) -> Term:
+        """Return the term of a node."""
+        place = self._place(node)
+        if self.depth + self.brackets[place] > MAX_DEPTH:
+            raise self._too_deep(place)
+        term: Term = super().visit(node)
         return term
 
-    def _negation(self) -> Term:
-        token = self._next()
-        if not self._taken("not"):
-            return self._comparison()
-        self._deeper(token.place)
-        term = self._truth(self._negation())
-        self.depth -= 1
-        return Term(Kind.TRUTH, token.place, term.names, lambda columns: np.logical_not(term.values(columns)))
+    def generic_visit(self, node: Any) -> Term:
+        """Refuse a node that has no method here."""
+        raise self._error(self._place(node), f"{self._source(node)[:40]!r} is not part of the filter language")
 
-    def _comparison(self) -> Term:
-        left = self._sum()
-        found: list[Term] = []
-        while self._next().sort == "sign" and self._next().text in _ORDERS:
-            sign = self._take()
-            right = self._sum()
-            found.append(self._compared(left, sign, right))
-            left = right
-        if found:
-            return self._joined(found, np.logical_and)
-        negated = self._next().text == "not" and self.tokens[min(self.at + 1, len(self.tokens) - 1)].text == "in"
-        self.at += negated
-        return self._membership(left, negated=negated) if self._taken("in") else left
+    def _operand(self, node: ast.expr, kind: Kind, *, deeper: bool = False) -> Term:
+        """Return the term of a node that has to be a condition or a number."""
+        self.depth += deeper
+        term = self.visit(node)
+        self.depth -= deeper
+        if term.kind != kind:
+            wanted, hint = ("a condition", "; compare it with something") if kind == Kind.TRUTH else (kind, "")
+            raise self._error(term.place, f"expected {wanted}, not {term.kind}{hint}")
+        return term
 
-    def _compared(self, left: Term, sign: _Token, right: Term) -> Term:
+    def visit_BoolOp(self, node: ast.BoolOp) -> Term:
+        how = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+        return reduced(Kind.TRUTH, [self._operand(value, Kind.TRUTH) for value in node.values], how)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Term:
+        if type(node.op) not in _UNARY:
+            return self.generic_visit(node)
+        kind, function = _UNARY[type(node.op)]
+        return applied(kind, self._place(node), self._operand(node.operand, kind, deeper=True), function)
+
+    def visit_BinOp(self, node: ast.BinOp) -> Term:
+        """Return the term of a calculation, whose left operands are unrolled: a long sum is not a deep one."""
+        steps: list[ast.BinOp] = []
+        first: ast.expr = node
+        while isinstance(first, ast.BinOp):
+            steps.append(first)
+            first = first.left
+        term = self._operand(first, Kind.NUMBER)
+        operations = []
+        names = term.names
+        for step in reversed(steps):
+            if type(step.op) not in _ARITHMETIC:
+                return self.generic_visit(step)
+            power = isinstance(step.op, ast.Pow)
+            right = self._operand(step.right, Kind.NUMBER, deeper=power)
+            if power and not _is_small(right):
+                raise self._error(right.place, f"an exponent must be a number between -{MAX_POWER} and {MAX_POWER}")
+            operations.append((_ARITHMETIC[type(step.op)], right))
+            names |= right.names
+
+        def values(columns: Mapping[str, NDArray[Any]]) -> Any:
+            found = term.values(columns)
+            for operation, right in operations:
+                found = operation(found, right.values(columns))
+            return found
+
+        return Term(Kind.NUMBER, term.place, names, values)
+
+    def visit_Compare(self, node: ast.Compare) -> Term:
+        if isinstance(node.ops[0], ast.In | ast.NotIn) and len(node.ops) == 1:
+            return self._membership(node.left, node.comparators[0], negated=isinstance(node.ops[0], ast.NotIn))
+        if any(type(operator) not in _COMPARISONS for operator in node.ops):
+            raise self._error(self._place(node), "`in` cannot be part of a chain of comparisons; use `and`")
+        nodes = [node.left, *node.comparators]
+        terms = [self.visit(one) for one in nodes]
+        found = []
+        for before, operator, left, right in zip(nodes, node.ops, terms, terms[1:], strict=False):
+            sign, operation = _COMPARISONS[type(operator)]
+            place = self.structure.index(sign, self.indent + (before.end_col_offset or 0))
+            found.append(self._comparison(left, right, sign, place, operation))
+        return reduced(Kind.TRUTH, found, np.logical_and)
+
+    def _comparison(self, left: Term, right: Term, sign: str, place: int, operation: _Operation) -> Term:
         left, right = self._as_flags(left, right)
-        kinds = {left.kind, right.kind}
-        if len(kinds) > 1:
-            raise self._wrong(sign.place, f"{left.kind} cannot be compared with {right.kind}")
-        if left.kind != Kind.NUMBER and sign.text not in ("==", "!="):
-            raise self._wrong(sign.place, f"{left.kind} has no order; compare with == or !=")
-        order = _ORDERS[sign.text]
-        return Term(
-            Kind.TRUTH,
-            left.place,
-            left.names | right.names,
-            lambda columns: order(left.values(columns), right.values(columns)),
-        )
+        if left.kind != right.kind:
+            raise self._error(place, f"{left.kind} cannot be compared with {right.kind}")
+        if left.kind != Kind.NUMBER and sign not in ("==", "!="):
+            raise self._error(place, f"{left.kind} has no order; compare with == or !=")
+        return reduced(Kind.TRUTH, [left, right], operation)
 
     def _as_flags(self, left: Term, right: Term) -> tuple[Term, Term]:
-        """Words that are compared with a flag become its values."""
+        """Replace a word that is compared with a flag by the value behind it."""
         for flag, word in ((left, right), (right, left)):
             if flag.kind == Kind.FLAG and isinstance(word.literal, str):
-                value = self._meaning(flag, word)
-                term = Term(Kind.FLAG, word.place, frozenset(), lambda _, value=value: value)  # type: ignore[misc]
+                term = constant(Kind.FLAG, word.place, self._meaning(flag, word))
                 return (flag, term) if flag is left else (term, flag)
         if Kind.FLAG in (left.kind, right.kind):
             flag = left if left.kind == Kind.FLAG else right
-            raise self._wrong(flag.place, f"is compared with a word in quotes: {_quoted(flag.meanings)}")
+            raise self._error(flag.place, f"compare a flag with a word in quotes: {flag.words}")
         return left, right
 
     def _meaning(self, flag: Term, word: Term) -> int:
         literal = str(word.literal)
         if literal not in flag.meanings:
-            raise self._wrong(word.place, f"{literal!r} is none of its words: {_quoted(flag.meanings)}")
+            raise self._error(word.place, f"unknown word {literal!r}; choose one of {flag.words}")
         return flag.meanings[literal]
 
-    def _membership(self, term: Term, *, negated: bool) -> Term:
-        self._expect("[", "behind `in`")
-        items = [self._literal()]
-        while self._taken(","):
-            items.append(self._literal())
-        self._expect("]", "at the end of the list")
+    def _membership(self, left: ast.expr, right: ast.expr, *, negated: bool) -> Term:
+        if not isinstance(right, ast.List) or not right.elts:
+            raise self._error(self._place(right), "`in` needs a list in square brackets, such as [1, 2]")
+        term = self.visit(left)
         if term.kind == Kind.TRUTH:
-            raise self._wrong(term.place, "a condition cannot be in a list")
+            raise self._error(term.place, "a condition cannot be in a list")
+        items = [self._item(item) for item in right.elts]
         if term.kind == Kind.FLAG:
             wanted: list[Any] = [self._meaning(term, item) for item in items]
         else:
             for item in items:
                 if item.kind != term.kind:
-                    raise self._wrong(item.place, f"{item.kind} in a list of what is {term.kind}")
+                    raise self._error(item.place, f"{item.kind} in a list that is compared with {term.kind}")
             wanted = [item.literal for item in items]
-        return Term(
-            Kind.TRUTH,
-            term.place,
-            term.names,
-            lambda columns: np.logical_xor(_is_among(term.values(columns), wanted), negated),
-        )
+        return applied(Kind.TRUTH, term.place, term, lambda values: np.logical_xor(is_among(values, wanted), negated))
 
-    def _literal(self) -> Term:
-        begin = self._next().place
-        negative = self._taken("-")
-        token = self._take()
-        if token.sort == "number":
-            value = -float(token.text) if negative else float(token.text)
-            return Term(Kind.NUMBER, begin, frozenset(), lambda _: value, value)
-        if token.sort != "text" or negative:
-            raise self._wrong(begin, "a list holds numbers or words in quotes")
-        text = token.text[1:-1]
-        return Term(Kind.TEXT, begin, frozenset(), lambda _: text, text)
+    def _item(self, node: ast.expr) -> Term:
+        """Return the term of an item of a list: a number, a negative number or text."""
+        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+        literal = node.operand if isinstance(node, ast.UnaryOp) and negative else node
+        term = self.visit(literal) if isinstance(literal, ast.Constant) else None
+        if term is None or (negative and not isinstance(term.literal, float)):
+            raise self._error(self._place(node), "a list holds numbers or words in quotes")
+        return constant(term.kind, self._place(node), -term.literal) if negative else term  # type: ignore[operator]
 
-    def _sum(self) -> Term:
-        left = self._product()
-        while self._next().text in ("+", "-") and self._next().sort == "sign":
-            sign = self._take()
-            left = self._computed(left, sign, self._product())
-        return left
-
-    def _product(self) -> Term:
-        left = self._signed()
-        while self._next().text in ("*", "/") and self._next().sort == "sign":
-            sign = self._take()
-            left = self._computed(left, sign, self._signed())
-        return left
-
-    def _signed(self) -> Term:
-        sign = self._next()
-        if not self._taken("-", "+"):
-            return self._power()
-        self._deeper(sign.place)
-        term = self._number(self._signed())
-        self.depth -= 1
-        if sign.text == "+":
-            return term
-        return Term(Kind.NUMBER, sign.place, term.names, lambda columns: np.negative(term.values(columns)))
-
-    def _power(self) -> Term:
-        base = self._operand()
-        if self._next().text != "**":
-            return base
-        sign = self._take()
-        begin = self._next().place
-        self._deeper(begin)
-        exponent = self._number(self._signed())
-        self.depth -= 1
-        with np.errstate(all="ignore"):
-            fits = not exponent.names and abs(float(exponent.values({}))) <= MAX_POWER
-        if not fits:
-            raise self._wrong(begin, f"an exponent is a number of at most {MAX_POWER}")
-        return self._computed(base, sign, exponent)
-
-    def _computed(self, left: Term, sign: _Token, right: Term) -> Term:
-        self._number(left)
-        self._number(right)
-        how = _SUMS[sign.text]
-        return Term(
-            Kind.NUMBER,
-            left.place,
-            left.names | right.names,
-            lambda columns: how(left.values(columns), right.values(columns)),
-        )
-
-    def _number(self, term: Term) -> Term:
-        if term.kind != Kind.NUMBER:
-            raise self._wrong(term.place, f"{term.kind} where a number is wanted")
-        return term
-
-    def _operand(self) -> Term:
-        token = self._next()
-        if token.sort in ("number", "text"):
-            return self._literal()
-        if self._taken("("):
-            term = self._alternatives()
-            self._expect(")", f"for the one at character {token.place + 1}")
-            return term
-        if token.sort != "name" or token.text in ("and", "or", "not", "in"):
-            raise self._wrong(token.place, f"{token.text!r} was not expected" if token.text else "something is missing")
-        self._take()
-        if token.text in ("true", "false"):
-            truth = token.text == "true"
-            return Term(Kind.TRUTH, token.place, frozenset(), lambda _: truth)
-        return self._function(token) if self._next().text == "(" else self._variable(token)
-
-    def _function(self, token: _Token) -> Term:
-        if token.text not in FUNCTIONS:
-            raise self._wrong(token.place, f"{token.text!r} is no function of a filter: {', '.join(FUNCTIONS)}")
-        self._take()
-        self._deeper(token.place)
-        given = [self._number(self._sum())]
-        while self._taken(","):
-            given.append(self._number(self._sum()))
-        self._expect(")", f"for {token.text}(")
-        self.depth -= 1
-        least, most = FUNCTIONS[token.text]
+    def visit_Call(self, node: ast.Call) -> Term:
+        name, place = self._source(node.func), self._place(node)
+        if name not in FUNCTIONS:
+            raise self._error(place, f"unknown function {name[:40]!r}; choose one of {', '.join(FUNCTIONS)}")
+        if node.keywords:
+            raise self._error(place, f"{name} takes no ** arguments")
+        kind, function, least, most = FUNCTIONS[name]
+        given = [self._operand(argument, Kind.NUMBER) for argument in node.args]
         if not least <= len(given) <= most:
-            raise self._wrong(token.place, f"{token.text} takes {least if least == most else f'{least} or more'}")
-        names = frozenset[str]().union(*(term.names for term in given))
-        if token.text == "isnan":
-            return Term(Kind.TRUTH, token.place, names, lambda columns: np.isnan(given[0].values(columns)))
-        if token.text == "abs":
-            return Term(Kind.NUMBER, token.place, names, lambda columns: np.abs(given[0].values(columns)))
-        # As in a comparison, what is NaN makes the result NaN.
-        how = np.minimum if token.text == "min" else np.maximum
-        return Term(
-            Kind.NUMBER, token.place, names, lambda columns: reduce(how, (term.values(columns) for term in given))
-        )
+            raise self._error(place, f"{name} takes {least if least == most else f'{least} to {most}'} values")
+        return applied(kind, place, given[0], function) if most == 1 else reduced(kind, given, function)
 
-    def _variable(self, token: _Token) -> Term:
-        name = token.text
+    def visit_Constant(self, node: ast.Constant) -> Term:
+        source, place = self._source(node), self._place(node)
+        token = _TOKEN.fullmatch(source)
+        if token is None:  # Python joins texts that stand next to each other
+            raise self._error(place, "an operator or a comma is missing between two texts")
+        if token.lastgroup == "number":
+            return constant(Kind.NUMBER, place, float(source))
+        return constant(Kind.TEXT, place, source[1:-1])
+
+    def visit_Name(self, node: ast.Name) -> Term:
+        name, place = self._source(node), self._place(node)
         variable = self.variables.get(name)
+        if name in ("true", "false") or (variable is None and name in ("True", "False")):
+            return constant(Kind.TRUTH, place, name in ("true", "True"))
         if variable is None:
-            raise self._wrong(token.place, unknown_name("name", name, [*self.variables, *_WORDS]))
+            raise self._error(place, unknown_name("name", name, [*self.variables, *_KEYWORDS, "true", "false"]))
         if variable.refusal:
-            raise self._wrong(token.place, f"{name}: {variable.refusal}")
+            raise self._error(place, f"{name}: {variable.refusal}")
         if variable.kind == Kind.NUMBER:  # in float64, so that uint8 - 1 is -1
             return Term(
-                Kind.NUMBER,
-                token.place,
-                frozenset({name}),
-                lambda columns: columns[name].astype(np.float64, copy=False),
+                Kind.NUMBER, place, frozenset({name}), lambda columns: columns[name].astype(np.float64, copy=False)
             )
-        return Term(
-            variable.kind, token.place, frozenset({name}), lambda columns: columns[name], meanings=variable.meanings
-        )
+        return Term(variable.kind, place, frozenset({name}), lambda columns: columns[name], meanings=variable.meanings)
 
 
-def _quoted(meanings: Mapping[str, int]) -> str:
-    return ", ".join(f'"{meaning}"' for meaning in meanings)
-
-
-def _is_among(values: Any, wanted: list[Any]) -> Any:
-    """Whether each value is one of some."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "TO":
-        words = set(wanted)
-        return np.fromiter((value in words for value in values.tolist()), dtype=bool, count=len(values))
-    return np.isin(values, wanted)
+def _is_small(exponent: Term) -> bool:
+    with np.errstate(all="ignore"):
+        return not exponent.names and abs(float(exponent.values({}))) <= MAX_POWER

@@ -6,7 +6,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.store.schema import TEXT, ArraySpec
 from ...pipeline.suggestions import unknown_name
 from ..dataset.reader import ScoresReader, flag_meanings
-from .filter_expression import Kind, Variable
+from .filter_terms import Kind, Variable
 
 
 def variable_of(spec: ArraySpec) -> Variable:
