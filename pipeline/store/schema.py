@@ -81,6 +81,28 @@ def flags(meanings: tuple[str, ...]) -> dict[str, Any]:
     return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
 
 
+def structure_array(
+    name: str,
+    dtype: str,
+    description: str,
+    *,
+    dims: tuple[str, ...] = (),
+    inner: tuple[int, ...] | None = None,
+    **attrs: Any,
+) -> ArraySpec:
+    """Return the spec of an array with one row per structure.
+
+    Args:
+        name: Name of the array.
+        dtype: A numpy type name, or `TEXT`.
+        description: Its description.
+        dims: Names of the dims of one row.
+        inner: Sizes of these dims; may be left out for those in `FIXED_DIMS`.
+        attrs: Further attributes, such as units and CF flags, in the order in which they are written.
+    """
+    return ArraySpec(name, (STRUCTURE, *dims), dtype, {"description": description, **attrs}, inner)
+
+
 def _spec(name: str, dims: tuple[str, ...], dtype: str, description: str, units: str = "") -> ArraySpec:
     return ArraySpec(name, dims, dtype, {"description": description, **({"units": units} if units else {})})
 

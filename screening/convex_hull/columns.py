@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from ...pipeline.store.schema import TEXT, ArraySpec, flags, structure_array
 from ..dataset.scores import UNRELAXED
 
 HULL_STATUSES = ("ok", "no_energy", "missing_reference")
@@ -45,25 +44,27 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool) -> tuple[Arr
     """
     end = suffix(relaxed=relaxed)
 
-    def spec(name: str, dtype: str, description: str, **attrs: Any) -> ArraySpec:
-        return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, **attrs})
-
     bound = _LOWER_BOUND if lower_bound else ""
     specs = [
-        spec(f"{name}{end}", "float64", text + (bound if "above" in name else ""), units="eV/atom")
+        structure_array(f"{name}{end}", "float64", text + (bound if "above" in name else ""), units="eV/atom")
         for name, text in _ENERGY_COLUMNS.items()
     ]
     if members:
-        specs += [spec(f"{name}{end}", "float64", text, units=unit) for name, (text, unit) in _MEMBER_COLUMNS.items()]
+        specs += [
+            structure_array(f"{name}{end}", "float64", text, units=unit)
+            for name, (text, unit) in _MEMBER_COLUMNS.items()
+        ]
     return (
         *specs,
-        spec("correction_per_atom", "float64", "correction contained in the corrected energy", units="eV/atom"),
-        spec(
+        structure_array(
+            "correction_per_atom", "float64", "correction contained in the corrected energy", units="eV/atom"
+        ),
+        structure_array(
             "decomposition",
             TEXT,
             "competing phases: fraction of the structure's atoms in each, formula, id",
         ),
-        spec("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
+        structure_array("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
     )
 
 

@@ -10,7 +10,17 @@ import xarray as xr
 from ...export.runtime.ensemble import MEMBER, MEMBERS_ARRAY
 from ...pipeline.graphs.potential import OutputSpec
 from ...pipeline.store.graph_store import open_root
-from ...pipeline.store.schema import CARTESIAN, CARTESIAN_2, STRUCTURE, TEXT, VOIGT_NOTE, ArraySpec, flags, tensor_dims
+from ...pipeline.store.schema import (
+    CARTESIAN,
+    CARTESIAN_2,
+    STRUCTURE,
+    TEXT,
+    VOIGT_NOTE,
+    ArraySpec,
+    flags,
+    structure_array,
+    tensor_dims,
+)
 
 CARRIED = ("structure_id", "source", "source_index")
 
@@ -27,31 +37,27 @@ UNRELAXED = "_unrelaxed"
 COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")
 
 
-def _spec(name: str, dtype: str, description: str, units: str = "", *more_dims: str) -> ArraySpec:
-    attrs = {"description": description, **({"units": units} if units else {})}
-    return ArraySpec(name, (STRUCTURE, *more_dims), dtype, attrs)
-
-
 ENERGY_ARRAYS = (
-    _spec("energy", "float64", "total energy", "eV"),
-    _spec("energy_per_atom", "float64", "energy divided by the number of atoms", "eV/atom"),
-    _spec("max_force", "float64", "largest norm of the force on an atom", "eV/angstrom"),
-    _spec(
+    structure_array("energy", "float64", "total energy", units="eV"),
+    structure_array("energy_per_atom", "float64", "energy divided by the number of atoms", units="eV/atom"),
+    structure_array("max_force", "float64", "largest norm of the force on an atom", units="eV/angstrom"),
+    structure_array(
         "stress",
         "float64",
         "stress (1/V) dE/d(strain), positive under tension as in ASE; NaN unless periodic in three directions",
-        "eV/angstrom^3",
-        CARTESIAN,
-        CARTESIAN_2,
+        units="eV/angstrom^3",
+        dims=(CARTESIAN, CARTESIAN_2),
     ),
 )
 SPREAD_ARRAYS = (
-    _spec("energy_std", "float64", "standard deviation of the total energy among the members of the ensemble", "eV"),
-    _spec(
+    structure_array(
+        "energy_std", "float64", "standard deviation of the total energy among the members of the ensemble", units="eV"
+    ),
+    structure_array(
         "max_force_std",
         "float64",
         "largest norm of the standard deviations of the components of a force among the members of the ensemble",
-        "eV/angstrom",
+        units="eV/angstrom",
     ),
 )
 # Outputs that `property_outputs` leaves out: they have arrays of other definitions, or none.
@@ -59,13 +65,15 @@ _KNOWN = frozenset(spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)) | {ME
 # Outputs from which arrays with other names are computed.
 SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
 STRUCTURE_ARRAYS = (
-    _spec("structure_id", TEXT, "name of the structure in its source"),
-    _spec("formula", TEXT, "reduced chemical formula"),
-    _spec("n_atoms", "int32", "number of atoms", "1"),
-    _spec("volume", "float64", "volume of the cell; NaN unless periodic in three directions", "angstrom^3"),
-    ArraySpec("status", (STRUCTURE,), "uint8", {"description": "outcome of scoring", **flags(STATUS_MEANINGS)}),
-    _spec("source", TEXT, "file that the structure came from"),
-    _spec("source_index", "int64", "place in that file, from 0", "1"),
+    structure_array("structure_id", TEXT, "name of the structure in its source"),
+    structure_array("formula", TEXT, "reduced chemical formula"),
+    structure_array("n_atoms", "int32", "number of atoms", units="1"),
+    structure_array(
+        "volume", "float64", "volume of the cell; NaN unless periodic in three directions", units="angstrom^3"
+    ),
+    structure_array("status", "uint8", "outcome of scoring", **flags(STATUS_MEANINGS)),
+    structure_array("source", TEXT, "file that the structure came from"),
+    structure_array("source_index", "int64", "place in that file, from 0", units="1"),
 )
 
 
@@ -83,8 +91,8 @@ def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
 
 
 def _members_array(shape: tuple[int, ...]) -> ArraySpec:
-    attrs = {"description": "total energy predicted by each member of the ensemble", "units": "eV"}
-    return ArraySpec(MEMBERS_ARRAY, (STRUCTURE, MEMBER), "float64", attrs, shape)
+    description = "total energy predicted by each member of the ensemble"
+    return structure_array(MEMBERS_ARRAY, "float64", description, dims=(MEMBER,), inner=shape, units="eV")
 
 
 def _property_array(spec: OutputSpec) -> ArraySpec:
@@ -92,8 +100,8 @@ def _property_array(spec: OutputSpec) -> ArraySpec:
     dims = tensor_dims(STRUCTURE, spec.name, spec.shape)
     if "voigt" in dims:
         description += VOIGT_NOTE
-    attrs = {"description": description, **({"units": spec.unit} if spec.unit else {})}
-    return ArraySpec(spec.name, dims, "float64", attrs, spec.shape)
+    units = {"units": spec.unit} if spec.unit else {}
+    return structure_array(spec.name, "float64", description, dims=dims[1:], inner=spec.shape, **units)
 
 
 def open_scores(path: str | Path) -> xr.Dataset:

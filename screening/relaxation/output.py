@@ -13,11 +13,11 @@ from ...pipeline.labels.mapping import LabelMapping
 from ...pipeline.store.schema import (
     STATUS_ISOLATED_ATOMS,
     STATUS_REPEATED_ID,
-    STRUCTURE,
     TEXT,
     ArraySpec,
     flags,
     graph_schema,
+    structure_array,
 )
 from ...pipeline.structures.structure import HASH_BYTES, Structure
 from ...pipeline.structures.symmetry import find_symmetry
@@ -29,34 +29,28 @@ LABELS = ("energy", "forces", "stress")
 GRAPH_ARRAYS = ("n_atoms", "n_edges", "cell", "pbc", "atomic_number", "frac_coord", "n_neighbors", "neighbor", "image")
 
 
-def _spec(name: str, dtype: str, description: str, units: str = "") -> ArraySpec:
-    return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, **({"units": units} if units else {})})
-
-
 RELAX_ARRAYS = (
-    _spec("initial_energy", "float64", "total energy of the input structure", "eV"),
-    _spec("n_steps", "int32", "number of evaluations", "1"),
-    _spec("volume_change", "float64", "relative change of the volume: relaxed / input - 1", "1"),
-    _spec("space_group_initial", "int16", "space group number of the input structure; 0 = none", "1"),
-    _spec("space_group", "int16", "space group number of the relaxed structure; 0 = none", "1"),
-    _spec("status_note", TEXT, "why the structure could not be relaxed"),
+    structure_array("initial_energy", "float64", "total energy of the input structure", units="eV"),
+    structure_array("n_steps", "int32", "number of evaluations", units="1"),
+    structure_array("volume_change", "float64", "relative change of the volume: relaxed / input - 1", units="1"),
+    structure_array("space_group_initial", "int16", "space group number of the input structure; 0 = none", units="1"),
+    structure_array("space_group", "int16", "space group number of the relaxed structure; 0 = none", units="1"),
+    structure_array("status_note", TEXT, "why the structure could not be relaxed"),
 )
 RATTLE_ARRAYS = (
-    _spec(
+    structure_array(
         "rattle_energy_change",
         "float64",
         "energy after the rattle and the relaxation that follows it, minus the energy before",
-        "eV/atom",
+        units="eV/atom",
     ),
-    _spec("space_group_before_rattle", "int16", "space group number before the rattle; 0 = none", "1"),
+    structure_array("space_group_before_rattle", "int16", "space group number before the rattle; 0 = none", units="1"),
 )
 
 
 def relaxed_arrays(settings: RelaxSettings) -> tuple[ArraySpec, ...]:
     """Arrays of the scores dataset of a relaxation."""
-    status = ArraySpec(
-        "status", (STRUCTURE,), "uint8", {"description": "outcome of the relaxation", **flags(RELAX_STATUSES)}
-    )
+    status = structure_array("status", "uint8", "outcome of the relaxation", **flags(RELAX_STATUSES))
     others = tuple(spec for spec in STRUCTURE_ARRAYS if spec.name != "status")
     return (*ENERGY_ARRAYS, *RELAX_ARRAYS, *(RATTLE_ARRAYS if settings.rattle else ()), status, *others)
 

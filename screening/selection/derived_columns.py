@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
+from ...pipeline.store.schema import TEXT, flags, structure_array
 from ...pipeline.structures.structure import Structure
 from ..chemistry.charge_balance import BALANCE, UNKNOWN, balance, load_smact
 from ..chemistry.elements import chemical_system, has_f_electrons, has_magnetic_element
@@ -22,21 +23,18 @@ ROLE = "derived"
 _CACHED_ROWS = 1_000_000
 
 
-def _spec(name: str, dtype: str, description: str, **attrs: Any) -> ArraySpec:
-    return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, "role": ROLE, **attrs})
-
-
+derived_array = partial(structure_array, role=ROLE)
 OF_FORMULA = (
-    _spec("chemical_system", TEXT, "elements in alphabetical order"),
-    _spec("has_magnetic_element", "bool", "an element whose ions commonly have unpaired d or f electrons"),
-    _spec("has_f_electrons", "bool", "a lanthanide or an actinide"),
-    _spec(
+    derived_array("chemical_system", TEXT, "elements in alphabetical order"),
+    derived_array("has_magnetic_element", "bool", "an element whose ions commonly have unpaired d or f electrons"),
+    derived_array("has_f_electrons", "bool", "a lanthanide or an actinide"),
+    derived_array(
         "charge_neutral",
         "uint8",
         "whether known oxidation states, one for each element, make it neutral (SMACT); metals need none",
         **flags(BALANCE),
     ),
-    _spec(
+    derived_array(
         "electronegativity_ok",
         "uint8",
         "whether in a neutral combination of oxidation states anions are more electronegative than cations (SMACT)",
@@ -44,15 +42,15 @@ OF_FORMULA = (
     ),
 )
 OF_STRUCTURE = (
-    _spec(
+    derived_array(
         "prototype_label",
         TEXT,
         "amounts of the elements, Pearson symbol, space group and Wyckoff letters, free of the criteria of origin",
     ),
 )
 OF_KNOWN = (
-    _spec("novelty", "uint8", "whether it is among the known crystals", **flags(NOVELTY)),
-    _spec("known_as", TEXT, "id of the known crystal that it is"),
+    derived_array("novelty", "uint8", "whether it is among the known crystals", **flags(NOVELTY)),
+    derived_array("known_as", TEXT, "id of the known crystal that it is"),
 )
 
 
