@@ -1,10 +1,10 @@
-"""Which rows of a scores dataset are chosen: conditions, rank, and at most so many of a kind."""
+"""Choosing rows of a scores dataset: criteria, what they mean for a dataset, and the rows that fulfil them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,93 +22,122 @@ from .ranking import Measure, Quota, best_first, fronts, pareto_measures
 from .variables import variable_of, variables_of
 
 _BATCH = 512
-# With no more to do than to take the first N, so many rows more than N are kept before the worst are forgotten.
+# If the rank alone decides, this many rows beyond `top` are kept in memory before the worst ones are dropped.
 _SLACK = 1_000_000
 OF_OTHER_COMPOSITIONS = (
-    "ranked by energy_per_atom, which says little of structures of different compositions; `equiscreen hull` gives "
-    "energies above the hull"
+    "ranked by energy_per_atom, which is not comparable between structures of different compositions; `equiscreen "
+    "hull` computes energies above hull"
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionCriteria:
-    """What was said.
+    """Criteria of a selection, as the user gives them.
 
     Attributes:
-        early: Conditions on the columns of the scores.
-        late: Conditions that need a column which a selection adds.
-        measure: What rows are ranked by.
-        pareto: Or what a front is of.
-        top: How many rows.
-        only, some, none: Atomic numbers that a structure consists of, has one of, has none of; empty if not asked for.
-        per_system: At most so many of a chemical system.
-        per_prototype: At most so many of a prototype.
-        known: Path of the known crystals.
-        statuses: Whether only rows of status ok take part.
-        words: All of it as it was said.
-        notes: What one should know of it.
+        where: Filter expression.
+        top: Number of rows; None for all.
+        by: Column to rank by, with a minus in front if higher is better; None for the first of `ranking.MEASURES`.
+        allowed_elements: Symbols of the only elements that a structure may contain; empty for any.
+        required_elements: Symbols of elements of which a structure must contain at least one; empty for none.
+        excluded_elements: Symbols of elements that a structure must not contain.
+        pareto: Two or more columns of a Pareto front, each with a minus in front if higher is better.
+        per_system: Largest number of rows of one chemical system.
+        per_prototype: Largest number of rows of one prototype.
+        uncertainty_weight: Number of standard deviations by which a value is made worse before it is ranked.
+        known: Path of a graph store of known crystals.
+
+    Raises:
+        ConfigError: A number is smaller than 1.
     """
 
+    where: str | None = None
+    top: int | None = None
+    by: str | None = None
+    allowed_elements: Sequence[str] = ()
+    required_elements: Sequence[str] = ()
+    excluded_elements: Sequence[str] = ()
+    pareto: Sequence[str] = ()
+    per_system: int | None = None
+    per_prototype: int | None = None
+    uncertainty_weight: float = 0.0
+    known: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {"top": self.top, "per_system": self.per_system, "per_prototype": self.per_prototype}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
+
+    def record(self) -> dict[str, Any]:
+        """Return the criteria as they are written to recipe.json."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionPlan:
+    """Criteria checked against a dataset.
+
+    Attributes:
+        criteria: The criteria.
+        early: Conditions on columns of the scores.
+        late: Conditions that need a derived column.
+        measure: Column that rows are ranked by.
+        pareto: Columns of the Pareto front, if one is asked for.
+        allowed: Atomic numbers of `allowed_elements`.
+        required: Atomic numbers of `required_elements`.
+        excluded: Atomic numbers of `excluded_elements`.
+        only_ok: Whether rows need the status ok; false if the filter has a condition on the status.
+        notes: Remarks for the user.
+    """
+
+    criteria: SelectionCriteria
     early: Filter
     late: Filter
     measure: Measure
     pareto: tuple[Measure, ...]
-    top: int | None
-    only: frozenset[int]
-    some: frozenset[int]
-    none: frozenset[int]
-    per_system: int | None
-    per_prototype: int | None
-    known: str | Path | None
-    statuses: bool
-    words: Mapping[str, Any]
+    allowed: frozenset[int]
+    required: frozenset[int]
+    excluded: frozenset[int]
+    only_ok: bool
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, scores: ScoresReader, **words: Any) -> SelectionCriteria:
-        """Understand what was said.
-
-        Args:
-            scores: The dataset.
-            words: The arguments of `selection.select` that say what to choose.
+    def of(cls, scores: ScoresReader, criteria: SelectionCriteria) -> SelectionPlan:
+        """Check criteria against a dataset.
 
         Raises:
-            ConfigError: It cannot be meant.
+            ConfigError: The dataset has no such column, or the criteria contradict each other.
         """
-        for name in ("top", "per_system", "per_prototype"):
-            if words[name] is not None and words[name] < 1:
-                raise ConfigError(f"{name} of {words[name]}; it is 1 or more")
-        added = (*OF_FORMULA, *OF_STRUCTURE, *(OF_KNOWN if words["known"] is not None else ()))
-        late = {spec.name: variable_of(spec) for spec in added if _is_free(scores, spec.name)}
-        text = words["where"]
-        given = Filter("", ()) if text is None else parse_filter(text, {**variables_of(scores), **late})
-        pareto = pareto_measures(scores, _sequence(words["pareto"]))
-        weight = words["uncertainty_weight"]
+        added = (*OF_FORMULA, *OF_STRUCTURE, *(OF_KNOWN if criteria.known is not None else ()))
+        derived = {spec.name: variable_of(spec) for spec in added if _is_free(scores, spec.name)}
+        condition = Filter("", ())
+        if criteria.where is not None:
+            condition = parse_filter(criteria.where, {**variables_of(scores), **derived})
+        early, late = condition.divided(frozenset(derived))
+        pareto = pareto_measures(scores, _sequence(criteria.pareto))
+        weight = criteria.uncertainty_weight
         if pareto and weight:
-            raise ConfigError("an uncertainty weight belongs to one ranking column; leave it or --pareto out")
-        measure = pareto[0] if pareto and words["by"] is None else Measure.of(scores, words["by"], weight)
-        early, other = given.divided(frozenset(late))
-        unsaid = words["by"] is None and not pareto and measure.name == "energy_per_atom"
+            raise ConfigError("an uncertainty weight needs a single ranking column; drop it or --pareto")
+        measure = pareto[0] if pareto and criteria.by is None else Measure.of(scores, criteria.by, weight)
+        by_default = criteria.by is None and not pareto and measure.name == "energy_per_atom"
         return cls(
+            criteria=criteria,
             early=early,
-            late=other,
+            late=late,
             measure=measure,
             pareto=pareto,
-            top=words["top"],
-            only=parse_elements(_sequence(words["allowed_elements"])),
-            some=parse_elements(_sequence(words["required_elements"])),
-            none=parse_elements(_sequence(words["excluded_elements"])),
-            per_system=words["per_system"],
-            per_prototype=words["per_prototype"],
-            known=words["known"],
-            statuses="status" not in given.names,
-            words={name: str(value) if isinstance(value, Path) else value for name, value in words.items()},
-            notes=(OF_OTHER_COMPOSITIONS,) if unsaid else (),
+            allowed=parse_elements(_sequence(criteria.allowed_elements)),
+            required=parse_elements(_sequence(criteria.required_elements)),
+            excluded=parse_elements(_sequence(criteria.excluded_elements)),
+            only_ok="status" not in condition.names,
+            notes=(OF_OTHER_COMPOSITIONS,) if by_default else (),
         )
 
     @property
     def text(self) -> str:
-        """What is ranked by, in words."""
+        """Description of the ranking."""
         if not self.pareto:
             return self.measure.text
         columns = ", ".join(f"{'-' if one.descending else ''}{one.name}" for one in self.pareto)
@@ -116,29 +145,39 @@ class SelectionCriteria:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Of the scores, that are read of every row."""
+        """Columns of the scores that are read for every row."""
         ranked = {name for one in (self.measure, *self.pareto) for name in one.columns}
-        formula = {"formula"} if self.only or self.some or self.none else set()
+        formula = {"formula"} if self.restricts_elements else set()
         return frozenset({"status", *ranked, *formula, *self.early.names})
 
     @property
+    def restricts_elements(self) -> bool:
+        """Whether there are criteria on the elements."""
+        return bool(self.allowed or self.required or self.excluded)
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether the number of rows of one chemical system or prototype is limited."""
+        return bool(self.criteria.per_system or self.criteria.per_prototype)
+
+    @property
     def simple(self) -> bool:
-        """Whether nothing but the rank decides what is taken of the rows that fulfil the early conditions."""
-        return not (self.pareto or self.late.conjuncts or self.per_system or self.per_prototype)
+        """Whether the rank alone decides which of the rows that fulfil the early conditions are chosen."""
+        return not (self.pareto or self.late.conjuncts or self.has_quota)
 
 
 @dataclass
 class Chosen:
-    """The rows that were chosen, in the order in which they are written.
+    """Chosen rows, in the order in which they are written.
 
     Attributes:
-        rows: int64[n], of the scores.
-        rank: int64[n], from 1.
-        value: float64[n], lower is better.
-        front: int32[n], of the Pareto front, if there is any.
-        left_out: How many rows were left out, by the first reason that they met.
-        derived: The columns that are added to them.
-        known: Known crystals.
+        rows: int64[n], rows of the scores.
+        rank: int64[n], rank, from 1.
+        value: float64[n], value that the rows are ranked by; lower is better.
+        front: int32[n], number of the Pareto front; None without one.
+        left_out: Number of rows that were not chosen, by the first reason that applied.
+        derived: Columns that are added to the rows.
+        known: Known crystals, if given.
     """
 
     rows: NDArray[np.int64]
@@ -152,45 +191,44 @@ class Chosen:
 
 @dataclass
 class _Survivors:
-    """Rows that fulfil the early conditions, ascending, and their numbers: float64[n, 1 + columns of a front]."""
+    """Rows that fulfil the early conditions, ascending.
+
+    Attributes:
+        rows: int64[n], rows of the scores.
+        points: float64[n, 1 + columns of the Pareto front], values that they are ranked by; lower is better.
+        left_out: Number of dropped rows, by reason.
+    """
 
     rows: NDArray[np.int64]
     points: NDArray[np.float64]
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def take(self, places: NDArray[Any], reason: str = "") -> None:
-        """Keep some places; the others are left out for a reason."""
+    def keep(self, places: NDArray[Any], reason: str) -> None:
+        """Keep some places, and count the others as dropped for a reason."""
         kept = self.rows[places]
-        if reason:
-            self.left_out[reason] += len(self.rows) - len(kept)
+        self.left_out[reason] += len(self.rows) - len(kept)
         self.rows, self.points = kept, self.points[places]
 
 
-def choose(scores: ScoresReader, criteria: SelectionCriteria) -> Chosen:
+def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
     """Choose rows.
 
     Raises:
         StoreError: The scores, their graph store or the known crystals cannot be read.
-        ConfigError: A package that is needed is not installed.
+        ConfigError: A required package is not installed.
     """
-    known = None if criteria.known is None else KnownCrystals(criteria.known)
-    derived = DerivedColumns(scores, known, criteria.late.names)
-    found = _survey(scores, criteria)
+    top = plan.criteria.top
+    known = None if plan.criteria.known is None else KnownCrystals(plan.criteria.known)
+    derived = DerivedColumns(scores, known, plan.late.names)
+    found = _survey(scores, plan)
     front = None
-    if criteria.pareto:
-        if criteria.late.conjuncts:  # what does not count cannot dominate
-            found.take(_holding(found.rows, criteria, derived), "--where")
-        enough = criteria.top if not (criteria.per_system or criteria.per_prototype) else len(found.rows)
-        front = fronts(found.points[:, 1:], enough if criteria.top is not None else None)
-        order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))
-        order = order[front[order] > 0]
-        dominated = len(found.rows) - len(order)
-        found.left_out[_beyond(criteria.top) if criteria.top else "dominated"] += dominated
+    if plan.pareto:
+        front, order = _by_front(found, plan, derived)
     else:
         order = best_first(found.points[:, 0])
-    taken = _walk(scores, criteria, derived, found, order)
+    taken = _walk(scores, plan, derived, found, order)
     rank = np.arange(1, len(taken) + 1)
-    if criteria.top is None:  # back in the order of the scores
+    if top is None:  # back in the order of the scores
         back = np.argsort(found.rows[taken], kind="stable")
         taken, rank = taken[back], rank[back]
     return Chosen(
@@ -204,21 +242,36 @@ def choose(scores: ScoresReader, criteria: SelectionCriteria) -> Chosen:
     )
 
 
-def _survey(scores: ScoresReader, criteria: SelectionCriteria) -> _Survivors:
-    """All rows once, a chunk at a time, with no more than the columns that are asked for."""
-    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(criteria.pareto))))
+def _by_front(
+    found: _Survivors, plan: SelectionPlan, derived: DerivedColumns
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the Pareto front of each place, 0 for none, and the places of the fronts in the order of their rank."""
+    top = plan.criteria.top
+    if plan.late.conjuncts:  # a row that does not qualify must not dominate others
+        found.keep(_holding(found.rows, plan, derived), "--where")
+    enough = len(found.rows) if plan.has_quota else top
+    front = fronts(found.points[:, 1:], None if top is None else enough)
+    order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))
+    order = order[front[order] > 0]
+    found.left_out["dominated" if top is None else _beyond(top)] += len(found.rows) - len(order)
+    return front, order
+
+
+def _survey(scores: ScoresReader, plan: SelectionPlan) -> _Survivors:
+    """Read every row once, chunk by chunk and only in the columns that are needed."""
+    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(plan.pareto))))
     rows, points = [found.rows], [found.points]
     kept = 0
     for start, stop in scores.chunks():
-        columns = {name: scores.column(name, start, stop) for name in sorted(criteria.columns)}
-        places, values = _surviving(scores, criteria, columns, stop - start, found.left_out)
+        columns = {name: scores.column(name, start, stop) for name in sorted(plan.columns)}
+        places, values = _surviving(scores, plan, columns, stop - start, found.left_out)
         rows.append(places + start)
         points.append(values)
         kept += len(places)
-        if criteria.simple and criteria.top is not None and kept > criteria.top + _SLACK:
+        if plan.simple and plan.criteria.top is not None and kept > plan.criteria.top + _SLACK:
             found.rows, found.points = np.concatenate(rows), np.concatenate(points)
-            best = np.sort(best_first(found.points[:, 0])[: criteria.top])
-            found.take(best, _beyond(criteria.top))
+            best = np.sort(best_first(found.points[:, 0])[: plan.criteria.top])
+            found.keep(best, _beyond(plan.criteria.top))
             rows, points, kept = [found.rows], [found.points], len(best)
     found.rows, found.points = np.concatenate(rows), np.concatenate(points)
     return found
@@ -226,27 +279,27 @@ def _survey(scores: ScoresReader, criteria: SelectionCriteria) -> _Survivors:
 
 def _surviving(
     scores: ScoresReader,
-    criteria: SelectionCriteria,
+    plan: SelectionPlan,
     columns: dict[str, NDArray[Any]],
     size: int,
     left_out: Counter[str],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Places among some rows that fulfil the early conditions, and their numbers; counts the others."""
+    """Return the places in a chunk that fulfil the early conditions, and their points; count the others."""
     alive = np.ones(size, dtype=bool)
 
     def drop(good: NDArray[np.bool_], reason: str) -> None:
         left_out[reason] += int((alive & ~good).sum())
         np.logical_and(alive, good, out=alive)
 
-    if criteria.statuses:
+    if plan.only_ok:
         for word, value in scores.meanings("status").items():
             if word != "ok":
                 drop(columns["status"] != value, f"{word.replace('_', ' ')} (status)")
-    if "formula" in columns and (criteria.only or criteria.some or criteria.none):
-        drop(_of_elements(criteria, columns["formula"]), "of other elements")
-    if criteria.early.conjuncts:
-        drop(criteria.early.holds(columns, size), "--where")
-    measures = (criteria.measure, *criteria.pareto)
+    if "formula" in columns and plan.restricts_elements:
+        drop(_of_elements(plan, columns["formula"]), "of other elements")
+    if plan.early.conjuncts:
+        drop(plan.early.holds(columns, size), "--where")
+    measures = (plan.measure, *plan.pareto)
     points = np.stack([one.values(columns) for one in measures], axis=1)
     for one, values in zip(measures, points.T, strict=True):
         drop(np.isfinite(values), f"without {one.name}")
@@ -254,49 +307,49 @@ def _surviving(
     return places, points[places]
 
 
-def _of_elements(criteria: SelectionCriteria, formulas: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which formulas consist of the elements that are asked for."""
+def _of_elements(plan: SelectionPlan, formulas: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which formulas fulfil the criteria on the elements: bool[n]."""
     known: dict[str, bool] = {}
     out = np.empty(len(formulas), dtype=bool)
     for place, formula in enumerate(formulas.tolist()):
         good = known.get(formula)
         if good is None:
             elements = elements_of(formula)
-            good = not (elements & criteria.none) and (not criteria.only or elements <= criteria.only)
-            good = known[formula] = good and (not criteria.some or bool(elements & criteria.some))
+            good = not (elements & plan.excluded) and (not plan.allowed or elements <= plan.allowed)
+            good = known[formula] = good and (not plan.required or bool(elements & plan.required))
         out[place] = good
     return out
 
 
-def _holding(rows: NDArray[np.int64], criteria: SelectionCriteria, derived: DerivedColumns) -> NDArray[np.bool_]:
-    """For which rows the late conditions hold."""
+def _holding(rows: NDArray[np.int64], plan: SelectionPlan, derived: DerivedColumns) -> NDArray[np.bool_]:
+    """Return the rows for which the late conditions hold: bool[n]."""
     out = [np.empty(0, dtype=bool)]
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
-        out.append(criteria.late.holds(derived.columns(criteria.late.names, some), len(some)))
+        out.append(plan.late.holds(derived.columns(plan.late.names, some), len(some)))
     return np.concatenate(out)
 
 
 def _walk(
     scores: ScoresReader,
-    criteria: SelectionCriteria,
+    plan: SelectionPlan,
     derived: DerivedColumns,
     found: _Survivors,
     order: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Places in the order of rank that are taken, until there are enough; the rest is counted as left out."""
-    wanted = len(order) if criteria.top is None else min(criteria.top, len(order))
-    if not (criteria.per_system or criteria.per_prototype or (criteria.late.conjuncts and not criteria.pareto)):
-        found.left_out[_beyond(criteria.top)] += len(order) - wanted
+    """Return the chosen places in the order of their rank, at most `top`; count the others."""
+    wanted = len(order) if plan.criteria.top is None else min(plan.criteria.top, len(order))
+    if not (plan.has_quota or (plan.late.conjuncts and not plan.pareto)):
+        found.left_out[_beyond(plan.criteria.top)] += len(order) - wanted
         return order[:wanted]
-    systems, prototypes = Quota(criteria.per_system), Quota(criteria.per_prototype)
+    systems, prototypes = Quota(plan.criteria.per_system), Quota(plan.criteria.per_prototype)
     taken: list[int] = []
     at = 0
     while at < len(order) and len(taken) < wanted:
         some = order[at : at + _BATCH]
         rows = found.rows[some]
-        good = np.ones(len(some), dtype=bool) if criteria.pareto else _holding(rows, criteria, derived)
-        kinds = _kinds(scores, criteria, derived, rows)
+        good = np.ones(len(some), dtype=bool) if plan.pareto else _holding(rows, plan, derived)
+        kinds = _kinds(scores, plan, derived, rows)
         for place, holds, system, label in zip(some.tolist(), good.tolist(), *kinds, strict=True):
             if len(taken) == wanted:
                 break
@@ -304,26 +357,26 @@ def _walk(
             if not holds:
                 found.left_out["--where"] += 1
             elif systems.full(system):
-                found.left_out[f"more than {criteria.per_system} of a chemical system"] += 1
+                found.left_out[f"more than {plan.criteria.per_system} of a chemical system"] += 1
             elif prototypes.full(label):
-                found.left_out[f"more than {criteria.per_prototype} of a prototype"] += 1
+                found.left_out[f"more than {plan.criteria.per_prototype} of a prototype"] += 1
             else:
                 systems.take(system)
                 prototypes.take(label)
                 taken.append(place)
-    found.left_out[_beyond(criteria.top)] += len(order) - at
+    found.left_out[_beyond(plan.criteria.top)] += len(order) - at
     return np.array(taken, dtype=np.int64)
 
 
 def _kinds(
-    scores: ScoresReader, criteria: SelectionCriteria, derived: DerivedColumns, rows: NDArray[np.int64]
+    scores: ScoresReader, plan: SelectionPlan, derived: DerivedColumns, rows: NDArray[np.int64]
 ) -> tuple[list[str], list[str]]:
-    """Chemical system and prototype of rows, where there is a limit on them."""
+    """Return the chemical system and the prototype of each row; empty strings where there is no limit on them."""
     nothing = [""] * len(rows)
     systems, labels = nothing, nothing
-    if criteria.per_system:
+    if plan.criteria.per_system:
         systems = [chemical_system(formula) for formula in scores.rows("formula", rows).tolist()]
-    if criteria.per_prototype:
+    if plan.criteria.per_prototype:
         labels = derived.columns(["prototype_label"], rows)["prototype_label"].tolist()
     return systems, labels
 
@@ -333,7 +386,7 @@ def _beyond(top: int | None) -> str:
 
 
 def _is_free(scores: ScoresReader, name: str) -> bool:
-    """Whether a column of the name is for a selection to make."""
+    """Whether a selection may add a column of this name."""
     spec = scores.specs.get(name)
     return spec is None or spec.attrs.get("role") == ROLE
 

@@ -12,13 +12,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
+from ...pipeline.store.schema import STRUCTURE, TEXT
 from ..dataset.parquet import ParquetFile, as_words
 from ..dataset.reader import ScoresReader, flag_meanings
 from ..dataset.scores import open_scores
 from ..dataset.subset import GraphSubset, Subset
-from .criteria import Chosen, SelectionCriteria
-from .derived_columns import ROLE, DerivedColumns
+from .criteria import Chosen, SelectionPlan
+from .derived_columns import ROLE, DerivedColumns, derived_array
 from .structure_files import Batch, CifFolder, ExtxyzFile, file_names
 from .vasp_inputs import VaspFolders
 
@@ -42,17 +42,13 @@ class OutputFormat(StrEnum):
 _OF_STRUCTURES = (OutputFormat.CIF, OutputFormat.EXTXYZ, OutputFormat.VASP, OutputFormat.VASP_STATIC)
 
 
-def _spec(name: str, dtype: str, description: str, **attrs: Any) -> ArraySpec:
-    return ArraySpec(name, (STRUCTURE,), dtype, {"description": description, "role": ROLE, **attrs})
-
-
 class SelectionWriter:
     """Writes what was chosen, some rows at a time."""
 
     def __init__(
         self,
         scores: ScoresReader,
-        criteria: SelectionCriteria,
+        plan: SelectionPlan,
         chosen: Chosen,
         folder: Path,
         out: Path,
@@ -61,11 +57,11 @@ class SelectionWriter:
         self.scores, self.chosen, self.folder, self.out, self.wanted = scores, chosen, folder, out, wanted
         self.derived: DerivedColumns = chosen.derived
         own = [
-            _spec("rank", "int64", "place in the order of the selection, from 1", units="1"),
-            _spec("rank_value", "float64", f"what it was ranked by, lower is better: {criteria.text}"),
-            _spec("scores_row", "int64", "row of the dataset that it was selected from, from 0", units="1"),
-            _spec("file_name", TEXT, "name of its files, without suffix"),
-            *([_spec(FRONT, "int32", "1 for what nothing dominates", units="1")] if criteria.pareto else []),
+            derived_array("rank", "int64", "place in the order of the selection, from 1", units="1"),
+            derived_array("rank_value", "float64", f"what it was ranked by, lower is better: {plan.text}"),
+            derived_array("scores_row", "int64", "row of the dataset that it was selected from, from 0", units="1"),
+            derived_array("file_name", TEXT, "name of its files, without suffix"),
+            *([derived_array(FRONT, "int32", "1 for what nothing dominates", units="1")] if plan.pareto else []),
         ]
         self.own = [spec.name for spec in own]
         added = {spec.name: spec for spec in (*own, *self.derived.specs.values())}

@@ -21,7 +21,7 @@ from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import open_scores
-from .criteria import Chosen, SelectionCriteria, choose
+from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
 
 # More files than that in one folder help nobody.
@@ -99,8 +99,7 @@ def select(
     begin = time.monotonic()
     wanted = _formats(formats)
     rows = ScoresReader(scores, store)
-    criteria = SelectionCriteria.of(
-        rows,
+    criteria = SelectionCriteria(
         where=where,
         top=top,
         by=by,
@@ -113,10 +112,11 @@ def select(
         uncertainty_weight=uncertainty_weight,
         known=known,
     )
+    plan = SelectionPlan.of(rows, criteria)
     read = [str(path) for path in (scores, known, rows.attrs.get("graph_store", {}).get("path")) if path]
     inputs = [Path(path) for path in read if "://" not in path]
     with _written(out, inputs, overwrite=overwrite) as folder:
-        chosen = choose(rows, criteria)
+        chosen = choose(rows, plan)
         if len(chosen.rows) == 0:
             raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
         if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
@@ -124,8 +124,8 @@ def select(
                 f"{len(chosen.rows):,} structures are too many for files of their own; say --top, or --format "
                 "extxyz,parquet,zarr"
             )
-        recipe = _recipe(rows, criteria, chosen, wanted)
-        written = SelectionWriter(rows, criteria, chosen, folder, Path(out), wanted)
+        recipe = _recipe(rows, plan, chosen, wanted)
+        written = SelectionWriter(rows, plan, chosen, folder, Path(out), wanted)
         with ProgressReport("select", len(chosen.rows), enabled=progress) as bar:
             written.run(recipe, bar)
         recipe |= {"not_written": written.left_out, "seconds": round(time.monotonic() - begin, 3)}
@@ -161,7 +161,7 @@ def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:
 
 
 def _recipe(
-    scores: ScoresReader, criteria: SelectionCriteria, chosen: Chosen, wanted: Sequence[OutputFormat]
+    scores: ScoresReader, plan: SelectionPlan, chosen: Chosen, wanted: Sequence[OutputFormat]
 ) -> dict[str, Any]:
     """All that was said, and what came of it."""
     known = chosen.known
@@ -171,14 +171,14 @@ def _recipe(
         "graph_store": scores.attrs.get("graph_store"),
         "model": scores.attrs.get("model"),
         "kind": scores.attrs.get("kind", "screened"),
-        "criteria": criteria.words,
+        "criteria": plan.criteria.record(),
         "known": None if known is None else {"path": str(known.store.path), "store_hash": known.store.store_hash},
         "formats": [str(one) for one in wanted],
-        "ranked_by": criteria.text,
+        "ranked_by": plan.text,
         "rows": len(scores),
         "left_out": chosen.left_out,
         "selected": len(chosen.rows),
-        "notes": [*criteria.notes, *chosen.derived.notes],
+        "notes": [*plan.notes, *chosen.derived.notes],
         "software": {name: found for name in _PACKAGES if (found := _version(name))},
     }
 

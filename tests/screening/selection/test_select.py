@@ -383,9 +383,9 @@ def test_graphs_that_are_gone_or_changed(
         ({"top": 0}, "1 or more"),
         ({"formats": ["cif", "xls"]}, "'xls' is no format"),
         ({"where": "stress > 0"}, "3 x 3 numbers"),
-        ({"where": "__import__('os')"}, "no function"),
+        ({"where": "__import__('os')"}, "unknown function"),
         ({"uncertainty_weight": -1.0}, "0 or more"),
-        ({"pareto": "n_atoms,volume", "uncertainty_weight": 1.0}, "leave it"),
+        ({"pareto": "n_atoms,volume", "uncertainty_weight": 1.0}, "single ranking column"),
     ],
 )
 def test_mistakes(words: dict[str, Any], says: str, scores: Path, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ class Forbidden:
             raise ModuleNotFoundError(f"{{name}} is not to be imported here", name=name)
 
 sys.meta_path.insert(0, Forbidden())
-from equiscreen.export import select
+from equiscreen.screening import select
 from equiscreen.screening.selection.select import summary
 from equiscreen.pipeline.errors import ConfigError
 
@@ -443,7 +443,7 @@ def test_without_the_packages_that_are_no_part_of_the_base(scores: Path, tmp_pat
 
 def test_the_command_line(scores: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "equiscreen", "select", str(scores), "--out", str(tmp_path / "out")]
-    words += ["--where", "n_atoms <= 12", "--top", "5", "--by", "-volume", "--exclude-elements", "O,F"]
+    words += ["--where", "n_atoms <= 12", "--top", "5", "--by", "-volume", "--excluded-elements", "O,F"]
     done = subprocess.run([*words, "--format", "parquet"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "5 of 150 structures, by volume, highest first; left out: " in done.stdout
