@@ -1,4 +1,4 @@
-"""Scores beside the labels that their graph store has: for plots of parity and of calibration."""
+"""Predictions beside the labels of their graph store, for parity and calibration plots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.store.graph_store import GraphStore
 from ..pipeline.store.schema import STRUCTURE
-from .dataset.reader import ROWS_AT_ONCE, flag_meanings
+from .dataset.reader import ROWS_AT_ONCE, flag_meanings, place_of_graphs
 from .dataset.scores import RELIABLE_STATUSES
 
 ENERGY_PER_ATOM = "energy_per_atom"
@@ -23,23 +23,24 @@ Column = NDArray[np.float64]
 def labels_and_predictions(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
-    """Labels and predictions, where there are both.
+    """Return labels and predictions of the structures that have both.
 
-    Energies are compared as they are: whoever screens with a model of one scheme a store with labels of another
-    sees how the two differ.
+    Energies are compared as they are: if the labels follow another energy scheme than the model, the difference
+    between the schemes is part of the error.
 
     Args:
-        scores: As `open_scores` gives them.
-        name: ``energy_per_atom``, or an output of one number per structure that the store has a label of.
-        store: The graph store, if it is not where the scores say.
+        scores: Scores from `open_scores`.
+        name: ``energy_per_atom``, or an output with one number per structure for which the store has a label.
+        store: Path of the graph store; by default the one recorded in the scores, or one of the same name beside them
+            if the two were moved together.
 
     Returns:
-        float64[n], float64[n]: labels and predictions; of energies in eV/atom. Empty if the store has no such label.
+        float64[n], float64[n]: labels and predictions; energies in eV/atom. Empty if the store has no such label.
 
     Raises:
-        ConfigError: The scores have no such variable, it is not one number per structure, or they are some rows of a
-            dataset alone.
-        StoreError: The store is missing, or another one by now.
+        ConfigError: The scores have no such variable, it has more than one number per structure, or the scores are a
+            subset of a dataset.
+        StoreError: The store is missing, or not the one that the scores were computed from.
     """
     label, prediction, _ = _rows(scores, name, store)
     return label, prediction
@@ -48,22 +49,23 @@ def labels_and_predictions(
 def calibration(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
-    """Errors and the standard deviations that the members of an ensemble predict them with, where there are both.
+    """Return errors and predicted standard deviations of the structures that have a label.
 
     Args:
-        scores: As for `labels_and_predictions`, with a spread.
-        name: As for `labels_and_predictions`.
-        store: As for `labels_and_predictions`.
+        scores: Scores of an ensemble, from `open_scores`.
+        name: See `labels_and_predictions`.
+        store: See `labels_and_predictions`.
 
     Returns:
-        float64[n], float64[n]: prediction less label, and standard deviation; of energies in eV/atom.
+        float64[n], float64[n]: prediction minus label, and standard deviation among the members of the ensemble;
+        energies in eV/atom.
 
     Raises:
-        ConfigError: As for `labels_and_predictions`; or the scores have no spread.
-        StoreError: As for `labels_and_predictions`.
+        ConfigError: The scores have no standard deviation; see also `labels_and_predictions`.
+        StoreError: See `labels_and_predictions`.
     """
     if _spread_of(name) not in scores:
-        raise ConfigError(f"the scores have no {_spread_of(name)}: screen with several models, or with an ensemble")
+        raise ConfigError(f"the scores have no {_spread_of(name)}; screen with several models or an ensemble")
     label, prediction, spread = _rows(scores, name, store)
     return prediction - label, spread
 
@@ -73,9 +75,9 @@ def _spread_of(name: str) -> str:
 
 
 def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Column, Column, Column]:
-    """Labels, predictions and their spread (NaN without one), of all rows that have the first two."""
+    """Return labels, predictions and their standard deviations (NaN if absent) of rows with the first two."""
     if name not in scores or scores[name].dims != (STRUCTURE,) or scores[name].dtype.kind != "f":
-        raise ConfigError(f"the scores have no {name!r} of one number per structure")
+        raise ConfigError(f"the scores have no variable {name!r} of one number per structure")
     graphs = _graphs_of(scores, store)
     label = "energy" if name == ENERGY_PER_ATOM else name
     if label not in graphs.label_names[0] or graphs.label_shape(label)[0] != ():
@@ -108,27 +110,32 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """See that rows of the scores are those of the store: of a part of a dataset they are not.
+    """Check that the rows of the scores are those of the store, which is not so for a subset of a dataset.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: The rows differ.
     """
     names = scores["structure_id"][rows].to_numpy().tolist()
     if graphs.column("structure_id", rows.start, rows.stop).tolist() != names:
         raise ConfigError(
-            "these rows are some of a dataset, or in another order; take the scores as `screen` wrote them"
+            "the scores are only some of a dataset's rows, or in another order; use the whole dataset as it was written"
         )
 
 
 def _graphs_of(scores: xr.Dataset, store: str | Path | None) -> GraphStore:
-    """The store that the scores are of.
+    """Open the graph store that holds the labels of the scores.
 
     Raises:
-        StoreError: Missing, or another one.
+        StoreError: The store is missing, or not the one that the scores were computed from.
     """
-    # The store of a relaxation holds energies of the model itself as labels; true ones are in that which was relaxed.
-    said = scores.attrs.get("relaxed_from", scores.attrs["graph_store"])
-    graphs = GraphStore(store or said["path"])
-    if graphs.store_hash != said["store_hash"]:
-        raise StoreError(f"{graphs.path}: is another store than the scores were made from; name the right one")
+    # The store of a relaxation holds the model's own energies as labels; the true ones are in its source store.
+    recorded = scores.attrs.get("relaxed_from", scores.attrs["graph_store"])
+    source = scores.encoding.get("source")  # xarray keeps the path of the dataset here
+    if store is None:
+        store = recorded["path"] if source is None else place_of_graphs(source, {"graph_store": recorded}, None)
+    graphs = GraphStore(store)
+    if graphs.store_hash != recorded["store_hash"]:
+        raise StoreError(
+            f"{graphs.path}: is another store than the one that the scores were computed from; name the right store"
+        )
     return graphs
