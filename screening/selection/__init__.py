@@ -1,1 +1,1 @@
-"""Choosing the best structures and writing them."""
+"""Selecting the best structures of a scores dataset and writing them to files."""

@@ -1,4 +1,4 @@
-"""Columns that a selection adds to scores, computed for those rows only that something is asked of."""
+"""Columns that a selection derives from formulas and structures, computed only for the rows that need them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..chemistry.prototype import PrototypeLabels
 from ..dataset.reader import ScoresReader
 from .novelty import NOVELTY, KnownCrystals
 
-# Marks the columns that are computed here, so that a selection of a selection makes them anew.
+# Marks derived columns, so that a selection from a selection recomputes them.
 ROLE = "derived"
 _CACHED_ROWS = 1_000_000
 
@@ -26,18 +26,22 @@ _CACHED_ROWS = 1_000_000
 derived_array = partial(structure_array, role=ROLE)
 OF_FORMULA = (
     derived_array("chemical_system", TEXT, "elements in alphabetical order"),
-    derived_array("has_magnetic_element", "bool", "an element whose ions commonly have unpaired d or f electrons"),
-    derived_array("has_f_electrons", "bool", "a lanthanide or an actinide"),
+    derived_array(
+        "has_magnetic_element",
+        "bool",
+        "whether it contains an element whose ions commonly have unpaired d or f electrons",
+    ),
+    derived_array("has_f_electrons", "bool", "whether it contains a lanthanide or an actinide"),
     derived_array(
         "charge_neutral",
         "uint8",
-        "whether known oxidation states, one for each element, make it neutral (SMACT); metals need none",
+        "whether one known oxidation state per element makes it charge-neutral (SMACT); metals need none",
         **flags(BALANCE),
     ),
     derived_array(
         "electronegativity_ok",
         "uint8",
-        "whether in a neutral combination of oxidation states anions are more electronegative than cations (SMACT)",
+        "whether anions are more electronegative than cations in a neutral combination of oxidation states (SMACT)",
         **flags(BALANCE),
     ),
 )
@@ -45,29 +49,29 @@ OF_STRUCTURE = (
     derived_array(
         "prototype_label",
         TEXT,
-        "amounts of the elements, Pearson symbol, space group and Wyckoff letters, free of the criteria of origin",
+        "amounts of the elements, Pearson symbol, space group and Wyckoff letters, independent of the choice of origin",
     ),
 )
 OF_KNOWN = (
     derived_array("novelty", "uint8", "whether it is among the known crystals", **flags(NOVELTY)),
-    derived_array("known_as", TEXT, "id of the known crystal that it is"),
+    derived_array("known_as", TEXT, "id of the matching known crystal"),
 )
 
 
 class DerivedColumns:
-    """Columns that are made of formulas and structures.
+    """Derived columns of a scores dataset.
 
     Args:
         scores: The dataset.
-        known: Known crystals, if it is to be said what is new.
-        needed: Columns that a filter asks for.
+        known: Known crystals that structures are compared with; None to skip the columns of novelty.
+        needed: Columns that a filter refers to.
 
     Attributes:
-        specs: The columns.
-        notes: What could not be computed, and why.
+        specs: Specs of the columns, by name.
+        notes: Which columns are not computed, and why.
 
     Raises:
-        ConfigError: What is needed takes a package that is not installed.
+        ConfigError: A column in `needed` requires a package that is not installed.
     """
 
     def __init__(self, scores: ScoresReader, known: KnownCrystals | None, needed: Collection[str] = ()) -> None:
@@ -76,7 +80,7 @@ class DerivedColumns:
         given = (*OF_FORMULA, *OF_STRUCTURE, *(OF_KNOWN if known is not None else ()))
         self.specs = {spec.name: spec for spec in given if spec.name not in taken}
         self.notes = [
-            f"{spec.name} is a column of the scores already, and stays as it is" for spec in given if spec.name in taken
+            f"the scores already have a column {spec.name}, which is kept" for spec in given if spec.name in taken
         ]
         self._rules = True
         try:
@@ -90,11 +94,11 @@ class DerivedColumns:
         self._cache: dict[str, dict[int, Any]] = {}
 
     def columns(self, names: Collection[str], rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Some columns of some rows.
+        """Return columns by name, for some rows of the scores.
 
         Args:
-            names: Of columns, among `specs` or of the scores.
-            rows: Of the scores.
+            names: Names of columns, derived or of the scores.
+            rows: int64[n], rows of the scores.
         """
         own = [name for name in names if name in self.specs]
         out = {name: self._scores.rows(name, rows) for name in names if name not in self.specs}
@@ -106,13 +110,13 @@ class DerivedColumns:
         return out
 
     def _fill(self, names: Collection[str], rows: NDArray[np.int64]) -> None:
-        """Compute what is not there yet."""
+        """Compute the columns that are not cached yet."""
         of_formula = {spec.name for spec in OF_FORMULA}
-        for names_of_kind, compute in (
+        for group, compute in (
             ([name for name in names if name in of_formula], self._of_formulas),
             ([name for name in names if name not in of_formula], self._of_structures),
         ):
-            missing = [name for name in names_of_kind if not self._cache.get(name, {}).keys() >= set(rows.tolist())]
+            missing = [name for name in group if not self._cache.get(name, {}).keys() >= set(rows.tolist())]
             if missing:
                 compute(missing, rows)
 

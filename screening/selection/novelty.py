@@ -1,4 +1,4 @@
-"""Whether a crystal is known: in a graph store of known crystals, by composition first, then by its sites."""
+"""Novelty of a crystal against a graph store of known crystals: first by composition, then by structure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..dataset.reader import read_structures
 
 NOVELTY = ("known", "new_phase", "new_composition", "not_compared")
 KNOWN, NEW_PHASE, NEW_COMPOSITION, NOT_COMPARED = range(len(NOVELTY))
-# Structures whose atoms are in memory at once.
+# Number of structures whose atoms are in memory at once.
 _BLOCK = 65_536
-# Fingerprints of one composition are sums of a few float64 numbers over at most 65,535 atoms.
+# Tolerance of a fingerprint, which is a mean of float64 numbers over at most 65,535 atoms.
 _SAME = 1e-9
 
 
@@ -28,13 +28,13 @@ class KnownCrystals:
     """A graph store of known crystals.
 
     Args:
-        path: The store.
+        path: Path of the store.
 
     Attributes:
-        store: It.
+        store: The opened store.
 
     Raises:
-        StoreError: It cannot be read.
+        StoreError: The store cannot be read.
         ConfigError: pymatgen is not installed.
     """
 
@@ -45,14 +45,14 @@ class KnownCrystals:
 
     @cached_property
     def _fingerprints(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """One number for each composition, ascending, and the rows they are of."""
+        """Fingerprints of the compositions of all crystals, ascending, and the row of each."""
         size = len(self.store)
-        blocks = [self._of_block(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
+        blocks = [self._fingerprints_of(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
         values = np.concatenate([np.empty(0), *blocks])
         order = np.argsort(values, kind="stable")
         return values[order], order
 
-    def _of_block(self, start: int, stop: int) -> NDArray[np.float64]:
+    def _fingerprints_of(self, start: int, stop: int) -> NDArray[np.float64]:
         counts = self.store.column("n_atoms", start, stop).astype(np.int64)
         first = self.store.column("atom_start", start, stop)
         numbers = self.store.column("atomic_number", int(first[0]), int(first[-1] + counts[-1]))
@@ -64,17 +64,17 @@ class KnownCrystals:
         return Structure(found["atomic_number"], found["cell"][0], found["frac_coord"], found["pbc"][0])
 
     def find(self, structure: Structure) -> tuple[int, str]:
-        """What is known of a crystal.
+        """Look a crystal up.
 
-        Known crystals of the same reduced composition are tried in the order of how close their fingerprints (see
-        `pipeline.crystal.crystal_vector`) are; pymatgen's StructureMatcher, with its own tolerances and volumes made
-        equal, decides each.
+        Known crystals of the same reduced composition are tried in the order of the distance between their vectors
+        (see `pipeline.structures.matching.crystal_vector`). pymatgen's StructureMatcher decides, with its default
+        tolerances and volumes scaled to be equal.
 
         Args:
             structure: The crystal.
 
         Returns:
-            A place in `NOVELTY`, and the id of the known crystal that it is.
+            Index into `NOVELTY`, and the id of the matching known crystal or an empty string.
         """
         rows = self._of_composition(structure)
         if not rows:
@@ -84,21 +84,21 @@ class KnownCrystals:
         own = crystal_vector(structure)
         crystals = [(row, known) for row in rows if (known := self._structure(row)).pbc.all()]
         far = {row: float(np.abs(crystal_vector(known) - own).max()) for row, known in crystals}
-        given = _pymatgen(structure)
+        candidate = _pymatgen(structure)
         for row, known in sorted(crystals, key=lambda item: (far[item[0]], item[0])):
-            if self._same(structure, given, known):
+            if self._same(structure, candidate, known):
                 return KNOWN, str(self.store.column("structure_id", row, row + 1)[0])
         return NEW_PHASE, ""
 
-    def _same(self, structure: Structure, given: Any, known: Structure) -> bool:
+    def _same(self, structure: Structure, candidate: Any, known: Structure) -> bool:
         if same_crystal(structure, known):
             return True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return bool(self._matcher.fit(given, _pymatgen(known)))
+            return bool(self._matcher.fit(candidate, _pymatgen(known)))
 
     def _of_composition(self, structure: Structure) -> list[int]:
-        """Rows of known crystals of the structure's reduced composition."""
+        """Return the rows of known crystals with the same reduced composition."""
         wanted = float(_WEIGHTS[structure.atomic_number].sum() / len(structure))
         values, rows = self._fingerprints
         begin, end = np.searchsorted(values, [wanted - _SAME, wanted + _SAME])
@@ -107,7 +107,7 @@ class KnownCrystals:
 
 
 def _fractions(structure: Structure) -> int:
-    """Equal for equal reduced compositions; periodicity plays no role."""
+    """Return a key that is equal for equal reduced compositions, whatever the periodicity."""
     periodic = Structure(structure.atomic_number, structure.cell, structure.frac_coord, np.ones(3, dtype=bool))
     return composition_key(periodic)
 
@@ -127,5 +127,5 @@ def _matcher() -> Any:
     return StructureMatcher()
 
 
-# One random number for each element: their mean over the atoms tells compositions apart.
+# One random number per element; its mean over the atoms distinguishes compositions.
 _WEIGHTS = np.random.default_rng(20_261_124).random(256)

@@ -1,4 +1,4 @@
-"""Output formats of a selection."""
+"""Writing a selection in its output formats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCH = 1024
 
 
 class OutputFormat(StrEnum):
-    """What a selection is written as."""
+    """Format of the output of a selection."""
 
     CIF = "cif"
     EXTXYZ = "extxyz"
@@ -43,7 +43,19 @@ _OF_STRUCTURES = (OutputFormat.CIF, OutputFormat.EXTXYZ, OutputFormat.VASP, Outp
 
 
 class SelectionWriter:
-    """Writes what was chosen, some rows at a time."""
+    """Writes the chosen rows, a batch at a time.
+
+    Args:
+        scores: Dataset that the rows were chosen from.
+        plan: Criteria of the selection.
+        chosen: Chosen rows.
+        folder: Folder to write to.
+        out: Where this folder will be moved to.
+        wanted: Output formats.
+
+    Attributes:
+        left_out: Structures that could not be written, by format: their file names and the reasons.
+    """
 
     def __init__(
         self,
@@ -57,11 +69,15 @@ class SelectionWriter:
         self.scores, self.chosen, self.folder, self.out, self.wanted = scores, chosen, folder, out, wanted
         self.derived: DerivedColumns = chosen.derived
         own = [
-            derived_array("rank", "int64", "place in the order of the selection, from 1", units="1"),
-            derived_array("rank_value", "float64", f"what it was ranked by, lower is better: {plan.text}"),
-            derived_array("scores_row", "int64", "row of the dataset that it was selected from, from 0", units="1"),
+            derived_array("rank", "int64", "rank in the selection, from 1", units="1"),
+            derived_array("rank_value", "float64", f"value that it was ranked by, lower is better: {plan.text}"),
+            derived_array("scores_row", "int64", "row in the dataset that it was selected from, from 0", units="1"),
             derived_array("file_name", TEXT, "name of its files, without suffix"),
-            *([derived_array(FRONT, "int32", "1 for what nothing dominates", units="1")] if plan.pareto else []),
+            *(
+                [derived_array(FRONT, "int32", "number of its Pareto front; 1 = not dominated", units="1")]
+                if plan.pareto
+                else []
+            ),
         ]
         self.own = [spec.name for spec in own]
         added = {spec.name: spec for spec in (*own, *self.derived.specs.values())}
@@ -76,11 +92,11 @@ class SelectionWriter:
         self._statuses = np.bincount(scores.rows("status", chosen.rows), minlength=256)
 
     def run(self, recipe: Mapping[str, Any], bar: ProgressReport) -> None:
-        """Write all rows, but for what says that a store is whole.
+        """Write all rows, but not yet the root metadata that marks the stores as complete.
 
         Args:
-            recipe: What is known of the selection before it is written.
-            bar: Progress.
+            recipe: Facts about the selection that are known before it is written.
+            bar: Progress bar.
         """
         writers = self._writers()
         self.table: ParquetFile | None = None
@@ -110,14 +126,14 @@ class SelectionWriter:
         self.left_out = {name: writer.left_out for name, writer in writers.items() if writer.left_out}
 
     def finish(self, recipe: Mapping[str, Any]) -> None:
-        """Say what the stores are of, which makes them whole."""
+        """Write the root metadata of the stores, which marks them as complete."""
         if self._subset is not None and self._graphs is not None:
             found = self._graphs.finish(len(self.chosen.rows))
             graphs = {"path": str(self.out / GRAPHS_FOLDER), "store_hash": found}
             self._subset.finish({**self._attrs(recipe), "graph_store": graphs})
 
     def dataset(self, recipe: Mapping[str, Any]) -> xr.Dataset:
-        """The selected rows of the scores, lazily, with the columns that were added."""
+        """Return the selected rows of the scores, lazily, with the added columns."""
         found = open_scores(self.scores.path).isel({STRUCTURE: self.chosen.rows})
         for name in (*self.own, *self.derived.specs):
             values = np.concatenate([arrays[name] for arrays in self._added])
@@ -126,7 +142,7 @@ class SelectionWriter:
         return found
 
     def _arrays(self, places: slice) -> dict[str, NDArray[Any]]:
-        """All columns of some of the rows."""
+        """Return all columns of some of the chosen rows."""
         rows = self.chosen.rows[places]
         ids = self.scores.rows("structure_id", rows)
         own: dict[str, NDArray[Any]] = {
@@ -163,7 +179,7 @@ class SelectionWriter:
         return made
 
     def _attrs(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the dataset of what was chosen."""
+        """Return the attributes of the dataset of chosen rows."""
         attrs = {name: value for name, value in self.scores.attrs.items() if name not in ("complete", "store_hash")}
         meanings = self.scores.meanings("status")
         counts = {word: int(self._statuses[value]) for word, value in meanings.items()}

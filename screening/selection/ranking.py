@@ -1,4 +1,4 @@
-"""What is best: one number with its uncertainty, several numbers at once, and not too many of a kind."""
+"""Ranking of rows: by one column with its uncertainty, by Pareto fronts, and with quotas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..dataset.reader import ScoresReader
 from ..dataset.scores import UNRELAXED
 from .variables import numeric_column
 
-# What a selection is ranked by if nothing is said: the first of these that there is.
+# Default ranking column: the first of these that the dataset has.
 MEASURES = (
     "energy_above_hull",
     "energy_above_hull_unrelaxed",
@@ -24,20 +24,20 @@ MEASURES = (
     "formation_energy_per_atom_unrelaxed",
     "energy_per_atom",
 )
-# Energies that differ from the total energy by what has no uncertainty.
+# Energies that differ from the total energy per atom by a term without uncertainty.
 _SHIFTED = ("energy_per_atom", "corrected_energy_per_atom", "formation_energy_per_atom")
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A column to rank by; lower is better unless it is descending.
+    """A column to rank by.
 
     Attributes:
-        name: Of the column.
-        descending: Whether higher is better.
-        spread: Column of its standard deviation, or empty.
-        per_atom: Whether that is one of the total energy.
-        weight: How many standard deviations a value is made worse by.
+        name: Name of the column.
+        descending: Whether higher values are better.
+        spread: Column of its standard deviation; empty if no uncertainty is used.
+        per_atom: Whether `spread` belongs to the total energy and has to be divided by the number of atoms.
+        weight: Number of standard deviations by which values are made worse.
     """
 
     name: str
@@ -47,25 +47,25 @@ class Measure:
     weight: float = 0.0
 
     @classmethod
-    def of(cls, scores: ScoresReader, said: str | None, weight: float = 0.0) -> Measure:
-        """The measure that is meant.
+    def of(cls, scores: ScoresReader, column: str | None, weight: float = 0.0) -> Measure:
+        """Return the measure for a column.
 
         Args:
             scores: The dataset.
-            said: A column, with a minus in front if higher is better; None for the first of `MEASURES`.
-            weight: Standard deviations.
+            column: Name of the column, with a minus in front if higher is better; None for the first of `MEASURES`.
+            weight: Number of standard deviations by which values are made worse.
 
         Raises:
-            ConfigError: No such column, or no standard deviation of it.
+            ConfigError: The dataset has no such column, or no standard deviation of it.
         """
-        if said is None:
-            said = next((name for name in MEASURES if name in scores.specs), None)
-            if said is None:
-                raise ConfigError(f"{scores.path}: has none of the usual columns to rank by; say one with --by")
-        name, descending = said.strip().removeprefix("-"), said.strip().startswith("-")
+        if column is None:
+            column = next((name for name in MEASURES if name in scores.specs), None)
+            if column is None:
+                raise ConfigError(f"{scores.path}: has none of the usual columns to rank by; choose one with --by")
+        name, descending = column.strip().removeprefix("-"), column.strip().startswith("-")
         numeric_column(scores, name)
         if not np.isfinite(weight) or weight < 0.0:
-            raise ConfigError(f"an uncertainty weight of {weight}; it is a finite number, 0 or more")
+            raise ConfigError(f"the uncertainty weight is {weight}; it must be a finite number, 0 or more")
         if weight == 0.0:
             return cls(name, descending)
         bare = name.removesuffix(UNRELAXED)
@@ -74,19 +74,19 @@ class Measure:
         spread = "energy_std" if per_atom else own
         if spread not in scores.specs:
             raise ConfigError(
-                f"{scores.path}: {name} has no standard deviation ({spread} is not there); screen with several models, "
-                "or leave out the uncertainty weight"
+                f"{scores.path}: {name} has no standard deviation ({spread} is missing); screen with several models, "
+                "or drop the uncertainty weight"
             )
         numeric_column(scores, spread)
         return cls(name, descending, spread, per_atom, weight)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What `values` needs."""
+        """Columns that `values` needs."""
         return (self.name, *((self.spread,) if self.spread else ()), *(("n_atoms",) if self.per_atom else ()))
 
     def values(self, columns: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:
-        """Numbers of which lower ones are better: float64[n], NaN where there is none."""
+        """Return the values to rank by, lower is better: float64[n], NaN where a value is missing."""
         values = columns[self.name].astype(np.float64)
         values = -values if self.descending else values
         if self.spread:
@@ -99,7 +99,7 @@ class Measure:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """Description of the ranking."""
         sign = "-" if self.descending else "+"
         spread = f"{self.spread} / n_atoms" if self.per_atom else self.spread
         value = f"{self.name} {sign} {self.weight:g} * {spread}" if self.spread else self.name
@@ -107,17 +107,19 @@ class Measure:
 
 
 def best_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Places in the order of their values, equal ones in the order of their rows."""
+    """Return indices that sort the values in ascending order; equal values keep the order of their rows."""
     return np.argsort(values, kind="stable")
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points have no other that is as good in every column and better in one; lower is better: bool[n].
+    """Return which points are not dominated: bool[n].
 
-    In two columns one pass over the sorted points; in more, the work grows with points times size of the front.
+    A point is dominated if another one is as good in every column and better in at least one. With two columns this
+    takes one pass over the sorted points; with more, the work grows with the number of points times the size of the
+    front.
 
     Args:
-        points: float64[n, k], finite.
+        points: float64[n, k], finite; lower is better.
     """
     order = np.lexsort(points.T[::-1])  # by the first column, then by the second
     found = np.zeros(len(points), dtype=bool)
@@ -129,11 +131,13 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
         if points.shape[1] == 1:
             better = last == last.min(initial=np.inf)
         new = np.concatenate([[True], (sorted_points[1:] != sorted_points[:-1]).any(axis=1)])[: len(points)]
-        first = np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))  # equal points share their fate
+        first = np.maximum.accumulate(
+            np.where(new, np.arange(len(new)), 0)
+        )  # equal points share the result of the first
         found[order] = better[first]
         return found
     while len(order):
-        best = points[order[0]]  # none of what is left dominates the first in this order
+        best = points[order[0]]  # no remaining point dominates the first in this order
         rest = points[order]
         found[order[(rest == best).all(axis=1)]] = True
         order = order[~(rest >= best).all(axis=1)]
@@ -141,14 +145,17 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def fronts(points: NDArray[np.float64], wanted: int | None) -> NDArray[np.int32]:
-    """Numbers of Pareto fronts: 1 for what nothing dominates, 2 for what then is left undominated, and so on.
+    """Return the number of the Pareto front of each point.
+
+    Front 1 holds the points that are not dominated, front 2 those that are not dominated once front 1 is removed, and
+    so on.
 
     Args:
         points: float64[n, k], lower is better.
-        wanted: Go on until so many points are in a front; None for the first front alone.
+        wanted: Add fronts until they hold this many points; None for the first front only.
 
     Returns:
-        int32[n], 0 for points in none of them.
+        int32[n], 0 for points beyond these fronts.
     """
     found = np.zeros(len(points), dtype=np.int32)
     left = np.arange(len(points))
@@ -162,10 +169,10 @@ def fronts(points: NDArray[np.float64], wanted: int | None) -> NDArray[np.int32]
 
 
 class Quota:
-    """At most so many of a kind.
+    """Largest number of rows of one kind, such as a chemical system.
 
     Args:
-        most: How many; None for any number.
+        most: The number; None for no limit.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -173,21 +180,26 @@ class Quota:
         self._taken: Counter[str] = Counter()
 
     def full(self, kind: str) -> bool:
-        """Whether there are as many of a kind as there may be."""
+        """Return whether no more rows of this kind may be taken."""
         return self.most is not None and self._taken[kind] >= self.most
 
     def take(self, kind: str) -> None:
-        """Count one of a kind."""
+        """Count a row of this kind."""
         self._taken[kind] += 1
 
 
-def pareto_measures(scores: ScoresReader, said: Sequence[str]) -> tuple[Measure, ...]:
-    """The columns of a Pareto front, each of which may hold several: ["energy_above_hull,-band_gap"].
+def pareto_measures(scores: ScoresReader, columns: Sequence[str]) -> tuple[Measure, ...]:
+    """Return the measures of a Pareto front.
+
+    Args:
+        scores: The dataset.
+        columns: Names of columns, each with a minus in front if higher is better. An item may hold several names:
+            ``["energy_above_hull,-band_gap"]``.
 
     Raises:
-        ConfigError: Fewer than two, or no such column.
+        ConfigError: There are fewer than two different columns, or the dataset lacks one.
     """
-    names = [name.strip() for text in said for name in text.split(",") if name.strip()]
+    names = [name.strip() for text in columns for name in text.split(",") if name.strip()]
     if names and (len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names)):
-        raise ConfigError("a Pareto front is one of two or more different columns")
+        raise ConfigError("a Pareto front needs two or more different columns")
     return tuple(Measure.of(scores, name) for name in names)

@@ -1,4 +1,4 @@
-"""Selecting: from all candidates to those worth a calculation, as files that go into one."""
+"""Selection of the candidates that are worth a calculation, written as its input files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ from ..dataset.scores import open_scores
 from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
 
-# More files than that in one folder help nobody.
+# Largest number of structures that get files of their own.
 MAX_FILES = 20_000
 _LOCK, _WORK, _REPLACED = "lock", "selection", "replaced"
 _PACKAGES = ("equiscreen", "numpy", "moyopy", "pymatgen", "SMACT")
-
-
 _OF_FILES = (OutputFormat.CIF, OutputFormat.VASP, OutputFormat.VASP_STATIC)
 
 
@@ -55,46 +53,45 @@ def select(
 ) -> xr.Dataset:
     """Choose the best structures of a screen, relaxation or hull, and write them.
 
-    Only rows whose status is ok (unless the filter speaks of `status`) and whose ranking column is finite take part;
-    how many were left out for what reason stands in the result and in recipe.json. Columns are added (see
-    `derived.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and electronegativity by
-    SMACT's rules, the label of the prototype, and what is new against known crystals. They may be used in the filter,
-    too; they are computed for no more rows than what came through its other conditions, best first, until there are
-    enough.
+    Rows take part if their status is ok (unless the filter has a condition on `status`) and their ranking column is
+    finite. The result and recipe.json state how many rows were left out for which reason. Derived columns are added
+    (see `derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
+    electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use them
+    too; they are computed only for rows that fulfil its other conditions, best first, until there are enough.
 
-    With `top` the rows are in the order of their rank; without it, in that of the scores, with `rank` as a column.
+    With `top`, rows are in the order of their rank; without it, in that of the scores, with `rank` as a column.
 
     Example:
         >>> select("hull.zarr", "best", "energy_above_hull < 0.05 and n_atoms <= 20", top=100)  # doctest: +SKIP
 
     Args:
-        scores: Dataset, a path or URL.
+        scores: Path or URL of the dataset.
         out: Folder to write.
-        where: Filter, in the grammar of `filters`.
-        top: How many; None for all.
-        by: Column to rank by, the lowest first, or the highest with a minus in front of it; the first of
-            `ranking.MEASURES` if not said.
-        allowed_elements: Symbols; structures of these elements alone.
-        required_elements: Symbols; structures with one of them.
-        excluded_elements: Symbols; structures with none of them.
-        pareto: Two or more columns, each with a minus where higher is better: what nothing else beats in all of them.
-            With `top`, one front after the other.
-        per_system: At most so many of one chemical system, the best ones.
-        per_prototype: At most so many of one prototype.
-        uncertainty_weight: Standard deviations that a value is made worse by before it is ranked.
+        where: Filter expression, see `filter_expression`.
+        top: Number of structures; None for all.
+        by: Column to rank by, lowest first, or highest first with a minus in front; by default the first of
+            `ranking.MEASURES` that the dataset has.
+        allowed_elements: Symbols of the only elements that a structure may contain.
+        required_elements: Symbols of elements of which a structure must contain at least one.
+        excluded_elements: Symbols of elements that a structure must not contain.
+        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other
+            beats in all of them. With `top`, further fronts follow until there are enough structures.
+        per_system: Largest number of structures of one chemical system; the best ones are kept.
+        per_prototype: Largest number of structures of one prototype; the best ones are kept.
+        uncertainty_weight: Number of standard deviations by which values are made worse before they are ranked.
         known: Graph store of known crystals.
-        formats: Of `OutputFormat`.
-        store: Graph store of the scores, if it is not where they say.
+        formats: Output formats, see `OutputFormat`.
+        store: Graph store of the scores, if it was moved.
         overwrite: Replace an earlier selection.
         progress: Show progress on standard error.
 
     Returns:
-        The selected rows, opened.
+        The selected rows.
 
     Raises:
-        ConfigError: A filter, column or element that there is not, or a package that is not installed.
-        StoreError: The scores or the graph store cannot be read, or nothing came through.
-        OutputExistsError: The output exists, or is being written by another run.
+        ConfigError: The filter, a column or an element is invalid, or a required package is not installed.
+        StoreError: The scores or the graph store cannot be read, or no structure was selected.
+        OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
     wanted = _formats(formats)
@@ -115,30 +112,38 @@ def select(
     plan = SelectionPlan.of(rows, criteria)
     read = [str(path) for path in (scores, known, rows.attrs.get("graph_store", {}).get("path")) if path]
     inputs = [Path(path) for path in read if "://" not in path]
-    with _written(out, inputs, overwrite=overwrite) as folder:
+    with _output_folder(out, inputs, overwrite=overwrite) as folder:
         chosen = choose(rows, plan)
-        if len(chosen.rows) == 0:
-            raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
-        if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
-            raise ConfigError(
-                f"{len(chosen.rows):,} structures are too many for files of their own; say --top, or --format "
-                "extxyz,parquet,zarr"
-            )
+        _check_number(chosen, wanted, scores)
         recipe = _recipe(rows, plan, chosen, wanted)
-        written = SelectionWriter(rows, plan, chosen, folder, Path(out), wanted)
+        writer = SelectionWriter(rows, plan, chosen, folder, Path(out), wanted)
         with ProgressReport("select", len(chosen.rows), enabled=progress) as bar:
-            written.run(recipe, bar)
-        recipe |= {"not_written": written.left_out, "seconds": round(time.monotonic() - begin, 3)}
-        written.finish(recipe)
+            writer.run(recipe, bar)
+        recipe |= {"not_written": writer.left_out, "seconds": round(time.monotonic() - begin, 3)}
+        writer.finish(recipe)
         recipe["files_sha256"] = _digests(folder)
         write_text_atomically(folder / RECIPE_FILE, json.dumps(recipe, indent=1, default=str) + "\n")
-    if OutputFormat.ZARR in wanted:
-        return open_scores(Path(out) / SCORES_FOLDER)
-    return written.dataset(recipe)
+    return open_scores(Path(out) / SCORES_FOLDER) if OutputFormat.ZARR in wanted else writer.dataset(recipe)
+
+
+def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | Path) -> None:
+    """Check that there are structures, and not too many for files of their own.
+
+    Raises:
+        StoreError: No structure was selected.
+        ConfigError: There are more than `MAX_FILES`.
+    """
+    if len(chosen.rows) == 0:
+        raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
+    if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
+        raise ConfigError(
+            f"{len(chosen.rows):,} structures are too many for files of their own; use `--top`, or `--format "
+            "extxyz,parquet,zarr`"
+        )
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Lines on a finished selection: counts, and what else there is to know."""
+    """Return lines about a finished selection: counts, structures that could not be written, and notes."""
     recipe = found.attrs["selection"]
     left_out = _listed(recipe["left_out"])
     lines = [
@@ -147,7 +152,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
         + f"; {recipe['seconds']:.1f} s"
     ]
     for file, names in recipe["not_written"].items():
-        lines.append(f"{file}: {len(names)} not written, {names[0][0]}: {names[0][1]}; recipe.json names all")
+        lines.append(f"{file}: {len(names)} not written, {names[0][0]}: {names[0][1]}; all are listed in recipe.json")
     return "\n".join([*lines, *recipe["notes"]])
 
 
@@ -156,14 +161,14 @@ def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:
     known = [one.value for one in OutputFormat]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ConfigError(f"{unknown[0] if unknown else ''!r} is no format: {', '.join(known)}")
+        raise ConfigError(f"unknown format {unknown[0] if unknown else ''!r}; choose {', '.join(known)}")
     return tuple(OutputFormat(name) for name in dict.fromkeys(names))
 
 
 def _recipe(
     scores: ScoresReader, plan: SelectionPlan, chosen: Chosen, wanted: Sequence[OutputFormat]
 ) -> dict[str, Any]:
-    """All that was said, and what came of it."""
+    """Return the record of the selection: inputs, criteria and counts."""
     known = chosen.known
     return {
         "schema": SELECTION_SCHEMA,
@@ -191,7 +196,7 @@ def _version(package: str) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file outside the stores, which have checksums of their own."""
+    """Return the SHA-256 of every file outside the stores, which have their own checksums."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -205,28 +210,28 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def _written(out: str | Path, inputs: Sequence[Path], *, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes its name when all is in it.
+def _output_folder(out: str | Path, inputs: Sequence[Path], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder that is renamed to `out` once it is complete.
 
     Raises:
-        OutputExistsError: The name is taken, or another run is at work.
+        OutputExistsError: The output exists, or another run is writing it.
     """
     if "://" in str(out):
-        raise OutputExistsError(f"{out}: a selection is a folder of this machine; copy it from there")
+        raise OutputExistsError(f"{out}: a selection needs a local folder; write one and copy it")
     target = Path(out).resolve()
     partial = target.with_name(f"{target.name}.partial")
     check_place(target, inputs)
     _check_free(target, out, overwrite=overwrite)
     if partial.exists() and not (partial / _LOCK).exists():
-        raise OutputExistsError(f"{partial}: exists and is none of ours; choose another --out")
+        raise OutputExistsError(f"{partial}: exists and was not made by equiscreen; choose another `--out`")
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
+        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
     with locked(partial / _LOCK):
         _check_free(target, out, overwrite=overwrite)
         for left in (_WORK, "parts"):
-            shutil.rmtree(partial / left, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(partial / left, ignore_errors=True)  # left by an interrupted run
         (partial / _WORK).mkdir()
         try:
             yield partial / _WORK
@@ -243,7 +248,7 @@ def _check_free(target: Path, out: str | Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{out}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{out}: exists; choose another `--out`, or use `--overwrite`")
     recipe = target / RECIPE_FILE
     if not recipe.is_file() or SELECTION_SCHEMA not in recipe.read_text():
-        raise OutputExistsError(f"{out}: exists and is no selection, so it is not overwritten")
+        raise OutputExistsError(f"{out}: exists and is not a selection, so it is not overwritten")

@@ -1,4 +1,4 @@
-"""Structures of a selection as files: CIF, one for each, and extended XYZ, one for all."""
+"""Structure files of a selection: one CIF per structure, or one extended XYZ file for all."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 
 from ...pipeline.structures.structure import Structure
 
-# Of the part of a file's name that comes from the structure's id.
+# Largest length of the part of a file name that comes from the id of the structure.
 MAX_NAME = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-# Columns that a CIF or extended XYZ file says of each structure besides numbers and flags.
+# Text columns that are written to CIF and extended XYZ files, besides numbers and flags.
 _TEXTS = ("structure_id", "formula", "prototype_label", "known_as", "decomposition", "source")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some structures of a selection, with all that is said of them.
+    """Structures of a selection with their columns.
 
     Attributes:
-        names: Of files, without suffix; each is different.
-        structures: In the same order.
-        table: Columns; flags as words.
-        flags: Names of those that were flags.
+        names: File names without suffix, all different.
+        structures: Structures in the same order.
+        table: Columns by name; flags are words.
+        flags: Names of the columns that are flags.
     """
 
     names: Sequence[str]
@@ -38,12 +38,12 @@ class Batch:
     flags: Collection[str]
 
     def facts(self, place: int) -> dict[str, Any]:
-        """Numbers, flags and the most important texts of one structure, without what is not there."""
+        """Return the numbers, flags and main text columns of one structure, without missing values."""
         found: dict[str, Any] = {}
         for name, values in self.table.items():
             value = values[place]
-            told = name in _TEXTS or name in self.flags
-            if values.ndim > 1 or (values.dtype.kind in "TUO" and not (told and value)):
+            included = name in _TEXTS or name in self.flags
+            if values.ndim > 1 or (values.dtype.kind in "TUO" and not (included and value)):
                 continue
             if values.dtype.kind == "f" and not np.isfinite(value):
                 continue
@@ -52,14 +52,14 @@ class Batch:
 
 
 def file_names(ids: Sequence[str], first: int, width: int) -> list[str]:
-    """Names of files: a number, and what of the id no file system and no shell can misread.
+    """Return file names: a number, then the characters of the id that are safe in any file system and shell.
 
-    The number alone makes them different, whatever ids are, also where capitals and small letters are one.
+    The number alone makes the names different, even in file systems that ignore case.
 
     Args:
-        ids: Of the structures.
-        first: Number of the first.
-        width: Digits of a number.
+        ids: Ids of the structures.
+        first: Number of the first structure.
+        width: Number of digits.
     """
     names = []
     for number, text in enumerate(ids, start=first):
@@ -72,10 +72,10 @@ class CifFolder:
     """A folder of CIFs.
 
     Args:
-        folder: To be made.
+        folder: Folder to create.
 
     Attributes:
-        left_out: Names of structures that have none, and why.
+        left_out: Names of structures without a CIF, each with the reason.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class CifFolder:
         folder.mkdir()
 
     def write(self, batch: Batch) -> None:
-        """Write those of a batch."""
+        """Write the structures of a batch."""
         for place, (name, structure) in enumerate(zip(batch.names, batch.structures, strict=True)):
             if not structure.pbc.all():
                 self.left_out.append((name, "not periodic in three directions"))
@@ -92,19 +92,19 @@ class CifFolder:
             (self.folder / f"{name}.cif").write_text(cif_text(structure, name, batch.facts(place)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
-    """A CIF of all atoms of the cell, without symmetry (P1), coordinates to ten decimals.
+    """Return a CIF with all atoms of the cell, without symmetry (P1) and with ten decimals.
 
     Args:
-        structure: Periodic in three directions.
-        name: Of the data block.
-        facts: What else to say; becomes tags ``_equiscreen_...``.
+        structure: Structure that is periodic in three directions.
+        name: Name of the data block.
+        facts: Further values, written as tags ``_equiscreen_...``.
     """
     import gemmi  # noqa: PLC0415 - takes 0.1 s, and most runs write no CIF
-    from ase.geometry import cell_to_cellpar  # noqa: PLC0415 - likewise
+    from ase.geometry import cell_to_cellpar  # noqa: PLC0415 - as above
 
     document = gemmi.cif.Document()
     block = document.add_new_block(name)
@@ -124,15 +124,18 @@ def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text on one line, in the signs that a CIF may hold."""
+    """Return the text on one line, in the characters that a CIF may contain."""
     return " ".join(text.encode("ascii", "backslashreplace").decode().split())
 
 
 class ExtxyzFile:
-    """One file of extended XYZ.
+    """An extended XYZ file.
 
     Args:
-        path: To be made.
+        path: File to create.
+
+    Attributes:
+        left_out: Always empty: every structure can be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +143,7 @@ class ExtxyzFile:
         self.left_out: list[tuple[str, str]] = []
 
     def write(self, batch: Batch) -> None:
-        """Write those of a batch."""
+        """Write the structures of a batch."""
         from ase.io.extxyz import write_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
 
         images = []
@@ -148,7 +151,7 @@ class ExtxyzFile:
             atoms = structure.to_ase()
             atoms.info = {name: _word(value) for name, value in batch.facts(place).items()}
             images.append(atoms)
-        # `stress` and `energy` in `info` would be taken for results of a calculator; they are numbers like others.
+        # Otherwise ASE would treat `stress` and `energy` in `info` as results of a calculator.
         write_extxyz(self._file, images, write_results=False)
 
     def close(self) -> None:
@@ -157,5 +160,5 @@ class ExtxyzFile:
 
 
 def _word(value: Any) -> Any:
-    """Text without the signs that end a line or a quotation in extended XYZ."""
+    """Replace the characters that end a line or a quotation in extended XYZ."""
     return re.sub(r"[\"\\\s]+", " ", value) if isinstance(value, str) else value

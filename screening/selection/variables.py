@@ -10,10 +10,10 @@ from .filter_terms import Kind, Variable
 
 
 def variable_of(spec: ArraySpec) -> Variable:
-    """What an array is in a filter."""
+    """Return an array as a variable of a filter."""
     if len(spec.dims) > 1:
         shape = " x ".join(map(str, spec.inner))
-        return Variable(Kind.NUMBER, refusal=f"{shape} numbers for each structure; a filter takes one")
+        return Variable(Kind.NUMBER, refusal=f"it holds {shape} numbers per structure; a filter needs one")
     meanings = flag_meanings(spec.attrs)
     if meanings:
         return Variable(Kind.FLAG, meanings)
@@ -23,12 +23,12 @@ def variable_of(spec: ArraySpec) -> Variable:
 
 
 def variables_of(scores: ScoresReader) -> dict[str, Variable]:
-    """The arrays of a dataset as variables, by name."""
+    """Return the arrays of a dataset as variables, by name."""
     return {name: variable_of(spec) for name, spec in scores.specs.items()}
 
 
 def numeric_column(scores: ScoresReader, name: str) -> ArraySpec:
-    """The column `name`, which holds one number per structure.
+    """Return the spec of the column `name`, which holds one number per structure.
 
     Raises:
         ConfigError: There is no such column, or it holds something else.
@@ -38,5 +38,6 @@ def numeric_column(scores: ScoresReader, name: str) -> ArraySpec:
         raise ConfigError(f"{scores.path}: {unknown_name('column', name, scores.specs)}")
     variable = variable_of(spec)
     if variable.refusal or variable.kind != Kind.NUMBER:
-        raise ConfigError(f"{scores.path}: {name} is {variable.refusal or variable.kind}, where a number is wanted")
+        problem = variable.refusal or f"expected a column of numbers, not {variable.kind}"
+        raise ConfigError(f"{scores.path}: {name}: {problem}")
     return spec

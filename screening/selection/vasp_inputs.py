@@ -1,4 +1,4 @@
-"""Input of VASP in the settings of the Materials Project: INCAR, KPOINTS, POSCAR, and the names of the POTCARs."""
+"""VASP input with Materials Project settings: INCAR, KPOINTS, POSCAR and the names of the POTCARs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .structure_files import Batch
 
 
 class VaspFolders:
-    """A folder of input for each structure.
+    """A folder with one folder of VASP input per structure.
 
-    POTCARs are VASP's and not ours to write: POTCAR.spec names them, one a line, in the order of POSCAR.
+    POTCARs are under VASP's licence and cannot be written; POTCAR.spec names them, one per line, in the order of
+    POSCAR.
 
     Args:
-        folder: To be made.
-        static: Settings of a single point (MPStaticSet) instead of a relaxation (MPRelaxSet).
+        folder: Folder to create.
+        static: Use the settings of a single point (MPStaticSet) instead of those of a relaxation (MPRelaxSet).
 
     Attributes:
-        left_out: Names of structures that have none, and why.
+        left_out: Names of structures without input, each with the reason.
 
     Raises:
         ConfigError: pymatgen is not installed.
@@ -34,14 +35,14 @@ class VaspFolders:
         folder.mkdir()
 
     def write(self, batch: Batch) -> None:
-        """Write those of a batch."""
+        """Write the structures of a batch."""
         for name, structure in zip(batch.names, batch.structures, strict=True):
             if not structure.pbc.all():
                 self.left_out.append((name, "not periodic in three directions"))
                 continue
             try:
                 files = vasp_files(structure, name, self._set)
-            except Exception as error:  # noqa: BLE001 - elements without settings fail in ways of their own
+            except Exception as error:  # noqa: BLE001 - elements without settings raise various errors
                 self.left_out.append((name, detail(error)))
                 continue
             folder = self.folder / name
@@ -50,14 +51,14 @@ class VaspFolders:
                 (folder / file).write_text(text)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def input_set(*, static: bool) -> Any:
-    """Settings of the Materials Project, by pymatgen.
+    """Return pymatgen's class of Materials Project settings.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: pymatgen is not installed.
     """
     try:
         from pymatgen.io.vasp.sets import MPRelaxSet, MPStaticSet  # noqa: PLC0415 - takes a second
@@ -67,21 +68,21 @@ def input_set(*, static: bool) -> Any:
 
 
 def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]:
-    """The text of each file.
+    """Return the text of each input file, by name.
 
-    Sites are put together by elements, as one POTCAR for each element wants them.
+    Sites are grouped by element, since there is one POTCAR per element.
 
     Args:
-        structure: Periodic in three directions.
-        name: For the first line of POSCAR.
-        settings: From `input_set`.
+        structure: Structure that is periodic in three directions.
+        name: First line of POSCAR.
+        settings: Class from `input_set`.
     """
     from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
     from pymatgen.core import Structure as Crystal  # noqa: PLC0415
     from pymatgen.io.vasp import Poscar  # noqa: PLC0415
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of POTCARs that are not here, and of magnetic moments by default
+        warnings.simplefilter("ignore")  # about missing POTCARs and default magnetic moments
         crystal = Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)
         made = settings(crystal, sort_structure=True)
         poscar = Poscar(made.structure, comment=name)

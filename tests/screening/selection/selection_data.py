@@ -1,4 +1,4 @@
-"""Scores datasets for the tests of selections: real crystals, with columns as a hull leaves them."""
+"""Scores datasets for tests of selections: real crystals with the columns of a hull."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STRUCTURE_ARRAYS
 from equiscreen.screening.dataset.subset import Subset
 
 VALIDATION = "mp/mp_20_val.csv.gz"
-# As a relaxation has them, in another order than a screen.
+# Statuses of a relaxation, in another order than those of a screen.
 STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large")
 
 
 def graphs_of_mp(data: Path, folder: Path, count: int) -> GraphStore:
-    """A graph store of the first crystals of the validation set, with their ids."""
+    """Make a graph store of the first crystals of the validation set, with their ids."""
     with gzip.open(data / VALIDATION, "rt", newline="") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
     with (folder / "crystals.csv").open("w", newline="") as file:
@@ -42,7 +42,7 @@ def structures_of(graphs: GraphStore) -> list[Structure]:
 
 
 def scored_columns(graphs: GraphStore, seed: int = 0) -> dict[str, Any]:
-    """Columns of a hull, with numbers that mean nothing; one structure in twenty has failed."""
+    """Make columns of a hull with random numbers; one structure in twenty has failed."""
     size = len(graphs)
     rng = np.random.default_rng(seed)
     block = graphs.block(0, size, labels=False)
@@ -70,7 +70,7 @@ def scored_columns(graphs: GraphStore, seed: int = 0) -> dict[str, Any]:
 def write_dataset(
     path: Path, graphs: GraphStore, columns: Mapping[str, Any], attrs: Mapping[str, Any] | None = None
 ) -> Path:
-    """A scores dataset of the first structures of a store."""
+    """Write a scores dataset of the first structures of a store."""
     known = {spec.name: spec for spec in STRUCTURE_ARRAYS}
     known["status"] = ArraySpec("status", (STRUCTURE,), "uint8", flags(STATUSES))
     known["stress"] = ArraySpec("stress", (STRUCTURE, "cartesian", "cartesian_2"), "float64")

@@ -1,4 +1,4 @@
-"""The columns that a selection adds: what they say of crystals that everybody knows."""
+"""Derived columns of a selection, checked on well-known crystals."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_type_has_one_label_whatever_its_elements() -> None:
 
 
 def disguised(structure: Structure, seed: int) -> Structure:
-    """The same crystal, turned, moved, in another order and a larger cell."""
+    """The same crystal, rotated, translated, with permuted sites and in a larger cell."""
     rng = np.random.default_rng(seed)
     atoms = structure.to_ase().repeat([1, 1, int(rng.integers(1, 3))])
     atoms = atoms[rng.permutation(len(atoms))]
@@ -158,7 +158,7 @@ def test_what_is_new(tmp_path: Path) -> None:
 
 
 def test_novelty_of_a_selection(data: Path, graphs: GraphStore, tmp_path: Path) -> None:
-    """Half of the candidates are known, and the other half of another composition or phase."""
+    """Half of the candidates are known; the others are new compositions or phases."""
     half = graphs_of_mp(data, tmp_path, 30)
     columns = scored_columns(graphs)
     columns["status"] = np.zeros(60, dtype=np.uint8)
@@ -189,7 +189,7 @@ def test_a_front_is_what_nothing_dominates(given_points: np.ndarray[Any, Any]) -
     assert np.array_equal(non_dominated(given_points), ~less.any(axis=0))
     numbers = fronts(given_points, len(given_points))
     assert numbers.min() == 1
-    for number in range(2, numbers.max() + 1):  # each has something in the front before that dominates it
+    for number in range(2, numbers.max() + 1):  # each point is dominated by one in the front before
         assert less[numbers == number - 1][:, numbers == number].any(axis=0).all()
 
 
@@ -212,7 +212,7 @@ def test_vasp_input_is_read_back_as_it_was_meant(graphs: GraphStore, static: boo
         assert incar["ENCUT"] == 520
         assert incar.get("NSW", 0) == (0 if static else 99)
         potcars = [name.split("_")[0] for name in files["POTCAR.spec"].split()]
-        assert potcars == poscar.site_symbols  # one for each element, in the order of POSCAR
+        assert potcars == poscar.site_symbols  # one per element, in the order of POSCAR
         assert set(files) == {"INCAR", "KPOINTS", "POSCAR", "POTCAR.spec"}
         numbers = np.sort([site.specie.Z for site in poscar.structure])
         assert np.array_equal(numbers, np.sort(structure.atomic_number))

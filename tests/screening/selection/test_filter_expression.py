@@ -1,4 +1,4 @@
-"""Filters: what they mean, what they refuse, and that nothing in them is ever run."""
+"""Filters: what they mean, what they refuse, and that nothing in them ever runs."""
 
 from __future__ import annotations
 
@@ -338,11 +338,11 @@ conditions = st.recursive(
 
 @given(conditions)
 def test_as_numpy_means_it(expression: str) -> None:
-    """The same expression in numpy's words, which Python evaluates here since this test has written it."""
+    """The same expression in NumPy, which Python evaluates here because the test itself has written it."""
     names: dict[str, Any] = {name: COLUMNS[name].astype(np.float64) for name in ("n_atoms", "energy_above_hull")}
     names |= {name: np.float64(value) for name, value in CONSTANTS.items()}
     with np.errstate(all="ignore"):
-        expected = eval(expression, {"abs": np.abs, **names})  # noqa: S307 - made above
+        expected = eval(expression, {"abs": np.abs, **names})  # noqa: S307 - written above
     ours = expression.replace("&", "and").replace("|", "or").replace("~", "not ")
     for name, value in CONSTANTS.items():
         ours = ours.replace(name, value)

@@ -1,4 +1,4 @@
-"""Selecting: what is chosen, that nothing gets lost unsaid, and that what is written is what was scored."""
+"""Selections: which rows are chosen, that every other row is counted, and that files hold what was scored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def scores(graphs: GraphStore, columns: dict[str, Any], tmp_path_factory: pytest
 
 
 def chosen(scores: Path, folder: Path, *args: Any, **words: Any) -> xr.Dataset:
-    """A selection without structures, which is quick."""
+    """Select without writing structures, which is quick."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     return select(scores, folder / "out", *args, **{"formats": ["parquet"], **words})
 
@@ -111,7 +111,7 @@ def test_every_row_is_accounted_for(words: dict[str, Any], scores: Path, tmp_pat
     try:
         recipe = chosen(scores, tmp_path, **words).attrs["selection"]
     except StoreError as error:
-        assert "nothing was selected" in str(error)  # noqa: PT017 - some choices are of nothing
+        assert "nothing was selected" in str(error)  # noqa: PT017 - some criteria select nothing
         return
     assert sum(recipe["left_out"].values()) + recipe["selected"] == recipe["rows"] == SIZE
     assert min(recipe["left_out"].values(), default=0) >= 0
@@ -262,7 +262,7 @@ def test_a_selection_is_a_dataset_with_its_own_graphs(scores: Path, graphs: Grap
 
 
 def test_what_was_selected_can_be_screened_again(exported: Callable[[str], Path], tmp_path: Path) -> None:
-    """The graphs of a selection are those that were scored: a second screen finds the same energies."""
+    """The graphs of a selection are those that were scored: a second screen predicts the same energies."""
     write_extxyz(tmp_path / "c.extxyz", 30)
     featurize(tmp_path / "c.extxyz", tmp_path / "c.zarr", cutoff=5.0, scheduler="threads")
     screen(tmp_path / "c.zarr", exported("float64"), tmp_path / "s.zarr", scheduler="threads")
@@ -270,7 +270,7 @@ def test_what_was_selected_can_be_screened_again(exported: Callable[[str], Path]
     graphs = GraphStore(tmp_path / "best" / "scores.graphs.zarr")
     again = screen(graphs.path, exported("float64"), tmp_path / "again.zarr", scheduler="threads")
     assert ids(again) == ids(best)
-    for name in ("energy", "max_force"):  # rounding in float64, in batches of other structures
+    for name in ("energy", "max_force"):  # float64 rounding differs with the structures in a batch
         assert np.allclose(again[name].values, best[name].values, rtol=1e-9, atol=1e-9), name
     assert compare(tmp_path / "best" / "scores.zarr", tmp_path / "again.zarr")["spearman"].values.min() > 1 - 1e-12
     assert "status" in best.coords
@@ -331,7 +331,7 @@ def test_an_output_that_exists_is_left_alone(scores: Path, tmp_path: Path) -> No
         with pytest.raises(OutputExistsError):
             select(scores, tmp_path / "out", top=1, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(OutputExistsError, match="folder of this machine"):
+    with pytest.raises(OutputExistsError, match="local folder"):
         select(scores, "s3://bucket/out", top=1)
     with pytest.raises(OutputExistsError, match="is read by this run"):
         select(scores, scores / "inside", top=1)
@@ -343,7 +343,7 @@ def test_an_earlier_selection_is_replaced_when_that_is_said(scores: Path, tmp_pa
         select(scores, tmp_path / "out", top=2)
     with pytest.raises(StoreError, match="nothing was selected"):
         select(scores, tmp_path / "out", "n_atoms < 0", top=2, overwrite=True)
-    assert open_scores(tmp_path / "out" / "scores.zarr").sizes["structure"] == 3  # as it was
+    assert open_scores(tmp_path / "out" / "scores.zarr").sizes["structure"] == 3  # unchanged
     assert select(scores, tmp_path / "out", top=2, overwrite=True).sizes["structure"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -351,7 +351,7 @@ def test_an_earlier_selection_is_replaced_when_that_is_said(scores: Path, tmp_pa
 def test_what_a_killed_run_left_is_no_hindrance_and_a_living_one_is(scores: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     (partial / "selection" / "cif").mkdir(parents=True)
-    with pytest.raises(OutputExistsError, match="none of ours"):
+    with pytest.raises(OutputExistsError, match="not made by equiscreen"):
         select(scores, tmp_path / "out", top=1)
     (partial / "lock").touch()
     with locked(partial / "lock"), pytest.raises(OutputExistsError, match="another run"):
@@ -378,10 +378,10 @@ def test_graphs_that_are_gone_or_changed(
     ("words", "says"),
     [
         ({"by": "energy_above_hul"}, "did you mean 'energy_above_hull'"),
-        ({"by": "formula"}, "where a number is wanted"),
+        ({"by": "formula"}, "expected a column of numbers"),
         ({"by": "stress"}, "3 x 3 numbers"),
         ({"top": 0}, "1 or more"),
-        ({"formats": ["cif", "xls"]}, "'xls' is no format"),
+        ({"formats": ["cif", "xls"]}, "unknown format 'xls'"),
         ({"where": "stress > 0"}, "3 x 3 numbers"),
         ({"where": "__import__('os')"}, "unknown function"),
         ({"uncertainty_weight": -1.0}, "0 or more"),
@@ -413,7 +413,7 @@ import sys
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "e3nn", "onnx", "pymatgen", "smact", "plotly"):
-            raise ModuleNotFoundError(f"{{name}} is not to be imported here", name=name)
+            raise ModuleNotFoundError(f"{{name}} must not be imported here", name=name)
 
 sys.meta_path.insert(0, Forbidden())
 from equiscreen.screening import select
