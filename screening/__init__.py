@@ -1,4 +1,4 @@
-"""Screening: from candidate structures to a ranked list, by scores, relaxations, hulls, selections and reports."""
+"""From candidates to a ranked list: scores, relaxations, convex hulls, selections and reports."""
 
 from .comparison import compare, join_energies
 from .convex_hull.hull import hull

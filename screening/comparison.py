@@ -1,4 +1,4 @@
-"""Two datasets side by side: two screens of the same structures, or a selection and the DFT energies that came back."""
+"""Comparison of two screens of the same structures, or of a selection with the DFT energies computed for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .selection.outputs import SCORES_FOLDER
 from .selection.ranking import MEASURES
 from .selection.variables import numeric_column
 
-# Columns that are compared if nothing is said: energies, and what stands for forces.
+# Columns that are compared by default: energies, and quantities that stand for forces.
 COMPARED = (*MEASURES, "corrected_energy_per_atom", "max_force", "volume", "volume_change")
 ID_COLUMNS = ("structure_id", "id", "material_id", "file_name", "name")
 PER_ATOM_COLUMNS = ("dft_energy_per_atom", "energy_per_atom")
@@ -33,31 +33,31 @@ _NAMED = 10
 def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = None, top: int = 100) -> xr.Dataset:
     """Compare two scores datasets, structure by structure.
 
-    Rows are joined by `structure_id`; ids that one of the two has several times are left out.
+    Rows are joined by `structure_id`; ids that are repeated in either dataset are skipped.
 
     Example:
         >>> found = compare("fast.zarr", "accurate.zarr")  # doctest: +SKIP
         >>> found[["spearman", "top_overlap"]].to_dataframe()  # doctest: +SKIP
 
     Args:
-        a: A dataset, path or URL.
-        b: Another.
-        columns: What to compare; those of `COMPARED` that both have if not said.
-        top: How many of the lowest to look for in both.
+        a: Path or URL of a dataset.
+        b: Path or URL of another dataset.
+        columns: Columns to compare; by default those of `COMPARED` that both have.
+        top: Number of lowest rows whose overlap is computed.
 
     Returns:
         Along dim structure: `structure_id`, `row_a`, `row_b`, and `NAME_difference` = b - a of each column. Along dim
-        column: `count` of rows where both are finite and both statuses ok; over these `mean_difference`,
-        `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`, and `top_overlap`, the
-        fraction of the `top` lowest that both have in common.
+        column: `count`, the number of rows where both values are finite and both statuses ok; over these rows
+        `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`,
+        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common.
 
     Raises:
-        StoreError: One cannot be read, or they have no structure in common.
-        ConfigError: A column that not both have.
+        StoreError: A dataset cannot be read, or the two have no structure in common.
+        ConfigError: One of the datasets lacks a column.
     """
     first, second = ScoresReader(a), ScoresReader(b)
     if top < 1:
-        raise ConfigError(f"top of {top}; it is 1 or more")
+        raise ConfigError(f"top is {top}; it must be 1 or more")
     names = _columns(first, second, columns)
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
@@ -71,7 +71,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     for name in names:
         values = [one.rows(name, rows).astype(np.float64) for one, rows in ((first, row_a), (second, row_b))]
         attrs = {key: first.specs[name].attrs[key] for key in ("units",) if key in first.specs[name].attrs}
-        attrs["description"] = f"{name} of b less that of a"
+        attrs["description"] = f"{name} of b minus that of a"
         found[f"{name}_difference"] = xr.Variable((STRUCTURE,), values[1] - values[0], attrs)
         usable = good & np.isfinite(values[0]) & np.isfinite(values[1])
         for measure, value in _agreement(values[0][usable], values[1][usable], top).items():
@@ -89,26 +89,26 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     return found
 
 
-def _columns(a: ScoresReader, b: ScoresReader, said: Sequence[str] | None) -> tuple[str, ...]:
-    if said is None:
+def _columns(a: ScoresReader, b: ScoresReader, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is None:
         found = tuple(name for name in COMPARED if name in a.specs and name in b.specs)
         if not found:
-            raise ConfigError(f"{a.path} and {b.path} have none of the usual columns in common; say which to compare")
+            raise ConfigError(f"{a.path} and {b.path} have none of the usual columns in common; choose columns")
         return found
     for one in (a, b):
-        for name in said:
+        for name in wanted:
             numeric_column(one, name)
-    return tuple(said)
+    return tuple(wanted)
 
 
 def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Rows of equal ids in both, in the order of a, and how many ids were left out because they are repeated."""
+    """Return the rows of equal ids in both datasets, in the order of a, and the number of skipped repeated ids."""
     ids_a, ids_b = _ids(a, "structure_id"), _ids(b, "structure_id")
     if ids_a.equals(ids_b) and pc.count_distinct(ids_a).as_py() == len(ids_a):
         rows = np.arange(len(ids_a), dtype=np.int64)
         return rows, rows, 0
     repeated = pa.concat_arrays([_repeated(ids_a), _repeated(ids_b)]).unique()
-    # `index_in` gives the first of equal ids; those that are not alone are taken out.
+    # `index_in` returns the first of equal ids, so repeated ids are removed.
     found = pc.index_in(ids_a, value_set=ids_b)
     keep = pc.and_(found.is_valid(), pc.invert(pc.is_in(ids_a, value_set=repeated)))
     row_a = np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
@@ -117,13 +117,13 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _ids(scores: ScoresReader, name: str) -> pa.Array:
-    """A column of text, read a chunk at a time into arrow's compact form."""
+    """Return a column of text, read chunk by chunk into Arrow's compact form."""
     pieces = [pa.array(scores.column(name, *span).tolist(), type=pa.large_string()) for span in scores.chunks()]
     return pa.concat_arrays([pa.array([], type=pa.large_string()), *pieces])
 
 
 def _repeated(ids: pa.Array) -> pa.Array:
-    """Those that are there more than once."""
+    """Return the ids that occur more than once."""
     counts = pc.value_counts(ids)
     return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
 
@@ -134,7 +134,7 @@ def _ok(scores: ScoresReader, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _agreement(a: NDArray[np.float64], b: NDArray[np.float64], top: int) -> dict[str, float]:
-    """How much two columns agree."""
+    """Return measures of the agreement of two columns."""
     difference = b - a
     wanted = min(top, len(a))
     nothing = float("nan")
@@ -150,7 +150,7 @@ def _agreement(a: NDArray[np.float64], b: NDArray[np.float64], top: int) -> dict
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Correlation of the ranks; NaN where one of the two is constant."""
+    """Return the correlation of the ranks; NaN if either column is constant."""
     from scipy.stats import rankdata  # noqa: PLC0415 - takes half a second
 
     ranks = rankdata(a), rankdata(b)
@@ -162,10 +162,10 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def join_energies(
     scores: str | Path, table: str | Path, *, id_column: str | None = None, energy_column: str | None = None
 ) -> xr.Dataset:
-    """Put DFT energies that came back beside the scores that asked for them.
+    """Add DFT energies to the scores that they were computed for.
 
-    Energies have to be of the kind that the model was trained on (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    are for ``mp-uncorrected``.
+    The energies have to follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
+    go with ``mp-uncorrected``.
 
     Example:
         >>> found = join_energies("best", "vasp.csv")  # doctest: +SKIP
@@ -173,18 +173,18 @@ def join_energies(
 
     Args:
         scores: Folder of a selection, or a scores dataset.
-        table: CSV or parquet with a row for each calculation.
-        id_column: Its column of ids, or of names of the selection's files; the first of `ID_COLUMNS` if not said.
-        energy_column: Its column of energies, eV/atom if its name ends in ``per_atom``, otherwise eV of the cell; the
-            first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS` if not said.
+        table: CSV or parquet file with one row per calculation.
+        id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
+        energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
+            default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
 
     Returns:
-        The scores with `dft_energy_per_atom` and `energy_error_per_atom` (the model's less DFT's), NaN where nothing
-        came back; attrs["dft"] says how many were joined and which ids are not among the scores.
+        The scores with `dft_energy_per_atom` and `energy_error_per_atom` (model minus DFT), NaN for structures without
+        a DFT energy. attrs["dft"] holds the number of joined rows and the ids that are not among the scores.
 
     Raises:
         SourceError: The table cannot be read, or an id has two energies.
-        ConfigError: No such columns, or nothing to be joined.
+        ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
     """
     folder = Path(str(scores)) / SCORES_FOLDER
@@ -192,29 +192,24 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(f"{place}: has no energy_per_atom to compare with")
-    ids, energies, named = _read_energies(Path(table), id_column, energy_column)
+    ids, energies, energy_name = _read_energies(Path(table), id_column, energy_column)
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
         raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
-    target = found[joined]
-    dft = np.full(len(rows), np.nan)
-    values = energies[joined]
-    dft[target] = values if named.endswith("per_atom") else values / rows.rows("n_atoms", target)
-    error = np.full(len(rows), np.nan)
-    error[target] = rows.rows("energy_per_atom", target) - dft[target]
+    dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
     dataset = open_scores(place)
     units = {"units": "eV/atom"}
     dataset["dft_energy_per_atom"] = xr.Variable((STRUCTURE,), dft, {**units, "description": "energy by DFT"})
     dataset["energy_error_per_atom"] = xr.Variable(
-        (STRUCTURE,), error, {**units, "description": "energy_per_atom less dft_energy_per_atom"}
+        (STRUCTURE,), error, {**units, "description": "energy_per_atom minus dft_energy_per_atom"}
     )
-    unknown = [ids[place] for place in np.flatnonzero(found < 0).tolist()]
+    unknown = [ids[row] for row in np.flatnonzero(found < 0).tolist()]
     scheme = rows.attrs.get("model", {}).get("energy_scheme", "")
     dataset.attrs["dft"] = {
         "table": str(table),
         "joined_by": key,
-        "energy_column": named,
+        "energy_column": energy_name,
         "compared_with": f"energy_per_atom ({scheme})",
         "joined": len(joined),
         "unknown_ids": len(unknown),
@@ -224,11 +219,30 @@ def join_energies(
     return dataset
 
 
+def _dft_columns(
+    rows: ScoresReader, target: NDArray[np.int64], energies: NDArray[np.float64], *, per_atom: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return DFT energies and errors of the model for all rows, eV/atom, NaN without a calculation.
+
+    Args:
+        rows: Reader of the scores.
+        target: int64[n], row of each calculation.
+        energies: float64[n], energies, eV/atom or eV.
+        per_atom: Whether energies are per atom.
+    """
+    dft, error = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    dft[target] = energies if per_atom else energies / rows.rows("n_atoms", target)
+    error[target] = rows.rows("energy_per_atom", target) - dft[target]
+    return dft, error
+
+
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
-    """The row of each id, -1 without; by structure_id, or by the names of files if that finds more.
+    """Return the column that ids were found in, and the row of each id or -1.
+
+    Ids are looked up in structure_id, or in file_name if that finds more.
 
     Raises:
-        SourceError: An id that several rows have.
+        SourceError: Several rows have the same id.
     """
     best: tuple[str, NDArray[np.int64]] | None = None
     for name in ("structure_id", "file_name"):
@@ -250,11 +264,11 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
 def _read_energies(
     path: Path, id_column: str | None, energy_column: str | None
 ) -> tuple[list[str], NDArray[np.float64], str]:
-    """Ids and finite energies of a table, and the name of the column of the energies.
+    """Return the ids and finite energies of a table, and the name of the energy column.
 
     Raises:
-        SourceError: It cannot be read, or an id has two energies.
-        ConfigError: No such columns.
+        SourceError: The table cannot be read, or an id has two energies.
+        ConfigError: A column is missing.
     """
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
@@ -265,32 +279,32 @@ def _read_energies(
     try:
         values = table[named].cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
-        raise SourceError(f"{path}: {named} holds what is no number ({detail(error)})") from error
+        raise SourceError(f"{path}: column {named} holds a value that is not a number ({detail(error)})") from error
     ids = [str(value) for value in table[key].to_pylist()]
     energies: dict[str, float] = {}
     for one, value in zip(ids, values.tolist(), strict=True):
         if not np.isfinite(value):
-            continue  # a calculation that did not come to an end
+            continue  # an unfinished calculation
         if energies.setdefault(one, value) != value:
-            raise SourceError(f"{path}: {one!r} has two energies; keep the one that counts")
+            raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
         raise SourceError(f"{path}: has no finite energy")
     return list(energies), np.array(list(energies.values())), named
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """A CSV file, ids as text also where they look like numbers."""
+    """Read a CSV file, with ids as text even if they look like numbers."""
     columns = pyarrow.csv.read_csv(path).column_names
     kinds = {name: pa.string() for name in columns if name in ID_COLUMNS}
     return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=kinds))
 
 
-def _column(path: Path, table: pa.Table, said: str | None, known: Sequence[str], word: str) -> str:
-    if said is not None:
-        if said not in table.column_names:
-            raise ConfigError(f"{path}: {unknown_name('column', said, table.column_names)}")
-        return said
+def _column(path: Path, table: pa.Table, wanted: str | None, known: Sequence[str], argument: str) -> str:
+    if wanted is not None:
+        if wanted not in table.column_names:
+            raise ConfigError(f"{path}: {unknown_name('column', wanted, table.column_names)}")
+        return wanted
     found = next((name for name in known if name in table.column_names), None)
     if found is None:
-        raise ConfigError(f"{path}: has none of the columns {', '.join(known)}; say {word}")
+        raise ConfigError(f"{path}: has none of the columns {', '.join(known)}; set {argument}")
     return found

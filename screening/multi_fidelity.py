@@ -1,4 +1,4 @@
-"""Two models in a row: a fast one looks at everything, an accurate one at what it keeps and at a sample of the rest."""
+"""Cascade of two models: a fast one screens everything, an accurate one what it keeps and a sample of the rest."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _BATCH = 512
 
 @dataclass(frozen=True, slots=True)
 class CascadeSettings:
-    """What goes on to the accurate model, and what counts as found.
+    """Which structures go on to the accurate model, and which are hits.
 
     Attributes:
-        keep_below: Energy above the hull by the fast model up to which a structure is kept, eV/atom.
-        target: Energy above the hull by the accurate model up to which a structure is a hit, eV/atom.
-        audit: How many of the rejected structures the accurate model looks at too.
-        seed: Of their choice.
-        relax: Whether the accurate model relaxes, or scores as it stands.
+        keep_below: Largest energy above hull by the fast model at which a structure is kept, eV/atom.
+        target: Largest energy above hull by the accurate model at which a structure is a hit, eV/atom.
+        audit: Number of rejected structures that the accurate model evaluates too.
+        seed: Random seed of the choice of these structures.
+        relax: Whether the accurate model relaxes structures or scores them as they are.
     """
 
     keep_below: float = 0.2
@@ -56,14 +56,14 @@ class CascadeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """How many of all hits a cascade keeps, estimated from a random sample of what it rejects.
+    """Fraction of all hits that a cascade keeps, estimated from a random sample of the rejected structures.
 
     Attributes:
         value: Estimate; NaN without any hit.
-        low, high: Ends of the interval.
-        confidence: Of the interval.
-        audited: Structures of the sample.
-        missed: Hits among them.
+        low, high: Ends of the confidence interval.
+        confidence: Confidence level of the interval.
+        audited: Number of structures in the sample.
+        missed: Number of hits in the sample.
     """
 
     value: float
@@ -90,13 +90,13 @@ def cascade(
     budget: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Screen with a fast model, and look again with an accurate one at what it keeps.
+    """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
-    Kept is what the fast model finds close to the hull, and what it cannot judge. A random sample of what it rejects
-    goes through the accurate model as well: what is found there says how much the cascade misses. Its rows stand at the
-    end of the result, after those that were kept, and may be selected like them.
+    Structures that the fast model puts close to the hull, or cannot judge, are kept. A random sample of the rejected
+    ones is evaluated by the accurate model too; the hits among them show how many the cascade misses. These rows are at
+    the end of the result, after the kept ones, and can be selected like them.
 
-    In the folder are the datasets of each step. A run that was stopped is taken up by calling it again with the same
+    The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.
 
     Example:
@@ -104,34 +104,34 @@ def cascade(
         >>> found.attrs["cascade"]["recall"]  # doctest: +SKIP
 
     Args:
-        store: Graph store, with the larger of the models' cutoffs at least.
-        fast: ONNX file of the model that looks at everything.
-        accurate: ONNX file of the model that counts.
+        store: Graph store, with at least the larger cutoff of the two models.
+        fast: ONNX file of the model that screens everything.
+        accurate: ONNX file of the model that decides.
         out: Folder to write.
-        references: Of the convex hull, see `convex_hull.hull`; with energies that go with both models.
-        settings: What is kept, and what is a hit; None takes the defaults.
-        fast_references: References for the fast model, if its energies are of another scheme.
-        relaxation: How the accurate model relaxes; None takes the defaults.
-        scheme: Which energies tables of references hold.
-        device: What workers compute with, see `devices.providers`.
-        scheduler: See `pipeline.cluster.connect`.
-        budget: Seconds after which a relaxation begins no more parts.
+        references: References of the convex hull, see `convex_hull.hull.hull`; their energies have to suit both models.
+        settings: Which structures are kept, and which are hits; None for the defaults.
+        fast_references: References for the fast model, if its energies follow another scheme.
+        relaxation: Settings of the relaxation with the accurate model; None for the defaults.
+        scheme: Energy scheme of references given as tables.
+        device: Device of the workers, see `export.runtime.providers`.
+        scheduler: See `pipeline.runs.cluster.connect`.
+        budget: Time in seconds after which a relaxation starts no more parts.
         progress: Show progress on standard error.
 
     Returns:
-        The last dataset, ``result.zarr``; ``attrs["cascade"]`` has counts and the recall.
+        The last dataset, ``result.zarr``; ``attrs["cascade"]`` holds counts and the recall.
 
     Raises:
-        ConfigError: Settings or references that cannot be used.
-        StoreError: The store cannot be read, or nothing in it can be scored.
+        ConfigError: The settings or references cannot be used.
+        StoreError: The store cannot be read, or none of its structures can be scored.
         ModelFileError: A model cannot be used.
-        OutputExistsError: The folder holds something else, or another run is at work in it.
-        EquiscreenError: The budget is spent.
+        OutputExistsError: The folder holds something else, or another run is using it.
+        EquiscreenError: The budget is used up.
     """
     chosen = settings or CascadeSettings()
     if chosen.audit < 1 or chosen.keep_below < chosen.target:
         raise ConfigError(
-            "audit has to be 1 at least, and keep_below no smaller than target: hits would be thrown away"
+            "audit must be at least 1, and keep_below at least as large as target; otherwise hits would be thrown away"
         )
     graphs = GraphStore(store)
     folder = Path(out)
@@ -145,18 +145,16 @@ def cascade(
         "device": device,
         "equiscreen": version("equiscreen"),
     }
+    common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
     with _folder(folder, plan):
-        common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
         if not (folder / FAST).exists():
             screen(store, fast, folder / FAST, **common)
         if not (folder / FAST_HULL).exists():
             first = references if fast_references is None else fast_references
             hull(folder / FAST, first, folder / FAST_HULL, scheme=scheme, store=store, progress=progress)
         kept, rejected = _divided(ScoresReader(folder / FAST_HULL, store), chosen.keep_below)
-        rng = np.random.default_rng(chosen.seed)
-        audited = np.sort(rng.permutation(rejected)[: chosen.audit])
         if not (folder / CHOSEN).exists():
-            _write_chosen(folder, graphs, np.concatenate([kept, audited]))
+            _write_chosen(folder, graphs, np.concatenate([kept, _audited(rejected, chosen)]))
         if not (folder / ACCURATE).exists():
             if chosen.relax:
                 relax(folder / CHOSEN, accurate, folder / ACCURATE, relaxation, budget=budget, **common)
@@ -169,7 +167,7 @@ def cascade(
 
 
 def summary(found: xr.Dataset, out: str | Path) -> str:
-    """Two lines on a finished cascade."""
+    """Return two lines about a finished cascade."""
     about = found.attrs["cascade"]
     recall = about["recall"]
     line = (
@@ -186,18 +184,18 @@ def summary(found: xr.Dataset, out: str | Path) -> str:
 
 
 def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: float = CONFIDENCE) -> Recall:
-    """The share of all hits that is among the kept structures.
+    """Return the fraction of all hits that are among the kept structures.
 
-    The interval is that of Clopper and Pearson (Biometrika 26, 404 (1934)) for the share of hits among the rejected; it
-    is exact for a sample drawn with replacement, and too wide for one without. Where all rejected structures were
-    audited nothing is estimated.
+    The interval is that of Clopper and Pearson (Biometrika 26, 404 (1934)) for the fraction of hits among the rejected
+    structures; it is exact for a sample drawn with replacement, and too wide for one drawn without. If all rejected
+    structures were audited, the recall is known and its interval has no width.
 
     Args:
-        hits: Among the kept.
-        rejected: Structures.
-        audited: Structures, drawn from these at random.
-        missed: Hits among the audited.
-        confidence: Of the interval.
+        hits: Number of hits among the kept structures.
+        rejected: Number of rejected structures.
+        audited: Number of structures drawn from the rejected ones at random.
+        missed: Number of hits among the audited structures.
+        confidence: Confidence level of the interval.
     """
     if audited == rejected:
         low = high = missed / max(1, audited)
@@ -213,8 +211,8 @@ def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: f
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval of a probability, from so many successes in so many trials."""
-    from scipy.stats import beta  # noqa: PLC0415 - of the extra that hulls need
+    """Return the confidence interval of a probability, from the number of successes in a number of trials."""
+    from scipy.stats import beta  # noqa: PLC0415 - part of the extra that hulls need
 
     half = (1 - confidence) / 2
     low = 0.0 if successes == 0 else float(beta.ppf(half, successes, trials - successes + 1))
@@ -223,26 +221,31 @@ def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE)
 
 
 def _divided(rows: ScoresReader, keep_below: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that are kept, and rows that are rejected; what has no distance from the hull is kept."""
+    """Return the kept and the rejected rows; structures without an energy above hull are kept."""
     above = _above(rows)
     rejected = above > keep_below  # False for NaN
     if rejected.all():
         raise StoreError(
-            f"{rows.path}: the fast model finds nothing within {keep_below} eV/atom of the hull; say a larger "
-            "keep_below"
+            f"{rows.path}: the fast model predicts no structure within {keep_below} eV/atom of the hull; choose a "
+            "larger keep_below"
         )
     return np.flatnonzero(~rejected), np.flatnonzero(rejected)
 
 
+def _audited(rejected: NDArray[np.int64], settings: CascadeSettings) -> NDArray[np.int64]:
+    """Return a random sample of the rejected rows, ascending."""
+    return np.sort(np.random.default_rng(settings.seed).permutation(rejected)[: settings.audit])
+
+
 def _above(rows: ScoresReader) -> NDArray[np.float64]:
-    """float64[n], energy above the hull, eV/atom; NaN where there is none."""
+    """Return energies above hull: float64[n], eV/atom, NaN where missing."""
     name = next(name for name in ("energy_above_hull", "energy_above_hull_unrelaxed") if name in rows.specs)
     out = np.concatenate([rows.column(name, start, stop) for start, stop in rows.chunks()])
     return np.asarray(out, dtype=np.float64)
 
 
 def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> None:
-    """The structures that the accurate model looks at, as a graph store."""
+    """Write the structures that the accurate model evaluates, as a graph store."""
     parts, scratch = folder / "chosen.parts", folder / "chosen.partial"
     for place in (parts, scratch):
         shutil.rmtree(place, ignore_errors=True)
@@ -255,7 +258,7 @@ def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> 
 
 
 def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: CascadeSettings) -> None:
-    """Write counts and recall into the attributes of the result."""
+    """Write the counts and the recall to the attributes of the result."""
     hits = _above(ScoresReader(path)) <= settings.target
     found = recall_of(int(hits[:kept].sum()), rejected, len(hits) - kept, int(hits[kept:].sum()))
     recall = {name: None if value != value else value for name, value in asdict(found).items()}  # noqa: PLR0124 - NaN
@@ -282,10 +285,10 @@ def _listed(references: Sequence[str | Path] | str | Path | None) -> list[str]:
 
 @contextmanager
 def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """A folder for this plan alone.
+    """Lock the folder of a cascade, and check that it belongs to this plan.
 
     Raises:
-        OutputExistsError: It holds something else, or another run is at work in it.
+        OutputExistsError: The folder holds something else, or another run is using it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK_FILE):
@@ -293,10 +296,10 @@ def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
         if path.exists():
             if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
                 raise OutputExistsError(
-                    f"{folder}: holds a cascade of other structures, models or settings; choose another --out"
+                    f"{folder}: holds a cascade of other structures, models or settings; choose another `--out`"
                 )
         elif any(one.name != LOCK_FILE for one in folder.iterdir()):
-            raise OutputExistsError(f"{folder}: exists and is no cascade; choose another --out")
+            raise OutputExistsError(f"{folder}: exists and is not a cascade; choose another `--out`")
         else:
             write_text_atomically(path, json.dumps(plan, indent=1) + "\n")
         yield

@@ -1,1 +1,1 @@
-"""A screen as one HTML page."""
+"""Report of a screen as one HTML page."""

@@ -1,4 +1,4 @@
-"""What a report says: counts, distributions and the best rows of a dataset, read chunk by chunk."""
+"""Content of a report: counts, distributions and the best rows of a dataset, read chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ...pipeline.errors import StoreError
 from ..dataset.reader import ScoresReader
 
-# Distances from the hull, eV/atom, that a screen is judged by.
+# Energies above hull (eV/atom) that define a hit and a close hit.
 NEAR, CLOSE = 0.1, 0.05
 _BINS = 60
-# A histogram spans these quantiles of a sample of so many rows; what lies beyond is counted in its first and last bin.
-# A few nonsense structures would squeeze all others into one bin.
+# A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
+# bin. Otherwise a few nonsense structures would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
 _HULL = ("energy_above_hull", "energy_above_hull_unrelaxed")
 _SHOWN = (
@@ -37,10 +37,10 @@ class Distribution:
     """A histogram.
 
     Attributes:
-        name: Of the column.
-        units: Of its values.
-        edges: float64[n + 1].
-        counts: int64[n]; values beyond an end are in the bin there.
+        name: Name of the column.
+        units: Units of its values.
+        edges: float64[n + 1], edges of the bins.
+        counts: int64[n], values per bin; values beyond an end are in the bin at that end.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class ReportContent:
-    """All numbers of a report.
+    """Numbers of a report.
 
     Attributes:
         value: Column that candidates are ranked by, lowest first.
-        has_hull: Whether that is a distance from the hull.
-        lower_bound: Whether candidates alone make the hull.
-        scored: Rows that have a value.
-        near: Rows within `NEAR` of the hull.
-        below: Rows below it.
-        funnel: Steps and what is left after each.
-        distributions: Of energies and uncertainties.
-        element_hits: How many formulas' structures near the hull have each element.
+        has_hull: Whether that column is an energy above hull.
+        lower_bound: Whether the hull consists of candidates only.
+        scored: Number of rows with a value.
+        near: Number of rows within `NEAR` of the hull.
+        below: Number of rows below the hull.
+        funnel: Steps of the screen, each with the number of structures left after it.
+        distributions: Histograms of energies and uncertainties.
+        element_hits: Number of structures near the hull that contain each element.
         best: int64[at most top], rows of the best candidates.
         shown: Columns of the table of candidates.
-        recall: A sentence on what a cascade has found of what it would have, or nothing.
+        recall: Sentence about the recall of a cascade; empty for other datasets.
     """
 
     value: str
@@ -84,7 +84,7 @@ class ReportContent:
 
 @dataclass
 class _Tally:
-    """What is added up over the chunks."""
+    """Counts that are summed over the chunks."""
 
     scored: int = 0
     near: int = 0
@@ -94,18 +94,18 @@ class _Tally:
 
 
 def read_content(rows: ScoresReader, top: int) -> ReportContent:
-    """Read what a report says.
+    """Read the content of a report.
 
     Args:
-        rows: Of the dataset.
-        top: Candidates to show.
+        rows: Reader of the dataset.
+        top: Number of candidates to show.
 
     Raises:
         StoreError: The dataset is damaged, or has no energies.
     """
     value = next((name for name in (*_HULL, "energy_per_atom") if name in rows.specs), None)
     if value is None:
-        raise StoreError(f"{rows.path}: has neither distances from a hull nor energies; there is nothing to report")
+        raise StoreError(f"{rows.path}: has neither energies above hull nor energies; there is nothing to report")
     has_hull = value in _HULL
     tally, formulas = _Tally(), Counter[str]()
     best, best_values = np.zeros(0, dtype=np.int64), np.zeros(0)
@@ -141,7 +141,7 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
 
 
 def _values(rows: ScoresReader, name: str) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
-    """Chunks of a column; NaN where the row has no score that counts."""
+    """Yield the chunks of a column, with NaN for rows whose status is not ok."""
     ok = rows.meanings("status")["ok"]
     for start, stop in rows.chunks():
         values = np.asarray(rows.column(name, start, stop), dtype=np.float64)
@@ -158,11 +158,11 @@ def _count_distances(rows: ScoresReader, start: int, stop: int, above: NDArray[n
 
 
 def _funnel(rows: ScoresReader, tally: _Tally, *, has_hull: bool) -> Iterator[tuple[str, int]]:
-    """Steps from the source to the best."""
+    """Yield the steps from the source to the best candidates."""
     cascade = rows.attrs.get("cascade")
     if cascade:
         yield "screened by the fast model", int(cascade["screened"])
-        yield "kept by it, and audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
+        yield "kept by it, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
     else:
         yield from _stored(rows)
     yield "rows of this dataset", len(rows)
@@ -171,11 +171,11 @@ def _funnel(rows: ScoresReader, tally: _Tally, *, has_hull: bool) -> Iterator[tu
         yield f"within {NEAR} eV/atom of the hull", tally.near
         yield f"within {CLOSE} eV/atom of the hull", tally.close
         if "novelty" in rows.specs:
-            yield f"not known, within {CLOSE} eV/atom", tally.new
+            yield f"within {CLOSE} eV/atom and not known", tally.new
 
 
 def _stored(rows: ScoresReader) -> Iterator[tuple[str, int]]:
-    """What became of the source, if the graph store is within reach."""
+    """Yield the counts of the featurization, if the graph store can be found."""
     try:
         counts = rows.graphs.attrs.get("counts", {})
     except StoreError:
@@ -212,7 +212,7 @@ def _recall(attrs: Mapping[str, Any]) -> str:
     if not found or found["value"] is None:
         return ""
     return (
-        f"The cascade found an estimated {found['value']:.1%} of what the accurate model alone would have "
-        f"({found['confidence']:.0%} interval {found['low']:.1%} to {found['high']:.1%}, from {found['audited']:,} "
-        "rejected structures that were checked)."
+        f"The cascade found an estimated {found['value']:.1%} of the hits that the accurate model alone would have "
+        f"found ({found['confidence']:.0%} interval {found['low']:.1%} to {found['high']:.1%}, from an audit of "
+        f"{found['audited']:,} rejected structures)."
     )

@@ -1,4 +1,4 @@
-"""Figures of a report, as HTML."""
+"""Figures of a report as HTML."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _INK, _BLUE, _GREY = "#222222", "#2a5f9e", "#9aa5b1"
-# Points of a plot; more of them only make the page slow.
+# Largest number of points in a plot; more only make the page slow.
 _MAX_POINTS = 5_000
 _SEED = 0
 _CALIBRATION_BINS = 10
-# Rows of the periodic table: how many elements from the left, how many from the right; the f block stands below.
+# Rows of the periodic table: number of elements from the left and from the right; the f block is drawn below.
 _PERIODS = ((1, 1), (2, 6), (2, 6), (2, 16), (2, 16), (2, 15), (2, 15))
 _COLUMNS = 18
 _F_BLOCK = ((57, 8), (89, 9))
@@ -29,7 +29,7 @@ _F_LENGTH = 15
 
 
 def funnel(steps: Sequence[tuple[str, int]]) -> str:
-    """Counts, one bar below the other."""
+    """Return a funnel of counts, one bar per step."""
     from plotly import graph_objects as go  # noqa: PLC0415 - an extra, and slow to import
 
     figure = go.Figure(
@@ -50,7 +50,7 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
 
 
 def distribution(spread: Distribution) -> str:
-    """A histogram."""
+    """Return a histogram."""
     from plotly import graph_objects as go  # noqa: PLC0415 - as above
 
     centers = (spread.edges[1:] + spread.edges[:-1]) / 2
@@ -61,12 +61,12 @@ def distribution(spread: Distribution) -> str:
     figure.update_yaxes(title="structures")
     if spread.name.startswith("energy_above_hull") and "std" not in spread.name:
         figure.add_vline(x=0, line_color=_INK, line_dash="dot")
-    note = "Values beyond an end are counted in the bar there."
+    note = "Values beyond either end are counted in the last bar at that end."
     return f"{_html(figure, 320)}<p class='note'>{note}</p>"
 
 
 def periodic_table(hits: Mapping[str, int]) -> str:
-    """How many hits have each element, as the colour of its place."""
+    """Return a periodic table coloured by the number of hits that contain each element."""
     from plotly import graph_objects as go  # noqa: PLC0415 - as above
 
     places = {place: symbol for symbol, place in element_places().items()}
@@ -92,12 +92,13 @@ def periodic_table(hits: Mapping[str, int]) -> str:
     figure.update_yaxes(autorange="reversed", visible=False)
     figure.update_xaxes(visible=False)
     return (
-        _html(figure, 430) + "<p class='note'>Numbers are structures with the element; the colour is logarithmic.</p>"
+        _html(figure, 430)
+        + "<p class='note'>Numbers count structures that contain the element; the colour scale is logarithmic.</p>"
     )
 
 
 def element_places() -> dict[str, tuple[int, int]]:
-    """(row, column) of each element in a periodic table of 18 columns, lanthanides and actinides below."""
+    """Return the (row, column) of each element in an 18-column table with lanthanides and actinides below."""
     out: dict[str, tuple[int, int]] = {}
     number = 1
     for row, (left, right) in enumerate(_PERIODS):
@@ -116,11 +117,11 @@ def element_places() -> dict[str, tuple[int, int]]:
 
 
 def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> str:
-    """Predictions against labels.
+    """Return a parity plot.
 
     Args:
-        label: float64[n], eV/atom.
-        prediction: float64[n], eV/atom.
+        label: float64[n], labels, eV/atom.
+        prediction: float64[n], predictions, eV/atom.
     """
     from plotly import graph_objects as go  # noqa: PLC0415 - as above
 
@@ -142,18 +143,18 @@ def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> 
     figure.update_yaxes(title="prediction, eV/atom")
     text = (
         f"{len(label):,} structures: mean error {error.mean():+.4f}, mean absolute error {np.abs(error).mean():.4f}, "
-        f"root mean square {np.sqrt((error**2).mean()):.4f} eV/atom. Energies are compared as they are."
+        f"root mean square error {np.sqrt((error**2).mean()):.4f} eV/atom. Energies are not shifted."
     )
-    drawn = f" {len(chosen):,} of them are drawn." if len(chosen) < len(label) else ""
+    drawn = f" Only {len(chosen):,} of them are drawn." if len(chosen) < len(label) else ""
     return f"{_html(figure, 420)}<p class='note'>{text}{drawn}</p>"
 
 
 def calibration_plot(error: NDArray[np.float64], spread: NDArray[np.float64]) -> str:
-    """Root mean square errors of structures with similar predicted uncertainties, against these.
+    """Return a calibration plot: root mean square error against predicted uncertainty.
 
     Args:
-        error: float64[n], eV/atom.
-        spread: float64[n], standard deviation of the members, eV/atom.
+        error: float64[n], prediction minus label, eV/atom.
+        spread: float64[n], standard deviation among the members of the ensemble, eV/atom.
     """
     from plotly import graph_objects as go  # noqa: PLC0415 - as above
 
@@ -170,7 +171,8 @@ def calibration_plot(error: NDArray[np.float64], spread: NDArray[np.float64]) ->
     figure.update_xaxes(title="predicted standard deviation, eV/atom")
     figure.update_yaxes(title="root mean square error, eV/atom")
     note = (
-        "Each point is a tenth of the structures, by predicted uncertainty; above the line errors are larger than said."
+        "Each point is a tenth of the structures, grouped by predicted uncertainty; above the line, errors are larger "
+        "than predicted."
     )
     return f"{_html(figure, 380)}<p class='note'>{note}</p>"
 
@@ -185,5 +187,5 @@ def _html(figure: go.Figure, height: int) -> str:
     )
     settings: dict[str, Any] = {"displayModeBar": False, "responsive": True}
     text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=settings)
-    # The name of the element is random: two reports of one dataset are to be the same.
+    # plotly gives the element a random name, but two reports of one dataset have to be identical.
     return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", f"figure-{zlib.crc32(figure.to_json().encode())}", text)

@@ -1,4 +1,4 @@
-"""A screen as one page: self-contained HTML that opens anywhere, offline, and prints."""
+"""Report of a screen: one self-contained HTML page that can be read offline and printed."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def report(
     store: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a page on a screen, a relaxation, a hull or a selection.
+    """Write a report of a screen, a relaxation, a hull or a selection.
 
-    It has a funnel of counts, distributions of energies and uncertainties, a periodic table of what came close to the
-    hull, the best candidates with pictures, predictions beside labels where the graph store has them, cost and
-    provenance. Distributions are computed here: the page does not grow with the dataset.
+    The page shows a funnel of counts, distributions of energies and uncertainties, a periodic table of the hits, the
+    best candidates with pictures, predictions against labels if the graph store has any, cost and provenance.
+    Its size does not grow with the dataset, since distributions are stored as histograms.
 
     Example:
         >>> report("relaxed.hull.zarr")  # doctest: +SKIP
         PosixPath('relaxed.hull.report.html')
 
     Args:
-        scores: The dataset, or its URL. Without a hull the best candidates are those of the lowest energy per atom.
-        out: HTML file to write; ``S.report.html`` for ``S.zarr``.
-        title: Of the page.
-        top: How many candidates are shown.
-        store: Graph store of the structures, if it is not where the dataset says. Where it cannot be found there are
-            no pictures.
+        scores: Path or URL of the dataset. Without a hull, the best candidates are those with the lowest energy per
+            atom.
+        out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
+        title: Title of the page.
+        top: Number of candidates to show.
+        store: Graph store of the structures, if it was moved. Without it the report has no pictures.
         overwrite: Replace an existing file.
 
     Returns:
-        The file.
+        Path of the HTML file.
 
     Raises:
         ConfigError: plotly is not installed.
@@ -71,17 +71,17 @@ def report(
     """
     target = Path(report_path(scores) if out is None else out)
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{target}: exists; choose another `--out`, or use `--overwrite`")
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ConfigError("a report needs plotly, which is not installed: pip install 'equiscreen[report]'") from error
+        raise ConfigError("a report needs plotly: pip install 'equiscreen[report]'") from error
     rows = ScoresReader(scores, store)
     content = read_content(rows, top)
     name = title or f"Screen of {Path(str(scores).rstrip('/')).name}"
     sections = [
         _summary(content, name),
-        _section("From the source to the best", figures.funnel(content.funnel)),
+        _section("From the source to the best candidates", figures.funnel(content.funnel)),
         *(_section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
         _section(_hits_heading(content), figures.periodic_table(content.element_hits)),
         _candidates(content, rows),
@@ -105,36 +105,40 @@ def _heading(column: str) -> str:
         "energy_per_atom": "Energy per atom",
         "energy_std": "Uncertainty of the energy",
     }.get(column.removesuffix("_unrelaxed"), column.replace("_", " "))
-    return f"{text}, structures not relaxed" if column.endswith("_unrelaxed") else text
+    return f"{text}, unrelaxed structures" if column.endswith("_unrelaxed") else text
 
 
 def _hits_heading(content: ReportContent) -> str:
     return (
-        f"Elements of what is within {NEAR} eV/atom of the hull" if content.has_hull else "Elements of what is scored"
+        f"Elements of the structures within {NEAR} eV/atom of the hull"
+        if content.has_hull
+        else "Elements of the scored structures"
     )
 
 
 def _summary(content: ReportContent, title: str) -> str:
-    """What a reader should know first, in words."""
+    """Return the title and a summary in words."""
     first, last = content.funnel[0], content.funnel[-1]
-    sentences = [f"Of {first[1]:,} structures {content.scored:,} have a score."]
+    sentences = [f"Of {first[1]:,} structures, {content.scored:,} have a score."]
     if content.has_hull:
         sentences.append(
-            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, {content.below:,} below it; the "
-            f"last step of the list below keeps {last[1]:,}."
+            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, and {content.below:,} are below "
+            f"it; {last[1]:,} pass the last step below."
         )
         if content.value.endswith("_unrelaxed"):
             sentences.append(
-                "The structures were not relaxed: their energies are upper bounds (equiscreen relax makes them fall)."
+                "The structures were not relaxed, so their energies are upper bounds; run equiscreen relax to lower "
+                "them."
             )
         if content.lower_bound:
             sentences.append(
-                "Only candidates make the hull: distances are lower bounds (equiscreen hull --references)."
+                "The hull consists of candidates only, so energies above hull are lower bounds; add references with "
+                "equiscreen hull --references."
             )
     else:
         sentences.append(
-            "There is no convex hull yet: energies per atom rank crystals of one composition only. equiscreen hull "
-            "adds what is comparable."
+            "There is no convex hull yet: energies per atom are comparable within one composition only. Run "
+            "equiscreen hull to add energies above hull."
         )
     if content.recall:
         sentences.append(content.recall)
@@ -143,7 +147,7 @@ def _summary(content: ReportContent, title: str) -> str:
 
 
 def _candidates(content: ReportContent, rows: ScoresReader) -> str:
-    """The best, as a table that can be sorted."""
+    """Return the best candidates as a sortable table."""
     best = content.best
     if len(best) == 0:
         return _section("Best candidates", "<p>None.</p>")
@@ -170,7 +174,7 @@ def _candidates(content: ReportContent, rows: ScoresReader) -> str:
 
 
 def _words(rows: ScoresReader, name: str, values: Any) -> list[str]:
-    """Values as a reader wants them."""
+    """Return values as text for a reader."""
     if "flag_values" in rows.specs[name].attrs:
         meanings = {value: word for word, value in rows.meanings(name).items()}
         return [meanings.get(int(value), "?").replace("_", " ") for value in values]
@@ -186,7 +190,7 @@ def _cell(value: Any, text: str) -> str:
 
 
 def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
-    """Predictions beside labels, and errors beside the spread of an ensemble, where there are any."""
+    """Return the parity plot and, for an ensemble, the calibration plot, if the graph store has labels."""
     dataset = open_scores(scores)
     out = []
     try:
@@ -196,13 +200,16 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
         if len(label) and "energy_std" in dataset:
             error, spread = calibration(dataset, store=store)
             out.append(_section("Errors beside predicted uncertainties", figures.calibration_plot(error, spread)))
-    except (ConfigError, StoreError) as error:  # a selection, or a store that is not there: the rest of the page holds
+    except (
+        ConfigError,
+        StoreError,
+    ) as error:  # for example a selection, or a missing store: the rest of the page is still valid
         out.append(_section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
     return out
 
 
 def _provenance(attrs: Mapping[str, Any]) -> str:
-    """Cost, models, stores, versions."""
+    """Return cost, models, stores and versions as a table."""
     model, graphs, found = (attrs.get(name) or {} for name in ("model", "graph_store", "hull"))
     lines: list[tuple[str, Any]] = [
         ("model", model.get("path")),

@@ -1,4 +1,4 @@
-"""Crystals as small SVG pictures: a parallel projection of one cell."""
+"""Small SVG pictures of crystals: a parallel projection of one cell."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from numpy.typing import NDArray
 
 from ...pipeline.structures.structure import Structure
 
-# Of atoms with their images on the faces of the cell; more are no picture any more.
+# Largest number of atoms, including images on the faces of the cell; a picture of more would be unreadable.
 _MAX_ATOMS = 400
-# Radii that are drawn, times the covalent ones.
+# Drawn radius as a fraction of the covalent radius.
 _RADIUS = 0.45
-# How close to a face of the cell an atom is drawn on the opposite one too, in fractions of the cell.
+# An atom this close to a face of the cell (fractional) is drawn on the opposite face too.
 _ON_FACE = 1e-3
 _ANGLES = (-75.0, 0.0, -20.0)  # about x, y, z, degrees
 
 
 def picture(structure: Structure) -> str:
-    """A crystal as SVG: atoms in the colours of Jmol, the cell dashed.
+    """Return a crystal as SVG, with atoms in Jmol colours and a dashed cell.
 
     Args:
-        structure: Any; of one with too many atoms it is said that there is no picture.
+        structure: The structure; if it has too many atoms, a note is returned instead of a picture.
     """
     places, numbers = _atoms(structure)
     if len(numbers) > _MAX_ATOMS:
         return f"<span>{len(structure):,} atoms: not drawn</span>"
-    turned = (places @ structure.cell) @ _rotation()
+    rotated = (places @ structure.cell) @ _rotation()
     corners = np.array(list(itertools.product((0, 1), repeat=3)), dtype=np.float64)
     drawn = corners @ structure.cell @ _rotation() if structure.pbc.any() else np.zeros((0, 3))
     radii = _RADIUS * covalent_radii[numbers]
-    points = np.concatenate([turned, drawn])
+    points = np.concatenate([rotated, drawn])
     margin = float(radii.max())
     low, high = points[:, :2].min(axis=0) - margin, points[:, :2].max(axis=0) + margin
     size = float((high - low).max()) or 1.0
@@ -42,9 +42,9 @@ def picture(structure: Structure) -> str:
         for i, j in itertools.combinations(range(len(drawn)), 2)
         if int(np.abs(corners[i] - corners[j]).sum()) == 1
     ]
-    # The furthest first, so that nearer atoms cover it.
+    # Draw the furthest atoms first, so that nearer ones cover them.
     circles = [
-        _circle(turned[atom], radii[atom], int(numbers[atom])) for atom in np.argsort(turned[:, 2], kind="stable")
+        _circle(rotated[atom], radii[atom], int(numbers[atom])) for atom in np.argsort(rotated[:, 2], kind="stable")
     ]
     middle = (low + high) / 2 - size / 2
     view = f"{middle[0]:.2f} {-middle[1] - size:.2f} {size:.2f} {size:.2f}"
@@ -52,7 +52,7 @@ def picture(structure: Structure) -> str:
 
 
 def _atoms(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Fractional coordinates and atomic numbers in one cell, those on its faces on all equivalent ones."""
+    """Return fractional coordinates and atomic numbers in one cell; atoms on a face are on all equivalent faces."""
     frac = np.where(structure.pbc, structure.frac_coord % 1.0, structure.frac_coord)
     frac = np.where(structure.pbc & (frac > 1 - _ON_FACE), 0.0, frac)
     on_face = structure.pbc & (frac < _ON_FACE)
@@ -69,10 +69,10 @@ def _rotation() -> NDArray[np.float64]:
     for axis in (2, 1, 0):
         angle = np.deg2rad(_ANGLES[axis])
         i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = np.sin(angle), -np.sin(angle)
-        out = out @ turn
+        rotation = np.eye(3)
+        rotation[i, i] = rotation[j, j] = np.cos(angle)
+        rotation[i, j], rotation[j, i] = np.sin(angle), -np.sin(angle)
+        out = out @ rotation
     return out
 
 

@@ -1,8 +1,8 @@
-"""What every report has: its head with styles, the script that sorts tables, its end."""
+"""Fixed parts of a report: its head with styles, the script that sorts tables, and its end."""
 
 from __future__ import annotations
 
-# Everything is in the file itself: the policy of the page forbids the browser to fetch anything.
+# Everything is in the file itself: the content security policy keeps the browser from fetching anything.
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

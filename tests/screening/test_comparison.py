@@ -1,4 +1,4 @@
-"""Two datasets side by side, DFT energies that come back, and tables."""
+"""Comparison of datasets, DFT energies joined to scores, and parquet tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_dataset_agrees_with_itself(scores: Path) -> None:
 
 
 def test_rows_are_joined_by_id(scores: Path, graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
-    """The second dataset has some of the structures, in another order, and some others; the first ids twice."""
+    """The second dataset has some of the structures in another order, an unknown one and a repeated id."""
     order = np.random.default_rng(1).permutation(SIZE)[:90]
     other = {
         name: [values[i] for i in order] if isinstance(values, list) else values[order]
@@ -60,7 +60,9 @@ def test_rows_are_joined_by_id(scores: Path, graphs: GraphStore, columns: dict[s
     other["structure_id"][5] = other["structure_id"][4]
     second = write_dataset(tmp_path / "b.zarr", graphs, other)
     found = compare(scores, second, top=20, columns=["energy_above_hull"])
-    assert found.sizes["structure"] == 90 - 3  # one is elsewhere, one is lost behind a repeated id, which is left out
+    assert (
+        found.sizes["structure"] == 90 - 3
+    )  # an unknown id, an id that was overwritten, and the repeated one, which is skipped
     assert found.attrs["repeated_ids"] == 1
     place = {row: position for position, row in enumerate(order.tolist())}
     row_a, row_b = found["row_a"].values, found["row_b"].values
@@ -111,8 +113,8 @@ def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: P
         ("a,b\n1,2\n", ConfigError, "none of the columns"),
         ("structure_id,energy\nx,1.0\nx,2.0\n", SourceError, "'x' has two energies"),
         ("structure_id,energy\nx,1.0\n", ConfigError, "none of its 1 ids"),
-        ("structure_id,energy\nx,fast\n", SourceError, "no number"),
-        ("structure_id,energy\nx,\n", SourceError, "no finite energy|no number"),
+        ("structure_id,energy\nx,fast\n", SourceError, "not a number"),
+        ("structure_id,energy\nx,\n", SourceError, "no finite energy|not a number"),
         ("", SourceError, "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A cascade: what it keeps is what the models say, its recall is that of an audit, and a kill changes nothing."""
+"""Cascades: they keep what the models predict, the audit gives the recall, and an interruption changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .convex_hull.hull_data import ELEMENTS, graphs_of, rows_of_mp
 
 SIZE = 80
 ABOVE = "energy_above_hull_unrelaxed"
-# Measured against the elements alone crystals lie far below the hull; about half of these are hits.
+# Against references of elements only, crystals lie far below the hull; about half of these are hits.
 SETTINGS = CascadeSettings(keep_below=-0.9, target=-1.0, audit=12, seed=3, relax=False)
 
 
@@ -37,7 +37,7 @@ def graphs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
 
 @pytest.fixture(scope="module")
 def fast(sevennet_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """7net-0, made worse."""
+    """7net-0 with altered weights: a worse model."""
     return altered(sevennet_model, tmp_path_factory.mktemp("fast") / "fast.onnx", 1.01)
 
 
@@ -62,7 +62,7 @@ def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(graphs: GraphStore, sevennet_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Distances from the hull by the accurate model, of all structures."""
+    """Energies above hull of all structures by the accurate model."""
     folder = tmp_path_factory.mktemp("truth")
     screen(graphs.path, sevennet_model, folder / "s.zarr", scheduler="threads")
     return hull(folder / "s.zarr", data / ELEMENTS, folder / "h.zarr")[ABOVE].values
@@ -140,7 +140,7 @@ def test_other_words_in_the_same_folder_are_refused(run: Run, done: Path, tmp_pa
     with pytest.raises(OutputExistsError, match="other structures, models or settings"):
         run(done, CascadeSettings(keep_below=-0.8, target=-1.0, relax=False))
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(OutputExistsError, match="is no cascade"):
+    with pytest.raises(OutputExistsError, match="is not a cascade"):
         run(tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_the_interval_is_that_of_clopper_and_pearson(trials: int, data: st.DataO
     def tail(rate: float, counts: range) -> float:
         return sum(math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in counts)
 
-    # At either end the probability of a result as extreme is what the interval leaves out there.
+    # At either end, the probability of a result at least as extreme is what the interval excludes there.
     if successes:
         assert tail(low, range(successes, trials + 1)) == pytest.approx(0.05, rel=1e-6)
     else:

@@ -1,4 +1,4 @@
-"""The report page: what it counts, what a browser shows of it, and that no name in it becomes code."""
+"""The report: its counts, what a browser shows, and that no name in it becomes code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 @pytest.fixture(scope="module")
 def found(data: Path, sevennet_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real crystals with energies of 7net-0 above the hull of the elements; the lowest one has a name that is code."""
+    """Real crystals with energies above the hull of the elements by 7net-0; the lowest one has code as its name."""
     folder = tmp_path_factory.mktemp("found")
     rows = [dict(row) for row in rows_of_mp(data)[:SIZE]]
     lowest = min(range(SIZE), key=lambda place: float(rows[place]["formation_energy_per_atom"]))
@@ -93,7 +93,7 @@ def test_a_browser_shows_it(found: Path, page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
     dom = browse("--dump-dom", f"file://{page}").stdout
     assert "What &lt;b&gt;60&lt;/b&gt; crystals are worth</h1>" in dom
-    # Plots are drawn by the script in the page: without it there is no such element.
+    # The script in the page draws the plots; without it this element does not exist.
     assert dom.count('class="main-svg"') >= 3
     assert f">{SIZE}<" in dom
     table = dom[dom.index("<h2>The best 50</h2>") :]
@@ -119,7 +119,9 @@ def test_names_are_never_code(page: Path) -> None:
 def test_the_page_needs_nothing_else_and_is_small(page: Path) -> None:
     text = page.read_text()
     assert page.stat().st_size < MAX_BYTES
-    own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)  # without plotly, whose addresses go nowhere
+    own = re.sub(
+        r"<script>.*?</script>", "", text, flags=re.DOTALL
+    )  # without plotly, whose addresses are never fetched
     assert not re.search(r"(src|href)=", own)
     assert "default-src 'none'" in text
 
@@ -187,7 +189,7 @@ def test_atoms_on_faces_are_drawn_on_all_of_them() -> None:
     assert len(circles(picture(Structure.from_fractional([29], cell, [[0.0, 0.0, 0.0]])))) == 8
     assert len(circles(picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.0]])))) == 2
     assert len(circles(picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.5]])))) == 1
-    # Moved by lattice vectors it is the same picture.
+    # Translations by lattice vectors give the same picture.
     moved = Structure.from_fractional([29], cell, [[0.5, -0.5, 3.5]])
     assert picture(moved) == picture(Structure.from_fractional([29], cell, [[0.5, 0.5, 0.5]]))
 
