@@ -25,17 +25,18 @@ MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a checkpoint says of its network besides the weights.
+    """Metadata that a checkpoint stores beside the weights.
 
     Attributes:
-        symmetry: Group under which the network is equivariant.
-        energy_scheme: Which energies it speaks; decides what they may be compared with.
-        training_data: Hash of the graph store that it was trained on.
-        validation: Mean absolute errors, by name with unit.
-        test: The same on the test structures, if there are any.
-        mirror_violation: Largest changes under a mirror, by output with unit, of a network without parity.
-        calibration: Of an ensemble's spread, by output: root mean square of error over spread.
-        origin: Of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        symmetry: Symmetry group under which the network is equivariant.
+        energy_scheme: Energy scheme of the model; decides which energies its predictions may be compared with.
+        training_data: Hash of the graph store that the network was trained on.
+        validation: Mean absolute errors on the validation structures, keyed by name and unit.
+        test: Mean absolute errors on the test structures, if there are any.
+        mirror_violation: Largest change of each output under a mirror, keyed by name and unit, for a network without
+            parity.
+        calibration: Calibration of an ensemble's spread, by output: root mean square of error over spread.
+        origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
 
     symmetry: str = "o3"
@@ -49,7 +50,7 @@ class ModelCard:
 
 
 def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None:
-    """Write a network to a file, whole or not at all."""
+    """Write a network to a file atomically."""
     target = Path(path)
     content = {
         "schema": MODEL_SCHEMA,
@@ -66,26 +67,26 @@ def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None
 
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[Network, ModelCard]:
-    """Read a network, in evaluation mode and in the dtype given (None: in its own).
+    """Read a network in evaluation mode, cast to `dtype` (None keeps its own).
 
     The file is read with `weights_only`: it cannot run code.
 
     Raises:
-        CheckpointError: Missing, damaged, or no checkpoint of ours.
+        CheckpointError: The file is missing, damaged or not a checkpoint of equiscreen.
     """
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
+    except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path}: schema {found!r} where {MODEL_SCHEMA!r} is wanted")
+        raise CheckpointError(f"{path}: expected schema {MODEL_SCHEMA!r}, found {found!r}")
     try:
-        given = content["network"]
-        config = NequipConfig(**given) if given.get("family") == "nequip" else NetworkConfig(**given)
+        settings = content["network"]
+        config = NequipConfig(**settings) if settings.get("family") == "nequip" else NetworkConfig(**settings)
         kind = dtype or _dtype(content["dtype"])
         network = make_network(config, content["elements"], _statistics(content["statistics"]), kind)
         network.load_state_dict(content["state"])
@@ -113,10 +114,10 @@ def _dtype(name: str) -> torch.dtype:
 def make_network(
     config: NetworkConfig | NequipConfig, elements: Sequence[int], statistics: DataStatistics, dtype: torch.dtype
 ) -> Network:
-    """An untrained network of an architecture.
+    """Build an untrained network from its configuration.
 
     Raises:
-        ConfigError: A head needs irreps that the network never makes.
+        ConfigError: A head needs irreps that the network never produces.
     """
     if isinstance(config, NequipConfig):
         return NequipNetwork(config, elements, statistics, dtype)
@@ -124,10 +125,10 @@ def make_network(
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:
-    """The checkpoint at a path, or those of the run folder of a network or of an ensemble.
+    """Return the checkpoint at a path, or all checkpoints of a run folder (one network or an ensemble).
 
     Raises:
-        CheckpointError: A run folder without a finished model.
+        CheckpointError: The run folder has no finished model.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -139,22 +140,23 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     missing = [file for file in members if not file.is_file()]
     if missing:
         raise CheckpointError(
-            f"{missing[0].parent}: a folder without {MODEL_FILE}; run the same `equiscreen train` again to finish it"
+            f"{missing[0].parent}: no {MODEL_FILE} in this run folder; "
+            "run the same `equiscreen train` command again to finish it"
         )
     return members
 
 
 def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None:
-    """Say that some runs inside a folder are an ensemble; only then it is one."""
+    """Declare the runs inside a folder an ensemble; without this file it is not one."""
     content = {"schema": ENSEMBLE_SCHEMA, "members": list(members), "card": asdict(card)}
     write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
 
 
 def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[Network], ModelCard]:
-    """Read the network, or all networks of the ensemble, at a path, and the card of the whole.
+    """Read the network or all members of the ensemble at a path, with the model card of the whole.
 
     Raises:
-        CheckpointError: As for `load_checkpoint` and `find_checkpoints`.
+        CheckpointError: As in `load_checkpoint` and `find_checkpoints`.
     """
     loaded = [load_checkpoint(file, dtype) for file in find_checkpoints(path)]
     networks = [network for network, _ in loaded]
@@ -172,7 +174,7 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
             or len(names) < 2
             or any(name == ".." or Path(name).name != name for name in names)
         ):
-            raise ValueError(content["schema"])  # noqa: TRY301 - told as any other damage
+            raise ValueError(content["schema"])  # noqa: TRY301 - reported like any other damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ENSEMBLE_FILE}: damaged: {detail(error)}") from error
@@ -180,10 +182,10 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Facts on a checkpoint, for people.
+    """Summarise a checkpoint for `equiscreen info`.
 
     Raises:
-        CheckpointError: As for `load_checkpoint`.
+        CheckpointError: As in `load_checkpoint`.
     """
     networks, card = load_members(path)
     network = networks[0]

@@ -1,4 +1,4 @@
-"""What a network takes from its training set besides its weights."""
+"""Statistics of the training set that a network stores beside its weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class HeadStatistics:
-    """Of the labels of one head, in the label's unit, or of their logarithm where it is transformed.
+    """Statistics of the labels of one head, in the label's unit (of their logarithm if the head is transformed).
 
     Attributes:
-        shape: Of one label.
-        unit: As in the store.
-        shifts: For each element, for each invariant (0e) component of the head in the order of its irreps: what an atom
-            of it adds; by least squares.
-        scales: For each irrep of the head, every copy by itself: root mean square of a component of what the shifts
-            leave; of an extensive head, of what they leave per atom.
+        shape: Shape of one label.
+        unit: Unit of the label, as in the store.
+        shifts: Least-squares contribution of an atom, for each element and each invariant (0e) component of the head,
+            in the order of its irreps.
+        scales: Root mean square of a component after the shifts are subtracted, for each irrep of the head (every copy
+            on its own); per atom for an extensive head.
     """
 
     shape: tuple[int, ...]
@@ -27,13 +27,13 @@ class HeadStatistics:
 
 @dataclass(frozen=True, slots=True)
 class DataStatistics:
-    """Of the training set.
+    """Statistics of the training set.
 
     Attributes:
-        reference_energies: eV, for each element of the network, in the order of its elements.
-        energy_scales: eV, for each element; energies of atoms are the network's numbers times these.
-        mean_neighbors: Average number of neighbours of an atom within the cutoff.
-        heads: By name.
+        reference_energies: Reference energy of each element (eV), in the order of the network's elements.
+        energy_scales: Energy scale of each element (eV); it multiplies the network's raw atomic energies.
+        mean_neighbors: Mean number of neighbours of an atom within the cutoff.
+        heads: Statistics of the heads, by name.
     """
 
     reference_energies: tuple[float, ...]

@@ -1,1 +1,1 @@
-"""Configuration of networks and trainings."""
+"""Configuration of networks and of their training."""

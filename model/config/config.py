@@ -1,6 +1,6 @@
 """The configuration of a network and of its training: one YAML file, every key with a default.
 
-docs/training.md explains every key to people; a test keeps it complete.
+docs/training.md documents every key; a test keeps it complete.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def _family(network: Any) -> str:
 
 
 class Config(Section):
-    """All of it.
+    """The complete configuration.
 
     Attributes:
-        network: The architecture; that of imported weights stands in run folders of trainings that began with them.
-        training: All else.
+        network: The architecture; a `NequipConfig` only in run folders of networks fine-tuned from imported weights.
+        training: All other settings.
     """
 
     network: Annotated[
@@ -37,7 +37,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
 
     def starting_from(self, checkpoint: str | Path) -> Self:
-        """The same, to be fine-tuned from a checkpoint or run folder."""
+        """Return a copy that fine-tunes a checkpoint or the model of a run folder."""
         fine_tune = self.training.fine_tune.model_copy(update={"checkpoint": Path(checkpoint)})
         training = self.training.model_copy(update={"fine_tune": fine_tune})
         return self.model_copy(update={"training": training})
@@ -47,7 +47,7 @@ class Config(Section):
         """Read a YAML file.
 
         Raises:
-            ConfigError: Missing, not YAML, or with a key or value that does not exist.
+            ConfigError: The file is missing, is not YAML, or holds an unknown key or an invalid value.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(errors="replace"))
@@ -61,10 +61,10 @@ class Config(Section):
 
     @classmethod
     def parse(cls, content: Any, where: str) -> Self:
-        """Check a configuration given as plain values; `where` is named in errors.
+        """Validate a configuration given as plain values; error messages name its source, `where`.
 
         Raises:
-            ConfigError: A key or value that does not exist.
+            ConfigError: There is an unknown key or an invalid value.
         """
         try:
             return cls.model_validate(content)

@@ -8,25 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A section of the configuration: immutable, and without keys that do not exist."""
+    """A section of the configuration: immutable, and it rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class HeadConfig(Section):
-    """A property that the network predicts besides the energy, of each structure or of each atom.
+    """A property that the network predicts besides the energy, per structure or per atom.
 
     Attributes:
-        tensor: What it is: one of `heads.TENSORS` (scalar, vector, symmetric, elastic, ...), or a formula of indices in
-            e3nn's notation, ``ij=ji``.
-        irreps: Instead of `tensor`: its irreps, for labels that are given as their components in e3nn's order.
-        pseudo: Whether a mirror changes its sign beyond what its indices do.
-        per: What has one.
-        extensive: Of a structure: the sum over atoms; otherwise their mean.
-        transform: ``log`` predicts the logarithm of a positive number, the matrix logarithm of a positive tensor.
-        label: Its name in the stores; the head's own name if None.
-        shape: Of one of them; None takes the label's. An axis of 6 is a symmetric pair of indices in Voigt's notation.
-        channels: Width of its features.
+        tensor: Kind of tensor: a name from `equivariance.tensors.TENSORS` (scalar, vector, symmetric, elastic, ...) or
+            an index formula in e3nn's notation such as ``ij=ji``.
+        irreps: Irreps of the property, instead of `tensor`, for labels given as irrep components in e3nn's order.
+        pseudo: Whether a mirror flips the sign in addition to the transformation of the indices.
+        per: Whether each structure or each atom has a value.
+        extensive: Whether the value of a structure is the sum over its atoms; otherwise it is their mean.
+        transform: ``log`` predicts the logarithm of a positive number, or the matrix logarithm of a positive tensor.
+        label: Name of the label in the stores; None uses the name of the head.
+        shape: Shape of one value; None uses the label's. An axis of length 6 is a symmetric pair of indices in Voigt
+            notation.
+        channels: Number of channels of the head's features.
     """
 
     tensor: str = "scalar"

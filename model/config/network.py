@@ -1,4 +1,4 @@
-"""Configuration of a network, with its presets."""
+"""Configuration of a network, and its presets."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .head import HeadConfig, Section
 
 Symmetry = Literal["o3", "natural", "so3"]
 Preset = Literal["small", "medium", "large"]
-# Channels of the scalars, highest degree of features and harmonics, correlation. Cost: docs/training.md.
+# Scalar channels, highest degree of the features and harmonics, correlation order. For the cost see docs/training.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "correlation": 2, "radial_hidden": 16},
     "medium": {"channels": 32, "l_max": 2, "correlation": 3, "radial_hidden": 32},
     "large": {"channels": 64, "l_max": 3, "correlation": 3, "radial_hidden": 64},
 }
-# Of imported networks, whose sizes are what a file says: far beyond all that are published.
+# Limits for imported networks, whose sizes come from a file; far beyond every published network.
 MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
-# Names that the scores, and stores, give to other things.
+# Names that scores and stores already use for other things.
 RESERVED_HEADS = frozenset(
     (
         *("energy", "forces", "stress", "virial", "energy_per_atom", "max_force", "formula", "n_atoms", "status"),
@@ -30,13 +30,13 @@ RESERVED_HEADS = frozenset(
 
 
 class Architecture(Section):
-    """What every architecture says.
+    """Settings shared by all architectures.
 
     Attributes:
-        symmetry: Group under which its features transform.
-        cutoff: Angstrom.
-        energy: Whether there is an energy, with forces and stress.
-        heads: Other properties, by name.
+        symmetry: Symmetry group under which the features transform.
+        cutoff: Cutoff radius (angstrom).
+        energy: Whether the network predicts an energy, with forces and stress.
+        heads: Heads that predict other properties, by name.
     """
 
     symmetry: Symmetry = "natural"
@@ -46,28 +46,29 @@ class Architecture(Section):
 
 
 class NetworkConfig(Architecture):
-    """The architecture. What is not given follows the preset.
+    """Configuration of an `EquivariantNetwork`. Keys that are not set follow the preset.
 
     Attributes:
         preset: ``small``, ``medium`` or ``large``.
-        symmetry: ``natural``: features of the parity of spherical harmonics (0e, 1o, 2e, ...), O(3) equivariant;
-            ``o3``: of both parities, which pseudoscalars, axial vectors and the like need; ``so3``: parity is not
-            tracked, and mirror images need not agree.
-        cutoff: Angstrom; None takes the store's.
-        hidden_irreps: Features of an atom between interactions, in e3nn's notation: multiplicity, l, parity.
+        symmetry: ``natural``: features have the parity of the spherical harmonics (0e, 1o, 2e, ...), O(3)-equivariant;
+            ``o3``: features of both parities, which pseudoscalars, axial vectors and similar tensors need; ``so3``:
+            parity is not tracked, so predictions for mirror images may differ.
+        cutoff: Cutoff radius (angstrom); None uses the store's.
+        hidden_irreps: Features of an atom between interactions, in e3nn's notation (multiplicity, l, parity).
         l_max: Highest degree of the spherical harmonics.
-        n_interactions: How often atoms look at their neighbours.
-        basis: Radial functions that the learned ones are made from.
-        n_basis: How many of them.
-        envelope_power: Of the polynomial that takes them to zero at the cutoff: p of Gasteiger et al.
-        n_radial: Learned radial functions of each degree; channels are divided among them.
-        radial_hidden: Width of the perceptron that makes them.
-        correlation: Highest order of products of an atom's density with itself (body order minus one).
-        nonlinearity: Of the features behind an interaction: ``none``, ``gate`` (each channel by a scalar of its own) or
-            ``mix`` (by a perceptron on all scalars).
-        readout_hidden: Width of the last readout.
-        energy: Whether there is an energy, with forces and stress.
-        heads: Other properties, by name.
+        n_interactions: Number of interaction layers.
+        basis: Radial basis from which the learned radial functions are built.
+        n_basis: Number of radial basis functions.
+        envelope_power: Power p of the polynomial envelope that takes the radial basis to zero at the cutoff (Gasteiger
+            et al.).
+        n_radial: Number of learned radial functions per degree; the channels are divided among them.
+        radial_hidden: Hidden width of the radial perceptron.
+        correlation: Highest order of the products of an atom's density with itself (body order minus one).
+        nonlinearity: Nonlinearity after each interaction: ``none``, ``gate`` (each channel is gated by its own scalar)
+            or ``mix`` (each channel is scaled by a perceptron on all scalars).
+        readout_hidden: Hidden width of the last readout.
+        energy: Whether the network predicts an energy, with forces and stress.
+        heads: Heads that predict other properties, by name.
     """
 
     preset: Preset = "medium"
@@ -85,11 +86,11 @@ class NetworkConfig(Architecture):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset", "medium") not in PRESETS:
-            return given
-        preset = {k: v for k, v in PRESETS[given.get("preset", "medium")].items() if k in cls.model_fields}
-        return {**preset, **given}
+    def _from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset", "medium") not in PRESETS:
+            return values
+        preset = {k: v for k, v in PRESETS[values.get("preset", "medium")].items() if k in cls.model_fields}
+        return {**preset, **values}
 
     @model_validator(mode="after")
     def _valid_irreps(self) -> Self:
@@ -100,31 +101,31 @@ class NetworkConfig(Architecture):
         )
         object.__setattr__(self, "hidden_irreps", check_network(self.symmetry, irreps, self.l_max, self.heads))
         if not self.energy and not self.heads:
-            raise ValueError("neither an energy nor a head: nothing to predict")
+            raise ValueError("nothing to predict: set `energy: true` or add a head")
         for name in self.heads:
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
-                raise ValueError(f"a head cannot be called {name!r}")
+                raise ValueError(f"a head cannot be named {name!r}")
         return self
 
 
 class NequipConfig(Architecture):
-    """The architecture of a network of NequIP's kind.
+    """Configuration of a NequIP-type network.
 
     Attributes:
         family: Always ``nequip``.
-        energy: They all have one, and no heads.
-        cutoff: Angstrom.
-        embedding: Number of scalars that an atom begins with.
-        hidden_irreps: Features of an atom behind each interaction; the last are scalars.
+        energy: Always true; these networks have no heads.
+        cutoff: Cutoff radius (angstrom).
+        embedding: Number of scalars in the initial embedding of an atom.
+        hidden_irreps: Features of an atom after each interaction; the last are scalars.
         l_max: Highest degree of the spherical harmonics.
         n_basis: Number of Bessel functions.
-        radial_hidden: Widths of the perceptrons that make radial functions from them.
-        envelope: What takes radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR 2020) or
-            ``xplor`` (the switching function of molecular dynamics codes).
-        envelope_power: Of the polynomial.
-        envelope_onset: Where ``xplor`` begins, angstrom.
-        layer_norm: Whether features are divided by their root mean square before they are gated.
+        radial_hidden: Hidden widths of the perceptrons that turn the Bessel functions into radial functions.
+        envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
+            2020) or ``xplor`` (the switching function of molecular dynamics codes).
+        envelope_power: Power of the polynomial envelope.
+        envelope_onset: Distance at which ``xplor`` sets in (angstrom).
+        layer_norm: Whether features are divided by their root mean square before the gate.
     """
 
     family: Literal["nequip"] = "nequip"
@@ -149,16 +150,18 @@ class NequipConfig(Architecture):
         for text in self.hidden_irreps:
             irreps = parsed(text)
             if sum(mul for mul, _ in irreps) > MAX_WIDTH or any(ir.l > MAX_DEGREE for _, ir in irreps):
-                raise ValueError(f"hidden_irreps {text}: more than {MAX_WIDTH} channels, or degrees over {MAX_DEGREE}")
+                raise ValueError(
+                    f"hidden_irreps {text}: at most {MAX_WIDTH} channels and degree {MAX_DEGREE} are supported"
+                )
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-                raise ValueError(f"hidden_irreps {text}: needs 0e, and each irrep once")
+                raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
             if "0o" in kinds:
-                raise ValueError(f"hidden_irreps {text}: pseudoscalars have no gate here")
+                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported")
         if kinds != ["0e"]:
-            raise ValueError("hidden_irreps: the last interaction makes scalars only")
+            raise ValueError("hidden_irreps: the last interaction must produce scalars only")
         if self.heads:
-            raise ValueError("heads: networks of this kind have none")
+            raise ValueError("heads: not supported by NequIP-type networks")
         if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
-            raise ValueError("envelope_onset: between 0 and the cutoff, please")
+            raise ValueError("envelope_onset: must lie between 0 and the cutoff")
         return self

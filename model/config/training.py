@@ -1,4 +1,4 @@
-"""Configuration of a training."""
+"""Configuration of the training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .head import Section
 
 
 class TermConfig(Section):
-    """One term of the loss; in YAML a number alone is its weight.
+    """One term of the loss; in YAML a plain number is its weight.
 
     Attributes:
-        weight: Of the mean over all labelled components.
-        kind: ``squared``; ``absolute``; ``huber``, squared below `delta` and absolute beyond.
-        delta: In the unit of the term.
+        weight: Weight of the mean over all labelled components.
+        kind: ``squared``, ``absolute`` or ``huber`` (squared below `delta`, absolute beyond).
+        delta: Threshold of the Huber loss, in the unit of the term.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -32,14 +32,17 @@ Term = Annotated[TermConfig, BeforeValidator(_term)]
 
 
 class LossConfig(Section):
-    """Terms of the loss; a label that is absent does not count.
+    """Terms of the loss; missing labels are ignored.
 
-    The errors are those of the energy per atom in eV, of the force components in eV/angstrom and of the stress
-    components in eV/angstrom^3; those of a head are the components of its irreps in units of their spread in the
-    training set (of the logarithm, where it is transformed).
+    Errors are those of the energy per atom (eV), the force components (eV/angstrom) and the stress components
+    (eV/angstrom^3). Errors of a head are those of its irrep components in units of their spread in the training set (of
+    the logarithm if the head is transformed).
 
     Attributes:
-        heads: By name; a head that is not named has the weight 1.
+        energy: Term of the energy per atom.
+        forces: Term of the forces.
+        stress: Term of the stress.
+        heads: Terms of the heads, by name; a head that is not listed has weight 1.
     """
 
     energy: Term = TermConfig(weight=4.0)
@@ -52,13 +55,13 @@ class SplitConfig(Section):
     """Which structures are held out.
 
     Attributes:
-        by: ``structure``: at random. ``composition``: whole reduced formulas at random. ``group``: whole groups with
-            one value of the column `key` at random. ``stratified``: at random within each group. ``time``: the latest
-            by the column `key`.
-        key: A column of the stores (`featurize --column`).
-        validation: Share of the structures that are validated on while training.
-        test: Share that is looked at once, at the end.
-        seed: Of the random numbers; members of an ensemble share it.
+        by: How structures are chosen. ``structure``: at random. ``composition``: whole reduced formulas at random.
+            ``group``: whole groups that share a value of the column `key`, at random. ``stratified``: at random within
+            each group. ``time``: the latest by the column `key`.
+        key: Column of the stores (`featurize --column`).
+        validation: Fraction of the structures used for validation during training.
+        test: Fraction of the structures evaluated once, at the end.
+        seed: Random seed of the split; all members of an ensemble share it.
     """
 
     by: Literal["structure", "composition", "group", "stratified", "time"] = "structure"
@@ -70,19 +73,22 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.key is None) != (self.by in ("structure", "composition")):
-            raise ValueError("`key`, a column of the stores, belongs to group, stratified and time, and they need it")
+            raise ValueError(
+                "`key`, a column of the stores, is required by group, stratified and time, and used only there"
+            )
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test leave nothing to train on")
+            raise ValueError("validation and test leave no structures to train on")
         return self
 
 
 class FineTuneConfig(Section):
-    """From where weights are taken instead of at random.
+    """Where the initial weights come from when they are not random.
 
     Attributes:
-        checkpoint: A model.ckpt, or a run folder; its architecture replaces `network`, but for new heads.
-        freeze: Beginnings of names of parameters that do not change: ``embedding``, ``radial``, ``interactions.0``, ...
-        references: ``fit`` fits the reference energies anew, to what the checkpoint leaves of the new labels; ``keep``.
+        checkpoint: Path of a model.ckpt or a run folder; its architecture replaces `network`, except for new heads.
+        freeze: Name prefixes of the parameters to freeze: ``embedding``, ``radial``, ``interactions.0``, ...
+        references: ``fit`` refits the reference energies to the residuals of the checkpoint on the new labels; ``keep``
+            keeps them.
     """
 
     checkpoint: Path | None = None
@@ -91,28 +97,28 @@ class FineTuneConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the network is trained.
+    """Settings of the training.
 
     Attributes:
-        seed: Of weights and order.
-        max_epochs, max_minutes: Training ends at whichever comes first; None sets no limit of time.
-        batch_size: Structures in a step, of all processes together.
-        learning_rate: Highest; it warms up over the first `warmup_steps`.
-        schedule: ``cosine`` to nothing, or ``plateau``: times `plateau_factor` after `plateau_epochs` without a better
-            validation.
-        weight_decay: Of AdamW; 0 is Adam.
-        ema_decay: Of the running mean of the weights that is validated and kept.
+        seed: Random seed of the initial weights and the order of the structures.
+        max_epochs, max_minutes: Training ends at whichever comes first; None sets no time limit.
+        batch_size: Structures per step, over all processes.
+        learning_rate: Peak learning rate, reached after `warmup_steps`.
+        schedule: ``cosine`` decays to zero; ``plateau`` multiplies by `plateau_factor` after `plateau_epochs` epochs
+            without a better validation loss.
+        weight_decay: Weight decay of AdamW; 0 is Adam.
+        ema_decay: Decay of the exponential moving average of the weights, which is validated and saved.
         gradient_clip: Largest norm of the gradient.
-        loss: Terms and weights.
-        split: What is held out.
-        fine_tune: From a checkpoint.
-        dtype: Of weights and features; energies are summed in float64 in any case.
-        threads: Of PyTorch, in each process; None takes all cores.
-        devices: Processes that share each batch: GPUs, or processes of the CPU.
-        accelerator: ``auto`` takes a GPU if there is one.
-        energy_scale: ``global``, or one for each ``element``.
-        checkpoint_minutes: At least so often the state is saved; a killed run repeats no more.
-        early_stop_epochs: Stop after so many epochs without improvement; None goes on.
+        loss: Terms of the loss and their weights.
+        split: Which structures are held out.
+        fine_tune: Checkpoint to start from.
+        dtype: Data type of weights and features; energies are always summed in float64.
+        threads: Number of PyTorch threads per process; None uses all cores.
+        devices: Number of processes that share each batch: one per GPU, or processes on the CPU.
+        accelerator: ``auto`` uses a GPU if there is one.
+        energy_scale: One ``global`` scale, or one per ``element``.
+        checkpoint_minutes: Longest time between two saved states, and so the most work an interruption can cost.
+        early_stop_epochs: Stop after this many epochs without improvement; None never stops early.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**31)

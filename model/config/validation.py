@@ -1,4 +1,4 @@
-"""Checks of a network configuration against the irreps it asks for."""
+"""Checks that a network of a given symmetry can provide the irreps its configuration asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .head import HeadConfig
 
 
 def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
-    """Features of a preset: half as many channels for each next degree, and half of that for the other parity."""
+    """Return a preset's features: channels halve with each degree; the other parity gets a quarter of its degree's."""
     parts = []
     for degree in range(l_max + 1):
         natural = Irrep(degree, (-1) ** degree)
@@ -23,21 +23,21 @@ def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
 
 
 def check_network(symmetry: str, hidden: str, l_max: int, heads: Mapping[str, HeadConfig]) -> str:
-    """Hidden irreps in normal form.
+    """Validate a network's irreps and heads, and return the hidden irreps in normal form.
 
     Raises:
-        ValueError: What a network of this symmetry does not have, or a head that it cannot carry.
+        ValueError: A network of this symmetry does not have one of the irreps, or cannot carry one of the heads.
     """
     irreps = [(mul, carrier(ir, symmetry)) for mul, ir in parsed(hidden)]
     kinds = [ir for _, ir in irreps]
     if len(set(kinds)) != len(kinds):
-        raise ValueError(f"hidden_irreps {hidden}: each irrep once, please")
+        raise ValueError(f"hidden_irreps {hidden}: list each irrep only once")
     if Irrep("0e") not in kinds:
-        raise ValueError(f"hidden_irreps {hidden}: needs scalars (0e), since the energy is one")
+        raise ValueError(f"hidden_irreps {hidden}: scalars (0e) are required, since the energy is one")
     wrong = [str(ir) for ir in kinds if ir not in all_irreps(ir.l, symmetry)]
     if wrong:
         raise ValueError(
-            f"hidden_irreps: `symmetry: natural` has no {', '.join(wrong)}, only 0e, 1o, 2e, ...; say `symmetry: o3`"
+            f"hidden_irreps: `symmetry: natural` has no {', '.join(wrong)}, only 0e, 1o, 2e, ...; use `symmetry: o3`"
         )
     for name, head in heads.items():
         _check_head(name, head, symmetry, l_max)
@@ -54,24 +54,24 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
     irreps = [ir for _, ir in basis.irreps]
     if symmetry == "so3" and _is_pseudo(head, irreps):
         raise ValueError(
-            f"heads.{name}: a pseudotensor changes its sign under a mirror, which `symmetry: so3` does not know; "
-            "say `symmetry: o3`"
+            f"heads.{name}: a pseudotensor changes sign under a mirror, which `symmetry: so3` does not track; "
+            "use `symmetry: o3`"
         )
     lacking = [str(ir) for ir in irreps if symmetry == "natural" and ir.p != (-1) ** ir.l]
     if lacking:
-        raise ValueError(f"heads.{name}: `symmetry: natural` has no {', '.join(lacking)}; say `symmetry: o3`")
+        raise ValueError(f"heads.{name}: `symmetry: natural` has no {', '.join(lacking)}; use `symmetry: o3`")
     degree = max(ir.l for ir in irreps)
     if degree > l_max:
         raise ValueError(
-            f"heads.{name}: holds l = {degree}, which harmonics up to l_max = {l_max} give at no cubic site and "
-            f"products of theirs seldom; say `l_max: {degree}`"
+            f"heads.{name}: contains l = {degree}; harmonics up to l_max = {l_max} never produce it at a cubic site, "
+            f"and their products seldom do; set `l_max: {degree}`"
         )
     if head.transform == "log" and not (basis.rank == 0 or _is_symmetric_matrix(basis)):
-        raise ValueError(f"heads.{name}: a logarithm have only positive scalars and symmetric matrices")
+        raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix")
     if head.transform == "log" and (head.extensive or head.pseudo or irreps[0].p < 0):
-        raise ValueError(f"heads.{name}: what has a logarithm is a true tensor and intensive")
+        raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor")
     if head.per == "atom" and head.extensive:
-        raise ValueError(f"heads.{name}: `extensive` is said of structures, not of atoms")
+        raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms")
 
 
 def _is_pseudo(head: HeadConfig, irreps: Iterable[Irrep]) -> bool:
@@ -86,5 +86,5 @@ def _is_symmetric_matrix(basis: TensorBasis) -> bool:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether PyTorch's dictionaries of modules have something else of a name."""
+    """Whether `torch.nn.ModuleDict` already has an attribute of this name."""
     return hasattr(nn.ModuleDict(), name)

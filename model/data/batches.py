@@ -1,4 +1,4 @@
-"""Batches for training: structures of graph stores as padded tables with the labels that are trained on."""
+"""Training batches: structures of graph stores as padded neighbour tables, with the labels to train on."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ N_ATOMIC_NUMBERS = MAX_ATOMIC_NUMBER + 1
 
 
 def of_elements(store: GraphStore, elements: Collection[int]) -> NDArray[np.bool_]:
-    """bool[n_structures], which structures hold no other elements."""
+    """Return a mask, bool[n_structures], of the structures that contain no elements other than these."""
     others = np.setdiff1d(np.arange(N_ATOMIC_NUMBERS), list(elements))
     return np.concatenate([~counts[:, others].any(axis=1) for counts in compositions(store)] or [np.zeros(0, bool)])
 
 
 def compositions(store: GraphStore) -> Iterator[NDArray[np.int64]]:
-    """Compositions of all structures of a store, some at a time, in order: int64[n, 119], see `element_counts`."""
+    """Yield the compositions of all structures of a store in order, int64[n, 119] at a time (see `element_counts`)."""
     start_of = store.offsets[0]
     for begin in range(0, len(store), ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, len(store))
@@ -48,12 +48,12 @@ def compositions(store: GraphStore) -> Iterator[NDArray[np.int64]]:
 def element_counts(
     structure: NDArray[np.int64], atomic_number: NDArray[np.uint8], n_structures: int
 ) -> NDArray[np.int64]:
-    """int64[n_structures, 119], numbers of atoms by atomic number.
+    """Count the atoms of each structure by atomic number: int64[n_structures, 119].
 
     Args:
-        structure: int64[n_atoms], the structure of each atom.
+        structure: int64[n_atoms], index of each atom's structure.
         atomic_number: uint8[n_atoms].
-        n_structures: How many.
+        n_structures: Number of structures.
     """
     flat = structure * N_ATOMIC_NUMBERS + atomic_number
     return np.bincount(flat, minlength=n_structures * N_ATOMIC_NUMBERS).reshape(n_structures, N_ATOMIC_NUMBERS)
@@ -61,16 +61,16 @@ def element_counts(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A table with its labels.
+    """A padded neighbour table with its labels.
 
     Attributes:
-        inputs: The network's inputs, in the order of `INPUT_NAMES`.
-        labels: float64, NaN where absent: ``energy`` [G] in eV, ``forces`` [N, 3] in eV/angstrom and ``stress``
-            [G, 3, 3] in eV/angstrom^3 where there is an energy; for each head the components of its irreps, [G, dim] or
-            [N, dim], in the label's unit or of its logarithm.
-        n_atoms: float64[G].
-        store: int64[G], which of the stores each structure comes from.
-        row: int64[G], its place in that store.
+        inputs: Inputs of the network, in the order of `INPUT_NAMES`.
+        labels: float64, NaN where missing. If the network has an energy: ``energy`` [G] in eV, ``forces`` [N, 3] in
+            eV/angstrom and ``stress`` [G, 3, 3] in eV/angstrom^3. For each head: its irrep components, [G, dim] or
+            [N, dim], in the label's unit (of the logarithm if the head is transformed).
+        n_atoms: float64[G], number of atoms of each structure.
+        store: int64[G], index of the store that each structure comes from.
+        row: int64[G], row of each structure in that store.
     """
 
     inputs: tuple[Tensor, ...]
@@ -83,11 +83,11 @@ class Batch:
         return len(self.row)
 
     def input(self, name: str) -> Tensor:
-        """One of the inputs, by its name."""
+        """Return one of the inputs by name."""
         return self.inputs[INPUT_NAMES.index(name)]
 
     def split(self, parts: int) -> list[Batch]:
-        """The same structures, in order, as at most so many batches of about as many atoms each."""
+        """Split the structures, in order, into at most `parts` batches with about equally many atoms."""
         end = np.cumsum(self.n_atoms.cpu().numpy()).astype(np.int64)
         size = np.diff(end, prepend=0)
         middle = (end - size / 2) / end[-1]
@@ -96,14 +96,14 @@ class Batch:
         return [self] if len(cuts) == 2 else [self._between(a, b, end) for a, b in pairwise(cuts)]
 
     def _between(self, begin: int, stop: int, end: NDArray[np.int64]) -> Batch:
-        """The structures from `begin` up to `stop`; int64[G] `end` is behind the last atom of each."""
+        """Return structures `begin` to `stop`; `end`, int64[G], is the index after the last atom of each structure."""
         first, last = (int(end[place - 1]) if place else 0 for place in (begin, stop))
         atomic_number, vectors, neighbors, reverse, _, _, structure, volume = self.inputs
         own = slice(first, last)
         slots = neighbors.shape[1]
         opposite = reverse[own] - first * slots
         pairs = (torch.from_numpy(x).to(reverse.device) for x in slot_pairs(opposite.cpu().numpy()))
-        # With as many atoms as structures each has one, and both slices are the same.
+        # If there are as many atoms as structures, each structure has one atom and both slices are the same.
         spans = {name: own if len(x) == len(atomic_number) else slice(begin, stop) for name, x in self.labels.items()}
         return Batch(
             inputs=(
@@ -122,7 +122,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on a device."""
+        """Return a copy of the batch with its tensors on a device."""
         return replace(
             self,
             inputs=tuple(tensor.to(device) for tensor in self.inputs),
@@ -132,7 +132,7 @@ class Batch:
 
 
 def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The network's inputs for all structures of a block."""
+    """Build the network's inputs for all structures of a block."""
     arrays = neighbor_table(block, cutoff, np.float64 if dtype == torch.float64 else np.float32).arrays()
     return tuple(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
 
@@ -140,14 +140,15 @@ def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple
 def make_batch(
     rows: PlacedBlock, heads: Mapping[str, HeadLabels], cutoff: float, dtype: torch.dtype, *, energy: bool
 ) -> Batch:
-    """A batch of all structures of a block.
+    """Build a batch of all structures of a block.
 
     Args:
-        rows: The structures.
-        heads: By name.
-        cutoff: Of the network, angstrom.
-        dtype: Of the network.
-        energy: Whether there are energies, forces and stresses; a stress only of what is periodic in all directions.
+        rows: The structures, with their rows in the stores.
+        heads: Labels of the heads, by name.
+        cutoff: Cutoff radius of the network (angstrom).
+        dtype: Data type of the network.
+        energy: Whether to include energies, forces and stresses; only structures that are periodic in all three
+            directions have a stress.
     """
     block = rows.block
     labels: dict[str, NDArray[np.float64]] = {}
@@ -171,27 +172,27 @@ def _label(labels: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[in
 
 
 class StructureBatches(IterableDataset[Batch]):
-    """Batches of some structures of several stores, in the order of an `EpochReader`, built ahead of their use.
+    """Batches of chosen structures of several stores, in the order of an `EpochReader`, built ahead of use.
 
-    What comes out depends on the stores, the choice, the seeds and the share, and not on how far ahead it is built.
+    The batches depend on the stores, the choice, the seeds and the share, but not on how far ahead they are built.
 
     Args:
-        stores: The stores.
-        chosen: bool[n_structures] for each store.
+        stores: Graph stores.
+        chosen: bool[n_structures] for each store, structures to use.
         heads: Labels of the heads, by name.
-        batch_size: Structures in a batch, of all processes together.
-        cutoff: Of the network, angstrom.
-        dtype: Of the network.
-        energy: Whether there are energies, forces and stresses.
+        batch_size: Structures per batch, over all processes.
+        cutoff: Cutoff radius of the network (angstrom).
+        dtype: Data type of the network.
+        energy: Whether to include energies, forces and stresses.
         shuffle: Seed and epoch, or None for the order of the stores.
-        share: Which of how many processes this is. Each batch is divided among them so that their tables are of about
-            the same size. One that is left without a structure gets one that has no labels: it takes part in the step
-            and counts for nothing.
-        skip: So many batches at the beginning are left out, and not built.
-        ahead: Batches that a thread builds before they are asked for; 0 builds them in the caller's thread.
+        share: Rank of this process and number of processes. Each batch is divided among the processes so that their
+            tables have about the same size. A process left without a structure gets one without labels, so that it
+            takes part in the step without contributing to it.
+        skip: Number of batches to skip at the beginning, without building them.
+        ahead: Number of batches that a background thread builds ahead; 0 builds them in the caller's thread.
 
     Attributes:
-        waited_s: How long the caller has waited for batches in the pass that was begun last.
+        waited_s: Time the caller has waited for batches in the latest pass (seconds).
     """
 
     def __init__(
@@ -215,14 +216,14 @@ class StructureBatches(IterableDataset[Batch]):
         self.waited_s = 0.0
 
     def __len__(self) -> int:
-        """Batches that are left of the epoch; neither the order nor the number of processes changes it."""
+        """Number of batches left in the epoch; independent of the order and the number of processes."""
         structures = sum(int(np.count_nonzero(chosen)) for chosen in self.chosen)
         return max(0, math.ceil(structures / self.batch_size) - self.skip)
 
     def __iter__(self) -> Iterator[Batch]:
         self.waited_s = 0.0
-        # closing: where the caller stops early, the thread has ended, and that of the reader, before this returns.
-        with closing(self._built()) as built, closing(_ahead(built, self.ahead)) as batches:
+        # closing: if the caller stops early, this thread and the reader's have ended before this returns.
+        with closing(self._build_batches()) as built, closing(_build_ahead(built, self.ahead)) as batches:
             while True:
                 begin = time.perf_counter()
                 batch = next(batches, None)
@@ -231,11 +232,11 @@ class StructureBatches(IterableDataset[Batch]):
                     return
                 yield batch
 
-    def _built(self) -> Generator[Batch]:
+    def _build_batches(self) -> Generator[Batch]:
         labels = wanted_labels(self.heads, energy=self.energy)
         reader = EpochReader(self.stores, self.chosen, shuffle=self.shuffle, labels=labels)
         for rows in islice(reader.batches(structures=self.batch_size), self.skip, None):
-            mine = _shares(rows.block, self.share[1])[self.share[0]]
+            mine = _divide_among(rows.block, self.share[1])[self.share[0]]
             taken = mine if len(mine) else np.argmin(rows.block.n_atoms, keepdims=True)
             part = rows if len(taken) == len(rows) else rows.take(taken)
             batch = make_batch(part, self.heads, self.cutoff, self.dtype, energy=self.energy)
@@ -245,12 +246,12 @@ class StructureBatches(IterableDataset[Batch]):
             yield batch
 
 
-def _ahead(batches: Generator[Batch], ahead: int) -> Generator[Batch]:
-    return cast("Generator[Batch]", read_ahead(batches, ahead, Event()))  # which is a generator, and can be closed
+def _build_ahead(batches: Generator[Batch], ahead: int) -> Generator[Batch]:
+    return cast("Generator[Batch]", read_ahead(batches, ahead, Event()))  # a generator, so it can be closed
 
 
-def _shares(block: GraphBlock, processes: int) -> list[NDArray[np.int64]]:
-    """The structures of each process, in their order: the largest first, each to the one that has least so far."""
+def _divide_among(block: GraphBlock, processes: int) -> list[NDArray[np.int64]]:
+    """Return the structures of each process, in order: the largest go first, each to the least loaded process."""
     slots = block.n_atoms * np.maximum(1, block.max_neighbors)
     process, load = np.zeros(len(block), dtype=np.int64), np.zeros(processes)
     if processes > 1:

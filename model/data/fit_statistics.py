@@ -1,8 +1,8 @@
-"""What a network takes from its training set: reference energies, shifts and scales, by least squares in one pass.
+"""Statistics of the training set: reference energies, shifts and scales, by least squares in one pass.
 
-The rows of a least squares problem are not kept: the triangular factor of those so far stands for all of them (Demmel
-et al., SIAM J. Sci. Comput. 34, A206, 2012). Unlike sums of products it loses no digits, and total energies of a
-million eV leave residuals of meV.
+The rows of a least-squares problem are not kept; the triangular factor of the rows so far replaces them (Demmel et al.,
+SIAM J. Sci. Comput. 34, A206, 2012). Unlike sums of products it loses no digits: total energies of a million eV leave
+residuals of meV.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from ..statistics import DataStatistics, HeadStatistics
 from .batches import N_ATOMIC_NUMBERS, element_counts
 from .targets import HeadLabels, finite_rows, wanted_labels
 
-# A smaller spread than this, in eV or eV/angstrom, is taken for none: one structure alone has none.
+# A spread below this, in eV or eV/angstrom, counts as zero, as for a single structure.
 _LEAST_SCALE = 1e-3
-# So many labelled force components make a scale of an element's own.
+# An element gets its own scale if it has at least this many labelled force components.
 _LEAST_COMPONENTS = 100
-# Of a head the shift of each element is drawn to the mean of all, as by this share of one structure of the pure element
-# (intensive) or of one atom (extensive). Elements that always come together could have any shifts without it.
+# The shift of each element is pulled towards the common mean, with the weight of this fraction of one structure of the
+# pure element (intensive head) or of one atom (extensive head). Without this ridge, elements that always occur together
+# could have any shifts.
 _RIDGE = 1e-2
-# A head of whose size this share or less is left is fitted but for rounding, ...
+# If the residual is at most this fraction of the labels' size, the head is fitted up to rounding, ...
 _ROUNDING = 1e-9
-# ... and an irrep of this share or less of the head's largest one is noise.
+# ... and an irrep whose scale is at most this fraction of the head's largest is noise.
 _NOISE = 1e-3
 
 
@@ -44,26 +45,27 @@ def fit_statistics(
     heads: Mapping[str, HeadLabels],
     energy_scale: Literal["global", "element"],
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Elements and statistics of the structures to train on, in one pass over them.
+    """Compute the elements and statistics of the training structures in one pass.
 
-    Reference energies solve the least squares problem of total energies on composition; where compositions leave them
-    open, they are the smallest ones. Energy scales are the root mean square of force components, or, without forces,
-    the standard deviation of what the references leave per atom. Shifts of heads: see `_StructureHead` and `_AtomHead`.
+    Reference energies are the least-squares fit of total energies to composition; if the compositions do not determine
+    them, the minimum-norm solution is used. Energy scales are the root mean square of the force components or, without
+    forces, the standard deviation of the residual energy per atom. For the shifts of heads see `_StructureHead` and
+    `_AtomHead`.
 
     Args:
-        stores: The stores.
+        stores: Graph stores.
         chosen: bool[n_structures] for each store, structures to train on.
-        cutoff: Of the network, angstrom.
-        energy: Whether there are energies; without, references are 0 and scales 1.
+        cutoff: Cutoff radius of the network (angstrom).
+        energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
-        energy_scale: One for all elements, or one for each that has 100 labelled force components.
+        energy_scale: One scale for all elements, or one for each element with at least 100 labelled force components.
 
     Returns:
-        The elements of those structures, ascending, and the statistics. An element that comes in no structure with an
-        energy has the reference energy 0.
+        The elements of these structures in ascending order, and the statistics. An element that occurs in no structure
+        with an energy has the reference energy 0.
 
     Raises:
-        ConfigError: No structure has a label for one of the heads.
+        ConfigError: No structure has a usable label for one of the heads.
     """
     energies, forces = _Energies(), _Forces()
     fits = {
@@ -86,24 +88,22 @@ def fit_statistics(
             fit.add(block, counts)
     for name, fit in fits.items():
         if not fit.count:
-            raise ConfigError(
-                f"heads.{name}: no structure to train on has a label {heads[name].label!r} that it can use"
-            )
+            raise ConfigError(f"heads.{name}: no training structure has a usable label {heads[name].label!r}")
     elements = np.flatnonzero(atoms)
     references = energies.references()
     scales = forces.scales(energies.spread(references), by_element=energy_scale == "element")
-    found = {name: fit.statistics(elements) for name, fit in fits.items()}
+    head_statistics = {name: fit.statistics(elements) for name, fit in fits.items()}
     statistics = DataStatistics(
         tuple(references[elements].tolist()),
         tuple(scales[elements].tolist()) if energy else (1.0,) * len(elements),
         max(1.0, n_edges / max(1, int(atoms.sum()))),
-        found,
+        head_statistics,
     )
     return tuple(elements.tolist()), statistics
 
 
 class _Factor:
-    """The triangular factor R of a matrix A whose rows come in pieces: ``|R x| = |A x|`` for every x."""
+    """Triangular factor R of a matrix A whose rows arrive in pieces: ``|R x| = |A x|`` for every x."""
 
     def __init__(self, columns: int) -> None:
         self.r: NDArray[np.float64] = np.zeros((0, columns))
@@ -117,13 +117,13 @@ class _Factor:
             self.count += len(rows)
 
     def root_mean_square(self, combinations: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64[k], of combinations float64[n_columns, k] of the columns."""
+        """Root mean squares, float64[k], of linear combinations of the columns, float64[n_columns, k]."""
         norms = np.linalg.norm(self.r @ combinations, axis=0)
         return np.asarray(norms / np.sqrt(max(1, self.count)))
 
 
 class _Energies:
-    """Total energies on composition."""
+    """Least-squares fit of total energies to composition."""
 
     def __init__(self) -> None:
         self._totals = _Factor(N_ATOMIC_NUMBERS + 1)
@@ -139,7 +139,7 @@ class _Energies:
         self._per_atom.add(np.ones_like(energy), counts[known] / size, energy / size)
 
     def references(self) -> NDArray[np.float64]:
-        """float64[119], eV."""
+        """Reference energies by atomic number (eV), float64[119]."""
         r = self._totals.r
         found = np.zeros(N_ATOMIC_NUMBERS)
         there = np.flatnonzero(r[:, :N_ATOMIC_NUMBERS].any(axis=0))
@@ -148,10 +148,10 @@ class _Energies:
         return found
 
     def spread(self, references: NDArray[np.float64]) -> float:
-        """Standard deviation of what references leave per atom, eV."""
+        """Standard deviation of the residual energy per atom (eV)."""
         if not self._per_atom.count:
             return 0.0
-        # The first column is constant, so that the rows of the factor below the first hold deviations from means.
+        # The first column is constant, so all rows of the factor but the first hold deviations from the means.
         deviations = self._per_atom.r[1:, 1:] @ np.append(-references, 1.0)
         return float(np.linalg.norm(deviations) / np.sqrt(self._per_atom.count))
 
@@ -173,7 +173,7 @@ class _Forces:
         self._count += np.bincount(block.atomic_number, known.sum(axis=1), N_ATOMIC_NUMBERS)
 
     def scales(self, otherwise: float, *, by_element: bool) -> NDArray[np.float64]:
-        """float64[119], root mean squares, or `otherwise` if there are no forces."""
+        """Root mean squares of the force components, float64[119]; `otherwise` if there are no forces."""
         total = float(self._count.sum())
         scale = float(np.sqrt(self._squares.sum() / total)) if total else otherwise
         found = np.full(N_ATOMIC_NUMBERS, scale if scale > _LEAST_SCALE else 1.0)
@@ -185,9 +185,9 @@ class _Forces:
 
 
 class _StructureHead:
-    """Labels of structures: invariant components on fractions of elements, or on numbers of atoms if extensive.
+    """Fit of structure labels: invariant components to element fractions, or to element counts if extensive.
 
-    What is fitted is how shifts of elements deviate from that of all together, with a small ridge (`_RIDGE`).
+    The fit determines how the shift of each element deviates from the common shift, with a small ridge (`_RIDGE`).
     """
 
     def __init__(self, head: HeadLabels) -> None:
@@ -197,7 +197,7 @@ class _StructureHead:
 
     @property
     def count(self) -> int:
-        """Labels so far."""
+        """Number of labels so far."""
         return self._sums.count
 
     def add(self, block: GraphBlock, counts: NDArray[np.int64]) -> None:
@@ -212,10 +212,10 @@ class _StructureHead:
             self._sums.add(counts[known] / size, components[known])
 
     def statistics(self, elements: NDArray[np.int64]) -> HeadStatistics:
-        """Of the elements of the network."""
+        """Statistics of the head for the elements of the network."""
         head, r = self._head, self._sums.r
         parts, values = r[:, :N_ATOMIC_NUMBERS], r[:, N_ATOMIC_NUMBERS + head.invariant]
-        whole = parts.sum(axis=1)  # 1, or the number of atoms, of each structure
+        whole = parts.sum(axis=1)  # for each structure 1, or its number of atoms
         together = whole @ values / (whole @ whole)
         left = np.concatenate([values - np.outer(whole, together), np.zeros((N_ATOMIC_NUMBERS, len(head.invariant)))])
         ridge = np.sqrt(_RIDGE) * np.eye(N_ATOMIC_NUMBERS)
@@ -227,9 +227,9 @@ class _StructureHead:
 
 
 class _AtomHead:
-    """Labels of atoms: means of the invariant components by element; elements without a label have the mean of all.
+    """Fit of atom labels: mean invariant components by element; elements without labels get the mean over all atoms.
 
-    Means and squares of deviations are put together from those of pieces (Chan, Golub & LeVeque, 1979).
+    Means and squared deviations are merged from those of the pieces (Chan, Golub & LeVeque, 1979).
     """
 
     def __init__(self, head: HeadLabels) -> None:
@@ -239,10 +239,10 @@ class _AtomHead:
 
     @property
     def count(self) -> int:
-        """Labels so far."""
+        """Number of labels so far."""
         return int(self._n.sum())
 
-    def add(self, block: GraphBlock, counts: NDArray[np.int64]) -> None:  # noqa: ARG002 - as of structures
+    def add(self, block: GraphBlock, counts: NDArray[np.int64]) -> None:  # noqa: ARG002 - same signature as `_StructureHead.add`
         """Add the atoms that have a label."""
         components = self._head.of(block)
         known = finite_rows(components)
@@ -259,7 +259,7 @@ class _AtomHead:
         self._n += n
 
     def statistics(self, elements: NDArray[np.int64]) -> HeadStatistics:
-        """Of the elements of the network."""
+        """Statistics of the head for the elements of the network."""
         invariant, total = self._head.invariant, self._n.sum()
         shifts = np.where(self._n > 0, self._mean, (self._n * self._mean).sum(axis=0) / total)[:, invariant]
         left, size = self._squares.copy(), self._squares + self._n * self._mean**2
@@ -272,16 +272,16 @@ class _AtomHead:
 def _statistics(
     head: HeadLabels, shifts: NDArray[np.float64], left: NDArray[np.float64], size: NDArray[np.float64]
 ) -> HeadStatistics:
-    """Scales of irreps from root mean squares of components.
+    """Compute the scale of each irrep from root mean squares of its components.
 
-    An irrep of no spread, such as one that all crystals forbid, has the scale of the head's largest one, and 1 where
-    none has any.
+    An irrep without spread, such as one that crystal symmetry forbids everywhere, gets the largest scale of the head;
+    if no irrep has any spread, all scales are 1.
 
     Args:
-        head: The head.
+        head: Labels of the head.
         shifts: float64[n_elements, n_invariant].
-        left: float64[dim], of what the shifts leave.
-        size: float64[dim], of the components themselves.
+        left: float64[dim], root mean squares after the shifts are subtracted.
+        size: float64[dim], root mean squares of the components themselves.
     """
     dims = [ir.dim for mul, ir in head.basis.irreps for _ in range(mul)]
     scales = np.sqrt([np.mean(part**2) for part in np.split(left, np.cumsum(dims)[:-1])])

@@ -1,4 +1,4 @@
-"""Which structures are trained on, which are validated on while training, and which are kept for one last test."""
+"""Division of structures into training, validation and test sets."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SIZES = "n_structures"
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of one or several stores; no structure is in two of them.
+    """Disjoint training, validation and test sets of one or several stores.
 
     Attributes:
-        training: bool[n_structures] for each store.
-        validation: Likewise.
-        test: Likewise; none where no test is wanted.
+        training: bool[n_structures] for each store, structures to train on.
+        validation: bool[n_structures] for each store, structures to validate on during training.
+        test: bool[n_structures] for each store, structures for the final test; all False if no test was requested.
     """
 
     training: tuple[NDArray[np.bool_], ...]
@@ -40,7 +40,7 @@ class Split:
     test: tuple[NDArray[np.bool_], ...]
 
     def save(self, path: str | Path) -> None:
-        """Write a numpy archive, which appears under its name only when complete.
+        """Write a NumPy archive atomically.
 
         It holds ``training_0``, ``validation_0``, ``test_0`` (int64[n], rows of the first store), ``training_1``, ...
         and ``n_structures`` (int64[n_stores]).
@@ -59,14 +59,14 @@ class Split:
 
     @classmethod
     def load(cls, path: str | Path, stores: Sequence[GraphStore] | None = None) -> Split:
-        """Read what `save` has written.
+        """Read an archive written by `save`.
 
         Args:
-            path: The archive.
-            stores: That it should be of, to compare the numbers of their structures.
+            path: Path of the archive.
+            stores: Stores that it must belong to; their numbers of structures are compared.
 
         Raises:
-            StoreError: Missing, damaged, another file, or of other stores.
+            StoreError: The file is missing, damaged, not a split, or belongs to other stores.
         """
         parts: dict[str, list[NDArray[np.bool_]]] = {part: [] for part in SUBSETS}
         try:
@@ -76,33 +76,33 @@ class Split:
                         found.append(np.zeros(size, dtype=bool))
                         found[-1][arrays[f"{part}_{number}"]] = True
         except (OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path}: no split of ours, or damaged ({type(error).__name__})") from error
+            raise StoreError(f"{path}: not a split file of equiscreen, or damaged ({type(error).__name__})") from error
         sizes = [len(chosen) for chosen in parts["training"]]
         if stores is not None and sizes != [len(store) for store in stores]:
-            raise StoreError(f"{path}: is of stores of {sizes} structures, not of {[len(store) for store in stores]}")
+            raise StoreError(f"{path}: belongs to stores of {sizes} structures, not {[len(store) for store in stores]}")
         return cls(**{part: tuple(found) for part, found in parts.items()})
 
 
 def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], config: SplitConfig) -> Split:
-    """Divide the usable structures; the same for the same structures, choice and configuration, wherever stores lie.
+    """Divide the usable structures; the result does not depend on where the stores lie.
 
-    Shares are those of all usable structures of all stores, as near as whole structures, or whole groups, come to them:
+    Fractions refer to all usable structures of all stores, and are met as closely as whole structures or groups allow:
 
-    - ``structure``, ``stratified``: the number of structures is met to the last one, and in each group it is off by
-      less than one for the test, and less than two for the validation.
-    - ``composition``, ``group``: groups are taken in random order, each if it brings the number of structures nearer to
-      what is wanted. Structures without a value are one group.
-    - ``time``: the latest are the test, those before them the validation. All structures of one time stay together.
-      Times that can all be read as numbers are compared as such, all others as text: dates should read 2024-05-31.
+    - ``structure``, ``stratified``: the total number of structures is exact; within each group it is off by less than
+      one for the test and less than two for the validation.
+    - ``composition``, ``group``: groups are considered in random order; a group is taken if it brings the number of
+      structures closer to the target. Structures without a value form one group.
+    - ``time``: the latest structures are the test, those before them the validation. Structures with equal times stay
+      together. Times are compared as numbers if all can be read as such, otherwise as text: write dates as 2024-05-31.
 
     Args:
-        stores: Of the structures.
-        usable: bool[n_structures] for each store.
-        config: How.
+        stores: Graph stores.
+        usable: bool[n_structures] for each store, structures with a usable label.
+        config: Settings of the split.
 
     Raises:
-        ConfigError: Too few structures, or groups, for each part to have one; no such column; a structure without a
-            time.
+        ConfigError: There are too few structures or groups to give each part one, the column does not exist, or a
+            structure has no time.
     """
     rows = np.flatnonzero(np.concatenate(list(usable)))
     rng = np.random.default_rng(config.seed)
@@ -113,11 +113,11 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
         n_test, n_validation = _numbers(len(rows), config)
         order = np.lexsort((rng.permutation(len(rows)), group))
         for chosen, number in ((_TEST, n_test), (_VALIDATION, n_validation)):
-            picked = _evenly(len(order), number, int(rng.integers(len(order))))
+            picked = _choose_evenly(len(order), number, int(rng.integers(len(order))))
             part[order[picked]] = chosen
             order = order[~picked]
     else:
-        group, what = _whole_groups(stores, rows, config)
+        group, what = _number_groups(stores, rows, config)
         sizes = np.bincount(group)
         _check_number(len(sizes), what, config)
         by_time = config.by == "time"
@@ -125,10 +125,10 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
         for chosen, share in ((_TEST, config.test), (_VALIDATION, config.validation)):
             if share > 0:
                 leave = 2 if chosen == _TEST else 1
-                taken = _nearest(sizes, order, max(1, round(share * len(rows))), leave, in_order=by_time)
+                taken = _choose_groups(sizes, order, max(1, round(share * len(rows))), leave, in_order=by_time)
                 part[np.isin(group, taken)] = chosen
                 order = order[~np.isin(order, taken)]
-    return _placed(part, rows, [len(known) for known in usable])
+    return _split_by_store(part, rows, [len(known) for known in usable])
 
 
 def _check_number(number: int, what: str, config: SplitConfig) -> None:
@@ -138,24 +138,24 @@ def _check_number(number: int, what: str, config: SplitConfig) -> None:
 
 
 def _numbers(total: int, config: SplitConfig) -> tuple[int, int]:
-    """Structures to test and to validate on."""
+    """Return the numbers of test and validation structures."""
     n_test = min(total - 2, max(1, round(config.test * total))) if config.test > 0 else 0
     return n_test, min(total - n_test - 1, max(1, round(config.validation * total)))
 
 
-def _evenly(total: int, number: int, offset: int) -> NDArray[np.bool_]:
-    """bool[total], `number` of them, of each stretch its share to less than one (systematic sampling)."""
+def _choose_evenly(total: int, number: int, offset: int) -> NDArray[np.bool_]:
+    """Choose `number` of `total` evenly (systematic sampling): bool[total], each stretch exact to less than one."""
     steps = (np.arange(total + 1, dtype=np.int64) * number + offset) // total
     return np.diff(steps) > 0
 
 
-def _nearest(
+def _choose_groups(
     sizes: NDArray[np.int64], order: NDArray[np.int64], target: int, leave: int, *, in_order: bool
 ) -> list[int]:
-    """Groups that hold about `target` structures together, one at least, so that `leave` groups stay.
+    """Choose at least one group, about `target` structures in total, and leave at least `leave` groups.
 
-    Each group is taken if the number comes nearer to the target with it than without. Where it does not, the ones
-    behind it are tried, or with `in_order` none.
+    A group is taken if it brings the total closer to the target. If it does not, later groups are tried; with
+    `in_order`, the search stops.
     """
     taken: list[int] = []
     held = 0
@@ -173,10 +173,10 @@ def _nearest(
     return [int(order[0] if in_order else order[np.argmin(sizes[order])])]
 
 
-def _whole_groups(
+def _number_groups(
     stores: Sequence[GraphStore], rows: NDArray[np.int64], config: SplitConfig
 ) -> tuple[NDArray[np.int64], str]:
-    """int64[n], the group of each structure, from 0, ascending with the time if it is by that; and what groups are."""
+    """Number the groups: int64[n], from 0 (ascending in time for `by: time`), and a name for the groups."""
     if config.by == "composition":
         formulas = np.concatenate([_formulas(store) for store in stores])
         return _groups(formulas[rows]), "formulas"
@@ -190,13 +190,13 @@ def _whole_groups(
 
 
 def _groups(values: NDArray[np.generic]) -> NDArray[np.int64]:
-    """int64[n], the place of each value among the different ones, ascending."""
+    """Return the rank of each value among the distinct values, int64[n]."""
     inverse: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
     return inverse
 
 
 def _as_numbers(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Texts as numbers if all of them are finite ones."""
+    """Convert texts to numbers if all of them are finite numbers."""
     try:
         numbers = np.array([float(text) for text in values.tolist()])
     except ValueError:
@@ -205,10 +205,10 @@ def _as_numbers(values: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def _column(stores: Sequence[GraphStore], name: str | None) -> NDArray[np.generic]:
-    """Text of all structures of all stores, without blanks around it; empty where there is none.
+    """Read a column of all structures of all stores as stripped text; empty where there is no value.
 
     Raises:
-        ConfigError: A store has no such column.
+        ConfigError: A store does not have this column.
     """
     texts: list[str] = []
     for store in stores:
@@ -216,8 +216,8 @@ def _column(stores: Sequence[GraphStore], name: str | None) -> NDArray[np.generi
         if spec is None or spec.dims != (STRUCTURE,):
             columns = sorted(key for key, known in store.specs.items() if known.attrs.get("role") == "column")
             raise ConfigError(
-                f"training.split.key: {store.path} has no column {name!r} (there are: "
-                f"{', '.join([*columns, 'source'])}); `featurize --column {name}` carries one along"
+                f"training.split.key: {store.path} has no column {name!r} (available: "
+                f"{', '.join([*columns, 'source'])}); `featurize --column {name}` adds it"
             )
         values = store.column(str(name)).tolist()
         texts += ["" if isinstance(x, float) and math.isnan(x) else str(x).strip() for x in values]
@@ -225,18 +225,18 @@ def _column(stores: Sequence[GraphStore], name: str | None) -> NDArray[np.generi
 
 
 def _formulas(store: GraphStore) -> NDArray[np.void]:
-    """Void16[n_structures], a digest of each structure's reduced formula."""
+    """Hash each structure's reduced formula: void16[n_structures]."""
     digests: list[bytes] = []
     for counts in compositions(store):
         reduced = (counts // np.gcd.reduce(counts, axis=1)[:, None]).astype("<u2")
-        different, place = np.unique(reduced, axis=0, return_inverse=True)
-        known = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in different]
+        distinct, place = np.unique(reduced, axis=0, return_inverse=True)
+        known = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in distinct]
         digests += [known[number] for number in place.tolist()]
     return np.frombuffer(b"".join(digests), dtype="V16")
 
 
-def _placed(part: NDArray[np.int64], rows: NDArray[np.int64], sizes: Sequence[int]) -> Split:
-    """Parts of the rows of all stores as choices in each of them."""
+def _split_by_store(part: NDArray[np.int64], rows: NDArray[np.int64], sizes: Sequence[int]) -> Split:
+    """Convert the part of each usable row (of all stores together) to masks for each store."""
     found = {}
     for number, name in enumerate(SUBSETS):
         chosen = np.zeros(sum(sizes), dtype=bool)

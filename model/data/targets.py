@@ -1,4 +1,4 @@
-"""Labels of heads: where they stand in the stores, and their values as components of irreps."""
+"""Labels of heads: where the stores keep them, and their values as irrep components."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROWS_AT_ONCE = 1 << 13
 
 @dataclass(frozen=True)
 class HeadLabels:
-    """The labels of one head, as components of its irreps.
+    """The labels of one head, as irrep components.
 
     Attributes:
-        config: The head.
-        shape: Of one label.
-        unit: As in the stores.
-        label: Its name in the stores.
+        config: Configuration of the head.
+        shape: Shape of one label.
+        unit: Unit of the label, as in the stores.
+        label: Name of the label in the stores.
     """
 
     config: HeadConfig
@@ -46,7 +46,7 @@ class HeadLabels:
 
     @cached_property
     def invariant(self) -> NDArray[np.int64]:
-        """int64[n], which components are invariant (0e)."""
+        """Indices of the invariant (0e) components, int64[n]."""
         kinds = np.concatenate([np.full(mul * ir.dim, ir.l == 0 and ir.p == 1) for mul, ir in self.basis.irreps])
         return np.flatnonzero(kinds)
 
@@ -57,24 +57,24 @@ class HeadLabels:
         return kind is not None and kind.molecules_only
 
     def components(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Labels as components of the irreps, of the logarithm where the head predicts that.
+        """Convert labels to irrep components (of the logarithm if the head is transformed).
 
         Args:
-            values: float64[n, *shape]. What is asymmetric where the tensor is symmetric is made symmetric.
+            values: float64[n, *shape]. Labels of a symmetric tensor are symmetrised.
 
         Returns:
-            float64[n, dim]; all NaN where any number of the label is absent, or where there is no logarithm.
+            float64[n, dim]; a row is NaN if any number of its label is missing, or if the label has no logarithm.
         """
         found = self._untransformed(values)
         return self._logarithm(found) if self.config.transform == "log" else found
 
     def without_logarithm(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """bool[n], which labels are there and cannot be used, since their logarithm is wanted and they have none."""
+        """Return a mask, bool[n], of complete labels that cannot be used because they have no logarithm."""
         there = finite_rows(self._untransformed(values))
         return there & ~finite_rows(self.components(values))
 
     def of(self, block: GraphBlock) -> NDArray[np.float64]:
-        """float64[n_structures or n_atoms, dim], the components of all labels of a block, NaN where there are none."""
+        """Return the components of all labels of a block, float64[n_structures or n_atoms, dim]; NaN where missing."""
         atoms = self.config.per == "atom"
         labels = block.atom_labels if atoms else block.structure_labels
         if self.label not in labels:
@@ -86,9 +86,9 @@ class HeadLabels:
         return found
 
     def labelled(self, store: GraphStore) -> NDArray[np.bool_]:
-        """bool[n_structures], which structures of a store have a label that can be used; one atom's is enough."""
+        """Return a mask, bool[n_structures], of structures with a usable label; one labelled atom is enough."""
         known = np.zeros(len(store), dtype=bool)
-        for span, values, first in self._stored(store):
+        for span, values, first in self._read_labels(store):
             there = finite_rows(self.components(values))
             known[span] = np.logical_or.reduceat(there, first)
         if self.molecules_only:
@@ -96,16 +96,16 @@ class HeadLabels:
         return known
 
     def count_without_logarithm(self, store: GraphStore, chosen: NDArray[np.bool_]) -> int:
-        """How many labels of the chosen structures cannot be used, since they have no logarithm."""
+        """Count the labels of the chosen structures that cannot be used because they have no logarithm."""
         if self.config.transform != "log":
             return 0
         count = 0
-        for span, values, first in self._stored(store):
+        for span, values, first in self._read_labels(store):
             count += int(np.add.reduceat(self.without_logarithm(values), first, dtype=np.int64)[chosen[span]].sum())
         return count
 
-    def _stored(self, store: GraphStore) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
-        """Some structures of a store at a time, their labels, and the first label of each; none if it has none."""
+    def _read_labels(self, store: GraphStore) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
+        """Yield slices of a store's structures, their labels and each one's first label; nothing without this label."""
         if not any(self.label in names for names in store.label_names):
             return
         start_of = store.offsets[0] if self.config.per == "atom" else np.arange(len(store) + 1)
@@ -116,7 +116,7 @@ class HeadLabels:
 
     @cached_property
     def _from_label(self) -> NDArray[np.float64]:
-        """float64[prod(shape), dim], from a label's numbers to the nearest tensor's components."""
+        """Map from a label's numbers to the components of the nearest tensor, float64[prod(shape), dim]."""
         matrix: NDArray[np.float64] = np.linalg.pinv(presentation(self.basis, self.shape).numpy()).T
         return matrix
 
@@ -128,7 +128,7 @@ class HeadLabels:
         return found
 
     def _logarithm(self, components: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of scalars, or of symmetric matrices: the same eigenvectors with the logarithms of the eigenvalues."""
+        """Logarithm of scalars or symmetric matrices (same eigenvectors, logarithms of the eigenvalues)."""
         found = np.full_like(components, np.nan)
         there = np.flatnonzero(finite_rows(components))
         if self.basis.rank == 0:
@@ -145,7 +145,7 @@ class HeadLabels:
 
 
 def finite_rows(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """bool[n], in which rows of float64[n, k] every number is finite."""
+    """Return a mask, bool[n], of the rows of float64[n, k] in which every number is finite."""
     return np.asarray(np.isfinite(values).all(axis=1))
 
 
@@ -153,30 +153,30 @@ def head_labels(stores: Sequence[GraphStore], heads: Mapping[str, HeadConfig]) -
     """Find the labels of all heads in the stores.
 
     Raises:
-        ConfigError: In none of them, or of another kind than the head.
-        StoreError: Of different shape or unit in two of them.
+        ConfigError: No store has the label, or it does not fit the head.
+        StoreError: The shape or unit of a label differs between stores.
     """
-    found = {name: _found_labels(stores, name, config) for name, config in heads.items()}
-    EpochReader(stores, labels={head.label for head in found.values()})  # which compares them
+    found = {name: _find_labels(stores, name, config) for name, config in heads.items()}
+    EpochReader(stores, labels={head.label for head in found.values()})  # raises if stores disagree
     return found
 
 
-def _found_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) -> HeadLabels:
+def _find_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) -> HeadLabels:
     label = config.label or name
     having = [store for store in stores if any(label in names for names in store.label_names)]
     if not having:
         known = sorted({label for store in stores for names in store.label_names for label in names})
         raise ConfigError(
-            f"heads.{name}: no store has a label {label!r} (there are: {', '.join(known) or 'none'}); name one with "
+            f"heads.{name}: no store has a label {label!r} (available: {', '.join(known) or 'none'}); choose one with "
             f"`label`, or map it with `featurize --label {label}=KEY[unit]`"
         )
     per = "structure" if label in having[0].label_names[0] else "atom"
     if per != config.per:
-        raise ConfigError(f"heads.{name}: {label!r} is a label per {per}; say `per: {per}`")
+        raise ConfigError(f"heads.{name}: {label!r} is a label per {per}; use `per: {per}`")
     stored, unit = having[0].label_shape(label)
     shape = stored if config.shape is None else config.shape
     if math.prod(shape) != math.prod(stored):
-        raise ConfigError(f"heads.{name}: the label {label!r} has the shape {list(stored)}, not {list(shape)}")
+        raise ConfigError(f"heads.{name}: the label {label!r} has shape {list(stored)}, not {list(shape)}")
     try:
         presentation(tensor_basis(config), shape)
     except ValueError as error:
@@ -185,20 +185,20 @@ def _found_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) -
 
 
 def wanted_labels(heads: Mapping[str, HeadLabels], *, energy: bool) -> set[str]:
-    """Names of all labels that are trained on."""
+    """Names of all labels used for training."""
     return {*((ENERGY, FORCES, STRESS) if energy else ()), *(head.label for head in heads.values())}
 
 
 def usable_structures(
     stores: Sequence[GraphStore], energy: bool, heads: Mapping[str, HeadLabels]
 ) -> list[NDArray[np.bool_]]:
-    """Which structures have something to train on: energy, forces or stress, where energies are wanted, or a head's.
+    """Find the structures with a label to train on: energy, forces or stress (if `energy`), or a label of a head.
 
     Returns:
         bool[n_structures] for each store.
 
     Raises:
-        ConfigError: None has.
+        ConfigError: No structure has one.
     """
     usable = []
     for store in stores:
@@ -209,7 +209,7 @@ def usable_structures(
             known |= head.labelled(store)
         usable.append(known)
     if not any(known.any() for known in usable):
-        wanted = (["an energy"] if energy else []) + [f"a label for heads.{name} that it can use" for name in heads]
+        wanted = (["an energy"] if energy else []) + [f"a usable label for heads.{name}" for name in heads]
         first = ENERGY if energy else next((head.label for head in heads.values()), ENERGY)
         raise ConfigError(
             f"{', '.join(str(store.path) for store in stores)}: no structure has {' or '.join(wanted)}; "
@@ -219,7 +219,7 @@ def usable_structures(
 
 
 def _labelled_energies(store: GraphStore) -> NDArray[np.bool_]:
-    """bool[n_structures], which have an energy, a force, or as a crystal a stress; none if none has an energy."""
+    """Mask, bool[n_structures], of structures with an energy, a force or (3D-periodic) a stress; needs one energy."""
     per_structure, per_atom = store.label_names
     known = np.zeros(len(store), dtype=bool)
     if ENERGY in per_structure:

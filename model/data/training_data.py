@@ -1,4 +1,4 @@
-"""The graph stores, splits and batches of one training."""
+"""Graph stores, split and batches of one training run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .targets import HeadLabels
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a training reads.
+    """Data of one training run.
 
     Attributes:
-        stores: Where the structures are.
-        split: Which of them are for what.
-        heads: How labels become components of heads.
+        stores: Graph stores of the structures.
+        split: Training, validation and test structures.
+        heads: Labels of the heads, by name.
     """
 
     stores: tuple[GraphStore, ...]
@@ -52,10 +52,10 @@ class TrainingData:
         )
 
     def names(self, batch: Batch, rows: Sequence[int]) -> str:
-        """Structures of a batch as a person finds them again."""
+        """Describe structures of a batch so that a person can find them."""
         found = []
         for row in rows[:3]:
             store, place = self.stores[int(batch.store[row])], int(batch.row[row])
             name = str(store.column("structure_id", place, place + 1)[0])
-            found.append(f"{name or 'without a name'} (row {place} of {store.path})")
+            found.append(f"{name or 'unnamed'} (row {place} of {store.path})")
         return ", ".join(found) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")

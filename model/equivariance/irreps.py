@@ -1,8 +1,8 @@
-"""Algebra of irreps that exports: harmonics, Clebsch-Gordan products and linear maps, written as matrix products.
+"""Exportable algebra of irreps: spherical harmonics, Clebsch-Gordan products and linear maps as matrix products.
 
-A feature is a dictionary from irrep to a tensor ``[n, 2 l + 1, channels]``: components first, channels last, so that
-constants over components are small matrices and a linear map is one matrix product. Components are ordered and
-normalised as in e3nn ("component" normalisation: a random feature has components of variance one).
+A feature is a dictionary from irrep to a tensor ``[n, 2 l + 1, channels]``. Channels come last, so that constants over
+components are small matrices and a linear map is one matrix product. Components are ordered and normalised as in e3nn
+("component" normalisation: the components of a random feature have unit variance).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from e3nn import o3
-from e3nn.o3 import Irrep as Irrep  # noqa: PLC0414 - the package's own name for it
+from e3nn.o3 import Irrep as Irrep  # noqa: PLC0414 - re-exported
 from torch import Tensor, nn
 
 Features = dict[Irrep, Tensor]
@@ -22,7 +22,7 @@ SCALAR = Irrep("0e")
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One product of irreps, ``left x right -> out``."""
+    """A tensor-product path of irreps, ``left x right -> out``."""
 
     left: Irrep
     right: Irrep
@@ -30,21 +30,21 @@ class Path:
 
 
 def product_paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[Irrep]) -> list[Path]:
-    """All allowed products that end in one of `out`, grouped by the left irrep."""
+    """Return all allowed paths that end in one of `out`, grouped by the left irrep."""
     rights, outs = list(right), list(out)
     return [Path(a, b, c) for a in left for b in rights for c in outs if c in a * b]
 
 
 def coupling(path: Path) -> Tensor:
-    """Clebsch-Gordan coefficients of a path: float64[left, right, out], normalised to keep variance."""
+    """Clebsch-Gordan coefficients of a path, float64[left, right, out], normalised to preserve variance."""
     matrix: Tensor = o3.wigner_3j(path.left.l, path.right.l, path.out.l, dtype=torch.float64)
     return matrix * math.sqrt(path.out.dim)
 
 
 class SphericalHarmonics(nn.Module):
-    """Spherical harmonics up to `l_max` of unit vectors, equal to e3nn's with "component" normalisation.
+    """Spherical harmonics of unit vectors up to `l_max`, equal to e3nn's with "component" normalisation.
 
-    Each degree is the highest coupling of the one before with the vector itself, so no formula is written out, and no
+    Each degree is the highest coupling of the previous degree with the vector itself. No formula is written out, and no
     component is picked by an index (whose gradient would be a scatter).
     """
 
@@ -56,13 +56,13 @@ class SphericalHarmonics(nn.Module):
         for degree in range(2, l_max + 1):
             matrix = o3.wigner_3j(degree - 1, 1, degree, dtype=torch.float64).reshape(-1, 2 * degree + 1)
             here = torch.outer(before, pole).reshape(-1) @ matrix
-            # On the pole the harmonics have norm sqrt(2 l + 1), all of it in the middle component, which is positive.
+            # At the pole only the middle component is non-zero: it is positive and equals the norm, sqrt(2 l + 1).
             matrix = matrix * math.sqrt(2 * degree + 1) / here[degree]
             before = torch.outer(before, pole).reshape(-1) @ matrix
             self.register_buffer(f"_raise_{degree}", matrix, persistent=False)
 
     def forward(self, unit_vectors: Tensor) -> Tensor:
-        """float[..., 3] to float[..., (l_max + 1)^2], degrees one after the other."""
+        """Map float[..., 3] to float[..., (l_max + 1)^2], degrees in ascending order."""
         n = unit_vectors.shape[0]
         first = unit_vectors * math.sqrt(3.0)
         degrees = [torch.ones_like(unit_vectors.sum(-1, keepdim=True)), first]
@@ -74,7 +74,7 @@ class SphericalHarmonics(nn.Module):
 
 
 class IrrepsLinear(nn.Module):
-    """A linear map of the channels of each irrep; the only one that commutes with rotation and mirroring."""
+    """Linear map of the channels of each irrep: the general linear map that commutes with rotations and mirrors."""
 
     def __init__(self, channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class IrrepsLinear(nn.Module):
         self._scales = {irrep: 1 / math.sqrt(channels_in[irrep]) for irrep in self.irreps}
 
     def forward(self, features: Features) -> Features:
-        """Map each irrep that both sides know."""
+        """Map each irrep that both sides have."""
         out = {}
         for irrep in self.irreps:
             x = features[irrep]
@@ -96,16 +96,16 @@ class IrrepsLinear(nn.Module):
 
 
 class ChannelwiseProduct(nn.Module):
-    """Clebsch-Gordan products of two features, channel by channel, over all allowed paths.
+    """Channel-wise Clebsch-Gordan products of two features, over all allowed paths.
 
-    The result holds, for each irrep, the channels of all its paths one after the other.
+    For each irrep the result concatenates the channels of all paths.
 
     Args:
         left: Irreps of the left feature.
         right: Irreps of the right feature.
         out: Irreps to keep.
-        channels: Of all irreps, on both sides.
-        square: Both sides are one feature: products that differ in order only, or cancel, are left out.
+        channels: Number of channels of every irrep, on both sides.
+        square: Whether both sides are the same feature; products that vanish or differ only in order are skipped.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ChannelwiseProduct(nn.Module):
         self.left, self.right = list(left), list(right)
         paths = product_paths(left, right, out)
         if square:
-            paths = [path for path in paths if _comes_of_a_square(path, self.right)]
+            paths = [path for path in paths if _is_distinct_in_square(path, self.right)]
         self.blocks = nn.ModuleList(_Block(lefts, rights, some) for lefts, rights, some in _blocks(paths))
         self.channels_out: dict[Irrep, int] = {}
         for path in paths:
@@ -129,11 +129,11 @@ class ChannelwiseProduct(nn.Module):
 
     @property
     def paths(self) -> list[Path]:
-        """What is multiplied, in the order of the channels of each irrep."""
+        """Paths, in the order of the channels of each irrep."""
         return [path for block in self.blocks for path in block.paths]  # type: ignore[union-attr]
 
     def forward(self, left: Features, right: Features) -> Features:
-        """Multiply."""
+        """Multiply two features."""
         grouped: dict[Irrep, list[Tensor]] = {}
         for block in self.blocks:
             for irrep, piece in block(left, right).items():
@@ -142,18 +142,18 @@ class ChannelwiseProduct(nn.Module):
 
 
 class _Block(nn.Module):
-    """Products of some irreps of the left side that go with the same ones of the right.
+    """Products of left irreps that share the same right irreps.
 
     Args:
         left: Irreps of the left side.
         right: Irreps of the right side.
-        paths: To take; if all end in scalars, equal components alone are multiplied.
+        paths: Paths to compute; if all of them end in scalars, only equal components are multiplied.
     """
 
     def __init__(self, left: Sequence[Irrep], right: Sequence[Irrep], paths: Sequence[Path]) -> None:
         super().__init__()
         self.left, self.right, self.paths = list(left), list(right), list(paths)
-        self.diagonal = self.left == self.right and _pair_equals(paths)
+        self.diagonal = self.left == self.right and _are_scalar_products(paths)
         columns = torch.cat([_embedded(path, self.left, self.right) for path in self.paths], dim=-1)
         if self.diagonal:
             columns = columns.diagonal(dim1=0, dim2=1).T
@@ -161,7 +161,7 @@ class _Block(nn.Module):
         self.register_buffer("coupling", columns.reshape(-1, columns.shape[-1]).T.contiguous(), persistent=False)
 
     def forward(self, left: Features, right: Features) -> Features:
-        """Multiply."""
+        """Multiply two features."""
         a, b = _stacked(left, self.left), _stacked(right, self.right)
         if self.diagonal:
             products = a * b
@@ -175,24 +175,24 @@ def _stacked(features: Features, irreps: Sequence[Irrep]) -> Tensor:
     return torch.cat([features[irrep] for irrep in irreps], dim=1) if len(irreps) > 1 else features[irreps[0]]
 
 
-def _pair_equals(paths: Sequence[Path]) -> bool:
-    """Whether all products are scalars of an irrep with itself."""
+def _are_scalar_products(paths: Sequence[Path]) -> bool:
+    """Whether every path is the scalar product of an irrep with itself."""
     return all(path.left == path.right and path.out.l == 0 for path in paths)
 
 
-def _comes_of_a_square(path: Path, order: Sequence[Irrep]) -> bool:
-    """Whether a feature times itself has this product, and no earlier path has given it."""
+def _is_distinct_in_square(path: Path, order: Sequence[Irrep]) -> bool:
+    """Whether a feature times itself has this product and no earlier path already yields it."""
     if path.left == path.right:
         return bool(path.out.l % 2 == 0)  # the others are antisymmetric
     return order.index(path.left) < order.index(path.right)
 
 
 def _blocks(paths: Sequence[Path]) -> list[tuple[list[Irrep], list[Irrep], list[Path]]]:
-    """Paths with their irreps on both sides, so that irreps of the left side with the same partners are together.
+    """Group paths into blocks (left irreps, right irreps, paths) of left irreps that have the same partners.
 
-    Paths to scalars, which pair each irrep with itself, are one block if there are no others.
+    If all paths are scalar products of an irrep with itself, they form one block.
     """
-    if _pair_equals(paths):
+    if _are_scalar_products(paths):
         irreps = [path.left for path in paths]
         return [(irreps, irreps, list(paths))]
     partners: dict[Irrep, tuple[Irrep, ...]] = {}
@@ -210,7 +210,7 @@ def _blocks(paths: Sequence[Path]) -> list[tuple[list[Irrep], list[Irrep], list[
 
 
 def split_paths(stacked: Tensor, paths: Sequence[Path]) -> Features:
-    """Gather ``[n, sum of path dims, channels]`` by irrep, paths of one irrep side by side in the channels."""
+    """Split ``[n, sum of path dims, channels]`` by irrep; paths of one irrep are concatenated along the channels."""
     pieces = torch.split(stacked, [path.out.dim for path in paths], dim=1)
     grouped: dict[Irrep, list[Tensor]] = {}
     for path, piece in zip(paths, pieces, strict=True):
@@ -219,7 +219,7 @@ def split_paths(stacked: Tensor, paths: Sequence[Path]) -> Features:
 
 
 def _embedded(path: Path, left: Sequence[Irrep], right: Sequence[Irrep]) -> Tensor:
-    """The couplings of a path among all components of both sides: float64[left, right, path.out.dim]."""
+    """Coupling of a path, embedded in all components of both sides: float64[left, right, path.out.dim]."""
     out = torch.zeros(sum(ir.dim for ir in left), sum(ir.dim for ir in right), path.out.dim, dtype=torch.float64)
     i = sum(irrep.dim for irrep in left[: left.index(path.left)])
     j = sum(irrep.dim for irrep in right[: right.index(path.right)])

@@ -1,4 +1,4 @@
-"""How heads change when a structure is turned or mirrored."""
+"""How properties transform when a structure is rotated or mirrored."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .tensors import TensorBasis, presentation, tensor_basis
 def rotate_property(
     values: NDArray[np.float64], head: HeadConfig, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Values of a head for turned structures.
+    """Transform values of a head to those of the rotated structures.
 
     Args:
         values: float64[n, *shape].
-        head: What they are.
-        shape: Of one of them, as it is presented.
-        turn: float64[3, 3], a rotation or a rotoinversion, that positions are multiplied with.
+        head: Configuration of the head.
+        shape: Shape of one value.
+        turn: float64[3, 3], the rotation or rotoinversion applied to the positions.
     """
     basis = tensor_basis(head)
     present = presentation(basis, shape).numpy()
@@ -29,7 +29,7 @@ def rotate_property(
 
 
 def _change_of_components(basis: TensorBasis, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[dim, dim]."""
+    """Matrix that transforms the irrep components, float64[dim, dim]."""
     if basis.rank is None:
         out, begin = np.zeros((basis.dim, basis.dim)), 0
         for mul, irrep in basis.irreps:
@@ -48,7 +48,7 @@ def _change_of_components(basis: TensorBasis, turn: NDArray[np.float64]) -> NDAr
 
 
 def _wigner(irrep: Irrep, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[dim, dim], solved for from harmonics of some directions and of their images."""
+    """Wigner matrix, float64[dim, dim], fitted to the harmonics of some directions and of their images."""
     sign = np.sign(np.linalg.det(turn))
     directions = np.random.default_rng(7).normal(size=(8 * irrep.dim, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

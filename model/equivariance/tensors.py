@@ -1,6 +1,6 @@
-"""Which irreps a network of some symmetry has, and which heads it can carry.
+"""Cartesian tensors as irreps, and the irreps that features of a given symmetry can have.
 
-Under ``so3`` parity is not tracked: an irrep of degree l is written ``le``, whatever its parity is.
+Under ``so3`` parity is not tracked: an irrep of degree l is written ``le``, whatever its parity.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LETTERS = "ijkl"
 
 @dataclass(frozen=True, slots=True)
 class TensorKind:
-    """A kind of tensor that has a name.
+    """A named kind of tensor.
 
     Attributes:
-        formula: Its indices and their symmetry, in e3nn's notation.
-        pseudo: Whether a mirror changes its sign beyond what its indices do.
-        molecules_only: Whether periodic structures have none.
+        formula: Indices and their permutation symmetry, in e3nn's notation.
+        pseudo: Whether a mirror flips the sign in addition to the transformation of the indices.
+        molecules_only: Whether the property is undefined for periodic structures.
     """
 
     formula: str
@@ -41,7 +41,7 @@ TENSORS = {
     "pseudoscalar": TensorKind("", pseudo=True),
     "vector": TensorKind("i"),
     "axial_vector": TensorKind("i", pseudo=True),
-    "dipole": TensorKind("i", molecules_only=True),  # of a charged molecule it would depend on the origin
+    "dipole": TensorKind("i", molecules_only=True),  # for a charged molecule it would depend on the origin
     "matrix": TensorKind("ij"),
     "symmetric": TensorKind("ij=ji"),
     "piezoelectric": TensorKind("ijk=ikj"),
@@ -54,9 +54,9 @@ class TensorBasis:
     """A Cartesian tensor as irreps.
 
     Attributes:
-        irreps: With multiplicity.
-        rank: Number of Cartesian indices; None for irreps that were given as such.
-        matrix: float64[3^rank, dim], from components of the irreps to those of the tensor; its columns are orthonormal.
+        irreps: Irreps with their multiplicities.
+        rank: Number of Cartesian indices; None for a head given as irreps.
+        matrix: float64[3^rank, dim], maps irrep components to tensor components; its columns are orthonormal.
     """
 
     irreps: tuple[tuple[int, Irrep], ...]
@@ -70,10 +70,10 @@ class TensorBasis:
 
 
 def tensor_basis(head: HeadConfig) -> TensorBasis:
-    """The irreps of a head, with their true parity.
+    """Decompose the tensor of a head into irreps with their true parity.
 
     Raises:
-        ValueError: No such kind, formula or irreps.
+        ValueError: The kind of tensor, the formula or the irreps are invalid.
     """
     if head.irreps is not None:
         irreps = parsed(head.irreps)
@@ -81,7 +81,9 @@ def tensor_basis(head: HeadConfig) -> TensorBasis:
         return TensorBasis(irreps, None, torch.eye(dim, dtype=torch.float64))
     kind = TENSORS.get(head.tensor)
     if kind is None and not re.fullmatch(r"-?[ijkl]+(=-?[ijkl]+)*", head.tensor):
-        raise ValueError(f"{head.tensor!r} is no tensor; known are {', '.join(TENSORS)}, and formulas like ij=ji")
+        raise ValueError(
+            f"unknown tensor {head.tensor!r}; choose one of {', '.join(TENSORS)}, or a formula such as ij=ji"
+        )
     formula, pseudo = (kind.formula, kind.pseudo ^ head.pseudo) if kind else (head.tensor, head.pseudo)
     return _cartesian(formula, pseudo)
 
@@ -93,12 +95,12 @@ def _cartesian(formula: str, pseudo: bool) -> TensorBasis:
     if rank == 0:
         return TensorBasis(((1, Irrep(0, sign)),), 0, torch.eye(1, dtype=torch.float64))
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # e3nn makes its change of basis in the default dtype
+    torch.set_default_dtype(torch.float64)  # e3nn computes its change of basis in the default dtype
     try:
         tensor = io.CartesianTensor(formula)
         change = tensor.reduced_tensor_products().change_of_basis
-    except Exception as error:  # a formula that contradicts itself fails in many ways
-        raise ValueError(f"{formula!r} is no formula of indices") from error
+    except Exception as error:  # a contradictory formula fails in many ways
+        raise ValueError(f"{formula!r} is not a valid index formula") from error
     finally:
         torch.set_default_dtype(before)
     irreps = tuple((mul, Irrep(ir.l, ir.p * sign)) for mul, ir in tensor)
@@ -107,64 +109,65 @@ def _cartesian(formula: str, pseudo: bool) -> TensorBasis:
 
 
 def parsed(text: str) -> tuple[tuple[int, Irrep], ...]:
-    """Irreps with their multiplicities.
+    """Parse irreps with their multiplicities.
 
     Raises:
-        ValueError: Not in e3nn's notation, or none.
+        ValueError: The text is not in e3nn's notation, or contains no irreps.
     """
     try:
         irreps = tuple((mul, ir) for mul, ir in o3.Irreps(text) if mul)
     except Exception as error:
-        raise ValueError(f"{text!r} are no irreps; write them as 32x0e + 16x1o + 8x2e") from error
+        raise ValueError(f"{text!r} are not valid irreps; write them like 32x0e + 16x1o + 8x2e") from error
     if not irreps:
-        raise ValueError(f"{text!r} holds no irreps")
+        raise ValueError(f"{text!r} contains no irreps")
     return irreps
 
 
 def natural_irreps(l_max: int) -> list[Irrep]:
-    """The irreps of spherical harmonics with their parity, 0e, 1o, 2e, ..."""
+    """Irreps of the spherical harmonics with their parity: 0e, 1o, 2e, ..."""
     return [Irrep(degree, (-1) ** degree) for degree in range(l_max + 1)]
 
 
 def harmonic_irreps(l_max: int, symmetry: str) -> list[Irrep]:
-    """The irreps that a network of some symmetry takes spherical harmonics for."""
+    """Irreps that represent the spherical harmonics in a network of the given symmetry."""
     return [carrier(ir, symmetry) for ir in natural_irreps(l_max)]
 
 
 def all_irreps(l_max: int, symmetry: str) -> list[Irrep]:
-    """All irreps up to a degree that features of some symmetry may have."""
+    """All irreps up to a degree that features of the given symmetry may have."""
     if symmetry == "o3":
         return [Irrep(degree, parity) for degree in range(l_max + 1) for parity in (1, -1)]
     return harmonic_irreps(l_max, symmetry)
 
 
 def carrier(irrep: Irrep, symmetry: str) -> Irrep:
-    """The feature that carries a quantity."""
+    """Irrep of the feature that carries a quantity of this irrep."""
     return Irrep(irrep.l, 1) if symmetry == "so3" else irrep
 
 
-# ASE's order of Voigt components, as pairs of Cartesian indices.
+# Voigt components in ASE's order, as pairs of Cartesian indices.
 VOIGT_PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
-    """How a tensor is written in a shape: float64[prod(shape), dim], from components of its irreps.
+    """Matrix that maps irrep components to a value of the given shape: float64[prod(shape), dim].
 
     Args:
-        basis: The tensor.
-        shape: Of one value. An axis of 3 is one index, an axis of 6 two that are symmetric, in Voigt's notation without
-            factors (stiffness and stress, not compliance or strain); irreps that were given as such have one axis.
+        basis: Decomposition of the tensor into irreps.
+        shape: Shape of one value. An axis of length 3 is one index; an axis of length 6 is a symmetric pair in Voigt
+            notation without factors (stiffness and stress, not compliance or strain). A head given as irreps has one
+            axis.
 
     Raises:
-        ValueError: The tensor has no such shape.
+        ValueError: The tensor cannot have this shape.
     """
     if basis.rank is None:
         if shape != (basis.dim,):
-            raise ValueError(f"irreps of {basis.dim} components do not have the shape {shape}")
+            raise ValueError(f"irreps with {basis.dim} components do not have shape {shape}")
         return basis.matrix
     spent = {3: 1, 6: 2}
     if any(size not in spent for size in shape) or sum(spent.get(size, 0) for size in shape) != basis.rank:
-        raise ValueError(f"a tensor with {basis.rank} indices does not have the shape {shape}")
+        raise ValueError(f"a tensor with {basis.rank} indices does not have shape {shape}")
     rows = torch.arange(3**basis.rank).reshape((3,) * basis.rank)
     for axis, size in enumerate(shape):
         if size == 6:
@@ -173,10 +176,10 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
             rows = front[first, second].movedim(0, axis)
     matrix = basis.matrix[rows.reshape(-1)]
     if torch.linalg.matrix_rank(matrix) < basis.dim:
-        raise ValueError(f"the shape {shape} leaves out components of the tensor")
+        raise ValueError(f"shape {shape} drops components of the tensor")
     return matrix
 
 
 def default_shape(basis: TensorBasis) -> tuple[int, ...]:
-    """All Cartesian indices, or the components of irreps."""
+    """Shape of a value with all Cartesian indices written out, or of the irrep components."""
     return (basis.dim,) if basis.rank is None else (3,) * basis.rank

@@ -1,4 +1,4 @@
-"""How well the spread of an ensemble tells the error of its mean."""
+"""Calibration: how well the spread of an ensemble predicts the error of its mean."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ POINTS_PER_BIN = 10
 
 
 def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """How well a predicted standard deviation tells the error.
+    """Measure how well a predicted standard deviation matches the errors.
 
     Args:
         error: float[...].
         spread: float[...], of the same shape.
 
     Returns:
-        NaN where there are too few points, otherwise
-        ``ratio``: root of the mean of (error / spread)^2 where there is spread; 1 is right, above it the ensemble
-        is too sure of itself.
+        The following numbers, NaN if there are too few points.
+        ``ratio``: root mean square of error / spread, where the spread is positive; 1 is well calibrated, above 1 the
+        ensemble is overconfident.
         ``spearman``: rank correlation of the absolute error and the spread.
-        ``coverage_1``, ``coverage_2``: shares of points whose error is within one and two spreads; 0.683 and 0.954
-        where errors are normal and the spread is right.
+        ``coverage_1``, ``coverage_2``: fractions of points whose error is within one and two spreads; 0.683 and 0.954
+        if errors are normal and the spread is well calibrated.
 
     Raises:
         ValueError: The shapes differ, or a spread is negative.
@@ -39,14 +39,15 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
 
 
 def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
-    """Roots of mean squares of spreads and errors, in bins of equally many points by the order of the spread.
+    """Root mean squares of spreads and errors in bins of equally many points, sorted by spread.
 
     Args:
         size: float64[n], absolute errors.
         sigma: float64[n], spreads.
 
     Returns:
-        Of spreads and of errors, float64[n_bins] each; at most 10 bins, and 10 points in each where there are several.
+        Root mean square spreads and errors, float64[n_bins] each; at most 10 bins, with at least 10 points each if
+        there are several.
     """
     n_bins = min(MAX_BINS, max(1, len(sigma) // POINTS_PER_BIN))
     bins = np.array_split(np.argsort(sigma, kind="stable"), n_bins)
@@ -55,24 +56,24 @@ def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
 
 
 def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    """Absolute errors and spreads, float64[n] each, where both are finite."""
+    """Return absolute errors and spreads where both are finite, float64[n] each."""
     if error.shape != spread.shape:
-        raise ValueError(f"errors {error.shape}, spreads {spread.shape}")
+        raise ValueError(f"errors have shape {error.shape}, spreads {spread.shape}")
     values, sigma = both_finite(error, spread)
     if (sigma < 0).any():
-        raise ValueError("a negative spread")
+        raise ValueError("a spread is negative")
     return np.abs(values), sigma
 
 
 def both_finite(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    """Where both numbers are finite, float64[n] each."""
+    """Return the values at the points where both are finite, float64[n] each."""
     a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (first, second))
     both = np.isfinite(a) & np.isfinite(b)
     return a[both], b[both]
 
 
 def _spearman(a: Floats, b: Floats) -> float:
-    """Correlation of ranks; NaN where all values of one side are equal."""
+    """Rank correlation; NaN if all values of one side are equal."""
     from scipy.stats import spearmanr  # noqa: PLC0415 - half a second to import, for one number at the end
 
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:

@@ -1,4 +1,4 @@
-"""Errors of a network, or of an ensemble, on structures with labels, in the units in which they are told."""
+"""Errors of a network or an ensemble on labelled structures, in the units in which they are reported."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..networks.base import Network
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Predictions beside labels, where there are labels.
+    """Predictions of one quantity with their labels, where there are labels.
 
     Attributes:
-        unit: Of both.
-        found: float64[n], components of the quantity one after the other.
-        label: float64[n].
+        unit: Unit of both.
+        found: float64[n], predicted components.
+        label: float64[n], labelled components.
     """
 
     unit: str
@@ -36,17 +36,17 @@ class Comparison:
 
 
 def error_units(network: Network) -> dict[str, str]:
-    """Units in which errors of its outputs are told: the energy per atom, everything else as it stands."""
+    """Units in which errors of the outputs are reported: eV/atom for the energy, otherwise the unit of the output."""
     return {spec.name: "eV/atom" if spec.name == "energy" else spec.unit for spec in network.outputs}
 
 
 def compare(network: Network, batches: Iterable[Batch], parts: int = 1) -> dict[str, Comparison]:
-    """Evaluate labelled batches, where the network is.
+    """Evaluate labelled batches on the network's device.
 
     Args:
-        network: In evaluation mode afterwards.
-        batches: On any device.
-        parts: In which each is evaluated, as far as memory was short before.
+        network: The network; it is left in evaluation mode.
+        batches: Batches on any device.
+        parts: Number of parts that each batch is split into, to fit into memory.
     """
     network.eval()
     device = network.reference_energies.device
@@ -56,15 +56,15 @@ def compare(network: Network, batches: Iterable[Batch], parts: int = 1) -> dict[
     for batch in (part for whole in batches for part in whole.split(parts)):
         moved = batch.to(device)
         with torch.no_grad():
-            pairs = presented(network, network.predict(*moved.inputs), moved)
+            pairs = predictions_and_labels(network, network.predict(*moved.inputs), moved)
         for name, (value, label) in pairs.items():
             known = torch.isfinite(label)
             found[name].append(value[known].cpu().numpy())
             labels[name].append(label[known].cpu().numpy())
-    return {name: Comparison(units[name], _joined(found[name]), _joined(labels[name])) for name in units}
+    return {name: Comparison(units[name], _concatenate(found[name]), _concatenate(labels[name])) for name in units}
 
 
-def _joined(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _concatenate(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -73,8 +73,8 @@ def mae_by_name(comparisons: Mapping[str, Comparison]) -> dict[str, float]:
     return {f"{name} {x.unit}".rstrip(): x.mae for name, x in comparisons.items()}
 
 
-def presented(network: Network, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """Predictions beside labels, in the units in which errors are told: energies per atom, heads as their tensors."""
+def predictions_and_labels(network: Network, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of prediction and label, in the units in which errors are reported: energies per atom, heads as tensors."""
     out: dict[str, tuple[Tensor, Tensor]] = {}
     if found.energy is not None:
         out["energy"] = (found.energy / batch.n_atoms, batch.labels["energy"] / batch.n_atoms)

@@ -1,4 +1,4 @@
-"""Plots of a training: learning curves, labels against what was found, and how far an ensemble's spread is to trust."""
+"""Plots of a training run: learning curves, predictions against labels, and calibration of an ensemble's spread."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
 Subset = Literal["training", "validation", "test"]
 
-# More points in one panel only make it slower and blacker.
+# More points per panel only make it slower and blacker.
 MAX_DRAWN = 20_000
-# The root of a mean square of so many errors is known to 22%, 1 / sqrt(2 n).
-# Errors come as small as they like and would stretch a logarithmic axis without saying anything.
+# Errors can be arbitrarily small, and would stretch a logarithmic axis without adding information.
 SMALLEST_OF_MEDIAN = 1e-3
 PANEL = (4.0, 3.6)  # inches
 DPI = 150
 LARGEST_MARK = 18.0  # square points
-# Of Okabe and Ito, Color Universal Design (2008): told apart with any colour vision. The markers differ as well.
+# Palette of Okabe and Ito, Color Universal Design (2008), distinguishable with any colour vision. Markers differ too.
 COLORS: dict[Subset, str] = {"training": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 MARKERS: dict[Subset, str] = {"training": "o", "validation": "s", "test": "^"}
 DRAWING_ORDER: tuple[Subset, ...] = ("training", "validation", "test")
@@ -39,14 +38,14 @@ _MAE = re.compile(r"validation/(.+)_mae")
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Labels of one quantity on one subset of the structures, and what the model found.
+    """Labels and predictions of one quantity on one subset of the structures.
 
     Attributes:
-        name: Of the quantity; pairs of the same name share a panel.
-        unit: Of both; empty without one.
-        label: float[...], NaN where there is none.
-        found: float[...], of the same shape.
-        subset: Which structures these are.
+        name: Name of the quantity; pairs with the same name share a panel.
+        unit: Unit of both; empty if dimensionless.
+        label: float[...], NaN where missing.
+        found: float[...], predictions, of the same shape.
+        subset: Subset that the structures belong to.
     """
 
     name: str
@@ -57,10 +56,10 @@ class Parity:
 
     def __post_init__(self) -> None:
         if self.label.shape != self.found.shape:
-            raise ValueError(f"{self.name}: labels {self.label.shape}, found {self.found.shape}")
+            raise ValueError(f"{self.name}: labels have shape {self.label.shape}, predictions {self.found.shape}")
 
     def points(self) -> tuple[Floats, Floats]:
-        """Labels and what was found, float64[n] each, where both are finite."""
+        """Labels and predictions where both are finite, float64[n] each."""
         return both_finite(self.label, self.found)
 
 
@@ -69,7 +68,7 @@ class Curve:
     """One column of a log.
 
     Attributes:
-        epoch: int64[n], counted from 1, as the training prints them.
+        epoch: int64[n], counted from 1, as in the progress output.
         value: float64[n].
     """
 
@@ -78,14 +77,14 @@ class Curve:
 
 
 def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
-    """Draw losses and the mean absolute errors on the validation structures against the epoch.
+    """Plot losses and mean absolute validation errors against the epoch.
 
-    Without anything to draw, in a log that is missing or empty, no file is made.
+    If the log is missing or empty, no file is written.
 
     Args:
         log: ``metrics.csv`` of Lightning's `CSVLogger`.
-        out: A PNG.
-        units: Of the quantities, by name; their panels stand in this order, before those of other quantities.
+        out: Path of the PNG.
+        units: Units of the quantities, by name; panels follow this order, then come those of other quantities.
     """
     figure = _curves_figure(read_curves(log), units)
     if figure is not None:
@@ -93,14 +92,14 @@ def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """Losses and mean absolute errors of a log, by the names of their columns.
+    """Read losses and mean absolute errors of a log, by column name.
 
-    What was logged last in an epoch counts: a training that went on may have done an epoch twice. The row after the
-    last epoch of training, in which Lightning logs the validation of the finished model, is left out. A file that was
-    cut off while it was written is read as far as its numbers go.
+    The last entry of an epoch counts, since a resumed run may repeat an epoch. The row after the last training epoch,
+    in which Lightning logs the validation of the finished model, is skipped. A truncated file is read as far as its
+    numbers are valid.
 
     Returns:
-        No column without a finite number in it, so nothing for a log that is missing or empty.
+        Columns that hold a finite number; nothing for a log that is missing or empty.
     """
     if not log.is_file():
         return {}
@@ -119,17 +118,17 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def parity_plots(pairs: Sequence[Parity], out: Path) -> None:
-    """Draw what a model found against the labels, with one panel for each quantity and all subsets in it.
+    """Plot predictions against labels, with one panel per quantity that shows all subsets.
 
-    Mean absolute errors and axes are those of all points; where a panel has more than 20,000, it shows a random choice
-    and says so. Without any labelled point no file is made.
+    Mean absolute errors and axis limits are those of all points; a panel with more than 20,000 points shows a random
+    selection and says so. If no point is labelled, no file is written.
 
     Args:
-        pairs: Quantities in the order of their panels.
-        out: A PNG.
+        pairs: Labels and predictions, in the order of the panels.
+        out: Path of the PNG.
 
     Raises:
-        ValueError: One quantity in two units.
+        ValueError: A quantity has two units.
     """
     figure = _parity_figure(pairs)
     if figure is not None:
@@ -139,19 +138,19 @@ def parity_plots(pairs: Sequence[Parity], out: Path) -> None:
 def calibration_plot(
     error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]], unit: str, out: Path
 ) -> dict[str, float]:
-    """Draw errors of an ensemble against its spread, and measure how well the one tells the other.
+    """Plot errors of an ensemble against its spread, and measure how well the spread predicts the errors.
 
-    The left panel has each error, the right one roots of mean squares in bins of equally many points, in the order of
-    the spread. Points without spread cannot stand on a logarithmic axis; where nothing else is left, no file is made.
+    The left panel shows each error, the right panel root mean squares in bins of equally many points, sorted by spread.
+    Points without spread cannot be shown on a logarithmic axis; if there are no others, no file is written.
 
     Args:
-        error: float[...], mean of the ensemble less the label; NaN where there is none.
+        error: float[...], mean of the ensemble minus the label; NaN where the label is missing.
         spread: float[...], standard deviation of the members, of the same shape.
-        unit: Of both.
-        out: A PNG.
+        unit: Unit of both.
+        out: Path of the PNG.
 
     Returns:
-        As `calibration`.
+        The result of `calibration`.
 
     Raises:
         ValueError: The shapes differ, or a spread is negative.
@@ -164,14 +163,14 @@ def calibration_plot(
 
 
 def _is_drawn(column: str | None) -> bool:
-    # A row with more cells than the header has them under the name None.
+    # `csv` collects the cells of a row that is longer than the header under the name None.
     return column is not None and (column in {"training/loss", "validation/loss"} or bool(_MAE.fullmatch(column)))
 
 
 def _number(cell: str | None) -> float:
     try:
         return float(cell or "nan")
-    except ValueError:  # the end of a file that was cut off
+    except ValueError:  # the end of a truncated file
         return math.nan
 
 
@@ -202,9 +201,9 @@ def _curves_figure(curves: Mapping[str, Curve], units: Mapping[str, str]) -> Fig
 
 
 def _line(ax: Axes, curve: Curve, subset: Subset, **settings: Any) -> None:
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - half a second, and only for plots
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - takes half a second to import, and only plots need it
 
-    # Marks show where a short training has its epochs, and that there is something at all after the first.
+    # Markers show the epochs of a short run, and make a single epoch visible at all.
     marker = MARKERS[subset] if len(curve.epoch) <= 50 else None
     ax.plot(curve.epoch, curve.value, color=COLORS[subset], marker=marker, markersize=3, linewidth=1.2, **settings)
     _make_log(ax, "y", curve.value)
@@ -230,17 +229,19 @@ def _parity_panel(ax: Axes, group: Sequence[Parity]) -> None:
     if any(pair.unit != unit for pair in group):
         raise ValueError(f"{name}: units {sorted({pair.unit for pair in group})} in one panel")
     points = [pair.points() for pair in group]
-    chosen = _thinned([len(label) for label, _ in points])
+    chosen = _select_points([len(label) for label, _ in points])
     n_drawn, total = sum(map(len, chosen)), sum(len(label) for label, _ in points)
     for pair, (label, found), some in zip(group, points, chosen, strict=True):
         mae = f"MAE {np.abs(found - label).mean():.3g} {_symbols(unit)}".rstrip()
-        style: dict[str, Any] = {"color": COLORS[pair.subset], "marker": MARKERS[pair.subset], **_dots(n_drawn)}
+        style: dict[str, Any] = {"color": COLORS[pair.subset], "marker": MARKERS[pair.subset], **_marker_style(n_drawn)}
         ax.scatter(label[some], found[some], label=f"{pair.subset}, n = {len(label):,}\n{mae}", **style)
     ends = _ends(np.concatenate([side for pair in points for side in pair]))
     ax.plot(ends, ends, color="black", linewidth=0.8)
-    ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel=_with_unit("label", unit), ylabel=_with_unit("found", unit))
+    ax.set(
+        xlim=ends, ylim=ends, aspect="equal", xlabel=_with_unit("label", unit), ylabel=_with_unit("prediction", unit)
+    )
     _title(ax, _words(name) + _share_drawn(n_drawn, total))
-    _legend(ax, markerscale=math.sqrt(LARGEST_MARK / _dots(n_drawn)["s"]))
+    _legend(ax, markerscale=math.sqrt(LARGEST_MARK / _marker_style(n_drawn)["s"]))
 
 
 def _calibration_figure(
@@ -266,9 +267,9 @@ def _calibration_figure(
 
 
 def _errors_panel(ax: Axes, size: Floats, sigma: Floats, unit: str) -> None:
-    """All errors against their spreads, and the lines of one and two spreads."""
-    (some,) = _thinned([len(size)])
-    ax.scatter(sigma[some], size[some], color=COLORS["training"], **_dots(len(some)))
+    """Plot all errors against their spreads, with lines at one and two spreads."""
+    (some,) = _select_points([len(size)])
+    ax.scatter(sigma[some], size[some], color=COLORS["training"], **_marker_style(len(some)))
     ends = np.array(_ends(sigma, log=True))
     for k, style in ((1, "-"), (2, "--")):
         ax.plot(ends, k * ends, color="black", linewidth=0.8, linestyle=style, label=f"{_times(k)}spread")
@@ -281,11 +282,11 @@ def _errors_panel(ax: Axes, size: Floats, sigma: Floats, unit: str) -> None:
     _legend(ax)
 
 
-def _thinned(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
-    """Which points of each set are drawn: all, or as many of the large sets at random, the same in each call."""
+def _select_points(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    """Choose the points of each set to draw: all, or a random selection of large sets (the same in each call)."""
     generator, left = np.random.default_rng(0), MAX_DRAWN
     chosen = [np.arange(size) for size in sizes]
-    # Small sets come first: what they leave of their share is for the others.
+    # Small sets come first; the others get what is left of their share.
     for place, k in enumerate(np.argsort(sizes, kind="stable")):
         share = left // (len(sizes) - place)
         if sizes[k] > share:
@@ -299,9 +300,9 @@ def _share_drawn(drawn: int, total: int) -> str:
 
 
 def _panels(n: int) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, which no global state knows of, with `n` panels in rows of up to three."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - half a second, and only for plots
-    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+    """Create a figure outside pyplot's global state, with `n` panels in rows of up to three."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes half a second to import, and only plots need it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes half a second to import, and only plots need it
 
     n_columns = n if n <= 3 else (2 if n == 4 else 3)
     n_rows = -(-n // n_columns)
@@ -318,20 +319,20 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, out: Path) -> None:
-    """Write a PNG that appears under its name only when complete."""
+    """Write a PNG atomically."""
     scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     figure.savefig(scratch, dpi=DPI, format="png")
     scratch.rename(out)
 
 
-def _dots(n: int) -> dict[str, Any]:
-    """Size in square points and opacity of `n` marks: less of both where they lie upon each other."""
+def _marker_style(n: int) -> dict[str, Any]:
+    """Size (square points) and opacity of `n` markers; both shrink as markers overlap."""
     crowd = float(np.clip((math.log10(max(n, 1)) - 2) / 2, 0, 1))  # from 100 to 10,000
     return {"s": LARGEST_MARK - 14 * crowd, "alpha": 0.8 - 0.45 * crowd, "linewidths": 0}
 
 
 def _ends(values: Floats, *, log: bool = False) -> tuple[float, float]:
-    """Ends of an axis, with some room on both sides of the values."""
+    """Axis limits, with a margin on both sides of the values."""
     low, high = float(values.min()), float(values.max())
     if log:
         room = max(1.15, (high / low) ** 0.05)
@@ -341,8 +342,8 @@ def _ends(values: Floats, *, log: bool = False) -> tuple[float, float]:
 
 
 def _make_log(ax: Axes, which: Literal["x", "y"], values: Floats) -> None:
-    """A logarithmic axis with a few plain numbers on it, where the values allow it."""
-    from matplotlib import ticker  # noqa: PLC0415 - half a second, and only for plots
+    """Make an axis logarithmic, with a few plain tick labels, if all values are positive."""
+    from matplotlib import ticker  # noqa: PLC0415 - takes half a second to import, and only plots need it
 
     positive = values[values > 0]
     if len(positive) < len(values):
@@ -364,7 +365,7 @@ def _title(ax: Axes, text: str) -> None:
 
 
 def _legend(ax: Axes, *, markerscale: float = 1.0) -> None:
-    """In the corner that a diagonal leaves free."""
+    """Add a legend in the corner that the diagonal leaves free."""
     legend = ax.legend(
         loc="upper left", fontsize=8, frameon=True, framealpha=0.7, edgecolor="none", markerscale=markerscale
     )
@@ -378,7 +379,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def _symbols(unit: str) -> str:
-    """A unit as it is printed: eV/angstrom^3 with a ring and a raised 3."""
+    """Typeset a unit: eV/angstrom^3 with a ring and a superscript 3."""
     return re.sub(r"\^(-?\d+)", r"$^{\1}$", unit.replace("angstrom", "Å"))
 
 

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Float64Buffers(nn.Module):
-    """A module some of whose constants keep their float64: sums over structures, and the units of what is summed."""
+    """A module whose registered constants stay in float64: sums over structures and the units of what is summed."""
 
     def __init__(self) -> None:
         super().__init__()
         self._float64_names: list[str] = []
 
     def register_float64(self, name: str, value: Tensor, *, persistent: bool = False) -> None:
-        """Add a constant that moves to other devices but is not cast."""
+        """Register a constant that moves between devices but is never cast."""
         self.register_buffer(name, value, persistent=persistent)
         self._float64_names.append(name)
 

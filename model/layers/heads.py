@@ -1,4 +1,4 @@
-"""Heads: properties of structures and atoms, as tensors, from the features of the last interaction."""
+"""Heads: tensor properties of structures and atoms, predicted from the features of the last interaction."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ..statistics import HeadStatistics
 from .float64_buffers import Float64Buffers
 from .mlp import Perceptron
 
-# exp(A) = exp(A / 2^6)^(2^6), with so many terms of the series: to rounding in float64 for norms up to 30.
+# exp(A) = exp(A / 2^6)^(2^6), with this many terms of the series: exact to float64 rounding for norms up to 30.
 _SQUARINGS, _SERIES = 6, 14
 
 
 class Head(Float64Buffers):
-    """One property.
+    """Readout of one property.
 
-    Invariant components come from a perceptron on the scalars; the others are linear in the features of their irrep,
-    each channel times a learned function of the scalars. There are no biases: an atom without neighbours has the shift
-    of its element and nothing else.
+    Invariant components come from a perceptron on the scalars. All others are linear in the features of their irrep,
+    with each channel multiplied by a learned function of the scalars. There are no biases: an isolated atom contributes
+    exactly the shift of its element.
 
     Args:
-        name: For messages.
-        config: What it is.
-        statistics: Of its labels.
-        channels: Of the features that it reads.
-        symmetry: Of the network.
+        name: Name of the head in error messages.
+        config: Configuration of the head.
+        statistics: Statistics of its labels.
+        channels: Number of channels of each input irrep.
+        symmetry: Symmetry of the network.
 
     Raises:
-        ConfigError: The network never makes one of its irreps.
+        ConfigError: The network never produces one of the head's irreps.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Head(Float64Buffers):
         self.cartesian: Tensor
         self.register_float64("component_scales", torch.tensor(scales, dtype=torch.float64))
         self.register_float64("element_shifts", shifts)
-        # Transposed: components stand in rows.
+        # Transposed, since components are row vectors.
         matrix = presentation(self.basis, statistics.shape).T.contiguous()
         self.register_float64("presenting", matrix)
         self.register_float64("cartesian", self.basis.matrix.T.contiguous())
@@ -80,23 +80,23 @@ class Head(Float64Buffers):
         missing = sorted({str(ir) for _, ir in self.carriers if ir not in channels})
         if missing:
             raise ConfigError(
-                f"network.heads.{name}: this network never makes {', '.join(missing)}; raise `correlation` or "
-                "`n_interactions`, or give `hidden_irreps` more kinds"
+                f"network.heads.{name}: this network never produces {', '.join(missing)}; raise `correlation` or "
+                "`n_interactions`, or add irreps to `hidden_irreps`"
             )
 
     def spec(self, name: str) -> OutputSpec:
-        """What it puts out."""
+        """Specification of the head's output."""
         kind = TENSORS.get(self.config.tensor) if self.config.irreps is None else None
         defined: Defined = "molecules" if kind is not None and kind.molecules_only else "always"
         return OutputSpec(name, self.config.per, self.statistics.shape, self.statistics.unit, defined)
 
     def forward(self, features: Features, species: Tensor, members: Tensor) -> Tensor:
-        """Components of the irreps, of the logarithm where there is one, in the unit of the labels.
+        """Predict the irrep components (of the logarithm if the head is transformed), in the unit of the labels.
 
         Args:
-            features: Of the last interaction.
-            species: int64[N].
-            members: float64[G, N], 1 for the atoms of each structure.
+            features: Features of the last interaction.
+            species: int64[N], index of each atom's element.
+            members: float64[G, N], 1 where the atom belongs to the structure.
 
         Returns:
             float64[G, dim], or float64[N, dim] for a property of atoms.
@@ -120,7 +120,7 @@ class Head(Float64Buffers):
         return pooled if self.config.extensive else pooled / members.sum(1, keepdim=True)
 
     def present(self, components: Tensor) -> Tensor:
-        """Components as the property itself: float64[n, dim] to float64[n, *shape]."""
+        """Convert components float64[n, dim] to the property itself, float64[n, *shape]."""
         if self.config.transform == "log":
             components = self._exponential(components)
         return (components @ self.presenting).reshape(-1, *self.statistics.shape)
@@ -140,7 +140,7 @@ class Head(Float64Buffers):
 
 
 def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
-    """Of a head whose labels are not known: no shifts, scales of one."""
+    """Placeholder statistics for a head without labels: zero shifts and unit scales."""
     basis = tensor_basis(config)
     invariants = sum(mul for mul, ir in basis.irreps if ir == SCALAR)
     return HeadStatistics(
@@ -152,10 +152,10 @@ def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
 
 
 def head_channels(heads: Sequence[HeadConfig], symmetry: str) -> dict[Irrep, int]:
-    """Features that the last interaction makes for the heads."""
-    wanted: dict[Irrep, int] = {}
+    """Number of channels of each irrep that the last interaction provides for the heads."""
+    required: dict[Irrep, int] = {}
     for head in heads:
         for _, ir in tensor_basis(head).irreps:
             key = carrier(ir, symmetry)
-            wanted[key] = max(wanted.get(key, 0), head.channels)
-    return wanted
+            required[key] = max(required.get(key, 0), head.channels)
+    return required

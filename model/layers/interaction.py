@@ -1,4 +1,4 @@
-"""Interactions: what an atom makes of its neighbours' features.
+"""Interactions: message passing from an atom's neighbours.
 
 The sum over neighbours is one batched matrix product per atom; Clebsch-Gordan coefficients and radial weights act once
 per atom, not once per edge. Products of the density with itself follow the atomic cluster expansion (Drautz, Phys. Rev.
@@ -34,19 +34,19 @@ ROW_FLOATS = 4
 
 
 class Density(nn.Module):
-    """The sum over neighbours, coupled to irreps.
+    """Sum over neighbours, coupled to irreps.
 
-    Channels are divided into groups, each with radial functions of its own, one for each degree of the harmonics; the
-    linear maps before and behind the sum mix the groups. So no tensor over edges is wider than the features, and the
-    sum is one small matrix product for each atom and group.
+    Channels are divided into groups. Each group has its own radial functions, one per degree of the harmonics; the
+    linear maps before and after the sum mix the groups. No tensor over edges is therefore wider than the features, and
+    the sum is one small matrix product per atom and group.
 
     Args:
-        channels_in: Of the neighbours' features.
+        channels_in: Number of channels of each irrep of the senders' features.
         irreps_out: Irreps of the density.
-        channels_out: Of each of them.
-        harmonics: Irreps that the spherical harmonics stand for, one for each degree.
-        groups: Of channels.
-        mean_neighbors: The sum is divided by its square root.
+        channels_out: Number of channels of each irrep of the density.
+        harmonics: Irreps that the spherical harmonics represent, one per degree.
+        groups: Number of channel groups.
+        mean_neighbors: Mean number of neighbours; the sum is divided by its square root.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Density(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        # Channels of each irrep, filled up to a multiple of the groups.
+        # Channels of each irrep, padded to a multiple of the number of groups.
         self.channels = {irrep: -(-channels // groups) * groups for irrep, channels in channels_in.items()}
         self.missing = {irrep: self.channels[irrep] - channels for irrep, channels in channels_in.items()}
         self.widths = [irrep.dim * channels // groups for irrep, channels in self.channels.items()]
-        # Rows of an odd width are copied half as fast (PyTorch 2.13 on a CPU with AVX2).
+        # Copying rows of odd width takes twice as long (PyTorch 2.13 on a CPU with AVX2).
         self.padding = -sum(self.widths) % ROW_FLOATS
         if self.padding:
             self.widths.append(self.padding)
@@ -76,7 +76,7 @@ class Density(nn.Module):
             self.paths[irrep] = paths
             for path in paths:
                 mixed[path.out] = mixed.get(path.out, 0) + channels
-            # Columns over (component of the harmonics, component of the feature).
+            # Columns run over (component of the harmonics, component of the feature).
             matrix = torch.zeros(sum(p.out.dim for p in paths), self.n_harmonics, irrep.dim, dtype=torch.float64)
             row = 0
             for path in paths:
@@ -88,13 +88,13 @@ class Density(nn.Module):
         self.norm = 1 / math.sqrt(mean_neighbors)
 
     def forward(self, features: Features, basis: Tensor, neighbors: Tensor, reverse: Tensor) -> Features:
-        """Sum over the slots of each atom.
+        """Sum over the neighbour slots of each atom.
 
         Args:
-            features: Of all atoms.
-            basis: float[groups, N * K, n_harmonics], radial functions times harmonics.
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
+            features: Features of all atoms.
+            basis: float[groups, N * K, n_harmonics], radial functions times spherical harmonics.
+            neighbors: int64[N, K], padded neighbour table.
+            reverse: int64[N, K], slot of the opposite edge.
         """
         n, k = neighbors.shape
         sent = gather_senders(self._grouped(features), neighbors, reverse)
@@ -113,7 +113,7 @@ class Density(nn.Module):
         return mixed
 
     def _grouped(self, features: Features) -> Tensor:
-        """float[groups, N, components of the irreps times channels of a group]."""
+        """Regroup features into float[groups, N, components of the irreps times channels per group]."""
         parts = []
         for irrep, channels in self.channels.items():
             x = features[irrep]
@@ -128,19 +128,20 @@ class Density(nn.Module):
 
 
 class Interaction(nn.Module):
-    """A density, its products up to the correlation order, and the next features.
+    """One interaction: a density, its products up to the correlation order, and the next features.
 
     Args:
-        config: Architecture.
-        channels_in: Of the features that neighbours send.
-        channels_out: Of the next features.
-        n_elements: Elements that receive.
+        config: Configuration of the network.
+        channels_in: Number of channels of each irrep of the senders' features.
+        channels_out: Number of channels of each irrep of the next features.
+        n_elements: Number of receiver elements.
         mean_neighbors: See `Density`.
-        residual: Whether the atom's own features are added. The first interaction's are a constant of the element, and
-            adding them would give an atom without neighbours an energy.
+        residual: Whether the atom's own features are added. In the first interaction they are a constant of the
+            element, and adding them would give an isolated atom an energy.
 
     Attributes:
-        channels_out: What it makes; an irrep that is wanted may need one more interaction to be filled.
+        channels_out: Number of channels of each irrep it produces; a requested irrep may need one more interaction to
+            be reached.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Interaction(nn.Module):
         channels = max(hidden.values())
         degree = max(config.l_max, *(ir.l for ir in (*hidden, *channels_out)))
         harmonics = harmonic_irreps(config.l_max, config.symmetry)
-        # Products need those of spherical harmonics always, others where features have them.
+        # Products always need the irreps of the spherical harmonics, and others if the features have them.
         kinds = {*channels_out}
         if config.correlation > 1:
             kinds |= {*harmonic_irreps(degree, config.symmetry), *hidden}
@@ -169,17 +170,17 @@ class Interaction(nn.Module):
         self.receiver_scale = nn.Embedding(n_elements, channels)
         nn.init.normal_(self.receiver_scale.weight, mean=1.0, std=0.1)
         wide = dict.fromkeys(irreps, channels)
-        # Products of a channel with itself have no antisymmetric part (a x a = 0), which all that is of the other
-        # parity begins with: there, mixed channels are multiplied.
+        # A channel times itself has no antisymmetric part (a x a = 0), and every irrep of the other parity starts from
+        # one. If there are such irreps, the density is multiplied by mixed channels instead.
         self.mixed = IrrepsLinear(wide, wide) if config.symmetry != "natural" and config.correlation > 1 else None
         self.products, self.reduce = nn.ModuleList(), nn.ModuleList()
         mixes = [wide]
         left = irreps
         for order in range(2, config.correlation + 1):
             last = order == config.correlation
-            wanted = sorted({*channels_out} if last else {*channels_out, *inner})
+            outputs = sorted({*channels_out} if last else {*channels_out, *inner})
             square = order == 2 and self.mixed is None
-            product = ChannelwiseProduct(left, irreps, wanted, channels, square=square)
+            product = ChannelwiseProduct(left, irreps, outputs, channels, square=square)
             self.products.append(product)
             mixes.append(product.channels_out)
             if not last:
@@ -197,14 +198,14 @@ class Interaction(nn.Module):
     def forward(
         self, features: Features, species: Tensor, basis: Tensor, neighbors: Tensor, reverse: Tensor
     ) -> Features:
-        """The next features of all atoms.
+        """Compute the next features of all atoms.
 
         Args:
-            features: Of all atoms.
-            species: int64[N].
-            basis: float[n_radial, N * K, n_harmonics].
-            neighbors: int64[N, K].
-            reverse: int64[N, K].
+            features: Features of all atoms.
+            species: int64[N], index of each atom's element.
+            basis: float[n_radial, N * K, n_harmonics], radial functions times spherical harmonics.
+            neighbors: int64[N, K], padded neighbour table.
+            reverse: int64[N, K], slot of the opposite edge.
         """
         scale = self.receiver_scale(species).unsqueeze(1)
         density = {ir: x * scale for ir, x in self.density(features, basis, neighbors, reverse).items()}
@@ -212,20 +213,20 @@ class Interaction(nn.Module):
         power = density if self.mixed is None else self.mixed(density)
         for order, product in enumerate(self.products):
             multiplied = product(power, density)
-            out = _added(out, self.mix[order + 1](multiplied))
+            out = _sum_features(out, self.mix[order + 1](multiplied))
             if order < len(self.reduce):
                 power = self.reduce[order](multiplied)
         out = {irrep: x * self.norm for irrep, x in out.items()}
         if self.nonlinearity is not None:
             out = self.nonlinearity(out)
-        return out if self.residual is None else _added(out, self.residual(features))
+        return out if self.residual is None else _sum_features(out, self.residual(features))
 
 
 class Gate(nn.Module):
-    """SiLU of the scalars; each channel of the other features times the sigmoid of a scalar of its own.
+    """SiLU on the scalars; every other channel is multiplied by the sigmoid of its own gate scalar.
 
     Args:
-        channels: Of the features; the scalars come with `gates` more channels.
+        channels: Number of channels of each output irrep; the input has `gates` additional scalars.
     """
 
     def __init__(self, channels: Mapping[Irrep, int]) -> None:
@@ -235,7 +236,7 @@ class Gate(nn.Module):
         self.widths = [channels[SCALAR], *self.gated.values()]
 
     def forward(self, features: Features) -> Features:
-        """Drops the gates."""
+        """Apply the gates and drop them."""
         scalars, *gates = torch.split(features[SCALAR], self.widths, dim=-1)
         out = {SCALAR: silu(scalars) * SILU_SCALE}
         for ir, gate in zip(self.gated, gates, strict=True):
@@ -244,10 +245,10 @@ class Gate(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """Each channel times one more than a learned function of all scalars; the scalars plus another one.
+    """Multiply each channel by one plus a learned function of all scalars; add such a function to the scalars.
 
     Args:
-        channels: Of the features.
+        channels: Number of channels of each irrep.
     """
 
     def __init__(self, channels: Mapping[Irrep, int]) -> None:
@@ -257,7 +258,7 @@ class ScalarMix(nn.Module):
         )
 
     def forward(self, features: Features) -> Features:
-        """Features of the same kinds."""
+        """Return features with the same irreps and channels."""
         scalars = features[SCALAR]
         factors = {ir: self.perceptrons[str(ir)](scalars) for ir in features}
         return {ir: x + (factors[ir] if ir == SCALAR else x * factors[ir]) for ir, x in features.items()}
@@ -269,5 +270,5 @@ def _nonlinearity(kind: str, channels: Mapping[Irrep, int]) -> Gate | ScalarMix 
     return Gate(channels) if kind == "gate" else ScalarMix(channels)
 
 
-def _added(a: Features, b: Features) -> Features:
+def _sum_features(a: Features, b: Features) -> Features:
     return {ir: a[ir] + b[ir] if ir in a and ir in b else (a if ir in a else b)[ir] for ir in {**a, **b}}

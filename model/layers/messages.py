@@ -1,7 +1,7 @@
-"""Messages of neighbours, summed: the step in which networks of NequIP's kind spend their time.
+"""Sums of messages over neighbours: the step in which NequIP-type networks spend their time.
 
-Slots are laid out [N, components, K, channels]: what a pair has is multiplied in along whole rows of slots and
-channels, and the sum over components and slots is one matrix product for each atom.
+Slots are laid out as [N, components, K, channels]. Values of a pair then multiply whole rows of slots and channels, and
+the sum over components and slots is one matrix product per atom.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from .table import Table
 
 
 class Slots:
-    """Readings of atoms' features and of pairs' radial functions, for each slot.
+    """Maps atom features and the radial functions of pairs to neighbour slots.
 
     Args:
-        table: The inputs.
+        table: Inputs of the network.
     """
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        # The same numbers by another way: what a backward pass computes anew from them is not taken for what the
-        # forward pass has, and kept in memory, by those who look for common subexpressions.
+        # The same indices, computed in another way. Otherwise common-subexpression elimination would merge what the
+        # backward pass recomputes with the forward pass's copy, and keep that in memory.
         back = table.reverse.view(-1)[table.reverse]
         self.neighbors_again = table.neighbors.view(-1)[back]
         self.pair = table.pair.unsqueeze(1)
@@ -36,7 +36,7 @@ class Slots:
         self._senders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def senders(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`index`, the same again, and `places` of the senders' features of so many components: int64[N, dim, K]."""
+        """`index`, its recomputed copy and `places` of senders' features with `dim` components: int64[N, dim, K]."""
         if dim not in self._senders:
             n, k = self.table.neighbors.shape
             device = self.table.neighbors.device
@@ -48,7 +48,7 @@ class Slots:
         return self._senders[dim]
 
     def spread(self, x: Tensor, *, again: bool = False) -> Tensor:
-        """Give each slot what its pair has: float[P, c] to float[N, 1, K, c]."""
+        """Copy the values of each pair to its slots: float[P, c] to float[N, 1, K, c]."""
         return gather_rows(x, self.pair_again if again else self.pair, self.pair_places)
 
     def to_pairs(self, x: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ class Slots:
 
 
 class _Messages(torch.autograd.Function):
-    """Sums of messages over neighbours, of one irrep along all its paths.
+    """Sums of messages over neighbours, for one irrep along all its paths.
 
-    Nothing that stands in the slots is kept for the gradient: to compute it again takes less time than to write it to
-    memory and to read it, and an evaluation needs a fraction of the memory.
+    No slot-sized tensor is saved for the gradient: recomputing it is faster than writing it to memory and reading it
+    back, and an evaluation needs a fraction of the memory.
     """
 
     @staticmethod
@@ -83,36 +83,36 @@ class _Messages(torch.autograd.Function):
         n, dim, channels = x.shape
         _, index, places = slots.senders(dim)
         sent = gather_rows(x, index, places)
-        found: list[Tensor | None] = []
+        gradients: list[Tensor | None] = []
         total = None
         for grad, (function, matrices) in zip(grads, _pairwise(operands), strict=True):
             spread = slots.spread(function, again=True)
             if matrices is None:
-                back, turned = grad.unsqueeze(2), None
+                back, grad_matrices = grad.unsqueeze(2), None
             else:
                 back = torch.bmm(matrices.transpose(1, 2), grad).view_as(sent)
-                turned = torch.bmm(grad, (sent * spread).view(n, -1, channels).transpose(1, 2))
-            found += [slots.to_pairs(_sum_components(back * sent)), turned]
+                grad_matrices = torch.bmm(grad, (sent * spread).view(n, -1, channels).transpose(1, 2))
+            gradients += [slots.to_pairs(_sum_components(back * sent)), grad_matrices]
             term = back * spread
             total = term if total is None else total + term
         if total is None or not ctx.needs_input_grad[1]:
-            return None, None, *found
-        return None, sum_rows(total, index, places), *found
+            return None, None, *gradients
+        return None, sum_rows(total, index, places), *gradients
 
 
 def sum_messages(
     slots: Slots, x: Tensor, functions: Sequence[Tensor], matrices: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """Sum neighbours' features of one irrep over the slots of each atom, along several paths.
+    """Sum the senders' features of one irrep over the slots of each atom, along several paths.
 
     Args:
-        slots: Readings.
-        x: float[N, dim, channels], of all atoms.
-        functions: Of each path float[P, channels], what each channel is multiplied by.
-        matrices: Of each path float[N, dim out, dim * K], what the components are multiplied by; None leaves them.
+        slots: Maps from atoms and pairs to slots.
+        x: float[N, dim, channels], features of all atoms.
+        functions: float[P, channels] for each path, factor of each channel.
+        matrices: float[N, dim out, dim * K] for each path, applied to the components; None leaves them unchanged.
 
     Returns:
-        float[N, dim out, channels] of each path.
+        float[N, dim out, channels] for each path.
     """
     operands = [y for path in zip(functions, matrices, strict=True) for y in path]
     out: tuple[Tensor, ...] = _Messages.apply(slots, x, *operands)  # type: ignore[no-untyped-call]

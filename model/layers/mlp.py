@@ -1,7 +1,7 @@
-"""Perceptrons without biases, scaled so that features keep a variance of about one from layer to layer.
+"""Perceptrons without biases, scaled so that features keep unit variance from layer to layer.
 
-Weights are drawn with variance one and divided by the square root of their fan-in when they are used, as in e3nn: then
-one learning rate suits layers of all widths.
+Weights are drawn with unit variance and divided by the square root of their fan-in when they are used, as in e3nn, so
+that one learning rate suits layers of all widths.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SILU_SCALE = 1.677
 
 
 class Perceptron(nn.Module):
-    """Linear maps with SiLU between them; zero goes to zero.
+    """Linear maps with SiLU between them; it maps zero to zero.
 
     Args:
-        *widths: Of input, hidden layers and output.
+        *widths: Widths of the input, the hidden layers and the output.
     """
 
     def __init__(self, *widths: int) -> None:
@@ -29,7 +29,7 @@ class Perceptron(nn.Module):
         self.weights = nn.ParameterList(torch.randn(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[..., widths[0]] to float[..., widths[-1]]."""
+        """Map float[..., widths[0]] to float[..., widths[-1]]."""
         for place, weight in enumerate(self.weights):
             if place:
                 x = silu(x) * SILU_SCALE

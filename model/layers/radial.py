@@ -13,10 +13,10 @@ from .sine import sine
 
 
 class RadialBasis(nn.Module):
-    """Radial functions for each interaction.
+    """Learned radial functions of each interaction.
 
-    The envelope is that of Gasteiger et al., "Directional message passing", ICLR 2020, with their p. Chebyshev
-    polynomials are the default basis; Bessel functions, sin(n pi r / rc) over r, are theirs too.
+    The envelope, with its power p, is that of Gasteiger et al., "Directional message passing", ICLR 2020. Chebyshev
+    polynomials are the default basis; the alternative, Bessel functions sin(n pi r / rc) / r, is from the same paper.
     """
 
     def __init__(self, config: NetworkConfig, cutoff: float) -> None:
@@ -28,13 +28,13 @@ class RadialBasis(nn.Module):
             for _ in range(config.n_interactions)
         )
         self.n_radial, self.degrees = config.n_radial, config.l_max + 1
-        # Which components of the harmonics are of which degree; a choice by index would have a scatter for a gradient.
+        # Degree of each component of the harmonics, as a matrix: the gradient of an index lookup would be a scatter.
         degree = torch.repeat_interleave(torch.arange(self.degrees), 2 * torch.arange(self.degrees) + 1)
         self.spread: Tensor
         self.register_buffer("spread", torch.eye(self.degrees, dtype=torch.float64)[:, degree], persistent=False)
 
     def forward(self, distance: Tensor) -> list[Tensor]:
-        """float[E, 1] to float[n_radial, E, (l_max + 1)^2] for each interaction: a function for each degree."""
+        """Map float[E, 1] to float[n_radial, E, (l_max + 1)^2] for each interaction: one function per degree."""
         u = distance / self.cutoff
         functions = _bessel(u, self.n_basis) if self.basis == "bessel" else _chebyshev(u, self.n_basis)
         basis = functions * polynomial_envelope(u, self.envelope_power)
@@ -47,14 +47,14 @@ class RadialBasis(nn.Module):
 
 
 def polynomial_envelope(u: Tensor, power: int) -> Tensor:
-    """From 1 at u = 0 to 0 at u = 1, where two derivatives vanish too, and 0 beyond."""
+    """Envelope that falls from 1 at u = 0 to 0 at u = 1, with two vanishing derivatives there, and is 0 beyond."""
     p = power
     rest = -(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2))
     return torch.where(u < 1, 1 + _power(u, p) * rest, torch.zeros_like(u))
 
 
 def _power(x: Tensor, exponent: int) -> Tensor:
-    """By squaring; ONNX Runtime's Pow is slow."""
+    """Power by repeated squaring, since ONNX Runtime's Pow is slow."""
     half = _power(x, exponent // 2) if exponent > 1 else None
     if half is None:
         return x
@@ -71,6 +71,6 @@ def _chebyshev(u: Tensor, count: int) -> Tensor:
 
 
 def _bessel(u: Tensor, count: int) -> Tensor:
-    """sqrt(2) sin(n pi u) / u for n = 1, 2, ..."""
+    """Bessel functions sqrt(2) sin(n pi u) / u for n = 1, 2, ..., count."""
     frequencies = math.pi * torch.arange(1, count + 1, dtype=u.dtype, device=u.device)
     return sine(u * frequencies) * (math.sqrt(2) / u)

@@ -1,9 +1,9 @@
-"""Gathering along a neighbour table, with gradients that are gathers again.
+"""Gathers along a neighbour table whose gradients are gathers again.
 
-The gradient of an indexing is a scatter. On a symmetric neighbour table it need not be: the slots that read atom j are
-the opposites of the slots of atom j, so its gradient is read through ``reverse`` and summed over the slots. This keeps
-scatters out of the exported graph, where ONNX Runtime 1.32 adds wrongly in ScatterND when indices repeat and several
-threads work, and is faster in training too.
+The gradient of indexing is a scatter. On a symmetric neighbour table it need not be: the slots that read atom j are the
+opposites of the slots of atom j, so the gradient is gathered through ``reverse`` and summed over the slots. This keeps
+scatters out of the exported graph, where ScatterND of ONNX Runtime 1.32 gives wrong sums when indices repeat and
+several threads run. It also makes training faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of `x` by `index`."""
+    """Gathers rows of `x` by `index`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, places: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _SumRows(torch.autograd.Function):
-    """The sums that are the gradient of `_GatherRows`, and whose gradient it is."""
+    """Sums rows: the gradient of `_GatherRows`, which in turn is the gradient of this function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(index, places)
         ctx.shape = x.shape
         rows = x.reshape(-1, x.shape[-1])
-        if places.shape[-1] == 2:  # many sums of two are slow
+        if places.shape[-1] == 2:  # many sums over pairs are slow
             one, other = torch.split(places, [1, 1], dim=-1)
             return rows[one.squeeze(-1)] + rows[other.squeeze(-1)]
         return rows[places].sum(-2)
@@ -47,25 +47,32 @@ class _SumRows(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
-    """Rows of `x`, float[..., c], by their number: float[*index.shape, c].
+    """Gather rows of `x` by number: float[*index.shape, c].
 
     Args:
-        x: Its rows are counted over all axes but the last.
-        index: int64[...].
-        places: int64[..., m]: where, in the flat `index`, each row of `x` is read; every row equally often.
+        x: float[..., c]; rows are numbered over all axes but the last.
+        index: int64[...], row numbers.
+        places: int64[..., m], positions in the flattened `index` at which each row of `x` is read; every row is read
+            equally often.
     """
     out: Tensor = _GatherRows.apply(x, index, places)  # type: ignore[no-untyped-call]
     return out
 
 
 def sum_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
-    """Sum what `gather_rows` spread: float[*places.shape[:-1], c] from float[*index.shape, c]; arguments as there."""
+    """Sum what `gather_rows` gathers: float[*index.shape, c] to float[*places.shape[:-1], c].
+
+    Args:
+        x: float[*index.shape, c].
+        index: As in `gather_rows`.
+        places: As in `gather_rows`.
+    """
     out: Tensor = _SumRows.apply(x, index, places)  # type: ignore[no-untyped-call]
     return out
 
 
 class _PermuteSlots(torch.autograd.Function):
-    """``x[:, reverse]``. Opposites of opposites are themselves, so it is its own gradient."""
+    """``x[:, reverse]``. Reversing twice is the identity, so the function is its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reverse: Tensor) -> Tensor:
@@ -95,12 +102,12 @@ class _GatherSenders(torch.autograd.Function):
 
 
 def permute_slots(x: Tensor, reverse: Tensor) -> Tensor:
-    """Give each slot what stands in the slot of the opposite edge: float[G, N * K, c] by int64[N, K]."""
+    """Copy to each slot the value of the opposite edge's slot: float[G, N * K, c] by int64[N, K]."""
     out: Tensor = _PermuteSlots.apply(x, reverse)  # type: ignore[no-untyped-call]
     return out
 
 
 def gather_senders(x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:
-    """Give each slot the features of its sending atom: float[G, N * K, c] from float[G, N, c]."""
+    """Copy to each slot the features of its sender: float[G, N, c] to float[G, N * K, c]."""
     out: Tensor = _GatherSenders.apply(x, neighbors, reverse)  # type: ignore[no-untyped-call]
     return out

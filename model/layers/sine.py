@@ -1,7 +1,7 @@
-"""Sines that export: polynomials, since ONNX Runtime's own depend, in their last bit, on an element's place.
+"""A polynomial sine for export: the last bit of ONNX Runtime's own sine depends on an element's position.
 
-On a CPU, vector code and the code for what remains at the end of a tensor round differently, and where that end is
-depends on how threads divide the tensor (seen in onnxruntime 1.32).
+On a CPU, the vectorised code and the code for the remainder of a tensor round differently, and where the remainder
+begins depends on how threads divide the tensor (seen in onnxruntime 1.32).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Odd terms up to x^21 within a half turn: to rounding in float64.
+# Odd terms up to x^21 within a half turn: accurate to float64 rounding.
 _TERMS = 10
-# Pi in two parts, the first with so few digits that its products with small whole numbers are exact in float32.
+# Pi in two parts; the first has so few digits that its products with small integers are exact in float32.
 _PI_HIGH = 3.140625
 _PI_LOW = math.pi - _PI_HIGH
 
@@ -32,13 +32,13 @@ class _Sine(torch.autograd.Function):
 
 
 def sine(x: Tensor) -> Tensor:
-    """The sine of angles up to some hundred, for gradients of any order."""
+    """Sine of angles up to a few hundred radians, differentiable to any order."""
     out: Tensor = _Sine.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 def _reduced_sine(x: Tensor) -> Tensor:
-    """The polynomial of the angle less whole half turns, with the sign of their number."""
+    """Polynomial in the angle modulo half turns, with the sign of their parity."""
     half_turns = torch.round(x * (1 / math.pi))
     rest = (x - half_turns * _PI_HIGH) - half_turns * _PI_LOW
     odd = half_turns - 2 * torch.floor(half_turns * 0.5)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Table(NamedTuple):
-    """A `NeighborTable` as tensors, in the order of `INPUT_NAMES`."""
+    """Padded neighbour table (`NeighborTable`) as tensors, in the order of `INPUT_NAMES`."""
 
     atomic_number: Tensor
     vectors: Tensor

@@ -1,1 +1,1 @@
-"""The networks: energies, forces, stresses and heads of structures."""
+"""Networks that predict energies, forces, stresses and heads of structures."""

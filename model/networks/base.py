@@ -1,4 +1,4 @@
-"""What all networks have in common: an energy that atoms sum to, its exact gradients, and heads."""
+"""Base class of all networks: an energy summed over atoms, its exact gradients, and heads."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a network finds, in the form that it is trained on.
+    """Predictions of a network, in the form used for training.
 
     Attributes:
-        energy: float64[G], eV; this and the next two are None for a network without an energy.
+        energy: float64[G], eV; None, like forces and virial, if the network has no energy.
         forces: float[N, 3], eV/angstrom.
-        virial: float64[G, 3, 3], eV: the derivative by strain; divided by the volume it is the stress.
-        heads: Components of the irreps of each head, by name: float64[G or N, dim].
+        virial: float64[G, 3, 3], eV: derivative of the energy with respect to strain; divided by the volume it is the
+            stress.
+        heads: Irrep components of each head, by name: float64[G or N, dim].
     """
 
     energy: Tensor | None
@@ -41,12 +42,12 @@ class Prediction:
 
 
 class Network(Float64Buffers):
-    """A network on neighbour tables.
+    """A network on padded neighbour tables.
 
     Args:
-        config: Architecture; its cutoff has to be set.
-        elements: Atomic numbers that it knows, ascending.
-        statistics: Reference energies and scales of each element, among others.
+        config: Configuration of the network; its cutoff must be set.
+        elements: Supported atomic numbers, in ascending order.
+        statistics: Statistics of the training set, such as reference energies and scales of the elements.
     """
 
     def __init__(self, config: Architecture, elements: Sequence[int], statistics: DataStatistics) -> None:
@@ -69,20 +70,20 @@ class Network(Float64Buffers):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of weights and features."""
+        """Data type of weights and features."""
 
     @abstractmethod
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Features behind each interaction: by irrep, float[N, 2 l + 1, channels].
+        """Compute the features after each interaction: by irrep, float[N, 2 l + 1, channels].
 
         Args:
-            species: int64[N], place of each atom's element among the network's.
-            table: The inputs.
+            species: int64[N], index of each atom's element in `elements`.
+            table: Inputs of the network.
         """
 
     @abstractmethod
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        """Compute atomic energies without references, in units of the energy scales: float[N]."""
 
     def named_heads(self) -> list[tuple[str, Head]]:
         """The heads, by name."""
@@ -90,15 +91,15 @@ class Network(Float64Buffers):
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """What `forward` returns, in that order."""
+        """Specifications of the outputs of `forward`, in order."""
         energy = ENERGY_OUTPUTS if self.config.energy else ()
         return (*energy, *(head.spec(name) for name, head in self.named_heads()))
 
     def predict(self, *inputs: Tensor) -> Prediction:
-        """The energy with its exact gradients, and the heads.
+        """Predict the energy with its exact gradients, and the heads.
 
         Args:
-            *inputs: As a `Table` has them.
+            *inputs: Fields of a `Table`, in order.
         """
         table = Table(*inputs)
         atomic_number, structure, volume = table.atomic_number, table.structure, table.volume
@@ -111,7 +112,7 @@ class Network(Float64Buffers):
         heads = {name: head(layers[-1], species, members) for name, head in self.named_heads()}
         if relative is None:
             return Prediction(None, None, None, heads)
-        # Double scales times float energies: units come in behind the gradient's rounding, in float64.
+        # The float64 scales multiply the float energies here, so units enter in float64, after the gradient's rounding.
         with torch.enable_grad():
             atoms = relative.double() * self.energy_scales[species]
             (gradient,) = torch.autograd.grad(atoms.sum(), vectors, create_graph=self.training)
@@ -126,14 +127,14 @@ class Network(Float64Buffers):
         return Prediction(energy, forces, (members @ virial).view(-1, 3, 3), heads)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """All outputs in their units.
+        """Compute all outputs in their units.
 
         Args:
-            *inputs: As a `Table` has them.
+            *inputs: Fields of a `Table`, in order.
 
         Returns:
-            As `outputs` says: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress float64[G, 3, 3] in
-            eV/angstrom^3 (of no meaning where the volume is not), then the heads, float64[G or N, *shape].
+            The outputs in the order of `outputs`: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress
+            float64[G, 3, 3] in eV/angstrom^3 (meaningless if the volume is), then the heads, float64[G or N, *shape].
         """
         found = self.predict(*inputs)
         out: list[Tensor] = []

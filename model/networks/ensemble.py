@@ -1,4 +1,4 @@
-"""Ensembles: several networks of one kind, whose mean is the prediction and whose spread says how sure it is."""
+"""Ensembles of networks: the mean is the prediction, the spread its uncertainty."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .torch_potential import TorchPotential
 
 
 class EnsemblePotential:
-    """Networks, evaluated one after the other.
+    """Several networks, evaluated in order.
 
     Args:
-        networks: Two at least, of the same elements, cutoff and outputs.
+        networks: At least two networks with the same elements, cutoff, outputs and dtype.
 
     Raises:
-        CheckpointError: They are not of one kind.
+        CheckpointError: The networks do not match.
     """
 
     def __init__(self, networks: Sequence[Network]) -> None:
@@ -29,24 +29,24 @@ class EnsemblePotential:
 
     @property
     def cutoff(self) -> float:
-        """Angstrom."""
+        """Cutoff radius (angstrom)."""
         return self.members[0].cutoff
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers that the networks know."""
+        """Atomic numbers that the networks support."""
         return self.members[0].elements
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """Means, and standard deviations with the ending ``_std``."""
+        """Means, and standard deviations with the suffix ``_std``."""
         return with_spread(self.members[0].outputs)
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Means of all outputs, and their standard deviations among the properties.
+        """Compute the means of all outputs, with their standard deviations as properties.
 
         Raises:
-            UnknownElementError: An element that the networks do not know.
+            UnknownElementError: The block contains an element that the networks do not support.
         """
         found = [member.evaluate(block).arrays() for member in self.members]
         stacked = {name: np.stack([arrays[name] for arrays in found]) for name in found[0]}
@@ -58,13 +58,13 @@ class EnsemblePotential:
 
 
 def check_members(networks: Sequence[Network]) -> None:
-    """See that networks can be members of one ensemble.
+    """Check that networks can be members of one ensemble.
 
     Raises:
-        CheckpointError: Fewer than two, or of different elements, cutoff, outputs or dtype.
+        CheckpointError: There are fewer than two, or their elements, cutoff, outputs or dtype differ.
     """
     if len(networks) < 2:
-        raise CheckpointError(f"an ensemble of {len(networks)}; it takes two networks at least")
+        raise CheckpointError(f"an ensemble of {len(networks)}; at least two networks are needed")
     kinds = {(x.elements, x.cutoff, x.outputs, x.dtype) for x in networks}
     if len(kinds) > 1:
         raise CheckpointError("the members of the ensemble differ in elements, cutoff, outputs or dtype")

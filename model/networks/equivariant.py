@@ -1,9 +1,9 @@
-"""The equivariant network: neighbour tables to energy, forces, stress and other properties.
+"""The equivariant network: padded neighbour tables to energy, forces, stress and other properties.
 
 Every interaction sums learned radial functions times spherical harmonics times the neighbours' features into a density
 on each atom, couples the density's components to irreps, takes products of the density with itself and mixes channels.
-All layers lack biases, and an atom's own features enter only through products with its density: an atom without
-neighbours has exactly its reference energy.
+No layer has biases, and an atom's own features enter only through products with its density, so an isolated atom has
+exactly its reference energy.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class EquivariantNetwork(Network):
     """A network whose features are irreps.
 
     Args:
-        config: Architecture; its cutoff has to be set.
-        elements: Atomic numbers that it knows, ascending.
-        statistics: Of the training set; heads without any have shifts of zero and scales of one.
-        dtype: Of weights and features. The constants of the algebra are made in float64 and rounded to it; a network
-            that is cast to float64 afterwards keeps them rounded.
+        config: Configuration of the network; its cutoff must be set.
+        elements: Supported atomic numbers, in ascending order.
+        statistics: Statistics of the training set; heads without statistics get zero shifts and unit scales.
+        dtype: Data type of weights and features. The constants of the algebra are computed in float64 and rounded to
+            it; they stay rounded if the network is cast to float64 later.
 
     Raises:
-        ConfigError: A head needs irreps that the network never makes.
+        ConfigError: A head needs irreps that the network never produces.
     """
 
     config: NetworkConfig
@@ -68,9 +68,9 @@ class EquivariantNetwork(Network):
         sent = scalars
         for layer in range(config.n_interactions):
             last = layer == config.n_interactions - 1
-            wanted = {**head_channels(list(config.heads.values()), config.symmetry), **scalars} if last else hidden
+            outputs = {**head_channels(list(config.heads.values()), config.symmetry), **scalars} if last else hidden
             interaction = Interaction(
-                config, sent, wanted, len(self.elements), self.statistics.mean_neighbors, residual=layer > 0
+                config, sent, outputs, len(self.elements), self.statistics.mean_neighbors, residual=layer > 0
             )
             self.interactions.append(interaction)
             sent = interaction.channels_out
@@ -87,7 +87,7 @@ class EquivariantNetwork(Network):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and features."""
+        """Data type of weights and features."""
         return self.embedding.weight.dtype
 
     def named_heads(self) -> list[tuple[str, Head]]:
@@ -95,7 +95,7 @@ class EquivariantNetwork(Network):
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Features behind each interaction: by irrep, float[N, 2 l + 1, channels]."""
+        """Compute the features after each interaction: by irrep, float[N, 2 l + 1, channels]."""
         flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
         harmonics = self.harmonics(flat / distance)
@@ -107,6 +107,6 @@ class EquivariantNetwork(Network):
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        """Compute atomic energies without references, in units of the energy scales: float[N]."""
         parts = [readout(x[SCALAR].squeeze(1)) for x, readout in zip(layers, self.readouts, strict=True)]
         return torch.cat(parts, dim=-1).sum(-1)

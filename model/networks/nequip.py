@@ -1,9 +1,9 @@
-"""Networks of NequIP's kind: messages of neighbours, a gate, and skip connections; SevenNet and Nequix are such.
+"""NequIP-type networks such as SevenNet and Nequix: messages from neighbours, a gate and skip connections.
 
-A message is, for each path of irreps, a learned radial function for each channel times the product of the neighbour's
-features with spherical harmonics (Batzner et al., Nat. Commun. 13, 2453 (2022)). Constants that published code keeps
-apart - fan-in, moments of activations, average numbers of neighbours, prefactors of radial functions - are parts of the
-weights here.
+For each path of irreps, a message is the product of the sender's features with spherical harmonics, times a learned
+radial function per channel (Batzner et al., Nat. Commun. 13, 2453 (2022)). Constants that published codes keep separate
+(fan-in, moments of activations, mean number of neighbours, prefactors of radial functions) are folded into the weights
+here.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NORM_EPSILON = 1e-12
 
 
 class NequipNetwork(Network):
-    """A network of NequIP's kind, of energies, forces and stresses.
+    """A NequIP-type network that predicts energies, forces and stresses.
 
     Args:
-        config: Architecture.
-        elements: Atomic numbers that it knows, ascending.
+        config: Configuration of the network.
+        elements: Supported atomic numbers, in ascending order.
         statistics: Reference energies and scales.
-        dtype: Of weights and features.
+        dtype: Data type of weights and features.
     """
 
     config: NequipConfig
@@ -54,8 +54,8 @@ class NequipNetwork(Network):
         harmonics = harmonic_irreps(config.l_max, config.symmetry)
         self.basis = BesselFunctions(config)
         self.harmonics = SphericalHarmonics(config.l_max)
-        channels = channels_behind(config)
-        # Atoms begin with scalars of their element; what the first interaction makes of them is tabulated.
+        channels = channels_after(config)
+        # Atoms start with scalars that depend only on their element, so the first interaction maps them by tables.
         first = {SCALAR: config.embedding}
         self.sent = nn.Parameter(torch.randn(len(self.elements), first[SCALAR]))
         interactions = [
@@ -70,18 +70,18 @@ class NequipNetwork(Network):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and features."""
+        """Data type of weights and features."""
         return self.readout.dtype
 
     def convolution(self, layer: int) -> Convolution:
-        """Of an interaction."""
+        """Return the convolution of an interaction."""
         interaction = self.interactions[layer]
         if not isinstance(interaction, NequipInteraction):
             raise TypeError(type(interaction))
         return interaction.convolution
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Features behind each interaction: by irrep, float[N, 2 l + 1, channels]."""
+        """Compute the features after each interaction: by irrep, float[N, 2 l + 1, channels]."""
         slots = Slots(table)
         flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
@@ -94,12 +94,12 @@ class NequipNetwork(Network):
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        """Compute atomic energies without references, in units of the energy scales: float[N]."""
         return (layers[-1][SCALAR].squeeze(1) @ self.readout).squeeze(-1)
 
 
 class BesselFunctions(nn.Module):
-    """Sines of multiples of the distance over the distance, times the envelope."""
+    """Bessel functions sin(k r) / r with trained frequencies k, times the envelope."""
 
     def __init__(self, config: NequipConfig) -> None:
         super().__init__()
@@ -107,11 +107,11 @@ class BesselFunctions(nn.Module):
         self.frequencies = nn.Parameter(math.pi / config.cutoff * torch.arange(1, config.n_basis + 1))
 
     def forward(self, distance: Tensor) -> Tensor:
-        """float[E, 1] to float[E, n_basis]."""
+        """Map float[E, 1] to float[E, n_basis]."""
         return sine(distance * self.frequencies) * (self.envelope(distance) / distance)
 
     def envelope(self, distance: Tensor) -> Tensor:
-        """From 1 to 0 at the cutoff, and 0 beyond."""
+        """Envelope that falls from 1 to 0 at the cutoff, and is 0 beyond."""
         if self.config.envelope == "polynomial":
             return polynomial_envelope(distance / self.cutoff, self.config.envelope_power)
         onset = self.config.envelope_onset or 0.0
@@ -123,16 +123,16 @@ class BesselFunctions(nn.Module):
 
 
 class Couplings(nn.Module):
-    """What harmonics make of the components of a neighbour's feature, for each path of irreps.
+    """Matrices that couple a sender's features to the spherical harmonics, for each path of irreps.
 
     Args:
-        paths: Products of a neighbour's feature (left) with harmonics (right).
-        l_max: Highest degree of the harmonics.
+        paths: Products of a sender's feature (left) with spherical harmonics (right).
+        l_max: Highest degree of the spherical harmonics.
     """
 
     def __init__(self, paths: Sequence[Path], l_max: int) -> None:
         super().__init__()
-        # Of a scalar with a feature there is only the feature itself.
+        # The product of a feature with l = 0 is the feature itself.
         self.paths = [path for path in paths if path.right.l > 0]
         columns = []
         for path in self.paths:
@@ -144,7 +144,7 @@ class Couplings(nn.Module):
         self.register_buffer("matrix", torch.cat(columns, dim=1), persistent=False)
 
     def forward(self, harmonics: Tensor, slots: int) -> dict[Path, Tensor]:
-        """float[N * K, (l_max + 1)^2] to float[N, 2 l_out + 1, (2 l_left + 1) * K] for each path."""
+        """Map float[N * K, (l_max + 1)^2] to float[N, 2 l_out + 1, (2 l_left + 1) * K] for each path."""
         sizes = [path.left.dim * path.out.dim for path in self.paths]
         parts = torch.split(self.matrix.t(), sizes, dim=0)
         columns = harmonics.t().contiguous()
@@ -156,16 +156,16 @@ class Couplings(nn.Module):
 
 
 class Convolution(nn.Module):
-    """The sum of neighbours' messages.
+    """Sum of the neighbours' messages.
 
     Args:
-        config: Architecture.
-        channels: Of the features that neighbours send.
+        config: Configuration of the network.
+        channels: Number of channels of each irrep of the senders' features.
         irreps_out: Irreps to keep.
         harmonics: Irreps of the spherical harmonics.
 
     Attributes:
-        channels_out: The channels of all paths to an irrep, one after the other.
+        channels_out: Number of channels of each output irrep, over all its paths.
     """
 
     def __init__(
@@ -186,13 +186,13 @@ class Convolution(nn.Module):
         self.radial = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(sizes))
 
     def forward(self, features: Features, basis: Tensor, couplings: Mapping[Path, Tensor], slots: Slots) -> Features:
-        """Sum over the slots of each atom.
+        """Sum over the neighbour slots of each atom.
 
         Args:
-            features: Of all atoms.
-            basis: float[P, n_basis].
-            couplings: Of each path, see `Couplings`.
-            slots: Readings.
+            features: Features of all atoms.
+            basis: float[P, n_basis], radial basis functions of each pair.
+            couplings: Coupling matrices of each path, see `Couplings`.
+            slots: Maps from atoms and pairs to slots.
         """
         hidden = basis
         for weight in self.radial[:-1]:
@@ -209,15 +209,15 @@ class Convolution(nn.Module):
 
 
 class NequipInteraction(nn.Module):
-    """Messages, mixed, added to the atom's own features, and gated.
+    """One interaction: messages are mixed, added to the atom's own features, and gated.
 
     Args:
-        config: Architecture.
-        channels_in: Of the features that come in.
-        channels_out: Of those that go out.
+        config: Configuration of the network.
+        channels_in: Number of channels of each input irrep.
+        channels_out: Number of channels of each output irrep.
         harmonics: Irreps of the spherical harmonics.
-        n_elements: Of the first interaction, whose incoming features are constants of the element: what an atom adds
-            and sends is tabulated. None for the others.
+        n_elements: Number of elements for the first interaction, whose inputs depend only on the element, so that an
+            atom's message and skip connection are tables. None for the others.
     """
 
     def __init__(
@@ -252,15 +252,15 @@ class NequipInteraction(nn.Module):
         couplings: Mapping[Path, Tensor],
         slots: Slots,
     ) -> Features:
-        """The next features of all atoms; arguments as for `Convolution`."""
-        sent = features if self.send is None else _mapped(features, self.send, self.send_bias)
-        out = _mapped(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
-        own = _mapped(features, self.skip, None) if self.skip else {SCALAR: self.skip_table[species].unsqueeze(1)}
+        """Compute the next features of all atoms; arguments as in `Convolution`."""
+        sent = features if self.send is None else _apply_linear(features, self.send, self.send_bias)
+        out = _apply_linear(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
+        own = _apply_linear(features, self.skip, None) if self.skip else {SCALAR: self.skip_table[species].unsqueeze(1)}
         out = {irrep: x + own[irrep] if irrep in own else x for irrep, x in out.items()}
         return self._gate(out if self.norm is None else self._normalised(out, self.norm))
 
     def _normalised(self, features: Features, weights: nn.ParameterDict) -> Features:
-        """Divide by the root of the mean square: over channels, components twice, and irreps, as Nequix does."""
+        """Divide by the root mean square over channels, components (counted twice) and irreps, as Nequix does."""
         squares = [(x * x).sum((1, 2), keepdim=True) / (irrep.dim**2 * len(features)) for irrep, x in features.items()]
         total = squares[0]
         for square in squares[1:]:
@@ -274,18 +274,18 @@ class NequipInteraction(nn.Module):
         return {SCALAR: scalars, **{ir: features[ir] * gate for ir, gate in zip(self.gated, gates, strict=True)}}
 
 
-def channels_behind(config: NequipConfig) -> list[dict[Irrep, int]]:
-    """Of the features behind each interaction."""
+def channels_after(config: NequipConfig) -> list[dict[Irrep, int]]:
+    """Number of channels of each irrep after each interaction."""
     return [{ir: mul for mul, ir in parsed(text)} for text in config.hidden_irreps]
 
 
 def with_gates(channels: Mapping[Irrep, int]) -> dict[Irrep, int]:
-    """Before the gate: a scalar more for each channel that is gated."""
+    """Channels before the gate: one additional scalar for each gated channel."""
     return {**channels, SCALAR: sum(channels.values())}
 
 
 def _matrices(channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> nn.ParameterDict:
-    """A linear map of the channels of each irrep."""
+    """Random weights of a linear map of the channels of each irrep."""
     return nn.ParameterDict(
         {
             str(ir): nn.Parameter(torch.randn(channels_in[ir], mul) / math.sqrt(channels_in[ir]))
@@ -295,7 +295,7 @@ def _matrices(channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int
     )
 
 
-def _mapped(features: Features, weights: nn.ParameterDict, bias: Tensor | None) -> Features:
+def _apply_linear(features: Features, weights: nn.ParameterDict, bias: Tensor | None) -> Features:
     out = {}
     for name, weight in weights.items():
         irrep = o3.Irrep(name)

@@ -1,4 +1,4 @@
-"""How much a network without parity changes when a crystal is mirrored, and its mean with its mirror image."""
+"""Mirror symmetry of networks without parity: how much they violate it, and how averaging restores it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _PROBES, _SEED = 12, 21
 
 
 def mirror_violation(potential: Potential, config: Architecture) -> dict[str, float]:
-    """Largest differences between structures and their images under inversion, by output with unit.
+    """Measure the largest difference between structures and their inverted images, keyed by output and unit.
 
-    Energies count per atom. The structures are random crystals of the network's elements, without symmetry of their
-    own.
+    Energies are compared per atom. The structures are random crystals of the network's elements, without symmetry.
 
     Args:
-        potential: The network.
-        config: Its architecture, which tells what an inversion does to a head.
+        potential: The network as a potential.
+        config: Configuration of the network, which determines how its heads transform under inversion.
     """
     structures = probe_structures(potential.elements, _PROBES, _SEED, cutoff=potential.cutoff)
     mirrored = [Structure.from_fractional(s.atomic_number, -s.cell, s.frac_coord) for s in structures]
@@ -53,20 +52,20 @@ def mirror_violation(potential: Potential, config: Architecture) -> dict[str, fl
 
 
 class MirrorAveraged(Network):
-    """The mean of a network and of its mirror image, which knows parity where the network does not.
+    """The mean of a network without parity and its mirror image, which respects mirror symmetry.
 
-    It takes twice the time. What it changes is half of the network's `mirror_violation`, at most.
+    It takes twice the time, and differs from the network by at most half of its `mirror_violation`.
 
     Args:
-        network: With an energy, and without heads.
+        network: A network with an energy and without heads.
 
     Raises:
-        ConfigError: A network with heads, or one that knows parity already.
+        ConfigError: The network has heads, or already tracks parity.
     """
 
     def __init__(self, network: Network) -> None:
         if network.config.symmetry != "so3":
-            raise ConfigError(f"a network of the symmetry {network.config.symmetry} is the same as its mirror image")
+            raise ConfigError(f"a network of symmetry {network.config.symmetry} is the same as its mirror image")
         if network.config.heads:
             raise ConfigError("networks with heads cannot be averaged with their mirror images")
         super().__init__(network.config, network.elements, network.statistics)
@@ -74,15 +73,15 @@ class MirrorAveraged(Network):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and features."""
+        """Data type of weights and features."""
         return self.network.dtype
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Features behind each interaction, then those of the inverted structures."""
+        """Compute the features after each interaction, then those of the inverted structures."""
         inverted = table._replace(vectors=-table.vectors)
         return [*self.network.layers(species, table), *self.network.layers(species, inverted)]
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Energies of the atoms, in units of their scales and without references: float[N]."""
+        """Compute atomic energies without references, in units of the energy scales: float[N]."""
         half = len(layers) // 2
         return (self.network.relative_energies(layers[:half]) + self.network.relative_energies(layers[half:])) / 2

@@ -1,4 +1,4 @@
-"""Networks as a potential: graphs in, energies, forces, stresses and properties out, in PyTorch."""
+"""A network as a potential: graphs in, energies, forces, stresses and properties out, evaluated in PyTorch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DEFAULT_SLOTS = 8_192
 
 
 class TorchPotential:
-    """A network, evaluated eagerly where its weights are.
+    """A network, evaluated eagerly on the device that holds its weights.
 
     Args:
-        network: In evaluation mode.
-        slots: Neighbour slots evaluated at once.
+        network: The network; it is set to evaluation mode.
+        slots: Number of neighbour slots per batch.
     """
 
     def __init__(self, network: Network, slots: int = DEFAULT_SLOTS) -> None:
@@ -31,24 +31,24 @@ class TorchPotential:
 
     @property
     def cutoff(self) -> float:
-        """Angstrom."""
+        """Cutoff radius (angstrom)."""
         return self.network.cutoff
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers that the network knows."""
+        """Atomic numbers that the network supports."""
         return self.network.elements
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """What it finds."""
+        """Specifications of the outputs."""
         return self.network.outputs
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """All outputs for all structures of a block.
+        """Compute all outputs for all structures of a block.
 
         Raises:
-            UnknownElementError: An element that the network does not know.
+            UnknownElementError: The block contains an element that the network does not support.
         """
         dtype = np.dtype(np.float64 if self.network.dtype == torch.float64 else np.float32)
         return evaluate_in_buckets(block, self, dtype, self.slots, self._run_table)

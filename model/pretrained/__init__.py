@@ -1,1 +1,1 @@
-"""Published weights as networks of this package."""
+"""Published weights, converted to networks of this package."""

@@ -1,4 +1,4 @@
-"""What files of other codes on e3nn have in common."""
+"""Conversion of weights that all e3nn-based codes share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..equivariance.irreps import Irrep, Path
 def e3nn_matrices(
     flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, int], fan_in: Mapping[Irrep, int] | None = None
 ) -> dict[Irrep, Tensor]:
-    """The matrices of `e3nn.o3.Linear`, which stand one after the other in one tensor, with their norm: float64.
+    """Split the flat weights of `e3nn.o3.Linear` into normalised matrices, float64.
 
     Args:
-        flat: The tensor; there may be more behind the matrices.
-        into: Channels that come in.
-        out: Channels that go out.
-        fan_in: Channels that come in, for the norm, where they are more.
+        flat: Flat weights; anything after the matrices is ignored.
+        into: Number of input channels of each irrep.
+        out: Number of output channels of each irrep.
+        fan_in: Number of input channels used for normalisation, if it is larger than `into`.
     """
     matrices, begin = {}, 0
     for irrep, channels in into.items():
@@ -36,14 +36,14 @@ def e3nn_matrices(
 def ordered_columns(
     matrix: Tensor, paths: Sequence[Path], channels: Mapping[Irrep, int], signs: Sequence[float], *, by_result: bool
 ) -> Tensor:
-    """Columns for the channels of each path, in the order of our paths.
+    """Reorder the columns of a radial matrix to the order of our paths.
 
     Args:
         matrix: float[hidden, channels of all paths].
-        paths: Ours.
-        channels: Of the feature on the left of each.
-        signs: To multiply each path's columns with.
-        by_result: The matrix has them in the order of the irrep that paths end in.
+        paths: Paths, in our order.
+        channels: Number of channels of each left irrep.
+        signs: Sign that multiplies the columns of each path.
+        by_result: Whether the columns of `matrix` are sorted by the irrep that paths end in.
     """
     order = list(range(len(paths)))
     if by_result:
@@ -53,12 +53,13 @@ def ordered_columns(
 
 
 def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
-    """Sign of the 3j symbols that a file was trained with, relative to e3nn's own.
+    """Sign of the 3j symbols that a file was trained with, relative to the installed e3nn.
 
-    Versions of e3nn differ in it; tensor products keep the symbols beside their weights, if no degree is zero.
+    The sign differs between versions of e3nn. Tensor products store the symbols beside their weights if no degree is
+    zero.
 
     Raises:
-        ValueError: Symbols of another convention.
+        ValueError: The symbols follow another convention.
     """
     degrees = (path.left.l, path.right.l, path.out.l)
     stored = state.get(f"{prefix}._compiled_main_left_right._w3j_{'_'.join(map(str, degrees))}")
@@ -68,4 +69,4 @@ def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
     for sign in (1.0, -1.0):
         if torch.allclose(stored.double(), sign * ours, atol=1e-5):
             return sign
-    raise ValueError(f"3j symbols of {degrees} that are not e3nn's")
+    raise ValueError(f"the 3j symbols of {degrees} are not e3nn's")

@@ -1,4 +1,4 @@
-"""Published weights: where they come from, what they speak, and how they become networks of ours."""
+"""Import of published weights: find the file, read it safely, and record its origin and energy scheme."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ MAX_FILE_BYTES = 4 << 30
 def load_pretrained(
     source: str | Path, *, modality: str | None = None, energy_scheme: str | None = None, trust: bool = False
 ) -> tuple[Network, ModelCard]:
-    """Make a network of ours from published weights, or from a file of SevenNet or Nequix.
+    """Convert published weights, or a file of SevenNet or Nequix, to a network of this package.
 
-    Nothing of the code that the weights were trained with is imported. Files are read without running code in them:
-    PyTorch's restricted unpickler, with NumPy's arrays allowed.
+    The code that the weights were trained with is not imported. Files are read without running any code in them, by
+    PyTorch's restricted unpickler with NumPy arrays allowed.
 
     Args:
-        source: A name in `REGISTRY`, or a file: SevenNet's .pth, Nequix's .pt or .nqx.
-        modality: Of a model of several fidelities, which one.
-        energy_scheme: Which energies the file speaks, one of `SCHEMES`; None takes what is known of the file.
-        trust: Unpickle whatever the file asks for, which can run any code.
+        source: A name in `REGISTRY`, or the path of a file: SevenNet's .pth, Nequix's .pt or .nqx.
+        modality: Fidelity to use, if the model has several; None uses the file's default.
+        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
+            ``own``.
+        trust: Unpickle everything in the file, which can run arbitrary code.
 
     Returns:
-        The network, in float32 and evaluation mode, and what is known of it.
+        The network, in float32 and evaluation mode, and its model card.
 
     Raises:
-        CheckpointError: No such name or file, a file that is not what it should be, or an architecture that is not
-            known here.
+        CheckpointError: The name or file does not exist, the file is damaged or not a checkpoint of SevenNet or Nequix,
+            or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
-        raise CheckpointError(f"--energy-scheme {energy_scheme}: there are {', '.join(SCHEMES)}")
+        raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
     known = REGISTRY.get(str(source))
-    path = _packaged(known) if known is not None else Path(source)
+    path = _packaged_file(known) if known is not None else Path(source)
     network, fidelity = _read(path, modality, trust=trust)
-    known = known or _recognised(path)
+    known = known or _identify(path)
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})
     if known is not None:
@@ -72,24 +73,26 @@ def import_weights(
     trust: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Write published weights as a checkpoint of ours; arguments as for `load_pretrained`.
+    """Convert published weights to a checkpoint; arguments as in `load_pretrained`.
 
     Returns:
-        What the checkpoint is, in a line.
+        A summary of the checkpoint, in one line.
 
     Raises:
-        CheckpointError: As for `load_pretrained`.
-        OutputExistsError: The checkpoint exists.
+        CheckpointError: As in `load_pretrained`.
+        OutputExistsError: The checkpoint already exists.
     """
     target = Path(out)
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{target}: already exists; choose another `--out`, or use `--overwrite`")
     network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)
     count = sum(parameter.numel() for parameter in network.parameters())
-    mirror = "".join(f"; a mirror changes {name} by up to {value:.0e}" for name, value in card.mirror_violation.items())
-    unknown = "" if energy_scheme or card.origin.get("name") else " (not known of this file: say --energy-scheme)"
+    violations = [(*name.partition(" ")[::2], value) for name, value in card.mirror_violation.items()]
+    differences = ", ".join(f"in {name} by up to {value:.0e} {unit}".rstrip() for name, unit, value in violations)
+    mirror = f"; mirror images differ {differences}" if differences else ""
+    unknown = "" if energy_scheme or card.origin.get("name") else " (unknown file: set `--energy-scheme`)"
     return (
         f"{target}: {len(network.elements)} elements, cutoff {network.cutoff:g} angstrom, {count:,} weights, symmetry "
         f"{card.symmetry}, energies {card.energy_scheme}{unknown}{mirror}"
@@ -107,52 +110,54 @@ def _origin(model: Published, fidelity: str) -> dict[str, str]:
     }
 
 
-def _recognised(path: Path) -> Published | None:
-    """What a file is, by its content; names can be anything."""
+def _identify(path: Path) -> Published | None:
+    """Identify a published file by its content, since its name can be anything."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return next((model for model in REGISTRY.values() if digest in model.sha256), None)
 
 
-def _packaged(model: Published) -> Path:
-    """The file of a model in the package that carries it, which is not imported."""
+def _packaged_file(model: Published) -> Path:
+    """Find the file of a model in the package that contains it, without importing the package."""
     if not model.packaged:
-        raise CheckpointError(f"{model.name}: no package carries it; download {model.file} and give its path")
+        raise CheckpointError(f"{model.name}: not part of any package; download {model.file} and pass its path")
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
-        raise CheckpointError(f"{model.name}: is in the package sevenn; pip install 'equiscreen[pretrained]'")
+        raise CheckpointError(f"{model.name}: needs the package sevenn; pip install 'equiscreen[pretrained]'")
     path = Path(spec.origin).parent / model.file
     if not path.is_file():
-        raise CheckpointError(f"{model.name}: this version of the package sevenn lacks {model.file}")
+        raise CheckpointError(f"{model.name}: the installed version of sevenn does not contain {model.file}")
     return path
 
 
 def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
-    """The network of a file, and the fidelity that was chosen."""
+    """Read the network of a file, and return it with the fidelity that was chosen."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, and no model of that name; known are {', '.join(REGISTRY)}")
+        raise CheckpointError(
+            f"{path}: no such file, and no published model of that name; choose one of {', '.join(REGISTRY)}"
+        )
     if _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
     with path.open("rb") as file:
         first = file.read(1)
     if first == b"{":
         if modality is not None:
-            raise CheckpointError(f"{path}: has one fidelity only; leave out --modality")
+            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
         return read_nequix(path), ""
-    content = _unpickled(path, trust=trust)
+    content = _unpickle(path, trust=trust)
     if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
-        raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix")
+        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix")
     try:
         fidelity = modality_name(content["config"], modality, path)
         return from_sevennet(content, fidelity, path), fidelity
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or of an unknown version: {detail(error)}") from error
+        raise CheckpointError(f"{path}: damaged, or an unsupported version: {detail(error)}") from error
 
 
 def _unpacked_size(path: Path) -> int:
-    """Bytes of a file, or of what a ZIP file (as PyTorch's are) says that it holds, if that is more."""
+    """Size of a file in bytes; for a ZIP file (such as PyTorch's), its declared unpacked size if that is larger."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -161,33 +166,33 @@ def _unpacked_size(path: Path) -> int:
         return size
 
 
-def _unpickled(path: Path, *, trust: bool) -> Any:
+def _unpickle(path: Path, *, trust: bool) -> Any:
     try:
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = sorted(set(_wanted(path)))
-        if not wanted:
-            raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix") from error
+        unsafe = sorted(set(_unsafe_globals(path)))
+        if not unsafe:
+            raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix") from error
         raise CheckpointError(
-            f"{path}: wants to run {', '.join(wanted)}; if you know where the file comes from, say --trust"
+            f"{path}: would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise CheckpointError(f"{path}: no checkpoint of SevenNet or Nequix ({detail(error)})") from error
+    except Exception as error:  # torch raises many kinds of errors for a file that it did not write
+        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix ({detail(error)})") from error
 
 
-def _wanted(path: Path) -> list[str]:
+def _unsafe_globals(path: Path) -> list[str]:
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_safe_globals()):
             return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001 - of a damaged pickle nothing is known, least of all how it fails
+    except Exception:  # noqa: BLE001 - a damaged pickle can fail in any way
         return []
 
 
-def _harmless() -> list[Any]:
-    """Arrays of NumPy, under the names that they had before version 2 and have since."""
-    rebuild = np._core.multiarray._reconstruct  # noqa: SLF001 - what pickles call
+def _safe_globals() -> list[Any]:
+    """Globals of pickled NumPy arrays, under their names before and since NumPy 2."""
+    rebuild = np._core.multiarray._reconstruct  # noqa: SLF001 - called by pickles
     dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
     return [np.ndarray, np.dtype, (rebuild, "numpy.core.multiarray._reconstruct"), rebuild, *dtypes]

@@ -1,15 +1,15 @@
-"""Nequix (Koker and Smidt, arXiv:2508.16067) as a network of ours, from its PyTorch and its JAX files.
+"""Conversion of Nequix (Koker and Smidt, arXiv:2508.16067), from its PyTorch or its JAX files.
 
-Both begin with a line of JSON, the settings. Behind it stands a PyTorch file, or arrays in NumPy's format, one after
-the other in the order of the model's leaves. Conventions that differ, and where they go:
+Both formats begin with a line of JSON that holds the settings. A PyTorch file follows, or arrays in NumPy's format in
+the order of the model's leaves. Conventions that differ from ours, and how they are converted:
 
-- linear maps on irreps divide by the root of the number of channels that come in: into the weights;
-- activations of the gate, but not those of the radial perceptron, are divided by the root of their second moment: into
-  the maps behind;
-- Bessel functions carry 2 / cutoff: into the radial perceptron;
-- sums are divided by the root of the average number of neighbours: into the map behind;
-- PyTorch files keep radial functions in the order of the irrep that a path ends in, JAX files too;
-- PyTorch files hold the 3j symbols, whose sign is that of the version of e3nn: into the radial functions;
+- linear maps on irreps divide by the square root of the number of input channels: folded into the weights;
+- activations of the gate, but not those of the radial perceptron, are divided by the square root of their second
+  moment: folded into the next maps;
+- Bessel functions have a prefactor 2 / cutoff: folded into the radial perceptron;
+- sums are divided by the square root of the mean number of neighbours: folded into the next map;
+- PyTorch and JAX files order radial functions by the irrep that a path ends in: reordered;
+- PyTorch files hold the 3j symbols, whose sign depends on the version of e3nn: folded into the radial functions;
 - energies are readout times scale, plus shift, plus the reference energy of the element.
 """
 
@@ -31,7 +31,7 @@ from ...pipeline.errors import CheckpointError, detail
 from ..config.network import MAX_LAYERS, NequipConfig
 from ..equivariance.irreps import SCALAR
 from ..equivariance.tensors import parsed
-from ..networks.nequip import NequipNetwork, channels_behind, with_gates
+from ..networks.nequip import NequipNetwork, channels_after, with_gates
 from ..statistics import DataStatistics
 from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
 
@@ -45,10 +45,10 @@ KNOWN = {
 
 
 def read_nequix(path: str | Path) -> NequipNetwork:
-    """Build the network of a file.
+    """Build the network of a Nequix file.
 
     Raises:
-        CheckpointError: No such file, or an architecture that is not known here.
+        CheckpointError: The file is damaged or not a Nequix file, or its architecture is not supported.
     """
     with Path(path).open("rb") as file:
         line = file.readline(MAX_SETTINGS_BYTES)
@@ -57,11 +57,11 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         settings = json.loads(line)
         missing = sorted(KNOWN - {*settings})
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a Nequix file: no settings in its first line") from error
+        raise CheckpointError(f"{path}: not a Nequix file: its first line holds no settings") from error
     if missing:
-        raise CheckpointError(f"{path}: an architecture that is not known here: {missing[0]} is missing")
+        raise CheckpointError(f"{path}: unsupported architecture: {missing[0]} is missing")
     if settings["index_weights"]:
-        raise CheckpointError(f"{path}: an architecture that is not known here: index_weights is true")
+        raise CheckpointError(f"{path}: unsupported architecture: index_weights is true")
     try:
         config = _architecture(settings)
         state = (
@@ -70,7 +70,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
             else torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
         )
         return _network(settings, config, state)
-    except Exception as error:  # torch and NumPy raise many kinds for a file that is cut
+    except Exception as error:  # torch and NumPy raise many kinds of errors for a truncated file
         raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
 
 
@@ -93,7 +93,7 @@ def _architecture(settings: Mapping[str, Any]) -> NequipConfig:
 
 
 def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
-    """Arrays of a JAX file under the names that a PyTorch file has, matrices of several irreps as one."""
+    """Read the arrays of a JAX file under the names of a PyTorch file; matrices of several irreps are concatenated."""
     file = io.BytesIO(data)
 
     def read(count: int = 1) -> Tensor:
@@ -102,7 +102,7 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
 
     state = {"atom_energies": read()}
     into = 1
-    for layer, channels in enumerate(channels_behind(config)):
+    for layer, channels in enumerate(channels_after(config)):
         prefix, out = f"layers.{layer}", len(channels)
         for place in range(len(config.radial_hidden) + 1):
             state[f"{prefix}.radial_mlp.layers.{place}.weights"] = read()
@@ -114,20 +114,20 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
         into = out
     state["readout.weight"] = read()
     if file.read().strip():
-        raise ValueError("more arrays than the settings tell of")
+        raise ValueError("more arrays than the settings describe")
     return state
 
 
 def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[str, Tensor]) -> NequipNetwork:
     numbers = settings["atomic_numbers"]
     if len(set(numbers)) != len(numbers):
-        raise ValueError("atomic_numbers: some twice")
+        raise ValueError("atomic_numbers: contains duplicates")
     order = torch.tensor(sorted(range(len(numbers)), key=lambda place: numbers[place]))
     references = state["atom_energies"].double()[order] + float(settings["shift"])
     statistics = DataStatistics(tuple(references.tolist()), (float(settings["scale"]),) * len(numbers))
     network = NequipNetwork(config, [int(numbers[place]) for place in order], statistics, torch.float64)
     gain = _activation_gain()
-    channels = channels_behind(config)
+    channels = channels_after(config)
     (readout,) = e3nn_matrices(state["readout.weight"], channels[-1], {SCALAR: 1}).values()
     weights = {"basis.frequencies": network.basis.frequencies.detach(), "readout": readout * gain}
     into = {SCALAR: config.embedding}
@@ -145,7 +145,7 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
             weights |= {f"{ours}.send.{irrep}": matrix * gain for irrep, matrix in send.items()}
             weights |= {f"{ours}.skip.{irrep}": matrix * gain for irrep, matrix in skip.items()}
             weights[f"{ours}.send_bias"] = torch.zeros(into[SCALAR], dtype=torch.float64)
-        else:  # elements are one-hot vectors: what becomes of them are the rows of the matrices
+        else:  # elements are one-hot vectors, so the rows of the matrices are their images
             weights |= {"sent": send[SCALAR][order], f"{ours}.skip_table": skip[SCALAR][order]}
         if config.layer_norm:
             for place, irrep in enumerate(wide):
@@ -162,6 +162,6 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
 
 
 def _activation_gain() -> float:
-    """One over the root of SiLU's second moment, as Nequix sums it: over quantiles of the normal distribution."""
+    """Inverse root of SiLU's second moment, summed over quantiles of the normal distribution as in Nequix."""
     shares = torch.linspace(-1, 1, 1_000_003, dtype=torch.float64)[1:-1]
     return float((silu(math.sqrt(2) * torch.erfinv(shares)) ** 2).mean() ** -0.5)

@@ -1,4 +1,4 @@
-"""Published weights by name."""
+"""Registry of published weights, by name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Published:
     """One set of published weights.
 
     Attributes:
-        name: What it is called, here and in its own code.
-        file: In the `sevenn` package, or the name of the file that its authors distribute.
-        packaged: Whether it is in the `sevenn` package.
-        schemes: Which energies it speaks, by fidelity; "" stands for a model of one fidelity.
-        functionals: Of its labels, likewise.
-        training_data: What it was trained on.
-        licence: Of the weights.
-        citation: Where it is described.
-        sha256: Of its files, as far as they were at hand: a file with another content is not taken for it.
+        name: Name of the model, here and in its own code.
+        file: Path inside the `sevenn` package, or name of the file that its authors distribute.
+        packaged: Whether the `sevenn` package contains the file.
+        schemes: Energy scheme by fidelity; "" stands for a model with one fidelity.
+        functionals: Functional of the training labels, by fidelity.
+        training_data: Data sets that the model was trained on.
+        licence: Licence of the weights.
+        citation: Publication that describes the model.
+        sha256: Hashes of the files that were available; a file with any other hash is not recognised.
     """
 
     name: str
@@ -96,7 +96,7 @@ REGISTRY = {
 
 
 def describe_registry() -> str:
-    """The published weights, a line each, for people."""
+    """List the published weights, one per line."""
     lines = []
     for model in REGISTRY.values():
         fidelities = ", ".join(f"{name} = {scheme}" if name else scheme for name, scheme in model.schemes.items())

@@ -1,15 +1,18 @@
-"""Checkpoints of SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)) as networks of ours.
+"""Conversion of checkpoints of SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)).
 
-Conventions that differ, and where they go:
+Conventions that differ from ours, and how they are converted:
 
-- linear maps of e3nn divide by the root of the number of channels that come in: into the weights;
-- activations are divided by the root of their second moment, which e3nn estimates from samples: into the maps behind;
-- Bessel functions carry 2 / cutoff, and their frequencies were trained: into the radial perceptron, and kept;
-- the sum over neighbours is divided by a trained or fitted number: into the map behind;
-- radial functions of a convolution are in the order of its paths, since version 0.11 sorted by the irrep they end in;
-- some files were trained with 3j symbols of the opposite sign, which they hold: into the radial functions;
-- the readout is two linear maps without anything between: one;
-- a fidelity ("modality") is a one-hot vector beside the scalars: one is chosen, and becomes biases;
+- linear maps of e3nn divide by the square root of the number of input channels: folded into the weights;
+- activations are divided by the square root of their second moment, which e3nn estimates from samples: folded into the
+  next maps;
+- Bessel functions have a prefactor 2 / cutoff, which is folded into the radial perceptron, and trained frequencies,
+  which are kept;
+- the sum over neighbours is divided by a trained or fitted number: folded into the next map;
+- radial functions of a convolution follow the order of its paths, sorted by the irrep they end in since version 0.11:
+  reordered;
+- some files were trained with 3j symbols of the opposite sign, and hold them: folded into the radial functions;
+- the readout is two linear maps with nothing in between: merged into one;
+- a fidelity ("modality") is a one-hot vector beside the scalars: one is chosen and becomes biases;
 - parity is not tracked: every irrep is even.
 """
 
@@ -30,11 +33,11 @@ from ...pipeline.errors import CheckpointError
 from ..config.network import MAX_DEGREE, MAX_LAYERS, NequipConfig
 from ..equivariance.irreps import SCALAR, Irrep
 from ..equivariance.irreps import Path as IrrepPath
-from ..networks.nequip import NequipNetwork, channels_behind, with_gates
+from ..networks.nequip import NequipNetwork, channels_after, with_gates
 from ..statistics import DataStatistics
 from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
 
-# What a setting has to be for the network to be one of ours, and what SevenNet takes where it is missing.
+# For each setting, the only value that our network supports and SevenNet's default.
 REQUIRED: dict[str, tuple[Any, Any]] = {
     "_model_type": ("E3_equivariant_model", "E3_equivariant_model"),
     "interaction_type": ("nequip", "nequip"),
@@ -56,15 +59,15 @@ OLD_NAMES = {
 
 
 def from_sevennet(content: Mapping[str, Any], modality: str, path: str | Path) -> NequipNetwork:
-    """Build the network of a checkpoint.
+    """Build the network of a SevenNet checkpoint.
 
     Args:
-        content: What the file holds.
-        modality: Which of its fidelities, as `modality_name` says.
-        path: For messages.
+        content: Content of the file.
+        modality: Fidelity to use, from `modality_name`.
+        path: Path of the file, for error messages.
 
     Raises:
-        CheckpointError: An architecture that is not ours.
+        CheckpointError: The architecture is not supported.
     """
     settings, state = content["config"], _renamed(content["model_state_dict"])
     config = _architecture(settings, state, path)
@@ -89,7 +92,7 @@ def from_sevennet(content: Mapping[str, Any], modality: str, path: str | Path) -
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of versions before 0.10 as they are since."""
+    """Rename weights of versions before 0.10 to their current names."""
     out = {}
     for name, tensor in state.items():
         module, _, rest = name.partition(".")
@@ -99,15 +102,13 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> NequipConfig:
-    given = {name: settings.get(name, missing) for name, (_, missing) in REQUIRED.items()}
-    wanted = {name: value for name, (value, _) in REQUIRED.items()}
-    for name in ("act_gate", "act_scalar"):  # of even scalars; there are no others here
-        given[name], wanted[name] = (settings.get(name) or {"e": "silu"})["e"], "silu"
-    for name, value in given.items():
-        if any(one != wanted[name] for one in (value if isinstance(value, list) else [value])):
-            raise CheckpointError(
-                f"{path}: an architecture that is not known here: {name} is {value!r}, not {wanted[name]!r}"
-            )
+    values = {name: settings.get(name, default) for name, (_, default) in REQUIRED.items()}
+    required = {name: value for name, (value, _) in REQUIRED.items()}
+    for name in ("act_gate", "act_scalar"):  # for even scalars; there are no odd ones here
+        values[name], required[name] = (settings.get(name) or {"e": "silu"})["e"], "silu"
+    for name, value in values.items():
+        if any(one != required[name] for one in (value if isinstance(value, list) else [value])):
+            raise CheckpointError(f"{path}: unsupported architecture: {name} is {value!r}, not {required[name]!r}")
     degree, channels, layers = (int(settings[name]) for name in ("lmax", "channel", "num_convolution_layer"))
     manual = settings.get("irreps_manual") or None
     if manual is None:
@@ -117,7 +118,7 @@ def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path
     kinds = {"poly_cut": "polynomial", "XPLOR": "xplor"}
     for section, key, known in ((basis, "radial_basis_name", {"bessel"}), (envelope, "cutoff_function_name", {*kinds})):
         if section[key] not in known:
-            raise CheckpointError(f"{path}: an architecture that is not known here: {key} is {section[key]!r}")
+            raise CheckpointError(f"{path}: unsupported architecture: {key} is {section[key]!r}")
     return NequipConfig(
         symmetry="so3",
         cutoff=float(settings["cutoff"]),
@@ -132,20 +133,20 @@ def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path
     )
 
 
-def modality_name(settings: Mapping[str, Any], wanted: str | None, path: str | Path) -> str:
-    """The fidelity that is wanted, or the file's default; "" if it has one only.
+def modality_name(settings: Mapping[str, Any], requested: str | None, path: str | Path) -> str:
+    """Return the requested fidelity, or the file's default; "" if the file has only one.
 
     Raises:
-        CheckpointError: It does not have that one.
+        CheckpointError: The file does not have the requested fidelity.
     """
     known = settings.get("_modal_map") or {}
     if not settings.get("use_modality") or not known:
-        if wanted is not None:
-            raise CheckpointError(f"{path}: has one fidelity only; leave out --modality")
+        if requested is not None:
+            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
         return ""
-    name = wanted or settings.get("default_modal")
+    name = requested or settings.get("default_modal")
     if name not in known:
-        raise CheckpointError(f"{path}: --modality {name}: there are {', '.join(sorted(known))}")
+        raise CheckpointError(f"{path}: unknown --modality {name}; choose one of {', '.join(sorted(known))}")
     return str(name)
 
 
@@ -155,20 +156,20 @@ def _by_element(values: Tensor, modality: int | None, order: Tensor) -> Tensor:
 
 
 class _Reader:
-    """Weights as ours, all in float64.
+    """Reads the weights of a file in our convention, all in float64.
 
     Args:
-        config: Architecture.
-        settings: Of the file.
-        state: Its weights.
-        modality: Place of the fidelity among those of the file; None if it has one.
+        config: Configuration of the network.
+        settings: Settings of the file.
+        state: Weights of the file.
+        modality: Index of the fidelity in the file; None if it has only one.
     """
 
     def __init__(
         self, config: NequipConfig, settings: Mapping[str, Any], state: Mapping[str, Tensor], modality: int | None
     ) -> None:
         self.settings, self.state, self.modality = settings, state, modality
-        self.channels = channels_behind(config)
+        self.channels = channels_after(config)
         self.embedding = config.embedding
         self.activation = normalize2mom(silu).cst
         self.version = tuple(int(part) for part in str(settings["version"]).split(".")[:2])
@@ -177,7 +178,7 @@ class _Reader:
     def linear(
         self, name: str, into: Mapping[Irrep, int], out: Mapping[Irrep, int], option: str = ""
     ) -> tuple[dict[Irrep, Tensor], Tensor]:
-        """Matrices of a linear map, and what the fidelity adds to the scalars."""
+        """Matrices of a linear map, and the bias that the fidelity adds to the scalars."""
         extra = 0
         if self.modality is not None and option and self.settings.get(option):
             extra = int(self.settings["_number_of_modalities"])
@@ -196,18 +197,18 @@ class _Reader:
         return table[SCALAR][order] + bias
 
     def first(self, order: Tensor) -> dict[str, Tensor]:
-        """What the first interaction makes of elements."""
+        """Tables of the first interaction, with a row for each element."""
         features, first = self.embedded(order), {SCALAR: self.embedding}
         sent, bias = self.linear("0_self_interaction_1", first, first, "use_modal_self_inter_intro")
         skip, _ = self.linear("0_self_connection_intro", first, self.wide(0))
         return {"sent": features @ sent[SCALAR] + bias, "interactions.0.skip_table": features @ skip[SCALAR]}
 
     def wide(self, layer: int) -> dict[Irrep, int]:
-        """Channels of an interaction before its gate."""
+        """Number of channels of an interaction before its gate."""
         return with_gates(self.channels[layer])
 
     def interaction(self, layer: int, network: NequipNetwork) -> dict[str, Tensor]:
-        """All weights of an interaction but the tables of the first."""
+        """All weights of an interaction, except the tables of the first."""
         prefix = f"interactions.{layer}"
         convolution = network.convolution(layer)
         denominator = self.state[f"{layer}_convolution.denominator"].double()
@@ -228,7 +229,7 @@ class _Reader:
         return out
 
     def radial(self, layer: int, paths: list[IrrepPath]) -> list[Tensor]:
-        """Matrices of the radial perceptron, the last with columns in the order of our paths."""
+        """Matrices of the radial perceptron; the columns of the last follow the order of our paths."""
         names = [f"{layer}_convolution.weight_nn.layer{place}.weight" for place in range(len(self.state))]
         matrices = [self.state[name].double() for name in names if name in self.state]
         gains = [self.bessel, *[self.activation] * (len(matrices) - 1)]
@@ -239,7 +240,7 @@ class _Reader:
         return [*matrices[:-1], last]
 
     def readout(self) -> tuple[Tensor, float]:
-        """From the last scalars to the energy, and what the fidelity adds."""
+        """Weights from the last scalars to the energy, and the constant that the fidelity adds."""
         last, half = self.channels[-1], {SCALAR: self.channels[-1][SCALAR] // 2}
         hidden, bias = self.linear("reduce_input_to_hidden", last, half, "use_modal_output_block")
         energy, _ = self.linear("reduce_hidden_to_energy", half, {SCALAR: 1})

@@ -1,1 +1,1 @@
-"""Training: one network, an ensemble, fine-tuning, repetition."""
+"""Training of a network or an ensemble, fine-tuning, and repetition of a run."""

@@ -1,4 +1,4 @@
-"""Memory that training frees is kept for the next step, as long as there is enough."""
+"""Settings of the memory allocator: training keeps freed memory for the next step while there is enough."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import platform
 
 import torch
 
-# Parameters of mallopt(3) in glibc's malloc.h, and a limit beyond every tensor of a step.
+# Parameters of mallopt(3) from glibc's malloc.h, and a limit larger than every tensor of a step.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LIMIT = 1 << 30
 _DEFAULT = 128 << 10
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, where the C library is glibc; whether it does.
+    """Let this process keep the memory it frees, if the C library is glibc; return whether it does.
 
-    Otherwise every tensor above 128 kB comes fresh from the system and goes back to it, and each of its pages is
-    cleared again in each step: a seventh of a training's time on a CPU (tests/benchmarks/training_rate.py).
+    Otherwise every tensor above 128 kB is requested from the system and returned to it, and all its pages are cleared
+    in every step, which takes a seventh of the training time on a CPU (tests/benchmarks/training_rate.py).
     """
     return _set_thresholds(_LIMIT)
 
 
 def give_back_memory() -> None:
-    """The opposite, where memory is short: what is free goes back to the system, now and from now on."""
+    """Undo `keep_freed_memory` when memory is short: return free memory to the system, now and from now on."""
     if _set_thresholds(_DEFAULT):
         ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():

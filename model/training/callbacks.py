@@ -1,4 +1,4 @@
-"""What Lightning calls during a training besides its steps: saving, log lines, the trainer itself."""
+"""Lightning callbacks (saving, early stopping, log lines) and the trainer that runs them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 
 
 class Recovery(Checkpoint):
-    """Saves the state at the end of each epoch, and within epochs now and then.
+    """Saves the state at the end of each epoch, and periodically within epochs.
 
-    It is a `Checkpoint` so that Lightning calls it behind all others, whose state it saves.
+    It is a `Checkpoint` so that Lightning calls it after all other callbacks, whose state it saves.
 
     Args:
-        path: Of the checkpoint, which is replaced whole.
-        minutes: Between two within an epoch.
+        path: Path of the checkpoint, which is replaced atomically.
+        minutes: Time between two saves within an epoch.
     """
 
     def __init__(self, path: Path, minutes: float) -> None:
@@ -54,7 +54,7 @@ class Recovery(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save, if it is time; with several processes all have to, and the first one's clock decides."""
+        """Save if it is due; with several processes, all save together and the first one's clock decides."""
         due = time.monotonic() - self._last >= self.seconds
         if trainer.world_size > 1:
             due = bool(trainer.strategy.broadcast(due))
@@ -72,48 +72,48 @@ class Recovery(Checkpoint):
 
 
 class Best(ModelCheckpoint):
-    """Keeps the weights with the smallest validation loss, in a run folder that may be moved.
+    """Keeps the weights with the smallest validation loss, even if the run folder is moved.
 
     Args:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent, filename=path.stem, monitor="validation/loss", enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best so far; Lightning's own forgets it where the folder has another name."""
+        """Restore the best weights so far; Lightning's own method forgets them if the folder was renamed."""
 
-        def here(path: str) -> str:
+        def relocated(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
-        moved = {name: here(value) for name, value in state_dict.items() if name.endswith("_model_path")}
-        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        moved = {name: relocated(value) for name, value in state_dict.items() if name.endswith("_model_path")}
+        best = {relocated(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class Patience(EarlyStopping):
-    """Stops after some epochs without improvement, and does not go on when a stopped run is taken up.
+    """Stops after a number of epochs without improvement; a stopped run does not continue when it is resumed.
 
     Args:
-        epochs: How many.
+        epochs: Number of epochs without improvement.
     """
 
     def __init__(self, epochs: int) -> None:
-        # Before the state is saved, which is at the end of the validation.
+        # Check before the state is saved, which happens at the end of the validation.
         super().__init__("validation/loss", patience=epochs, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Stop at once, if it had stopped."""
+        """Stop at once if the run had already stopped."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
 
 class EpochLines(Callback):
-    """One line of errors now and then, for logs.
+    """Prints a line of validation errors from time to time, for logs.
 
     Args:
-        units: Of the outputs.
+        units: Units of the outputs, by name.
     """
 
     def __init__(self, units: Mapping[str, str]) -> None:
@@ -121,31 +121,31 @@ class EpochLines(Callback):
         self._last = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Print, if it is time."""
+        """Print if a line is due."""
         if not trainer.is_global_zero or time.monotonic() - self._last < LINE_EVERY_S:
             return
         self._last = time.monotonic()
         found = {name: float(trainer.callback_metrics[f"validation/{name}_mae"]) for name in self.units}
         errors = ", ".join(f"{name} {found[name]:.4g} {unit}".rstrip() for name, unit in self.units.items())
         line = f"train: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; validation MAE {errors}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - a log line is what it is for
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log line
 
 
 def make_trainer(
     folder: Path, config: TrainingConfig, units: Mapping[str, str], *, progress: bool
 ) -> lightning.Trainer:
-    """Lightning's trainer for a run.
+    """Build Lightning's trainer for a run.
 
     Args:
-        folder: Of the run.
-        config: Of the training.
-        units: Of the outputs, for log lines.
-        progress: Show it.
+        folder: Run folder.
+        config: Settings of the training.
+        units: Units of the outputs, for log lines.
+        progress: Whether to show progress.
 
     Raises:
-        ConfigError: Devices that the machine does not have.
+        ConfigError: The machine does not have the requested devices.
     """
-    # Buffers are constants, some of them integers, which an average would round.
+    # Buffers are constants, and averaging would round those that are integers.
     callbacks: list[Callback] = [
         WeightAveraging(use_buffers=False, avg_fn=RunningMean(config.ema_decay)),
         Best(folder / BEST),
@@ -158,7 +158,7 @@ def make_trainer(
         callbacks.append(RichProgressBar())
     elif progress:
         callbacks.append(EpochLines(units))
-    cuda = torch.cuda.is_available()  # Lightning's "auto" would take a GPU without float64 on other machines
+    cuda = torch.cuda.is_available()  # Lightning's "auto" would pick a GPU without float64 on some machines
     accelerator = ("cuda" if cuda else "cpu") if config.accelerator == "auto" else config.accelerator
     try:
         return _trainer(folder, config, accelerator, callbacks, bar=bar)
@@ -173,7 +173,7 @@ def _trainer(
     return lightning.Trainer(
         accelerator=accelerator,
         devices=config.devices,
-        # Spawned processes, since a user's program may be no script that can be started again.
+        # Spawn processes, since the user's program need not be a script that can be started again.
         strategy="ddp_spawn" if config.devices > 1 else "auto",
         max_epochs=config.max_epochs,
         max_time=None if config.max_minutes is None else {"minutes": config.max_minutes},  # type: ignore[dict-item]
@@ -193,13 +193,13 @@ def _trainer(
 
 
 def _next_log(folder: Path) -> str:
-    """Each call of a run has a log of its own, so that none is lost."""
+    """Name of a new log; each call of a run writes its own, so that none is lost."""
     known = [path.name for path in (folder / "log").glob("part-*")]
     return f"part-{len(known):03d}"
 
 
 def silence_lightning() -> None:
-    """For good, in a process that does nothing else."""
+    """Silence Lightning's notices permanently, in a process that does nothing else."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torch.optim.lr_scheduler")
@@ -207,7 +207,7 @@ def silence_lightning() -> None:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's notices on devices and data loaders."""
+    """Silence Lightning's notices on devices and data loaders within the context."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Training an ensemble: the same data and split, other weights and order in each member."""
+"""Training of an ensemble: members share data and split, and differ in initial weights and order."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .train import HELD_OUT, make_recipe, open_stores, train
 
 @dataclass(frozen=True, slots=True)
 class EnsembleReport:
-    """What the training of an ensemble ended with.
+    """Result of training an ensemble.
 
     Attributes:
-        folder: Of the run.
-        members: How many.
-        validation: Mean absolute errors of the mean prediction, by name and unit.
-        test: The same on the test structures, if there are any.
-        calibration: By output: root mean square of error over spread; 1 is a spread that can be taken at its word.
-        seconds: Of this call.
+        folder: Run folder.
+        members: Number of members.
+        validation: Mean absolute errors of the mean prediction on the validation structures, by name and unit.
+        test: Mean absolute errors of the mean prediction on the test structures, if there are any.
+        calibration: Root mean square of error over spread, by output; 1 is a well-calibrated spread.
+        seconds: Duration of this call.
     """
 
     folder: Path
@@ -44,15 +44,15 @@ class EnsembleReport:
     seconds: float
 
     def __str__(self) -> str:
-        tested = f"; test MAE: {_listed(self.test)}" if self.test else ""
+        tested = f"; test MAE: {_format_errors(self.test)}" if self.test else ""
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in self.calibration.items())
         return (
             f"{self.folder}: {self.members} members in {self.seconds:.0f} s; validation MAE of their mean: "
-            f"{_listed(self.validation)}{tested}; error over spread: {ratios}"
+            f"{_format_errors(self.validation)}{tested}; error over spread: {ratios}"
         )
 
 
-def _listed(errors: Mapping[str, float]) -> str:
+def _format_errors(errors: Mapping[str, float]) -> str:
     pairs = ((*name.partition(" "), error) for name, error in errors.items())
     return ", ".join(f"{name} {error:.4g} {unit}".rstrip() for name, _, unit, error in pairs)
 
@@ -67,27 +67,27 @@ def train_ensemble(
     overwrite: bool = False,
     progress: bool = False,
 ) -> EnsembleReport:
-    """Train several networks that differ in their random numbers only; resumed like `train`.
+    """Train several networks that differ only in their random numbers; resumes like `train`.
 
-    Each member is a run of its own in ``member-0``, ``member-1``, ...; all have the same split. The spread of the
-    members is compared with the error of their mean on the test structures, or without any on those to validate on.
+    Each member is a run of its own in ``member-0``, ``member-1``, ...; all share one split. The spread of the members
+    is compared with the error of their mean on the test structures or, if there are none, on the validation structures.
 
     Args:
-        stores: As for `train`.
-        out: Run folder of the ensemble, which `export_onnx` takes.
-        config: Of each member; the seed is that of the first.
-        members: How many, two at least.
-        limit: As for `train`.
-        overwrite: As for `train`.
-        progress: As for `train`.
+        stores: As in `train`.
+        out: Run folder of the ensemble, which `export_onnx` accepts.
+        config: Configuration of each member; the seed is that of the first.
+        members: Number of members, at least two.
+        limit: As in `train`.
+        overwrite: As in `train`.
+        progress: As in `train`.
 
     Raises:
-        ConfigError: As for `train`, or fewer than two members.
-        OutputExistsError: As for `train`.
+        ConfigError: As in `train`, or there are fewer than two members.
+        OutputExistsError: As in `train`.
     """
     begin = time.monotonic()
     if members < 2:
-        raise ConfigError(f"an ensemble of {members}; it takes two members at least")
+        raise ConfigError(f"an ensemble of {members}; at least two members are needed")
     folder, graphs = Path(out), open_stores(stores)
     recipe = make_recipe(graphs, config or Config(), limit, members)
     settings = recipe.config
@@ -109,7 +109,7 @@ def train_ensemble(
 def _calibrate(
     folder: Path, config: Config, networks: Sequence[Network], stores: Sequence[GraphStore]
 ) -> tuple[dict[Subset, dict[str, float]], dict[str, float]]:
-    """Errors of the mean of the members on what was held out, and how their spread compares with them."""
+    """Compute errors of the members' mean on held-out structures, and the calibration of their spread."""
     split = Split.load(folder / "member-0" / "split.npz", stores)
     data = TrainingData(tuple(stores), split, head_labels(stores, networks[0].config.heads))
     errors: dict[Subset, dict[str, float]] = {}
@@ -121,7 +121,7 @@ def _calibrate(
         both = {name: _mean_and_spread([x[name] for x in found]) for name in error_units(networks[0])}
         errors[subset] = mae_by_name({name: mean for name, (mean, _) in both.items()})
         for name, (mean, spread) in both.items():
-            if len(mean.label):  # the test, which comes last, has the last word
+            if len(mean.label):  # the test comes last and overwrites the validation's
                 plot = folder / f"calibration_{name}.png"
                 calibration[name] = calibration_plot(mean.found - mean.label, spread, mean.unit, plot)["ratio"]
     return errors, calibration

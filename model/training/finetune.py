@@ -1,4 +1,4 @@
-"""Fine-tuning: weights of a checkpoint, under the elements, heads and reference energies of new data."""
+"""Fine-tuning: weights of a checkpoint with the elements, heads and reference energies of new data."""
 
 from __future__ import annotations
 
@@ -24,37 +24,41 @@ from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 from ..statistics import DataStatistics
 
-# Enough to fit a number for each element, and at least of each.
+# Structures to fit a number for each element, and the least number with each element.
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 
 def starting_network(config: FineTuneConfig) -> Network:
-    """The network of a checkpoint.
+    """Load the network to fine-tune.
 
     Raises:
-        CheckpointError: No checkpoint.
-        ConfigError: An ensemble.
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: The checkpoint is an ensemble.
     """
     networks, _ = load_members(str(config.checkpoint))
     if len(networks) > 1:
-        raise ConfigError(f"{config.checkpoint}: an ensemble; fine-tune its members, {config.checkpoint}/member-0, ...")
+        raise ConfigError(
+            f"{config.checkpoint}: an ensemble; fine-tune one of its members, such as {config.checkpoint}/member-0"
+        )
     return networks[0]
 
 
 def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -> Config:
-    """The configuration with the architecture of the checkpoint, its heads that the stores have labels for, and others.
+    """Return the configuration with the checkpoint's architecture, its heads that have labels, and the new heads.
 
     Args:
-        config: Whose heads come in addition.
-        start: The network of the checkpoint.
-        stores: To train on.
+        config: Configuration of the run; its heads are added.
+        start: Network of the checkpoint.
+        stores: Stores to train on.
 
     Raises:
-        ConfigError: A new head that this architecture cannot carry.
+        ConfigError: The architecture cannot carry a new head.
     """
     if isinstance(start.config, NequipConfig):
         if config.network.heads or not config.network.energy:
-            raise ConfigError(f"{config.training.fine_tune.checkpoint}: imported weights carry an energy and no heads")
+            raise ConfigError(
+                f"{config.training.fine_tune.checkpoint}: imported weights predict an energy and support no heads"
+            )
         return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
     kept = {name: head for name, head in start.config.heads.items() if (head.label or name) in labels}
@@ -68,25 +72,25 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
 
 
 def new_heads(config: Architecture, start: Network) -> set[str]:
-    """Heads that the checkpoint lacks, or has as something else."""
+    """Heads that the checkpoint does not have, or defines differently."""
     return {name for name, head in config.heads.items() if start.config.heads.get(name) != head}
 
 
 def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Collection[str] = ()) -> list[str]:
-    """Copy the weights of `start`, those of its elements where they belong to elements, and freeze some.
+    """Copy the weights of `start` (per-element weights only for shared elements), and freeze some of them.
 
     Args:
-        network: Of the same architecture, maybe with more heads and other elements.
-        start: Where the weights come from.
-        freeze: Beginnings of names of parameters.
+        network: Network of the same architecture, possibly with additional heads and other elements.
+        start: Network to copy the weights from.
+        freeze: Name prefixes of the parameters to freeze.
         anew: Heads whose weights are not copied.
 
     Returns:
-        Names of weights that begin anew though `start` has them: a new head with irreps that `start` lacks gives
-        products more paths, and their weights another shape.
+        Names of weights that start at random although `start` has them: a new head with irreps that `start` does not
+        have adds paths to the products, which changes the shape of their weights.
 
     Raises:
-        ConfigError: A beginning that no parameter has, or nothing left to train.
+        ConfigError: A prefix matches no parameter, or nothing is left to train.
     """
     source = start.state_dict()
     place = {element: index for index, element in enumerate(start.elements)}
@@ -123,18 +127,19 @@ def _is_by_element(name: str) -> bool:
 def merged_statistics(
     elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Statistics for the elements of data and checkpoint: the checkpoint's, where it has them.
+    """Merge statistics for the elements of data and checkpoint; the checkpoint's take precedence.
 
-    Weights were learned under the checkpoint's scales and number of neighbours; new heads have those of the data.
+    The weights were learned with the checkpoint's scales and mean number of neighbours; new heads use the statistics of
+    the data.
 
     Args:
-        elements: Of the data.
-        fitted: To the data.
-        start: The network of the checkpoint.
-        anew: Heads that the checkpoint lacks, or has as something else.
+        elements: Elements of the data.
+        fitted: Statistics fitted to the data.
+        start: Network of the checkpoint.
+        anew: Heads that the checkpoint does not have, or defines differently.
 
     Raises:
-        ConfigError: Labels of another unit than the checkpoint's head.
+        ConfigError: The unit of the labels differs from that of the checkpoint's head.
     """
     together = tuple(sorted({*elements, *start.elements}))
     old = start.statistics
@@ -150,7 +155,7 @@ def merged_statistics(
     for name, fresh in fitted.heads.items():
         head, known = (fresh, of_data) if name in anew else (old.heads[name], of_start)
         if head.unit != fresh.unit:
-            raise ConfigError(f"heads.{name}: labels in {fresh.unit!r}, but the checkpoint speaks {head.unit!r}")
+            raise ConfigError(f"heads.{name}: labels are in {fresh.unit!r}, but the checkpoint uses {head.unit!r}")
         mean = tuple(np.mean(head.shifts, axis=0).tolist())
         shifts = tuple(head.shifts[known[element]] if element in known else mean for element in together)
         heads[name] = replace(head, shifts=shifts)
@@ -166,24 +171,24 @@ def merged_statistics(
 def fit_references(
     network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> tuple[float, ...]:
-    """Reference energies of some elements that fit new labels best with the rest of the network as it is.
+    """Fit the reference energies of some elements to new labels, with the rest of the network fixed.
 
-    Corrections to the present ones are solved for by least squares on the composition of some labelled structures, of
-    which as many as possible hold the elements that are the rarest.
+    Corrections to the present reference energies are the least-squares fit of the residual energies to composition, on
+    a sample of labelled structures that covers rare elements.
 
     Args:
-        network: With weights.
-        stores: Of the new labels.
-        chosen: bool[n_structures] for each store.
-        elements: Whose references are fitted.
+        network: Network with its weights.
+        stores: Stores of the new labels.
+        chosen: bool[n_structures] for each store, structures to train on.
+        elements: Elements whose reference energies are fitted.
 
     Returns:
-        eV, for each element of the network.
+        Reference energy of each element of the network (eV).
     """
     potential = TorchPotential(network)
     columns = [place for place, element in enumerate(network.elements) if element in elements]
     counts, rests = [], []
-    for rows in EpochReader(stores, _some_of_each(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
+    for rows in EpochReader(stores, _sample_structures(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
         labels = rows.block.structure_labels.get(ENERGY)
         known = np.flatnonzero(np.isfinite(labels)) if labels is not None else np.zeros(0, dtype=np.int64)
         if len(known):
@@ -197,10 +202,10 @@ def fit_references(
     return tuple(references.tolist())
 
 
-def _some_of_each(
+def _sample_structures(
     stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> list[NDArray[np.bool_]]:
-    """Up to `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and some more of each rare element."""
+    """Sample about `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and more of each rare element."""
     rows = np.flatnonzero(np.concatenate(list(chosen)))
     taken = np.zeros(sum(map(len, chosen)), dtype=bool)
     taken[rows[:: max(1, len(rows) // REFERENCE_STRUCTURES)]] = True

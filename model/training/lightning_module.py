@@ -1,4 +1,4 @@
-"""Steps of a training, for Lightning: loss, gradients, the optimiser, and errors on the validation structures."""
+"""Lightning module of the training: loss, gradients, optimiser, and errors on the validation structures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ...pipeline.memory import is_out_of_memory
 from ..config.training import TrainingConfig
 from ..data.batches import Batch, StructureBatches
 from ..data.training_data import TrainingData
-from ..evaluation.metrics import presented
+from ..evaluation.metrics import predictions_and_labels
 from ..networks.base import Network
 from .allocator import give_back_memory, keep_freed_memory
 from .callbacks import silence_lightning
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
-# A label that is so many times the median one is a mistake.
+# A label this many times the median is a mistake.
 BY_FAR = 1e6
 
 
 class _Loader:
-    """Batches of one epoch; a training that was stopped in its middle skips those that it had."""
+    """Batches of one epoch; a run that was stopped mid-epoch skips the batches it has already done."""
 
     def __init__(self, batches: StructureBatches, length: int) -> None:
         self.batches, self.length = batches, length
@@ -46,12 +46,12 @@ class _Loader:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Optimisation is by hand: a batch that does not fit into memory is done in parts, whose gradients add up.
+    """Training with manual optimisation: a batch too large for the memory is done in parts whose gradients add up.
 
     Args:
-        network: What is trained.
-        config: How.
-        data: On what.
+        network: Network to train.
+        config: Settings of the training.
+        data: Data to train on.
     """
 
     def __init__(self, network: Network, config: TrainingConfig, data: TrainingData) -> None:
@@ -67,11 +67,11 @@ class TrainingModule(lightning.LightningModule):
         self._batches: StructureBatches | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
-        """A copy of the weights for the running mean; the data is shared."""
+        """Copy the weights for the moving average; the data is shared."""
         return TrainingModule(copy.deepcopy(self.network, memo), self.config, self.data)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """In each process."""
+        """Set up memory, logging and threads in each process."""
         keep_freed_memory()
         if self.trainer.world_size > 1:
             silence_lightning()
@@ -79,7 +79,7 @@ class TrainingModule(lightning.LightningModule):
             torch.set_num_threads(self.config.threads)
 
     def train_dataloader(self) -> _Loader:
-        """Another order in every epoch, the same in every run."""
+        """Batches in an order that differs between epochs but not between runs."""
         order = (self.config.seed, self.trainer.current_epoch)
         self._batches = self._share("training", order, self._skip)
         length = len(self._batches) + self._skip
@@ -87,7 +87,7 @@ class TrainingModule(lightning.LightningModule):
         return _Loader(self._batches, length)
 
     def val_dataloader(self) -> _Loader:
-        """In the order of the stores."""
+        """Batches in the order of the stores."""
         batches = self._share("validation", None, 0)
         return _Loader(batches, len(batches))
 
@@ -100,34 +100,34 @@ class TrainingModule(lightning.LightningModule):
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        """Begin to count time."""
+        """Start timing the epoch."""
         self._spent = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the optimiser.
+        """Do one step of the optimiser.
 
         Raises:
-            EquiscreenError: Loss or gradient is not finite, or one structure alone is too large for the memory.
+            EquiscreenError: The loss or gradient is not finite, or a single structure does not fit into memory.
         """
         begin = time.monotonic()
         optimizer = self.optimizers()
         loss = self._gradients(batch, optimizer)  # type: ignore[arg-type]
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters(), self.config.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise EquiscreenError(self._what_is_wrong(batch, batch_idx, loss))
+            raise EquiscreenError(self._describe_divergence(batch, batch_idx, loss))
         optimizer.step()  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self._done = batch_idx + 1
         self._spent += time.monotonic() - begin
         self.log("training/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        # The optimiser knows weights by their place: a run may be taken up with its heads in another order.
+    def _trainable_parameters(self) -> list[torch.nn.Parameter]:
+        # Sorted, since the optimiser identifies weights by position and a run may resume with its heads reordered.
         named = sorted(self.network.named_parameters(), key=lambda item: item[0])
         return [parameter for _, parameter in named if parameter.requires_grad]
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The loss of a batch over all processes, with its gradients on the weights."""
+        """Compute the loss of a batch over all processes, and accumulate its gradients."""
         while True:
             optimizer.zero_grad()
             try:
@@ -144,21 +144,20 @@ class TrainingModule(lightning.LightningModule):
         for part in batch.split(self.parts):
             found = residuals(self.network, self.network.predict(*part.inputs), part)
             loss = total_loss(found, self.config.loss, counts)
-            # Lightning averages gradients over processes; they are shares of one sum.
+            # Lightning averages gradients over processes, but here they are parts of one sum.
             self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach()
             seen = {name: Residual(x.error.detach(), x.known, x.per_atom) for name, x in found.items()}
         if torch.isfinite(total):
             self._before = (batch, seen) if self.parts == 1 else None
-        return self._summed(total)
+        return self._sum_over_processes(total)
 
     def _global_counts(self, batch: Batch) -> dict[str, Tensor]:
         names = sorted(batch.labels)
         counts = torch.stack([torch.isfinite(batch.labels[name]).sum() for name in names]).double()
-        return dict(zip(names, self._summed(counts), strict=True))
+        return dict(zip(names, self._sum_over_processes(counts), strict=True))
 
-    def _summed(self, value: Tensor) -> Tensor:
-        """Over all processes."""
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(value)
         return value
@@ -170,63 +169,63 @@ class TrainingModule(lightning.LightningModule):
             ) from error
         if self.parts >= len(batch):
             raise EquiscreenError(
-                f"out of memory with one structure alone; the batch holds {self.data.names(batch, range(len(batch)))}"
+                f"out of memory with a single structure; the batch contains {self.data.names(batch, range(len(batch)))}"
             ) from error
         self.parts *= 2
         optimizer.zero_grad()
         give_back_memory()
-        line = f"train: out of memory; batches are done in {self.parts} parts from now on, with equal results"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
+        line = f"train: out of memory; from now on batches are done in {self.parts} parts, with equal results"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
 
-    def _what_is_wrong(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
-        """Which structure made the loss, or its gradient, infinite."""
+    def _describe_divergence(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
+        """Describe which structure made the loss or its gradient infinite."""
         where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch}, batch {batch_idx}"
         if torch.isfinite(loss):
             where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
         rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
             return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
-        # A label of 1e30 spoils references and scales, so that other structures fail before its own has its turn.
+        # A label of 1e30 corrupts references and scales, so that other structures fail before its own turn comes.
         hint = largest_label(self.data, self.network, self.config)
         if not hint and self._before is not None:
             last, seen = self._before
             worst = int(np.argmax(by_structure(last, seen, torch.abs)))
-            when = "in this step" if last is batch else "in the step before"
+            when = "in this step" if last is batch else "in the previous step"
             hint = f"; {when}, the largest error was that of {self.data.names(last, [worst])}"
         return f"{where}{hint}: check the labels, or lower training.learning_rate"
 
     def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
-        """How many errors of each structure are not finite; in a larger batch, sums carry a NaN to its neighbours."""
+        """Count the non-finite errors of each structure; in a larger batch, sums carry a NaN to other structures."""
         return by_structure(batch, self._errors(batch), lambda x: (~torch.isfinite(x)).double())
 
     def on_train_epoch_end(self) -> None:
-        """Log times."""
+        """Log times and the learning rate."""
         waited = 0.0 if self._batches is None else self._batches.waited_s
         self.log("training/seconds", self._spent + waited)
         self.log("training/waited_seconds", waited)
         self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin new sums."""
+        """Reset the sums."""
         self._sums = {}
         self._wrong = ""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Add up the errors of one batch."""
+        """Add the errors of one batch to the sums."""
         for part in batch.split(self.parts):
             found = self.network.predict(*part.inputs)
             errors = residuals(self.network, found, part)
-            self._note_wrong(part, errors)
+            self._note_non_finite(part, errors)
             for name, residual in errors.items():
                 term = term_of(self.config.loss, name)
                 self._add(f"{name}/penalty", penalty(residual.error, term).sum())
                 self._add(f"{name}/terms", residual.known.sum())
-            for name, (value, label) in presented(self.network, found, part).items():
+            for name, (value, label) in predictions_and_labels(self.network, found, part).items():
                 known = torch.isfinite(label)
                 self._add(f"{name}/absolute", torch.where(known, value - label, 0.0).abs().sum())
                 self._add(f"{name}/count", known.sum())
 
-    def _note_wrong(self, batch: Batch, errors: Mapping[str, Residual]) -> None:
+    def _note_non_finite(self, batch: Batch, errors: Mapping[str, Residual]) -> None:
         squares = torch.stack([residual.error.square().sum() for residual in errors.values()])
         if not self._wrong and not torch.isfinite(squares).all():
             each = [by_structure(part, self._errors(part), torch.square) for part in batch.split(len(batch))]
@@ -241,13 +240,15 @@ class TrainingModule(lightning.LightningModule):
         self._sums[key] = self._sums.get(key, torch.zeros((), device=value.device)) + value.detach().double()
 
     def on_validation_epoch_end(self) -> None:
-        """Log mean errors over all validation structures, of all processes.
+        """Log mean errors over all validation structures of all processes.
 
         Raises:
-            EquiscreenError: The loss is not finite, so that no epoch could be better than another.
+            EquiscreenError: The loss is not finite, so no epoch can be better than another.
         """
         names = sorted(self._sums)
-        sums = dict(zip(names, self._summed(torch.stack([self._sums[name] for name in names])), strict=True))
+        sums = dict(
+            zip(names, self._sum_over_processes(torch.stack([self._sums[name] for name in names])), strict=True)
+        )
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for name in (spec.name for spec in self.network.outputs):
             self.log(f"validation/{name}_mae", sums[f"{name}/absolute"] / sums[f"{name}/count"])
@@ -263,9 +264,12 @@ class TrainingModule(lightning.LightningModule):
             self._schedule().validated(float(loss))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, with a schedule by steps."""
+        """Configure AdamW with a schedule that is updated every step."""
         optimizer = torch.optim.AdamW(
-            self._trained(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, amsgrad=True
+            self._trainable_parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            amsgrad=True,
         )
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(self.config, total))
@@ -276,12 +280,12 @@ class TrainingModule(lightning.LightningModule):
         return schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where in the epoch it is, and in how many parts batches are done."""
+        """Save the position in the epoch and the number of parts per batch."""
         checkpoint["batches_done"] = self._done
         checkpoint["batch_parts"] = self.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on behind the batches that were done."""
+        """Resume after the batches that were done."""
         self._skip = int(checkpoint["batches_done"])
         self.parts = int(checkpoint["batch_parts"])
 
@@ -289,7 +293,7 @@ class TrainingModule(lightning.LightningModule):
 def by_structure(
     batch: Batch, found: Mapping[str, Residual], measure: Callable[[Tensor], Tensor]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The sum of a measure of all errors of each structure: float64[G]."""
+    """Sum a measure of the errors of each structure: float64[G]."""
     out = torch.zeros(len(batch), dtype=torch.float64)
     structure = batch.input("structure").cpu()
     for residual in found.values():
@@ -299,7 +303,7 @@ def by_structure(
 
 
 def largest_label(data: TrainingData, network: Network, config: TrainingConfig) -> str:
-    """The training label that is by far larger than all others of its name, in words; nothing if there is none."""
+    """Describe the training label that is by far the largest of its kind; empty if none stands out."""
     sizes: dict[str, list[NDArray[np.float64]]] = {}
     place: list[tuple[Batch, int]] = []
     for batch in data.batches("training", network, config):
@@ -320,10 +324,10 @@ def largest_label(data: TrainingData, network: Network, config: TrainingConfig) 
 
 
 def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
-    """float64[G], the largest number in a label of each structure, of energies per atom; 0 without a label."""
+    """Largest absolute number in each structure's label, float64[G] (energies per atom); 0 without a label."""
     values = batch.labels[name].cpu().abs()
     values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
-    if len(values) != len(batch):  # of atoms
+    if len(values) != len(batch):  # a label of atoms
         values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(
             0, batch.input("structure").cpu(), values, "amax"
         )

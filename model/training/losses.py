@@ -1,4 +1,4 @@
-"""Losses: what is compared with what, in which units, and how single errors add up."""
+"""Loss: errors of predictions in the units of the loss, and their sum."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..networks.base import Network, Prediction
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """Errors of one quantity; zero where there is no label.
+    """Errors of one quantity.
 
     Attributes:
-        error: float64[rows, ...], prediction minus label.
-        known: bool, of the same shape.
-        per_atom: Whether its rows are atoms.
+        error: float64[rows, ...], prediction minus label; zero where there is no label.
+        known: bool, of the same shape, whether there is a label.
+        per_atom: Whether rows are atoms rather than structures.
     """
 
     error: Tensor
@@ -29,14 +29,14 @@ class Residual:
 
 
 def residuals(network: Network, found: Prediction, batch: Batch) -> dict[str, Residual]:
-    """Errors in the units of the loss.
+    """Compute errors in the units of the loss.
 
-    The energy counts per atom; heads in units of the spread of their labels, extensive ones per atom.
+    Energies are per atom; heads are in units of the spread of their labels, per atom if extensive.
 
     Args:
-        network: That predicted.
-        found: What.
-        batch: With the labels.
+        network: Network that made the predictions.
+        found: Predictions.
+        batch: Batch with the labels.
     """
     out = {}
     if found.energy is not None and found.forces is not None and found.virial is not None:
@@ -54,13 +54,13 @@ def residuals(network: Network, found: Prediction, batch: Batch) -> dict[str, Re
 
 def _residual(found: Tensor, label: Tensor, weight: Tensor | float = 1.0, *, per_atom: bool = False) -> Residual:
     known = torch.isfinite(label)
-    # By multiplication, and not by choice: a prediction that is not finite has to be seen.
+    # Multiply by the mask instead of selecting, so that a non-finite prediction is noticed.
     error = (found - torch.where(known, label, 0.0)) * weight * known
     return Residual(error, known, per_atom)
 
 
 def term_of(loss: LossConfig, name: str) -> TermConfig:
-    """How a quantity enters the loss."""
+    """Return the loss term of a quantity."""
     if name in ("energy", "forces", "stress"):
         term: TermConfig = getattr(loss, name)
         return term
@@ -68,7 +68,7 @@ def term_of(loss: LossConfig, name: str) -> TermConfig:
 
 
 def penalty(error: Tensor, term: TermConfig) -> Tensor:
-    """What each single error adds to a term, before its weight; float64 of the same shape."""
+    """Compute the unweighted contribution of each error to a term: float64 of the same shape."""
     size = error.abs()
     if term.kind == "absolute":
         return size
@@ -78,15 +78,15 @@ def penalty(error: Tensor, term: TermConfig) -> Tensor:
 
 
 def total_loss(found: Mapping[str, Residual], loss: LossConfig, counts: Mapping[str, Tensor]) -> Tensor:
-    """The loss: for each quantity its weight times the mean penalty over what is labelled.
+    """Compute the loss: for each quantity, its weight times the mean penalty over the labelled components.
 
     Args:
-        found: Errors, of a whole batch or a part of it.
-        loss: Weights and kinds.
-        counts: Labelled numbers of the whole batch, over all its parts and processes; so the losses of the parts add
-            up to that of the whole.
+        found: Errors of a whole batch or a part of it.
+        loss: Terms of the loss.
+        counts: Number of labelled components in the whole batch, over all its parts and processes, so that the losses
+            of the parts add up to that of the whole.
     """
-    # All predictions take part, so that every weight has a gradient, if of zero.
+    # Include all predictions, so that every weight has a gradient, even if it is zero.
     out = torch.stack([residual.error.sum() for residual in found.values()]).sum() * 0.0
     for name, residual in found.items():
         term = term_of(loss, name)

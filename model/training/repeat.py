@@ -1,4 +1,4 @@
-"""Repeating a run from its folder."""
+"""Repetition of a run from its run folder."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from .train import TrainingReport, make_recipe, open_stores, train
 def repeat(
     run: str | Path, out: str | Path, *, overwrite: bool = False, progress: bool = False
 ) -> TrainingReport | EnsembleReport:
-    """Train once more what a run folder describes, with as many threads: the weights come out the same.
+    """Repeat the run that a run folder describes, with the same number of threads, to get the same weights.
 
     Raises:
-        ConfigError: No run, or its stores, or the checkpoint that it began with, have changed since.
-        OutputExistsError: As for `train`.
+        ConfigError: There is no run, or its stores or the checkpoint that it fine-tuned have changed since.
+        OutputExistsError: As in `train`.
     """
     recipe = read_recipe(run)
     graphs = open_stores(recipe.stores)
     changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
     if changed:
-        raise ConfigError(f"{changed[0]}: not the store that {run} was trained on, its content has changed")
+        raise ConfigError(f"{changed[0]}: not the store that {run} was trained on; its content has changed")
     training = recipe.config.training.model_copy(update={"threads": recipe.threads})
     config = recipe.config.model_copy(update={"training": training})
     if make_recipe(graphs, config, recipe.limit).start_sha256 != recipe.start_sha256:
-        raise ConfigError(f"{training.fine_tune.checkpoint}: not the checkpoint that {run} began with")
+        raise ConfigError(
+            f"{training.fine_tune.checkpoint}: not the checkpoint that {run} started from; its content has changed"
+        )
     if recipe.members == 1:
         return train(recipe.stores, out, config, limit=recipe.limit, overwrite=overwrite, progress=progress)
     return train_ensemble(

@@ -1,4 +1,4 @@
-"""Run folders: what a training leaves, and what is needed to repeat it."""
+"""Run folders: the output of a training run, and the recipe to repeat it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _SOFTWARE = ("equiscreen", "torch", "e3nn", "lightning", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what a run ends in.
+    """Everything that determines the result of a run.
 
     Attributes:
-        stores: Paths or URLs.
-        hashes: Of their contents.
-        config: Of network and training.
-        limit: Only so many structures of each store.
-        threads: Of PyTorch; sums come out the same to the last bit only with the same number.
-        members: Of an ensemble; 1 is a single network.
-        start_sha256: Of the checkpoint that is fine-tuned; empty without one.
+        stores: Paths or URLs of the stores.
+        hashes: Hashes of the stores' contents.
+        config: Configuration of network and training.
+        limit: Number of structures to use from the beginning of each store; None uses all.
+        threads: Number of PyTorch threads; only with the same number are sums equal to the last bit.
+        members: Number of members of the ensemble; 1 is a single network.
+        start_sha256: Hash of the checkpoint that is fine-tuned; empty without one.
     """
 
     stores: tuple[str, ...]
@@ -51,7 +51,7 @@ class Recipe:
     start_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Convert to plain values."""
         return {
             "stores": list(self.stores),
             "store_hashes": list(self.hashes),
@@ -64,17 +64,17 @@ class Recipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same when a run is taken up: not where files lie, nor the number of threads."""
+        """Part of the recipe that must match to resume a run: all but the locations of files and the threads."""
         content = self.to_json()
         content["config"]["training"]["fine_tune"].pop("checkpoint")
         return {name: value for name, value in content.items() if name not in ("stores", "threads")}
 
 
 def read_recipe(folder: str | Path) -> Recipe:
-    """The recipe of a run.
+    """Read the recipe of a run.
 
     Raises:
-        ConfigError: No run, or a damaged one.
+        ConfigError: The folder is not a run folder, or is damaged.
     """
     path = Path(folder) / RUN_FILE
     try:
@@ -89,31 +89,33 @@ def read_recipe(folder: str | Path) -> Recipe:
             str(content["start_sha256"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}: no run folder ({path.name} cannot be read)") from error
+        raise ConfigError(f"{folder}: not a run folder ({path.name} cannot be read)") from error
 
 
 @contextmanager
 def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, overwrite: bool) -> Iterator[None]:
-    """Make a run folder, or find that the unfinished run in it is this one, and hold its lock.
+    """Create a run folder, or reopen it to resume the same run, and hold its lock.
 
     Args:
-        folder: Of the run.
-        recipe: Of the run.
-        stores: That it reads.
-        overwrite: Clear a folder that holds a finished run or another one; this one, unfinished, is taken up.
+        folder: Run folder.
+        recipe: Recipe of the run.
+        stores: Stores that the run reads.
+        overwrite: Whether to clear a folder that holds a finished or a different run; the same run, unfinished, is
+            resumed in any case.
 
     Raises:
-        OutputExistsError: It holds a finished run, another one, what is no run, or an input; or a process works there.
+        OutputExistsError: The folder holds a finished or a different run, is not a run folder, contains an input, or is
+            in use by another process.
     """
     check_place(folder.resolve(), [store.path for store in stores])
     start = recipe.config.training.fine_tune.checkpoint
     if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
-        raise OutputExistsError(f"{folder}: holds what is fine-tuned, {start}; choose another --out")
+        raise OutputExistsError(f"{folder}: contains the checkpoint to fine-tune, {start}; choose another `--out`")
     if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
-        raise OutputExistsError(f"{folder}: exists and is no run; choose another --out")
+        raise OutputExistsError(f"{folder}: exists and is not a run folder; choose another `--out`")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK_FILE):
-        _settle(folder, recipe, overwrite=overwrite)
+        _claim(folder, recipe, overwrite=overwrite)
         yield
 
 
@@ -121,33 +123,33 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir())
 
 
-def _settle(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     finished = (folder / MODEL_FILE).exists() or (folder / ENSEMBLE_FILE).exists()
-    if overwrite and (finished or not _is_this(folder, recipe)):
+    if overwrite and (finished or not _holds_run(folder, recipe)):
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK_FILE:
                 path.unlink()
     elif finished:
-        raise OutputExistsError(f"{folder}: holds a finished run; choose another --out, or say --overwrite")
-    # Before the first weights are saved nothing is lost: a mistake in the configuration can be mended.
+        raise OutputExistsError(f"{folder}: holds a finished run; choose another `--out`, or use `--overwrite`")
+    # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder}: an unfinished run with another configuration or store; use the same to resume it, or say "
-            "--overwrite"
+            f"{folder}: an unfinished run with another configuration or store; use the same ones to resume it, "
+            "or `--overwrite` to discard it"
         )
-    _describe(folder, recipe)
+    _write_recipe(folder, recipe)
 
 
-def _is_this(folder: Path, recipe: Recipe) -> bool:
+def _holds_run(folder: Path, recipe: Recipe) -> bool:
     try:
         return read_recipe(folder).identity == recipe.identity
     except ConfigError:
         return False
 
 
-def _describe(folder: Path, recipe: Recipe) -> None:
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
     content = {
         "recipe": recipe.to_json(),
         "software": {name: version(name) for name in _SOFTWARE},
@@ -160,10 +162,10 @@ def _describe(folder: Path, recipe: Recipe) -> None:
 
 
 def join_logs(folder: Path) -> Path:
-    """All logs of a run as one table, metrics.csv: one row for each epoch, the last that was written of it.
+    """Join all logs of a run into metrics.csv, with one row per epoch (the last one written).
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
     """
     rows: dict[int, dict[str, str]] = {}
     for part in sorted((folder / "log").glob("part-*/metrics.csv")):

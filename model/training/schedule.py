@@ -1,4 +1,4 @@
-"""The learning rate over a training, and the running mean of the weights."""
+"""Learning rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..config.training import TrainingConfig
 
 
 class Schedule:
-    """The factor of the learning rate after each step: a warm-up, then a cosine to nothing or steps at plateaus.
+    """Factor of the learning rate at each step: a warm-up, then a cosine decay to zero or reductions on plateaus.
 
-    Its attributes are plain numbers, which `torch.optim.lr_scheduler.LambdaLR` keeps in checkpoints.
+    Its attributes are plain numbers, which `torch.optim.lr_scheduler.LambdaLR` saves in checkpoints.
 
     Args:
-        config: Kind and lengths.
-        total: Steps of the whole training.
+        config: Settings of the training.
+        total: Number of steps of the whole training.
     """
 
     def __init__(self, config: TrainingConfig, total: int) -> None:
@@ -27,7 +27,7 @@ class Schedule:
         self.scale, self.best, self.waited = 1.0, math.inf, 0
 
     def __call__(self, step: int) -> float:
-        """The factor of a step, from 0."""
+        """Return the factor of a step, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if not self.cosine:
@@ -35,7 +35,7 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))))
 
     def validated(self, loss: float) -> None:
-        """Take note of a validation."""
+        """Record a validation loss."""
         if loss < self.best:
             self.best, self.waited = loss, 0
             return
@@ -45,16 +45,16 @@ class Schedule:
 
 
 class RunningMean:
-    """An exponential mean that forgets fast while it is young, so as not to hold back a short training.
+    """Exponential moving average that forgets faster at first, so as not to hold back a short training.
 
     Args:
-        decay: Share that is kept at each step.
+        decay: Fraction that is kept at each step.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     def __call__(self, mean: Tensor, value: Tensor, updates: Tensor) -> Tensor:
-        """The next mean."""
+        """Return the updated mean."""
         n = float(updates)
         return torch.lerp(mean, value, 1 - min(self.decay, (1 + n) / (10 + n)))

@@ -1,4 +1,4 @@
-"""What a training begins with: data, split, and the network before its first step."""
+"""Setup of a training run: data, split, and the network before its first step."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .run_folder import Recipe
 
 
 def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, Network, tuple[str, ...]]:
-    """Find labels, divide structures, fit statistics and make the network.
+    """Find labels, split the structures, fit statistics and build the network.
 
     Returns:
-        The data, the network, and what a person should know of them, in lines.
+        The data, the network, and notes for the user, one per line.
 
     Raises:
         ConfigError: The stores do not fit the configuration.
     """
     config, training = recipe.config.network, recipe.config.training
     if config.cutoff is None:
-        raise ValueError("the cutoff of a recipe is set")
+        raise ValueError("the cutoff of the recipe is not set")
     heads = head_labels(stores, config.heads)
     usable = usable_structures(stores, energy=config.energy, heads=heads)
     if recipe.limit is not None:
@@ -65,37 +65,39 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
             network = make_network(config, elements, replace(statistics, reference_energies=references), dtype)
         anew = transfer(network, start, training.fine_tune.freeze, fresh)
     known = _of_known_elements(stores, split, elements)
-    notes = [*_left_out(stores, split, known, elements), *_never_made(network)]
+    notes = [*_skipped_structures(stores, split, known, elements), *_unreachable_irreps(network)]
     if anew:
         notes.append(
-            "training.fine_tune: new heads give the network other products; with random weights begin "
+            "training.fine_tune: new heads change the products of the network; these weights start at random: "
             f"{', '.join(anew)}"
         )
     for name, head in heads.items():
         pairs = zip(stores, split.training, strict=True)
         count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)
         if count:
-            notes.append(f"heads.{name}: {count:,} labels to train on have no logarithm, and are left out")
+            notes.append(f"heads.{name}: skipped {count:,} training labels that have no logarithm")
     return TrainingData(tuple(stores), known, heads), network, tuple(notes)
 
 
 def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:
-    """The split without structures that cannot be evaluated.
+    """Drop structures with elements that the network does not support from a split.
 
     Raises:
         ConfigError: No validation structure is left.
     """
-    fine = [of_elements(store, elements) for store in stores]
+    supported = [of_elements(store, elements) for store in stores]
     kept = {
-        name: tuple(chosen & known for chosen, known in zip(getattr(split, name), fine, strict=True))
+        name: tuple(chosen & known for chosen, known in zip(getattr(split, name), supported, strict=True))
         for name in SUBSETS
     }
     if not any(chosen.any() for chosen in kept["validation"]):
-        raise ConfigError(f"{stores[0].path}: no validation structure is made of elements that are trained on")
+        raise ConfigError(f"{stores[0].path}: no validation structure consists only of elements in the training set")
     return Split(**kept)
 
 
-def _left_out(stores: Sequence[GraphStore], split: Split, known: Split, elements: tuple[int, ...]) -> list[str]:
+def _skipped_structures(
+    stores: Sequence[GraphStore], split: Split, known: Split, elements: tuple[int, ...]
+) -> list[str]:
     lost = sum(
         int(before.sum() - after.sum())
         for name in SUBSETS
@@ -105,11 +107,11 @@ def _left_out(stores: Sequence[GraphStore], split: Split, known: Split, elements
         return []
     unknown = sorted({int(number) for store in stores for number in store.elements} - set(elements))
     symbols = ", ".join(chemical_symbols[number] for number in unknown)
-    return [f"{lost:,} structures to validate or test on are left out: none is trained on with {symbols}"]
+    return [f"skipped {lost:,} validation or test structures: no training structure contains {symbols}"]
 
 
-def _never_made(network: Network) -> list[str]:
-    """Hidden irreps that no interaction makes: they would be missed by whoever asked for them."""
+def _unreachable_irreps(network: Network) -> list[str]:
+    """Note on hidden irreps that were requested but that no interaction produces."""
     if not isinstance(network, EquivariantNetwork) or network.config.n_interactions == 1:
         return []
     config = network.config
@@ -118,5 +120,6 @@ def _never_made(network: Network) -> list[str]:
     if not missing:
         return []
     return [
-        f"network.hidden_irreps: this network never makes {', '.join(missing)}; raise n_interactions or correlation"
+        "network.hidden_irreps: this network never produces "
+        f"{', '.join(missing)}; raise `n_interactions` or `correlation`"
     ]

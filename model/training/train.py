@@ -1,4 +1,4 @@
-"""Training from graph stores: one call from labelled structures to a checkpoint, which can be stopped and taken up."""
+"""Training from graph stores: one resumable call from labelled structures to a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ HELD_OUT: tuple[Subset, ...] = ("validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What a training ended with.
+    """Result of a training run.
 
     Attributes:
-        checkpoint: The model.
+        checkpoint: Path of the model.
         validation: Mean absolute errors on the validation structures; NaN without labels.
-        test: The same on the test structures, if there are any.
-        units: Of the errors.
-        n_training, n_validation, n_test: Structures.
-        epochs: Trained in all.
-        seconds: Of this call.
+        test: Mean absolute errors on the test structures, if there are any.
+        units: Units of the errors.
+        n_training, n_validation, n_test: Number of structures in each subset.
+        epochs: Total number of epochs.
+        seconds: Duration of this call.
     """
 
     checkpoint: Path
@@ -58,13 +58,13 @@ class TrainingReport:
     seconds: float
 
     def __str__(self) -> str:
-        tested = f"; test MAE on {self.n_test:,}: {self._listed(self.test)}" if self.test else ""
+        tested = f"; test MAE on {self.n_test:,}: {self._format_errors(self.test)}" if self.test else ""
         return (
             f"{self.checkpoint}: {self.epochs} epochs on {self.n_training:,} structures in {self.seconds:.0f} s; "
-            f"validation MAE on {self.n_validation:,}: {self._listed(self.validation)}{tested}"
+            f"validation MAE on {self.n_validation:,}: {self._format_errors(self.validation)}{tested}"
         )
 
-    def _listed(self, errors: Mapping[str, float]) -> str:
+    def _format_errors(self, errors: Mapping[str, float]) -> str:
         return ", ".join(f"{name} {value:.4g} {self.units[name]}".rstrip() for name, value in errors.items())
 
 
@@ -79,16 +79,15 @@ def train(
 ) -> TrainingReport:
     """Train a network on graph stores with energies, forces and stresses, or labels of its heads.
 
-    A training that was stopped goes on where it was when it is called again with the same arguments, and ends in the
-    same weights to the last bit, if the number of threads is the same. PyTorch's seed and number of threads are set for
-    the whole process.
+    An interrupted run resumes when `train` is called again with the same arguments. With the same number of threads it
+    ends in the same weights, to the last bit. PyTorch's seed and number of threads are set for the whole process.
 
     Args:
         stores: One graph store or several.
-        out: Run folder; the model becomes ``model.ckpt`` in it.
-        config: Of network and training.
-        limit: Use only the first structures of each store.
-        overwrite: Begin anew in an existing folder.
+        out: Run folder; the model is written to ``model.ckpt`` in it.
+        config: Configuration of network and training.
+        limit: Use only the first `limit` structures of each store.
+        overwrite: Replace an existing run.
         progress: Show progress on standard error.
 
     Raises:
@@ -105,10 +104,11 @@ def train(
 
 
 def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
-    """Graph stores, in the order given.
+    """Open graph stores, in the order given.
 
     Raises:
-        StoreError: One cannot be read.
+        ConfigError: No store is given.
+        StoreError: A store cannot be read.
     """
     paths = [stores] if isinstance(stores, str | Path) else list(stores)
     if not paths:
@@ -117,10 +117,10 @@ def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
 
 
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """All that decides what a run ends in; a cutoff that is not set is that of the stores.
+    """Build the recipe of a run; a cutoff that is not set defaults to that of the stores.
 
     Raises:
-        ConfigError: The cutoff is beyond that of a store.
+        ConfigError: The cutoff exceeds that of a store, or the loss has a term for an unknown head.
     """
     smallest = min(stores, key=lambda store: store.cutoff)
     network, training, digest = config.network, config.training, ""
@@ -151,7 +151,7 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     torch.set_num_threads(recipe.threads)
     data, network, notes = prepare(graphs, recipe)
     for note in notes if progress else ():
-        print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - told where progress is told
+        print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
     data.split.save(folder / "split.npz")
     module = TrainingModule(network, config.training, data)
     units = error_units(network)
@@ -187,22 +187,22 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         n_training,
         n_validation,
         n_test,
-        max(trainer.current_epoch, state["epoch"] + 1),  # several processes leave no count behind
+        max(trainer.current_epoch, state["epoch"] + 1),  # with several processes the trainer keeps no count
         0.0,
     )
 
 
 def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None:
-    """Train on from the last state, if there is one.
+    """Train, from the last saved state if there is one.
 
     Raises:
-        EquiscreenError: What a process of several raised, too.
+        EquiscreenError: The training failed, in this or in another process.
     """
     if last.exists():
         _read_state(last)
     try:
         trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
+    except SystemExit as error:  # Lightning turns Ctrl-C into this
         raise KeyboardInterrupt from error
     except ProcessRaisedException as error:
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
@@ -212,15 +212,17 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint of Lightning's.
+    """Read a checkpoint of Lightning.
 
     Raises:
-        EquiscreenError: Damaged.
+        EquiscreenError: The file is damaged.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise EquiscreenError(f"{path}: damaged; --overwrite begins the run anew ({type(error).__name__})") from error
+        raise EquiscreenError(
+            f"{path}: damaged; use `--overwrite` to start the run again ({type(error).__name__})"
+        ) from error
     return state
 
 

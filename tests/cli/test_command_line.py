@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--out", "{}/run"), ("say which graph stores to train on",)),
         (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/slip.yaml"), ("max_epoch", "'max_epochs'")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"), ("--repeat takes", "leave the others out")),
-        (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "no run folder")),
+        (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "not a run folder")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
         (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
         (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "no ONNX file")),

@@ -1,9 +1,9 @@
-"""The physics that every potential has to obey, eager or exported: inherit `PotentialLaws` and give a `potential`.
+"""Physical laws that every potential must obey, eager or exported: inherit `PotentialLaws` and provide a `potential`.
 
-All outputs are checked, each as the kind of tensor that it is (`tensors.expected`). Tolerances are relative: of the
-energy, forces and stress to the largest force (and energy) of the structures at hand, of a head to its largest value.
-In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 thirteen, of which ten are
-asked for.
+All outputs are checked, each according to its kind of tensor (`tensors.expected`). Tolerances are relative: for energy,
+forces and stress to the largest force (and energy) of the tested structures, for a head to its largest value. In
+float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which ten
+are required.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 from ..conftest import CUTOFF, ELEMENTS, REFERENCES, evaluate
 from .tensors import Array, Change, expected
 
-# Fixtures are the same for all examples, and each class that inherits a test runs it for a potential of its own.
+# Fixtures are the same for all examples, and each subclass runs an inherited test on its own potential.
 few = settings(
     max_examples=3,
     deadline=None,
@@ -33,7 +33,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def crystals() -> list[Structure]:
-    """Without any symmetry."""
+    """Crystals without any symmetry."""
     rng = np.random.default_rng(6)
     return [
         Structure.from_fractional(s.atomic_number, s.cell, s.frac_coord + rng.normal(0, 0.06, s.frac_coord.shape))
@@ -43,19 +43,19 @@ def crystals() -> list[Structure]:
 
 
 def molecule() -> Structure:
-    """Five atoms in general positions."""
+    """Molecule of five atoms in general positions."""
     positions = np.random.default_rng(4).uniform(0, 3.5, (5, 3)) + np.arange(5)[:, None] * [0.9, 0.4, 0.2]
     return Structure.from_cartesian([13, 29, 79, 29, 13], positions)
 
 
 def slab(pbc: Sequence[bool] = (True, True, False)) -> Structure:
-    """A crystal that is not periodic in all directions."""
+    """Crystal that is not periodic in all directions."""
     one = crystals()[1]
     return Structure.from_cartesian(one.atomic_number, one.positions, one.cell, pbc=pbc)
 
 
 def slope(values: Array, step: float) -> Array:
-    """Fourth-order central difference of values at steps of +1, -1, +2, -2, which the last axis counts."""
+    """Fourth-order central difference; the last axis holds the values at +1, -1, +2 and -2 steps."""
     return (8 * (values[..., 0] - values[..., 1]) - (values[..., 2] - values[..., 3])) / (12 * step)
 
 
@@ -66,15 +66,15 @@ class PotentialLaws:
     float64 = True
     reflections = True
     energy = True
-    # Energies of atoms alone; None for networks that give them others than the references.
+    # Energies of isolated atoms; None for networks in which they differ from the reference energies.
     isolated: Sequence[float] | None = REFERENCES
-    # Interaction and force a hundredth of an angstrom before the cutoff, relative to their largest: an envelope
-    # vanishes with the third power of the distance to it, and its slope with the second.
+    # Interaction energy and force a hundredth of an angstrom inside the cutoff, relative to their largest values: the
+    # envelope vanishes as the third power of the distance to the cutoff, and its slope as the second.
     near_the_cutoff = (1e-4, 1e-3)
 
     @pytest.fixture
     def heads(self) -> Mapping[str, HeadConfig]:
-        """What the heads of the potential are."""
+        """Heads of the potential, by name."""
         return {}
 
     @pytest.fixture
@@ -88,9 +88,9 @@ class PotentialLaws:
         return [*structures, slab(), molecule()]
 
     def needs_energy(self, *, float64: bool = False) -> None:
-        """Skip what says nothing of this potential."""
+        """Skip a test that does not apply to this potential."""
         if not self.energy:
-            pytest.skip("a network without an energy")
+            pytest.skip("this network has no energy")
         if float64 and not self.float64:
             pytest.skip("finite differences need float64")
 
@@ -98,17 +98,17 @@ class PotentialLaws:
         return bool(np.abs(a - b).max() <= self.tolerance * max(1.0, scale))
 
     def assert_same(self, wanted: Mapping[str, Array], found: Evaluation) -> None:
-        """All outputs that are wanted, NaN where they are NaN; none of them may be zero everywhere."""
+        """Compare all expected outputs, including where they are NaN; none of them may be zero everywhere."""
         arrays = found.arrays()
         force = np.nanmax(np.abs(arrays["forces"])) if self.energy else 0.0
-        assert not self.energy or force > 1e-3, "the structures say nothing: no forces"
+        assert not self.energy or force > 1e-3, "the structures are not a test: no forces"
         for name, values in wanted.items():
             assert np.array_equal(np.isnan(values), np.isnan(arrays[name])), name
             if np.isnan(values).all():
                 continue
             largest = float(np.nanmax(np.abs(values)))
-            # The smallest heads of the untrained networks, pseudoscalars of crystals, are some 1e-5.
-            assert largest > 1e-7, f"{name} says nothing: zero everywhere"
+            # The smallest heads of the untrained networks, pseudoscalars of crystals, are about 1e-5.
+            assert largest > 1e-7, f"{name} is not tested: zero everywhere"
             of_energy = name.removesuffix("_std") in ("energy", "forces", "stress")
             scale = max(1.0, largest, force) if of_energy else largest
             assert np.nanmax(np.abs(values - arrays[name])) <= self.tolerance * scale, name
@@ -125,7 +125,7 @@ class PotentialLaws:
         seed: int,
     ) -> None:
         if mirror and not self.reflections:
-            pytest.skip("no symmetry of this network")
+            pytest.skip("this network has no mirror symmetry")
         turn = Rotation.random(rng=np.random.default_rng(seed)).as_matrix() * (-1 if mirror else 1)
         changed = [
             Structure.from_cartesian(s.atomic_number, s.positions @ turn.T, s.cell @ turn.T, pbc=s.pbc)
@@ -188,13 +188,13 @@ class PotentialLaws:
         self.assert_same(wanted, evaluate(potential, large))
 
     def test_one_atom_that_sees_only_its_images(self, potential: Potential, heads: Mapping[str, HeadConfig]) -> None:
-        cell = np.array([[2.1, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 2.2]])  # cutoff beyond twice its edges
+        cell = np.array([[2.1, 0.2, 0.0], [0.0, 2.0, 0.1], [0.3, 0.0, 2.2]])  # the cutoff exceeds twice the edges
         one = Structure.from_fractional([29], cell, [[0.1, 0.2, 0.3]])
         eight = Structure.from_ase(one.to_ase().repeat((2, 2, 2)))
         small, large = evaluate(potential, [one]).arrays(), evaluate(potential, [eight]).arrays()
         wanted = expected(small, potential.outputs, heads, Change(atoms=np.zeros(8, dtype=np.int64), copies=8))
         for name, values in wanted.items():
-            # What is odd under inversion is zero: the atom is a centre of symmetry. So scales are one at least.
+            # Quantities odd under inversion vanish, since the atom is a centre of symmetry: use a scale of at least 1.
             scale = max(1.0, float(np.abs(values).max()))
             assert np.allclose(values, large[name], rtol=0, atol=10 * self.tolerance * scale, equal_nan=True), name
         if self.energy:
@@ -249,13 +249,13 @@ class PotentialLaws:
         assert not found.forces.any()
 
     def test_heads_of_isolated_atoms_are_isotropic(self, potential: Potential, heads: Mapping[str, HeadConfig]) -> None:
-        """Which number they then are, the shift of the element, is for tests/model/test_heads.py to say."""
+        """Their values, the shifts of the elements, are checked in tests/model/networks/test_heads.py."""
         atoms = [Structure.from_cartesian([number], [[0.0, 0.0, 0.0]]) for number in ELEMENTS]
         found = evaluate(potential, atoms).properties
         outputs = [spec for spec in potential.outputs if spec.name in heads]
         turn = Rotation.random(rng=np.random.default_rng(3)).as_matrix() * (-1 if self.reflections else 1)
         for name, values in expected(found, outputs, heads, Change(turn=turn)).items():
-            # Two constant matrices stand between a shift and its tensor, so little is lost even in float32.
+            # Only two constant matrices lie between a shift and its tensor, so little is lost even in float32.
             assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
 
     def test_smooth_at_the_cutoff(self, potential: Potential) -> None:
@@ -277,7 +277,7 @@ class PotentialLaws:
         assert forces[5] == 0
 
     def test_everything_is_continuous_as_atoms_of_a_crystal_cross_the_cutoff(self, potential: Potential) -> None:
-        # Two thousandths of an angstrom further on each time; at the cutoff between the third and the fourth.
+        # Steps of two thousandths of an angstrom that cross the cutoff between the third and the fourth structure.
         path = [_crossing(potential.cutoff, step) for step in (-5e-3, -3e-3, -1e-3, 1e-3, 3e-3, 5e-3)]
         edges = GraphBlock.from_structures(path, potential.cutoff).n_edges
         assert edges[2] > edges[3], "no neighbour is lost"
@@ -288,8 +288,8 @@ class PotentialLaws:
                 continue
             steps = np.abs(np.diff(values, axis=0)).max(axis=1)
             rounding = 10 * self.tolerance * max(1.0, float(np.abs(values).max()))
-            # A jump would stand out of the steps of a smooth function, which hardly change along the path. (What
-            # neighbours at the cutoff weigh without an envelope is as much as the function itself.)
+            # A jump would stand out among the steps of a smooth function, which hardly vary along the path. (Without an
+            # envelope, neighbours at the cutoff would contribute as much as the function itself.)
             assert steps[2] <= 1.5 * max(steps[0], steps[1], steps[3], steps[4]) + rounding, spec.name
             assert steps[2] <= 0.05 * max(1.0, float(np.abs(values).max())), spec.name
 
@@ -299,7 +299,7 @@ class PotentialLaws:
         for s in (structures[1], molecule()):
             found = evaluate(potential, [s])
             energy = evaluate(potential, _displaced(s, step)).energy.reshape(len(s), 3, 4)
-            # The stencil's own error is of the order of step^4, rounding's of 1e-16 |E| / step.
+            # The error of the stencil is of order step^4, that of rounding of order 1e-16 |E| / step.
             assert np.abs(-slope(energy, step) - found.forces).max() <= 1e-6 * np.abs(found.forces).max()
 
     def test_the_hessian_is_symmetric(self, potential: Potential, structures: list[Structure]) -> None:
@@ -307,7 +307,7 @@ class PotentialLaws:
         s, step = structures[1], 1e-3
         forces = evaluate(potential, _displaced(s, step)).forces.reshape(3 * len(s), 4, 3 * len(s))
         hessian = -slope(forces.transpose(0, 2, 1), step)
-        # As above: step^4 times fifth derivatives of the energy, which are some hundred times the second.
+        # As above, step^4 times fifth derivatives of the energy, which are about a hundred times the second.
         assert np.abs(hessian - hessian.T).max() <= 1e-6 * np.abs(hessian).max()
         assert np.abs(hessian).max() > 1e-2
 
@@ -329,19 +329,19 @@ class PotentialLaws:
 
 
 def _in_block(structures: Sequence[Structure], orders: Sequence[np.ndarray]) -> np.ndarray:
-    """Indices of atoms of structures as those of a block."""
+    """Convert atom indices within structures to indices within a block."""
     first = np.cumsum([0, *(len(s) for s in structures[:-1])])
     return np.concatenate([start + order for start, order in zip(first, orders, strict=True)])
 
 
 def _unimodular(rng: np.random.Generator) -> np.ndarray:
-    """An integer matrix of determinant one or minus one, not far from the identity."""
+    """Random integer matrix of determinant one or minus one, close to the identity."""
     lower, upper = (np.eye(3) + np.tril(rng.integers(-1, 2, (3, 3)), -1) for _ in range(2))
     return rng.permutation(lower @ upper.T)
 
 
 def _displaced(s: Structure, step: float) -> list[Structure]:
-    """Every coordinate by +1, -1, +2, -2 steps."""
+    """Copies of a structure with each coordinate displaced by +1, -1, +2 and -2 steps."""
     moved = []
     for atom in range(len(s)):
         for axis in range(3):
@@ -353,8 +353,8 @@ def _displaced(s: Structure, step: float) -> list[Structure]:
 
 
 def _crossing(cutoff: float, beyond: float) -> Structure:
-    """A crystal of two atoms, of which one has two neighbours a little beyond the cutoff."""
-    assert cutoff == CUTOFF, "the crystal is made for this one"
+    """Crystal of two atoms, each with two neighbours at a distance of about `cutoff + beyond`."""
+    assert cutoff == CUTOFF, "the crystal is made for this cutoff"
     edge = cutoff + beyond
     cell = np.array([[edge, 0.0, 0.0], [0.3, 3.9, 0.0], [0.1, 0.5, 4.1]])
     return Structure.from_cartesian([29, 79], [[0.1, 0.2, 0.3], [2.2, 1.9, 2.0]], cell, pbc=True)

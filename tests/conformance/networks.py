@@ -1,4 +1,4 @@
-"""The networks that have to obey the laws: untrained, narrow, of every kind that can be asked for."""
+"""Networks that must obey the laws: untrained and narrow, of every kind that a configuration allows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..conftest import CUTOFF, ELEMENTS, REFERENCES
 
 
 def head(**settings: Any) -> HeadConfig:
-    """A narrow one."""
+    """Configuration of a narrow head."""
     return HeadConfig(**{"channels": 2, **settings})
 
 
-# Every kind in symmetry.TENSORS, formulas, irreps, both transforms, of structures and of atoms.
+# Every kind in equivariance.tensors.TENSORS, formulas, irreps and both transforms, for structures and for atoms.
 EVERY_HEAD = {
     "gap": head(),
     "charge": head(per="atom"),
@@ -73,7 +73,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-# Of NequIP's kind: the architectures of SevenNet and Nequix, narrow.
+# NequIP-type networks: narrow versions of SevenNet and Nequix.
 NEQUIP: dict[str, dict[str, Any]] = {
     "sevennet": {
         "symmetry": "so3",
@@ -91,7 +91,7 @@ NEQUIP: dict[str, dict[str, Any]] = {
 
 
 def nequip_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> NequipNetwork:
-    """An untrained network of NequIP's kind, with scales of its own."""
+    """Build an untrained NequIP-type network with distinct energy scales."""
     torch.manual_seed(3)
     given = {"cutoff": CUTOFF, "embedding": 3, "l_max": 2, "radial_hidden": (8, 8)}
     statistics = DataStatistics(REFERENCES, (0.6, 0.7, 0.8))
@@ -104,7 +104,7 @@ def network_of(
     dtype: torch.dtype = torch.float64,
     elements: Sequence[int] = ELEMENTS,
 ) -> EquivariantNetwork:
-    """An untrained network; its energies and heads have scales, and the heads shifts, of their own."""
+    """Build an untrained network with distinct scales of energies and heads, and distinct shifts of heads."""
     torch.manual_seed(seed)
     given = {
         "cutoff": CUTOFF,
@@ -124,7 +124,7 @@ def network_of(
 
 
 def head_statistics(kind: HeadConfig, n_elements: int) -> HeadStatistics:
-    """With shifts that are not zero."""
+    """Random statistics of a head, with non-zero shifts."""
     neutral = neutral_statistics(kind, n_elements)
     rng = np.random.default_rng(9)
     shifts = tuple(tuple(float(x) for x in rng.uniform(-0.5, 0.5, len(row))) for row in neutral.shifts)

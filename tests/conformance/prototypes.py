@@ -1,4 +1,4 @@
-"""Crystals whose symmetry is known: real ones, with lattice constants from the literature."""
+"""Real crystals of known symmetry, with lattice constants from the literature."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from equiscreen.pipeline import Structure
 
 Site = tuple[float, float, float]
 
-# All elements of the crystals below.
+# Elements of the crystals below.
 PROTOTYPE_ELEMENTS = (8, 14, 16, 22, 26, 28, 30, 51, 56)
 
 CENTROSYMMETRIC = ("rutile", "perovskite")
@@ -24,8 +24,8 @@ GROUPS = {
     "FeSi": (12, 198),
     "ullmannite": (12, 198),
 }
-# Edges and angles; sites of one orbit each. BaTiO3 is cubic above 393 K and tetragonal below; quartz is that of Levien
-# et al., American Mineralogist 65, 920 (1980), as the other enantiomer.
+# Edges and angles, and one site per orbit. BaTiO3 is cubic above 393 K and tetragonal below. Quartz is the other
+# enantiomer of the structure of Levien et al., American Mineralogist 65, 920 (1980).
 _CELLS: dict[str, tuple[float, ...]] = {
     "rutile": (4.594, 4.594, 2.959, 90, 90, 90),
     "perovskite": (4.006, 4.006, 4.006, 90, 90, 90),
@@ -54,12 +54,12 @@ _SITES: dict[str, list[tuple[str, Site]]] = {
 
 
 def prototype(name: str) -> Structure:
-    """One of `GROUPS`."""
+    """Build one of the crystals in `GROUPS`."""
     symbols, sites = zip(*_SITES[name], strict=True)
     number = GROUPS[name][1]
     return Structure.from_ase(crystal(symbols, sites, spacegroup=number, cellpar=_CELLS[name]))
 
 
 def mirrored(structure: Structure) -> Structure:
-    """The image under inversion."""
+    """Return the inverted structure."""
     return Structure.from_fractional(structure.atomic_number, -structure.cell, structure.frac_coord)

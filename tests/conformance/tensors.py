@@ -1,4 +1,4 @@
-"""How outputs have to change with their structures, from what kind of tensor each is and from nothing else."""
+"""How outputs must transform with their structures, derived only from the kind of tensor of each output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Nye's pairs of indices in ASE's order, and the place of each pair.
+# Nye's index pairs in ASE's order, and the position of each pair.
 _PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 _PLACES = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-# Heads that are not written down: the energy and what follows from it.
+# Implicit heads: the energy and its derivatives.
 _ENERGY = {
     "energy": HeadConfig(extensive=True),
     "forces": HeadConfig(tensor="vector", per="atom"),
@@ -29,12 +29,12 @@ _ENERGY = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is done to a structure.
+    """A transformation of a structure.
 
     Attributes:
         turn: float64[3, 3], a rotation or a rotoinversion.
-        atoms: int[n_new_atoms], which of the atoms before each atom is; None leaves them.
-        copies: How many cells of before one cell holds.
+        atoms: int[n_new_atoms], index of the original atom of each new atom; None keeps the atoms.
+        copies: Number of original cells in the new cell.
     """
 
     turn: Array | None = None
@@ -45,10 +45,10 @@ class Change:
 def expected(
     before: Mapping[str, Array], outputs: Iterable[OutputSpec], heads: Mapping[str, HeadConfig], change: Change
 ) -> dict[str, Array]:
-    """Outputs of changed structures.
+    """Compute the expected outputs of transformed structures.
 
-    The spread of an ensemble is a standard deviation of components, which is no tensor unless it is a scalar; turned
-    spreads of others are left out.
+    The spread of an ensemble is a standard deviation of components, which is not a tensor unless it is a scalar; under
+    a rotation, the spreads of other outputs are skipped.
     """
     kinds = {**_ENERGY, **heads}
     found = {}
@@ -68,11 +68,11 @@ def expected(
 
 
 def turned(values: Array, kind: HeadConfig, turn: Array) -> Array:
-    """A tensor in a turned or mirrored crystal.
+    """Transform tensors to those of the rotated or mirrored crystal.
 
     Args:
-        values: float64[n, *shape]; an axis of 6 is a symmetric pair of indices, in Voigt's notation without factors.
-        kind: Of the tensor.
+        values: float64[n, *shape]; an axis of length 6 is a symmetric pair in Voigt notation without factors.
+        kind: Configuration of the head.
         turn: float64[3, 3], orthogonal.
     """
     if kind.irreps is not None:
@@ -93,7 +93,7 @@ def turned(values: Array, kind: HeadConfig, turn: Array) -> Array:
 
 
 def cartesian(values: Array) -> Array:
-    """Every axis of 6 as two of 3; the first axis counts the tensors."""
+    """Expand every axis of length 6 to two of length 3; the first axis counts the tensors."""
     for axis in reversed(range(1, values.ndim)):
         if values.shape[axis] == 6:
             values = np.take(values, _PLACES, axis=axis)
@@ -101,10 +101,10 @@ def cartesian(values: Array) -> Array:
 
 
 def wigner(degree: int, parity: int, turn: Array) -> Array:
-    """What a rotation or rotoinversion does to the components of an irrep.
+    """Matrix of a rotation or rotoinversion on the components of an irrep.
 
-    Solved for from e3nn's harmonics of some directions and of their images: e3nn's own way from a matrix to angles is
-    an arc cosine, which keeps half the digits.
+    It is fitted to e3nn's harmonics of some directions and of their images, since e3nn's own conversion from a matrix
+    to angles uses an arc cosine, which loses half the digits.
 
     Returns:
         float64[2 degree + 1, 2 degree + 1].

@@ -1,4 +1,4 @@
-"""Neumann's principle: a predicted tensor has at least the symmetry of its crystal, and no more than it has to."""
+"""Neumann's principle: a predicted tensor has the symmetry of its crystal, and no more than that requires."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HEADS = {
     **{name: EVERY_HEAD[name] for name in ("handedness", "polarity", "permittivity", "gyration", "octopole")},
     **{name: EVERY_HEAD[name] for name in ("piezo", "stiffness")},
 }
-# Of numbers whose largest are about one, after sums over some fifty neighbours in float64.
+# Float64 rounding of numbers of order one, after sums over some fifty neighbours.
 ROUNDING = 1e-11
 
 
 @pytest.fixture(scope="module")
 def potential() -> TorchPotential:
-    """Untrained, with 0o, 1o, 1e, 2e, 2o, 3o and 4e."""
+    """An untrained network with 0o, 1o, 1e, 2e, 2o, 3o and 4e."""
     settings = {"symmetry": "o3", "hidden_irreps": EVERY_HIDDEN, "l_max": 4, "correlation": 2, "energy": False}
     return TorchPotential(network_of({**settings, "heads": HEADS}, elements=PROTOTYPE_ELEMENTS))
 
 
 def tensors(potential: TorchPotential, name: str) -> dict[str, Array]:
-    """The heads of a prototype."""
+    """Evaluate the heads for a prototype."""
     return {head: values[0] for head, values in evaluate(potential, [prototype(name)]).properties.items()}
 
 
@@ -55,14 +55,14 @@ def test_predicted_tensors_have_the_symmetry_of_their_crystal(potential: TorchPo
     for operation in point_group(prototype(name)):
         for head, kind in HEADS.items():
             values = found[head]
-            # Relative to one at least: what symmetry forbids is zero up to rounding.
+            # The scale is at least one, since components that symmetry forbids are zero up to rounding.
             difference = np.abs(turned(values[None], kind, operation)[0] - values).max()
             assert difference <= ROUNDING * max(1.0, np.abs(values).max()), head
 
 
 @pytest.mark.parametrize("name", list(GROUPS))
 def test_tensors_of_odd_rank_vanish_in_centrosymmetric_crystals_only(potential: TorchPotential, name: str) -> None:
-    # All point groups here without an inversion are piezoelectric (432 alone is not).
+    # All point groups without inversion are piezoelectric, except 432, which does not occur here.
     piezo = np.abs(tensors(potential, name)["piezo"]).max()
     assert piezo <= ROUNDING if name in CENTROSYMMETRIC else piezo > 1e-6
 
@@ -86,7 +86,7 @@ def test_only_polar_crystals_have_a_vector(potential: TorchPotential) -> None:
 
 @pytest.mark.parametrize("name", ["zincblende", "perovskite", "FeSi", "ullmannite"])
 def test_cubic_crystals_are_isotropic_at_rank_two_and_not_at_rank_four(potential: TorchPotential, name: str) -> None:
-    """With harmonics up to l = 2 alone every cubic crystal would have a Zener ratio of one."""
+    """With harmonics up to l = 2 only, every cubic crystal would have a Zener ratio of one."""
     found = tensors(potential, name)
     permittivity = found["permittivity"]
     assert np.abs(permittivity - np.eye(3) * permittivity[0, 0]).max() <= ROUNDING
@@ -98,5 +98,5 @@ def test_cubic_crystals_are_isotropic_at_rank_two_and_not_at_rank_four(potential
 
 def test_a_network_that_could_only_be_isotropic_is_refused() -> None:
     content = {"network": {"l_max": 3, "heads": {"stiffness": {"tensor": "elastic"}}}}
-    with pytest.raises(ConfigError, match=r"heads.stiffness: holds l = 4.*say `l_max: 4`"):
+    with pytest.raises(ConfigError, match=r"heads.stiffness: contains l = 4.*set `l_max: 4`"):
         Config.parse(content, "network.yaml")

@@ -1,4 +1,4 @@
-"""Environments that distances alone do not tell apart, and angles do."""
+"""Environments that angles distinguish but distances alone do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equiscreen.pipeline import GraphBlock, Structure
 from ..conftest import CUTOFF, evaluate
 from .networks import network_of
 
-SIDE = 3.0  # of polygons, angstrom; the second neighbours of a hexagon stand beyond the cutoff
+SIDE = 3.0  # of the polygons, angstrom; second neighbours in a hexagon lie beyond the cutoff
 DISTANCES_ONLY = {"hidden_irreps": "4x0e", "l_max": 0, "correlation": 3, "n_interactions": 3}
 
 
@@ -23,13 +23,13 @@ def polygon(corners: int, centre: float = 0.0) -> np.ndarray:
 
 
 def hexagon_and_triangles() -> list[Structure]:
-    """One ring of six against two of three: all atoms have two neighbours, at one distance."""
+    """One ring of six and two rings of three: all atoms have two neighbours at the same distance."""
     two = np.concatenate([polygon(3), polygon(3, centre=20.0)])
     return [Structure.from_cartesian([29] * 6, positions) for positions in (polygon(6), two)]
 
 
 def cubic_and_hexagonal_packing() -> list[Structure]:
-    """Their first shells are 12 atoms, their second 6; then hcp has 2 at sqrt(8/3), which the cutoff leaves out."""
+    """Packings with first shells of 12 atoms and second shells of 6; the next 2 of hcp, at sqrt(8/3), are cut off."""
     nearest = 2.8
     assert nearest * np.sqrt(2) < CUTOFF < nearest * np.sqrt(8 / 3)
     hexagonal: Atoms = bulk("Cu", "hcp", a=nearest, c=nearest * np.sqrt(8 / 3))
@@ -37,7 +37,7 @@ def cubic_and_hexagonal_packing() -> list[Structure]:
     return [Structure.from_ase(atoms) for atoms in (cubic, hexagonal)]
 
 
-# With a degree of harmonics that tells them apart: sites of hcp have a moment of degree 3, those of fcc have not.
+# Each with a degree of harmonics that distinguishes them: sites of hcp have a moment of degree 3, those of fcc do not.
 PAIRS = {"rings": (hexagon_and_triangles, 1), "packings": (cubic_and_hexagonal_packing, 3)}
 
 
@@ -48,7 +48,7 @@ def test_the_atoms_of_both_have_the_same_distances(name: str) -> None:
     of_atoms = [np.sort(distances[block.receiver == atom]) for atom in range(len(block.atomic_number))]
     assert all(len(some) > 0 for some in of_atoms)
     for some in of_atoms:
-        # Positions are rounded in the last digits of float64.
+        # Positions are rounded to float64.
         assert np.allclose(some, of_atoms[0], rtol=0, atol=1e-12)
 
 
@@ -64,5 +64,5 @@ def test_harmonics_tell_them_apart(name: str) -> None:
     for hidden in ("4x0e", "4x0e + 4x1o"):
         settings = {"hidden_irreps": hidden, "l_max": degree, "correlation": 2}
         energy = evaluate(TorchPotential(network_of(settings)), make()).energy
-        # Ten thousand times what rounding (the test above) leaves.
+        # Ten thousand times the rounding allowed in the test above.
         assert abs(energy[0] - energy[1]) >= 1e-6 * abs(energy[0]), hidden

@@ -26,7 +26,7 @@ class Run:
     Attributes:
         time: float64[n_steps], ps.
         total: float64[n_steps], eV/atom.
-        path: float64[n_steps], angstrom: how far the atoms are from where they began, as a root mean square.
+        path: float64[n_steps], angstrom, root mean square displacement of the atoms from the start.
     """
 
     time: Array
@@ -36,7 +36,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def potential() -> TorchPotential:
-    """Untrained; its energies times twenty, so that atoms vibrate as those of a metal instead of wandering off."""
+    """An untrained network with energies scaled by twenty, so that atoms vibrate as in a metal and do not drift off."""
     network = network_of({"correlation": 2, "l_max": 1, "hidden_irreps": "4x0e + 2x1o"})
     network.energy_scales *= 20
     return TorchPotential(network)
@@ -44,7 +44,7 @@ def potential() -> TorchPotential:
 
 @pytest.fixture(scope="module")
 def crystal(potential: TorchPotential) -> Structure:
-    """Four atoms in a minimum of the energy; an untrained network has some too."""
+    """Four atoms at a minimum of the energy, which even an untrained network has."""
     frac = [[0.02, 0.0, 0.01], [0.5, 0.48, 0.0], [0.5, 0.0, 0.52], [0.0, 0.5, 0.5]]
     s = Structure.from_fractional([13, 29, 79, 29], np.diag([4.1, 4.2, 4.3]), frac)
     positions, velocities = s.positions, np.zeros((len(s), 3))
@@ -61,12 +61,12 @@ def moved(s: Structure, positions: Array) -> Structure:
 
 
 def velocity_verlet(potential: TorchPotential, start: Structure, timestep: float) -> Run:
-    """Constant energy, from velocities of a Maxwell distribution.
+    """Run dynamics at constant energy, from Maxwell-distributed velocities.
 
     Args:
-        potential: Energies and forces.
-        start: Positions.
-        timestep: fs.
+        potential: Potential that gives energies and forces.
+        start: Initial structure.
+        timestep: Time step (fs).
     """
     masses = atomic_masses[start.atomic_number][:, None]
     velocities = np.random.default_rng(5).normal(size=(len(start), 3)) * np.sqrt(units.kB * TEMPERATURE / masses)
@@ -91,6 +91,6 @@ def test_energy_neither_drifts_nor_wanders(potential: TorchPotential, crystal: S
         assert run.path.max() > 0.05, "the atoms do not move"
     drift = np.polyfit(fine.time, fine.total, 1)[0]
     assert abs(drift) < 1e-5  # eV/atom/ps
-    # The energy that the algorithm conserves differs from this one by terms of dt^2 (and dt^4).
+    # The energy that the algorithm conserves differs from this one by terms of order dt^2 (and dt^4).
     ratio = coarse.total.std() / fine.total.std()
     assert 3.5 < ratio < 4.5

@@ -1,4 +1,4 @@
-"""The laws, for networks in PyTorch."""
+"""Conformance of networks in PyTorch to the potential laws."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def nequip_potential(request: pytest.FixtureRequest) -> TorchPotential:
 
 
 class TestNequip(PotentialLaws):
-    isolated = None  # their skip connections add to it
-    near_the_cutoff = (1e-2, 5e-2)  # SevenNet's envelope vanishes with the second power, its slope with the first
+    isolated = None  # their skip connections contribute to it
+    near_the_cutoff = (1e-2, 5e-2)  # SevenNet's envelope vanishes as the second power, its slope as the first
 
     @pytest.fixture(autouse=True)
     def _kind(self, nequip_potential: TorchPotential) -> None:
@@ -91,20 +91,20 @@ class TestEnsemble(PotentialLaws):
 def test_networks_with_parity_know_mirrors(name: str) -> None:
     potential = TorchPotential(network_of(NETWORKS[name]))
     for output, violation in mirror_violation(potential, potential.network.config).items():
-        assert violation <= 1e-12, output  # rounding of numbers of the order of one
+        assert violation <= 1e-12, output  # rounding of numbers of order one
 
 
 def test_networks_without_parity_do_not() -> None:
     potential = TorchPotential(network_of(NETWORKS["so3"]))
     found = mirror_violation(potential, potential.network.config)
-    assert len(found) == 6  # all outputs but the dipole, which crystals do not have
+    assert len(found) == 6  # all outputs except the dipole, which is undefined for crystals
     for output, violation in found.items():
-        # Far above rounding (1e-14) is enough: an untrained energy has but little that changes with the mirror.
+        # Well above rounding (1e-14) is enough: little of an untrained energy changes under a mirror.
         assert violation > 1e-9, output
 
 
 def test_the_mirror_violation_is_that_of_the_structures() -> None:
-    """The scalar that a network without parity finds for two mirror images differs by no more than what is reported."""
+    """The energy difference between mirror images agrees in magnitude with the reported violation."""
     potential = TorchPotential(network_of(NETWORKS["so3"]))
     made = crystals()
     mirrored = [Structure.from_fractional(s.atomic_number, -s.cell, s.frac_coord) for s in made]
@@ -112,7 +112,7 @@ def test_the_mirror_violation_is_that_of_the_structures() -> None:
     atoms = np.array([len(s) for s in made])
     differences = np.abs(before.energy - after.energy) / atoms
     reported = mirror_violation(potential, potential.network.config)["energy eV/atom"]
-    assert reported / 30 <= differences.max() <= reported * 30  # other crystals of the same make
+    assert reported / 30 <= differences.max() <= reported * 30  # different crystals of the same kind
 
 
 def test_all_kinds_of_heads_are_there() -> None:

@@ -1,4 +1,4 @@
-"""The laws, for exported files in ONNX Runtime."""
+"""Conformance of exported files in ONNX Runtime to the potential laws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..conftest import ELEMENTS
 from .laws import PotentialLaws
 from .networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
 
-# Narrow, with one interaction: what tests can afford that run often.
+# Narrow and with one interaction, cheap enough for tests that run often.
 SMALL: dict[str, Any] = {
     "symmetry": "o3",
     "hidden_irreps": "2x0e + 2x1o",
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "n_radial": 2,
     "heads": {name: EVERY_HEAD[name] for name in ("total", "dipole", "spin", "permittivity")},
 }
-# Pseudoscalars need a second interaction: the smallest that is odd under inversion has three vectors.
+# Pseudoscalars need a second interaction: the simplest product that is odd under inversion has three vectors.
 LARGER = {
     **SMALL,
     "hidden_irreps": "2x0e + 2x1o + 2x1e",
@@ -49,7 +49,7 @@ CHIRAL = {
 
 
 def potential_of(settings: Mapping[str, Any]) -> OnnxPotential:
-    """Exported as float64."""
+    """Export a network as float64 and load it."""
     network = network_of(settings)
     model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
     return OnnxPotential(model.SerializeToString())
@@ -141,7 +141,7 @@ class TestOnnxFloat32(PotentialLaws):
         return OnnxPotential.load(exported("float32"))
 
     def test_a_hundred_runs_with_one_and_two_threads_agree_bitwise(self, exported: Callable[[str], Path]) -> None:
-        # One table of several thousand slots: enough for ONNX Runtime to divide it among its threads.
+        # One table of several thousand slots, large enough for ONNX Runtime to divide it among threads.
         potentials = [OnnxPotential.load(exported("float32"), threads=n, slots=50_000) for n in (1, 2)]
         block = GraphBlock.from_structures(probe_structures(ELEMENTS, 40, seed=8), potentials[0].cutoff)
         assert block.n_edges.sum() > 4_000

@@ -1,4 +1,4 @@
-"""What changes its sign under a mirror, on numbers that are not zero."""
+"""Quantities that change sign under a mirror, tested on non-zero values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_irrep_is_there_and_turns_and_mirrors_as_it_should() -> None:
         for name, kind in ODD_HEADS.items():
             largest = np.abs(before[name]).max()
             assert largest > 1e-6, name
-            # Ten of float64's sixteen digits, of values up to a thousand times smaller than what they are sums of.
+            # Ten of float64's sixteen digits, for values up to a thousand times smaller than the terms they sum.
             assert np.abs(turned(before[name], kind, turn) - after[name]).max() <= 1e-10 * largest, name
 
 
@@ -42,10 +42,10 @@ def test_each_irrep_is_there_and_turns_and_mirrors_as_it_should() -> None:
 
 
 def handedness(structures: Sequence[Structure]) -> Array:
-    """A pseudoscalar of each atom: v_i . sum over neighbours j of w(r_ij) r_ij x v_j.
+    """Pseudoscalar of each atom: v_i . sum over neighbours j of w(r_ij) r_ij x v_j.
 
-    v is the sum of an atom's unit vectors to its neighbours, weighted by their distance and element. Two shells are
-    needed: in P2_13 every atom stands on a threefold axis, along which all vectors of its own point.
+    v is the sum of an atom's unit vectors to its neighbours, weighted by distance and element. Two shells are needed:
+    in P2_13 every atom lies on a threefold axis, and all its own vectors point along that axis.
 
     Returns:
         float64[n_atoms].
@@ -70,7 +70,7 @@ def rattled(structure: Structure, seed: int) -> Structure:
 
 @pytest.fixture(scope="module")
 def trained() -> TorchPotential:
-    """In float32, like any network in use, on rattled crystals, which have no symmetry; mirror images are not shown."""
+    """A float32 network trained on rattled crystals, which have no symmetry, without showing it mirror images."""
     made = [rattled(prototype(name), seed) for seed in range(6) for name in CHIRAL]
     settings = {
         "symmetry": "o3",
@@ -87,14 +87,14 @@ def trained() -> TorchPotential:
 
 
 def fit(network: EquivariantNetwork, made: Sequence[Structure]) -> None:
-    """A few dozen steps of Adam on all structures at once, of which those of one compound count as those of another."""
+    """Train with a few dozen steps of Adam on all structures at once, with equal weight for each compound."""
     labels = torch.from_numpy(handedness(made))
     kinds = np.concatenate([np.full(len(s), place % len(CHIRAL)) for place, s in enumerate(made)])
     squares = np.array([(labels[kinds == kind] ** 2).mean() for kind in range(len(CHIRAL))])
     weights = torch.from_numpy(1 / squares[kinds])
     inner = network.heads["handedness"]
     assert isinstance(inner, Head)
-    # An untrained pseudoscalar is a product of small numbers; a unit of this size saves the steps that would raise it.
+    # An untrained pseudoscalar is a product of small numbers; a scale of this size saves the steps that would raise it.
     inner.component_scales.fill_(20 * float(labels.std()))
     inputs = table_tensors(GraphBlock.from_structures(made, CUTOFF), CUTOFF, torch.float32)
     optimizer = torch.optim.Adam(network.train().parameters(), lr=0.03)
@@ -106,7 +106,7 @@ def fit(network: EquivariantNetwork, made: Sequence[Structure]) -> None:
 
 
 def noise(potential: TorchPotential, structure: Structure) -> float:
-    """Largest standard deviation of an atom's value over random rotations of its crystal."""
+    """Return the largest standard deviation of an atom's value over random rotations of its crystal."""
     rng = np.random.default_rng(2)
     images = [
         Structure.from_fractional(structure.atomic_number, structure.cell @ turn.T, structure.frac_coord)
@@ -119,15 +119,15 @@ def noise(potential: TorchPotential, structure: Structure) -> float:
 @pytest.mark.parametrize("name", CHIRAL)
 def test_a_learned_pseudoscalar_tells_enantiomers_apart(trained: TorchPotential, name: str) -> None:
     crystal = prototype(name)
-    assert np.abs(handedness([crystal])).max() > 1e-3, "no such quantity in this crystal"
+    assert np.abs(handedness([crystal])).max() > 1e-3, "the quantity vanishes in this crystal"
     assert np.allclose(handedness([mirrored(crystal)]), -handedness([crystal]), atol=1e-12)
     values, opposite = (evaluate(trained, [s]).properties["handedness"] for s in (crystal, mirrored(crystal)))
     place = int(np.abs(values).argmax())
     assert abs(values[place]) > 100 * noise(trained, crystal)
-    # Rounding in float32 is all that may differ: the noise is its measure, 10 the number of its standard deviations.
+    # Only float32 rounding may differ: the noise measures it, and 10 is the number of standard deviations.
     assert np.abs(values + opposite).max() <= 10 * noise(trained, crystal)
     assert values[place] * opposite[place] < 0
-    # It has learned, too: the sign is that of the quantity, and so for every atom that has much of it.
+    # The network has also learned: the sign is correct for every atom at which the quantity is large.
     truth = handedness([crystal])
     much = np.abs(truth) > 0.5 * np.abs(truth).max()
     assert (np.sign(values.ravel()[much]) == np.sign(truth[much])).all()
@@ -138,5 +138,5 @@ def test_a_learned_pseudoscalar_is_zero_in_achiral_crystals(trained: TorchPotent
     crystal, chiral = prototype(name), prototype("ullmannite")
     values = evaluate(trained, [crystal]).properties["handedness"]
     reference = np.abs(evaluate(trained, [chiral]).properties["handedness"]).max()
-    # An atom of an achiral crystal may be chiral, if its image is another atom; their mean is not.
+    # An atom of an achiral crystal may be chiral if its image is another atom; their mean is not.
     assert abs(values.mean()) <= 1e-5 * reference  # rounding of sums in float32

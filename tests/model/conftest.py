@@ -1,4 +1,4 @@
-"""Graph stores to train on, shared by the tests of training."""
+"""Graph stores to train on, shared by the training tests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SMALL = {
 
 
 def small_config(network: dict[str, Any] | None = None, **training: Any) -> Config:
-    """A network and a training of seconds."""
+    """Configuration of a network that trains in seconds."""
     sections = {"network": {**SMALL["network"], **(network or {})}, "training": {**SMALL["training"], **training}}
     return Config.parse(sections, "test")
 
 
 @pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alloys with EMT's energies, forces and stresses."""
+    """Graph store of alloys with EMT energies, forces and stresses."""
     folder = tmp_path_factory.mktemp("training")
     write_emt_labelled(folder / "s.extxyz", probe_structures(ELEMENTS, 40, seed=30))
     featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")

@@ -1,4 +1,4 @@
-"""Structures with labels that are functions of their neighbours, so that a network has something to learn."""
+"""Structures with synthetic labels that depend on their neighbours, so that a network has something to learn."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ INLINE = (
     "charge=charge[e]",
     "field:atomx3=field[V/angstrom]",
 )
-# What an element adds to, or how much it counts in, the labels below.
+# Weights and contributions of the elements in the labels below.
 STRENGTH = {13: 0.5, 29: 1.0, 47: 1.2, 79: 1.5}
 FORMAL_CHARGE = {13: 3.0, 29: 2.0, 47: 1.0, 79: -1.0}
 
 
 def made_up(structures: Sequence[Structure]) -> list[dict[str, NDArray[np.float64]]]:
-    """Labels of each structure, functions of its neighbours that turn with it.
+    """Compute synthetic labels of each structure; they depend on its neighbours and rotate with it.
 
     ``strain`` (3x3, symmetric): the mean over atoms of sums over neighbours of w r r^T / r^2; ``hardness``: its trace;
-    ``brightness``: its exponential; ``charge`` (extensive): a charge for each atom, and a part of its
-    hardness; ``field`` (3 for each atom): sums over neighbours of w r / r. The weight w falls with the distance and is
-    a product of the strengths of both elements.
+    ``brightness``: the exponential of the hardness; ``charge`` (extensive): the sum of formal charges and a share of
+    the hardness; ``field`` (a vector per atom): sums over neighbours of w r / r. The weight w decreases with distance
+    and is proportional to the strengths of both elements.
     """
     found = []
     for structure in structures:
@@ -58,7 +58,7 @@ def made_up(structures: Sequence[Structure]) -> list[dict[str, NDArray[np.float6
 
 
 def images(structures: Sequence[Structure], labels: Sequence[str] = (), *, emt: bool = False) -> list[ase.Atoms]:
-    """ASE's images of structures with some of the labels of `made_up`, and maybe EMT's energy, forces and stress."""
+    """Convert structures to ASE images with some labels of `made_up` and, with `emt`, energies, forces and stresses."""
     out = []
     for structure, values in zip(structures, made_up(structures) if labels else [{}] * len(structures), strict=True):
         atoms = structure.to_ase()
@@ -83,7 +83,7 @@ def stored(
     columns: Sequence[str] = (),
     cutoff: float = CUTOFF,
 ) -> Path:
-    """A graph store of images, whose labels of these names are mapped besides ASE's own."""
+    """Featurize images to a graph store, mapping the named labels in addition to ASE's own."""
     write(path.with_suffix(".extxyz"), atoms, format="extxyz")
     inline = [text for text in INLINE if text.split("=")[0].split(":")[0] in labels]
     mapping = LabelMapping().with_inline(inline, columns).with_ase_defaults()
@@ -92,6 +92,6 @@ def stored(
 
 
 def whole(store: Path) -> GraphBlock:
-    """All of a store."""
+    """Read all structures of a store as one block."""
     graphs = GraphStore(store)
     return graphs.block(0, len(graphs))

@@ -1,4 +1,4 @@
-"""The configuration: every key is in the documentation with its true default, and a mistake is named."""
+"""The configuration: the documentation lists every key with its true default, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from ...conftest import ROOT
 
 PAGE = (ROOT / "docs" / "training.md").read_text()
-# Heading of the page, and which sections of the configuration its tables are of, in that order.
+# Headings of the page, with the sections of the configuration that their tables describe, in order.
 HEADINGS: dict[str, list[type[BaseModel]]] = {
     "network": [NetworkConfig],
     "network.heads": [HeadConfig],
@@ -29,13 +29,13 @@ HEADINGS: dict[str, list[type[BaseModel]]] = {
     "training.fine_tune": [FineTuneConfig],
 }
 PLACES = {model: heading for heading, models in HEADINGS.items() for model in models}
-# What the page says in words where a default is none, or is found elsewhere.
+# Wording on the page for defaults that are None or come from elsewhere.
 IN_WORDS = {"", "none", "all cores", "the store's", "the label's", "the head's name", "1 each"}
 FOUND_ELSEWHERE = {"by preset and symmetry"}
 
 
 def tables(heading: str) -> list[dict[str, str]]:
-    """The tables under a heading, each as key to the text of its default; rows may hold several keys."""
+    """Return the tables under a heading, each mapping a key to the text of its default; a row may hold several keys."""
     match = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##+ |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     assert match, f"docs/training.md has no section {heading}"
     found = []
@@ -55,7 +55,7 @@ def table_of(model: type[BaseModel]) -> dict[str, str]:
 
 
 def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
-    """All sections below one, itself among them, as the annotations of its fields have them."""
+    """Yield a section and all sections below it, from the annotations of its fields."""
     yield model
     for field in model.model_fields.values():
         for part in annotated(field.annotation):
@@ -69,7 +69,7 @@ def annotated(annotation: Any) -> list[type[BaseModel]]:
 
 
 def keys(model: type[BaseModel] = Config, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of all keys; the entries of dictionaries of sections are called ``x``."""
+    """Yield the paths of all keys; entries of dictionaries of sections are called ``x``."""
     for name, field in model.model_fields.items():
         yield (*place, name)
         for part in annotated(field.annotation):
@@ -78,7 +78,7 @@ def keys(model: type[BaseModel] = Config, place: tuple[str, ...] = ()) -> Iterat
 
 
 def same(text: str, value: Any) -> bool:
-    """Whether a default that the page states is the one there is."""
+    """Whether a default stated on the page equals the real one."""
     if text in IN_WORDS:
         return value is None or value in ("", (), {})
     value = value.weight if isinstance(value, TermConfig) else value
@@ -109,7 +109,7 @@ def test_every_default_on_the_page_is_the_real_one(model: type[BaseModel]) -> No
         named = {preset for preset, _ in re.findall(r"(\w+): ([^,)]+)", others)}
         if model is NetworkConfig and key != "preset":
             unnamed = {str(getattr(NetworkConfig(preset=preset), key)) for preset in PRESETS.keys() - named}
-            assert len(unnamed) == 1, f"the page does not say that {key} depends on the preset"
+            assert len(unnamed) == 1, f"the page does not mention that {key} depends on the preset"
 
 
 def test_defaults_of_features_follow_preset_and_symmetry() -> None:
@@ -143,11 +143,11 @@ def test_a_key_with_a_slip_is_told_with_the_right_one(place: tuple[str, ...]) ->
     ("content", "message"),
     [
         ({"network": {"hidden_irreps": "8x0e + 4x1e"}}, "1e"),
-        ({"network": {"hidden_irreps": "8x0e + 4x0e"}}, "each irrep once"),
+        ({"network": {"hidden_irreps": "8x0e + 4x0e"}}, "each irrep only once"),
         ({"network": {"heads": {"x": {"tensor": "pseudoscalar"}}}}, "0o"),
         ({"network": {"heads": {"x": {"tensor": "elastic"}}}}, "l_max"),
-        ({"network": {"heads": {"x": {"tensor": "ij=-ij=ij=k"}}}}, r"heads\.x: .* no formula"),
-        ({"network": {"heads": {"x": {"irreps": "2x7z"}}}}, r"heads\.x: .* no irreps"),
+        ({"network": {"heads": {"x": {"tensor": "ij=-ij=ij=k"}}}}, r"heads\.x: .* is not a valid index formula"),
+        ({"network": {"heads": {"x": {"irreps": "2x7z"}}}}, r"heads\.x: .* are not valid irreps"),
         ({"network": {"heads": {"x": {"tensor": "vector", "transform": "log"}}}}, "log"),
         ({"network": {"energy": False}}, "nothing to predict"),
         ({"network": {"symmetry": "so3", "heads": {"x": {"tensor": "pseudoscalar"}}}}, r"heads\.x: .*`symmetry: o3`"),
@@ -155,7 +155,7 @@ def test_a_key_with_a_slip_is_told_with_the_right_one(place: tuple[str, ...]) ->
         ({"network": {"preset": "tiny"}}, r"network\.preset: .*'small'"),
         ({"training": {"split": {"by": "group"}}}, "`key`"),
         ({"training": {"split": {"key": "family"}}}, "`key`"),
-        ({"training": {"split": {"validation": 0.6, "test": 0.4}}}, "nothing to train on"),
+        ({"training": {"split": {"validation": 0.6, "test": 0.4}}}, "no structures to train on"),
         ({"training": {"max_epochs": 0}}, r"training\.max_epochs"),
         ([1, 2], "c.yaml"),
         ("network", "c.yaml"),
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_refused(content: Any, message: str) -> None:
 
 @pytest.mark.parametrize("name", [*sorted(RESERVED_HEADS), "gap_std", "2d", "a-b", ""])
 def test_heads_do_not_take_the_names_of_other_things(name: str) -> None:
-    with pytest.raises(ConfigError, match="a head cannot be called"):
+    with pytest.raises(ConfigError, match="a head cannot be named"):
         Config.parse({"network": {"heads": {name: {}}}}, "c.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Labels as components of irreps, and batches: every structure once, whoever shares them and however far ahead."""
+"""Labels as irrep components, and batches: every structure once, for any number of processes and any read-ahead."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SILICON = np.array(
 
 
 def labelled_images(count: int, seed: int) -> list[ase.Atoms]:
-    """Crystals and, every third, molecules, with labels that mean nothing, not all of which are there."""
+    """Return crystals, with every third one a molecule, that have random labels, some of them missing."""
     rng = np.random.default_rng(seed)
     images = []
     for place, structure in enumerate(probe_structures(ELEMENTS, count, seed)):
@@ -104,7 +104,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[GraphStore, GraphS
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many runs and windows in a small store."""
+    """Force many runs and windows in a small store."""
     monkeypatch.setattr(reading, "RUN_STRUCTURES", 5)
     monkeypatch.setattr(reading, "WINDOW_RUNS", 3)
     monkeypatch.setattr(reading, "SORTED_BATCHES", 2)
@@ -154,14 +154,14 @@ def test_every_structure_comes_once_in_an_epoch_and_in_another_order_in_the_next
 @settings(deadline=None, max_examples=5)
 @given(size=st.integers(1, 50), world=st.integers(1, 4), seed=st.integers(0, 99))
 def test_processes_share_every_batch(stores: tuple[GraphStore, GraphStore], size: int, world: int, seed: int) -> None:
-    heads = {"flat": HEADS["flat"]}  # which all structures have
+    heads = {"flat": HEADS["flat"]}  # all structures have it
     whole = list(batches_of(stores, size, heads=heads, shuffle=(seed, 0)))
     parts = [list(batches_of(stores, size, heads=heads, shuffle=(seed, 0), share=(r, world))) for r in range(world)]
     assert {len(part) for part in parts} == {len(whole)}
     for batch, *shares in zip(whole, *parts, strict=True):
         blank = [share for share in shares if all(torch.isnan(x).all() for x in share.labels.values())]
         assert len(blank) == max(0, world - len(batch.row))
-        for share in blank:  # it takes part, and counts for nothing
+        for share in blank:  # it takes part without contributing
             assert len(share.row) == 1
             assert places(share)[0] in places(batch)
         counting = [place for share in shares if not any(share is one for one in blank) for place in places(share)]
@@ -250,7 +250,7 @@ def test_a_batch_in_parts_is_the_same_batch(stores: tuple[GraphStore, GraphStore
         assert torch.equal(torch.bincount(part.input("structure"), minlength=len(part)).double(), part.n_atoms)
         assert int(part.input("neighbors").min()) >= 0
         assert int(part.input("neighbors").max()) < len(part.input("atomic_number"))
-        # Both slots of a pair are of the pair, and its first one is the one that it names.
+        # Both slots of a pair point to the pair, and `pair_slot` is its first slot.
         pair, reverse = part.input("pair").reshape(-1), part.input("reverse").reshape(-1)
         assert torch.equal(pair[reverse], pair)
         assert torch.equal(pair[part.input("pair_slot")], torch.arange(len(part.input("pair_slot"))))
@@ -285,7 +285,7 @@ def test_the_logarithm_of_a_matrix_has_the_logarithms_of_its_eigenvalues(
     label = matrix if shape == (3, 3) else matrix[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
     head = labels_of(HeadConfig(tensor="symmetric", transform="log"), shape)
     found = head.basis.matrix.numpy() @ head.components(label[None])[0]
-    # Rounding of the matrix by 1e-16 of its largest eigenvalue moves the smallest one.
+    # Rounding the matrix by 1e-16 of its largest eigenvalue shifts the smallest one.
     tolerance = 1e-13 * max(eigenvalues) / min(eigenvalues) + 1e-12
     assert np.allclose(found.reshape(3, 3), expected, atol=tolerance)
 
@@ -319,7 +319,9 @@ def test_components_of_a_turned_tensor_are_turned(seed: int) -> None:
     turn = torch.block_diag(
         *(ir.D_from_matrix(torch.from_numpy(rotation)) for mul, ir in head.basis.irreps for _ in range(mul))
     )
-    assert np.allclose(turn.numpy() @ before, after, atol=3e-5)  # e3nn has its matrices in the default dtype, float32
+    assert np.allclose(
+        turn.numpy() @ before, after, atol=3e-5
+    )  # e3nn computes its matrices in the default dtype, float32
 
 
 def test_an_elastic_tensor_in_voigt_notation() -> None:
@@ -331,7 +333,7 @@ def test_an_elastic_tensor_in_voigt_notation() -> None:
     for mul, ir in head.basis.irreps:
         size[ir.l] += float(np.sum(components[place : place + mul * ir.dim] ** 2))
         place += mul * ir.dim
-    assert size[2] < 1e-18 * size[0]  # no cubic crystal has any
+    assert size[2] < 1e-18 * size[0]  # zero in every cubic crystal
     assert size[4] > 1e-3 * size[0]  # silicon is not isotropic
     assert head.invariant.tolist() == [
         i for i, c in enumerate(head.components(isotropic(100.0, 40.0)[None])[0]) if abs(c) > 1e-9
@@ -387,17 +389,17 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no structure has an energy; map one with `featurize --label energy="):
         usable_structures([store], energy=True, heads={})
     heads = head_labels([store], {"gap": HeadConfig(transform="log")})
-    with pytest.raises(ConfigError, match=r"no structure has an energy or a label for heads\.gap"):
+    with pytest.raises(ConfigError, match=r"no structure has an energy or a usable label for heads\.gap"):
         usable_structures([store], energy=True, heads=heads)
 
 
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("gab", HeadConfig(), r"heads\.gab: no store has a label 'gab' \(there are: charge, dielectric"),
-        ("charge", HeadConfig(), "'charge' is a label per atom; say `per: atom`"),
+        ("gab", HeadConfig(), r"heads\.gab: no store has a label 'gab' \(available: charge, dielectric"),
+        ("charge", HeadConfig(), "'charge' is a label per atom; use `per: atom`"),
         ("gap", HeadConfig(tensor="vector"), r"heads\.gap: label 'gap': a tensor with 1 indices does not have"),
-        ("mu", HeadConfig(tensor="vector", shape=(6,)), r"the label 'mu' has the shape \[3\], not \[6\]"),
+        ("mu", HeadConfig(tensor="vector", shape=(6,)), r"the label 'mu' has shape \[3\], not \[6\]"),
     ],
 )
 def test_a_head_that_does_not_fit_its_label_is_refused(

@@ -1,4 +1,4 @@
-"""Statistics of the training set: least squares as numpy solves it with all rows at once."""
+"""Statistics of the training set agree with NumPy's least squares on all rows at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RIDGE = 1e-2
 
 @pytest.fixture(scope="module")
 def alloys(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
-    """With EMT's energies and forces."""
+    """Graph store of alloys with EMT energies and forces."""
     folder = tmp_path_factory.mktemp("fitting")
     write_emt_labelled(folder / "s.extxyz", probe_structures(ELEMENTS, 40, seed=30))
     featurize(folder / "s.extxyz", folder / "g.zarr", cutoff=4.5, scheduler="threads")
@@ -34,7 +34,7 @@ def alloys(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
-    """With labels of heads, and energies for some."""
+    """Graph store with labels for heads, and energies for some structures."""
     return store_of(tmp_path_factory.mktemp("fitting") / "h.zarr", labelled_images(60, 4))
 
 
@@ -63,7 +63,7 @@ def counts_of(block: GraphBlock) -> NDArray[np.float64]:
 
 
 def ridge_fit(rows: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Shifts around the common one, and what they leave: root mean square, per atom."""
+    """Return the shifts, fitted around their common value, and the root mean square residual per atom."""
     size = rows.sum(axis=1)
     together = size @ values / (size @ size)
     left = np.linalg.solve(rows.T @ rows + RIDGE * np.eye(rows.shape[1]), rows.T @ (values - size * together))
@@ -88,7 +88,7 @@ def test_energy_scales_are_those_of_forces(alloys: GraphStore) -> None:
     assert fit([alloys])[1].energy_scales == pytest.approx([float(np.sqrt(np.mean(forces**2)))] * 3)
     own = [float(np.sqrt(np.mean(forces[block.atomic_number == z] ** 2))) for z in ELEMENTS]
     assert fit([alloys], by_element=True)[1].energy_scales == pytest.approx(own)
-    few = np.arange(len(alloys)) < 3  # not a hundred components of any element
+    few = np.arange(len(alloys)) < 3  # fewer than a hundred components of every element
     scales = fit([alloys], by_element=True, chosen=[few])[1].energy_scales
     assert len(set(scales)) == 1
 
@@ -109,7 +109,7 @@ def test_large_energies_leave_small_residuals(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [structure.to_ase() for structure in probe_structures(ELEMENTS, 60, seed=3)]
     noise = rng.normal(0, 0.01, len(images))
-    for atoms, error in zip(images, noise, strict=True):  # all electrons: 500 keV for an atom of gold
+    for atoms, error in zip(images, noise, strict=True):  # like all-electron energies: 500 keV per gold atom
         atoms.info["e"] = float(-6.6e3 * sum((atoms.numbers / 13) ** 2.4) + error * len(atoms))
     _, statistics = fit([store_of(tmp_path / "g.zarr", images, ["energy=e[eV]"], ())])
     assert np.allclose(statistics.reference_energies, [-6.6e3 * (z / 13) ** 2.4 for z in ELEMENTS], atol=0.1)
@@ -130,8 +130,8 @@ def test_what_compositions_leave_open_is_small_and_adds_up(tmp_path: Path) -> No
     heads = {"gap": HeadConfig(), "extent": HeadConfig(extensive=True)}
     elements, statistics = fit([store], heads=heads)
     assert elements == ELEMENTS
-    assert np.allclose(statistics.reference_energies, [-4.0, -4.0, 0.0])  # gold has no energy
-    assert statistics.energy_scales == (1.0,) * 3  # nothing is left
+    assert np.allclose(statistics.reference_energies, [-4.0, -4.0, 0.0])  # no structure with gold has an energy
+    assert statistics.energy_scales == (1.0,) * 3  # the residual is zero
     assert np.allclose(statistics.heads["gap"].shifts, 2.0, atol=0.02)
     assert statistics.heads["gap"].scales[0] == pytest.approx(0.1, rel=0.1)
     assert np.allclose(statistics.heads["extent"].shifts, 3.0)
@@ -161,7 +161,7 @@ def test_shifts_of_structures_solve_the_least_squares_problem(labelled: GraphSto
         for scale, begin, dim in zip(found.scales, np.cumsum([0, *copies]), copies, strict=False):
             if dim == 9:
                 assert scale == pytest.approx(np.sqrt(np.mean(per_atom[:, begin : begin + 9] ** 2)))
-            if dim == 5:  # cubic crystals have none
+            if dim == 5:  # zero in cubic crystals
                 assert scale == max(found.scales)
 
 
@@ -210,5 +210,5 @@ def test_stores_are_fitted_together(labelled: GraphStore) -> None:
 
 def test_a_head_without_labels_in_the_training_set_is_refused(labelled: GraphStore) -> None:
     without = ~np.isfinite(labelled.column("gap"))
-    with pytest.raises(ConfigError, match=r"heads\.gap: no structure to train on has a label 'gap'"):
+    with pytest.raises(ConfigError, match=r"heads\.gap: no training structure has a usable label 'gap'"):
         fit([labelled], chosen=[without], heads={"gap": HEADS["gap"]})

@@ -1,4 +1,4 @@
-"""Splits: disjoint, complete, the same every time, and what belongs together stays together."""
+"""Splits are disjoint, complete and reproducible, and keep groups together."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_belongs_together_stays_together(stores: tuple[GraphStore, GraphSto
     values = np.array(formulas(stores)) if by == "composition" else texts(stores, "family")
     parts = [set(values[joined(part)]) for part in (split.training, split.validation, split.test)]
     assert sum(map(len, parts)) == len(set(values)) == len(set.union(*parts))
-    if by == "composition":  # of groups of few structures, as many as wanted
+    if by == "composition":  # groups are small, so the target is met closely
         assert abs(int(joined(split.test).sum()) - 0.2 * sum(SIZES)) <= 2
 
 
@@ -122,7 +122,7 @@ def test_what_is_validated_on_is_later(stores: tuple[GraphStore, GraphStore], ke
 
 def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Path) -> None:
     usable = everything(stores)
-    with pytest.raises(ConfigError, match=r"no column 'age' \(there are: date, family, number, source\)"):
+    with pytest.raises(ConfigError, match=r"no column 'age' \(available: date, family, number, source\)"):
         split_structures(stores, usable, SplitConfig(by="group", key="age"))
     with pytest.raises(ConfigError, match="of 90 structures have no 'family'"):
         split_structures(stores, usable, SplitConfig(by="time", key="family"))
@@ -134,7 +134,7 @@ def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Pat
         split_structures(stores[:1], usable[:1], SplitConfig(by="group", key="source"))
     (tmp_path / "split.npz").write_text("nothing")
     for name in ("split.npz", "none.npz"):
-        with pytest.raises(StoreError, match="no split of ours"):
+        with pytest.raises(StoreError, match="not a split file of equiscreen"):
             Split.load(tmp_path / name)
 
 
@@ -147,5 +147,5 @@ def test_a_split_is_read_as_it_was_written(stores: tuple[GraphStore, GraphStore]
     rows = np.load(tmp_path / "split.npz")["validation_1"]
     assert np.array_equal(rows, np.flatnonzero(split.validation[1]))
     assert [path.name for path in tmp_path.iterdir()] == ["split.npz"]
-    with pytest.raises(StoreError, match=r"is of stores of \[60, 30\] structures, not of \[60\]"):
+    with pytest.raises(StoreError, match=r"belongs to stores of \[60, 30\] structures, not \[60\]"):
         Split.load(tmp_path / "split.npz", stores[:1])

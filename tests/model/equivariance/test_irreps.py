@@ -1,4 +1,4 @@
-"""The algebra: harmonics and products against e3nn, and every layer's features against Wigner matrices."""
+"""Algebra of irreps: harmonics and products against e3nn, and the features of every layer against Wigner matrices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_harmonics_are_those_of_e3nn(l_max: int) -> None:
 
 @pytest.fixture
 def _float64() -> Iterator[None]:
-    """e3nn makes the constants of a product in the default dtype, and no cast brings back what it rounded."""
+    """Set the default dtype to float64, in which e3nn computes constants; a later cast would keep them rounded."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -69,7 +69,7 @@ def test_products_are_those_of_e3nn(sides: str) -> None:
     a = {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in left}
     b = a if square else {ir: torch.randn(5, ir.dim, 3, dtype=torch.float64) for ir in right}
     found = product(a, b)
-    if square:  # what is left out vanishes, or is there with its sides exchanged
+    if square:  # skipped paths vanish, or are present with both sides exchanged
         missing = set(product_paths(left, right, out)) - set(product.paths)
         assert missing
         for path in missing - {Path(path.right, path.left, path.out) for path in product.paths}:
@@ -102,10 +102,10 @@ TRIPLES = [
 
 
 def complex_components(degree: int) -> np.ndarray:
-    """complex128[2 l + 1, 2 l + 1], from e3nn's real components to the complex ones of sympy.
+    """Return the matrix from e3nn's real components to sympy's complex ones, complex128[2 l + 1, 2 l + 1].
 
-    The usual real harmonics, with the poles on y instead of z: x, y, z stand where y, z, x do elsewhere. That is a
-    rotation, which no invariant notices.
+    These are the usual real harmonics with the poles on y instead of z: x, y, z take the place of y, z, x. That is a
+    rotation, which leaves invariants unchanged.
     """
     out = np.zeros((2 * degree + 1,) * 2, dtype=complex)
     for m in range(1, degree + 1):
@@ -125,13 +125,13 @@ def test_couplings_are_the_3j_symbols_of_sympy(degrees: tuple[int, int, int]) ->
             symbols[index] = float(sympy.physics.wigner.wigner_3j(*degrees, *place))
     a, b, c = (complex_components(degree) for degree in degrees)
     real = np.einsum("ijk,ia,jb,kc->abc", symbols, a, b, c)
-    if sum(degrees) % 2:  # the product of an odd number of imaginary components
+    if sum(degrees) % 2:  # a product of an odd number of imaginary components
         real = real / 1j
     assert np.abs(real.imag).max() < 1e-14
     left, right, out = (Irrep(degree, (-1) ** degree) for degree in degrees)
     parity = left.p * right.p
     mine = coupling(Path(left, right, Irrep(out.l, parity))).numpy() / np.sqrt(out.dim)
-    # A 3j symbol of real components is defined up to its sign.
+    # The 3j symbol of real components is defined only up to a sign.
     assert min(np.abs(mine - sign * real.real).max() for sign in (1, -1)) < 1e-13
 
 
@@ -142,11 +142,11 @@ def test_couplings_are_invariant_and_keep_the_variance(degrees: tuple[int, int, 
     matrix = coupling(Path(left, right, out)).numpy()
     a, b, c = (wigner(degree, 1, turn) for degree in degrees)
     assert np.abs(np.einsum("ijk,ia,jb,kc->abc", matrix, a, b, c) - matrix).max() < 1e-12
-    # Components of variance one give components of variance one.
+    # Components of unit variance give components of unit variance.
     assert np.allclose(np.einsum("ija,ijb->ab", matrix, matrix), np.eye(out.dim), atol=1e-13)
 
 
-# The first pseudoscalars are products of the second interaction, and the last makes what the energy reads.
+# Pseudoscalars first appear as products in the second interaction, and the last one produces what the energy reads.
 PSEUDO = {
     "symmetry": "o3",
     "hidden_irreps": "3x0e + 2x0o + 2x1o + 2x1e",
@@ -154,7 +154,7 @@ PSEUDO = {
     "correlation": 2,
     "n_interactions": 3,
 }
-# Networks whose layers hold each irrep that their symmetry has, up to some degree.
+# Networks whose layers have every irrep of their symmetry, up to some degree.
 LAYERED: dict[str, dict[str, Any]] = {
     "natural": {"hidden_irreps": "3x0e + 2x1o + 2x2e", "n_interactions": 3},
     "o3": {
@@ -176,7 +176,7 @@ LAYERED: dict[str, dict[str, Any]] = {
 def test_features_of_every_layer_turn_by_their_wigner_matrices(name: str, mirror: bool) -> None:
     network = network_of(LAYERED[name])
     if mirror and network.config.symmetry == "so3":
-        pytest.skip("no symmetry of this network")
+        pytest.skip("this network has no mirror symmetry")
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=4), CUTOFF)
     turn = Rotation.random(rng=np.random.default_rng(5)).as_matrix() * (-1 if mirror else 1)
     table = Table(*table_tensors(block, CUTOFF, torch.float64))
@@ -186,15 +186,15 @@ def test_features_of_every_layer_turn_by_their_wigner_matrices(name: str, mirror
         after = network.layers(species, table._replace(vectors=table.vectors @ torch.from_numpy(turn.T)))
     made = [set(layer.channels_out) for layer in network.interactions]
     assert [set(features) for features in before] == made
-    # A feature that is zero would prove nothing.
+    # A zero feature would prove nothing.
     hidden = {ir for _, ir in o3.Irreps(network.config.hidden_irreps)}
-    assert hidden <= set().union(*made), "an irrep that is wanted is never made"
+    assert hidden <= set().union(*made), "a requested irrep is never produced"
     for a, b in zip(before, after, strict=True):
         for irrep, values in a.items():
             matrix = torch.from_numpy(wigner(irrep.l, irrep.p, turn))
             largest = float(values.abs().max())
             assert largest > 1e-6, f"{irrep} is always zero"
-            # Ten of the sixteen digits of float64.
+            # Ten of float64's sixteen digits.
             assert torch.allclose(b[irrep], torch.einsum("ij,njc->nic", matrix, values), rtol=0, atol=1e-10 * largest)
 
 
@@ -204,7 +204,7 @@ def test_gathering_along_the_table_has_the_gradients_of_indexing() -> None:
     padding = vectors[..., :1] == 2 * CUTOFF
     assert padding.any()
     x = torch.randn(2, len(neighbors), 4, dtype=torch.float64, requires_grad=True)
-    # As in a network, what padding slots hold is multiplied by zero.
+    # As in a network, values in padding slots are multiplied by zero.
     weight = torch.randn(2, neighbors.numel(), 4, dtype=torch.float64) * ~padding.reshape(-1, 1)
 
     def second_order(gathered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What the plots of a training show is what went in; calibration tells an ensemble that knows its errors."""
+"""Training plots show the data they are given; calibration recognises an ensemble that predicts its own errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from scipy.stats import spearmanr
 UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 PNG = b"\x89PNG\r\n\x1a\n"
 SIZES = st.integers(0, 60)
-# Few values, so that many are equal.
+# A few distinct values, so that many are equal.
 COARSE = st.integers(0, 6).map(float)
 
 
 def write_log(path: Path, rows: list[dict[str, float]]) -> Path:
-    """A log as Lightning's: all columns in the order of the alphabet, most cells empty."""
+    """Write a log like Lightning's: columns in alphabetical order, most cells empty."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, sorted({name for row in rows for name in row}))
         writer.writeheader()
@@ -35,7 +35,7 @@ def write_log(path: Path, rows: list[dict[str, float]]) -> Path:
 
 
 def epochs(first: int, last: int, scale: float = 1.0) -> list[dict[str, float]]:
-    """What a training logs in some epochs; validation comes first, as in Lightning."""
+    """Rows that a training logs over some epochs; validation comes first, as in Lightning."""
     rows: list[dict[str, float]] = []
     for k in range(first, last):
         loss = scale / (1 + k)
@@ -50,7 +50,7 @@ def is_png(path: Path) -> bool:
 
 
 def offsets(figure: Any, panel: int) -> list[np.ndarray[Any, Any]]:
-    """Points of each scatter of a panel."""
+    """Points of each scatter plot in a panel."""
     return [np.asarray(drawn.get_offsets()) for drawn in figure.axes[panel].collections]
 
 
@@ -131,7 +131,7 @@ def test_parity_shows_all_points_and_their_error(tmp_path: Path) -> None:
     assert figure is not None
     forces, energy = figure.axes
     assert (forces.get_title(), energy.get_title()) == ("forces", "energy")
-    assert (forces.get_xlabel(), forces.get_ylabel()) == ("label (eV/Å)", "found (eV/Å)")
+    assert (forces.get_xlabel(), forces.get_ylabel()) == ("label (eV/Å)", "prediction (eV/Å)")
     training, validation = offsets(figure, 0)
     np.testing.assert_array_equal(training, np.stack([label.ravel(), (label + noise).ravel()], axis=1))
     np.testing.assert_allclose(validation[:, 1] - validation[:, 0], 0.25, rtol=1e-12)
@@ -166,8 +166,8 @@ def test_many_points_are_thinned_and_the_title_says_so(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 50_000), min_size=1, max_size=3))
 def test_thinning_draws_as_much_as_it_may(sizes: list[int]) -> None:
-    chosen = plots._thinned(sizes)
-    # Shares are whole numbers.
+    chosen = plots._select_points(sizes)
+    # Shares are rounded to whole numbers.
     assert min(sum(sizes), plots.MAX_DRAWN) - len(sizes) < sum(map(len, chosen)) <= plots.MAX_DRAWN
     for some, size in zip(chosen, sizes, strict=True):
         assert len(np.unique(some)) == len(some)
@@ -195,7 +195,7 @@ def test_normal_errors_are_covered_as_their_spread_says(too_small: float, covera
     generator = np.random.default_rng(4)
     spread = np.exp(generator.normal(size=100_000))
     found = calibration(too_small * spread * generator.normal(size=spread.shape), spread)
-    # Four standard errors of 100,000 draws: 1 / sqrt(2 n) of the ratio, 0.5 / sqrt(n) of a share.
+    # Four standard errors of 100,000 draws: 1 / sqrt(2 n) for the ratio, 0.5 / sqrt(n) for a fraction.
     assert found["ratio"] == pytest.approx(too_small, rel=0.009)
     assert (found["coverage_1"], found["coverage_2"]) == pytest.approx(coverage, abs=0.0064)
 
@@ -216,7 +216,7 @@ def test_calibration_knows_no_order_sign_or_unit(data: st.DataObject) -> None:
     n = data.draw(SIZES)
     error, spread = (data.draw(arrays(np.float64, n, elements=COARSE)) for _ in range(2))
     order = np.array(data.draw(st.permutations(range(n))), dtype=int)
-    # A factor of 4 rounds nothing.
+    # A factor of 4 causes no rounding.
     other = calibration(-4 * error[order], 4 * spread[order])
     assert other == pytest.approx(calibration(error, spread), rel=1e-12, nan_ok=True)
 
@@ -259,10 +259,10 @@ def test_calibration_shows_errors_and_their_bins() -> None:
     assert (left.get_ylabel(), right.get_ylabel()) == ("absolute error (eV/atom)", "RMS error (eV/atom)")
     predicted, found = (np.asarray(side) for side in right.lines[0].get_data())
     assert len(predicted) == calibrating.MAX_BINS
-    # Bins of equally many points have the mean squares of all.
+    # With equally many points per bin, the mean over bins is the mean over all points.
     assert np.mean(predicted**2) == pytest.approx(np.mean(spread**2))
     assert np.mean(found**2) == pytest.approx(np.mean(error**2))
-    # Five standard errors of 300 squares.
+    # Five standard errors of the mean of 300 squares.
     np.testing.assert_allclose(found / predicted, 1, atol=0.2)
 
 

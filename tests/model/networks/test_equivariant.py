@@ -1,4 +1,4 @@
-"""Networks as modules: their presets, outputs, radial functions and constants."""
+"""Networks as PyTorch modules: presets, outputs, radial functions and constants."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_heads_of_float32_networks_are_summed_in_float64(inputs: tuple[torch.Ten
     assert {spec.name: values.dtype for spec, values in zip(single.outputs, found, strict=True)} == {
         spec.name: torch.float32 if spec.name == "forces" else torch.float64 for spec in single.outputs
     }
-    # Constants in the units of the labels survive a cast there and back.
+    # Constants in the units of the labels survive a cast to float32 and back.
     doubled = single.double()
     exact = network_of({"heads": NATURAL_HEADS})
     assert torch.equal(doubled.reference_energies, exact.reference_energies)
@@ -118,7 +118,7 @@ def test_sines_are_sines_without_calling_sine(dtype: torch.dtype, rounding: floa
     (slope,) = torch.autograd.grad(found.sum(), given, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), given)
     exact = given.detach().double()
-    # The slope is the sine of an angle a quarter turn further on, which is rounded.
+    # The slope is the sine of the angle plus a quarter turn, and that sum is rounded.
     assert (found - torch.sin(exact)).abs().max() < rounding
     assert (slope - torch.cos(exact)).abs().max() < 5 * rounding
     assert (curvature + torch.sin(exact)).abs().max() < 10 * rounding
@@ -139,7 +139,7 @@ def test_the_envelope_ends_with_two_derivatives_of_zero(power: int) -> None:
     (second,) = torch.autograd.grad(first.sum(), u)
     value, first = envelope.detach(), first.detach()
     assert value[0] == pytest.approx(1)
-    # The third derivative is p (p + 1) (p + 2); its part of the last picometre, and rounding of terms as large.
+    # The third derivative is p (p + 1) (p + 2): what it adds over the last 1e-12, and rounding of terms of this size.
     assert value[2:].abs().max() < 1e-12
     assert first[2:].abs().max() < 1e-11
     assert second[2:].abs().max() < 1e-8
@@ -172,7 +172,7 @@ def test_chebyshev_polynomials_are_cosines_of_multiples() -> None:
 
 @pytest.mark.parametrize("kind", ["natural, correlation 3", "bessel", *NEQUIP])
 def test_gradients_of_forces_by_weights_are_those_of_finite_differences(kind: str) -> None:
-    """What training on forces and stresses stands on."""
+    """Training on forces and stresses relies on these second derivatives."""
     network = nequip_of(NEQUIP[kind]) if kind in NEQUIP else network_of(NETWORKS[kind])
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=8, max_atoms=5), CUTOFF)
     table = table_tensors(block, CUTOFF, torch.float64)

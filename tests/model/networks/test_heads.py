@@ -1,4 +1,4 @@
-"""Heads: what a configuration may ask for, tensors as irreps, and how they are written."""
+"""Heads: valid configurations, tensors as irreps, and the shapes of their values."""
 
 from __future__ import annotations
 
@@ -30,33 +30,41 @@ from ...conftest import ELEMENTS, evaluate
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "0o under natural": ({}, {"tensor": "pseudoscalar"}, "`symmetry: natural` has no 0o; say `symmetry: o3`"),
+    "0o under natural": ({}, {"tensor": "pseudoscalar"}, "`symmetry: natural` has no 0o; use `symmetry: o3`"),
     "1e under natural": ({}, {"tensor": "axial_vector"}, "`symmetry: natural` has no 1e"),
     "2o under natural": ({}, {"tensor": "ij=ji", "pseudo": True}, "`symmetry: natural` has no .*2o"),
     "antisymmetric under natural": ({}, {"tensor": "matrix"}, "`symmetry: natural` has no 1e"),
     "irreps under natural": ({}, {"irreps": "0e + 1e"}, "`symmetry: natural` has no 1e"),
-    "pseudo under so3": ({"symmetry": "so3"}, {"tensor": "pseudoscalar"}, "which `symmetry: so3` does not know"),
-    "axial under so3": ({"symmetry": "so3"}, {"tensor": "axial_vector"}, "which `symmetry: so3` does not know"),
-    "pseudo irreps under so3": ({"symmetry": "so3"}, {"irreps": "2o"}, "which `symmetry: so3` does not know"),
-    "elastic, l = 3": ({"symmetry": "o3", "l_max": 3}, {"tensor": "elastic"}, "say `l_max: 4`"),
-    "piezoelectric, l = 2": ({"symmetry": "o3", "l_max": 2}, {"tensor": "piezoelectric"}, "say `l_max: 3`"),
-    "no tensor": ({}, {"tensor": "tensor"}, "'tensor' is no tensor; known are scalar, .*formulas"),
-    "no formula": ({}, {"tensor": "ij=kl"}, "'ij=kl' is no formula of indices"),
-    "no irreps": ({}, {"irreps": "2x"}, "'2x' are no irreps; write them as"),
-    "zero irreps": ({}, {"irreps": "0x0e"}, "holds no irreps"),
-    "a shape too small": ({}, {"tensor": "symmetric", "shape": (3,)}, "2 indices does not have the shape"),
-    "a shape with no meaning": ({}, {"tensor": "symmetric", "shape": (9,)}, "2 indices does not have the shape"),
-    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps of 6 components do not have"),
-    "a shape that loses": ({"symmetry": "o3"}, {"tensor": "matrix", "shape": (6,)}, "leaves out components"),
-    "logarithm of a vector": ({}, {"tensor": "vector", "transform": "log"}, "a logarithm have only positive scalars"),
-    "logarithm of irreps": ({}, {"irreps": "2e", "transform": "log"}, "a logarithm have only positive scalars"),
-    "logarithm of a sum": ({}, {"transform": "log", "extensive": True}, "is a true tensor and intensive"),
+    "pseudo under so3": ({"symmetry": "so3"}, {"tensor": "pseudoscalar"}, "which `symmetry: so3` does not track"),
+    "axial under so3": ({"symmetry": "so3"}, {"tensor": "axial_vector"}, "which `symmetry: so3` does not track"),
+    "pseudo irreps under so3": ({"symmetry": "so3"}, {"irreps": "2o"}, "which `symmetry: so3` does not track"),
+    "elastic, l = 3": ({"symmetry": "o3", "l_max": 3}, {"tensor": "elastic"}, "set `l_max: 4`"),
+    "piezoelectric, l = 2": ({"symmetry": "o3", "l_max": 2}, {"tensor": "piezoelectric"}, "set `l_max: 3`"),
+    "no tensor": ({}, {"tensor": "tensor"}, "unknown tensor 'tensor'; choose one of scalar, .*formula"),
+    "no formula": ({}, {"tensor": "ij=kl"}, "'ij=kl' is not a valid index formula"),
+    "no irreps": ({}, {"irreps": "2x"}, "'2x' are not valid irreps; write them like"),
+    "zero irreps": ({}, {"irreps": "0x0e"}, "contains no irreps"),
+    "a shape too small": ({}, {"tensor": "symmetric", "shape": (3,)}, "2 indices does not have shape"),
+    "a shape with no meaning": ({}, {"tensor": "symmetric", "shape": (9,)}, "2 indices does not have shape"),
+    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps with 6 components do not have"),
+    "a shape that loses": ({"symmetry": "o3"}, {"tensor": "matrix", "shape": (6,)}, "drops components"),
+    "logarithm of a vector": (
+        {},
+        {"tensor": "vector", "transform": "log"},
+        "`transform: log` requires a positive scalar",
+    ),
+    "logarithm of irreps": ({}, {"irreps": "2e", "transform": "log"}, "`transform: log` requires a positive scalar"),
+    "logarithm of a sum": (
+        {},
+        {"transform": "log", "extensive": True},
+        r"requires a true \(not pseudo\), intensive tensor",
+    ),
     "logarithm of a pseudoscalar": (
         {"symmetry": "o3"},
         {"tensor": "pseudoscalar", "transform": "log"},
-        "is a true tensor and intensive",
+        r"requires a true \(not pseudo\), intensive tensor",
     ),
-    "a sum of atoms": ({}, {"per": "atom", "extensive": True}, "said of structures, not of atoms"),
+    "a sum of atoms": ({}, {"per": "atom", "extensive": True}, "properties of structures, not of atoms"),
     "a key that does not exist": ({}, {"tenser": "vector"}, "did you mean 'tensor'"),
 }
 
@@ -72,18 +80,18 @@ def test_heads_that_cannot_be_are_refused(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["energy", "forces", "stress", "formula", "two words", "gap_std", "1st", ""])
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="a head cannot be called"):
+    with pytest.raises(ConfigError, match="a head cannot be named"):
         Config.parse({"network": {"heads": {name: {}}}}, "network.yaml")
 
 
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"hidden_irreps": "4x0e + 2x1x"}, "are no irreps"),
+        ({"hidden_irreps": "4x0e + 2x1x"}, "are not valid irreps"),
         ({"hidden_irreps": "4x0e + 2x1e"}, "`symmetry: natural` has no 1e"),
-        ({"hidden_irreps": "4x0o + 2x1o", "symmetry": "o3"}, "needs scalars"),
-        ({"hidden_irreps": "4x0e + 2x1o + 3x1o"}, "each irrep once"),
-        ({"hidden_irreps": "4x0e + 2x1o + 3x1e", "symmetry": "so3"}, "each irrep once"),
+        ({"hidden_irreps": "4x0o + 2x1o", "symmetry": "o3"}, "are required"),
+        ({"hidden_irreps": "4x0e + 2x1o + 3x1o"}, "each irrep only once"),
+        ({"hidden_irreps": "4x0e + 2x1o + 3x1e", "symmetry": "so3"}, "each irrep only once"),
         ({"energy": False}, "nothing to predict"),
     ],
     ids=str,
@@ -94,12 +102,12 @@ def test_networks_that_cannot_be_are_refused(network: dict[str, Any], message: s
 
 
 def test_a_head_that_the_network_never_reaches_is_refused() -> None:
-    # One interaction without products: only harmonics, and no product of theirs is axial.
+    # One interaction without products has only the harmonics, and none of them is axial.
     heads = {"spin": head(tensor="axial_vector")}
     config = NetworkConfig(
         cutoff=4.5, symmetry="o3", hidden_irreps="2x0e + 2x1o", n_interactions=1, correlation=1, heads=heads
     )
-    with pytest.raises(ConfigError, match=r"heads.spin: this network never makes 1e; raise `correlation`"):
+    with pytest.raises(ConfigError, match=r"heads.spin: this network never produces 1e; raise `correlation`"):
         EquivariantNetwork(config, ELEMENTS, DataStatistics((0.0,) * 3, (1.0,) * 3))
 
 
@@ -190,7 +198,7 @@ def test_voigt_order_is_ases() -> None:
 
 
 def written(name: str) -> Head:
-    """A head of a network that has every kind."""
+    """Return a head of a network that has every kind of head."""
     found = network_of(EVERY_KIND).heads[name]
     assert isinstance(found, Head)
     return found
@@ -203,7 +211,7 @@ def test_the_exponential_is_that_of_scipy(seed: int, size: float) -> None:
     matrix = (matrix + matrix.T) * size / np.linalg.norm(matrix + matrix.T, 2)
     components = torch.from_numpy(matrix.reshape(1, 9)) @ made.cartesian.T
     expected = scipy.linalg.expm(matrix)
-    # Six squarings double the rounding of norms up to 30 six times.
+    # Six squarings amplify the rounding of norms up to 30 by 2^6.
     assert np.abs(made.present(components)[0].numpy() - expected).max() <= 1e-11 * np.abs(expected).max()
 
 
@@ -239,12 +247,12 @@ def test_atoms_alone_have_the_shift_of_their_element_and_nothing_else(settings: 
                 column += ir.dim
         assert shift == shifts.shape[1]
         if kind.transform == "log":
-            # The shifts are those of the logarithm: of a number, or of every eigenvalue times the root of three.
+            # Shifts apply to the logarithm: of the number itself, or of each eigenvalue times the square root of three.
             scalar = np.exp(shifts if basis.rank == 0 else shifts / np.sqrt(3)).reshape(-1)
             expected = scalar.reshape(-1, *[1] * len(shape)) * (np.eye(3) if shape else 1.0)
         else:
             expected = (components @ presentation(basis, shape).numpy().T).reshape(-1, *shape)
-        # One product of constants in float64.
+        # A single product of constants in float64.
         assert np.allclose(found[name], expected, rtol=0, atol=1e-13), name
         assert np.abs(expected).any() == bool(shifts.size), name
 
@@ -262,7 +270,7 @@ def test_an_extensive_head_is_the_sum_and_an_intensive_one_the_mean_of_its_atoms
 @pytest.mark.parametrize("name", EVERY_HEAD)
 @pytest.mark.parametrize("mirror", [1, -1])
 def test_the_package_turns_heads_as_the_laws_do(name: str, mirror: int) -> None:
-    """Two ways: through irreps, and index by index."""
+    """Two implementations agree: through irreps, and index by index."""
     kind = EVERY_HEAD[name]
     rng = np.random.default_rng(4)
     basis = tensor_basis(kind)

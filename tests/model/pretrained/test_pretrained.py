@@ -1,4 +1,4 @@
-"""Published weights give the numbers of the code that they come from."""
+"""Published weights reproduce the results of their own code."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from numpy.typing import NDArray
 
 from ...conftest import ROOT
 
-sevenn = pytest.importorskip("sevenn", reason="its package carries the weights")
+sevenn = pytest.importorskip("sevenn", reason="its package contains the weights")
 
-# eV/atom, eV/angstrom, eV/angstrom^3: between two codes in float32.
+# Differences between two float32 codes: eV/atom, eV/angstrom, eV/angstrom^3.
 LIMITS = {"energy": 2e-5, "forces": 1e-4, "stress": 1e-6}
 SEVENNET = (("7net-0", None), ("7net-l3i5", None), ("7net-mf-0", "PBE"), ("7net-mf-0", "R2SCAN"))
 
 
 @pytest.fixture(scope="session")
 def frames(data: Path) -> list[dict[str, Any]]:
-    """Crystals of the Materials Project, rattled, with what the authors' code of Nequix finds for them."""
+    """Rattled crystals of the Materials Project, with the predictions of Nequix's own code."""
     found: list[dict[str, Any]] = json.loads(
         gzip.decompress((data / "weights/nequix-mp-1.reference.json.gz").read_bytes())
     )["frames"]
@@ -56,7 +56,7 @@ def structure_of(frame: Mapping[str, Any]) -> Structure:
 def differences(
     potential: Potential, frames: Sequence[Mapping[str, Any]], expected: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, float]:
-    """Largest differences of energy per atom, forces and stress."""
+    """Return the largest differences in energy per atom, forces and stress."""
     block = GraphBlock.from_structures([structure_of(frame) for frame in frames], potential.cutoff)
     found = potential.evaluate(block).arrays()
     out = {name: np.abs(found[name] - expected[name]) for name in LIMITS}
@@ -65,10 +65,10 @@ def differences(
 
 
 def sevennet(name: str, modality: str | None, structures: Sequence[Atoms]) -> dict[str, NDArray[np.float64]]:
-    """What SevenNet's own calculator finds."""
+    """Evaluate structures with SevenNet's own calculator."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - where its warnings are silenced
+        from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - imported where its warnings are silenced
 
         calculator = SevenNetCalculator(name, device="cpu", **({"modal": modality} if modality else {}))
     energies, forces, stresses = [], [], []
@@ -93,7 +93,7 @@ def test_sevennet_gives_the_numbers_of_its_own_code(
         assert difference <= LIMITS[output], output
     assert card.energy_scheme == ("r2scan" if modality == "R2SCAN" else "mp-uncorrected")
     assert card.origin["licence"] == "MIT"
-    # It does not know parity; what that changes is small, but there.
+    # The model does not track parity; the effect is small, but not zero.
     assert 1e-7 < card.mirror_violation["energy eV/atom"] < 1e-2
 
 
@@ -123,7 +123,7 @@ def test_nequix_gives_the_numbers_of_its_own_code(suffix: str, frames: list[dict
 
 
 def test_both_files_of_nequix_are_the_same_network(data: Path) -> None:
-    """One comes from PyTorch, with 3j symbols, the other from JAX, without."""
+    """One file is from PyTorch, with 3j symbols, the other from JAX, without."""
     first, second = (load_pretrained(data / f"weights/nequix-mp-1.{suffix}")[0] for suffix in ("pt", "nqx"))
     for name, value in first.state_dict().items():
         assert torch.allclose(value, second.state_dict()[name], rtol=1e-5, atol=1e-6), name
@@ -140,17 +140,17 @@ def test_an_imported_checkpoint_is_read_back_as_it_was(data: Path, tmp_path: Pat
     assert card == card_again
     assert network.state_dict().keys() == again.state_dict().keys()
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
-    with pytest.raises(OutputExistsError, match="say --overwrite"):
+    with pytest.raises(OutputExistsError, match="use `--overwrite`"):
         import_weights(source, target)
     copied = tmp_path / "nequix-mp-1.nqx"
     content = source.read_bytes()
     copied.write_bytes(content.replace(b'"batch_size": 256', b'"batch_size": 512').replace(b"{", b"{ ", 1))
-    assert "say --energy-scheme" in import_weights(copied, target, overwrite=True)
+    assert "set `--energy-scheme`" in import_weights(copied, target, overwrite=True)
     assert "energies omat24" in import_weights(copied, target, energy_scheme="omat24", overwrite=True)
 
 
 def sevennet_file(path: Path, **settings: Any) -> Path:
-    """7net-0 with other settings."""
+    """Write 7net-0 with other settings."""
     packaged = Path(sevenn.__file__).parent / REGISTRY["7net-0"].file
     content = torch.load(packaged, map_location="cpu", weights_only=False)
     content["config"] |= settings
@@ -165,12 +165,12 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
         ({"self_connection_type": ["nequip"] * 5}, "self_connection_type is"),
         ({"readout_as_fcn": True}, "readout_as_fcn is True"),
         ({"act_gate": {"e": "ssp", "o": "tanh"}}, "act_gate is 'ssp'"),
-        ({"_type_map": {500: 0}}, "damaged, or of an unknown version"),
-        ({"lmax": float("inf")}, "damaged, or of an unknown version"),
+        ({"_type_map": {500: 0}}, "damaged, or an unsupported version"),
+        ({"lmax": float("inf")}, "damaged, or an unsupported version"),
         ({"radial_basis": {"radial_basis_name": "chebyshev"}}, "radial_basis_name is 'chebyshev'"),
-        ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or of an unknown version"),
+        ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or an unsupported version"),
         ({"num_convolution_layer": 10**9, "irreps_manual": False}, "at most 32 items"),
-        ({"lmax": 10**9, "irreps_manual": False}, "degrees over 6|less than or equal to 6"),
+        ({"lmax": 10**9, "irreps_manual": False}, "and degree 6 are|less than or equal to 6"),
         ({"channel": 10**9, "irreps_manual": False}, "less than or equal to 4096"),
         ({"weight_nn_hidden_neurons": [10**9]}, "less than or equal to 4096"),
     ],
@@ -181,10 +181,10 @@ def test_an_unknown_architecture_is_named(settings: dict[str, Any], message: str
 
 
 def test_a_file_of_todays_sevennet_is_the_same_network(tmp_path: Path) -> None:
-    """Version 0.11 changed the order of the radial functions: 7net-0, as SevenNet itself converts it."""
+    """Version 0.11 changed the order of the radial functions; SevenNet itself converts 7net-0 to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from sevenn.util import load_checkpoint as load_theirs  # noqa: PLC0415 - where its warnings are silenced
+        from sevenn.util import load_checkpoint as load_theirs  # noqa: PLC0415 - imported where its warnings are silenced
 
         theirs = load_theirs("7net-0")
         state = theirs.build_model().state_dict()
@@ -198,7 +198,7 @@ def test_a_file_of_todays_sevennet_is_the_same_network(tmp_path: Path) -> None:
 
 
 def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, Any]], tmp_path: Path) -> None:
-    """By the commands that people use, in processes of their own."""
+    """Use the command line, in separate processes."""
     checkpoint, model = tmp_path / "7net-0.ckpt", tmp_path / "7net-0.onnx"
     for words in (("import", "7net-0", "--out", checkpoint), ("export", checkpoint, "--out", model)):
         command = [sys.executable, "-m", "equiscreen", *map(str, words)]
@@ -217,7 +217,7 @@ def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, 
 
 
 def test_the_first_seven_net_is_refused() -> None:
-    """Its harmonics are of vectors that are not normalised, which its settings, being old, do not say."""
+    """Its harmonics use vectors that are not normalised, a setting that is missing from its old format."""
     folder = Path(sevenn.__file__).parent / "pretrained_potentials/SevenNet_0__22May2024"
     with pytest.raises(CheckpointError, match="_normalize_sph is False"):
         load_pretrained(folder / "checkpoint_sevennet_0.pth")
@@ -253,9 +253,9 @@ def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path: Path, monk
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"config": {"x": zipfile.ZipFile}, "model_state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match=r"wants to run zipfile\.ZipFile; .* say --trust"):
+    with pytest.raises(CheckpointError, match=r"would run zipfile\.ZipFile; .* use `--trust`"):
         load_pretrained(path)
-    with pytest.raises(CheckpointError, match="an architecture that is not known here"):
+    with pytest.raises(CheckpointError, match="unsupported architecture"):
         load_pretrained(path, trust=True)
 
 
@@ -265,16 +265,16 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"weights": torch.zeros(2)}, stream)
     cases: dict[str, tuple[bytes, str]] = {
-        "text.pth": (b"not a checkpoint at all", "no checkpoint of SevenNet or Nequix"),
-        "empty.pth": (b"", "no checkpoint of SevenNet or Nequix"),
-        "pickle.pth": (pickle.dumps([1, 2]), "no checkpoint of SevenNet or Nequix"),
-        "other.pth": (stream.getvalue(), "no checkpoint of SevenNet or Nequix"),
+        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet or Nequix"),
+        "empty.pth": (b"", "not a checkpoint of SevenNet or Nequix"),
+        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet or Nequix"),
+        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet or Nequix"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
-        "settings.nqx": (b'{"cutoff": 6.0}\n', "an architecture that is not known here: atom_energies is missing"),
+        "settings.nqx": (b'{"cutoff": 6.0}\n', "unsupported architecture: atom_energies is missing"),
         "indexed.nqx": (
             json.dumps(settings | {"index_weights": True}).encode() + b"\n",
-            "an architecture that is not known here: index_weights",
+            "unsupported architecture: index_weights",
         ),
         "json.nqx": (b"{nothing\n", "not a Nequix file"),
         "nested.nqx": (b'{"a":' * 100_000 + b"\n", "not a Nequix file"),
@@ -283,12 +283,12 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
         "wide.nqx": (json.dumps(settings | {"radial_mlp_size": 10**9}).encode() + b"\n", "less than or equal to 4096"),
         "channels.nqx": (
             json.dumps(settings | {"hidden_irreps": "1000000000x0e"}).encode() + b"\n",
-            "more than 4096 channels",
+            "at most 4096 channels",
         ),
         "degree.nqx": (json.dumps(settings | {"lmax": 9}).encode() + b"\n" + b"x", "damaged"),
         "twice.nqx": (
             json.dumps(settings | {"atomic_numbers": [1] * 89}).encode() + whole[whole.index(b"\n") :],
-            "atomic_numbers: some twice",
+            "atomic_numbers: contains duplicates",
         ),
     }
     for name, (content, message) in cases.items():
@@ -301,21 +301,23 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
 def test_a_torch_file_that_is_cut_is_told(tmp_path: Path) -> None:
     path = sevennet_file(tmp_path / "cut.pth")
     path.write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(CheckpointError, match="no checkpoint of SevenNet or Nequix"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet or Nequix"):
         load_pretrained(path)
 
 
 def test_wrong_words_are_told(data: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file, and no model of that name; known are 7net-0"):
+    with pytest.raises(
+        CheckpointError, match="no such file, and no published model of that name; choose one of 7net-0"
+    ):
         load_pretrained("7net-9")
-    with pytest.raises(CheckpointError, match=r"download nequix-omat-1\.nqx and give its path"):
+    with pytest.raises(CheckpointError, match=r"download nequix-omat-1\.nqx and pass its path"):
         load_pretrained("nequix-omat-1")
-    with pytest.raises(CheckpointError, match="--energy-scheme pbe: there are mp-uncorrected"):
+    with pytest.raises(CheckpointError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
         load_pretrained("7net-0", energy_scheme="pbe")
-    with pytest.raises(CheckpointError, match="--modality X: there are PBE, R2SCAN"):
+    with pytest.raises(CheckpointError, match="unknown --modality X; choose one of PBE, R2SCAN"):
         load_pretrained("7net-mf-0", modality="X")
     for source in ("7net-0", data / "weights/nequix-mp-1.nqx"):
-        with pytest.raises(CheckpointError, match="has one fidelity only"):
+        with pytest.raises(CheckpointError, match="has only one fidelity"):
             load_pretrained(source, modality="PBE")
 
 

@@ -1,4 +1,4 @@
-"""Ensembles: members that differ in their random numbers only, taken up when killed, and what their spread is."""
+"""Ensembles: members differ only in their random numbers, an interrupted run resumes, and the spread is correct."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def settings_of(**training: object) -> Config:
 
 @pytest.fixture(scope="module")
 def properties(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alloys with energies, a hardness and a field at each atom."""
+    """Graph store of alloys with energies, a hardness, and a field at each atom."""
     structures = probe_structures(ELEMENTS, 40, seed=110, max_atoms=8)
     path = tmp_path_factory.mktemp("properties") / "g.zarr"
     return stored(path, images(structures, tuple(HEADS), emt=True), tuple(HEADS))
@@ -93,8 +93,8 @@ def test_the_report_is_of_the_mean_of_the_members(ensemble: tuple[Path, Ensemble
     arrays = found.arrays()
     errors = {name: arrays[name] - labels[name] for name in ("forces", "stress", *HEADS)}
     errors["energy"] = (found.energy - labels["energy"]) / block.n_atoms
-    told = {name.split(" ")[0]: value for name, value in report.validation.items()}
-    assert told == pytest.approx({name: float(np.abs(error).mean()) for name, error in errors.items()}, rel=1e-3)
+    reported = {name.split(" ")[0]: value for name, value in report.validation.items()}
+    assert reported == pytest.approx({name: float(np.abs(error).mean()) for name, error in errors.items()}, rel=1e-3)
     spread = arrays["hardness_std"]
     ratio = float(np.sqrt(np.mean((errors["hardness"] / spread) ** 2)))
     assert report.calibration["hardness"] == pytest.approx(ratio, rel=0.05)
@@ -107,7 +107,7 @@ def test_mean_and_spread_are_those_of_the_members(ensemble: tuple[Path, Ensemble
 
 
 def check_statistics(networks: list[EquivariantNetwork], structures: list[Structure]) -> None:
-    """The law of an ensemble, for any structures."""
+    """Check means and spreads of an ensemble against its members, for any structures."""
     potential = EnsemblePotential(networks)
     found = evaluate(potential, structures).arrays()
     each = [evaluate(TorchPotential(network), structures).arrays() for network in networks]
@@ -131,7 +131,7 @@ def test_the_order_of_members_does_not_matter(seed: int, members: int) -> None:
 
 
 def others(number: int) -> EquivariantNetwork:
-    """A network of one kind whose weights depend on the number."""
+    """Build networks of one kind whose weights depend on the number."""
     network = small_network("4x0e + 2x1o", n_interactions=1, correlation=1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -158,7 +158,7 @@ def test_members_have_to_be_of_one_kind() -> None:
 
 
 def test_one_is_no_ensemble(properties: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="an ensemble of 1; it takes two"):
+    with pytest.raises(ConfigError, match="an ensemble of 1; at least two members"):
         train_ensemble(properties, tmp_path / "run", settings_of(), members=1)
     assert not (tmp_path / "run").exists()
 
@@ -204,7 +204,7 @@ def test_a_member_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text(
         '{"schema": "equiscreen-ensemble/1", "members": ["member-0", "member-1"], "card": {}}'
     )
-    with pytest.raises(CheckpointError, match=r"member-0: a folder without model\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"member-0: no model\.ckpt in this run folder"):
         load_members(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_killed_ensemble_goes_on_with_the_members_that_it_lacks(properties: Pa
     assert not (run / "member-1" / "model.ckpt").exists()
     first = run / "member-0" / "model.ckpt"
     before = (first.read_bytes(), first.stat().st_mtime_ns)
-    with pytest.raises(CheckpointError, match="run the same `equiscreen train` again"):
+    with pytest.raises(CheckpointError, match="run the same `equiscreen train` command again"):
         load_members(run)
     with pytest.raises(OutputExistsError, match="another configuration"):
         train_ensemble(properties, run, settings_of(max_epochs=12), members=3)

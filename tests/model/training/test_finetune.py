@@ -1,4 +1,4 @@
-"""Fine-tuning: what is kept of a checkpoint, what is learned anew, and what new data bring with them."""
+"""Fine-tuning: what is kept of a checkpoint, what is learned again, and what new data add."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ...conftest import ELEMENTS, evaluate
 from ..conftest import small_config
 from ..labelled import images, stored
 
-# Steps too small to change a weight: what is seen is the state before the first step.
+# Steps too small to change a weight, so the result is the state before the first step.
 STILL = {"learning_rate": 1e-30, "max_epochs": 1, "batch_size": 40, "warmup_steps": 0}
 TINY = {"hidden_irreps": "4x0e + 2x1o", "n_radial": 2, "correlation": 2}
 SHIFTS = {13: 100.0, 29: -250.0, 79: 17.5}
@@ -32,7 +32,7 @@ SHIFTS = {13: 100.0, 29: -250.0, 79: 17.5}
 
 @pytest.fixture(scope="module")
 def start(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on alloys of three metals."""
+    """A run trained on alloys of three metals."""
     run = tmp_path_factory.mktemp("start") / "run"
     train(store, run, small_config(TINY, max_epochs=3))
     return run
@@ -40,7 +40,7 @@ def start(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def silver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alloys of copper with silver, which the start does not know, with properties of their own."""
+    """Graph store of alloys of copper with silver, which the checkpoint does not know, with additional properties."""
     structures = probe_structures((29, 47), 24, seed=90, max_atoms=8)
     labels = ("hardness", "strain", "field")
     return stored(tmp_path_factory.mktemp("silver") / "g.zarr", images(structures, labels, emt=True), labels)
@@ -59,7 +59,7 @@ def rows_of(network: EquivariantNetwork, elements: tuple[int, ...]) -> list[int]
 
 
 def shifted(store: Path, path: Path) -> Path:
-    """The store with another zero of energy for each element."""
+    """Copy a store with another zero of energy for each element."""
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
     atoms = images([block.structure(place) for place in range(len(block))], emt=True)
@@ -124,7 +124,7 @@ def test_a_new_head_comes_beside_the_energy_and_leaves_it_as_it_is(silver: Path,
     learned = fine_tuned(silver, tmp_path / "run", start, {"heads": heads}, max_epochs=3)
     assert learned.statistics.heads.keys() == heads.keys()
     assert not torch.equal(next(learned.heads["hardness"].parameters()), next(network.heads["hardness"].parameters()))
-    # From there, on data without those labels, the energy goes on alone.
+    # Fine-tuned from there on data without those labels, only the energy remains.
     plain = stored(tmp_path / "plain.zarr", images(probe_structures((29, 47), 8, seed=94, max_atoms=6), emt=True))
     assert fine_tuned(plain, tmp_path / "again", tmp_path / "run", **STILL).config.heads == {}
 
@@ -132,18 +132,16 @@ def test_a_new_head_comes_beside_the_energy_and_leaves_it_as_it_is(silver: Path,
 def test_weights_that_a_new_head_makes_begin_anew_are_told(
     silver: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # An axial vector gives the last interaction products that it did not have, and with them weights of other shapes.
+    # An axial vector adds products to the last interaction, which changes the shapes of its weights.
     train(silver, tmp_path / "start", small_config({**TINY, "symmetry": "o3"}, max_epochs=1))
     fine_tune = {"checkpoint": str(tmp_path / "start")}
     heads = {"spin": {"tensor": "axial_vector", "per": "atom", "label": "field"}}
     settings = small_config({"symmetry": "o3", "heads": heads}, max_epochs=1, fine_tune=fine_tune)
     train(silver, tmp_path / "run", settings, progress=True)
-    assert re.search(
-        r"train: training\.fine_tune: .* with random weights begin .*interactions\.1", capsys.readouterr().err
-    )
+    assert re.search(r"train: training\.fine_tune: .* start at random: .*interactions\.1", capsys.readouterr().err)
     plain = small_config({"symmetry": "o3"}, max_epochs=1, fine_tune=fine_tune)
     train(silver, tmp_path / "plain", plain, progress=True)
-    assert "random weights" not in capsys.readouterr().err
+    assert "start at random" not in capsys.readouterr().err
 
 
 def test_other_zeros_of_energy_are_found_before_the_first_step(store: Path, start: Path, tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_references_can_be_kept(store: Path, start: Path, tmp_path: Path) -> Non
     kept = fine_tuned(other, tmp_path / "run", start, **STILL, fine_tune={"references": "keep"})
     old = load_checkpoint(start / "model.ckpt")[0]
     assert kept.statistics.reference_energies == old.statistics.reference_energies
-    # The error is that of the zeros, which the next epochs would have to make up for.
+    # The error is that of the energy zeros, which the next epochs would have to correct.
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")[1].validation["energy eV/atom"] > 10
 
 
@@ -189,12 +187,12 @@ def test_a_mistake_is_named(store: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
         tune(tmp_path / "none.ckpt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"without model\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this run folder"):
         tune(tmp_path / "empty")
     for member in ("member-0", "member-1"):
         shutil.copytree(start, tmp_path / "both" / member)
     save_ensemble(tmp_path / "both", ["member-0", "member-1"], ModelCard())
-    with pytest.raises(ConfigError, match="an ensemble; fine-tune its members"):
+    with pytest.raises(ConfigError, match="an ensemble; fine-tune one of its members"):
         tune(tmp_path / "both")
 
 
@@ -227,7 +225,7 @@ def test_settings_of_fine_tuning_are_in_the_run(store: Path, start: Path, tmp_pa
 
 @pytest.fixture(params=list(NEQUIP))
 def imported(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint like those of `equiscreen import`, with narrow layers."""
+    """A checkpoint like one from `equiscreen import`, with narrow layers."""
     path = tmp_path / "imported.ckpt"
     network = nequip_of(NEQUIP[request.param], torch.float32)
     save_checkpoint(path, network, ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
@@ -263,5 +261,5 @@ def test_imported_weights_get_a_new_element(silver: Path, imported: Path, tmp_pa
 
 
 def test_imported_weights_take_no_heads(silver: Path, imported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imported weights carry an energy and no heads"):
+    with pytest.raises(ConfigError, match="imported weights predict an energy and support no heads"):
         fine_tuned(silver, tmp_path / "run", imported, {"heads": {"hardness": {}}}, max_epochs=1)

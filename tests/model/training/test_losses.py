@@ -1,4 +1,4 @@
-"""Losses and learning rates: what each error costs, what an absent label costs, and how the rate goes."""
+"""Loss and learning rate: the penalty of an error, of a missing label, and the schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 ERRORS = st.floats(-1e3, 1e3)
 DELTAS = st.floats(1e-3, 1e2)
-# Of sums and differences of numbers up to 1e6 in float64.
+# Rounding of sums and differences of numbers up to 1e6 in float64.
 TOLERANCE = 1e-9
 
 
@@ -114,7 +114,7 @@ def test_the_cosine_rises_to_one_once_and_ends_near_nothing(total: int, warmup: 
     assert rates[0] == pytest.approx(1 / (top + 1))
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-12)
-    # By the last step that is taken: one step is a small part of the way.
+    # The last step that is taken is one step before the end.
     assert rates[-2] <= (math.pi / 2 / max(1, total - top)) ** 2 + 1e-12
 
 

@@ -1,4 +1,4 @@
-"""Several processes, and batches in parts, do what one process does with the whole batch."""
+"""Several processes, and batches in parts, give the results of one process with whole batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 from ...conftest import ELEMENTS, small_network, write_emt_labelled
 from ..conftest import small_config
 
-# Sums over structures come in another order: rounding, after several steps.
+# Rounding after several steps, since sums over structures run in another order.
 TOLERANCE = 1e-10
 
 
@@ -58,9 +58,9 @@ def test_gradients_of_the_parts_of_a_batch_add_up(store: Path, parts: int) -> No
         assert torch.allclose(whole, summed, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.slow  # and at the mercy of how much address space libraries take
+@pytest.mark.slow  # and it depends on how much address space the libraries take
 def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(tmp_path: Path) -> None:
-    # Some 90,000 edges in a batch take 2 GB beside the 1.9 GB of address space that an idle process has.
+    # Some 90,000 edges in a batch take 2 GB on top of the 1.9 GB of address space of an idle process.
     large = [Structure.from_ase(s.to_ase().repeat(3)) for s in probe_structures(ELEMENTS, 9, seed=3, max_atoms=27)]
     write_emt_labelled(tmp_path / "s.extxyz", large)
     featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=6.0, scheduler="threads")
@@ -78,4 +78,4 @@ def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(tmp_path: Path) 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"out of memory; batches are done in \d+ parts", done.stderr)
+    assert re.search(r"out of memory; from now on batches are done in \d+ parts", done.stderr)

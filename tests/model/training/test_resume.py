@@ -1,4 +1,4 @@
-"""A training that is killed, or repeated, ends in the same weights to the last bit."""
+"""An interrupted or repeated run ends in the same weights, to the last bit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def assert_equal(a: Path, b: Path) -> None:
 
 
 def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0) -> None:
-    """Kill -9 as soon as a file is there and has been written anew after some seconds."""
+    """Kill a process with SIGKILL once a file exists and was last changed at least `after` seconds ago."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if ready.exists() and time.time() - ready.stat().st_ctime >= after:
             break
         time.sleep(0.005)
-    assert process.poll() is None, "it ended before it could be killed"
+    assert process.poll() is None, "the process ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -45,7 +45,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: Path, after: float = 0.0)
     ("settings", "what"),
     [
         pytest.param({"max_epochs": 12}, "between epochs", marks=pytest.mark.slow),
-        # A batch of two structures each, and a checkpoint after each: it dies in the middle of an epoch.
+        # Batches of two structures, with a checkpoint after each, so it is killed in the middle of an epoch.
         ({"max_epochs": 3, "batch_size": 2, "checkpoint_minutes": 1e-9, "schedule": "plateau"}, "within an epoch"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_run_folder_is_enough_to_repeat_the_run(store: Path, tmp_path: Path) -
     assert again.n_training + again.n_validation == 30
     assert (tmp_path / "first" / "split.npz").read_bytes() == (tmp_path / "again" / "split.npz").read_bytes()
     (tmp_path / "first" / "run.json").write_text("{}")
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         repeat(tmp_path / "first", tmp_path / "third")
 
 

@@ -1,4 +1,4 @@
-"""Run folders: nothing in them is lost that somebody still needs, and taking one up changes nothing."""
+"""Run folders: nothing that is still needed is lost, and resuming a run does not change its result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def unfinished(run: Path) -> Path:
-    """The run as it is when it is killed after its last epoch."""
+    """Turn a run into one that was interrupted after its last epoch."""
     (run / "model.ckpt").unlink()
     return run
 
@@ -34,7 +34,7 @@ def unfinished(run: Path) -> Path:
 def test_overwrite_keeps_what_is_fine_tuned(store: Path, tmp_path: Path) -> None:
     train(store, tmp_path / "base", small_config(max_epochs=1))
     config = small_config(max_epochs=1).starting_from(tmp_path / "base")
-    with pytest.raises(OutputExistsError, match="holds what is fine-tuned"):
+    with pytest.raises(OutputExistsError, match="contains the checkpoint to fine-tune"):
         train(store, tmp_path / "base", config, overwrite=True)
     assert (tmp_path / "base" / "model.ckpt").exists()
 
@@ -53,16 +53,16 @@ def test_overwrite_does_not_touch_a_run_that_is_under_way(store: Path, tmp_path:
 def test_overwrite_takes_up_the_same_run_and_replaces_others(store: Path, tmp_path: Path) -> None:
     run = unfinished(train(store, tmp_path / "run", small_config()).checkpoint.parent)
     train(store, run, small_config(), overwrite=True)
-    assert len(list((run / "log").iterdir())) == 2  # it went on
+    assert len(list((run / "log").iterdir())) == 2  # it resumed
     train(store, run, small_config(), overwrite=True)
-    assert len(list((run / "log").iterdir())) == 1  # a finished one begins anew
+    assert len(list((run / "log").iterdir())) == 1  # a finished run starts again
     unfinished(run)
     train(store, run, small_config(max_epochs=1), overwrite=True)
     assert len(list((run / "log").iterdir())) == 1
 
 
 def test_the_last_state_is_that_of_the_last_epoch(store: Path, tmp_path: Path) -> None:
-    # A learning rate of nothing: no epoch is better than the first.
+    # With a vanishing learning rate no epoch is better than the first.
     report = train(store, tmp_path / "run", small_config(max_epochs=4, learning_rate=1e-30))
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"] == 3
     assert report.epochs == 4
@@ -87,7 +87,7 @@ def test_a_training_that_stopped_early_stays_so(store: Path, tmp_path: Path, mov
 def test_a_damaged_state_is_one_line(store: Path, tmp_path: Path) -> None:
     run = unfinished(train(store, tmp_path / "run", small_config(max_epochs=1)).checkpoint.parent)
     (run / LAST).write_bytes((run / LAST).read_bytes()[:1000])
-    with pytest.raises(EquiscreenError, match=r"last\.ckpt: damaged; --overwrite"):
+    with pytest.raises(EquiscreenError, match=r"last\.ckpt: damaged; use `--overwrite`"):
         train(store, run, small_config(max_epochs=1))
 
 
@@ -123,7 +123,7 @@ def test_a_repetition_begins_with_the_same_checkpoint(
         train(store, tmp_path / f"base-{seed}", small_config(max_epochs=1, seed=seed))
     monkeypatch.chdir(tmp_path)
     train(store, tmp_path / "run", small_config(max_epochs=1).starting_from("base-0"))
-    monkeypatch.chdir("/")  # what was said relative to a folder holds elsewhere
+    monkeypatch.chdir("/")  # a path given relative to the old folder still works
     repeat(tmp_path / "run", tmp_path / "again")
     assert same_weights(tmp_path / "run", tmp_path / "again")
     assert read_recipe(tmp_path / "run").start_sha256

@@ -1,4 +1,4 @@
-"""Training: it learns, resumes, validates apart, and says what is wrong."""
+"""Training: it learns, resumes, validates on held-out structures, and reports what is wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def recomputed(run: Path, stores: Sequence[Path], subset: str) -> dict[str, float]:
-    """Mean absolute errors of a run's model on one part of its split, from the stores."""
+    """Recompute the mean absolute errors of a run's model on one subset of its split, from the stores."""
     potential = TorchPotential(load_checkpoint(run / "model.ckpt")[0])
     rows = np.load(run / "split.npz")
     differences: dict[str, list[np.ndarray[Any, Any]]] = {spec.name: [] for spec in potential.outputs}
@@ -68,7 +68,7 @@ def recomputed(run: Path, stores: Sequence[Path], subset: str) -> dict[str, floa
 
 @pytest.fixture(scope="module")
 def properties(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two stores with EMT's labels: in the second a hardness besides, in the first all properties, not always there."""
+    """Two stores with EMT labels: the first also has all properties, with gaps, the second only the hardness."""
     folder = tmp_path_factory.mktemp("properties")
     complete = images(probe_structures(ELEMENTS, 40, seed=70, max_atoms=8), PROPERTIES, emt=True)
     for place, atoms in enumerate(complete):
@@ -130,7 +130,7 @@ def test_a_finished_or_other_run_is_not_touched(store: Path, tmp_path: Path) -> 
         train(store, tmp_path / "run", config(max_epochs=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(OutputExistsError, match="no run"):
+    with pytest.raises(OutputExistsError, match="not a run folder"):
         train(store, tmp_path / "mine", config())
 
 
@@ -146,8 +146,8 @@ def test_a_loss_that_is_not_finite_stops_the_training(store: Path, tmp_path: Pat
         ("training: {loss: {force: 3}}", "training.loss: unknown key 'force'; did you mean 'forces'"),
         ("trainin: {}", "did you mean 'training'"),
         ("network: {zzz: 1}", "network: unknown key 'zzz'; choose symmetry, cutoff"),
-        ("network: {hidden_irreps: 3y7}", "no irreps"),
-        ("network: {hidden_irreps: 4x1o}", "needs scalars"),
+        ("network: {hidden_irreps: 3y7}", "are not valid irreps"),
+        ("network: {hidden_irreps: 4x1o}", "are required"),
         ("network: {l_max: -1}", "network.l_max"),
         ("training: {dtype: float16}", "training.dtype"),
         ("[", "not valid YAML"),
@@ -209,7 +209,7 @@ def test_a_log_has_lines_from_the_first_epoch_on(
 ) -> None:
     monkeypatch.setattr(
         "equiscreen.model.training.callbacks.LINE_EVERY_S", 0.0
-    )  # as where every epoch takes longer than that
+    )  # as if every epoch took longer than that
     train(store, tmp_path / "run", config(max_epochs=2), progress=True)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: epoch")]
     assert [line.split(";")[0] for line in lines] == ["train: epoch 1 of 2", "train: epoch 2 of 2"]
@@ -239,7 +239,7 @@ def test_a_run_does_not_replace_its_input_or_what_is_no_run(store: Path, tmp_pat
     with pytest.raises(OutputExistsError, match="is read by this run"):
         train(store, store.parent, config(), overwrite=True)
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(OutputExistsError, match="no run"):
+    with pytest.raises(OutputExistsError, match="not a run folder"):
         train(store, tmp_path, config(), overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -262,7 +262,7 @@ def test_heads_learn_from_the_labels_that_there_are(properties: list[Path], tmp_
         values = labels[label_of(name)]
         spread = np.nanmean(np.abs(values - np.nanmean(values, axis=0)))
         assert report.validation[name] < 0.6 * spread, name
-    # Float32 in batches of another order and padding.
+    # Rounding of float32, since batches have another order and padding.
     assert recomputed(tmp_path / "run", properties, "validation") == pytest.approx(dict(report.validation), rel=1e-3)
     assert recomputed(tmp_path / "run", properties, "test") == pytest.approx(dict(report.test), rel=1e-3)
     assert report.units == {
@@ -297,16 +297,16 @@ def test_a_label_without_a_logarithm_is_told_and_left_out(tmp_path: Path, capsys
     report = train(
         store, tmp_path / "run", config({**TINY, "energy": False, "heads": heads}, max_epochs=1), progress=True
     )
-    told = [line for line in capsys.readouterr().err.splitlines() if "have no logarithm" in line]
-    assert len(told) == 1
-    assert told[0].startswith("train: heads.log: ")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "have no logarithm" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("train: heads.log: ")
     assert np.isfinite(report.validation["log"])
 
 
 def test_a_head_without_labels_is_refused(properties: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"heads\.zeta: no store has a label 'zeta' \(there are: .*hardness"):
+    with pytest.raises(ConfigError, match=r"heads\.zeta: no store has a label 'zeta' \(available: .*hardness"):
         train(properties, tmp_path / "a", config({"heads": {"zeta": {}}}))
-    with pytest.raises(ConfigError, match=r"heads\.field: .* say `per: atom`"):
+    with pytest.raises(ConfigError, match=r"heads\.field: .* use `per: atom`"):
         train(properties, tmp_path / "b", config({"heads": {"field": {"tensor": "vector"}}}))
     with pytest.raises(ConfigError, match=r"heads\.strain: label 'strain': .* shape"):
         train(properties, tmp_path / "c", config({"heads": {"strain": {"tensor": "vector"}}}))
@@ -341,7 +341,7 @@ def test_a_structure_without_a_finite_prediction_is_named_among_its_batch(tmp_pa
 
 
 def dated(path: Path, numbers: Sequence[Sequence[int]]) -> Path:
-    """A store of EMT-labelled crystals of these elements, one after the other in time."""
+    """Featurize EMT-labelled crystals of these elements to a store, with ascending dates."""
     structures = [s for seed, known in enumerate(numbers) for s in probe_structures(known, 1, seed + 80, max_atoms=6)]
     atoms = images(structures, emt=True)
     for place, image in enumerate(atoms):
@@ -356,17 +356,17 @@ def test_an_element_that_only_validation_has_is_told_and_left_out(
     split = {"by": "time", "key": "date", "validation": 0.35}
     report = train(store, tmp_path / "run", config(TINY, max_epochs=1, split=split), progress=True)
     assert (report.n_training, report.n_validation) == (8, 2)
-    assert "train: 2 structures to validate or test on are left out: none is trained on with Ag, Au" in (
+    assert "train: skipped 2 validation or test structures: no training structure contains Ag, Au" in (
         capsys.readouterr().err
     )
     assert load_checkpoint(report.checkpoint)[0].elements == (29,)
     nothing = dated(tmp_path / "n.zarr", [[29]] * 6 + [[79], [79]])
-    with pytest.raises(ConfigError, match="no validation structure is made of elements that are trained on"):
+    with pytest.raises(ConfigError, match="no validation structure consists only of elements in the training set"):
         train(nothing, tmp_path / "none", config(TINY, max_epochs=1, split={**split, "validation": 0.25}))
 
 
 def test_a_plateau_lowers_the_learning_rate(store: Path, tmp_path: Path) -> None:
-    # Steps too small for float32 change nothing, so that no validation is better than the first.
+    # Steps below float32 resolution change nothing, so no validation is better than the first.
     settings = config(
         TINY,
         learning_rate=1e-30,

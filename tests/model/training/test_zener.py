@@ -1,4 +1,4 @@
-"""Elastic tensors of cubic metals: a network with features of degree 4 can tell copper from an isotropic medium."""
+"""Elastic tensors of cubic metals: a network with features of degree 4 tells copper from an isotropic medium."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ STEPS = 400
 
 
 def crystal(symbol: str) -> Structure:
-    """The primitive cell of one atom, with the cubic axes along x, y and z."""
+    """Return the primitive one-atom cell, with the cubic axes along x, y and z."""
     return Structure.from_ase(bulk(symbol, "fcc", a=METALS[symbol][0]))
 
 
 def stiffness(symbol: str) -> NDArray[np.float64]:
-    """float64[6, 6], GPa, in Voigt's notation."""
+    """Return the stiffness tensor in Voigt notation, float64[6, 6], GPa."""
     c11, c12, c44 = METALS[symbol][1:]
     found = np.zeros((6, 6))
     found[:3, :3] = c12
@@ -60,7 +60,7 @@ def stiffness(symbol: str) -> NDArray[np.float64]:
 
 
 def zener(tensor: NDArray[np.float64]) -> float:
-    """Zener's ratio 2 C44 / (C11 - C12) of a cubic crystal along its axes; 1 for an isotropic medium."""
+    """Return the Zener ratio 2 C44 / (C11 - C12) of a cubic crystal along its axes; 1 for an isotropic medium."""
     return float(2 * tensor[3, 3] / (tensor[0, 0] - tensor[0, 1]))
 
 
@@ -74,9 +74,9 @@ def turned(structure: Structure, rotation: NDArray[np.float64]) -> Structure:
 
 @pytest.fixture(scope="module")
 def network() -> EquivariantNetwork:
-    """Trained on the five metals, in float64."""
+    """A network trained on the five metals, in float64."""
     basis = tensor_basis(CONFIG.heads["elastic"])
-    # Labels as components of the irreps, 2x0e + 2x2e + 4e.
+    # Labels as irrep components, 2x0e + 2x2e + 4e.
     labels = torch.tensor(np.array([stiffness(symbol).ravel() for symbol in METALS]))
     components = labels @ torch.linalg.pinv(presentation(basis, (6, 6))).T
     numbers = sorted(int(crystal(symbol).atomic_number[0]) for symbol in METALS)
@@ -102,7 +102,7 @@ def network() -> EquivariantNetwork:
 @pytest.mark.parametrize("symbol", METALS)
 def test_anisotropy_of_cubic_metals_is_learned(network: EquivariantNetwork, symbol: str) -> None:
     found = predicted(network, crystal(symbol))
-    # Copper's ratio is 3.21, aluminium's 1.22. What is asked for is that it is learned, not how far.
+    # The ratio is 3.21 for copper and 1.22 for aluminium. The test requires that it is learned, not how accurately.
     assert zener(found) == pytest.approx(zener(stiffness(symbol)), rel=0.1)
     assert np.abs(found - stiffness(symbol)).max() < 0.1 * stiffness(symbol).max()
 
@@ -121,7 +121,7 @@ def test_without_degree_4_every_cubic_crystal_is_isotropic(network: EquivariantN
         found = predicted(network, crystal(symbol))
     finally:
         head.weights[place].data.copy_(before)
-    assert zener(found) == pytest.approx(1, abs=1e-9)  # float64, through differences of 50 out of 150 GPa
+    assert zener(found) == pytest.approx(1, abs=1e-9)  # float64 rounding, amplified by differences of 50 out of 150 GPa
     assert abs(found[3, 3]) > 1
 
 
@@ -143,9 +143,9 @@ def test_prediction_has_the_symmetry_of_the_turned_crystal(
     group = point_group(structure)
     assert len(group) == 48
     assert np.allclose(found, found.T, rtol=1e-12)
-    # Rounding in float64, which the algebra of degree 4 makes some hundred times larger.
+    # Float64 rounding, amplified about a hundredfold by the algebra of degree 4.
     assert symmetry_violation(found, group) < 1e-9
-    # Energy of one strain and of the same strain turned with the crystal.
+    # Energy of a strain, and of the same strain rotated with the crystal.
     strain = np.diag([1.0, -1.0, 0.0]) + 0.3
     energies = [
         _doubled_energy(predicted(network, crystal(symbol)), strain),
@@ -155,7 +155,7 @@ def test_prediction_has_the_symmetry_of_the_turned_crystal(
 
 
 def _doubled_energy(tensor: NDArray[np.float64], strain: NDArray[np.float64]) -> float:
-    """C_ijkl e_ij e_kl, GPa."""
+    """Return twice the elastic energy density, C_ijkl e_ij e_kl (GPa)."""
     voigt = np.array(
         [strain[0, 0], strain[1, 1], strain[2, 2], *(2 * strain[i, j] for i, j in ((1, 2), (0, 2), (0, 1)))]
     )
