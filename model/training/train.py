@@ -219,9 +219,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise EquiscreenError(
-            f"{path}: damaged; use `--overwrite` to start the run again ({type(error).__name__})"
+            f"{path}: damaged; delete the run folder to start the run again ({type(error).__name__})"
         ) from error
     return state
 

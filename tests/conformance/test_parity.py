@@ -38,7 +38,7 @@ def test_each_irrep_is_there_and_turns_and_mirrors_as_it_should() -> None:
             assert np.abs(turned(before[name], kind, turn) - after[name]).max() <= 1e-10 * largest, name
 
 
-# --- a pseudoscalar that is learned -----------------------------------------------------------------------------------
+# --- a learned pseudoscalar -------------------------------------------------------------------------------------------
 
 
 def handedness(structures: Sequence[Structure]) -> Array:

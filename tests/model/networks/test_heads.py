@@ -27,7 +27,7 @@ from ...conformance.networks import EVERY_HEAD, EVERY_KIND, NATURAL_HEADS, head,
 from ...conformance.tensors import cartesian, turned, wigner
 from ...conftest import ELEMENTS, evaluate
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- invalid configurations -------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "0o under natural": ({}, {"tensor": "pseudoscalar"}, "`symmetry: natural` has no 0o; use `symmetry: o3`"),
@@ -169,7 +169,7 @@ def test_pseudo_takes_the_other_parity(pseudo: bool) -> None:
         assert torch.equal(one.matrix, other.matrix)
 
 
-# --- how they are written ---------------------------------------------------------------------------------------------
+# --- shapes of values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_logarithms_are_predicted_as_positive_tensors() -> None:
         assert (least > 0).all()
 
 
-# --- atoms alone ------------------------------------------------------------------------------------------------------
+# --- isolated atoms ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [EVERY_KIND, {"heads": NATURAL_HEADS}], ids=["o3", "natural"])
