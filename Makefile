@@ -1,14 +1,25 @@
-# make demo   the main job, with published weights and with a network of its own, in a virtual environment of its own
-# make test   tests, ruff and mypy, likewise
-# make slow   full grids and benchmarks; minutes as yet
+# make demo       rank new crystals with published weights, then train a network; in a virtual environment of its own
+# make test       lint, then the tests, on all cores
+# make lint       ruff, mypy and the import contracts (import-linter)
+# make docs-test  run the examples of the README and the docs
+# make slow       the tests marked slow and four benchmarks: several minutes to an hour
+# make clean      remove the virtual environments and all caches
+#
+# PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
+# `make test PYTHON=python3.12` uses .venv-3.12.
 PYTHON ?= python3.11
-VENV := .venv
+# An interpreter that only pyenv knows is not on PATH, or its shim there fails unless that version is the active one.
+INTERPRETER := $(shell for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin/"$(notdir $(PYTHON))"; do \
+  "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+VERSION := $(if $(INTERPRETER),$(shell "$(INTERPRETER)" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
+DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
-# mypy wants the package under its own name; the repository's folder may have any.
+# mypy and import-linter need the package under its own name; the folder of the repository may have any name.
 TYPES := build/types
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint docs-test slow clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -16,25 +27,30 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow --timeout 7200
-	$(BIN)/python tests/benchmarks/runtime_rate.py
-	$(BIN)/python tests/benchmarks/featurize_rate.py ../shared/data
-	$(BIN)/python tests/benchmarks/read_rate.py ../shared/data
-	$(BIN)/python tests/benchmarks/million.py ../shared/data
-
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/equiscreen
 	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
 	  -p equiscreen.export -p equiscreen.screening -p equiscreen.cli -p equiscreen.demo -m equiscreen.__main__
+	cd $(TYPES) && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
+
+docs-test: $(VENV)/installed
+	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/demo/test_five_lines.py
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 7200
+	$(BIN)/python tests/benchmarks/runtime_rate.py
+	$(BIN)/python tests/benchmarks/featurize_rate.py $(DATA)
+	$(BIN)/python tests/benchmarks/read_rate.py $(DATA)
+	$(BIN)/python tests/benchmarks/million.py $(DATA)
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(INTERPRETER)" || { echo "no interpreter $(PYTHON): install it, or name another with PYTHON=" >&2; exit 1; }
+	"$(INTERPRETER)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
