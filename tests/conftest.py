@@ -1,4 +1,4 @@
-"""What many tests share: real data, small networks, and their exported files."""
+"""Fixtures and helpers shared by many tests: real data, small networks and their exported files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REFERENCES = (-1.5, -3.25, -9.0)
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of the real data sets, which are not part of the repository."""
+    """Folder of the real data sets, which lies beside the repository and is not part of it."""
     if not DATA.is_dir():
         pytest.skip("the real data sets are not beside the repository")
     return DATA
@@ -41,7 +41,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _connections_closed() -> Iterator[None]:
-    """Clients of object stores close their connections when they are collected, which at exit is too late."""
+    """Close the connections of object-store clients: garbage collection at interpreter exit would be too late."""
     yield
     for protocol in ("http", "s3"):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()
@@ -49,22 +49,22 @@ def _connections_closed() -> Iterator[None]:
 
 
 def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: Any) -> EquivariantNetwork:
-    """An untrained network of three metals, in float64."""
+    """An untrained network for three metals, in float64."""
     torch.manual_seed(3)
-    given = {"cutoff": CUTOFF, "hidden_irreps": hidden_irreps, "n_radial": 4, "radial_hidden": 8, **settings}
+    config = {"cutoff": CUTOFF, "hidden_irreps": hidden_irreps, "n_radial": 4, "radial_hidden": 8, **settings}
     statistics = DataStatistics(REFERENCES, (0.7,) * len(ELEMENTS), 20.0)
-    return EquivariantNetwork(NetworkConfig(**given), ELEMENTS, statistics, torch.float64).eval()
+    return EquivariantNetwork(NetworkConfig(**config), ELEMENTS, statistics, torch.float64).eval()
 
 
 @pytest.fixture(scope="session")
 def network() -> EquivariantNetwork:
-    """Natural parity, correlation 2: what the exported fixtures hold."""
+    """A network with natural parity and correlation 2, as in the exported fixtures."""
     return small_network(correlation=2)
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The network's ONNX file in a dtype, exported once."""
+    """Function from a dtype to the path of the network's ONNX file in it, exported on first use."""
     folder = tmp_path_factory.mktemp("exported")
 
     def file(dtype: str) -> Path:
@@ -79,8 +79,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def sevennet_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ONNX file of 7net-0: a network that knows what holds crystals together."""
-    pytest.importorskip("sevenn", reason="its package carries the weights")
+    """ONNX file of 7net-0, a network trained on real crystals."""
+    pytest.importorskip("sevenn", reason="the sevenn package contains the weights")
     folder = tmp_path_factory.mktemp("sevennet")
     import_weights("7net-0", folder / "7net-0.ckpt")
     export_onnx(folder / "7net-0.ckpt", folder / "7net-0.onnx")
@@ -99,7 +99,7 @@ def evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluatio
 
 
 def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] = ELEMENTS) -> Path:
-    """Random crystals with energies, forces and stresses that mean nothing."""
+    """Write random crystals with random energies, forces and stresses as extended XYZ."""
     rng = np.random.default_rng(seed)
     images = []
     for structure in probe_structures(elements, count, seed):
@@ -112,7 +112,7 @@ def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] 
 
 
 def write_emt_labelled(path: Path, structures: Sequence[Structure]) -> Path:
-    """Structures with EMT's energies, forces and stresses, as extended XYZ."""
+    """Write structures with EMT energies, forces and stresses as extended XYZ."""
     images = []
     for structure in structures:
         atoms = structure.to_ase()
@@ -125,7 +125,7 @@ def write_emt_labelled(path: Path, structures: Sequence[Structure]) -> Path:
 
 
 def pymatgen_dict(structure: Structure) -> dict[str, object]:
-    """The form in which pymatgen writes a structure to JSON."""
+    """A structure as the dict that pymatgen writes to JSON."""
     symbols = structure.to_ase().get_chemical_symbols()
     return {
         "@module": "pymatgen.core.structure",
@@ -144,7 +144,7 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def cif_text(structure: Structure) -> str:
-    """A CIF in P1."""
+    """The text of a CIF in space group P1."""
     a, b, c, alpha, beta, gamma = structure.to_ase().cell.cellpar()
     lines = ["data_x", f"_cell_length_a {a:.12f}", f"_cell_length_b {b:.12f}", f"_cell_length_c {c:.12f}"]
     lines += [f"_cell_angle_alpha {alpha:.12f}", f"_cell_angle_beta {beta:.12f}", f"_cell_angle_gamma {gamma:.12f}"]

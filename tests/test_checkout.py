@@ -1,4 +1,4 @@
-"""A checkout passes the linter in a folder of any name: `git clone` calls it equiscreen, others call it otherwise."""
+"""A checkout passes the linter whatever its folder is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import ROOT
 
 
 def tracked_files() -> list[str]:
-    """Files of the checkout as they stand in the working tree, relative to its root."""
+    """Paths of the tracked files that exist in the working tree, relative to its root."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")

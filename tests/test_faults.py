@@ -1,4 +1,4 @@
-"""Processes that are killed: what is left is taken up, and the result is that of an undisturbed run."""
+"""Killed processes: a run resumes from what is on disk, and its result equals that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def finish(words: Sequence[str]) -> None:
 
 
 def start_until_parts(words: Sequence[str], out: Path, parts: int) -> subprocess.Popen[bytes]:
-    """Start a run and wait until some parts, not all, are on disk."""
+    """Start a run and wait until at least `parts` of its parts, but not all, are on disk."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     folder = out.with_name(f"{out.name}.partial")
     deadline = time.monotonic() + 120
@@ -76,7 +76,7 @@ def kill_everything_and_resume(words: Sequence[str], out: Path, parts: int) -> N
     again = start_until_parts(words, out, len(marks) + 1)
     os.killpg(again.pid, signal.SIGKILL)
     again.wait()
-    assert all(mark.stat().st_mtime_ns == when for mark, when in marks.items()), "a part was made twice"
+    assert all(mark.stat().st_mtime_ns == when for mark, when in marks.items()), "a part was written again"
     finish(words)
 
 
@@ -96,7 +96,7 @@ def undisturbed(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def kill_the_client_and_resume(words: Sequence[str], out: Path, parts: int) -> None:
     process = start_until_parts(words, out, parts)
-    os.kill(process.pid, signal.SIGKILL)  # its workers find out by themselves
+    os.kill(process.pid, signal.SIGKILL)  # its workers notice on their own
     process.wait()
     assert not out.exists()
     finish(words)
@@ -189,9 +189,9 @@ def test_a_damaged_part_is_made_again(sources: list[Path], undisturbed: Path, tm
 
 
 def crashing_parser() -> WorkerPlugin:
-    """Makes the parser of POSCAR take its whole process along when it meets a certain comment, as a bug in C would."""
+    """A plugin that makes the POSCAR parser abort its process on a certain comment line, as a bug in C would."""
 
-    class CrashingParser(WorkerPlugin):  # within a function, so that it travels to the workers by value
+    class CrashingParser(WorkerPlugin):  # defined in a function so that it is pickled by value
         def setup(self, worker: object) -> None:  # noqa: ARG002
             from equiscreen.pipeline.readers import records as readers  # noqa: PLC0415 - on the worker
 
@@ -220,7 +220,7 @@ def on_fragile_workers(
 ) -> FeaturizeReport:
     with (
         dask_config.set({"distributed.scheduler.allowed-failures": 1}),
-        # A nanny gives up now and then, when its worker dies as it starts.
+        # A nanny occasionally gives up because its worker dies during start-up.
         LocalCluster(n_workers=4, threads_per_worker=1, memory_limit=memory, dashboard_address=None) as cluster,
     ):
         if plugin is not None:
@@ -229,7 +229,7 @@ def on_fragile_workers(
         return featurize(source, out, scheduler=cluster.scheduler_address, **settings)
 
 
-@pytest.mark.timeout(900)  # some twenty workers start, one after the other
+@pytest.mark.timeout(900)  # about twenty workers start, in sequence
 def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> None:
     source = poscar_folder(tmp_path / "s", 12, poison=5)
     report = on_fragile_workers(source, tmp_path / "g.zarr", "auto", crashing_parser())
@@ -242,7 +242,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
 
 
 def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
+    """A run does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
     monkeypatch.setattr("equiscreen.pipeline.runs.tasks.WITHOUT_WORKERS_S", 1)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_i
     disk.mkdir()
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*inside, f"mount -t tmpfs none {disk}"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no test make a file system")
+        pytest.skip("tests may not mount a file system on this machine")
     words = shlex.join(command("featurize", *sources, "--out", disk / "g.zarr"))
     script = (
         f"mount -t tmpfs -o size=3m none {disk}; {words}; echo exit $?; ls {disk}/g.zarr; "

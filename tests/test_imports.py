@@ -1,4 +1,4 @@
-"""Featurizing and screening need neither PyTorch nor e3nn nor onnx, proven in fresh interpreters."""
+"""Featurizing and screening import none of PyTorch, e3nn, onnx and lightning, checked in new interpreters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sys
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {heavy!r}:
-            raise ModuleNotFoundError(f"{{name}} is not to be imported here", name=name)
+            raise ModuleNotFoundError(f"{{name}} must not be imported here", name=name)
 
 sys.meta_path.insert(0, Forbidden())
 from equiscreen.export import OnnxPotential

@@ -1,4 +1,4 @@
-"""What the README shows works: its shell lines, its Python and its configuration, on real files."""
+"""The shell lines, the Python script and the configuration in the README work on real files."""
 
 from __future__ import annotations
 
