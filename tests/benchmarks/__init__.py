@@ -1,1 +1,1 @@
-"""Tests."""
+"""Benchmarks; each prints the text that is committed beside it."""

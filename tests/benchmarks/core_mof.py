@@ -1,9 +1,9 @@
-"""The CoRE MOF database, ingested whole: 23,845 CIFs in three tar.xz, cells of up to thousands of atoms.
+"""Featurize the whole CoRE MOF database: 23,845 CIFs in three tar.xz archives, with up to thousands of atoms each.
 
     pip download --no-deps core-mof==2019.1
     python tests/benchmarks/core_mof.py core_mof-2019.1-py3-none-any.whl [--scratch FOLDER]
 
-Prints what `core_mof.txt` keeps. CoRE MOF: Chung et al., J. Chem. Eng. Data 64, 5985 (2019), CC-BY-4.0.
+Prints the text of `core_mof.txt`. CoRE MOF: Chung et al., J. Chem. Eng. Data 64, 5985 (2019), CC-BY-4.0.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Structures per second of `featurize` on one core, from a file to a finished store, beside a loop with pymatgen.
+"""Structures per second of `featurize` on one core, from a file to a finished store, and of a loop over pymatgen.
 
     python tests/benchmarks/featurize_rate.py DATA_FOLDER [--rows 100000] [--peer-rows 5000] [--scratch FOLDER]
 
-The crystals are those of mp_20_val.csv.gz, as many times as it takes, each copy strained by an amount of its own so
-that none is a duplicate. equiscreen reads, validates, finds all neighbours within 5 angstrom, hashes, writes and
-compacts; all of it in one process on one core. The loop is what a careful user would write: `Structure.from_str`,
-pymatgen's compiled neighbour list, a Zarr write for every 1,000 structures. Prints what `featurize_rate.txt` keeps.
+The crystals of mp_20_val.csv.gz are repeated as often as needed; every copy has a different strain, so that none is a
+duplicate. equiscreen reads, validates, finds all neighbours within 5 angstrom, hashes, writes and compacts, all in one
+process on one core. The loop is what a careful user would write: `Structure.from_str`, pymatgen's compiled neighbour
+list, and a Zarr write every 1,000 structures. Prints the text of `featurize_rate.txt`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EDGE = re.compile(r"^(_cell_length_[abc]\s+)(\S+)", re.MULTILINE)
 
 
 def strained_rows(source: Path, count: int) -> Iterator[dict[str, str]]:
-    """Rows of a CSV with a CIF column, again and again, every time with longer cells."""
+    """Rows of a CSV with a CIF column, repeated `count` times with longer cells each time."""
     for copy in range(count):
         with gzip.open(source, "rt", newline="") as file:
             for place, row in enumerate(csv.DictReader(file)):
@@ -46,7 +46,7 @@ def strained_rows(source: Path, count: int) -> Iterator[dict[str, str]]:
 
 
 def write_rows(source: Path, out: Path, count: int) -> None:
-    """The first `count` of them as CSV."""
+    """Write the first `count` strained rows as CSV."""
     with gzip.open(out, "wt", newline="", compresslevel=1) as file:
         writer = csv.DictWriter(file, ["material_id", "cif"])
         writer.writeheader()
@@ -54,7 +54,7 @@ def write_rows(source: Path, out: Path, count: int) -> None:
 
 
 def pymatgen_loop(source: Path, out: Path, rows: int) -> tuple[float, int]:
-    """Seconds and edges of the loop that a careful user would write."""
+    """Run time in seconds, and number of edges, of the loop that a careful user would write."""
     root = zarr.open_group(out, mode="w")
     kinds = {"lattice": ("f8", (3, 3)), "number": ("u1", ()), "frac": ("f8", (3,)), "i": ("i4", ()), "j": ("i4", ())}
     kinds |= {"image": ("i2", (3,)), "n_atoms": ("i4", ()), "n_edges": ("i4", ())}
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--peer-rows", type=int, default=5_000)
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # everything below, also threads, on one core
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # everything below, threads included, runs on one core
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("equiscreen", "pymatgen-core", "gemmi", "numba", "zarr")
     )
@@ -107,7 +107,7 @@ def main() -> None:
         source = scratch / "rows.csv.gz"
         write_rows(arguments.data / "mp/mp_20_val.csv.gz", source, arguments.rows)
         theirs, their_edges = pymatgen_loop(source, scratch / "peer.zarr", arguments.peer_rows)
-        featurize(source, scratch / "warm.zarr", scheduler="threads", limit=100)  # loads compiled code
+        featurize(source, scratch / "warm.zarr", scheduler="threads", limit=100)  # loads the compiled code
         begin = time.perf_counter()
         report = featurize(source, scratch / "ours.zarr", cutoff=CUTOFF, scheduler="threads")
         ours = time.perf_counter() - begin

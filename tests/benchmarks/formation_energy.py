@@ -1,24 +1,25 @@
-"""Error of predicted formation energies against the number of training structures, on formulas never seen.
+"""Error of predicted formation energies against the number of training structures, on unseen formulas.
 
     python tests/benchmarks/formation_energy.py DATA_FOLDER --work FOLDER [--jobs 2] [--sizes 600 1200 2400 4800 0]
         [--passes 150000] [--quick]
 
 The crystals are those of mp_20_val.csv.gz and mpts_52_val.csv.gz (Materials Project, CC-BY-4.0; the splits of the
-WyckoffTransformer repository), each crystal once. Formulas, not structures, are divided by `split: {by: composition}`:
-a tenth of the crystals is the test, a twentieth the validation, both the same for all sizes. The training sets are the
-first of one random order of the others, so that each holds the smaller ones; size 0 stands for all. Crystals to
-validate or test on with an element that the smallest training set lacks are left out, for all sizes.
+WyckoffTransformer repository), with duplicates removed. The split is by formula, not by structure (`split: {by:
+composition}`): a tenth of the crystals is the test set and a twentieth the validation set, both the same for all sizes.
+The training sets are the first crystals of one random order of the rest, so that each contains the smaller ones; size 0
+stands for all. Validation and test crystals with an element that the smallest training set lacks are excluded for all
+sizes.
 
-Every size trains about the same number of structures, --passes of them, as epochs of its own number, but no more than
-200 epochs; what is kept are the weights with the smallest validation error. Some crystals lie above +1 eV/atom, where
-the ones that are stable never are: none is dropped, the loss is Huber's, and errors are given with and without them.
-Beside the network stand the mean of the training set, and the linear regression on the shares of the elements (ridge,
-1e-3 of a structure). Intervals are the middle 95 % of 2,000 bootstrap resamples of the test crystals, the same for all
-sizes; they hold neither the spread over training sets nor that over weights.
+Every size trains on about the same number of structures in total, --passes of them, but for no more than 200 epochs;
+the weights with the smallest validation error are kept. Some crystals lie above +1 eV/atom, where stable ones never
+are: none is dropped, the loss is Huber's, and errors are given with and without them. The baselines are the mean of the
+training set and a linear regression on the element fractions (ridge, 1e-3 of a structure). Intervals are the middle 95
+% of 2,000 bootstrap resamples of the test crystals, the same for all sizes; they include neither the spread over
+training sets nor that over initial weights.
 
-Every training leaves a run folder and a JSON file in --work; the same command skips those that are finished and takes
-up those that were cut off. --quick is a trial that means nothing. Prints what `formation_energy.txt` keeps and draws
-`formation_energy.png` (--quick: in --work).
+Every training writes a run folder and a JSON file to --work; running the same command again skips finished trainings
+and resumes interrupted ones. --quick is a smoke test whose results mean nothing. Prints the text of
+`formation_energy.txt` and draws `formation_energy.png` (with --quick, in --work).
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ SOURCES = ("mp/mp_20_val.csv.gz", "mp/mpts_52_val.csv.gz")
 SPLIT = SplitConfig(by="composition", validation=0.05, test=0.1)
 NETWORK = {"preset": "medium", "cutoff": 5.0, "energy": False}
 TRAINING = {"batch_size": 16, "learning_rate": 5e-3, "threads": 1, "accelerator": "cpu"}
-LOSS = {"kind": "huber", "delta": 0.1}  # in units of the spread that the shares of the elements leave
+LOSS = {"kind": "huber", "delta": 0.1}  # in units of the residual of the regression on element fractions
 MAX_EPOCHS = 200
 BOUND = 1.0  # eV/atom
 RIDGE = 1e-3
 RESAMPLES = 2_000
-TRAIN, VALIDATE, TEST = "0", "1", "2"  # of the column `part`, in the order of `split: {by: time}`
+TRAIN, VALIDATE, TEST = "0", "1", "2"  # values of the column `part`, in the order of `split: {by: time}`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class Training:
     """One run of `equiscreen train`.
 
     Attributes:
-        name: Of its folder.
-        store: What it reads.
-        config: The content of its configuration.
+        name: Name of its folder.
+        store: Path of the graph store.
+        config: Content of its configuration file.
     """
 
     name: str
@@ -82,18 +83,18 @@ class Training:
 def header() -> str:
     """Date, machine and versions."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "torch", "e3nn", "numpy"))
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread a training"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread per training"
     return f"{datetime.now(UTC):%Y-%m-%d}, {machine}, Python {platform.python_version()}, {packages}"
 
 
 def train_all(trainings: Sequence[Training], work: Path, jobs: int) -> list[dict[str, Any]]:
-    """Run all trainings that are not finished, `jobs` at once, each in a process with one thread.
+    """Run all unfinished trainings, `jobs` at a time, each in a process with one thread.
 
     Returns:
-        The record of each: configuration, epochs, seconds of training, number of parameters.
+        The record of each training: configuration, epochs, seconds, number of parameters.
 
     Raises:
-        SystemExit: A training failed, or the folder holds another one of that name.
+        SystemExit: A training failed, or the folder has a different training of the same name.
     """
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(lambda training: _train(training, work), trainings))
@@ -101,25 +102,25 @@ def train_all(trainings: Sequence[Training], work: Path, jobs: int) -> list[dict
 
 def _train(training: Training, work: Path) -> dict[str, Any]:
     folder, record = work / training.name, work / f"{training.name}.json"
-    said = {"config": training.config, "store": GraphStore(training.store).store_hash}
+    inputs = {"config": training.config, "store": GraphStore(training.store).store_hash}
     if record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
-        if {name: known[name] for name in said} != said:
-            raise SystemExit(f"{record}: of another training; choose another --work, or remove it and {folder}")
+        if {name: known[name] for name in inputs} != inputs:
+            raise SystemExit(f"{record} is of another training; choose another --work, or remove it and {folder}")
         return known
     settings = work / f"{training.name}.yaml"
     if not (folder / "model.ckpt").exists():
         settings.write_text(yaml.safe_dump(training.config))
-        words = [sys.executable, "-m", "equiscreen", "train", training.store, "--out", folder, "--config", settings]
+        command = [sys.executable, "-m", "equiscreen", "train", training.store, "--out", folder, "--config", settings]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(list(map(str, words)), check=False, capture_output=True, text=True, env=environment)
+        done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise SystemExit(f"{training.name}: {done.stderr[-4000:]}")
     with (folder / "metrics.csv").open(newline="") as file:
         seconds = [float(row["training/seconds"]) for row in csv.DictReader(file)]
     network, _ = load_checkpoint(folder / "model.ckpt")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    found = {**said, "epochs": len(seconds), "seconds": sum(seconds), "parameters": parameters}
+    found = {**inputs, "epochs": len(seconds), "seconds": sum(seconds), "parameters": parameters}
     scratch = record.with_suffix(".tmp")
     scratch.write_text(json.dumps(found, indent=1))
     scratch.rename(record)
@@ -128,7 +129,7 @@ def _train(training: Training, work: Path) -> dict[str, Any]:
 
 
 def distinct_crystals(data: Path, work: Path) -> GraphStore:
-    """A store of both files in which each crystal is once."""
+    """A graph store of both files, without duplicate crystals."""
     out = work / "all.zarr"
     if not out.exists():
         mapping = LabelMapping().with_inline([f"{LABEL}={COLUMN}[eV]"])
@@ -138,7 +139,7 @@ def distinct_crystals(data: Path, work: Path) -> GraphStore:
 
 
 def shares(block: GraphBlock) -> NDArray[np.float64]:
-    """float64[n, 119], the share of each element."""
+    """Element fractions of each structure, float64[n, 119]."""
     flat = block.atom_structure * 119 + block.atomic_number
     counts = np.bincount(flat, minlength=len(block) * 119).reshape(len(block), 119)
     found: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
@@ -147,24 +148,24 @@ def shares(block: GraphBlock) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Structures of a learning curve, as rows of the store of `make_store`.
+    """Structures of a learning curve, as rows of the store of `distinct_crystals`.
 
     Attributes:
-        sizes: Of the training sets, ascending.
-        order: int64[largest size], of which each training set is the beginning.
-        validation, test: int64[n].
-        left_out: Held-out crystals with an element that the smallest training set lacks.
+        sizes: Sizes of the training sets, ascending.
+        order: Training structures, int64[largest size]; each training set is the start of it.
+        validation, test: Rows of the held-out structures, int64[n].
+        excluded: Number of held-out crystals with an element that the smallest training set lacks.
     """
 
     sizes: tuple[int, ...]
     order: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
-    left_out: int
+    excluded: int
 
 
 def make_curve(store: GraphStore, sizes: Sequence[int]) -> Curve:
-    """Divide the crystals; the same for the same store and sizes."""
+    """Split the crystals; deterministic for a given store and sizes."""
     split = split_structures([store], [np.isfinite(store.column(LABEL))], SPLIT)
     order = np.random.default_rng(0).permutation(np.flatnonzero(split.training[0]))
     known = tuple(sorted({min(size or len(order), len(order)) for size in sizes}))
@@ -172,12 +173,12 @@ def make_curve(store: GraphStore, sizes: Sequence[int]) -> Curve:
     elements = present[order[: known[0]]].any(axis=0)
     fine = ~(present & ~elements).any(axis=1)
     held_out = [np.flatnonzero(chosen[0] & fine) for chosen in (split.validation, split.test)]
-    left_out = int((split.validation[0] | split.test[0]).sum()) - sum(map(len, held_out))
-    return Curve(known, order[: known[-1]], *held_out, left_out)
+    excluded = int((split.validation[0] | split.test[0]).sum()) - sum(map(len, held_out))
+    return Curve(known, order[: known[-1]], *held_out, excluded)
 
 
 def make_store(data: Path, work: Path, base: GraphStore, curve: Curve) -> GraphStore:
-    """A store with a label for each training set, which only its structures and those held out have."""
+    """A store with one label per training set, defined only for its structures and the held-out ones."""
     out = work / f"curve-{'-'.join(map(str, curve.sizes))}.zarr"
     if not out.exists():
         rows = np.concatenate([curve.order, curve.validation, curve.test])
@@ -196,12 +197,12 @@ def make_store(data: Path, work: Path, base: GraphStore, curve: Curve) -> GraphS
         mapping = LabelMapping().with_inline(labels, ["part"])
         report = featurize(source, out, cutoff=5.0, labels=mapping, id_field="row", scheduler="threads")
         if report.stored != len(rows):
-            raise SystemExit(f"{report}: not the {len(rows):,} structures that were written")
+            raise SystemExit(f"{report}: {len(rows):,} structures were written, and all of them should be stored")
     return GraphStore(out)
 
 
 def make_training(arguments: argparse.Namespace, curve: Curve, store: Path, size: int) -> Training:
-    """A network for one size; the held-out structures are told by their part."""
+    """The training of a network for one size; the column `part` marks the held-out structures."""
     total = size + len(curve.validation) + len(curve.test)
     epochs = max(1, min(MAX_EPOCHS, round(arguments.passes / size)))
     split = {"by": "time", "key": "part", "validation": len(curve.validation) / total, "test": len(curve.test) / total}
@@ -211,7 +212,7 @@ def make_training(arguments: argparse.Namespace, curve: Curve, store: Path, size
 
 
 def linear(shares: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[119], what an atom of each element adds, by ridge regression around the mean."""
+    """Energy per atom of each element, float64[119], by ridge regression around the mean."""
     normal = shares.T @ shares + RIDGE * np.eye(shares.shape[1])
     found: NDArray[np.float64] = labels.mean() + np.linalg.solve(normal, shares.T @ (labels - labels.mean()))
     return found
@@ -221,14 +222,14 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
     """Errors of each predictor on the test structures, eV/atom.
 
     Raises:
-        SystemExit: The network was trained or tested on others than it should.
+        SystemExit: The network was trained or tested on the wrong structures.
     """
     part, known = store.column("part"), np.isfinite(store.column(f"{LABEL}_{size}"))
     chosen, test = (np.flatnonzero(known & (part == name)) for name in (TRAIN, TEST))
     run = work / f"size-{size}"
     split = np.load(run / "split.npz")
     if not (np.array_equal(split["training_0"], chosen) and np.array_equal(split["test_0"], test)):
-        raise SystemExit(f"{run}: was not trained and tested on the structures of this size")
+        raise SystemExit(f"{run} was trained or tested on other structures than those of this size")
     labels = store.column(f"{LABEL}_{size}")
     block = store.block(0, len(store), labels=False)
     composition = shares(block)
@@ -242,13 +243,13 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
 
 
 def interval(samples: NDArray[np.float64]) -> str:
-    """The middle 95 %."""
+    """The middle 95 % of the samples, in words."""
     low, high = np.quantile(samples, [0.025, 0.975])
     return f"[{low:.3g}, {high:.3g}]"
 
 
 def print_curve(curve: Curve, errors: Sequence[dict[str, NDArray[np.float64]]], label: NDArray[np.float64]) -> None:
-    """A line for each size, and the slopes."""
+    """Print a line for each size, and the slope."""
     usual = label <= BOUND
     picks = np.random.default_rng(0).integers(len(label), size=(RESAMPLES, len(label)))
     print("MAE on the test crystals, meV/atom (median of the network: half of the errors are smaller)")
@@ -272,7 +273,7 @@ def print_curve(curve: Curve, errors: Sequence[dict[str, NDArray[np.float64]]], 
 def draw(
     path: Path, curve: Curve, errors: Sequence[dict[str, NDArray[np.float64]]], label: NDArray[np.float64]
 ) -> None:
-    """The learning curve, and predictions of the largest size against labels."""
+    """Draw the learning curve, and the predictions after the largest training set against the labels."""
     mpl.use("Agg")
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
     for name, marker in (("mean", "^"), ("linear", "s"), ("network", "o")):
@@ -301,7 +302,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[600, 1200, 2400, 4800, 0])
     parser.add_argument("--passes", type=int, default=150_000)
-    parser.add_argument("--quick", action="store_true", help="two tiny sizes")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with two tiny sizes")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sizes, arguments.passes = [300, 600], 1200
@@ -309,7 +310,7 @@ def main() -> None:
     base = distinct_crystals(arguments.data, arguments.work)
     curve = make_curve(base, arguments.sizes)
     store = make_store(arguments.data, arguments.work, base, curve)
-    # The largest takes longest.
+    # The largest takes longest and goes first.
     trainings = [make_training(arguments, curve, Path(store.path), size) for size in curve.sizes]
     records = train_all(trainings[::-1], arguments.work, arguments.jobs)[::-1]
     print(header())
@@ -320,10 +321,12 @@ def main() -> None:
     print(f"formation energies of {everything.min():.2f} to {everything.max():.2f} eV/atom")
     test = label[store.column("part") == TEST]
     print(
-        f"test {len(test):,} and validation {len(curve.validation):,} crystals, of formulas that are not trained on; "
-        f"{curve.left_out} held-out crystals have elements that the smallest training set lacks"
+        f"test {len(test):,} and validation {len(curve.validation):,} crystals, with formulas that are in no training "
+        f"set; {curve.excluded} held-out crystals have elements that the smallest training set lacks"
     )
-    print(f"above {BOUND} eV/atom: {(everything > BOUND).sum()} crystals in all, {(test > BOUND).sum()} in the test")
+    print(
+        f"above {BOUND} eV/atom: {(everything > BOUND).sum()} crystals in total, {(test > BOUND).sum()} in the test set"
+    )
     print(f"network: {json.dumps(NETWORK)}, {records[-1]['parameters']:,} parameters; training: {json.dumps(TRAINING)}")
     for size, record in zip(curve.sizes, records, strict=True):
         print(f"  {size:>6,} structures: {record['epochs']} epochs, {record['seconds']:.0f} s")

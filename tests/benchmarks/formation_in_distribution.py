@@ -1,13 +1,13 @@
-"""Formation energies of crystals that 7net-0 was trained on ones like: screen, corrections and elements, end to end.
+"""Formation energies of crystals like those that 7net-0 was trained on: screen, corrections and elements, end to end.
 
     python tests/benchmarks/formation_in_distribution.py --data FOLDER [--structures 7140] [--scratch FOLDER]
 
-The crystals of `mp_20_val` go through `featurize`, `screen` and `hull`, as they stand: energies of single points,
-MP2020 corrections, and the Materials Project's elemental reference entries. What comes out is compared with the column
-formation_energy_per_atom. The weights have seen the Materials Project: this checks the chain of corrections and
-references, it says nothing about new materials. For each outlier it is said what could explain it: how the error would
-be with the corrections of another kind of anion or without any, and the largest force (a crystal that is far from a
-minimum of the model is one that the model takes for another). Prints what `formation_in_distribution.txt` keeps.
+The crystals of `mp_20_val` go through `featurize`, `screen` and `hull` without relaxation: single-point energies,
+MP2020 corrections, and the Materials Project's elemental reference entries. The results are compared with the column
+formation_energy_per_atom. The weights have seen the Materials Project, so this checks the chain of corrections and
+references and says nothing about new materials. For each outlier, possible explanations are given: the error with the
+corrections of another type of anion or without any, and the largest force (a large force means that the model disagrees
+about the structure itself). Prints the text of `formation_in_distribution.txt`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pretrained import SOURCE, exported, header, kept_folder
 
 ENTRIES = "mp/mp_elemental_reference_entries.json.gz"
 SEED = 13
-WANTED = 0.015  # eV/atom
+GOAL = 0.015  # eV/atom
 OUTLIERS = 15
 LARGE_FORCE = 0.3  # eV/angstrom; nearly all crystals of the set have less
 MAGNETIC = frozenset({"Cr", "Mn", "Fe", "Co", "Ni"})
@@ -41,15 +41,15 @@ MAGNETIC = frozenset({"Cr", "Mn", "Fe", "Co", "Ni"})
 
 @dataclass(frozen=True)
 class Results:
-    """What was found, a row for each crystal.
+    """Results, one row per crystal.
 
     Attributes:
-        ids: Of the Materials Project.
-        formulas: Reduced.
-        found: float64[n], formation energy, eV/atom.
-        expected: float64[n], that of the Materials Project.
-        correction: float64[n], part of `found`.
-        max_force: float64[n], eV/angstrom.
+        ids: Ids of the Materials Project.
+        formulas: Reduced formulas.
+        found: Predicted formation energies, float64[n] in eV/atom.
+        expected: Formation energies of the Materials Project, float64[n] in eV/atom.
+        correction: Corrections included in `found`, float64[n] in eV/atom.
+        max_force: Largest force of each crystal, float64[n] in eV/angstrom.
     """
 
     ids: list[str]
@@ -61,12 +61,12 @@ class Results:
 
     @property
     def error(self) -> NDArray[np.float64]:
-        """float64[n], eV/atom."""
+        """Error of the predicted formation energies, float64[n] in eV/atom."""
         return self.found - self.expected
 
 
 def run(rows: list[dict[str, str]], data: Path, folder: Path) -> Results:
-    """The chain, from CIF to formation energies."""
+    """Run the chain from CIFs to formation energies."""
     with (folder / "crystals.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["material_id", "cif"])
@@ -95,7 +95,7 @@ def run(rows: list[dict[str, str]], data: Path, folder: Path) -> Results:
 
 
 def explanation(results: Results, row: int, scheme: MP2020) -> str:
-    """What could be behind an error, as far as the run can tell."""
+    """Possible explanations of an error, as far as this run can tell."""
     error, correction = float(results.error[row]), float(results.correction[row])
     compositions = Compositions()
     number = compositions.of_formula(results.formulas[row])
@@ -105,32 +105,36 @@ def explanation(results: Results, row: int, scheme: MP2020) -> str:
         for oxide in (OXIDE_TYPES if "O" in symbols else OXIDE_TYPES[:1])
         for sulfide in (SULFIDE_TYPES if "S" in symbols and "O" not in symbols else SULFIDE_TYPES[:1])
     }
-    # pymatgen corrects an anion from an average oxidation state of -1 on (Te in HfTe5 has -0.8); where the
-    # published energy has the correction all the same, a rule that asks only for an anion explains it.
+    # pymatgen corrects an anion only if its average oxidation state is -1 or lower (Te in HfTe5 has -0.8). Where the
+    # published energy includes the correction nevertheless, a rule that only requires an anion explains it.
     anions = scheme.given(symbols, counts, OXIDE_TYPES[0], SULFIDE_TYPES[0], dict.fromkeys(ANIONS, -1.0))
-    others = {**others, "with every anion corrected, whatever its average state,": anions, "without corrections": 0.0}
+    others = {
+        **others,
+        "with every anion corrected, whatever its average oxidation state,": anions,
+        "without corrections": 0.0,
+    }
     best, value = min(others.items(), key=lambda item: abs(error - correction + item[1]))
     reasons = []
     if abs(error - correction + value) < 0.3 * abs(error):
         reasons.append(f"{best} it would be {error - correction + value:+.3f}")
     if results.max_force[row] > LARGE_FORCE:
-        reasons.append("no minimum of the model")
+        reasons.append("not a minimum of the model")
     if any(57 <= atomic_numbers[symbol] <= 71 or atomic_numbers[symbol] >= 89 for symbol in symbols):
         reasons.append("f electrons")
     if MAGNETIC & set(symbols):
-        reasons.append("a magnetic metal: another moment")
+        reasons.append("a magnetic metal: a different moment")
     return "; ".join(reasons) or "not explained"
 
 
 def report(results: Results) -> None:
-    """Print figures and outliers."""
+    """Print the errors and the outliers."""
     error = results.error
     size = np.abs(error)
     mean = float(size.mean())
     bare = float(np.abs(error - results.correction).mean())
     print(
-        f"{len(error):,} crystals: MAE {mean:.4f} eV/atom (wanted: at most {WANTED}; "
-        f"{'reached' if mean <= WANTED else 'NOT reached'}), median {np.median(size):.4f}, RMSE "
+        f"{len(error):,} crystals: MAE {mean:.4f} eV/atom (goal: at most {GOAL}; "
+        f"{'reached' if mean <= GOAL else 'NOT reached'}), median {np.median(size):.4f}, RMSE "
         f"{np.sqrt((error**2).mean()):.4f}, mean error {error.mean():+.4f}; without corrections MAE {bare:.4f}"
     )
     for bound in (0.02, 0.05, 0.1, 0.2):
@@ -148,9 +152,7 @@ def report(results: Results) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheme = MP2020()
-        print(
-            f"the {OUTLIERS} largest errors, eV/atom: found - expected, correction, largest force, what may explain it"
-        )
+        print(f"the {OUTLIERS} largest errors, eV/atom: predicted - expected, correction, largest force, explanation")
         for row in np.argsort(-size)[:OUTLIERS].tolist():
             print(
                 f"  {results.ids[row]:12} {results.formulas[row]:16} {error[row]:+.3f} {results.correction[row]:+.3f} "
@@ -166,17 +168,17 @@ def main() -> None:
     """Run the check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mp/")
-    parser.add_argument("--structures", type=int, help="so many, drawn at random; all if not said")
-    parser.add_argument("--scratch", type=Path, help="keeps the ONNX file and the stores")
-    given = parser.parse_args()
+    parser.add_argument("--structures", type=int, help="number of crystals, drawn at random; default: all")
+    parser.add_argument("--scratch", type=Path, help="folder in which to keep the ONNX file and the stores")
+    arguments = parser.parse_args()
     print(header("pymatgen"))
-    with gzip.open(given.data / SOURCE, "rt", newline="") as file:
+    with gzip.open(arguments.data / SOURCE, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    if given.structures is not None:
-        chosen = np.random.default_rng(SEED).permutation(len(rows))[: given.structures]
+    if arguments.structures is not None:
+        chosen = np.random.default_rng(SEED).permutation(len(rows))[: arguments.structures]
         rows = [rows[place] for place in sorted(chosen.tolist())]
-    with kept_folder(given.scratch) as folder:
-        report(run(rows, given.data, folder))
+    with kept_folder(arguments.scratch) as folder:
+        report(run(rows, arguments.data, folder))
 
 
 if __name__ == "__main__":

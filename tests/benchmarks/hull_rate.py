@@ -1,15 +1,15 @@
-"""Hull distances per second, beside a loop over pymatgen's `PhaseDiagram`, on one core.
+"""Hull distances per second on one core, compared with a loop over pymatgen's `PhaseDiagram`.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/hull_rate.py --data FOLDER [--candidates 1000000]
 
-Candidates have compositions of the Materials Project (`mp_20_val`) whose elements were swapped at random, and energies
-drawn at random around the elements'. They are measured against elemental references and the crystals of `mp_20_val`,
-as a table of formation energies; since these fill few of the systems, a second case has candidates of the 14 most
-frequent elements only, and 20,000 references made like them: about 100 for a ternary system. `screening.hull`
-reads and writes datasets; the loop over pymatgen starts from entries in memory, with one phase diagram for each
-chemical system, or one for each candidate as is often seen. It runs on some of the same systems, and the distances are
-compared. The last line is for corrections: the crystals of `mp_20_val` themselves, as uncorrected energies, from their
-graph store. Prints what `hull_rate.txt` keeps.
+Candidates have compositions of the Materials Project (`mp_20_val`) with randomly swapped elements, and random energies
+around those of the elements. The references are the elements and the crystals of `mp_20_val`, as a table of formation
+energies. These cover few of the chemical systems, so a second case has candidates of the 14 most frequent elements only
+and 20,000 references made in the same way, about 100 per ternary system. `screening.hull` reads and writes datasets;
+the loop over pymatgen starts from entries in memory, with one phase diagram per chemical system, or one per candidate,
+as is often seen. The loop covers some of the same systems, and the distances are compared. The last line is for
+corrections: the crystals of `mp_20_val` themselves, with uncorrected energies, from their graph store. Prints the text
+of `hull_rate.txt`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ SEED = 7
 PART = 65_536
 MEAN, SPREAD = 0.15, 0.2  # of formation energies, eV/atom
 SYSTEMS, PER_SYSTEM = 60, 200
-MOST = 8  # elements of a prototype; those of the set have three
-# The second case: as dense as the Materials Project is among frequent elements.
+MOST = 8  # maximum number of elements of a prototype; those of mp_20_val have at most three
+# The second case: as dense as the Materials Project among frequent elements.
 DENSE_ELEMENTS, DENSE_REFERENCES = 14, 20_000
 SPECS = (
     *(ArraySpec(name, (STRUCTURE,), TEXT) for name in ("structure_id", "formula")),
@@ -61,7 +61,7 @@ SPECS = (
 
 
 def write_scores(path: Path, parts: Iterator[dict[str, PartArray]], **attrs: Any) -> Path:
-    """A relaxed dataset of some rows."""
+    """Write a relaxed scores dataset."""
     folder = path.with_suffix(".parts")
     folder.mkdir()
     manifests = []
@@ -81,7 +81,7 @@ def write_scores(path: Path, parts: Iterator[dict[str, PartArray]], **attrs: Any
 def swapped(
     prototypes: list[tuple[int, ...]], elements: dict[str, float], count: int, seed: int = SEED
 ) -> Iterator[dict[str, PartArray]]:
-    """Candidates: counts of prototypes on other elements."""
+    """Candidates in parts: the element counts of random prototypes with other elements."""
     rng = np.random.default_rng(seed)
     symbols = sorted(elements)
     for start in range(0, count, PART):
@@ -103,7 +103,12 @@ def swapped(
 
 
 def pymatgen_rates(found: Any, references: References, compositions: Compositions) -> tuple[float, float, float, int]:
-    """Candidates per second with one diagram for a system and with one for each candidate; the largest difference."""
+    """Rates of pymatgen, and a comparison with equiscreen.
+
+    Returns:
+        Candidates per second with one diagram per system, and with one per candidate; the largest difference, eV/atom;
+        the number of candidates.
+    """
     entries = [
         PDEntry(Composition(compositions.formula(number)), energy * sum(compositions.counts(number)))
         for number, energy in zip(references.composition.tolist(), references.energy.tolist(), strict=True)
@@ -113,7 +118,7 @@ def pymatgen_rates(found: Any, references: References, compositions: Composition
     for row, text in enumerate(texts):
         rows[compositions.system(compositions.of_formula(text))].append(row)
     systems = [list(rows)[place] for place in np.random.default_rng(SEED).permutation(len(rows))[:SYSTEMS]]
-    # The rows of all candidates in these systems, not only of the first part.
+    # All candidates in these systems, not only those of the first part.
     wanted = set(systems)
     picked: dict[tuple[int, ...], list[tuple[str, float, float]]] = defaultdict(list)
     energy, above = found["corrected_energy_per_atom"].values, found["energy_above_hull"].values
@@ -141,7 +146,7 @@ def pymatgen_rates(found: Any, references: References, compositions: Composition
 
 
 def corrected_rate(data: Path, rows: list[dict[str, str]], folder: Path) -> tuple[int, float]:
-    """Structures per second with corrections of their own."""
+    """Number of structures, and structures per second with MP2020 corrections from the structure."""
     with (folder / "crystals.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "cif"])
@@ -166,7 +171,7 @@ def corrected_rate(data: Path, rows: list[dict[str, str]], folder: Path) -> tupl
 
 
 def measure(scores: Path, entries: Path, table: Path) -> None:
-    """Time the hull of some scores beside pymatgen, and print it."""
+    """Time the hull of a scores dataset and pymatgen, and print both."""
     begin, cpu = time.perf_counter(), time.process_time()
     found = hull(scores, [entries, table], scheme="mp2020-corrected")
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
@@ -187,8 +192,8 @@ def measure(scores: Path, entries: Path, table: Path) -> None:
         "GB of memory"
     )
     shared, single, worst, tried = pymatgen_rates(found, references, compositions)
-    print(f"  pymatgen, a diagram for each candidate: {single:,.0f} candidates/s; equiscreen {rate / single:,.0f}x")
-    print(f"  pymatgen, a diagram for each system:    {shared:,.0f} candidates/s; equiscreen {rate / shared:,.0f}x")
+    print(f"  pymatgen, one diagram per candidate: {single:,.0f} candidates/s; equiscreen {rate / single:,.0f}x")
+    print(f"  pymatgen, one diagram per system:    {shared:,.0f} candidates/s; equiscreen {rate / shared:,.0f}x")
     print(f"  largest difference of {tried:,} distances: {worst:.1e} eV/atom", flush=True)
 
 
@@ -197,15 +202,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mp/")
     parser.add_argument("--candidates", type=int, default=1_000_000)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "pymatgen", "scipy", "numpy"))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, 1 of {os.cpu_count()} cores, {packages}")
-    with gzip.open(given.data / "mp/mp_20_val.csv.gz", "rt", newline="") as file:
+    with gzip.open(arguments.data / "mp/mp_20_val.csv.gz", "rt", newline="") as file:
         rows = list(csv.DictReader(file))
     amounts = [Composition(row["pretty_formula"]).get_el_amt_dict() for row in rows]
     prototypes = [tuple(int(n) for n in some.values()) for some in amounts if len(some) > 1]
-    entries = given.data / "mp/mp_elemental_reference_entries.json.gz"
+    entries = arguments.data / "mp/mp_elemental_reference_entries.json.gz"
     model = {"energy_scheme": "mp2020-corrected"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -215,7 +220,7 @@ def main() -> None:
             out = csv.writer(file)
             out.writerow(["id", "formula", "formation_energy_per_atom"])
             out.writerows((r["material_id"], r["pretty_formula"], r["formation_energy_per_atom"]) for r in rows)
-        candidates = swapped(prototypes, elements, given.candidates)
+        candidates = swapped(prototypes, elements, arguments.candidates)
         measure(write_scores(folder / "all.zarr", candidates, model=model), entries, known)
 
         frequent = Counter(symbol for some in amounts for symbol in some).most_common(DENSE_ELEMENTS)
@@ -227,10 +232,10 @@ def main() -> None:
             for part in swapped(prototypes, few, DENSE_REFERENCES, seed=SEED + 1):
                 numbers = (f"known-{row}" for row in range(len(part["formula"])))
                 out.writerows(zip(numbers, part["formula"], map(float, part["energy_per_atom"]), strict=True))
-        candidates = swapped(prototypes, few, max(1, given.candidates // 5))
+        candidates = swapped(prototypes, few, max(1, arguments.candidates // 5))
         measure(write_scores(folder / "few.zarr", candidates, model=model), entries, dense)
 
-        n, with_corrections = corrected_rate(given.data, rows, folder)
+        n, with_corrections = corrected_rate(arguments.data, rows, folder)
         print(
             f"with corrections by structure (mp_20_val, {n:,} crystals, elements as references): "
             f"{with_corrections:,.0f} structures/s"
@@ -238,15 +243,15 @@ def main() -> None:
 
 
 def read(entries: Path, table: Path, scores: Path, compositions: Compositions) -> References:
-    """The references as the hull reads them."""
-    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - beside its only use
+    """The references, read as `hull` reads them."""
+    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - next to its only use
 
     candidates = ScoredEnergies(scores)
     return read_references([entries, table], candidates, compositions, MP2020(), scheme="mp2020-corrected")
 
 
 def elemental(entries: Path, folder: Path) -> dict[str, float]:
-    """Energies of the elements, eV/atom."""
+    """Energies of the elements in eV/atom, by symbol."""
     one: dict[str, PartArray] = {
         "structure_id": ["x"],
         "formula": ["Fe"],
@@ -256,7 +261,7 @@ def elemental(entries: Path, folder: Path) -> dict[str, float]:
     }
     scores = write_scores(folder / "one.zarr", iter([one]), model={"energy_scheme": "mp2020-corrected"})
     compositions = Compositions()
-    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - beside its only use
+    from equiscreen.screening.convex_hull.mp2020 import MP2020  # noqa: PLC0415 - next to its only use
 
     references = read_references([entries], ScoredEnergies(scores), compositions, MP2020())
     return {

@@ -1,10 +1,10 @@
-"""A million candidates, made and featurized: rate, memory of the client, bytes in the store.
+"""Generate and featurize a million candidates: rate, memory of the client, bytes per structure in the store.
 
     python tests/benchmarks/million.py DATA_FOLDER [--counts 100000 1000000] [--scratch FOLDER]
 
-Candidates are ions substituted into the crystals of mp_20_val.csv.gz by `equiscreen generate`. `equiscreen featurize`
-is run as a user would, with one worker for each core; the memory is that of its own process, without the workers,
-looked at twice a second. Prints what `million.txt` keeps.
+`equiscreen generate` makes the candidates by substituting ions in the crystals of mp_20_val.csv.gz. `equiscreen
+featurize` runs as on the command line, with one worker per core; the memory is that of its main process, without the
+workers, sampled twice a second. Prints the text of `million.txt`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import psutil
 from equiscreen.pipeline import GraphStore
 
 
-def equiscreen(*words: object) -> list[str]:
-    """The command line of a verb."""
-    return [sys.executable, "-m", "equiscreen", *map(str, words)]
+def equiscreen(*arguments: object) -> list[str]:
+    """An equiscreen command line."""
+    return [sys.executable, "-m", "equiscreen", *map(str, arguments)]
 
 
-def watched(words: list[str]) -> tuple[float, list[float]]:
-    """Seconds that a command takes, and the resident memory of its own process in GB, as it went on."""
+def watched(command: list[str]) -> tuple[float, list[float]]:
+    """Run time of a command in seconds, and samples of the resident memory of its main process in GB."""
     begin = time.perf_counter()
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     memory = []
     while process.poll() is None:
         try:
@@ -65,17 +65,17 @@ def main() -> None:
         )
         for count in arguments.counts:
             source, out = scratch / f"{count}.parquet", scratch / f"{count}.zarr"
-            words = equiscreen("generate", prototypes, "--out", source, "--count", count, "--seed", 0)
-            subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+            generate = equiscreen("generate", prototypes, "--out", source, "--count", count, "--seed", 0)
+            subprocess.run(generate, check=True, stderr=subprocess.DEVNULL)
             seconds, memory = watched(equiscreen("featurize", source, "--out", out))
             store = GraphStore(out)
             size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
             atoms, edges = np.mean(store.n_atoms), np.mean(store.n_edges)
             halves = max(memory[: len(memory) // 2]), max(memory[len(memory) // 2 :])
             print(
-                f"{count:,} candidates: {count / seconds:,.0f} structures/s with start and end; client at most "
-                f"{halves[0]:.2f} GB in the first half, {halves[1]:.2f} GB in the second; {size / len(store):,.0f} "
-                f"bytes/structure of {atoms:.1f} atoms and {edges:.0f} edges, "
+                f"{count:,} candidates: {count / seconds:,.0f} structures/s including start and shutdown; client at "
+                f"most {halves[0]:.2f} GB in the first half, {halves[1]:.2f} GB in the second; "
+                f"{size / len(store):,.0f} bytes/structure of {atoms:.1f} atoms and {edges:.0f} edges, "
                 f"{10 * size / store.n_atoms.sum():,.0f} for 10 atoms",
                 flush=True,
             )

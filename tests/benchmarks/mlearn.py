@@ -1,14 +1,14 @@
-"""Errors on the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731 (2020)), from PyTorch and from the exported file.
+"""Errors on the mlearn sets (Zuo et al., J. Phys. Chem. A 124, 731 (2020)), with PyTorch and with the exported file.
 
     python tests/benchmarks/mlearn.py DATA_FOLDER --work FOLDER [--elements Li Mo Si Ge] [--threads 2]
 
-Runs the command line as a user would: featurize with the shipped mapping, train with a fifth of every group held out,
-export. Then the held-out structures, a half of which chose the weights and a half of which was not looked at, are
-evaluated with PyTorch and with ONNX Runtime against the DFT labels and against each other. The same command takes up
-what was cut off and does not repeat what is done. Prints what `mlearn.txt` keeps, and draws `mlearn.png` beside this
-file if all elements are asked for.
+Runs the command line as a user would: featurize with the built-in mapping, train with a fifth of every group held out,
+export. The held-out structures (one half selected the weights, the other half was not used) are then evaluated with
+PyTorch and with ONNX Runtime, and compared with the DFT labels and with each other. Running the same command again
+resumes interrupted work and does not repeat finished work. Prints the text of `mlearn.txt`, and draws `mlearn.png`
+beside this file if all elements are requested.
 
-GAP's and MTP's errors are those that the paper publishes for its own models and test sets.
+The errors of GAP and MTP are those that the paper publishes for its own models and test sets.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ TRAINING: dict[str, Any] = {
 EPOCHS = 200  # a quarter of an hour for each element on one core
 
 
-def say(*words: str | Path) -> float:
-    """Run one command of equiscreen; the seconds that it took."""
+def equiscreen(*arguments: str | Path) -> float:
+    """Run one equiscreen command; returns its run time in seconds."""
     begin = time.monotonic()
-    command = [sys.executable, "-m", "equiscreen", *map(str, words)]
+    command = [sys.executable, "-m", "equiscreen", *map(str, arguments)]
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-        raise SystemExit(f"failed: equiscreen {' '.join(map(str, words))}")
+        raise SystemExit(f"failed: equiscreen {' '.join(map(str, arguments))}")
     return time.monotonic() - begin
 
 
 def run(element: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything for one element; what is done already is left as it is."""
+    """Run all steps for one element; finished steps are skipped."""
     folder = arguments.work / element
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / "result.json"
@@ -68,14 +68,14 @@ def run(element: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return done
     store, trained, model = folder / "graphs.zarr", folder / "run", folder / "model.onnx"
     if not store.exists():
-        say("featurize", arguments.data / f"mlearn/{element}.json.gz", "--labels", "mlearn", "--out", store)
+        equiscreen("featurize", arguments.data / f"mlearn/{element}.json.gz", "--labels", "mlearn", "--out", store)
     config = {"training": {**TRAINING, "max_epochs": arguments.epochs, "threads": arguments.threads}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if not (trained / "model.ckpt").exists():
-        seconds = say("train", store, "--out", trained, "--config", folder / "config.yaml")
+        seconds = equiscreen("train", store, "--out", trained, "--config", folder / "config.yaml")
         (folder / "seconds.json").write_text(json.dumps(seconds))
     if not model.exists():
-        say("export", trained, "--out", model)
+        equiscreen("export", trained, "--out", model)
     out = {"config": config, "seconds": json.loads((folder / "seconds.json").read_text())}
     out |= compare(store, trained, model)
     result.write_text(json.dumps(out, indent=1))
@@ -83,7 +83,7 @@ def run(element: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(store: Path, trained: Path, model: Path) -> dict[str, Any]:
-    """Errors of both on what was held out, and their difference."""
+    """Errors of PyTorch and ONNX Runtime on the held-out structures, and their differences."""
     graphs, rows = GraphStore(store), np.load(trained / "split.npz")
     whole = graphs.block(0, len(graphs))
     network, _ = load_checkpoint(trained / "model.ckpt")
@@ -113,13 +113,13 @@ def errors(found: Evaluation, block: Any) -> list[float]:
 
 
 def held_out(result: dict[str, Any]) -> Any:
-    """Errors of the whole fifth: energy (eV/atom), forces (eV/angstrom), stress (eV/angstrom^3)."""
+    """Errors on all held-out structures: energy (eV/atom), forces (eV/angstrom), stress (eV/angstrom^3)."""
     errors = [result[name]["ONNX"] for name in ("validation", "test")]
     return np.average(errors, axis=0, weights=result["counts"][1:])
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Errors beside the published ones."""
+    """Draw the errors next to the published ones."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     places = np.arange(len(found))
     for axis, (place, factor, unit) in zip(
@@ -137,8 +137,8 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def report(element: str, result: dict[str, Any]) -> None:
-    """Print one element."""
-    print(f"\n{element}: {result['counts']} structures to train, validate and test on; {result['seconds']:.0f} s")
+    """Print the results of one element."""
+    print(f"\n{element}: {result['counts']} training, validation and test structures; {result['seconds']:.0f} s")
     print(f"  {result['config']}")
     print(f"  {'':<28}{'energy meV/atom':>16}{'forces eV/angstrom':>20}{'stress meV/angstrom^3':>23}")
     for subset in ("validation", "test"):
@@ -148,13 +148,10 @@ def report(element: str, result: dict[str, Any]) -> None:
         print(f"  {f'{name}, published':<28}{energy:>16.2f}{forces:>20.2f}")
     both = held_out(result)
     forces, energy = PUBLISHED[element]["GAP"]
-    print(
-        f"  of the fifth that was held out, relative to GAP: energy {1e3 * both[0] / energy:.2f}, "
-        f"forces {both[1] / forces:.2f}"
-    )
+    print(f"  held-out structures, relative to GAP: energy {1e3 * both[0] / energy:.2f}, forces {both[1] / forces:.2f}")
     difference = np.max([result["validation difference"], result["test difference"]], axis=0)
     print(
-        f"  ONNX Runtime and PyTorch differ at most by {difference[0]:.1e} eV/atom, {difference[1]:.1e} eV/angstrom, "
+        f"  ONNX Runtime and PyTorch differ by at most {difference[0]:.1e} eV/atom, {difference[1]:.1e} eV/angstrom, "
         f"{difference[2]:.1e} eV/angstrom^3"
     )
 

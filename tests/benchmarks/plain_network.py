@@ -1,15 +1,16 @@
-"""What a network learns that knows nothing of rotations: a perceptron on the raw coordinates of one molecule.
+"""A network without rotational symmetry: a perceptron on the Cartesian coordinates of one molecule.
 
-Part of `data_efficiency.py`, which trains it on the same frames for as many steps. Its input are the Cartesian
-coordinates, less their mean, atoms in the order of the file; forces are the gradient of its energy. It is trained
+`data_efficiency.py` trains it on the same frames and for the same number of steps as the equivariant networks. Its
+input is the Cartesian coordinates minus their mean, with the atoms in the order of the file; the forces are the
+negative gradient of the energy. The training sets are
 
-- ``as they stand``: on the frames of the file;
-- ``turned to the first``: on the same, each turned as near as it comes to the first (Kabsch, Acta Cryst. A 32, 922
-  (1976)), which takes the tumbling of the molecule out of the data;
-- ``turned at random``: augmented, every molecule turned at random in every step; once with as many steps as the others
+- ``unrotated``: the frames of the file;
+- ``aligned``: the same frames, each rotated to match the first as closely as possible (Kabsch, Acta Cryst. A 32, 922
+  (1976)), which removes the tumbling of the molecule from the data;
+- ``augmented``: the same frames, each rotated at random in every step; once with as many steps as the other variants
   and once with ten times as many.
 
-Each is tested on held-out frames in the form that it was trained on, and on copies of them turned at random.
+Each variant is tested on held-out frames in the form that it was trained on, and on randomly rotated copies of them.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.flop_counter import FlopCounterMode
 
-WIDTH = 186  # two hidden layers so wide have as many parameters as the networks that it stands beside
-LEARNING_RATE = 3e-3  # 1e-3 and 1e-2 end within 1 % of it on the frames as they stand and turned at random
-ENERGY_WEIGHT = 4.0  # of the energy per atom, beside 1 of the forces: equiscreen's default
+WIDTH = 186  # two hidden layers of this width have as many parameters as the equivariant networks
+LEARNING_RATE = 3e-3  # with 1e-3 and 1e-2 the errors differ by less than 1 %, unrotated and augmented
+ENERGY_WEIGHT = 4.0  # weight of the energy per atom; forces have weight 1, as in equiscreen's defaults
 EMA_DECAY = 0.99
 LARGEST_GRADIENT = 10.0
 WARMUP_STEPS = 100
-VALIDATIONS = 16  # in a training: as many as the other networks have
-AS_THEY_STAND, TURNED_TO_FIRST, TURNED_AT_RANDOM = "as they stand", "turned to the first", "turned at random"
-# How the frames are given, and how many times as many steps.
+VALIDATIONS = 16  # per training, as for the other networks
+UNROTATED, ALIGNED, AUGMENTED = "unrotated", "aligned", "augmented"
+# Form of the training frames, and factor on the number of steps.
 VARIANTS = {
-    "plain, as they stand": (AS_THEY_STAND, 1),
-    "plain, turned to the first": (TURNED_TO_FIRST, 1),
-    "plain, turned at random": (TURNED_AT_RANDOM, 1),
-    "plain, turned at random, 10 x steps": (TURNED_AT_RANDOM, 10),
+    "plain, unrotated": (UNROTATED, 1),
+    "plain, aligned": (ALIGNED, 1),
+    "plain, augmented": (AUGMENTED, 1),
+    "plain, augmented, 10 x steps": (AUGMENTED, 10),
 }
 
 
@@ -62,15 +63,15 @@ class Frames:
 
     @classmethod
     def read(cls, path: Path) -> Frames:
-        """All frames of an extxyz file.
+        """Read all frames of an extxyz file.
 
         Raises:
-            SystemExit: Their atoms are not the same in the same order.
+            SystemExit: The frames differ in their atoms or in the order of the atoms.
         """
         frames = ase.io.read(path, ":")
         numbers = frames[0].numbers
         if any(not np.array_equal(atoms.numbers, numbers) for atoms in frames):
-            raise SystemExit(f"{path}: not the same atoms in the same order in all frames")
+            raise SystemExit(f"{path}: the frames differ in their atoms or in the order of the atoms")
         positions = np.array([atoms.positions - atoms.positions.mean(0) for atoms in frames])
         forces = np.array([atoms.get_forces() for atoms in frames])
         return cls(numbers, positions, forces, np.array([atoms.get_potential_energy() for atoms in frames]))
@@ -79,26 +80,26 @@ class Frames:
         return len(self.energy)
 
     def take(self, rows: NDArray[np.int64]) -> Frames:
-        """Some of them."""
+        """The frames in the given rows."""
         return replace(self, positions=self.positions[rows], forces=self.forces[rows], energy=self.energy[rows])
 
-    def turned(self, rotations: Rotation) -> Frames:
-        """Each by a rotation of its own."""
+    def rotated(self, rotations: Rotation) -> Frames:
+        """The frames, each rotated by its own rotation."""
         matrices = rotations.as_matrix().transpose(0, 2, 1)
         return replace(self, positions=self.positions @ matrices, forces=self.forces @ matrices)
 
-    def to_first(self, first: NDArray[np.float64]) -> Rotation:
-        """The rotation of each frame that brings it nearest to float64[n_atoms, 3], whose mean is the origin."""
-        return Rotation.concatenate([Rotation.align_vectors(first, frame)[0] for frame in self.positions])
+    def alignment(self, target: NDArray[np.float64]) -> Rotation:
+        """Rotations that align each frame with `target`, float64[n_atoms, 3] with its mean at the origin."""
+        return Rotation.concatenate([Rotation.align_vectors(target, frame)[0] for frame in self.positions])
 
 
 class PlainNetwork(nn.Module):
-    """Energies from coordinates.
+    """Perceptron from coordinates to the energy.
 
     Args:
-        n_atoms: Of the molecule.
-        mean: Of the energies, eV.
-        scale: Of energies, eV.
+        n_atoms: Number of atoms of the molecule.
+        mean: Mean of the energies, eV.
+        scale: Scale of the energies, eV.
     """
 
     def __init__(self, n_atoms: int, mean: float, scale: float) -> None:
@@ -107,7 +108,7 @@ class PlainNetwork(nn.Module):
         self.mean, self.scale = mean, scale
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies above the mean, float[n], and forces, float[n, n_atoms, 3], of float[n, n_atoms, 3]."""
+        """Energies relative to the mean, float[n], and forces, float[n, n_atoms, 3], at the given positions."""
         positions = positions.detach().requires_grad_()
         features = positions.flatten(1)
         for layer in self.layers[:-1]:
@@ -118,7 +119,7 @@ class PlainNetwork(nn.Module):
 
 
 def loss_of(network: PlainNetwork, frames: Frames) -> Tensor:
-    """Squared errors of energies per atom and of forces, weighted as the other networks' are."""
+    """Squared errors of energies per atom and of forces, weighted as for the other networks."""
     energy, forces = network(torch.from_numpy(frames.positions).float())
     above = torch.from_numpy(frames.energy - network.mean).float()
     per_atom = ((energy - above) / frames.positions.shape[1]) ** 2
@@ -126,9 +127,9 @@ def loss_of(network: PlainNetwork, frames: Frames) -> Tensor:
 
 
 def force_error(network: PlainNetwork, frames: Frames, rotations: Rotation | None = None) -> float:
-    """Mean absolute error of the force components, eV/angstrom; of frames turned, in the axes that they had before."""
-    given = frames if rotations is None else frames.turned(rotations)
-    _, forces = network(torch.from_numpy(given.positions).float())
+    """Force MAE in eV/angstrom; with `rotations`, of the rotated frames, in the axes before the rotation."""
+    inputs = frames if rotations is None else frames.rotated(rotations)
+    _, forces = network(torch.from_numpy(inputs.positions).float())
     found = forces.detach().double().numpy()
     if rotations is not None:
         found @= rotations.as_matrix()
@@ -136,17 +137,17 @@ def force_error(network: PlainNetwork, frames: Frames, rotations: Rotation | Non
 
 
 def fitted(
-    training: Frames, validation: Frames, steps: int, batch: int, rng: np.random.Generator, *, turn: bool
+    training: Frames, validation: Frames, steps: int, batch: int, rng: np.random.Generator, *, augment: bool
 ) -> Any:
-    """The running mean of the weights that was best on the validation frames.
+    """Train a network; returns the running mean of the weights with the smallest validation loss.
 
     Args:
-        training: Frames to train on.
-        validation: Frames to validate on.
-        steps: Of Adam.
-        batch: Frames in a step.
-        rng: Of order and rotations; the weights come from PyTorch's.
-        turn: Turn every frame at random in every step.
+        training: Training frames.
+        validation: Validation frames.
+        steps: Number of steps of Adam.
+        batch: Frames per step.
+        rng: Generator of order and rotations; the weights come from PyTorch's generator.
+        augment: Rotate every frame at random in every step.
     """
     network = PlainNetwork(len(training.numbers), float(training.energy.mean()), float(training.forces.std()))
     mean = torch.optim.swa_utils.AveragedModel(
@@ -163,7 +164,7 @@ def fitted(
         if len(order) < batch:
             order = np.concatenate([order, rng.permutation(len(training))])
         frames, order = training.take(order[:batch]), order[batch:]
-        loss = loss_of(network, frames.turned(Rotation.random(batch, rng)) if turn else frames)
+        loss = loss_of(network, frames.rotated(Rotation.random(batch, rng)) if augment else frames)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
@@ -181,17 +182,17 @@ def fitted(
 def train_plain(
     variant: str, training: Frames, validation: Frames, test: Frames, steps: int, batch: int, seed: int
 ) -> dict[str, float]:
-    """Train one variant and test it: errors, number of parameters, operations."""
+    """Train one variant and test it; returns errors, number of parameters and operations."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    how, times = VARIANTS[variant]
+    form, times = VARIANTS[variant]
     rotations = Rotation.random(len(test), rng)
-    if how == TURNED_TO_FIRST:
+    if form == ALIGNED:
         first = training.positions[0]
-        training, validation, test = (x.turned(x.to_first(first)) for x in (training, validation, test))
-    elif how == TURNED_AT_RANDOM:
-        validation = validation.turned(Rotation.random(len(validation), rng))
-    network = fitted(training, validation, times * steps, batch, rng, turn=how == TURNED_AT_RANDOM)
+        training, validation, test = (x.rotated(x.alignment(first)) for x in (training, validation, test))
+    elif form == AUGMENTED:
+        validation = validation.rotated(Rotation.random(len(validation), rng))
+    network = fitted(training, validation, times * steps, batch, rng, augment=form == AUGMENTED)
     with FlopCounterMode(display=False) as counter:
         network(torch.from_numpy(test.positions[:1]).float())
     return {
@@ -203,6 +204,6 @@ def train_plain(
 
 
 def tumbling(frames: Frames) -> str:
-    """How far the frames are turned against the first."""
-    angle = np.degrees(frames.to_first(frames.positions[0])[1:].magnitude())
+    """Angles of rotation between the frames and the first, in words."""
+    angle = np.degrees(frames.alignment(frames.positions[0])[1:].magnitude())
     return f"mean {angle.mean():.0f}, {np.percentile(angle, 10):.0f} to {np.percentile(angle, 90):.0f} for 80 % of them"

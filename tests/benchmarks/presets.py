@@ -1,9 +1,9 @@
-"""What the presets cost: parameters, and structures per second in training and in evaluation.
+"""Cost of the presets: parameters, and structures per second in training and evaluation.
 
     python tests/benchmarks/presets.py DATA_FOLDER [--threads 1]
 
-The structures are those of the mlearn Si set (62 atoms, 1,680 edges within 5 angstrom on average), four in a batch,
-with loss on energy, forces and stress. Only steps are timed, not reading. Prints what `presets.txt` keeps.
+The structures are those of the mlearn Si set (62 atoms, 1,680 edges within 5 angstrom on average), in batches of four,
+with a loss on energy, forces and stress. Only the steps are timed, not the reading. Prints the text of `presets.txt`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CASES = [
 
 
 def rate(work: Callable[[Batch], object], batches: list[Batch]) -> float:
-    """Structures per second, the best of some rounds."""
+    """Structures per second, the best of `ROUNDS` rounds."""
     best = 0.0
     work(batches[0])
     for _ in range(ROUNDS):
@@ -53,7 +53,7 @@ def rate(work: Callable[[Batch], object], batches: list[Batch]) -> float:
 
 
 def measure(network: EquivariantNetwork, batches: list[Batch]) -> tuple[float, float]:
-    """Rates of training and evaluation."""
+    """Structures per second in training and in evaluation."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks of published weights share: crystals, and the file that import and export make."""
+"""Helpers shared by the benchmarks of published weights: crystals, and the imported and exported model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from equiscreen.pipeline import Structure
 from equiscreen.pipeline.readers.cif import structure_from_cif
 
 SOURCE = "mp/mp_20_val.csv.gz"
-RATTLE = 0.05  # angstrom, of each coordinate
+RATTLE = 0.05  # standard deviation of each coordinate, angstrom
 STRAIN = 0.01
 SEED = 11
 
@@ -31,15 +31,15 @@ def header(*packages: str) -> str:
 
 
 def crystals(data: Path, count: int, rattle: float = RATTLE, strain: float = STRAIN) -> dict[str, Structure]:
-    """Crystals of the Materials Project by their ids, drawn at random, strained and rattled.
+    """Random crystals of the Materials Project, strained and rattled, by id.
 
-    The smaller number are the first of the larger, and a crystal is always the same.
+    A smaller sample is the start of a larger one, and a crystal is always distorted in the same way.
 
     Args:
         data: Folder with `SOURCE`.
-        count: How many.
-        rattle: Angstrom, of each coordinate.
-        strain: Of each component.
+        count: Number of crystals.
+        rattle: Standard deviation of the displacement of each coordinate, angstrom.
+        strain: Standard deviation of each component of the strain.
     """
     with gzip.open(data / SOURCE, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -55,7 +55,7 @@ def crystals(data: Path, count: int, rattle: float = RATTLE, strain: float = STR
 
 
 def distorted(structure: Structure, rng: np.random.Generator, rattle: float, strain: float) -> Structure:
-    """A crystal with a random symmetric strain and normal displacements."""
+    """The crystal with a random symmetric strain and normally distributed displacements."""
     deformation = rng.normal(0, strain, (3, 3))
     cell = structure.cell @ (np.eye(3) + (deformation + deformation.T) / 2)
     positions = structure.frac_coord @ cell + rng.normal(0, rattle, (len(structure), 3))
@@ -63,32 +63,32 @@ def distorted(structure: Structure, rng: np.random.Generator, rattle: float, str
 
 
 @contextmanager
-def kept_folder(given: Path | None) -> Iterator[Path]:
-    """A folder for files: the one that is given, where they stay for another time, or a temporary one."""
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
+def kept_folder(folder: Path | None) -> Iterator[Path]:
+    """The given folder, whose files are kept for the next run, or a temporary one."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
         return
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
 
 def exported(source: str | Path, folder: Path, modality: str | None = None) -> Path:
-    """The ONNX file, in float32, of published weights; one that stands in the folder is taken as it is.
+    """Path of the float32 ONNX file of published weights, which is made unless the folder has it.
 
     Args:
-        source: As for `load_pretrained`.
-        folder: Where it goes.
-        modality: As for `load_pretrained`.
+        source: Name or path of the weights, as for `load_pretrained`.
+        folder: Folder of the file.
+        modality: Modality of the weights, as for `load_pretrained`.
     """
     name = "-".join(filter(None, (Path(source).name, modality)))
     target, checkpoint = folder / f"{name}.onnx", folder / f"{name}.ckpt"
     if target.exists():
-        print(f"{target.name} as it stood there", flush=True)
+        print(f"{target.name} from an earlier run", flush=True)
         return target
-    # Processes that only score have no use for PyTorch.
-    from equiscreen.export import export_onnx  # noqa: PLC0415 - see above
-    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - see above
+    # Processes that only score do not need PyTorch.
+    from equiscreen.export import export_onnx  # noqa: PLC0415 - needs PyTorch
+    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - needs PyTorch
 
     print(import_weights(source, checkpoint, modality=modality, overwrite=True).removeprefix(f"{folder}/"))
     print(str(export_onnx(checkpoint, target)).removeprefix(f"{folder}/"), flush=True)

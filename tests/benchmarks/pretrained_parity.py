@@ -1,15 +1,15 @@
-"""Published weights in an exported file beside the code that they were trained with, on crystals.
+"""Published weights: the exported file compared with the code that trained them, on crystals.
 
     python tests/benchmarks/pretrained_parity.py --data DATA_FOLDER [--models 7net-0 7net-l3i5 7net-mf-0:PBE
         nequix-mp-1.pt nequix-mp-1.nqx] [--structures 1000] [--worst 5] [--threads 2] [--scratch FOLDER]
 
-Ours are the weights as `equiscreen import` and `equiscreen export` leave them: an ONNX file in float32. SevenNet's are
-what its own calculator for ASE finds (package sevenn; crystals of mp_20_val.csv.gz, positions rattled by 0.05 angstrom
-and cells strained by 1 %), Nequix' what its own code has found, kept in nequix-mp-1.reference.json.gz (48 crystals).
+"Ours" is the float32 ONNX file that `equiscreen import` and `equiscreen export` make. "Theirs" is, for SevenNet, its
+own ASE calculator (package sevenn) on crystals of mp_20_val.csv.gz with positions rattled by 0.05 angstrom and cells
+strained by 1 %; for Nequix, results that its own code computed earlier, in nequix-mp-1.reference.json.gz (48 crystals).
 Energies are compared per atom, forces and stress component by component; a crystal is beyond a bound if any component
-is. Both sides round, since both compute in float32. Whose rounding it is shows our network in float64, in PyTorch, for
-the crystals that differ most. Each model is measured by itself, so that a run for one after the other with --models
-prints the same; --scratch keeps the ONNX files for another time. Prints what `pretrained_parity.txt` keeps.
+is. Both sides compute in float32 and have rounding errors. For the crystals that differ most, our network in float64
+(in PyTorch) shows which side they come from. Each model is measured separately, so that one run per model with --models
+prints the same; --scratch keeps the ONNX files for later runs. Prints the text of `pretrained_parity.txt`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One model, and what its own code finds.
+    """One model, and the results of its own code.
 
     Attributes:
-        source: For `load_pretrained`.
-        modality: Likewise.
-        crystals: By name.
-        reference: For all of them, in that order.
-        seconds: That the reference took; 0 where it was computed before.
+        source: Name or path of the weights, as for `load_pretrained`.
+        modality: Modality of the weights, as for `load_pretrained`.
+        crystals: Crystals by name.
+        reference: Results of the model's own code for all crystals, in the same order.
+        seconds: Run time of the reference; 0 if it was computed earlier.
     """
 
     source: str | Path
@@ -59,11 +59,11 @@ class Compared:
 
 
 def sevennet(name: str, data: Path, count: int) -> Compared:
-    """Crystals, and what SevenNet's calculator finds for them; ASE's sign and units of stress are ours."""
+    """Crystals, and the results of SevenNet's calculator; ASE's sign and units of stress are the same as ours."""
     model, _, modality = name.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - where its warnings are silenced
+        from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - inside the filter of warnings
 
         calculator = SevenNetCalculator(model, device="cpu", **({"modal": modality} if modality else {}))
     chosen = crystals(data, count)
@@ -81,7 +81,7 @@ def sevennet(name: str, data: Path, count: int) -> Compared:
 
 
 def nequix(name: str, data: Path, count: int) -> Compared:
-    """The crystals of the reference file, and what it says of them."""
+    """The crystals of the reference file, and their results in it."""
     path = data / "weights/nequix-mp-1.reference.json.gz"
     frames = json.loads(gzip.decompress(path.read_bytes()))["frames"][:count]
     chosen = {
@@ -97,13 +97,13 @@ def nequix(name: str, data: Path, count: int) -> Compared:
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock) -> dict[str, NDArray[np.float64]]:
-    """By output: of energies per atom float64[n], of forces float64[n_atoms, 3], of stress float64[n, 3, 3]."""
+    """Absolute differences of energy per atom (float64[n]), forces (float64[n_atoms, 3]), stress (float64[n, 3, 3])."""
     out = {name: np.abs(a.arrays()[name] - b.arrays()[name]) for name in BOUNDS}
     return out | {"energy": out["energy"] / block.n_atoms}
 
 
 def largest(values: Mapping[str, NDArray[np.float64]], block: GraphBlock) -> dict[str, NDArray[np.float64]]:
-    """By output the largest value of each crystal, float64[n]."""
+    """The largest value of each crystal, float64[n], by output."""
     return {
         "energy": values["energy"],
         "forces": np.maximum.reduceat(values["forces"].max(axis=1), block.atom_start),
@@ -112,15 +112,15 @@ def largest(values: Mapping[str, NDArray[np.float64]], block: GraphBlock) -> dic
 
 
 def largest_forces(found: Evaluation, block: GraphBlock) -> NDArray[np.float64]:
-    """The largest length of a force in each crystal, float64[n], eV/angstrom."""
+    """The largest force of each crystal, float64[n] in eV/angstrom."""
     return np.maximum.reduceat(np.linalg.norm(found.forces, axis=1), block.atom_start)
 
 
 def print_differences(case: Compared, ours: Evaluation, block: GraphBlock) -> NDArray[np.float64]:
-    """The table of one model, and the crystals beyond a bound.
+    """Print the table of one model, and the crystals beyond a bound.
 
     Returns:
-        float64[n], the largest difference of each crystal, in bounds.
+        The largest difference of each crystal as a multiple of the bound, float64[n].
     """
     found = differences(ours, case.reference, block)
     worst = largest(found, block)
@@ -141,11 +141,11 @@ def print_differences(case: Compared, ours: Evaluation, block: GraphBlock) -> ND
 
 
 def print_worst(case: Compared, ours: Evaluation, block: GraphBlock, rows: Sequence[int]) -> None:
-    """Differences of both from our network in float64, for some crystals."""
+    """Print the differences of both sides from our network in float64, for some crystals."""
     names, forces = list(case.crystals), largest_forces(case.reference, block)
     network, _ = load_pretrained(case.source, modality=case.modality)
     exact = TorchPotential(network.double())
-    print("those that differ most, and both beside our network in float64:")
+    print("the largest differences, and both sides compared with our network in float64:")
     for row in rows:
         one = block.take([row])
         atoms = slice(block.atom_start[row], block.atom_start[row] + block.n_atoms[row])
@@ -163,7 +163,7 @@ def print_worst(case: Compared, ours: Evaluation, block: GraphBlock, rows: Seque
 
 
 def compare(name: str, arguments: argparse.Namespace, folder: Path) -> None:
-    """All lines of one model."""
+    """Print all lines of one model."""
     print(f"\n{name}", flush=True)
     load = nequix if name.startswith(NEQUIX) else sevennet
     case = load(name, arguments.data, arguments.structures)
@@ -171,7 +171,7 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> None:
     block = GraphBlock.from_structures(list(case.crystals.values()), potential.cutoff)
     begin = time.perf_counter()
     ours = potential.evaluate(block)
-    took = f"{case.seconds:.0f} s theirs one by one" if case.seconds else "theirs computed before"
+    took = f"{case.seconds:.0f} s theirs, one by one" if case.seconds else "theirs computed earlier"
     print(
         f"{len(block):,} crystals, {len(block.atomic_number):,} atoms, {int(block.n_edges.sum()):,} edges within "
         f"{potential.cutoff:g} angstrom; {time.perf_counter() - begin:.0f} s ours, {took}"

@@ -1,22 +1,22 @@
-"""Structures per second of 7net-0 with energy, forces and stress on the CPU: the exported file beside SevenNet's code.
+"""Structures per second of 7net-0 with energy, forces and stress on the CPU: the exported file and SevenNet's code.
 
     python tests/benchmarks/pretrained_rate.py --data DATA_FOLDER [--structures 200] [--cores 2] [--rounds 7]
         [--batch-sizes 1 2 4 8 16 32] [--slots 500 1000 2000 4000] [--model 7net-0] [--scratch FOLDER]
 
-Both sides evaluate the same crystals (mp_20_val.csv.gz, rattled by 0.05 angstrom and strained by 1 %), each at its
-best. SevenNet in PyTorch, without gradients of weights, as batches of so many structures; ours as tables of so
-many neighbour slots; both as one process with a thread for each core, or as that many processes with one thread, which
-share the crystals. A process is started once and is warm; what it is told to do is timed from outside, until the last
-is done.
+Both sides evaluate the same crystals (mp_20_val.csv.gz, rattled by 0.05 angstrom and strained by 1 %), each with its
+best settings: SevenNet in PyTorch, without gradients of the weights, in batches of N structures; equiscreen in tables
+of N neighbour slots. Both run either as one process with a thread per core, or as one single-threaded process per core,
+which share the crystals. Processes are started and warmed up once; their work is timed from outside, until the last one
+finishes.
 
-First every setting runs a few times, the sides in turn, and the fastest run counts. Then the best settings of either
-side run in rounds, in turn, since the machine may be busy with other things; medians count. "Network" is from graphs
-that are laid out as tables or batches to results, "with graphs" from structures to results. The first line of results
-is a check: both sides find the same.
+First every setting runs a few times, the sides alternating, and the fastest run counts. Then the best settings of each
+side run in alternating rounds, since the machine may be busy with other things, and medians count. "Network" is the
+time from graphs in tables or batches to results, "with graphs" that from structures to results. The first line of
+results checks that both sides agree.
 
 The peak is a product of two 2,048 x 2,048 matrices (float32) in ONNX Runtime with the same processes and threads, the
-best of all rounds. What our graph computes in matrix products is counted by ONNX Runtime's profile of it: 2 M N K for
-each product that it runs, padding included. Takes about half an hour; prints what `pretrained_rate.txt` keeps.
+best of all rounds. The matrix products of our graph are counted from ONNX Runtime's profile: 2 M N K for each product,
+padding included. Takes about half an hour. Prints the text of `pretrained_rate.txt`.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Setting:
     """How one side runs.
 
     Attributes:
-        side: Whose network.
-        processes: That share the crystals.
-        threads: Of each.
-        size: Structures of a batch, or slots of a table.
+        side: `OURS` or `SEVENNET`.
+        processes: Number of processes that share the crystals.
+        threads: Threads per process.
+        size: Structures per batch, or slots per table.
     """
 
     side: str
@@ -79,16 +79,16 @@ class Side(Protocol):
     """One network in one process."""
 
     def choose(self, setting: Setting) -> None:
-        """Take that setting from now on."""
+        """Apply a setting."""
 
     def inputs(self, structures: Sequence[Structure]) -> list[Any]:
-        """Graphs as the network takes them, batch by batch."""
+        """Inputs of the network, batch by batch."""
 
     def run(self, inputs: Any) -> Mapping[str, NDArray[Any]]:
-        """All outputs of one batch."""
+        """Outputs of one batch."""
 
     def from_structures(self, structures: Sequence[Structure]) -> Results:
-        """All outputs from the structures on, in their order."""
+        """Outputs for structures, in their order, including the construction of the graphs."""
 
 
 class OurSide:
@@ -100,37 +100,37 @@ class OurSide:
         self.potential: OnnxPotential
 
     def choose(self, setting: Setting) -> None:
-        """One session for each number of threads."""
+        """Select the session with this number of threads, and the slots per table."""
         if setting.threads not in self.potentials:
             self.potentials[setting.threads] = OnnxPotential(self.model, threads=setting.threads)
         self.potential = self.potentials[setting.threads]
         self.potential.slots = setting.size
 
     def inputs(self, structures: Sequence[Structure]) -> list[Any]:
-        """As `OnnxPotential.evaluate` groups and lays them out."""
+        """Tables, grouped and laid out as by `OnnxPotential.evaluate`."""
         block = GraphBlock.from_structures(structures, self.potential.cutoff)
         groups = size_buckets(block, self.potential.slots)
         return [neighbor_table(block.take(rows), self.potential.cutoff).arrays() for rows in groups]
 
     def run(self, inputs: Any) -> Mapping[str, NDArray[Any]]:
-        """One table."""
+        """Outputs of one table."""
         return self.potential.run_table(inputs)
 
     def from_structures(self, structures: Sequence[Structure]) -> Results:
-        """As a user has it."""
+        """Outputs of `OnnxPotential.evaluate_structures`."""
         found = self.potential.evaluate_structures(structures)
         return [{"energy": found.energy, "forces": found.forces, "stress": found.stress}]
 
     def products(self, structures: Sequence[Structure], folder: str) -> tuple[float, int, int]:
-        """Floating-point operations in matrix products of some tables, their edges and their slots."""
-        import onnxruntime  # noqa: PLC0415 - only where it runs
+        """Floating-point operations in the matrix products of some tables, their edges and their slots."""
+        import onnxruntime  # noqa: PLC0415 - only in the processes that use it
 
         tables = self.inputs(structures)
         tables = tables[:: math.ceil(len(tables) / PROFILED_TABLES)]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.enable_profiling = True
-        # Or products would be merged with transpositions that the profile does not tell.
+        # Optimised, products would be merged with transpositions that the profile does not show.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.profile_file_prefix = f"{folder}/profile"
         session = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
@@ -142,7 +142,7 @@ class OurSide:
         profile.unlink()
         flop = sum(product_flop(event["args"]) for event in events if event.get("args", {}).get("op_name") == "MatMul")
         slots = sum(table["neighbors"].size for table in tables)
-        # The slots of padding point to themselves.
+        # Padding slots point to themselves.
         padding = sum(int((table["reverse"].ravel() == np.arange(table["reverse"].size)).sum()) for table in tables)
         return flop, slots - padding, slots
 
@@ -153,14 +153,15 @@ class SevenNetSide:
     def __init__(self, model: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import torch  # noqa: PLC0415 - the other side's process has no use for it
-            from sevenn.atom_graph_data import AtomGraphData  # noqa: PLC0415 - likewise
-            from sevenn.train.dataload import unlabeled_atoms_to_graph  # noqa: PLC0415 - likewise
-            from sevenn.util import load_checkpoint  # noqa: PLC0415 - likewise
-            from torch_geometric.data import Batch  # noqa: PLC0415 - likewise
+            # The processes of the other side do not need these modules.
+            import torch  # noqa: PLC0415 - see above
+            from sevenn.atom_graph_data import AtomGraphData  # noqa: PLC0415 - see above
+            from sevenn.train.dataload import unlabeled_atoms_to_graph  # noqa: PLC0415 - see above
+            from sevenn.util import load_checkpoint  # noqa: PLC0415 - see above
+            from torch_geometric.data import Batch  # noqa: PLC0415 - see above
 
             self.network = load_checkpoint(model).build_model()
-        self.network.eval().requires_grad_(requires_grad=False)  # a little faster than as its calculator has it
+        self.network.eval().requires_grad_(requires_grad=False)  # slightly faster than in its calculator
         self.network.set_is_batch_data(True)
         self.set_threads = torch.set_num_threads
         self.graph = lambda atoms: unlabeled_atoms_to_graph(atoms, self.network.cutoff)
@@ -168,12 +169,12 @@ class SevenNetSide:
         self.size = 1
 
     def choose(self, setting: Setting) -> None:
-        """Threads of PyTorch, and structures of a batch."""
+        """Set PyTorch's threads, and the structures per batch."""
         self.set_threads(setting.threads)
         self.size = setting.size
 
     def inputs(self, structures: Sequence[Structure]) -> list[Any]:
-        """Batches in the order of the structures."""
+        """Batches, in the order of the structures."""
         return [
             self.join(
                 [self.data(self.graph(structure.to_ase())) for structure in structures[first : first + self.size]]
@@ -182,14 +183,14 @@ class SevenNetSide:
         ]
 
     def run(self, inputs: Any) -> Mapping[str, NDArray[Any]]:
-        """One batch; the network writes into what it is given, so it gets a copy (that shares the arrays)."""
+        """Outputs of one batch; the network modifies its input, so it gets a shallow copy."""
         out = self.network(copy.copy(inputs))
-        stress = -out["inferred_stress"].detach().numpy()[:, [0, 3, 5, 3, 1, 4, 5, 4, 2]]  # of xx yy zz xy yz zx
+        stress = -out["inferred_stress"].detach().numpy()[:, [0, 3, 5, 3, 1, 4, 5, 4, 2]]  # from xx yy zz xy yz zx
         energy, forces = out["inferred_total_energy"].detach().numpy(), out["inferred_force"].detach().numpy()
         return {"energy": energy.reshape(-1), "forces": forces, "stress": stress.reshape(-1, 3, 3)}
 
     def from_structures(self, structures: Sequence[Structure]) -> Results:
-        """Batch by batch."""
+        """Outputs, batch by batch."""
         return [dict(self.run(batch)) for batch in self.inputs(structures)]
 
 
@@ -197,8 +198,8 @@ class Peak:
     """Products of large matrices in ONNX Runtime."""
 
     def __init__(self, threads: int) -> None:
-        import onnxruntime  # noqa: PLC0415 - only where it runs
-        from onnx import TensorProto, helper  # noqa: PLC0415 - likewise
+        import onnxruntime  # noqa: PLC0415 - only in the processes that use it
+        from onnx import TensorProto, helper  # noqa: PLC0415 - only in the processes that use it
 
         shape = (PEAK_SIZE, PEAK_SIZE)
         a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc")
@@ -214,36 +215,36 @@ class Peak:
         self.feed = {name: rng.normal(size=shape).astype(np.float32) for name in "ab"}
 
     def run(self) -> None:
-        """Some products."""
+        """Compute `PEAK_PRODUCTS` products."""
         for _ in range(PEAK_PRODUCTS):
             self.session.run(None, self.feed)
 
 
 def product_flop(arguments: Mapping[str, Any]) -> float:
-    """2 M N K of one product in ONNX Runtime's profile, which does not always tell the second matrix' shape."""
+    """2 M N K of one product in ONNX Runtime's profile, which does not always have the shape of the second matrix."""
     (first, *_), (out,) = arguments["input_type_shape"], arguments["output_type_shape"]
     inner = next(iter(first.values()))[-1]
     return 2.0 * math.prod(next(iter(out.values()))) * inner
 
 
 def work(connection: Connection, side: str, model: str, structures: Sequence[Structure]) -> None:
-    """What a process does: as it is told, with its part of the structures."""
+    """Loop of a process: carry out each message on its share of the structures."""
     network: Side = OurSide(model) if side == OURS else SevenNetSide(model)
     prepared: dict[tuple[Setting, int], list[Any]] = {}
     peaks: dict[int, Peak] = {}
     while message := connection.recv():
-        what, setting, parts, number = message
+        task, setting, parts, number = message
         network.choose(setting)
         own = [structures[row] for row in parts[number]]
         answer: Any = None
-        if what == NETWORK:
+        if task == NETWORK:
             if (setting, number) not in prepared:
                 prepared[setting, number] = network.inputs(own)
             for inputs in prepared[setting, number]:
                 network.run(inputs)
-        elif what == WITH_GRAPHS:
+        elif task == WITH_GRAPHS:
             answer = network.from_structures(own)
-        elif what == "peak":
+        elif task == "peak":
             if setting.threads not in peaks:
                 peaks[setting.threads] = Peak(setting.threads)
             peaks[setting.threads].run()
@@ -256,10 +257,10 @@ class Team:
     """The processes of both sides, started once.
 
     Args:
-        models: By side, what it loads.
-        structures: That are evaluated.
-        n_edges: int[n], of each, by which they are shared out.
-        processes: Of each side.
+        models: Model of each side.
+        structures: Structures to evaluate.
+        n_edges: Edges of each structure, int[n], by which the work is divided.
+        processes: Processes per side.
     """
 
     def __init__(
@@ -289,33 +290,35 @@ class Team:
         for process in self.processes:
             process.join() if error is None else process.terminate()
 
-    def tell(self, what: str, setting: Setting) -> tuple[float, list[Any]]:
-        """Let the processes of a setting do something: seconds until the last is done, and their answers.
+    def run(self, task: str, setting: Setting) -> tuple[float, list[Any]]:
+        """Run a task in the processes of a setting; returns the seconds until the last one finishes, and the answers.
 
         Raises:
-            SystemExit: One of them ended.
+            SystemExit: A process ended.
         """
         parts = [np.sort(self.order[number :: setting.processes]) for number in range(setting.processes)]
         connections = self.connections[setting.side][: setting.processes]
         begin = time.perf_counter()
         for number, connection in enumerate(connections):
-            connection.send((what, setting, parts, number))
+            connection.send((task, setting, parts, number))
         try:
             answers = [connection.recv() for connection in connections]
         except EOFError:
-            raise SystemExit(f"{setting}: its process ended; memory? smaller --batch-sizes need less") from None
+            raise SystemExit(
+                f"{setting}: its process ended, perhaps out of memory; use smaller --batch-sizes"
+            ) from None
         return time.perf_counter() - begin, answers
 
 
 def settings(arguments: argparse.Namespace, side: str) -> list[Setting]:
-    """All of one side."""
+    """All settings of one side."""
     arrangements = dict.fromkeys(((1, arguments.cores), (arguments.cores, 1)))
     sizes = arguments.slots if side == OURS else arguments.batch_sizes
     return [Setting(side, *arrangement, size) for arrangement in arrangements for size in sizes]
 
 
 def in_turn(arguments: argparse.Namespace) -> list[Setting]:
-    """All settings, the sides in turn."""
+    """All settings, the sides alternating."""
     pairs = zip_longest(settings(arguments, SEVENNET), settings(arguments, OURS))
     return [setting for setting in chain.from_iterable(pairs) if setting is not None]
 
@@ -324,7 +327,7 @@ def check(team: Team, cores: int, n_atoms: NDArray[np.integer]) -> None:
     """Print the largest differences between the two sides."""
     found = {}
     for setting in (Setting(OURS, 1, cores, 1_000), Setting(SEVENNET, 1, cores, 4)):
-        (results,) = team.tell(WITH_GRAPHS, setting)[1]
+        (results,) = team.run(WITH_GRAPHS, setting)[1]
         found[setting.side] = {name: np.concatenate([part[name] for part in results]) for name in results[0]}
     out = {name: np.abs(values - found[SEVENNET][name]) for name, values in found[OURS].items()}
     print(
@@ -335,18 +338,18 @@ def check(team: Team, cores: int, n_atoms: NDArray[np.integer]) -> None:
 
 
 def trials(team: Team, arguments: argparse.Namespace) -> dict[Setting, float]:
-    """Seconds of the fastest of a few runs of every setting."""
+    """Run time in seconds of the fastest of a few runs of every setting."""
     best: dict[Setting, float] = {}
     for turn in range(TRIALS + 1):
         for setting in in_turn(arguments):
-            seconds, _ = team.tell(NETWORK, setting)
-            if turn:  # the first lays the graphs out, and is where compilers and caches get warm
+            seconds, _ = team.run(NETWORK, setting)
+            if turn:  # the first run builds the graphs and warms up compilers and caches
                 best[setting] = min(best.get(setting, math.inf), seconds)
     return best
 
 
 def finalists(best: Mapping[Setting, float]) -> dict[str, list[Setting]]:
-    """The best settings of either side, the best first."""
+    """The best settings of each side, the best first."""
     return {
         side: sorted((setting for setting in best if setting.side == side), key=best.__getitem__)[:FINALISTS]
         for side in (SEVENNET, OURS)
@@ -354,12 +357,12 @@ def finalists(best: Mapping[Setting, float]) -> dict[str, list[Setting]]:
 
 
 def print_settings(best: Mapping[Setting, float], structures: int) -> None:
-    """A line for each arrangement, a column for each size."""
+    """Print a line per arrangement and a column per size."""
     print("\nnetwork, structures/s, the fastest of a few runs")
     for side in (SEVENNET, OURS):
         of_side = [setting for setting in best if setting.side == side]
         sizes = list(dict.fromkeys(setting.size for setting in of_side))
-        unit = "slots of a table" if side == OURS else "structures of a batch"
+        unit = "slots per table" if side == OURS else "structures per batch"
         print(f"{side:<12}{'':<12}" + "".join(f"{size:>8,}" for size in sizes) + f"   {unit}")
         for arrangement in dict.fromkeys((setting.processes, setting.threads) for setting in of_side):
             rates = [structures / best[Setting(side, *arrangement, size)] for size in sizes]
@@ -370,57 +373,57 @@ def print_settings(best: Mapping[Setting, float], structures: int) -> None:
 def measure(
     team: Team, chosen: Mapping[str, list[Setting]], rounds: int
 ) -> tuple[dict[tuple[str, Setting], list[float]], dict[tuple[int, int], float]]:
-    """Seconds of all rounds, and the peak in FLOP/s by processes and threads."""
+    """Run times of all rounds in seconds, and the peak in FLOP/s by processes and threads."""
     seconds: dict[tuple[str, Setting], list[float]] = {}
     peaks: dict[tuple[int, int], float] = {}
     for turn in range(rounds):
         for place in range(max(map(len, chosen.values()))):
-            for what in (NETWORK, WITH_GRAPHS):
+            for task in (NETWORK, WITH_GRAPHS):
                 for side in (SEVENNET, OURS):
                     if place < len(chosen[side]):
                         setting = chosen[side][place]
-                        seconds.setdefault((what, setting), []).append(team.tell(what, setting)[0])
+                        seconds.setdefault((task, setting), []).append(team.run(task, setting)[0])
         for setting in chosen[OURS]:
             arrangement = (setting.processes, setting.threads)
             if not turn:
-                team.tell("peak", setting)  # makes the matrices
-            rate = setting.processes * PEAK_PRODUCTS * 2 * PEAK_SIZE**3 / team.tell("peak", setting)[0]
+                team.run("peak", setting)  # creates the matrices
+            rate = setting.processes * PEAK_PRODUCTS * 2 * PEAK_SIZE**3 / team.run("peak", setting)[0]
             peaks[arrangement] = max(peaks.get(arrangement, 0.0), rate)
     return seconds, peaks
 
 
 def print_rates(seconds: Mapping[tuple[str, Setting], list[float]], structures: int, edges: int) -> dict[str, Setting]:
-    """Lines of both sides with and without graphs, and the ratios.
+    """Print the rates of both sides with and without graphs, and the ratios.
 
     Returns:
-        The setting of either side whose network is fastest.
+        The setting of each side with the fastest network.
     """
     best: dict[str, Setting] = {}
-    for what in (NETWORK, WITH_GRAPHS):
-        print(f"\n{what + ', medians':<40}{'structures/s':>14}{'edges/s':>12}{'s, least - most':>18}")
-        for (kind, setting), times in seconds.items():
-            if kind == what:
+    for task in (NETWORK, WITH_GRAPHS):
+        print(f"\n{task + ', medians':<40}{'structures/s':>14}{'edges/s':>12}{'s, min - max':>18}")
+        for (measured, setting), times in seconds.items():
+            if measured == task:
                 middle = median(times)
                 spread = f"{min(times):.2f} - {max(times):.2f}"
                 print(f"{setting!s:<40}{structures / middle:>14.1f}{edges / middle:>12,.0f}{spread:>18}")
         winners = {
             side: min(
-                (key for key in seconds if key[0] == what and key[1].side == side),
+                (key for key in seconds if key[0] == task and key[1].side == side),
                 key=lambda key: median(seconds[key]),
             )
             for side in (SEVENNET, OURS)
         }
         ratio = median(seconds[winners[SEVENNET]]) / median(seconds[winners[OURS]])
         each = [a / b for a, b in zip(seconds[winners[SEVENNET]], seconds[winners[OURS]], strict=True)]
-        print(f"{OURS} / {SEVENNET}, best to best: {ratio:.2f}; in the rounds {min(each):.2f} to {max(each):.2f}")
-        if what == NETWORK:
+        print(f"{OURS} / {SEVENNET}, best to best: {ratio:.2f}; by round {min(each):.2f} to {max(each):.2f}")
+        if task == NETWORK:
             best = {side: key[1] for side, key in winners.items()}
     return best
 
 
 def print_share(team: Team, setting: Setting, edge_rate: float, peaks: Mapping[tuple[int, int], float]) -> None:
-    """What the graph computes in matrix products, beside what the machine can."""
-    flop, edges, slots = team.tell("products", Setting(OURS, 1, setting.threads, setting.size))[1][0]
+    """Print the rate of matrix products of our graph, and its share of the peak."""
+    flop, edges, slots = team.run("products", Setting(OURS, 1, setting.threads, setting.size))[1][0]
     peak = peaks[setting.processes, setting.threads]
     print(
         f"\nmatrix products of our graph: {flop / edges / 1e6:.3f} MFLOP/edge ({flop / slots / 1e6:.3f} MFLOP/slot, "

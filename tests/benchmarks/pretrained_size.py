@@ -1,16 +1,15 @@
-"""What the exported file of 7net-0 takes: seconds of making and loading it, bytes on disk and in memory; equal results.
+"""Cost of the exported file of 7net-0: seconds to make and load it, bytes on disk and in memory; repeatability.
 
     python tests/benchmarks/pretrained_size.py --data DATA_FOLDER [--model 7net-0] [--starts 5] [--runs 100]
         [--structures 20] [--edges 5000 10000 20000 30000] [--scratch FOLDER]
 
-Lowering and the checks of an export are timed apart, in a process that has lowered nothing before. What scoring takes
-is measured in fresh processes: importing `equiscreen.export`, loading the file, the first result of one crystal from
-its structure on (what numba compiles is in its cache), which modules are loaded; the peak of resident memory (VmHWM,
-so on Linux) before and after runs of one table with about so many edges, with one thread, and what that is for one
-edge. Tables are of crystals with about equally many neighbours, as scoring makes them. The crystals are those of
-mp_20_val.csv.gz, rattled by 0.05 angstrom and strained by 1 %. In the end --structures of them are evaluated --runs
-times with one thread and as often with two: the bytes of all results have to be the same. Takes about five minutes;
-prints what `pretrained_size.txt` keeps.
+Lowering and the checks of an export are timed separately, in a process that has lowered nothing before. The cost of
+scoring is measured in new processes: importing `equiscreen.export`, loading the file, the first result for one
+structure (with numba's cache filled), and the modules loaded; also the peak of resident memory (VmHWM, so on Linux)
+before and after single-threaded runs of one table of about --edges edges, and the memory per edge. Tables hold crystals
+with similar numbers of neighbours, as in scoring. The crystals are those of mp_20_val.csv.gz, rattled by 0.05 angstrom
+and strained by 1 %. Finally, --structures of them are evaluated --runs times with one thread and --runs times with two;
+the bytes of all results have to be equal. Takes about five minutes. Prints the text of `pretrained_size.txt`.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-# A process that measures its imports begins here: everything else is imported where it is needed.
+# Processes that measure their imports start here, so everything else is imported where it is needed.
 if TYPE_CHECKING:
     from equiscreen.pipeline import Structure
 
 FIRST, MEMORY = "first", "memory"
 MEMORY_RUNS = 3
-POOL = 1_000  # crystals that tables are made of
+POOL = 1_000  # crystals from which the tables are made
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most; what getrusage says counts the parent's from before the start."""
+    """Peak resident memory of this process in bytes; getrusage would include the parent's memory before the start."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def first_result(model: Path, structures: Path) -> dict[str, Any]:
-    """Seconds from the start of a process that scores to its first result."""
+    """Seconds that a scoring process spends on imports, loading and the first result."""
     begin = time.perf_counter()
-    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - this is what is measured
+    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - the import is measured
 
     imported = time.perf_counter()
     (structure,) = pickle.loads(structures.read_bytes())  # noqa: S301 - written by this script
@@ -64,7 +63,7 @@ def first_result(model: Path, structures: Path) -> dict[str, Any]:
 def memory(model: Path, structures: Path) -> dict[str, Any]:
     """Peak memory of a process that evaluates structures as one table."""
     from equiscreen.export import OnnxPotential  # noqa: PLC0415 - see the top
-    from equiscreen.pipeline import GraphBlock, neighbor_table  # noqa: PLC0415 - likewise
+    from equiscreen.pipeline import GraphBlock, neighbor_table  # noqa: PLC0415 - see the top
 
     potential = OnnxPotential.load(model, threads=1)
     chosen = pickle.loads(structures.read_bytes())  # noqa: S301 - written by this script
@@ -82,31 +81,31 @@ PROBES = {FIRST: first_result, MEMORY: memory}
 
 
 def probe(kind: str, model: Path, structures: list[Structure], folder: Path) -> dict[str, Any]:
-    """What a fresh process measures, and its seconds as a whole."""
+    """Measurements of a new process, and its total run time in seconds."""
     path = folder / "structures.pickle"
     path.write_bytes(pickle.dumps(structures))
-    words = [sys.executable, __file__, "--probe", kind, str(model), str(path)]
+    command = [sys.executable, __file__, "--probe", kind, str(model), str(path)]
     begin = time.perf_counter()
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}\n{done.stderr[-4000:]}")
     return {**json.loads(done.stdout), "process": seconds}
 
 
 def make(source: str, folder: Path) -> Path:
-    """Import, lower and check; prints what each takes.
+    """Import, lower and check; print the time of each.
 
     Returns:
-        The ONNX file.
+        Path of the ONNX file.
     """
     from equiscreen.export import exporter as exporting  # noqa: PLC0415 - see the top
-    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - likewise
+    from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - see the top
 
     checkpoint, out = folder / "size.ckpt", folder / "size.onnx"
     begin = time.perf_counter()
     import_weights(source, checkpoint, overwrite=True)
-    print(f"import {time.perf_counter() - begin:.1f} s, with the look at mirror images")
+    print(f"import {time.perf_counter() - begin:.1f} s, including the comparison of mirror images")
     lowering: list[float] = []
 
     def timed(*inputs: Any) -> Any:
@@ -125,40 +124,40 @@ def make(source: str, folder: Path) -> Path:
 
 
 def print_starts(model: Path, structure: Structure, starts: int, folder: Path) -> None:
-    """Imports, loading and first results of fresh processes."""
+    """Print the times of imports, loading and first results in new processes."""
     probe(FIRST, model, [structure], folder)  # fills caches
     found = [probe(FIRST, model, [structure], folder) for _ in range(starts)]
     middle = {name: median(one[name] for one in found) for name in ("import", "load", "evaluate", "process")}
     to_first = [one["load"] + one["evaluate"] for one in found]
     print(
-        f"a fresh process, median of {starts}: {middle['import']:.2f} s to import equiscreen.export; from the start of "
+        f"new process, median of {starts}: {middle['import']:.2f} s to import equiscreen.export; from the start of "
         f"loading to the first result {median(to_first):.2f} s ({min(to_first):.2f} to {max(to_first):.2f}): "
-        f"{middle['load']:.2f} s to load, {middle['evaluate']:.2f} s to evaluate; {middle['process']:.2f} s in all"
+        f"{middle['load']:.2f} s to load, {middle['evaluate']:.2f} s to evaluate; {middle['process']:.2f} s in total"
     )
     heavy = sorted({name for one in found for name in one["heavy"]})
-    print(f"of torch, e3nn, onnx and sevenn it has loaded {', '.join(heavy) or 'none'}", flush=True)
+    print(f"loaded of torch, e3nn, onnx and sevenn: {', '.join(heavy) or 'none'}", flush=True)
 
 
 def table_of(structures: list[Structure], cutoff: float, edges: int) -> list[Structure]:
-    """Crystals of about equally many neighbours that have about so many edges together.
+    """Crystals with similar numbers of neighbours and about `edges` edges in total.
 
     Raises:
-        SystemExit: There are too few.
+        SystemExit: The crystals have fewer edges.
     """
     import numpy as np  # noqa: PLC0415 - see the top
-    from equiscreen.pipeline import GraphBlock  # noqa: PLC0415 - likewise
+    from equiscreen.pipeline import GraphBlock  # noqa: PLC0415 - see the top
 
     block = GraphBlock.from_structures(structures, cutoff)
     total = np.cumsum(block.n_edges[(order := np.argsort(block.max_neighbors, kind="stable"))])
     if total[-1] < edges:
-        raise SystemExit(f"the crystals have {total[-1]:,} edges only")
+        raise SystemExit(f"the crystals have only {total[-1]:,} edges")
     first = int(np.searchsorted(total, (total[-1] - edges) / 2))
     last = int(np.searchsorted(total, total[first] + edges))
     return [structures[row] for row in order[first:last]]
 
 
 def print_memory(model: Path, structures: list[Structure], cutoff: float, edges: list[int], folder: Path) -> None:
-    """Peaks of processes that evaluate tables of some sizes, and what an edge takes."""
+    """Print the peak memory of processes that evaluate tables of several sizes, and the memory per edge."""
     found = [probe(MEMORY, model, table_of(structures, cutoff, count), folder) for count in sorted(edges)]
     for one in found:
         print(
@@ -169,18 +168,18 @@ def print_memory(model: Path, structures: list[Structure], cutoff: float, edges:
     if most["edges"] > least["edges"]:
         grown = most["after"] - least["after"]
         print(
-            f"between {least['edges']:,} and {most['edges']:,} edges {grown / (most['edges'] - least['edges']):,.0f} "
+            f"between {least['edges']:,} and {most['edges']:,} edges: {grown / (most['edges'] - least['edges']):,.0f} "
             f"bytes/edge, {grown / (most['slots'] - least['slots']):,.0f} bytes/slot",
             flush=True,
         )
 
 
 def print_repeats(model: Path, structures: list[Structure], runs: int) -> None:
-    """How many different results the same structures have."""
+    """Print the number of different results of repeated runs on the same structures."""
     import hashlib  # noqa: PLC0415 - see the top
 
-    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - likewise
-    from equiscreen.pipeline import GraphBlock  # noqa: PLC0415 - likewise
+    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - see the top
+    from equiscreen.pipeline import GraphBlock  # noqa: PLC0415 - see the top
 
     digests: dict[int, set[str]] = {}
     for threads in (1, 2):
@@ -193,7 +192,7 @@ def print_repeats(model: Path, structures: list[Structure], runs: int) -> None:
     together = len(set.union(*digests.values()))
     print(
         f"different results (all bytes of energies, forces, stresses) of {len(structures)} crystals in {runs} runs "
-        f"each: {counts}, {together} together"
+        f"each: {counts}, {together} in total"
     )
 
 
@@ -212,7 +211,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     from equiscreen.export import OnnxPotential  # noqa: PLC0415 - see the top
-    from pretrained import crystals, header, kept_folder  # noqa: PLC0415 - likewise
+    from pretrained import crystals, header, kept_folder  # noqa: PLC0415 - see the top
 
     print(header("sevenn", "numba"))
     print(arguments.model, flush=True)

@@ -1,13 +1,13 @@
-"""Structures per second that one process on one core reads, in random order: blocks of graphs, and padded tables.
+"""Structures per second that one process on one core reads in random order: blocks of graphs, and padded tables.
 
     python tests/benchmarks/read_rate.py DATA_FOLDER [--structures 100000] [--scratch FOLDER]
 
-The store holds the crystals of mp_20_val and mpts_52_val over and over, each copy with edge lengths of its own (up to
-2 % off), at 5 angstrom. Beside it stand the same structures read one by one, and in the form in which graph
-databases for training are often kept: one pickled dict of arrays each (positions, edge_index int64[2, n], cell
-offsets) in LMDB. All files are in the page cache. With `zarrs` installed, the same reading with its codec pipeline, and
-what that makes of damaged chunks. Prints what `read_rate.txt` keeps; each rate is the best of five passes, since other
-work on the machine only ever slows one down.
+The store holds copies of the crystals of mp_20_val and mpts_52_val, each copy with different cell lengths (by up to 2
+%), with a cutoff of 5 angstrom. For comparison, the same structures are read one by one, and from a format in which
+training sets of graphs are often kept: one pickled dict of arrays per structure (positions, edge_index int64[2, n],
+cell offsets) in LMDB. All files are in the page cache. If `zarrs` is installed, the same reading is timed with its
+codec pipeline, and damaged chunks are read with both. Each rate is the best of five passes, since other work on the
+machine can only slow a pass down. Prints the text of `read_rate.txt`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--structures", type=int, default=100_000)
-    parser.add_argument("--scratch", type=Path, help="where the store is kept, for another time")
+    parser.add_argument("--scratch", type=Path, help="folder in which to keep the store for later runs")
     arguments = parser.parse_args()
     names = ("equiscreen", "zarr", "numcodecs", "numba", "numpy", "lmdb")
     print(
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def make_store(data: Path, scratch: Path, structures: int) -> Path:
-    """Featurize strained copies of the crystals, unless that was done before."""
+    """Featurize strained copies of the crystals, unless the store exists."""
     store = scratch / f"{structures}.zarr"
     if not store.exists():
         source = scratch / "strained.csv"
@@ -87,7 +87,7 @@ def make_store(data: Path, scratch: Path, structures: int) -> Path:
 
 
 def crystals(data: Path) -> Iterator[tuple[dict[str, str], int]]:
-    """Rows of the sources, over and over, with the number of the copy."""
+    """Rows of the sources, repeated endlessly, with the number of the copy."""
     for copy in itertools.count():
         for name in SOURCES:
             with gzip.open(data / name, "rt", newline="") as file:
@@ -95,7 +95,7 @@ def crystals(data: Path) -> Iterator[tuple[dict[str, str], int]]:
 
 
 def measure(store: Path, data: Path, scratch: Path) -> None:
-    """All rates."""
+    """Print all rates."""
     graphs = GraphStore(store)
     n = len(graphs)
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
@@ -103,7 +103,7 @@ def measure(store: Path, data: Path, scratch: Path) -> None:
         f"{n:,} structures, {graphs.n_atoms.mean():.1f} atoms and {graphs.n_edges.mean():.0f} edges each, "
         f"{size / n:.0f} bytes each on disk"
     )
-    neighbor_table(graphs.block(0, 1), CUTOFF, np.float64)  # compiles, or loads what is compiled
+    neighbor_table(graphs.block(0, 1), CUTOFF, np.float64)  # compiles, or loads the compiled code
     neighbor_table(graphs.block(0, 1), CUTOFF, np.float32)
 
     before = peak_memory()
@@ -119,13 +119,13 @@ def measure(store: Path, data: Path, scratch: Path) -> None:
     print(f"shuffled blocks with energies  {labelled:10,.0f} structures/s")
     for dtype in (np.float64, np.float32):
         tabled = rate(lambda epoch, dtype=dtype: tables(graphs, epoch, dtype=dtype))
-        print(f"padded tables of {BATCH}, {dtype.__name__} {tabled:10,.0f} structures/s, from the store to the table")
+        print(f"padded tables of {BATCH}, {dtype.__name__} {tabled:10,.0f} structures/s, from store to table")
     if importlib.util.find_spec("zarrs"):
         measure_zarrs(store, plain, data, scratch)
 
 
 def rate(one_pass: Callable[[int], int]) -> float:
-    """Structures per second in the best of some passes."""
+    """Structures per second in the best of `PASSES` passes."""
     rates = []
     for epoch in range(PASSES):
         begin = time.perf_counter()
@@ -135,17 +135,17 @@ def rate(one_pass: Callable[[int], int]) -> float:
 
 
 def peak_memory() -> float:
-    """The most that this process has held so far, MB."""
+    """Peak resident memory of this process so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def blocks(graphs: GraphStore, epoch: int, labels: tuple[str, ...]) -> int:
-    """Read all structures, shuffled, as blocks of 1024."""
+    """Read all structures, shuffled, in blocks of 1024; returns their number."""
     return sum(len(rows) for rows in EpochReader([graphs], shuffle=(0, epoch), labels=labels).blocks(1024))
 
 
 def tables(graphs: GraphStore, epoch: int, dtype: type[np.floating] = np.float64) -> int:
-    """Read structures, shuffled, in batches of similar size, and lay each out as a table."""
+    """Read shuffled batches of structures of similar size, and lay each out as a table; returns the number read."""
     count = 0
     batches = EpochReader([graphs], shuffle=(0, epoch), labels=("energy",)).batches(structures=BATCH)
     for rows in batches:
@@ -155,14 +155,14 @@ def tables(graphs: GraphStore, epoch: int, dtype: type[np.floating] = np.float64
 
 
 def one_by_one(graphs: GraphStore, epoch: int) -> int:
-    """Read some structures in random order, each by itself."""
+    """Read some structures one by one in random order; returns their number."""
     for row in np.random.default_rng(epoch).permutation(len(graphs))[:ONE_BY_ONE].tolist():
         graphs.block(row, row + 1, labels=False)
     return ONE_BY_ONE
 
 
 def reader_of_lmdb(graphs: GraphStore, scratch: Path) -> Callable[[int], int]:
-    """Write structures as pickled dicts; what reads them in random order and joins each batch to one graph."""
+    """Write structures as pickled dicts; returns a function that reads them in random order and joins each batch."""
     count = min(IN_LMDB, len(graphs))
     rows = np.random.default_rng(7).permutation(len(graphs))[:count]
     with lmdb.open(str(scratch / "lmdb"), map_size=1 << 34) as database, database.begin(write=True) as transaction:
@@ -185,12 +185,12 @@ def reader_of_lmdb(graphs: GraphStore, scratch: Path) -> Callable[[int], int]:
 
 
 def lmdb_size(scratch: Path) -> float:
-    """Bytes on disk for each structure."""
+    """Bytes on disk per structure."""
     return (scratch / "lmdb/data.mdb").stat().st_blocks * 512 / IN_LMDB
 
 
 def as_dict(block: GraphBlock) -> dict[str, Any]:
-    """One graph as training databases hold it."""
+    """One graph, as in training databases."""
     return {
         "atomic_numbers": block.atomic_number.astype(np.int64),
         "pos": (block.frac_coord @ block.cell[0]).astype(np.float32),
@@ -201,7 +201,7 @@ def as_dict(block: GraphBlock) -> dict[str, Any]:
 
 
 def joined(graphs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as one graph: arrays joined, indices counted on."""
+    """A batch as one graph, with concatenated arrays and shifted indices."""
     n_atoms = np.array([len(graph["pos"]) for graph in graphs])
     first = np.cumsum(n_atoms) - n_atoms
     batch = {name: np.concatenate([graph[name] for graph in graphs]) for name in graphs[0] if name != "edge_index"}
@@ -210,11 +210,13 @@ def joined(graphs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure_zarrs(store: Path, plain: float, data: Path, scratch: Path) -> None:
-    """The same reading with the codec pipeline of zarrs, and what either makes of damage."""
+    """Time the same reading with the codec pipeline of zarrs, and read damaged chunks with both pipelines."""
     with zarr.config.set(ZARRS):
         graphs = GraphStore(store)
         fast = rate(lambda epoch: blocks(graphs, epoch, labels=()))
-    print(f"with zarrs {version('zarrs'):8}            {fast:10,.0f} structures/s, {fast / plain:.1f} x zarr; unused:")
+    print(
+        f"with zarrs {version('zarrs'):8}            {fast:10,.0f} structures/s, {fast / plain:.1f} x zarr; not used:"
+    )
     small = scratch / "small.zarr"
     featurize(data / SOURCES[0], small, cutoff=CUTOFF, limit=300, scheduler="threads")
     for name, settings in (("zarrs", ZARRS), ("zarr", {})):
@@ -224,7 +226,7 @@ def measure_zarrs(store: Path, plain: float, data: Path, scratch: Path) -> None:
 
 
 def outcomes(store: Path, copy: Path) -> str:
-    """Read some structures with one bit of an array flipped, again and again."""
+    """Read some structures repeatedly, each time with one bit of an array flipped; returns the outcomes in words."""
     shutil.copytree(store, copy)
     whole = GraphStore(copy).block(0, 200)
     shard = next(path for path in (copy / "neighbor/c").rglob("*") if path.is_file())

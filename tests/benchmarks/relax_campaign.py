@@ -1,20 +1,21 @@
-"""A relaxation campaign with 7net-0: `equiscreen relax` beside SevenNet's code with ASE, and beside TorchSim.
+"""A relaxation campaign with 7net-0: `equiscreen relax` compared with SevenNet's code in ASE, and with TorchSim.
 
     python tests/benchmarks/relax_campaign.py --data DATA_FOLDER [--structures 500] [--slow-side 100] [--cores 2]
         [--max-steps 500] [--scratch FOLDER]
 
 Crystals of mp_20_val.csv.gz are rattled by 0.1 angstrom and strained by 3 %, and relaxed, cell and positions together,
-until the forces of ASE's FrechetCellFilter, on atoms and cell, are below 0.05 eV/angstrom, in at most so many steps.
+until the forces of ASE's FrechetCellFilter, on atoms and cell, are below 0.05 eV/angstrom, in at most --max-steps
+steps.
 
-- equiscreen: the command as a user has it, from a graph store to finished stores on disk, with a Dask worker of one
-  thread for each core; L-BFGS, then FIRE.
-- SevenNet + ASE: SevenNet's calculator, FrechetCellFilter and FIRE as ASE has them by default, as so many processes of
-  one thread, which share the first --slow-side crystals. Starting them is not counted.
-- TorchSim: its batched FIRE with cells, which has the same criterion, on the same share of crystals in one process with
-  so many threads. Its own wrapper of SevenNet does not import with SevenNet 0.13, so it gets our exported file.
+- equiscreen: `relax` as a user would run it, from a graph store to finished stores on disk, with one single-threaded
+  Dask worker per core; L-BFGS, then FIRE.
+- SevenNet + ASE: SevenNet's calculator, FrechetCellFilter and FIRE with ASE's defaults, in --cores single-threaded
+  processes, which share the first --slow-side crystals. The start of the processes is not counted.
+- TorchSim: its batched FIRE with cells, which has the same criterion, on the same crystals in one process with --cores
+  threads. Its own wrapper of SevenNet cannot be imported with SevenNet 0.13, so it uses our exported file.
 
-Energies are those of SevenNet's and our relaxed crystals, each by its own code. What 257,000 relaxations (the size of
-the WBM set) take on 64 cores is scaled up from our rate on these. Prints what `relax_campaign.txt` keeps.
+Energies of relaxed crystals are computed by the code that relaxed them. The time of 257,000 relaxations (the size of
+the WBM set) on 64 cores is extrapolated from our rate here. Prints the text of `relax_campaign.txt`.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ WBM, NODE_CORES = 257_000, 64
 TOLERANCE = 2e-3  # eV/atom
 
 
-def print_side(title: str, seconds: float, steps: Sequence[int], ended: int) -> float:
-    """One line of the table.
+def print_side(title: str, seconds: float, steps: Sequence[int], unfinished: int) -> float:
+    """Print one line of the table.
 
     Returns:
         Structures per second.
@@ -52,14 +53,14 @@ def print_side(title: str, seconds: float, steps: Sequence[int], ended: int) -> 
     rate = len(steps) / seconds
     print(
         f"{title:<34}{len(steps):>11,}{seconds:>10.1f}{rate:>14.2f}{np.mean(steps):>10.1f}{np.median(steps):>9.0f}"
-        f"{ended:>12}",
+        f"{unfinished:>12}",
         flush=True,
     )
     return rate
 
 
 def ours(store: Path, model: Path, out: Path, optimizer: Optimizer, max_steps: int) -> tuple[float, Any]:
-    """Seconds, and the scores dataset."""
+    """Run `relax`; returns its seconds and the scores dataset."""
     settings = RelaxSettings(fmax=FMAX, smax=None, max_steps=max_steps, optimizer=optimizer)
     for path in (out, out.with_name(f"{out.stem}.graphs.zarr")):
         shutil.rmtree(path, ignore_errors=True)
@@ -72,20 +73,20 @@ _CALCULATOR: list[Any] = []
 
 
 def start_sevennet() -> None:
-    """Load the model, in a process of its own."""
+    """Load and warm up the model in a worker process."""
     warnings.simplefilter("ignore")
-    import torch  # noqa: PLC0415 - the other side has no use for it
-    from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - likewise
+    import torch  # noqa: PLC0415 - the other sides do not need it
+    from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - the other sides do not need it
 
     torch.set_num_threads(1)
     _CALCULATOR.append(SevenNetCalculator(MODEL, device="cpu"))
-    relax_with_ase((Structure.from_fractional([29], np.eye(3) * 2.6, [[0, 0, 0]]), 2))  # warm
+    relax_with_ase((Structure.from_fractional([29], np.eye(3) * 2.6, [[0, 0, 0]]), 2))  # warm-up
 
 
 def relax_with_ase(job: tuple[Structure, int]) -> tuple[int, float, bool]:
-    """Steps, energy per atom in eV, and whether it converged."""
-    from ase.filters import FrechetCellFilter  # noqa: PLC0415 - see start_sevennet
-    from ase.optimize import FIRE  # noqa: PLC0415 - likewise
+    """Relax one structure; returns the steps, the energy (eV/atom) and whether it converged."""
+    from ase.filters import FrechetCellFilter  # noqa: PLC0415 - the other sides do not need it
+    from ase.optimize import FIRE  # noqa: PLC0415 - the other sides do not need it
 
     structure, max_steps = job
     atoms = structure.to_ase()
@@ -98,20 +99,20 @@ def relax_with_ase(job: tuple[Structure, int]) -> tuple[int, float, bool]:
 def sevennet(
     structures: Sequence[Structure], cores: int, max_steps: int
 ) -> tuple[float, list[tuple[int, float, bool]]]:
-    """Seconds, and what became of each."""
+    """Relax structures with SevenNet and ASE; returns the seconds, and the result of `relax_with_ase` for each."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(cores, initializer=start_sevennet) as pool:
-        pool.map(relax_with_ase, [(structures[0], 2)] * 4 * cores, chunksize=1)  # all have started
+        pool.map(relax_with_ase, [(structures[0], 2)] * 4 * cores, chunksize=1)  # all processes have started
         begin = time.perf_counter()
         found = pool.map(relax_with_ase, [(structure, max_steps) for structure in structures], chunksize=1)
         return time.perf_counter() - begin, found
 
 
 def torch_sim(structures: Sequence[Structure], model: Path, cores: int, max_steps: int) -> tuple[float, NDArray[Any]]:
-    """Seconds, and energies per atom in eV; all structures in one batch, which shrinks as they converge."""
+    """Relax structures with TorchSim, in one batch; returns the seconds and the energies (eV/atom)."""
     import torch  # noqa: PLC0415 - only this side needs it
-    import torch_sim as ts  # noqa: PLC0415 - likewise
-    from equiscreen.export import OnnxModel  # noqa: PLC0415 - likewise
+    import torch_sim as ts  # noqa: PLC0415 - only this side needs it
+    from equiscreen.export import OnnxModel  # noqa: PLC0415 - only this side needs it
 
     images = [structure.to_ase() for structure in structures]
     batched = OnnxModel(model, dtype=torch.float64, threads=cores)
@@ -132,7 +133,7 @@ def torch_sim(structures: Sequence[Structure], model: Path, cores: int, max_step
 
 
 def print_energies(title: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> None:
-    """How far relaxed energies are apart."""
+    """Print how far the relaxed energies of two sides differ."""
     difference = mine - theirs
     equal = np.abs(difference) <= TOLERANCE
     print(
@@ -155,14 +156,14 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     print(header("sevenn", "ase", "torch-sim-atomistic"))
-    given = crystals(arguments.data, arguments.structures, RATTLE, STRAIN)
-    names, structures = list(given), list(given.values())
+    distorted = crystals(arguments.data, arguments.structures, RATTLE, STRAIN)
+    names, structures = list(distorted), list(distorted.values())
     few = structures[: arguments.slow_side]
     with kept_folder(arguments.scratch) as folder:
         model = exported(MODEL, folder)
-        ase.io.write(folder / "given.extxyz", [_named(name, s) for name, s in given.items()])
+        ase.io.write(folder / "distorted.extxyz", [_named(name, s) for name, s in distorted.items()])
         shutil.rmtree(folder / "g.zarr", ignore_errors=True)
-        featurize(folder / "given.extxyz", folder / "g.zarr", cutoff=5.0, id_field="name")
+        featurize(folder / "distorted.extxyz", folder / "g.zarr", cutoff=5.0, id_field="name")
         store = GraphStore(folder / "g.zarr")
         print(f"{len(store):,} crystals, {store.n_atoms.sum():,} atoms, {store.n_edges.sum():,} edges")
         print(f"\n{'':<34}{'structures':>11}{'s':>10}{'structures/s':>14}{'steps':>10}{'median':>9}{'unfinished':>12}")
@@ -171,8 +172,8 @@ def main() -> None:
             seconds, scores = ours(
                 folder / "g.zarr", model, folder / f"{optimizer}.zarr", optimizer, arguments.max_steps
             )
-            ended = len(structures) - scores.attrs["status_counts"]["ok"]
-            rates[optimizer] = print_side(f"equiscreen, {optimizer}", seconds, scores["n_steps"].to_numpy(), ended)
+            unfinished = len(structures) - scores.attrs["status_counts"]["ok"]
+            rates[optimizer] = print_side(f"equiscreen, {optimizer}", seconds, scores["n_steps"].to_numpy(), unfinished)
             order = {name: place for place, name in enumerate(scores["structure_id"].to_numpy().tolist())}
             energies[optimizer] = scores["energy_per_atom"].to_numpy()[[order[name] for name in names]]
         seconds, found = sevennet(few, arguments.cores, arguments.max_steps)
@@ -180,18 +181,18 @@ def main() -> None:
         seconds, batched = torch_sim(few, model, arguments.cores, arguments.max_steps)
         print(f"{'TorchSim FIRE, our file':<34}{len(few):>11,}{seconds:>10.1f}{len(few) / seconds:>14.2f}")
     print(
-        f"\nequiscreen / SevenNet + ASE: {rates[Optimizer.LBFGS] / theirs:.1f}; with FIRE too "
+        f"\nequiscreen / SevenNet + ASE: {rates[Optimizer.LBFGS] / theirs:.1f}; both with FIRE: "
         f"{rates[Optimizer.FIRE] / theirs:.1f}"
     )
     one_by_one = np.array([one[1] for one in found])
     for optimizer, values in energies.items():
-        print_energies(f"{optimizer} beside SevenNet + ASE", values[: len(few)], one_by_one, names[: len(few)])
-    print_energies("L-BFGS beside TorchSim", energies[Optimizer.LBFGS][: len(few)], batched, names[: len(few)])
-    print_energies("TorchSim beside SevenNet + ASE", batched, one_by_one, names[: len(few)])
-    print_energies("L-BFGS beside FIRE", energies[Optimizer.LBFGS], energies[Optimizer.FIRE], names)
+        print_energies(f"{optimizer} and SevenNet + ASE", values[: len(few)], one_by_one, names[: len(few)])
+    print_energies("L-BFGS and TorchSim", energies[Optimizer.LBFGS][: len(few)], batched, names[: len(few)])
+    print_energies("TorchSim and SevenNet + ASE", batched, one_by_one, names[: len(few)])
+    print_energies("L-BFGS and FIRE", energies[Optimizer.LBFGS], energies[Optimizer.FIRE], names)
     hours = WBM / (rates[Optimizer.LBFGS] / arguments.cores * NODE_CORES) / 3600
     print(
-        f"{WBM:,} relaxations at this rate for each core: {hours:.2f} h on {NODE_CORES} cores, "
+        f"{WBM:,} relaxations at this rate per core: {hours:.2f} h on {NODE_CORES} cores, "
         f"{hours * NODE_CORES:.0f} core-hours"
     )
 

@@ -1,10 +1,10 @@
-"""Edges per second of the default network with energy, forces and stress: ONNX Runtime beside PyTorch, in one run.
+"""Edges per second of the default network with energy, forces and stress: ONNX Runtime and PyTorch, in one run.
 
     python tests/benchmarks/runtime_rate.py
 
-The network is untrained (that changes no time); the structures are the demo's alloys. Every setting is run several
-times in turn, and the best time counts, since the machine may be busy with other things. Prints what
-`runtime_rate.txt` keeps.
+The network is untrained, which does not affect the times; the structures are the demo's alloys. The settings alternate
+for several rounds and the best time of each counts, since the machine may be busy with other things. Prints the text of
+`runtime_rate.txt`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ THREADS = (1, 2)
 
 
 def alloys() -> GraphBlock:
-    """Some of the demo's structures."""
+    """Graphs of `STRUCTURES` alloys of the demo."""
     library = prototypes()
     made = []
     for number in range(STRUCTURES):
@@ -71,7 +71,7 @@ def main() -> None:
             run()
             best[key] = min(best[key], time.perf_counter() - begin)
     print(
-        f"{'':<14}{'threads':>8}" + "".join(f"{slots:>10,}" for slots in SLOTS) + "   slots at once; thousand edges/s"
+        f"{'':<14}{'threads':>8}" + "".join(f"{slots:>10,}" for slots in SLOTS) + "   slots per table; thousand edges/s"
     )
     for name in ("PyTorch", "ONNX Runtime"):
         for threads in THREADS:
@@ -79,9 +79,7 @@ def main() -> None:
             print(f"{name:<14}{threads:>8}" + "".join(f"{rate:>10.1f}" for rate in rates))
     for threads in THREADS:
         times = {name: min(best[name, threads, slots] for slots in SLOTS) for name in ("PyTorch", "ONNX Runtime")}
-        print(
-            f"{threads} threads, each at its best: ONNX Runtime {times['PyTorch'] / times['ONNX Runtime']:.2f}x PyTorch"
-        )
+        print(f"{threads} threads, best of each: ONNX Runtime {times['PyTorch'] / times['ONNX Runtime']:.2f}x PyTorch")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Structures per second of `screen`, from the command to the finished dataset, beside the bare runtime.
+"""Structures per second of `screen`, from the command to the finished dataset, and of the bare runtime.
 
     python tests/benchmarks/screen_rate.py DATA_FOLDER [--candidates 200000] [--crystals 20000] [--scratch FOLDER]
 
-Candidates are ions substituted into the crystals of mp_20_val.csv.gz by `equiscreen generate`, scored with an untrained
-network of the preset `small` (that changes no time); crystals are those of mp_20_val.csv.gz, strained, each as often as
-it takes, scored with 7net-0. `equiscreen screen` is run as a user would, with one worker for each core; the memory is
-that of its own process, without the workers, looked at four times a second. The bare runtime is as many processes with
-one thread each, which hold all graphs in memory and do nothing but evaluate them: once with the time that their tables
-take, once (as if those were there already) without. Prints what `screen_rate.txt` keeps.
+Candidates are made by `equiscreen generate`, which substitutes ions in the crystals of mp_20_val.csv.gz, and scored
+with an untrained network of the preset `small` (training does not affect the times). Crystals are strained copies of
+those of mp_20_val.csv.gz, scored with 7net-0. `equiscreen screen` runs as on the command line, with one worker per
+core; the memory is that of its main process, without the workers, sampled four times a second. The bare runtime is the
+same number of single-threaded processes, which hold all graphs in memory and only evaluate them; its rate is given with
+and without the time to build the tables. Prints the text of `screen_rate.txt`.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from featurize_rate import write_rows
 
 CUTOFF = 5.0
 ELEMENTS = tuple(range(1, 95))
-LOOK_EVERY_S = 0.25
+SAMPLE_INTERVAL_S = 0.25
 
 
-def equiscreen(*words: object) -> list[str]:
-    """The command line of a verb."""
-    return [sys.executable, "-m", "equiscreen", *map(str, words)]
+def equiscreen(*arguments: object) -> list[str]:
+    """An equiscreen command line."""
+    return [sys.executable, "-m", "equiscreen", *map(str, arguments)]
 
 
-def run(*words: object) -> None:
-    """Run a verb without its words."""
-    subprocess.run(equiscreen(*words), check=True, capture_output=True)
+def run(*arguments: object) -> None:
+    """Run an equiscreen command and discard its output."""
+    subprocess.run(equiscreen(*arguments), check=True, capture_output=True)
 
 
 def small_model(out: Path) -> Path:
-    """An untrained network of the preset `small` that knows all elements."""
+    """Write an untrained network of the preset `small` for the first 94 elements."""
     torch.manual_seed(0)
     statistics = DataStatistics((0.0,) * len(ELEMENTS), (1.0,) * len(ELEMENTS), 30.0)
     network = EquivariantNetwork(NetworkConfig(preset="small", cutoff=CUTOFF), ELEMENTS, statistics).eval()
@@ -66,30 +66,30 @@ def small_model(out: Path) -> Path:
 
 
 def sevennet(folder: Path) -> Path:
-    """7net-0."""
+    """Export 7net-0."""
     import_weights("7net-0", folder / "7net-0.ckpt")
     export_onnx(folder / "7net-0.ckpt", folder / "7net-0.onnx")
     return folder / "7net-0.onnx"
 
 
-def watched(words: list[str]) -> tuple[float, list[float]]:
-    """Seconds that a command takes, and the resident memory of its own process in MB, as it went on."""
+def watched(command: list[str]) -> tuple[float, list[float]]:
+    """Run time of a command in seconds, and samples of the resident memory of its main process in MB."""
     begin = time.perf_counter()
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     memory = []
     while process.poll() is None:
         try:
             memory.append(psutil.Process(process.pid).memory_info().rss / 1e6)
         except psutil.NoSuchProcess:
             break
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(SAMPLE_INTERVAL_S)
     if process.wait():
         sys.exit(process.returncode)
     return time.perf_counter() - begin, memory
 
 
 def evaluate_share(store: Path, model: Path, share: int, of: int, ready: Any, found: Any) -> None:
-    """Evaluate every part of a store whose turn it is, all of them read before: the body of a process."""
+    """Body of a process: read its share of the parts of a store, then evaluate them."""
     graphs, potential = GraphStore(store), OnnxPotential.load(model, threads=1)
     parts = cut_screen(graphs.n_edges)[share::of]
     blocks = []
@@ -109,7 +109,7 @@ def evaluate_share(store: Path, model: Path, share: int, of: int, ready: Any, fo
 
     potential.run_table = timed  # type: ignore[method-assign]
     if blocks:
-        potential.evaluate(blocks[0].take(range(min(50, len(blocks[0])))))  # loads compiled code
+        potential.evaluate(blocks[0].take(range(min(50, len(blocks[0])))))  # loads the compiled code
     in_runtime = 0.0
     ready.wait()
     begin = time.perf_counter()
@@ -119,7 +119,7 @@ def evaluate_share(store: Path, model: Path, share: int, of: int, ready: Any, fo
 
 
 def bare_rates(store: Path, model: Path) -> tuple[float, float]:
-    """Structures per second of all processes together: with their tables, and in the runtime alone."""
+    """Structures per second of all processes together: with the building of tables, and in the runtime alone."""
     processes = os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     ready, found = context.Barrier(processes), context.Queue()
@@ -137,7 +137,7 @@ def bare_rates(store: Path, model: Path) -> tuple[float, float]:
 
 
 def report(name: str, store: Path, model: Path, scratch: Path) -> None:
-    """Screen a store and print how that compares."""
+    """Screen a store, and print its rate and those of the bare runtime."""
     out = scratch / f"{model.stem}.scores.zarr"
     seconds, memory = watched(equiscreen("screen", store, "--model", model, "--out", out))
     scores = open_scores(out)
@@ -148,10 +148,8 @@ def report(name: str, store: Path, model: Path, scratch: Path) -> None:
     edges = GraphStore(store).n_edges
     print(f"{size:,} {name} of {edges.mean():.0f} edges; {model.stem}; {scores.attrs['status_counts']}")
     print(f"  screen, command to dataset      {rate:10,.1f} structures/s, {seconds:.1f} s")
-    print(
-        f"  bare runtime with its tables    {with_tables:10,.1f} structures/s; the screen has {rate / with_tables:.1%}"
-    )
-    print(f"  bare runtime without            {alone:10,.1f} structures/s; the screen has {rate / alone:.1%}")
+    print(f"  bare runtime, with tables       {with_tables:10,.1f} structures/s; screen: {rate / with_tables:.1%}")
+    print(f"  bare runtime, without tables    {alone:10,.1f} structures/s; screen: {rate / alone:.1%}")
     print(f"  {timing['core_hours']:.4f} core-hours, input stall {timing['input_stall']:.2%}")
     print(
         f"  memory of the client at most {max(memory[:middle]):.0f} MB in the first half, {max(memory[middle:]):.0f} "

@@ -1,10 +1,10 @@
-"""Seconds from a scores dataset of 257,000 rows to the best 100 as CIFs, as many rows as the WBM set has.
+"""Seconds from a scores dataset of 257,000 rows (the size of the WBM set) to the best 100 as CIFs.
 
     python tests/benchmarks/select_rate.py [--folder DIR]
 
-The crystals are those of the Materials Project's validation set over and over, with random energies above the hull;
-DIR keeps the dataset for another run. Everything counts that the command line does behind the start of Python: opening,
-filtering, ranking, the columns that a selection adds, and writing. Prints what `select_rate.txt` keeps.
+The crystals are those of mp_20_val.csv.gz (Materials Project), repeated, with random energies above the hull; DIR keeps
+the dataset for later runs. The times include everything that the command line does after the start of Python: opening,
+filtering, ranking, the columns that a selection adds, and writing. Prints the text of `select_rate.txt`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILTER = "energy_above_hull < 0.05 and n_atoms <= 20"
 
 
 def make_dataset(folder: Path) -> Path:
-    """Graph store and scores of `ROWS` crystals."""
+    """Path of a scores dataset of `ROWS` crystals, which is made with its graph store unless the folder has it."""
     if (folder / "s.zarr").exists():
         return folder / "s.zarr"
     featurize(DATA, folder / "mp.zarr", cutoff=5.0, scheduler="threads", id_field="material_id")
@@ -51,7 +51,7 @@ def make_dataset(folder: Path) -> Path:
 
 
 def write_scores(folder: Path, few: GraphStore, rows: np.ndarray[Any, Any]) -> None:
-    """Scores with columns as a hull leaves them."""
+    """Write scores with the columns of a hull."""
     graphs = GraphStore(folder / "g.zarr")
     rng = np.random.default_rng(0)
     block = few.block(0, len(few), labels=False)
@@ -82,7 +82,7 @@ def write_scores(folder: Path, few: GraphStore, rows: np.ndarray[Any, Any]) -> N
 
 
 def timed(label: str, work: Callable[[], Any]) -> float:
-    """Run something once."""
+    """Run a function once, and print and return its seconds."""
     begin = time.perf_counter()
     work()
     seconds = time.perf_counter() - begin
@@ -92,26 +92,26 @@ def timed(label: str, work: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Run the benchmark."""
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--folder", type=Path)
-    given = arguments.parse_args().folder
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "numpy", "zarr", "moyopy", "SMACT"))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {packages}")
     with TemporaryDirectory() as scratch:
-        folder = given or Path(scratch)
+        folder = arguments.folder or Path(scratch)
         folder.mkdir(exist_ok=True)
         scores = make_dataset(folder)
         known = folder / "mp.zarr"
         out = Path(scratch) / "out"
-        print(f"{ROWS:,} rows, {FILTER}, the best {TOP}; one run each, first of a fresh process")
+        print(f"{ROWS:,} rows, {FILTER}, the best {TOP}; one run each, the first in a new process")
         first = timed("CIF, all columns", lambda: select(scores, out / "a", FILTER, top=TOP, formats="cif"))
         timed("CIF and the selection's own stores", lambda: select(scores, out / "b", FILTER, top=TOP))
         timed(
-            "one of each chemical system, neutral by SMACT",
+            "one per chemical system, charge-neutral by SMACT",
             lambda: select(scores, out / "c", 'charge_neutral == "yes"', top=TOP, per_system=1, formats="cif"),
         )
         timed(
-            "at most two of a prototype",
+            "at most two per prototype",
             lambda: select(scores, out / "d", FILTER, top=TOP, per_prototype=2, formats="cif"),
         )
         timed(
@@ -119,14 +119,14 @@ def main() -> None:
             lambda: select(scores, out / "e", pareto="energy_above_hull,max_force", top=TOP, formats="cif"),
         )
         timed(
-            f"what is known among {len(GraphStore(known)):,} crystals",
+            f"novelty against {len(GraphStore(known)):,} crystals",
             lambda: select(scores, out / "f", FILTER, top=TOP, known=known, formats="cif"),
         )
         timed("VASP input", lambda: select(scores, out / "g", FILTER, top=TOP, formats="vasp"))
         timed("all rows to parquet", lambda: to_parquet(scores, out / "s.parquet"))
         timed("all rows compared with themselves", lambda: compare(scores, scores))
-    told = "met" if first <= GOAL else "missed"
-    print(f"open, filter, rank, {TOP} CIFs: {first:.2f} s; the goal is {GOAL:.0f} s: {told}")
+    verdict = "met" if first <= GOAL else "missed"
+    print(f"open, filter, rank, {TOP} CIFs: {first:.2f} s; the goal is {GOAL:.0f} s: {verdict}")
 
 
 if __name__ == "__main__":

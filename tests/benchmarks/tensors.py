@@ -2,30 +2,30 @@
 
     python tests/benchmarks/tensors.py DATA_FOLDER --work FOLDER [--jobs 2] [--splits 2] [--only elastic] [--quick]
 
-The tensors are those of Petousis et al., Sci. Data 4, 160134 (2017), the electronic part of 1,056 dielectric constants,
-and de Jong et al., Sci. Data 2, 150009 (2015), 1,181 elastic tensors, as matminer 0.3.2 keeps them, in the frame of
-their POSCAR. A tenth of the crystals, by composition, is a test set, which is looked at once.
+The data are the electronic part of 1,056 dielectric tensors (Petousis et al., Sci. Data 4, 160134 (2017)) and 1,181
+elastic tensors (de Jong et al., Sci. Data 2, 150009 (2015)), from matminer 0.3.2, in the frame of their POSCAR. A tenth
+of the crystals, by composition, is the test set, which is evaluated once.
 
-The error of a crystal is the Frobenius norm of the difference of the whole tensors, for an elastic one that of all 81
-C_ijkl. A tensor is a sum of parts that rotations do not mix: 0e + 2e for a dielectric tensor, twice 0e, twice 2e and 4e
-for an elastic one. They are orthogonal, and their errors are given by themselves, those of the two copies together. A
-cubic crystal has no 2e part, and its dielectric tensor is a number; its elastic 4e part is what makes Zener's ratio
-other than 1. What is compared:
+The error of a crystal is the Frobenius norm of the difference of the whole tensors; for an elastic tensor, of all 81
+C_ijkl. A tensor is a sum of parts that rotations do not mix: 0e + 2e for a dielectric tensor, and two 0e, two 2e and
+one 4e for an elastic one. The parts are orthogonal, and their errors are given separately, with the two copies
+combined. A cubic crystal has no 2e part, and its dielectric tensor is a multiple of the identity; its elastic 4e part
+is what makes Zener's ratio differ from 1. The predictors are:
 
-- mean: the mean of the 0e parts of the training set for every crystal. No other part has a mean that does not depend
-  on how the crystals are turned. For dielectric tensors, whose outliers govern the mean, the mean of logarithms too.
-- invariant: a network with the same harmonics, radial functions and products and about as many parameters, but features
-  of atoms that are scalars, and a head with the 0e parts alone. It sees angles, but nothing that it has tells a
-  direction, so that this is all it can say. Its labels are the projections of the tensors.
+- mean: the mean of the 0e parts of the training set, for every crystal. The mean of any other part would depend on the
+  orientation of the crystals. Outliers dominate the mean of dielectric tensors, so the mean of logarithms is given too.
+- invariant: a network with the same harmonics, radial functions and products and about the same number of parameters,
+  but with scalar atom features and a head for the 0e parts alone. It sees angles, but has no features with a direction,
+  so it cannot predict more. Its labels are the projections of the tensors.
 - equivariant: the network with a head for the whole tensor.
 
-Dielectric constants become huge where a band gap nearly closes. None is dropped: both networks learn logarithms with
-Huber's loss, and errors are given for all crystals and for those whose mean eigenvalue is at most 30.
+Dielectric constants become very large where a band gap nearly closes. None is dropped: both networks learn logarithms
+with Huber's loss, and errors are given for all crystals and for those whose mean eigenvalue is at most 30.
 
-Trainings are those of `formation_energy.py`: each leaves a run folder and a JSON file in --work; the same command skips
-those that are finished and takes up those that were cut off. Several --splits have test sets that overlap by chance;
-their tables are of all of them together. --quick is a trial that means nothing. Prints what `tensors.txt` keeps and
-draws `tensors.png` (--quick: in --work).
+The trainings run as in `formation_energy.py`: each writes a run folder and a JSON file to --work; running the same
+command again skips finished trainings and resumes interrupted ones. The test sets of several --splits overlap by
+chance; the tables combine them. --quick is a smoke test whose results mean nothing. Prints the text of `tensors.txt`
+and draws `tensors.png` (with --quick, in --work).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
 CUTOFF = 5.0
-# Place of each Cartesian pair in Voigt's order.
+# Index of each Cartesian pair in Voigt's order.
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 KINDS = ("equivariant", "invariant")
 BREAKS_SYMMETRY = 4  # bit of a store's array `status`
@@ -60,19 +60,19 @@ BREAKS_SYMMETRY = 4  # bit of a store's array `status`
 
 @dataclass(frozen=True, slots=True)
 class TensorSet:
-    """One set of tensors and how it is learned.
+    """A set of tensors, and the configuration of its networks.
 
     Attributes:
-        name: Of the label.
-        file, column: Where the labels are.
-        shape: Of one label.
-        unit: Of it.
-        network: Of both networks.
-        hidden: Features of the equivariant and of the invariant one.
-        head: Of the whole tensor.
-        invariant_head: Of its 0e part.
-        epochs: To train.
-        bound: Of the mean eigenvalue; crystals beyond it are outliers.
+        name: Name of the label.
+        file, column: File and column of the labels.
+        shape: Shape of one label.
+        unit: Unit of the labels.
+        network: Configuration common to both networks.
+        hidden: Hidden irreps of the equivariant and of the invariant network.
+        head: Head of the whole tensor.
+        invariant_head: Head of its 0e part.
+        epochs: Number of training epochs.
+        bound: Bound on the mean eigenvalue; crystals beyond it are outliers.
     """
 
     name: str
@@ -94,18 +94,18 @@ class TensorSet:
 
     @property
     def degrees(self) -> NDArray[np.int64]:
-        """int64[dim], the degree l of each component."""
+        """Degree l of each component, int64[dim]."""
         return np.repeat([ir.l for _, ir in self.basis.irreps], [mul * ir.dim for mul, ir in self.basis.irreps])
 
     def components(self, tensors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64[n, dim] of float64[n, *shape]; the basis is orthonormal, norms are those of the whole tensors."""
+        """Components float64[n, dim] of tensors float64[n, *shape], in an orthonormal basis: norms are preserved."""
         for axis in reversed([place for place, size in enumerate(self.shape, 1) if size == 6]):
             tensors = np.take(tensors, VOIGT, axis=axis)
         found: NDArray[np.float64] = tensors.reshape(len(tensors), -1) @ self.basis.matrix.numpy()
         return found
 
     def isotropic(self, invariants: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64[n, dim] of the 0e components, float64[n] or float64[n, n_0e]; all others are zero."""
+        """Components float64[n, dim] from the 0e ones, float64[n] or float64[n, n_0e]; all others are zero."""
         found = np.zeros((invariants.size // int((self.degrees == 0).sum()), len(self.degrees)))
         found[:, self.degrees == 0] = invariants.reshape(len(found), -1)
         return found
@@ -144,7 +144,7 @@ def make_store(data: Path, work: Path, tensors: TensorSet) -> GraphStore:
     """The graph store of a set, with the tensors and their 0e components as labels."""
     out = work / f"{tensors.name}.zarr"
     if not out.exists():
-        # The first line is a comment, and # stands in many fields.
+        # The first line is a comment, and many fields contain #.
         table = pd.read_csv(data / "tensors" / tensors.file, header=1)
         labels = np.array([json.loads(text) for text in table[tensors.column]])
         isotropic = tensors.components(labels)[:, tensors.degrees == 0]
@@ -162,7 +162,7 @@ def make_store(data: Path, work: Path, tensors: TensorSet) -> GraphStore:
 
 
 def make_trainings(arguments: argparse.Namespace, tensors: TensorSet, store: Path) -> Iterator[Training]:
-    """The equivariant and the invariant network on each split."""
+    """Trainings of the equivariant and the invariant network on each split."""
     for seed in range(arguments.splits):
         heads = (tensors.head, tensors.invariant_head)
         for kind, hidden, head in zip(KINDS, tensors.hidden, heads, strict=True):
@@ -177,7 +177,7 @@ def make_trainings(arguments: argparse.Namespace, tensors: TensorSet, store: Pat
 
 
 def is_cubic(structure: Structure) -> bool:
-    """Whether a symmetric 3x3 tensor of the crystal is a number: its group has one invariant among them, the trace."""
+    """Whether the point group leaves one invariant of a symmetric 3x3 tensor, the trace."""
     rotations = point_group(structure)
     traces = np.trace(rotations, axis1=1, axis2=2)
     characters = (traces**2 + np.trace(rotations @ rotations, axis1=1, axis2=2)) / 2
@@ -189,9 +189,9 @@ class Tested:
     """Predictions for the test structures of all splits.
 
     Attributes:
-        label: float64[n, dim], components of the irreps.
-        found: The same by predictor.
-        cubic: bool[n].
+        label: Components of the labels, float64[n, dim].
+        found: Components of the predictions, float64[n, dim], by predictor.
+        cubic: Whether each crystal is cubic, bool[n].
     """
 
     label: NDArray[np.float64]
@@ -200,12 +200,12 @@ class Tested:
 
     @property
     def mean_eigenvalue(self) -> NDArray[np.float64]:
-        """float64[n], of labels that are 3x3: the first component is the trace divided by the root of 3."""
+        """Mean eigenvalue of 3x3 labels, float64[n]; the first component is the trace divided by the root of 3."""
         return self.label[:, 0] / np.sqrt(3)
 
 
 def evaluate(tensors: TensorSet, store: GraphStore, work: Path, splits: int) -> Tested:
-    """All predictors on the test structures of each split."""
+    """Evaluate all predictors on the test structures of each split."""
     block = store.block(0, len(store))
     labels = tensors.components(block.structure_labels[tensors.name])
     rows: list[NDArray[np.int64]] = []
@@ -226,10 +226,10 @@ def evaluate(tensors: TensorSet, store: GraphStore, work: Path, splits: int) -> 
 
 
 def split_rows(tensors: TensorSet, work: Path, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that both networks of a split were trained on, and those that they are tested on.
+    """Training and test rows of a split, which are the same for both networks.
 
     Raises:
-        SystemExit: They differ.
+        SystemExit: The networks have different rows.
     """
     found = []
     for kind in KINDS:
@@ -241,7 +241,7 @@ def split_rows(tensors: TensorSet, work: Path, seed: int) -> tuple[NDArray[np.in
 
 
 def means(tensors: TensorSet, labels: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """float64[dim], the isotropic tensors that are predicted without looking at the crystal."""
+    """Constant isotropic predictions, float64[dim], by name."""
     known = labels[:, tensors.degrees == 0]
     found = {"mean": known.mean(axis=0)}
     if tensors.head.get("transform") == "log":
@@ -250,7 +250,7 @@ def means(tensors: TensorSet, labels: NDArray[np.float64]) -> dict[str, NDArray[
 
 
 def print_errors(tensors: TensorSet, tested: Tested) -> None:
-    """A table of errors for all crystals and for some of them."""
+    """Print a table of errors for all crystals and for subsets of them."""
     groups = {"all": np.ones(len(tested.label), dtype=bool), "cubic": tested.cubic, "not cubic": ~tested.cubic}
     if tensors.bound is not None:
         fine = tested.mean_eigenvalue <= tensors.bound
@@ -258,12 +258,12 @@ def print_errors(tensors: TensorSet, tested: Tested) -> None:
     degrees = sorted(set(tensors.degrees.tolist()))
     unit = f", {tensors.unit}" if tensors.unit else ""
     print(
-        f"error of the whole tensor (Frobenius norm{unit}), the same in units of the label's norm, mean error by part"
+        f"error of the whole tensor (Frobenius norm{unit}), the same relative to the label's norm, mean error by part"
     )
     names = "".join(f"{f'{degree}e':>9}" for degree in degrees)
     print(f"  {'':<22}{'mean':>9}{'median':>9}{'mean rel.':>11}{'median rel.':>13}{names}")
     for group, chosen in groups.items():
-        print(f"  {group}: {chosen.sum()} of the test")
+        print(f"  {group}: {chosen.sum()} test structures")
         for name, found in tested.found.items() if chosen.any() else ():
             error = (found - tested.label)[chosen]
             norm = np.linalg.norm(error, axis=1)
@@ -276,7 +276,7 @@ def print_errors(tensors: TensorSet, tested: Tested) -> None:
 
 
 def draw(path: Path, results: Mapping[str, tuple[TensorSet, Tested]]) -> None:
-    """Norms of the parts of predictions against those of the labels, a panel for each part."""
+    """Draw the norms of the parts of predictions against those of the labels, a panel for each part."""
     panels = [
         (tensors, tested, degree)
         for tensors, tested in results.values()
@@ -301,19 +301,19 @@ def draw(path: Path, results: Mapping[str, tuple[TensorSet, Tested]]) -> None:
 
 
 def print_set(tensors: TensorSet, store: GraphStore, records: Mapping[str, dict[str, Any]], tested: Tested) -> None:
-    """The crystals, the trainings and the errors of one set."""
+    """Print the crystals, the trainings and the errors of one set."""
     labels = store.column(tensors.name)
     size = np.linalg.norm(labels, axis=(1, 2))
-    # What is not symmetric, as it were computed with noise, is in no part.
+    # The antisymmetric part of a label, which is noise of its computation, is in no part.
     lost = np.linalg.norm(labels - labels.swapaxes(1, 2), axis=(1, 2)) / 2 / size
     counts = ", ".join(f"{count:,} {name}" for name, count in store.attrs["counts"].items())
     print(f"\n{tensors.name} ({tensors.file}): {counts}; at most {lost.max():.1e} of a label is not symmetric")
     n_broken = int(np.count_nonzero(store.column("status") & BREAKS_SYMMETRY))
-    print(f"{n_broken} labels break the symmetry of their crystal by more than 5 % of themselves; they are kept")
+    print(f"{n_broken} labels break the symmetry of their crystal by more than 5 % of their norm; they are kept")
     if tensors.bound is not None:
         beyond = int((np.trace(labels, axis1=1, axis2=2) / 3 > tensors.bound).sum())
         n_test = int((tested.mean_eigenvalue > tensors.bound).sum())
-        print(f"mean eigenvalue above {tensors.bound:g}: {beyond} of {len(store):,} crystals, {n_test} in the test")
+        print(f"mean eigenvalue above {tensors.bound:g}: {beyond} of {len(store):,} crystals, {n_test} in the test set")
     for name, record in records.items():
         print(f"  {name}: {record['epochs']} epochs, {record['seconds']:.0f} s, {record['parameters']:,} parameters")
     for kind in KINDS:
@@ -329,9 +329,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--splits", type=int, default=2, help="test sets; the tables are of all of them together")
+    parser.add_argument("--splits", type=int, default=2, help="number of test sets; the tables combine them")
     parser.add_argument("--only", choices=[tensors.name for tensors in SETS])
-    parser.add_argument("--quick", action="store_true", help="one epoch")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with one epoch")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     chosen = [tensors for tensors in SETS if arguments.only in (None, tensors.name)]
@@ -339,7 +339,7 @@ def main() -> None:
     trainings = {
         tensors.name: list(make_trainings(arguments, tensors, Path(stores[tensors.name].path))) for tensors in chosen
     }
-    # Elastic ones take longest, and begin.
+    # Elastic trainings take longest and go first.
     queue = [training for name in reversed(trainings) for training in trainings[name]]
     done = dict(zip((x.name for x in queue), train_all(queue, arguments.work, arguments.jobs), strict=True))
     print(header())

@@ -1,26 +1,27 @@
-"""Structures per second of `train`, beside SevenNet's own trainer on the same structures, on the CPU.
+"""Structures per second of `train`, and of SevenNet's own trainer on the same structures, on the CPU.
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0 && VENV/bin/pip install sevenn torch==2.13.0
     python tests/benchmarks/training_rate.py DATA_FOLDER --peer-python VENV/bin/python [--element Si]
         [--network NETWORK.yaml] [--batch-sizes 4 8 16] [--epochs 4] [--rounds 2] [--threads 2] [--scratch FOLDER]
 
-SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024); MIT) lives in an environment of its own. Both train
-through their own command, each time in a new process, in turn: the same structures and labels (an mlearn file, Zuo et
-al. 2020), cutoff, batch size, number of threads, float32, mean squared errors of energy per atom, forces and stress
-with the same ratios of weights, Adam with the same learning rate, another order in every epoch. An epoch is a pass
-through all batches: making the batch, network, forces and stress, gradients, optimizer. equiscreen's is the column
-`training/seconds` of its log. SevenNet's is what its log says of an epoch, which here is nothing more: it has no
-validation set, records one error and writes no checkpoint. The first epoch of a process does not count; of the others
-of all rounds the fastest does, since the machine may be busy with other things.
+SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024); MIT) is installed in an environment of its own. Both
+train through their own command, alternating, in a new process each time, with the same structures and labels (an mlearn
+file, Zuo et al. 2020), cutoff, batch size, number of threads, float32, mean squared errors of energy per atom, forces
+and stress with the same ratios of weights, Adam with the same learning rate, and a new order in every epoch. An epoch
+is a pass through all batches: making the batch, network, forces and stress, gradients, optimizer. For equiscreen its
+time is the column `training/seconds` of the log; for SevenNet it is the time of an epoch in its log, which here covers
+the same work: there is no validation set, one error is recorded and no checkpoint is written. The first epoch of a
+process does not count; of the others, the fastest of all rounds counts, since the machine may be busy with other
+things.
 
-No two architectures are the same, so SevenNet is measured in three shapes, all with equiscreen's number of
-interactions, degree of harmonics and number of radial functions: with equiscreen's features of atoms; with twice as
-many of each; and with those of its own preset `base`, as many channels of every degree and a wider radial network.
-What only one of the two has stays as it is: products of the density up to the correlation order here, gates, and a
-radial weight for every path and edge there. The numbers of parameters stand beside the times. --network takes another
-network than the default for equiscreen (its section `network` as YAML); `{correlation: 1, nonlinearity: gate}` is what
-comes nearest to SevenNet. The whole process is printed as a check: SevenNet's includes its neighbour lists,
-equiscreen's a validation of a few structures. Takes about ten minutes; prints what `training_rate.txt` keeps.
+The architectures differ, so SevenNet is measured in three shapes, all with equiscreen's number of interactions, degree
+of harmonics and number of radial functions: with equiscreen's atom features; with twice as many of each; and with those
+of its own preset `base`, which has the same number of channels for every degree and a wider radial network. Features
+that only one of the two has are left on: products of the density up to the correlation order in equiscreen, gates and a
+radial weight for every path and edge in SevenNet. The numbers of parameters are printed with the times. --network
+replaces equiscreen's default network (its section `network` as YAML); `{correlation: 1, nonlinearity: gate}` is closest
+to SevenNet. The time of the whole process is printed as a check: SevenNet's includes its neighbour lists, equiscreen's
+a validation of a few structures. Takes about ten minutes. Prints the text of `training_rate.txt`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from equiscreen.pipeline import GraphBlock, GraphStore
 OURS = "equiscreen"
 CUTOFF = 5.0
 LEARNING_RATE = 1e-2
-VALIDATION = 0.02  # equiscreen always validates; its training/seconds leave that out
+VALIDATION = 0.02  # equiscreen always validates; its training/seconds exclude that
 KBAR_PER_EV_PER_CUBIC_ANGSTROM = 1602.1766208  # as in sevenn.train.loss
 _EPOCH = re.compile(r"^Epoch \d+ elapsed: (\d+):(\d+):(\d+(?:\.\d+)?)", re.MULTILINE)
 _PARAMETERS = re.compile(r"# learnable parameters: (\d+)")
@@ -65,9 +66,9 @@ class Trained:
     """One training.
 
     Attributes:
-        seconds: Of the whole process.
-        epochs: Seconds of each.
-        parameters: Number of those that are trained.
+        seconds: Run time of the whole process.
+        epochs: Seconds of each epoch.
+        parameters: Number of trained parameters.
     """
 
     seconds: float
@@ -75,19 +76,19 @@ class Trained:
     parameters: int
 
 
-def run(words: list[str | Path], threads: int) -> float:
-    """Seconds of a process that sees `threads` cores' worth of threads and no GPU."""
+def run(command: list[str | Path], threads: int) -> float:
+    """Run a command with this many threads and without a GPU; returns its run time in seconds."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     begin = time.perf_counter()
-    done = subprocess.run(list(map(str, words)), check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return time.perf_counter() - begin
 
 
 def our_config(network: dict[str, Any], batch_size: int, epochs: int, threads: int) -> dict[str, Any]:
-    """The configuration; of the training only what the comparison needs."""
+    """The configuration of a training; all keys that the comparison does not need have their defaults."""
     training = {"batch_size": batch_size, "max_epochs": epochs, "threads": threads, "accelerator": "cpu"}
     training |= {"learning_rate": LEARNING_RATE, "split": {"validation": VALIDATION}}
     return {"network": {**network, "cutoff": CUTOFF}, "training": training}
@@ -97,8 +98,8 @@ def train_ours(store: Path, folder: Path, config: dict[str, Any]) -> Trained:
     """Train once with `equiscreen train`; the run folder is `folder` / run."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    words: list[str | Path] = [sys.executable, "-m", "equiscreen", "train", store, "--out", folder / "run"]
-    seconds = run([*words, "--config", folder / "config.yaml"], config["training"]["threads"])
+    command: list[str | Path] = [sys.executable, "-m", "equiscreen", "train", store, "--out", folder / "run"]
+    seconds = run([*command, "--config", folder / "config.yaml"], config["training"]["threads"])
     with next((folder / "run").rglob("metrics.csv")).open(newline="") as file:
         rows = [row["training/seconds"] for row in csv.DictReader(file)]
     network, _ = load_checkpoint(folder / "run/model.ckpt")
@@ -107,9 +108,9 @@ def train_ours(store: Path, folder: Path, config: dict[str, Any]) -> Trained:
 
 
 def peer_shapes(network: NetworkConfig) -> dict[str, dict[str, Any]]:
-    """Keys of SevenNet's section `model` that tell its shapes apart, by the shape's name.
+    """The keys of SevenNet's section `model` that differ between its shapes, by the shape's name.
 
-    Irreps are those behind the embedding and behind each interaction; the last leaves scalars, as ours does.
+    Irreps are those after the embedding and after each interaction; the last one leaves scalars, as in equiscreen.
     """
     shapes = {}
     for name, times in (("SevenNet, same features", 1), ("SevenNet, twice as many", 2)):
@@ -118,12 +119,12 @@ def peer_shapes(network: NetworkConfig) -> dict[str, dict[str, Any]]:
         irreps = [scalars, *[str(hidden)] * (network.n_interactions - 1), scalars]
         hidden_neurons = [network.radial_hidden]
         shapes[name] = {"is_parity": True, "irreps_manual": irreps, "weight_nn_hidden_neurons": hidden_neurons}
-    shapes["SevenNet, as its preset"] = {"is_parity": False, "weight_nn_hidden_neurons": [64, 64]}
+    shapes["SevenNet, as in its preset"] = {"is_parity": False, "weight_nn_hidden_neurons": [64, 64]}
     return shapes
 
 
 def peer_config(network: NetworkConfig, shape: dict[str, Any], batch_size: int, epochs: int) -> dict[str, Any]:
-    """SevenNet's input.yaml; keys that are left out have its defaults."""
+    """Content of SevenNet's input.yaml; all other keys have its defaults."""
     channels = o3.Irreps(network.hidden_irreps).count("0e")
     model = {"chemical_species": "Auto", "cutoff": CUTOFF, "channel": channels, "lmax": network.l_max}
     model |= {"num_convolution_layer": network.n_interactions, **shape}
@@ -154,13 +155,13 @@ def train_peer(python: Path, data: Path, folder: Path, config: dict[str, Any], t
     """Train once with `sevenn train`.
 
     Raises:
-        SystemExit: Its graphs have another number of edges than ours.
+        SystemExit: Its graphs have a different number of edges from ours.
     """
     folder.mkdir()
     config = {**config, "data": {**config["data"], "load_trainset_path": [str(data)]}}
     (folder / "input.yaml").write_text(yaml.safe_dump(config))
-    words: list[str | Path] = [python, "-m", "sevenn.main.sevenn", "train", folder / "input.yaml", "-w", folder]
-    seconds = run(words, threads)
+    command: list[str | Path] = [python, "-m", "sevenn.main.sevenn", "train", folder / "input.yaml", "-w", folder]
+    seconds = run(command, threads)
     neighbors = yaml.safe_load((folder / "sevenn_data/trainset.yaml").read_text())["statistics"]["num_neighbor"]
     theirs = neighbors["mean"] * neighbors["count"]
     if abs(theirs - n_edges) > 1e-5 * n_edges:  # the mean is a sum in float32
@@ -172,7 +173,7 @@ def train_peer(python: Path, data: Path, folder: Path, config: dict[str, Any], t
 
 
 def write_extxyz(block: GraphBlock, out: Path) -> None:
-    """Structures with their labels as ASE keeps them; SevenNet turns the sign of stress to its own."""
+    """Write structures with labels in ASE's conventions; SevenNet converts the sign of stress itself."""
     frames = []
     for index, first in enumerate(block.atom_start):
         labels = {"energy": float(block.structure_labels["energy"][index])}
@@ -187,31 +188,31 @@ def write_extxyz(block: GraphBlock, out: Path) -> None:
 
 
 def training_block(store: Path, run_folder: Path) -> GraphBlock:
-    """The structures that a run of ours trained on."""
+    """The training structures of an equiscreen run."""
     graphs = GraphStore(store)
     return graphs.block(0, len(graphs)).take(np.load(run_folder / "split.npz")["training_0"])
 
 
 def featurized(arguments: argparse.Namespace, folder: Path) -> Path:
-    """The graph store of an mlearn file."""
+    """Featurize an mlearn file; returns the path of the graph store."""
     source, store = arguments.data / f"mlearn/{arguments.element}.json.gz", folder / "graphs.zarr"
-    words: list[str | Path] = [sys.executable, "-m", "equiscreen", "featurize", source, "--labels", "mlearn"]
-    run([*words, "--cutoff", str(CUTOFF), "--scheduler", "threads", "--out", store], arguments.threads)
+    command: list[str | Path] = [sys.executable, "-m", "equiscreen", "featurize", source, "--labels", "mlearn"]
+    run([*command, "--cutoff", str(CUTOFF), "--scheduler", "threads", "--out", store], arguments.threads)
     return store
 
 
 def measure(
-    arguments: argparse.Namespace, given: dict[str, Any], folder: Path
+    arguments: argparse.Namespace, network_config: dict[str, Any], folder: Path
 ) -> tuple[dict[tuple[str, int], list[Trained]], GraphBlock]:
-    """All trainings by trainer and batch size, and the structures that were trained on."""
+    """Run all trainings; returns them by trainer and batch size, and the training structures."""
     store = featurized(arguments, folder)
-    network = NetworkConfig.model_validate({**given, "cutoff": CUTOFF})
+    network = NetworkConfig.model_validate({**network_config, "cutoff": CUTOFF})
     done: dict[tuple[str, int], list[Trained]] = {}
     block: GraphBlock | None = None
     for turn in range(arguments.rounds):
         for size in arguments.batch_sizes:
             here = folder / f"equiscreen-{turn}-{size}"
-            config = our_config(given, size, arguments.epochs, arguments.threads)
+            config = our_config(network_config, size, arguments.epochs, arguments.threads)
             done.setdefault((OURS, size), []).append(train_ours(store, here, config))
             if block is None:
                 block = training_block(store, here / "run")
@@ -224,12 +225,12 @@ def measure(
                 trained = train_peer(arguments.peer_python, data, place, inputs, arguments.threads, n_edges)
                 done.setdefault((name, size), []).append(trained)
     if block is None:
-        raise SystemExit("nothing to measure: no round, or no batch size")
+        raise SystemExit("nothing to measure: use at least one round and one batch size")
     return done, block
 
 
 def print_rates(done: dict[tuple[str, int], list[Trained]], block: GraphBlock) -> None:
-    """A line for each trainer and batch size, and the ratios."""
+    """Print a line for each trainer and batch size, and the ratios."""
     best = {key: min(s for trained in runs for s in trained.epochs[1:]) for key, runs in done.items()}
     print(f"{'':<26}{'parameters':>10}{'batch':>7}{'s/epoch':>9}{'structures/s':>14}{'edges/s':>10}{'process, s':>12}")
     for (name, size), runs in done.items():
@@ -259,27 +260,27 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     if arguments.epochs < 2:
-        parser.error("--epochs has to be at least 2: the first does not count")
-    given = yaml.safe_load(arguments.network.read_text()) if arguments.network else {}
+        parser.error("--epochs must be at least 2: the first epoch does not count")
+    network_config = yaml.safe_load(arguments.network.read_text()) if arguments.network else {}
     versions = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "torch", "lightning"))
     theirs = subprocess.run([arguments.peer_python, "-c", _PEER_VERSIONS], check=True, capture_output=True, text=True)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {versions}")
-    print(f"beside it {theirs.stdout.strip()}; {arguments.threads} threads, CPU", flush=True)
+    print(f"SevenNet: {theirs.stdout.strip()}; {arguments.threads} threads, CPU", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
-        done, block = measure(arguments, given, Path(name))
-    network = NetworkConfig.model_validate({**given, "cutoff": CUTOFF})
+        done, block = measure(arguments, network_config, Path(name))
+    network = NetworkConfig.model_validate({**network_config, "cutoff": CUTOFF})
     first = arguments.batch_sizes[0]
     print(
         f"mlearn {arguments.element}: trained on {len(block)} structures, {len(block.atomic_number):,} atoms, "
         f"{int(block.n_edges.sum()):,} edges within {CUTOFF} angstrom; fastest of {arguments.rounds} x "
         f"{arguments.epochs - 1} epochs"
     )
-    print(f"equiscreen: {our_config(given, first, arguments.epochs, arguments.threads)}")
-    print(f"  its network: {network.hidden_irreps}, {network.model_dump(exclude={'hidden_irreps', 'heads'})}")
+    print(f"equiscreen: {our_config(network_config, first, arguments.epochs, arguments.threads)}")
+    print(f"  network: {network.hidden_irreps}, {network.model_dump(exclude={'hidden_irreps', 'heads'})}")
     for shape_name, shape in peer_shapes(network).items():
         print(f"{shape_name}: {shape}")
     common = peer_config(network, {}, first, arguments.epochs)
-    print(f"  all of them: {common}\n")
+    print(f"  all shapes: {common}\n")
     print_rates(done, block)
 
 
