@@ -33,7 +33,7 @@ def library_files() -> list[Path]:
     """All files below the top-level packages, except caches and hidden files."""
     top_level = [folder for folder in PACKAGES.values() if folder.parent == ROOT]
     files = [path for folder in top_level for path in folder.rglob("*") if path.is_file()]
-    return [path for path in files if path.suffix != ".pyc" and not path.name.startswith(".")]
+    return [path for path in files if path.parent.name != "__pycache__" and not path.name.startswith(".")]
 
 
 def packaged_data() -> dict[tuple[str, str], set[Path]]:
