@@ -1,12 +1,12 @@
 # make demo       rank new crystals with published weights, then train a network; in a virtual environment of its own
 # make test       lint, then the tests, on all cores
 # make lint       ruff, mypy and the import contracts (import-linter)
-# make docs-test  run the examples of the README and the docs
-# make slow       the tests marked slow and four benchmarks: several minutes to an hour
+# make docs-test  run the examples in the README and in docstrings
+# make slow       run the tests marked slow, then the benchmarks that need only DATA and take minutes; plan for an hour
 # make clean      remove the virtual environments and all caches
 #
 # PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
-# `make test PYTHON=python3.12` uses .venv-3.12.
+# `make test PYTHON=python3.12` uses .venv-3.12. DATA is the folder of the data sets.
 PYTHON ?= python3.11
 # An interpreter that only pyenv knows is not on PATH, or its shim there fails unless that version is the active one.
 INTERPRETER := $(shell for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin/"$(notdir $(PYTHON))"; do \
@@ -16,8 +16,8 @@ VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
-# mypy and import-linter need the package under its own name; the folder of the repository may have any name.
-TYPES := build/types
+# mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
+PACKAGE := build/types/equiscreen
 
 .PHONY: demo test lint docs-test slow clean
 
@@ -27,23 +27,29 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed | $(PACKAGE)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	mkdir -p $(TYPES) && ln -sfn ../.. $(TYPES)/equiscreen
-	cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
+	cd $(dir $(PACKAGE)) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
 	  -p equiscreen.export -p equiscreen.screening -p equiscreen.cli -p equiscreen.demo -m equiscreen.__main__
-	cd $(TYPES) && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
+	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
 
-docs-test: $(VENV)/installed
+docs-test: $(VENV)/installed | $(PACKAGE)
+	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
+	  $(addprefix equiscreen/,pipeline model export screening demo cli)
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/demo/test_five_lines.py
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 7200
 	$(BIN)/python tests/benchmarks/runtime_rate.py
+	$(BIN)/python tests/benchmarks/presets.py $(DATA)
 	$(BIN)/python tests/benchmarks/featurize_rate.py $(DATA)
 	$(BIN)/python tests/benchmarks/read_rate.py $(DATA)
 	$(BIN)/python tests/benchmarks/million.py $(DATA)
+	$(BIN)/python tests/benchmarks/screen_rate.py $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/hull_rate.py --data $(DATA)
+	$(BIN)/python tests/benchmarks/select_rate.py
+	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(INTERPRETER)" || { echo "no interpreter $(PYTHON): install it, or name another with PYTHON=" >&2; exit 1; }
@@ -51,6 +57,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+$(PACKAGE):
+	mkdir -p $(dir $@) && ln -sfn ../.. $@
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
