@@ -2,7 +2,7 @@
 # make test       lint, then the tests, on all cores
 # make lint       ruff, mypy and the import contracts (import-linter)
 # make docs-test  run the examples in the README and in docstrings
-# make slow       run the tests marked slow, then the benchmarks that need only DATA and take minutes; plan for an hour
+# make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
 # make clean      remove the virtual environments and all caches
 #
 # PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
