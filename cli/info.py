@@ -1,72 +1,33 @@
-"""What any file or folder of ours is."""
+"""The verb `info`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import json
+from typing import Annotated
 
-import zarr
-
-from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import EquiscreenError, StoreError
-from ..pipeline.store.graph_store import GraphStore, open_root
-from ..pipeline.store.schema import GRAPH_SCHEMA
-from ..screening.dataset.scores import SCORES_SCHEMA
+import typer
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Facts on a graph store, scores dataset, run folder, checkpoint or ONNX model.
+def info(
+    path: Annotated[
+        str,
+        typer.Argument(help="Graph store or scores dataset (a path or a URL), run folder, checkpoint or ONNX model."),
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also recompute the checksums of a graph store and compare them.")
+    ] = False,
+) -> None:
+    """Describe a store, scores, run folder, checkpoint or model.
 
-    Raises:
-        EquiscreenError: Nothing of ours.
+    The description is JSON and holds everything that is stored about the file: arrays with units, settings,
+    versions, where the data came from, and the results of checks.
+
+    \b
+    Example:
+        equiscreen info candidates.zarr --verify
     """
-    if "://" in str(path):
-        return _describe_store(path)
-    target = Path(path)
-    if not target.exists() and not target.with_name(f"{target.name}.partial").exists():
-        raise EquiscreenError(f"{path}: no such file or folder")
-    if target.suffix == ".onnx":
-        return _describe_model(target)
-    if target.suffix == ".ckpt" or any((target / name).exists() for name in ("run.json", "ensemble.json")):
-        return _describe_checkpoint(target)
-    if target.is_file():
-        raise EquiscreenError(f"{path}: neither a store nor a .ckpt nor an .onnx file")
-    return _describe_store(target)
+    from .describe import describe, verify_store
 
-
-def verify_store(path: str | Path) -> str:
-    """Compute the checksums of a graph store anew.
-
-    Raises:
-        StoreError: Damaged.
-    """
-    damaged = GraphStore(path).verify()
-    if damaged:
-        raise StoreError(f"{path}: damaged: {', '.join(damaged)}")
-    return f"{path}: all checksums hold"
-
-
-def _describe_store(path: str | Path) -> dict[str, Any]:
-    root = open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA)
-    arrays = {
-        name: {
-            "shape": list(array.shape),
-            "units": array.attrs.get("units", ""),
-            "description": array.attrs.get("description", ""),
-        }
-        for name, array in sorted(root.arrays())
-        if isinstance(array, zarr.Array)
-    }
-    return {"path": str(path), **dict(root.attrs), "arrays": arrays}
-
-
-def _describe_model(path: Path) -> dict[str, Any]:
-    potential = OnnxPotential.load(path, threads=1)
-    return {"path": str(path), "sha256": potential.sha256, **asdict(potential.metadata)}
-
-
-def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from ..model.checkpoint import describe_checkpoint  # noqa: PLC0415 - needs PyTorch, which scoring does not
-
-    return describe_checkpoint(path)
+    print(json.dumps(describe(path), indent=2))
+    if verify:
+        print(verify_store(path))

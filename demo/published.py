@@ -9,7 +9,7 @@ from pathlib import Path
 from ..export.exporter import export_onnx
 from ..model.pretrained.load import import_weights
 from ..pipeline import LabelMapping, featurize
-from ..pipeline.store.schema import Dedup
+from ..pipeline.store.dedup import Dedup
 from ..screening import screen
 from .acts import Act
 from .intermetallics import RELATIVE_VOLUMES, write_intermetallics

@@ -1,28 +1,33 @@
 """A network as one ONNX file, and the runtime that evaluates the file.
 
-`OnnxPotential` needs only ONNX Runtime. `export_onnx` needs PyTorch, `OnnxCalculator` ASE and `OnnxModel` TorchSim;
-they
-are imported on first use.
+`OnnxPotential` needs only ONNX Runtime; `export_onnx` also needs PyTorch, `OnnxCalculator` ASE and `OnnxModel`
+TorchSim.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .runtime.onnx_potential import OnnxPotential
+from ..pipeline.lazy_names import lazy_names
 
-__all__ = ["OnnxCalculator", "OnnxModel", "OnnxPotential", "export_onnx"]
+if TYPE_CHECKING:
+    from .exporter import export_onnx
+    from .runtime.ase_calculator import OnnxCalculator
+    from .runtime.onnx_potential import OnnxPotential
+    from .torchsim_model import OnnxModel
 
+__all__ = [
+    "OnnxCalculator",
+    "OnnxModel",
+    "OnnxPotential",
+    "export_onnx",
+]
 
-def __getattr__(name: str) -> Any:
-    if name == "export_onnx":
-        from .exporter import export_onnx
-
-        return export_onnx
-    if name == "OnnxCalculator":
-        from .runtime.ase_calculator import OnnxCalculator
-
-        return OnnxCalculator
-    if name == "OnnxModel":
-        from .torchsim_model import OnnxModel
-
-        return OnnxModel
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # or a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "OnnxCalculator": ".runtime.ase_calculator",
+            "OnnxModel": ".torchsim_model",
+            "OnnxPotential": ".runtime.onnx_potential",
+            "export_onnx": ".exporter",
+        },
+    )

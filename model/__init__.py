@@ -1,12 +1,17 @@
 """Equivariant networks, trained on graph stores."""
 
-from .checkpoint import load_checkpoint, load_members, save_checkpoint
-from .config.config import Config
-from .networks.equivariant import EquivariantNetwork
-from .pretrained.load import load_pretrained
-from .training.ensemble import EnsembleReport, train_ensemble
-from .training.repeat import repeat
-from .training.train import TrainingReport, train
+from typing import TYPE_CHECKING
+
+from ..pipeline.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint, load_members, save_checkpoint
+    from .config.config import Config
+    from .networks.equivariant import EquivariantNetwork
+    from .pretrained.load import load_pretrained
+    from .training.ensemble import EnsembleReport, train_ensemble
+    from .training.repeat import repeat
+    from .training.train import TrainingReport, train
 
 __all__ = [
     "Config",
@@ -21,3 +26,21 @@ __all__ = [
     "train",
     "train_ensemble",
 ]
+
+if not TYPE_CHECKING:  # or a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "Config": ".config.config",
+            "EnsembleReport": ".training.ensemble",
+            "EquivariantNetwork": ".networks.equivariant",
+            "TrainingReport": ".training.train",
+            "load_checkpoint": ".checkpoint",
+            "load_members": ".checkpoint",
+            "load_pretrained": ".pretrained.load",
+            "repeat": ".training.repeat",
+            "save_checkpoint": ".checkpoint",
+            "train": ".training.train",
+            "train_ensemble": ".training.ensemble",
+        },
+    )

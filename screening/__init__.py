@@ -1,17 +1,22 @@
 """From candidates to a ranked list: scores, relaxations, convex hulls, selections and reports."""
 
-from .comparison import compare, join_energies
-from .convex_hull.hull import hull
-from .dataset.parquet import to_parquet
-from .dataset.scores import open_scores
-from .label_comparison import calibration, labels_and_predictions
-from .multi_fidelity import CascadeSettings, cascade
-from .relaxation.batched import RelaxSettings, relax_structures
-from .relaxation.relax import relax
-from .reporting.report import report
-from .scoring.screen import screen
-from .scoring.screen_files import screen_files
-from .selection.select import select
+from typing import TYPE_CHECKING
+
+from ..pipeline.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .comparison import compare, join_energies
+    from .convex_hull.hull import hull
+    from .dataset.parquet import to_parquet
+    from .dataset.scores import open_scores
+    from .label_comparison import calibration, labels_and_predictions
+    from .multi_fidelity import CascadeSettings, cascade
+    from .relaxation.batched import RelaxSettings, relax_structures
+    from .relaxation.relax import relax
+    from .reporting.report import report
+    from .scoring.screen import screen
+    from .scoring.screen_files import screen_files
+    from .selection.select import select
 
 __all__ = [
     "CascadeSettings",
@@ -31,3 +36,26 @@ __all__ = [
     "select",
     "to_parquet",
 ]
+
+if not TYPE_CHECKING:  # or a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "CascadeSettings": ".multi_fidelity",
+            "RelaxSettings": ".relaxation.batched",
+            "calibration": ".label_comparison",
+            "cascade": ".multi_fidelity",
+            "compare": ".comparison",
+            "hull": ".convex_hull.hull",
+            "join_energies": ".comparison",
+            "labels_and_predictions": ".label_comparison",
+            "open_scores": ".dataset.scores",
+            "relax": ".relaxation.relax",
+            "relax_structures": ".relaxation.batched",
+            "report": ".reporting.report",
+            "screen": ".scoring.screen",
+            "screen_files": ".scoring.screen_files",
+            "select": ".selection.select",
+            "to_parquet": ".dataset.parquet",
+        },
+    )

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import StoreError
 from ..runs.parts import PartManifest
+from ..store.dedup import Dedup
 from ..store.graph_store import GraphStore
 from ..store.row_sources import PartRows, Rows, rows_of_store
-from ..store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, ArraySpec, Dedup
+from ..store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, ArraySpec
 from ..store.writer import StoreRun
 from .deduplication import plan_compaction, select_distinct
 from .failures import totals, write_tables

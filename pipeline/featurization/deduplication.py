@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..graphs.offsets import offsets_of
 from ..runs.staging import Staging
 from ..store.compaction import Compaction
+from ..store.dedup import Dedup
 from ..store.row_sources import PartRows, Rows, StoreRows, opened
-from ..store.schema import ATOM, EDGE, STATUS_OTHER_LABELS, STATUS_REPEATED_ID, STRUCTURE, ArraySpec, Dedup
+from ..store.schema import ATOM, EDGE, STATUS_OTHER_LABELS, STATUS_REPEATED_ID, STRUCTURE, ArraySpec
 from ..structures.matching import composition_key, crystal_vector, first_same_crystal
 from ..structures.structure import Structure
 from .task import id_digests, label_digests

@@ -22,8 +22,9 @@ from ..runs.tasks import FailurePolicy
 from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ..sources.files import SourceFile
 from ..sources.formats import Format
+from ..store.dedup import Dedup
 from ..store.graph_store import GraphStore
-from ..store.schema import GRAPH_SCHEMA, STRUCTURE, Dedup, graph_schema
+from ..store.schema import GRAPH_SCHEMA, STRUCTURE, graph_schema
 from ..store.writer import StoreRun, StoreWriter
 from ..structures.structure import MAX_ATOMS
 from .assembly import assemble, bytes_of, described

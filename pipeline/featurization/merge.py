@@ -12,8 +12,9 @@ from typing import Any
 from ..errors import StoreError
 from ..runs.options import RunOptions
 from ..sources.discovery import inputs_digest
+from ..store.dedup import Dedup
 from ..store.graph_store import GraphStore
-from ..store.schema import GRAPH_SCHEMA, Dedup
+from ..store.schema import GRAPH_SCHEMA
 from ..store.writer import InputStore, StoreWriter
 from .assembly import assemble, bytes_of, described
 from .report import LISTED_INPUTS, SOFTWARE, FeaturizeReport

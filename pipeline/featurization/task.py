@@ -22,6 +22,7 @@ from ..labels.quantities import STRESS
 from ..readers.records import RawRecord, ReadOptions
 from ..runs.parts import PartKey, PartManifest, write_part
 from ..sources.formats import Format
+from ..store.dedup import Dedup
 from ..store.schema import (
     ATOM,
     EDGE,
@@ -29,7 +30,6 @@ from ..store.schema import (
     STATUS_ISOLATED_ATOMS,
     STRUCTURE,
     ArraySpec,
-    Dedup,
     empty_rows,
     graph_schema,
 )

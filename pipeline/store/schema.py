@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,6 @@ STATUS_MASKS = {
     "repeated_id": 8,
 }
 STATUS_OTHER_LABELS, STATUS_ISOLATED_ATOMS, STATUS_FORBIDDEN_TENSOR, STATUS_REPEATED_ID = STATUS_MASKS.values()
-
-
-class Dedup(StrEnum):
-    """Which structures count as duplicates."""
-
-    EXACT = "exact"  # the same cell, coordinates and order of sites
-    CRYSTAL = "crystal"  # the same crystal, in any cell, origin, order of sites and orientation
 
 
 @dataclass(frozen=True, slots=True)

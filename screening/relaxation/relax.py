@@ -25,9 +25,10 @@ from ...pipeline.runs.staging import Staging
 from ...pipeline.runs.tasks import FailurePolicy
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import finish_store
+from ...pipeline.store.dedup import Dedup
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
-from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec, Dedup
+from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
 from ..dataset.paths import graphs_path

@@ -27,8 +27,8 @@ from ...pipeline.runs.options import DEFAULT_SLOTS
 from ...pipeline.runs.target import ROOT_FILE, Target
 from ...pipeline.sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ...pipeline.sources.formats import holds_structures
+from ...pipeline.store.dedup import Dedup
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.schema import Dedup
 from ...pipeline.store.tables import FAILURES_FILE
 from ...pipeline.structures.structure import MAX_ATOMS
 from ..dataset.paths import graphs_path

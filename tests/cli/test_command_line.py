@@ -1,20 +1,35 @@
-"""The command line: bad input gives one clear line and an exit code, and help teaches."""
+"""The command line: bad input gives one clear line and an exit code, and the help pages teach."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import typer
 from equiscreen import __version__
 from equiscreen.__main__ import main
+from equiscreen.cli.app import app
 
 from ..conftest import write_extxyz
 
 
+def in_this_process(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line here: a new process takes a second or more for imports."""
+    out, err = StringIO(), StringIO()
+    argv = ["equiscreen", *map(str, words)]
+    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main()
+    return subprocess.CompletedProcess(argv, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
 def equiscreen(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "equiscreen", *map(str, words)], capture_output=True, text=True, check=False
     )
@@ -31,10 +46,10 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of 6 crystals, and files that are none."""
+    """A folder with a store of 6 crystals, and with files that cannot be read."""
     path = tmp_path_factory.mktemp("cli")
     write_extxyz(path / "s.extxyz", 6)
-    done = equiscreen("featurize", path / "s.extxyz", "--out", path / "g.zarr", "--scheduler", "threads")
+    done = in_this_process("featurize", path / "s.extxyz", "--out", path / "g.zarr", "--scheduler", "threads")
     assert done.returncode == 0
     assert "read 6 = stored 6 + failed 0 + duplicate 0" in done.stdout
     (path / "empty.csv").write_text("")
@@ -60,9 +75,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (("train", "{}/nothing.zarr", "--out", "{}/run"), ("nothing.zarr", "no such store")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/none.yaml"), ("none.yaml", "no such file")),
-        (("train", "--out", "{}/run"), ("say which graph stores to train on",)),
+        (("train", "--out", "{}/run"), ("no graph stores to train on", "G.zarr")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/slip.yaml"), ("max_epoch", "'max_epochs'")),
-        (("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"), ("--repeat takes", "leave the others out")),
+        (
+            ("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"),
+            ("--repeat takes", "--from, --limit and --seeds"),
+        ),
         (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "not a run folder")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
         (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
@@ -79,13 +97,14 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # In this process, which has PyTorch already: a new one takes five seconds for it.
-    said = [word.format(folder) for word in words]
-    monkeypatch.setattr(sys, "argv", ["equiscreen", *said])
+    # In this process, which has already imported PyTorch: that takes a new process five seconds. Captured at the level
+    # of file descriptors, so that a line printed by another thread or a C library is seen too.
+    command = [word.format(folder) for word in words]
+    monkeypatch.setattr(sys, "argv", ["equiscreen", *command])
     with pytest.raises(SystemExit) as end:
         main()
     printed = capfd.readouterr()
-    assert_one_line(subprocess.CompletedProcess(said, int(str(end.value.code)), printed.out, printed.err), *parts)
+    assert_one_line(subprocess.CompletedProcess(command, int(str(end.value.code)), printed.out, printed.err), *parts)
 
 
 def test_a_mistake_is_one_line_of_the_program(folder: Path) -> None:
@@ -97,56 +116,75 @@ def test_screening_from_the_command_line(folder: Path, exported: Callable[[str],
     done = equiscreen("screen", folder / "g.zarr", "--model", exported("float32"), "--out", out)
     assert done.returncode == 0, done.stderr
     assert "6 structures (6 ok)" in done.stdout
-    assert '"equiscreen-scores/1"' in equiscreen("info", out).stdout
-    verified = equiscreen("info", folder / "g.zarr", "--verify")
-    assert "all checksums hold" in verified.stdout
+    assert '"equiscreen-scores/1"' in in_this_process("info", out).stdout
+    verified = in_this_process("info", folder / "g.zarr", "--verify")
+    assert "all checksums match" in verified.stdout
 
 
 def test_stores_grow_and_join_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     more = write_extxyz(tmp_path / "more.extxyz", 3, seed=9)
     store, words = tmp_path / "g.zarr", ("--scheduler", "threads")
     saved = tmp_path / "labels.yaml"
-    first = equiscreen(
+    first = in_this_process(
         "featurize", more, "--out", store, "--label", "energy=energy[meV]", "--save-labels", saved, *words
     )
     assert first.returncode == 0, first.stderr
     assert "meV" in saved.read_text()
-    grown = equiscreen("featurize", folder / "s.extxyz", "--out", store, "--append", "--labels", saved, *words)
+    grown = in_this_process("featurize", folder / "s.extxyz", "--out", store, "--append", "--labels", saved, *words)
     assert "read 6 = stored 6 + failed 0 + duplicate 0 (9 in the store)" in grown.stdout, grown.stderr
-    joined = equiscreen("merge", store, folder / "g.zarr", "--out", tmp_path / "all.zarr", *words)
+    joined = in_this_process("merge", store, folder / "g.zarr", "--out", tmp_path / "all.zarr", *words)
     assert "read 15 = stored 15 + failed 0 + duplicate 0" in joined.stdout, joined.stderr  # energies differ in unit
-    assert_one_line(equiscreen("featurize", more, "--out", store, "--append", "--overwrite"), "--append", "--overwrite")
+    assert_one_line(
+        in_this_process("featurize", more, "--out", store, "--append", "--overwrite"), "--append", "--overwrite"
+    )
 
 
 def test_candidates_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "candidates.parquet"
-    done = equiscreen("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")
+    done = in_this_process("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")
     assert done.returncode == 0, done.stderr
     assert "50 candidates" in done.stdout
-    stored = equiscreen("featurize", out, "--out", tmp_path / "c.zarr", "--scheduler", "threads")
+    stored = in_this_process("featurize", out, "--out", tmp_path / "c.zarr", "--scheduler", "threads")
     assert "read 50 = stored 50" in stored.stdout, stored.stderr
 
 
 def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path]) -> None:
     out = folder / "short.zarr"
     words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
-    assert equiscreen(*words).returncode == 0
-    assert '"cutoff": 4.5' in equiscreen("info", out).stdout
-    assert_one_line(equiscreen(*words, "--cutoff", "3"), "--cutoff and --model")
+    assert in_this_process(*words).returncode == 0
+    assert '"cutoff": 4.5' in in_this_process("info", out).stdout
+    assert_one_line(in_this_process(*words, "--cutoff", "3"), "--cutoff and --model")
 
 
-@pytest.mark.parametrize(
-    "verb", ["demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"]
-)
+VERBS = [
+    *("demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"),
+    *("relax", "hull", "cascade", "select", "report"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_teaches(verb: str) -> None:
-    done = equiscreen(verb, "--help")
+    done = in_this_process(verb, "--help")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 10
-    assert verb in equiscreen("--help").stdout
+    assert "  Example" in done.stdout
+    assert f"      equiscreen {verb} " in done.stdout
+    overview = in_this_process("--help").stdout.partition("Commands:")[2]
+    assert verb in overview
+    assert "..." not in overview  # click cuts a summary that is longer than a line
+
+
+def test_every_verb_and_option_is_explained() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert sorted(group.commands) == sorted(VERBS)
+    for name, command in group.commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", ""), f"{name}: {parameter.name}"
 
 
 def test_version() -> None:
-    assert equiscreen("--version").stdout.strip() == __version__
+    assert equiscreen("--version").stdout.strip() == __version__  # the one real process that only prints
 
 
 TINY = """

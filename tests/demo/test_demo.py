@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
-from equiscreen.__main__ import app
+from equiscreen.cli.app import app
 from equiscreen.demo.acts import Act
 from equiscreen.demo.alloys import METALS, PROTOTYPES, AlloyTask, make_alloy, nearest_contact, prototypes, write_alloys
 from equiscreen.demo.job import LeftOut, run_demo

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from equiscreen.cli.info import describe
+from equiscreen.cli.describe import describe
 from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.export.runtime.metadata import ModelMetadata

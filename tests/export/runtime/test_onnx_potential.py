@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from equiscreen.cli.info import describe
+from equiscreen.cli.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.model.checkpoint import ModelCard

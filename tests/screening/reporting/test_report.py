@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase.data import chemical_symbols
 from ase.formula import Formula
-from equiscreen.__main__ import app
+from equiscreen.cli.app import app
 from equiscreen.pipeline import Structure, featurize
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.screening import hull, open_scores, report, screen

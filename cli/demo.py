@@ -1,0 +1,55 @@
+"""The verb `demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..demo.acts import Act
+from .options import Overwrite, Scheduler
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; each act keeps its stores, model and scores in a sub-folder.")
+    ] = Path("equiscreen-demo"),
+    only: Annotated[Act | None, typer.Option(help="Run only this act.", show_default="both")] = None,
+    candidates: Annotated[int, typer.Option(min=10, help="Number of new structures that act two screens.")] = 5000,
+    training: Annotated[int, typer.Option(min=20, help="Number of structures that act two trains on.")] = 1500,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 40,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Run the whole workflow on an example, in two acts.
+
+    Act one, `published`: imports the published weights 7net-0, exports them to ONNX, and ranks intermetallics of
+    Al, Ti, Co and Ni built on real prototypes. It needs `pip install 'equiscreen[demo]'`. If the package that
+    carries the weights is not installed, act one is skipped, act two still runs, and the exit code is 1.
+
+    Act two, `train`: labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
+    some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
+
+    \b
+    Example, a smaller act two:
+        equiscreen demo --only train --candidates 500 --training 300 --epochs 10
+    """
+    from ..demo.job import LeftOut, run_demo
+
+    complete = True
+    for report in run_demo(
+        out,
+        only=only,
+        n_candidates=candidates,
+        n_training=training,
+        epochs=epochs,
+        overwrite=overwrite,
+        scheduler=scheduler,
+    ):
+        skipped = isinstance(report, LeftOut)
+        print(report, file=sys.stderr if skipped else sys.stdout, flush=True)  # the next act takes minutes
+        complete &= not skipped
+    if not complete:
+        raise typer.Exit(1)

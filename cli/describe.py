@@ -1,0 +1,81 @@
+"""Descriptions of the files and folders that equiscreen writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.errors import EquiscreenError, StoreError
+from ..pipeline.store.graph_store import GraphStore, open_root
+from ..pipeline.store.schema import GRAPH_SCHEMA
+from ..screening.dataset.scores import SCORES_SCHEMA
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Describe a graph store, scores dataset, run folder, checkpoint or ONNX model.
+
+    Args:
+        path: Path of the file or folder; graph stores and scores datasets may also be URLs.
+
+    Returns:
+        The stored metadata, ready for JSON.
+
+    Raises:
+        EquiscreenError: There is no such file, or it was not written by equiscreen.
+    """
+    if "://" in str(path):
+        return _describe_store(path)
+    target = Path(path)
+    if not target.exists() and not target.with_name(f"{target.name}.partial").exists():
+        raise EquiscreenError(f"{path}: no such file or folder")
+    if target.suffix == ".onnx":
+        return _describe_model(target)
+    if target.suffix == ".ckpt" or any((target / name).exists() for name in ("run.json", "ensemble.json")):
+        return _describe_checkpoint(target)
+    if target.is_file():
+        raise EquiscreenError(f"{path}: neither a store, nor a .ckpt, nor an .onnx file")
+    return _describe_store(target)
+
+
+def verify_store(path: str | Path) -> str:
+    """Recompute the checksums of a graph store and compare them with the stored ones.
+
+    Returns:
+        One line that says that all of them match.
+
+    Raises:
+        StoreError: A checksum does not match; the message names the damaged files.
+    """
+    damaged = GraphStore(path).verify()
+    if damaged:
+        raise StoreError(f"{path}: damaged: {', '.join(damaged)}")
+    return f"{path}: all checksums match"
+
+
+def _describe_store(path: str | Path) -> dict[str, Any]:
+    root = open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA)
+    arrays = {
+        name: {
+            "shape": list(array.shape),
+            "units": array.attrs.get("units", ""),
+            "description": array.attrs.get("description", ""),
+        }
+        for name, array in sorted(root.arrays())
+        if isinstance(array, zarr.Array)
+    }
+    return {"path": str(path), **dict(root.attrs), "arrays": arrays}
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    potential = OnnxPotential.load(path, threads=1)
+    return {"path": str(path), "sha256": potential.sha256, **asdict(potential.metadata)}
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from ..model.checkpoint import describe_checkpoint  # needs PyTorch, which scoring does not
+
+    return describe_checkpoint(path)

@@ -1,0 +1,128 @@
+"""The verbs that make checkpoints: `train` and `import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..pipeline.errors import ConfigError
+from .interruption import resumable
+from .options import Limit, Overwrite
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to write; the trained network is its model.ckpt.")],
+    stores: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="G.zarr...", help="Graph stores with energies (preferably with forces) or other labels."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with the sections `network` and `training`; docs/training.md lists every key.",
+            show_default="the default of every key",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="Number of networks to train; more than one makes an ensemble with uncertainties."),
+    ] = 1,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Fine-tune this model.ckpt or run folder (sets training.fine_tune.checkpoint in the config)."
+        ),
+    ] = None,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(help="Repeat the run in this folder bit for bit; only --out and --overwrite may be added."),
+    ] = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a network, or an ensemble of networks, on graph stores.
+
+    The loss covers energies, forces, stresses and the labels of all heads, as far as the stores have them. An
+    interrupted training resumes when you run the same command again, and ends with the same weights. The run folder
+    keeps the configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
+
+    \b
+    Example:
+        equiscreen train training.zarr --config config.yaml --out run
+    """
+    from .. import model
+
+    if repeat is not None:
+        if stores or config or start or limit or seeds > 1:
+            raise ConfigError(
+                "--repeat takes stores and settings from the run; remove the stores, --config, --from, --limit "
+                "and --seeds"
+            )
+        with resumable():
+            print(model.repeat(repeat, out, overwrite=overwrite, progress=True))
+        return
+    if not stores:
+        raise ConfigError("no graph stores to train on; give at least one G.zarr")
+    settings = model.Config.load(config) if config else model.Config()
+    if start is not None:
+        settings = settings.starting_from(start)
+    with resumable():
+        if seeds > 1:
+            print(
+                model.train_ensemble(
+                    stores, out, settings, members=seeds, limit=limit, overwrite=overwrite, progress=True
+                )
+            )
+        else:
+            print(model.train(stores, out, settings, limit=limit, overwrite=overwrite, progress=True))
+
+
+def import_(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME|FILE", help="Name of published weights (7net-0, 7net-l3i5, 7net-mf-0), or a weights file."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Which fidelity of a multi-fidelity model to use: PBE or R2SCAN.")
+    ] = None,
+    energy_scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="Energy scheme of the weights (the DFT settings their energies follow): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan or own.",
+            show_default="that of known weights, else own",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run any code that the file contains; only for files that you trust.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the known weights and exit.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Import published weights as a checkpoint.
+
+    `equiscreen export` and `equiscreen train --from` take the checkpoint. Reads SevenNet's .pth files and Nequix's
+    .pt and .nqx files of any name; the architecture is taken from the file. The energy scheme decides which
+    energies the model may be compared with, and is stored in the checkpoint.
+
+    \b
+    Example:
+        equiscreen import 7net-0 --out 7net-0.ckpt
+        equiscreen export 7net-0.ckpt --out 7net-0.onnx
+    """
+    from ..model.pretrained.load import import_weights
+    from ..model.pretrained.registry import describe_registry
+
+    if list_:
+        print(describe_registry())
+        return
+    if source is None or out is None:
+        raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
+    print(import_weights(source, out, modality=modality, energy_scheme=energy_scheme, trust=trust, overwrite=overwrite))

@@ -1,0 +1,55 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N structures.", show_default="all")]
+Estimate = Annotated[
+    bool, typer.Option(help="Print what the run would cost, extrapolated from a sample, and exit without running it.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the work runs: tcp://HOST:PORT is the address of a running Dask cluster; `threads` works in this "
+        "process (for debugging).",
+        show_default="one Dask worker process per core",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="Device that evaluates the model: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        help="Hours after which no new part of a relaxation is started; run the same command again to resume.",
+        show_default="no limit",
+    ),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Competing phases: pymatgen entries (.json, .json.gz), another dataset of equiscreen (.zarr), or a table "
+        "(.csv, .csv.gz, .parquet) with the columns formula and energy_per_atom or formation_energy_per_atom, in "
+        "eV/atom. Repeatable.",
+        show_default="none: only the candidates compete, so distances are lower bounds",
+    ),
+]
+Scheme = Annotated[
+    str | None,
+    typer.Option(
+        help="Energy scheme of reference tables without a column `scheme` and of entries without a run type: "
+        "mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
+    ),
+]
+MovedStore = Annotated[
+    str | None,
+    typer.Option(
+        metavar="G.zarr",
+        help="Graph store of the structures, if it was moved.",
+        show_default="the path recorded in the scores",
+    ),
+]

@@ -1,0 +1,228 @@
+"""The verbs that make graph stores: `generate`, `featurize` and `merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.sources.formats import Format
+from ..pipeline.store.dedup import Dedup
+from .interruption import resumable
+from .options import Estimate, Limit, Overwrite, Scheduler
+
+
+def generate(
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    prototypes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROTOTYPES.zarr",
+            help="Graph stores of crystals to start from; run `equiscreen featurize` on structure files first.",
+            show_default="the AFLOW prototypes that ship with pymatgen",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of candidates to generate.")] = 10_000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed; the same seed and prototypes give the same candidates.")
+    ] = 0,
+    elements: Annotated[
+        str | None,
+        typer.Option(help="Elements that candidates may contain, separated by commas: Li,Na,O.", show_default="all"),
+    ] = None,
+    max_atoms: Annotated[
+        int | None,
+        typer.Option(min=2, help="Skip prototypes with more atoms in the cell.", show_default="no limit"),
+    ] = None,
+    min_probability: Annotated[
+        float, typer.Option(help="Skip substitutions with a lower probability (0 to 1).")
+    ] = 1e-4,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate candidate crystals by ion substitution into real ones.
+
+    Each prototype is assigned oxidation states; prototypes without any (metals and alloys) are skipped. Ions are
+    replaced with the probabilities that Hautier et al. (2011) mined from known compounds, most likely first. Charge
+    neutrality is kept, and the volume follows the ionic radii. When all likely substitutions are used up, slightly
+    strained and rattled copies follow until --count is reached; no two candidates are equal.
+
+    The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
+    substitution_probability. `equiscreen featurize` and `equiscreen screen` read it. Needs `pip install
+    'equiscreen[generate]'`.
+
+    \b
+    Example:
+        equiscreen generate --out candidates.parquet --count 5000 --elements Li,Na,O,Cl
+    """
+    from ..pipeline.generation import generate as generation
+
+    symbols = None if elements is None else [symbol.strip() for symbol in elements.split(",")]
+    report = generation.generate(
+        prototypes or (),
+        out,
+        count,
+        seed=seed,
+        elements=symbols,
+        max_atoms=max_atoms,
+        min_probability=min_probability,
+        overwrite=overwrite,
+        progress=True,
+    )
+    print(report)
+
+
+def featurize(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, JSON, JSON "
+            "lines, ASE databases, and CSV or parquet with a column of structures; compressed, or in zip and tar "
+            "archives. optimade:URL queries an OPTIMADE server.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
+    cutoff: Annotated[
+        float | None, typer.Option(help="Cutoff radius of the neighbour graph, angstrom.", show_default="5.0")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Use the cutoff of this ONNX model instead of --cutoff.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Label mapping: a YAML file, or the name of one that ships with equiscreen, such as `mlearn`."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One label to read, as NAME[:SHAPE]=KEY.PATH[unit]: energy=outputs.E[eV], dielectric:3x3=e_total, "
+            "charge:atom=charges[e]. Repeatable."
+        ),
+    ] = None,
+    save_labels: Annotated[
+        Path | None, typer.Option(help="Write the mapping given by --labels, --label and --column to this YAML file.")
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Input column to copy to the store. Repeatable.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Column or key that holds the name of a structure.")] = None,
+    file_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Format of all sources.", show_default="detected from the content"),
+    ] = None,
+    structure_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Column, or dotted path in JSON, that holds the structure.", show_default="found automatically"
+        ),
+    ] = None,
+    dedup: Annotated[
+        Dedup,
+        typer.Option(
+            help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` finds "
+            "the same crystal in any cell, origin, site order and orientation."
+        ),
+    ] = Dedup.EXACT,
+    max_atoms: Annotated[
+        int | None,
+        typer.Option(min=1, help="Record structures with more atoms as failures.", show_default="65,535"),
+    ] = None,
+    max_edges: Annotated[
+        int | None,
+        typer.Option(min=1, help="Record structures with more edges as failures.", show_default="20,000,000"),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the structures to the existing store at --out.")
+    ] = False,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Turn structure files into a store of neighbour graphs.
+
+    The graphs are periodic. Every structure is accounted for: read = stored + failed + duplicate. The store's
+    failures.parquet lists each failure with its reason. An interrupted run resumes when you run the same command
+    again.
+
+    Formats that ASE reads (extended XYZ, ASE databases) supply energy, forces and stress on their own; for other
+    formats, use --labels or --label to say where the labels are.
+
+    \b
+    Example:
+        equiscreen featurize candidates/*.cif --out candidates.zarr --cutoff 5.0
+    """
+    from ..pipeline.featurization import estimate as estimation
+    from ..pipeline.featurization import featurize as featurization
+    from ..pipeline.graphs.neighbor_list import MAX_EDGES
+    from ..pipeline.labels.mapping import LabelMapping
+    from ..pipeline.readers.records import ReadOptions
+    from ..pipeline.structures.structure import MAX_ATOMS
+
+    if cutoff is not None and model is not None:
+        raise ConfigError("--cutoff and --model both set the cutoff; use only one of them")
+    if append and overwrite:
+        raise ConfigError("--append adds to a store and --overwrite replaces it; use only one of them")
+    if model is not None:
+        from ..export.runtime.onnx_potential import OnnxPotential
+
+        cutoff = OnnxPotential.load(model, threads=1).cutoff
+    mapping = (LabelMapping.load(labels) if labels else LabelMapping()).with_inline(label or (), column or ())
+    if save_labels is not None:
+        mapping.save(save_labels)
+    settings: dict[str, Any] = {
+        "cutoff": cutoff,
+        "labels": mapping,
+        "options": ReadOptions(file_format, structure_field),
+        "id_field": id_field,
+        "dedup": dedup,
+        "max_atoms": max_atoms or MAX_ATOMS,
+        "max_edges": max_edges or MAX_EDGES,
+    }
+    if estimate:
+        print(estimation.estimate(sources, limit=limit, **settings))
+        return
+    with resumable():
+        report = featurization.featurize(
+            sources,
+            out,
+            limit=limit,
+            append=append,
+            overwrite=overwrite,
+            scheduler=scheduler,
+            progress=True,
+            **settings,
+        )
+    print(report)
+
+
+def merge(
+    stores: Annotated[
+        list[str], typer.Argument(metavar="G.zarr...", help="Graph stores to merge; all must have the same cutoff.")
+    ],
+    out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path or a URL.")],
+    dedup: Annotated[
+        Dedup,
+        typer.Option(
+            help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` finds "
+            "the same crystal in any cell, origin, site order and orientation."
+        ),
+    ] = Dedup.EXACT,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Merge graph stores into one, without duplicates.
+
+    Of two equal structures the first is kept. Labels and columns that only some stores have are empty for the
+    structures of the others; labels of the same name must agree in shape and unit. An interrupted run resumes when
+    you run the same command again.
+
+    \b
+    Example:
+        equiscreen merge a.zarr b.zarr --out all.zarr --dedup crystal
+    """
+    from ..pipeline.featurization import merge as merging
+
+    with resumable():
+        report = merging.merge(stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=True)
+    print(report)

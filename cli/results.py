@@ -1,0 +1,181 @@
+"""The verbs that turn scores into a ranked list: `hull`, `select` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .interruption import resumable
+from .options import MovedStore, Overwrite, References, Scheme
+
+
+def hull(
+    scores: Annotated[
+        str, typer.Argument(metavar="S.zarr", help="Scores of `equiscreen screen` or `equiscreen relax`, or their URL.")
+    ],
+    references: References = None,
+    out: Annotated[
+        str | None, typer.Option(help="Dataset to write (Zarr): a path or a URL.", show_default="S.hull.zarr")
+    ] = None,
+    scheme: Scheme = None,
+    store: MovedStore = None,
+    unrelaxed_references: Annotated[
+        bool,
+        typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references of relaxed structures."),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compute the energy above the convex hull of every structure.
+
+    The hull is that of known phases (--references). The dataset holds everything in S.zarr and adds
+    energy_above_hull (negative: below the hull of the references), energy_above_joint_hull (the same with all
+    candidates on the hull), formation energies (eV/atom) and the products of decomposition. Energies of the scheme
+    mp-uncorrected get the MP2020 corrections, once, for candidates and references alike; incompatible schemes are
+    refused. For structures that were not relaxed the names end in _unrelaxed. Needs `pip install
+    'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen hull relaxed.zarr --references entries.json.gz
+    """
+    from ..screening.convex_hull import hull as convex_hull
+    from ..screening.dataset.paths import hull_path
+
+    target = out or hull_path(scores)
+    with resumable():
+        found = convex_hull.hull(
+            scores,
+            references or (),
+            target,
+            scheme=scheme,
+            store=store,
+            unrelaxed_references=unrelaxed_references,
+            overwrite=overwrite,
+            progress=True,
+        )
+    print(convex_hull.summary(found, target))
+
+
+def select(
+    scores: Annotated[
+        str, typer.Argument(metavar="S.zarr", help="Scores of a screen, a relaxation or a hull, or their URL.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help='Filter expression: "energy_above_hull < 0.05 and n_atoms <= 20", \'status in ["ok", '
+            '"not_converged"]\'. It knows and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and isnan; '
+            "names are the columns of S.zarr and those that a selection adds."
+        ),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Keep only the best N.", show_default="all")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column to rank by, lowest first; -COLUMN ranks highest first.", show_default="energy_above_hull"
+        ),
+    ] = None,
+    allowed_elements: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep structures that contain only these elements: Li,Fe,O.", show_default="all"),
+    ] = None,
+    required_elements: Annotated[
+        list[str] | None, typer.Option(help="Keep structures that contain at least one of these elements.")
+    ] = None,
+    excluded_elements: Annotated[
+        list[str] | None, typer.Option(help="Skip structures that contain any of these elements.")
+    ] = None,
+    pareto: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep the Pareto front of two or more columns, lower is better, -COLUMN for higher is better: "
+            "energy_above_hull,-band_gap. With --top, further fronts follow."
+        ),
+    ] = None,
+    per_system: Annotated[
+        int | None, typer.Option(min=1, help="Keep at most N structures per chemical system.", show_default="no limit")
+    ] = None,
+    per_prototype: Annotated[
+        int | None, typer.Option(min=1, help="Keep at most N structures per prototype.", show_default="no limit")
+    ] = None,
+    uncertainty_weight: Annotated[
+        float, typer.Option(min=0.0, help="Rank by the value plus this many standard deviations.")
+    ] = 0.0,
+    known: Annotated[
+        str | None,
+        typer.Option(metavar="G.zarr", help="Graph store of known crystals; adds columns that tell which are new."),
+    ] = None,
+    output_format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Formats to write, separated by commas: cif, extxyz, parquet, vasp, vasp-static, zarr."
+        ),
+    ] = "cif,zarr",
+    store: MovedStore = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Select the best structures of a screen and write them.
+
+    Only rows with the status ok take part, unless the filter mentions status. The number of rows skipped for each
+    reason is printed. Added columns tell which structures are charge-neutral, magnetic, of which prototype, and,
+    with --known, new. The filter may use these columns too: they are computed only for rows that meet all other
+    conditions. Needs `pip install 'equiscreen[select]'`.
+
+    \b
+    Example:
+        equiscreen select relaxed.hull.zarr --out best --top 100 \\
+            --where "energy_above_hull < 0.05 and n_atoms <= 20"
+    """
+    from ..screening.selection import select as selection
+
+    found = selection.select(
+        scores,
+        out,
+        where,
+        top=top,
+        by=by,
+        allowed_elements=allowed_elements or (),
+        required_elements=required_elements or (),
+        excluded_elements=excluded_elements or (),
+        pareto=pareto or (),
+        per_system=per_system,
+        per_prototype=per_prototype,
+        uncertainty_weight=uncertainty_weight,
+        known=known,
+        formats=(output_format,),
+        store=store,
+        overwrite=overwrite,
+        progress=True,
+    )
+    print(selection.summary(found, out))
+
+
+def report(
+    scores: Annotated[
+        str,
+        typer.Argument(metavar="S.zarr", help="Scores of a screen, a relaxation, a hull or a selection, or their URL."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
+    top: Annotated[int, typer.Option(min=1, max=500, help="Number of best candidates to show.")] = 50,
+    store: MovedStore = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write an HTML report on a screen.
+
+    It shows counts, distributions, elements, the best candidates with pictures, and cost. The page is
+    self-contained: it opens offline and needs no other file. The best candidates are those with the lowest energy
+    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest energy per atom.
+    Needs `pip install 'equiscreen[report]'`.
+
+    \b
+    Example:
+        equiscreen report relaxed.hull.zarr --top 20
+    """
+    from .. import screening
+
+    page = screening.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")

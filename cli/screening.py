@@ -1,0 +1,246 @@
+"""The verbs that evaluate candidates: `screen`, `relax` and `cascade`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .interruption import resumable
+from .options import Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+
+_SECONDS_PER_HOUR = 3600
+
+
+def screen(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
+            "`equiscreen featurize` reads.",
+        ),
+    ],
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            help="ONNX file from `equiscreen export`. Repeat it for an ensemble of models of one energy scheme, which "
+            "gives mean and standard deviation."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
+    limit: Limit = None,
+    estimate: Estimate = False,
+    device: Device = "cpu",
+    max_edges: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Mark structures with more edges as too large (an edge takes some 30 kB of memory with 7net-0).",
+            show_default="100,000",
+        ),
+    ] = None,
+    min_distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Mark structures with two atoms closer than this as extrapolating, angstrom.", show_default="no check"
+        ),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Keep the existing scores, and score only what the store has gained since.")
+    ] = False,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Score every structure of a graph store, or of structure files.
+
+    Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr for
+    S.zarr. Its failures.parquet lists what could not be read. To keep extra columns or set the format, run
+    `equiscreen featurize` first and screen its store.
+
+    Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress of each structure, with
+    units, and a status that says why a structure could not be scored; several models add energy_std and
+    energy_members. An interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen screen candidates.zarr --model model.onnx --out scores.zarr
+    """
+    from ..screening.scoring import screen as scoring
+    from ..screening.scoring import screen_files
+    from ..screening.scoring.score import MAX_SCORED_EDGES
+
+    if estimate:
+        print(screen_files.estimate(sources, model, out, limit))
+        return
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "append": append,
+        "overwrite": overwrite,
+        "scheduler": scheduler,
+        "progress": True,
+    }
+    with resumable():
+        graphs = screen_files.prepare_graphs(sources, model, out, **settings)
+        if graphs.summary:
+            print(graphs.summary, flush=True)  # scoring may take hours
+        scores = scoring.screen(
+            graphs.path,
+            model,
+            out,
+            device=device,
+            max_edges=max_edges or MAX_SCORED_EDGES,
+            min_distance=min_distance,
+            command=scoring.command_line(sys.argv[1:]),
+            **settings,
+        )
+    print(scoring.summary(scores, out))
+
+
+def relax(
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
+    model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`, with forces and stress.")],
+    out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.05,
+    smax: Annotated[
+        float,
+        typer.Option(help="Convergence threshold: largest component of the stress, relative to the pressure, GPa."),
+    ] = 0.1,
+    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations of one structure.")] = 500,
+    pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
+    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
+    fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Preserve the space group.")] = False,
+    rattle: Annotated[
+        float,
+        typer.Option(
+            help="Displace the atoms of a relaxed structure at random by this standard deviation, angstrom (0.05 works "
+            "well), and relax it again: a symmetric structure may sit on a saddle point. 0 skips this."
+        ),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,
+    optimizer: Annotated[Literal["lbfgs", "fire"], typer.Option(help="Optimiser: L-BFGS or FIRE.")] = "lbfgs",
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Keep every step, as extended XYZ in the folder R.trajectories.")
+    ] = False,
+    budget: Budget = None,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Relax every structure of a graph store.
+
+    Atoms and cell relax together. R.zarr has one row per structure: energies before and after, the remaining
+    largest force and stress, the change of volume and space group, and a status that says why a structure could not
+    be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows. An
+    interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen relax candidates.zarr --model model.onnx --out relaxed.zarr
+    """
+    from ..screening.relaxation import relax as relaxation
+    from ..screening.relaxation.batched import RelaxSettings
+    from ..screening.relaxation.optimizers import Optimizer
+
+    settings = RelaxSettings(
+        fmax=fmax,
+        smax=smax,
+        max_steps=max_steps,
+        optimizer=Optimizer(optimizer),
+        pressure=pressure,
+        fix_cell=fix_cell,
+        fix_symmetry=fix_symmetry,
+        rattle=rattle,
+        seed=seed,
+        trajectory=trajectory,
+    )
+    if estimate:
+        print(relaxation.estimate(store, model, settings, limit))
+        return
+    with resumable():
+        relaxed = relaxation.relax(
+            store,
+            model,
+            out,
+            settings,
+            device=device,
+            scheduler=scheduler,
+            limit=limit,
+            budget=None if budget is None else budget * _SECONDS_PER_HOUR,
+            overwrite=overwrite,
+            progress=True,
+        )
+    print(relaxation.summary(relaxed, out))
+
+
+def cascade(
+    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
+    fast: Annotated[Path, typer.Option(help="ONNX file of the fast model, which scores every structure.")],
+    accurate: Annotated[Path, typer.Option(help="ONNX file of the accurate model, which evaluates what is kept.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume in it.")],
+    references: Annotated[
+        list[str], typer.Option(help="Competing phases, in the formats of `equiscreen hull --references`. Repeatable.")
+    ],
+    fast_references: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Competing phases for the fast model, if its energies follow another scheme. Repeatable.",
+            show_default="--references",
+        ),
+    ] = None,
+    keep_below: Annotated[
+        float,
+        typer.Option(help="Keep structures that the fast model predicts at most this far above the hull, eV/atom."),
+    ] = 0.2,
+    target: Annotated[
+        float,
+        typer.Option(help="A hit is a structure that the accurate model predicts at most this far above it, eV/atom."),
+    ] = 0.05,
+    audit: Annotated[
+        int,
+        typer.Option(min=1, help="Number of rejected structures to evaluate as well, which gives the recall."),
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit's sample.")] = 0,
+    relax: Annotated[
+        bool, typer.Option("--relax/--no-relax", help="Relax with the accurate model, or only score with it.")
+    ] = True,
+    scheme: Scheme = None,
+    budget: Budget = None,
+    device: Device = "cpu",
+    scheduler: Scheduler = None,
+) -> None:
+    """Screen with a fast model, then with an accurate one.
+
+    The accurate model evaluates what the fast one keeps, and a random sample of what the fast model rejects. The
+    printed recall, with its Clopper-Pearson interval, estimates which share of all hits the cascade finds.
+    FOLDER/result.zarr holds the kept structures and then the audited ones, relaxed and with their energies above
+    the hull. An interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen cascade candidates.zarr --fast small.onnx --accurate 7net-0.onnx \\
+            --references entries.json.gz --out cascade
+    """
+    from .. import screening
+    from ..screening import multi_fidelity
+
+    with resumable():
+        found = screening.cascade(
+            store,
+            fast,
+            accurate,
+            out,
+            references,
+            multi_fidelity.CascadeSettings(keep_below, target, audit, seed, relax),
+            fast_references=fast_references,
+            scheme=scheme,
+            device=device,
+            scheduler=scheduler,
+            budget=None if budget is None else budget * _SECONDS_PER_HOUR,
+            progress=True,
+        )
+    print(multi_fidelity.summary(found, out))

@@ -1,0 +1,12 @@
+"""The two ways to tell duplicates apart; a module of its own because the command line imports it at start."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Dedup(StrEnum):
+    """Which structures count as duplicates."""
+
+    EXACT = "exact"  # equal cell, coordinates and site order
+    CRYSTAL = "crystal"  # the same crystal, in any cell, origin, site order and orientation
