@@ -21,6 +21,7 @@ from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import check_cutoff
 from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
@@ -349,7 +350,9 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command line of the user without the `--out` option, so that equal runs record equal attributes.
+    """The command of the user, without passwords and query parameters of URLs.
+
+    The output is left out: it is where the dataset is, and without it equal runs write equal attributes.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -359,7 +362,7 @@ def command_line(words: Sequence[str]) -> str:
         for word, before in zip(words, ("", *words[:-1]), strict=True)
         if "--out" not in (word, before) and not word.startswith("--out=")
     ]
-    return shlex.join(["equiscreen", *kept])
+    return shlex.join(["equiscreen", *map(redact_urls, kept)])
 
 
 def summary(scores: xr.Dataset, path: str | Path) -> str:

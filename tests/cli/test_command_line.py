@@ -15,6 +15,7 @@ import typer
 from equiscreen import __version__
 from equiscreen.__main__ import main
 from equiscreen.cli.app import app
+from equiscreen.screening.scoring.screen import command_line
 
 from ..conftest import write_extxyz
 
@@ -226,3 +227,9 @@ def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_pa
         equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "t", "--from", run),
         "an ensemble; fine-tune its members",
     )
+
+
+def test_the_stored_command_holds_no_secret_and_no_output() -> None:
+    words = ["screen", "https://me:secret@host/c.zip?token=secret", "--model", "m.onnx", "--out", "s3://a:secret@b/s"]
+    assert command_line(words) == "equiscreen screen 'https://***@host/c.zip?token=***' --model m.onnx"
+    assert command_line([*words[:4], "--out=s3://a:secret@b/s"]) == command_line(words)

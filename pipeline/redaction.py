@@ -1,0 +1,60 @@
+"""URLs without their secrets, for attributes and messages that others read."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
+_NEXT = rf"::{_SCHEME}://"
+# A URL within one argument: `--out=s3://...`, `optimade:https://...`, `zip://*.cif::https://...`. It ends at a "::"
+# before the next URL, which is how fsspec chains them. A query with values lasts to the end: they may contain anything.
+_URL = re.compile(rf"(?P<scheme>{_SCHEME})://.*?(?={_NEXT}|\?(?:(?!{_NEXT})[^=])*=|\Z)(?:\?.*)?", re.DOTALL)
+# User and password end at an "@". A password with a bare "/", "@" or "?" makes no valid URL but is no less a secret, so
+# it ends at the last "@" that it can. The digits of "host:8080/a@b" are a port.
+_NOT_A_PORT = r"[^/?#@:]*:(?!\d*(?:[/?#]|\Z))"
+_USER = re.compile(rf"(?<=://)(?:{_NOT_A_PORT}[^?]*|[^/?#]*|{_NOT_A_PORT}.*)@", re.DOTALL)
+_SEPARATORS = re.compile(r"([&;])")
+_WEB = frozenset({"http", "https"})
+
+
+def redact_urls(text: str) -> str:
+    """Hide passwords and the values of query parameters in all URLs of a word.
+
+    User and password become ``***``, and so does the value of every query parameter, be it a token, a key, a signature
+    or harmless; names of parameters are kept. Text that is not part of a URL is returned as it is.
+
+    Example:
+        >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")
+        'https://***@host/file.zip?token=***&part=***'
+
+    Args:
+        text: One argument of a command line, such as ``--out=s3://bucket/scores.zarr``.
+    """
+    return _URL.sub(_redacted, text)
+
+
+def _redacted(url: re.Match[str]) -> str:
+    """A URL without secrets."""
+    address, mark, fragment = _USER.sub(f"{HIDDEN}@", url[0]).partition("#")
+    path, question, query = address.partition("?")
+    # A query without names is a secret by itself on the web; elsewhere "?" is a wildcard of a file name.
+    alone = HIDDEN if url["scheme"].lower() in _WEB else None
+    return f"{path}{question}{_hidden(query, alone)}{mark}{_hidden(fragment, None)}"
+
+
+def _hidden(parameters: str, alone: str | None) -> str:
+    """Parameters with their values hidden.
+
+    Args:
+        parameters: ``name=value`` pairs with "&" or ";" between them.
+        alone: What stands for a parameter without "="; None keeps it.
+    """
+    parts = _SEPARATORS.split(parameters)
+    for place in range(0, len(parts), 2):
+        name, equals, _ = parts[place].partition("=")
+        if equals:
+            parts[place] = f"{name}={HIDDEN}"
+        elif parts[place] and alone is not None:
+            parts[place] = alone
+    return "".join(parts)
