@@ -1,7 +1,7 @@
-"""ONNX forms of the ATen operations that traced networks are made of.
+"""ONNX translations of the ATen operators that occur in traced networks.
 
-Each is a function of the graph, the traced node and its arguments: tensors as values, which may have axes that ONNX
-still has to broadcast, and sizes as formulas.
+Each handler takes the graph, the traced node and its arguments. Tensors arrive as `Value` objects, which may have axes
+that ONNX still has to broadcast; sizes arrive as symbolic expressions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 def _traced(node: fx.Node, place: int = 0) -> Tensor:
-    """What stood in the trace as an argument."""
+    """The traced tensor of an argument."""
     found: Tensor = node.args[place].meta["val"]  # type: ignore[union-attr]
     return found
 
@@ -47,20 +47,20 @@ def _elementwise(kind: str) -> Callable[..., Value]:
 
 
 def _common_dtype(arguments: Sequence[Any]) -> torch.dtype:
-    """In which two operands are compared: torch's rule, in which a number does not widen a tensor of its kind."""
+    """The dtype for comparing two operands, by PyTorch's rule: a number does not widen a tensor of its own kind."""
     first, second = (x.meta["val"] if isinstance(x, fx.Node) else x for x in arguments)
     return torch.result_type(first, second)
 
 
 def _operand(graph: Graph, x: Any, dtype: torch.dtype) -> Value:
-    """A tensor or a number, in the type in which it is computed with."""
+    """A tensor or a number as a value of this dtype."""
     if isinstance(x, sympy.Expr) and not x.is_number:
         return graph.cast(graph.reshape(graph.size(x), ()), dtype)
     return graph.cast(x, dtype) if isinstance(x, Value) else graph.constant(torch.tensor(x, dtype=dtype))
 
 
 def _neutral(kind: str, values: Sequence[Value]) -> Value | None:
-    """The other operand, if one changes nothing."""
+    """The other operand, if one operand is the neutral element of the operation."""
     neutral = {"Mul": 1.0, "Add": 0.0}.get(kind)
     if neutral is None:
         return None
@@ -98,12 +98,12 @@ def _same(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
 
 
 def _view(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
-    """Any change of shape that keeps the order of elements."""
+    """Change the shape and keep the order of elements."""
     traced = _traced(node)
     before, after = shape_of(traced), shape_of(node.meta["val"])
     shape = after
     for axis in open_axes(x, traced):
-        # An open axis stays open if it is an axis of the new shape too, behind as many elements.
+        # An open axis stays open if the new shape has an axis of the same size after the same number of elements.
         behind = math.prod(before[:axis])
         axes = [new for new, size in enumerate(after) if size == before[axis] and math.prod(after[:new]) == behind]
         if not axes:
@@ -113,7 +113,7 @@ def _view(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
 
 
 def _expand(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
-    """Nothing but new axes in front: sizes of 1 stay open."""
+    """Add leading axes only; axes of size 1 stay open."""
     rank = node.meta["val"].dim()
     return graph.reshape(x, (ONE,) * (rank - len(x.shape)) + x.shape)
 
@@ -123,7 +123,7 @@ def _transpose(graph: Graph, x: Value, order: Sequence[int]) -> Value:
     if x.constant is not None:
         return graph.constant(x.constant.permute(*order))
     if [axis for axis in order if x.shape[axis] != ONE] == [axis for axis, size in enumerate(x.shape) if size != ONE]:
-        return graph.reshape(x, shape)  # what moves has one element
+        return graph.reshape(x, shape)  # only axes of size 1 move
     return graph.emit("Transpose", [x], shape, x.dtype, perm=list(order))
 
 
@@ -138,7 +138,7 @@ def _swap(graph: Graph, node: fx.Node, x: Value, first: int = 0, second: int = 1
 
 
 def _matmul(graph: Graph, node: fx.Node, a: Value, b: Value) -> Value:
-    """Products of matrices; axes in front of them are broadcast, the matrices themselves have to be there."""
+    """Multiply matrices: leading axes may be broadcast, the last two must be materialised."""
     left, right = (
         x if all(axis < like.dim() - 2 for axis in open_axes(x, like)) else graph.full(x, like)
         for x, like in ((a, _traced(node)), (b, _traced(node, 1)))
@@ -191,15 +191,15 @@ def _slice(
 
 
 def _gather(axis: int | None) -> Callable[..., Value]:
-    """`embedding` and `index` read rows of a table; `index_select` says along which axis."""
+    """Make a handler that gathers along an axis: rows for `embedding` and `index`, a given axis for `index_select`."""
 
     def handler(graph: Graph, node: fx.Node, x: Value, *arguments: Any) -> Value:
         if len(node.all_input_nodes) != 2:
-            raise ExportError(f"{node.target} of a tensor by itself has no translation to ONNX")
+            raise ExportError(f"{node.target} of a tensor with itself has no translation to ONNX")
         along, index = (axis, arguments[0]) if axis is not None else arguments
         if isinstance(index, Sequence):
             if len(index) != 1:
-                raise ExportError(f"{node.target} by several indices has no translation to ONNX")
+                raise ExportError(f"{node.target} with several indices has no translation to ONNX")
             (index,) = index
         (traced,) = (y for y in node.all_input_nodes if y is not node.args[0])
         index = graph.full(index, traced.meta["val"])
@@ -210,7 +210,7 @@ def _gather(axis: int | None) -> Callable[..., Value]:
 
 
 def _filled(value: float | None) -> Callable[..., Value]:
-    """A tensor of equal numbers, all its axes open."""
+    """Make a handler for a constant tensor of equal numbers, with all axes open."""
 
     def handler(graph: Graph, node: fx.Node, *arguments: Any) -> Value:
         out = node.meta["val"]
@@ -221,7 +221,7 @@ def _filled(value: float | None) -> Callable[..., Value]:
 
 
 def _evaluated(graph: Graph, node: fx.Node, *arguments: Any) -> Value:
-    """What depends on nothing."""
+    """Evaluate an operation that depends on no tensor."""
     return graph.constant(node.target(*node.args, **node.kwargs))  # type: ignore[operator]
 
 
@@ -232,7 +232,7 @@ def _range(graph: Graph, node: fx.Node, end: Any) -> Value:
     return graph.cast(numbers, node.meta["val"].dtype)
 
 
-# Operations of a tensor and a number as those of two tensors.
+# Operations on a tensor and a number, as the same operations on two tensors.
 FOLDED = {aten.mul.Scalar: aten.mul.Tensor, aten.lt.Scalar: aten.lt.Tensor}
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: _elementwise("Add"),
@@ -254,9 +254,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.sigmoid_backward.default: _sigmoid_gradient,
     aten.alias.default: _same,
     aten.clone.default: _same,
-    aten._to_copy.default: _same,  # noqa: SLF001 - an operation's name
+    aten._to_copy.default: _same,  # noqa: SLF001 - the name of an operator
     aten.view.default: _view,
-    aten._unsafe_view.default: _view,  # noqa: SLF001 - an operation's name
+    aten._unsafe_view.default: _view,  # noqa: SLF001 - the name of an operator
     aten.unsqueeze.default: _view,
     aten.squeeze.dim: _view,
     aten.expand.default: _expand,

@@ -1,6 +1,7 @@
-"""Translation of a traced graph of ATen operations to ONNX.
+"""Translation of a traced graph of ATen operators to ONNX.
 
-What depends on weights alone is computed now, and what torch expands stays as it is where ONNX broadcasts.
+Everything that depends only on weights is computed now (constant folding). Tensors that PyTorch expands stay unexpanded
+where ONNX broadcasts.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def translate(
     """Translate a graph that `make_fx` traced with symbolic sizes.
 
     Args:
-        traced: Its placeholders are the inputs, in order.
-        inputs: Names of the inputs, each with the names of those of its axes whose size is not fixed.
-        output_names: Names of the outputs; one that has none is left out, with all that leads to it alone.
-        opset: Version of the operators.
+        traced: Traced graph; its placeholders are the inputs, in order.
+        inputs: Names of the inputs, each with the names of its axes of variable size.
+        output_names: Names of the outputs; an output named None is dropped, with everything that only it needs.
+        opset: Version of the ONNX operator set.
 
     Raises:
-        ExportError: An operation, a type or a size that has no translation here.
+        ExportError: An operation, dtype or size has no translation here.
     """
     graph = Graph()
     values: dict[fx.Node, Any] = {}
@@ -61,7 +62,7 @@ def translate(
 
 
 def _call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """Translate one operation, or carry it out now if all is known."""
+    """Translate one operation, or evaluate it now if all its arguments are constant."""
     if node.target not in HANDLERS:
         raise ExportError(f"{node.target} has no translation to ONNX")
     sources = {x: values[x] for x in node.all_input_nodes if x in values}
@@ -78,7 +79,7 @@ def _is_known(value: Any, node: fx.Node) -> bool:
 
 
 def _argument(x: Any, values: Mapping[fx.Node, Any]) -> Any:
-    """Tensors as values, sizes as formulas."""
+    """An argument as a handler takes it: tensors as values, sizes as symbolic expressions."""
     if isinstance(x, list | tuple):
         return [_argument(y, values) for y in x]
     if not isinstance(x, fx.Node):
@@ -87,7 +88,7 @@ def _argument(x: Any, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _splits(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int, list[int], int]]:
-    """Slices that together make up their source: (source, axis, sizes of all slices, which of them it is)."""
+    """Slices that together make up their source: (source, axis, sizes of all slices, index of this slice)."""
     groups: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = {}
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
         if len(node.args) != 4:

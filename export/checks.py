@@ -1,4 +1,4 @@
-"""What an exported graph has to pass before it becomes a file: structure, parity with PyTorch, determinism."""
+"""Checks that an exported graph must pass before it is written: structure, agreement with PyTorch, determinism."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from ..pipeline.structures.structure import Structure
 from .runtime.file_validation import STANDARD_DOMAINS
 from .runtime.onnx_potential import OnnxPotential
 
-# Control flow and NonZero make sizes depend on data, Einsum is slow. Of Sin and Cos the last bit depends on an
-# element's place in its tensor (vector code and scalar remainder differ), so on how threads divide it (seen in
-# onnxruntime 1.32; tests/export/test_checks.py shows it).
+# Control flow and NonZero make sizes depend on data, and Einsum is slow. The last bit of Sin and Cos depends on the
+# position of an element in its tensor (vectorised code and scalar remainder differ), and so on how threads divide the
+# tensor (seen in onnxruntime 1.32; tests/export/test_checks.py shows it).
 FORBIDDEN = frozenset({"Einsum", "If", "Loop", "Scan", "NonZero", "Sin", "Cos"})
 SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 
-# Other sizes than the traced ones: (structures, seed, largest number of atoms).
+# Sizes other than the traced ones: (number of structures, seed, largest number of atoms).
 PARITY_PROBES = ((1, 11, 4), (3, 12, 30), (40, 13, 12))
 # Largest differences allowed between ONNX Runtime and PyTorch, in eV/atom, eV/angstrom and eV/angstrom^3. The probes
-# are no relaxed crystals: where forces exceed 1 eV/angstrom the limits grow with them, as rounding does.
+# are not relaxed: where forces exceed 1 eV/angstrom, the limits grow with them, as rounding errors do.
 LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
-# Of other outputs, relative to the largest value and to the spread of the labels.
+# Limit for the other outputs, relative to the largest value and to the spread of the labels.
 PROPERTY_LIMIT = 1e-4
 REPEATS = 3
-# In float64 the same holds of Sigmoid and Exp: with another number of threads the last bits may differ.
+# In float64, Sigmoid and Exp behave like Sin and Cos: their last bits may change with the number of threads.
 FLOAT64_THREAD_DIFFERENCE = 1e-12
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Look at the graph alone.
+    """Check the graph without running it.
 
     Raises:
-        ExportError: A reducing scatter, a forbidden operator or domain, external data, or a frozen size.
+        ExportError: The graph holds a reducing scatter, a forbidden operator or domain, external data, or a fixed size.
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:
-            raise ExportError(f"the graph holds {node.op_type} of the domain {node.domain!r}")
+            raise ExportError(f"the graph holds {node.op_type} from the domain {node.domain!r}")
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
             raise ExportError(f"the graph holds {node.op_type} ({node.name})")
     if any(tensor.external_data for tensor in model.graph.initializer):
-        raise ExportError("the graph keeps tensors in other files")
+        raise ExportError("the graph stores tensors in other files")
     for value in model.graph.input:
         frozen = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value != 3]
         if frozen:
-            raise ExportError(f"input {value.name} has the frozen sizes {frozen}")
+            raise ExportError(f"input {value.name} has fixed sizes {frozen}")
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, and those of graphs inside them."""
+    """All nodes, including those of nested graphs."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
@@ -68,23 +68,23 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def is_reducing_scatter(node: onnx.NodeProto) -> bool:
-    """Whether a node adds, multiplies or otherwise merges what it writes to one place."""
+    """Whether a node is a scatter that combines several values written to one place (adds, multiplies, ...)."""
     reductions = [attribute.s for attribute in node.attribute if attribute.name == "reduction"]
     return node.op_type in SCATTERS and any(reduction not in (b"", b"none") for reduction in reductions)
 
 
 def check_agreement(networks: Sequence[Network], potential: OnnxPotential) -> dict[str, float]:
-    """Compare ONNX Runtime with PyTorch on fresh structures, in the model's dtype and in float64.
+    """Compare ONNX Runtime with PyTorch on new structures, in the model's dtype and in float64.
 
     Args:
-        networks: One, or the members of an ensemble.
-        potential: The file that they became.
+        networks: One network, or the members of an ensemble.
+        potential: The exported model.
 
     Returns:
-        Largest differences, by ``output/dtype of PyTorch``.
+        Largest absolute differences, by ``output/dtype of PyTorch``.
 
     Raises:
-        ExportError: Beyond the limits.
+        ExportError: A difference exceeds its limit.
     """
     report: dict[str, float] = {}
     references = {
@@ -110,30 +110,35 @@ def _reference(networks: Sequence[Network]) -> Potential:
 
 
 def _limit(name: str, expected: Evaluation, network: Network) -> float:
-    """The largest difference allowed."""
+    """The largest difference allowed for an output, in its unit."""
     mean = name.removesuffix(SPREAD)
     if mean in LIMITS:
         return LIMITS[mean] * max(1.0, float(np.nanmax(np.abs(expected.forces))))
     values = expected.properties[mean]
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
-    # Scales of a logarithm have no unit.
+    # The scales of a log-transformed head have no unit.
     log = network.config.heads[mean].transform == "log"
     return PROPERTY_LIMIT * (largest if log else max(largest, *network.statistics.heads[mean].scales))
 
 
 def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff: float) -> GraphBlock:
-    """Crystals, the sites of one of them as a molecule, and an atom alone."""
+    """Random crystals, the sites of the first one as a molecule, and a single atom."""
     crystals = probe_structures(elements, *probe, cutoff=cutoff)
     molecule = Structure.from_cartesian(crystals[0].atomic_number, crystals[0].positions)
     alone = Structure.from_cartesian(elements[:1], [[0.0, 0.0, 0.0]])
     block = GraphBlock.from_structures([*crystals, molecule, alone], cutoff)
     if block.n_edges[: len(crystals)].min() == 0:
-        raise ExportError(f"the probes have no neighbours within {cutoff} angstrom: nothing would be checked")
+        raise ExportError(
+            f"the test structures have no neighbours within {cutoff} angstrom, so nothing would be checked"
+        )
     return block
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterable[str]) -> dict[str, float]:
-    """Largest differences by output, of energies per atom; NaN has to stand in both, and alone is left out."""
+    """Largest absolute differences by output (energies: per atom).
+
+    A NaN in only one of the two gives a NaN; outputs that are NaN everywhere in both are skipped.
+    """
     out = {}
     for name in outputs:
         found = a.arrays()[name]
@@ -141,7 +146,7 @@ def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterab
         both_absent = np.isnan(found) & np.isnan(expected)
         difference = np.where(both_absent, 0.0, np.abs(found - expected))
         if both_absent.all():
-            continue  # no probe has one
+            continue  # no test structure has this output
         if name.removesuffix(SPREAD) == "energy":
             difference = difference / block.n_atoms
         out[name] = float(difference.max())
@@ -149,10 +154,13 @@ def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterab
 
 
 def check_determinism(data: bytes) -> None:
-    """Run one batch several times with one and with two threads.
+    """Run one batch several times, with one and with two threads.
+
+    Args:
+        data: Content of the ONNX file.
 
     Raises:
-        ExportError: Two runs differ in a bit (or, in float64 with different numbers of threads, by more than rounding).
+        ExportError: Two runs differ in a bit (in float64 with different numbers of threads: by more than rounding).
     """
     results: list[Evaluation] = []
     for threads in (1, 2):
@@ -177,5 +185,5 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
 
 
 def torch_dtype_name(network: Network) -> str:
-    """As a name, float32 or float64."""
+    """The dtype of a network, as "float32" or "float64"."""
     return "float64" if network.dtype == torch.float64 else "float32"

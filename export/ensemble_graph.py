@@ -1,4 +1,4 @@
-"""Ensembles as one ONNX file: the members' graphs side by side, and their mean and spread behind them."""
+"""Ensembles as one ONNX graph: the graphs of the members side by side, followed by their mean and spread."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ..pipeline.graphs.potential import SPREAD
 
 
 def join(members: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
-    """One graph that puts out the mean of every output, and its standard deviation over n - 1 as ``NAME_std``.
+    """Join graphs into one that returns the mean of every output, and its standard deviation as ``NAME_std``.
+
+    The standard deviation divides by n - 1.
 
     Args:
-        members: Graphs with the same inputs and outputs, two at least.
+        members: At least two graphs with the same inputs and outputs.
     """
     prefixed = [
         onnx.compose.add_prefix(model, f"member{number}/", rename_inputs=False) for number, model in enumerate(members)

@@ -1,4 +1,4 @@
-"""Export: a checkpoint becomes one checked ONNX file."""
+"""Export of a checkpoint to one checked ONNX file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .symmetry_checks import check_laws
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export ended with.
+    """Result of an export.
 
     Attributes:
-        path: The model file.
-        metadata: What the file says of itself, the parity figures among it.
-        nodes: Of the graph.
-        size_bytes: Of the file.
-        seconds: Lowering and checks.
+        path: Path of the ONNX file.
+        metadata: Metadata stored in the file, including the results of the checks.
+        nodes: Number of nodes of the graph.
+        size_bytes: Size of the file, bytes.
+        seconds: Time for lowering and checks, seconds.
     """
 
     path: Path
@@ -67,33 +67,35 @@ def export_onnx(
     opset: int = OPSET,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Lower a checkpoint, with forces, stress and all heads, to one ONNX file.
+    """Export a checkpoint, with forces, stress and all heads, to one ONNX file.
 
-    The file is checked before it gets its name: the graph's structure, parity with PyTorch on fresh structures of other
-    sizes, equal results with one and two threads, and the laws of its symmetry.
+    The file is written only after these checks: the structure of the graph, agreement with PyTorch on new structures
+    of other sizes, equal results with one and two threads, and the symmetries of the model.
 
     Args:
-        checkpoint: A model.ckpt, or the run folder of a network or of an ensemble, which becomes one file too.
-        out: The ONNX file.
-        outputs: Names of those to keep, ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without forces
-            and stress no gradient is computed: 7net-0 takes 0.28 of the time then.
+        checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble becomes one
+            file too.
+        out: ONNX file to write.
+        outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
+            forces and stress no gradient is computed, and 7net-0 takes 0.28 of the time.
         float64: Compute in float64, for checks; several times slower.
-        average_mirror: Average a network that knows no parity with its mirror image, so that it does; twice the time.
-        opset: Version of the ONNX operators, for runtimes that are older or newer.
+        average_mirror: Average a network without parity with its mirror image, which makes it respect reflections;
+            takes twice the time.
+        opset: Version of the ONNX operator set, for older or newer runtimes.
         overwrite: Replace an existing file.
 
     Raises:
-        CheckpointError: No checkpoint of ours.
-        ConfigError: `average_mirror` of a network that knows parity, or that has heads.
-        ExportError: A check failed, an output that the network lacks, or an opset that is not known here.
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: `average_mirror` is set for a network that has parity or heads.
+        ExportError: A check failed, the network lacks a requested output, or the opset is not supported.
         OutputExistsError: The file exists.
     """
     target = Path(out)
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{target}: exists; choose another --out, or use --overwrite")
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
-        raise ExportError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
+        raise ExportError(f"unknown opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")
     if average_mirror:
         networks = [MirrorAveraged(network).eval() for network in networks]
         card = replace(card, symmetry="o3", mirror_violation={})
@@ -110,17 +112,20 @@ def export_onnx(
 def lower_and_check(
     networks: Sequence[Network], card: ModelCard, wanted: Sequence[str] | None = None, opset: int = OPSET
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """Lower a network, or the members of an ensemble, and run all checks; the model carries its metadata.
+    """Lower a network, or the members of an ensemble, and run all checks.
 
     Args:
-        networks: One, or the members of an ensemble.
-        card: What is known of them.
+        networks: One network, or the members of an ensemble.
+        card: Model card of the networks.
         wanted: Names of the outputs to keep; None keeps all.
-        opset: Version of the ONNX operators.
+        opset: Version of the ONNX operator set.
+
+    Returns:
+        The model, which carries its metadata, and the metadata.
 
     Raises:
-        CheckpointError: Networks that are no ensemble.
-        ExportError: A check failed, or an output that the network lacks.
+        CheckpointError: The networks do not form an ensemble.
+        ExportError: A check failed, or the network lacks a requested output.
     """
     network, outputs = networks[0], _kept(networks[0].outputs, wanted)
     names = [spec.name for spec in outputs]
@@ -160,14 +165,14 @@ def lower_and_check(
 
 
 def _kept(outputs: Sequence[OutputSpec], wanted: Sequence[str] | None) -> tuple[OutputSpec, ...]:
-    """The outputs that are wanted, in the network's order."""
+    """The requested outputs, in the order of the network."""
     known = [spec.name for spec in outputs]
     if wanted is None:
         return tuple(outputs)
     if unknown := [name for name in wanted if name not in known]:
         raise ExportError(f"the network has no output {', '.join(unknown)}; it has {', '.join(known)}")
     if not wanted:
-        raise ExportError(f"no output is wanted; there are {', '.join(known)}")
+        raise ExportError(f"no output is requested; choose from {', '.join(known)}")
     return tuple(spec for spec in outputs if spec.name in wanted)
 
 

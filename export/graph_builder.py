@@ -1,6 +1,7 @@
-"""An ONNX graph as it grows: nothing is computed twice, and of reshapings in a row the last alone is left.
+"""Builder of an ONNX graph that computes nothing twice and merges consecutive reshapes.
 
-Sizes are never numbers that an example had: each is a formula of the sizes of the inputs, and is computed from them.
+Sizes are never the numbers of an example: each is a symbolic expression of the input sizes, and is computed from them
+at run time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ..pipeline.errors import ExportError
 
-# The oldest with all that is written here (Shape of some axes is of 15, the rest of 13; 17 is what was tried).
+# Supported opsets. The operators used here exist since opset 13, Shape of some axes since 15; 17 is the oldest one that
+# was tried.
 OPSETS = range(17, 24)
 OPSET = 20
 ONNX_TYPES = {
@@ -37,10 +39,11 @@ class Value:
     """A tensor of the ONNX graph.
 
     Attributes:
-        name: In the graph.
-        shape: Its sizes, as formulas. An axis of size 1 stands for any size of the traced tensor: ONNX broadcasts it.
-        dtype: Of its elements.
-        constant: What it holds, where that is known.
+        name: Name in the graph.
+        shape: Sizes as symbolic expressions. An axis of size 1 stands for any size of the traced tensor, because ONNX
+            broadcasts it.
+        dtype: Data type of the elements.
+        constant: Content, if it is known at export.
     """
 
     name: str
@@ -50,21 +53,21 @@ class Value:
 
 
 class Graph:
-    """The ONNX graph as it grows."""
+    """An ONNX graph under construction."""
 
     def __init__(self) -> None:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.known: dict[tuple[Any, ...], Any] = {}
-        # Where the sizes of the inputs are read, and the names of the axes that have them.
+        # Where each input size is read (input, axis), and the name of the axis that has it.
         self.places: dict[sympy.Expr, tuple[str, int]] = {}
         self.axes: dict[sympy.Expr, str] = {}
-        # What a value was reshaped from.
+        # The value that each reshaped value comes from.
         self.origins: dict[str, Value] = {}
 
     def add_input(self, name: str, example: Tensor, axes: Sequence[str]) -> Value:
-        """An input; its sizes that are not fixed get the names of its axes."""
+        """Add an input; its variable sizes get the names of its axes."""
         value, remaining = Value(name, shape_of(example), example.dtype), iter(axes)
         for axis, size in enumerate(value.shape):
             if not size.is_Integer:
@@ -74,12 +77,12 @@ class Graph:
         return value
 
     def described(self, value: Value) -> onnx.ValueInfoProto:
-        """Type and shape, with the names of axes."""
+        """Type and shape of a value, with the names of its axes."""
         sizes = [int(size) if size.is_Integer else self.axes.get(size) for size in value.shape]
         return helper.make_tensor_value_info(value.name, ONNX_TYPES[value.dtype], sizes)
 
     def constant(self, tensor: Tensor) -> Value:
-        """A known tensor, stored once."""
+        """Add a constant; equal constants are stored once."""
         if tensor.dtype not in ONNX_TYPES:
             raise ExportError(f"a constant of {tensor.dtype} has no translation to ONNX")
         array = tensor.detach().cpu().contiguous().numpy()
@@ -92,19 +95,19 @@ class Graph:
         return found
 
     def emit(self, kind: str, inputs: Sequence[Value], shape: Shape, dtype: torch.dtype, **attributes: Any) -> Value:
-        """A node with one output, or the one that does the same already."""
+        """Add a node with one output, or reuse the node that already computes the same."""
         (out,) = self.emit_many(kind, inputs, [shape], dtype, **attributes)
         return out
 
     def emit_many(
         self, kind: str, inputs: Sequence[Value], shapes: Sequence[Shape], dtype: torch.dtype, **attributes: Any
     ) -> list[Value]:
-        """A node with several outputs."""
+        """Add a node with several outputs, or reuse the node that already computes the same."""
         names = [x.name for x in inputs]
         key = (kind, *names, *(f"{name}={value}" for name, value in sorted(attributes.items())))
         if key not in self.known:
             place = len(self.nodes)
-            stem = f"/{kind.lower()}_{place}"  # no head is called so
+            stem = f"/{kind.lower()}_{place}"  # no head can have such a name
             outputs = [stem] if len(shapes) == 1 else [f"{stem}_{number}" for number in range(len(shapes))]
             self.nodes.append(helper.make_node(kind, names, outputs, stem, **attributes))
             self.known[key] = [Value(name, shape, dtype) for name, shape in zip(outputs, shapes, strict=True)]
@@ -112,7 +115,7 @@ class Graph:
         return found
 
     def sizes(self, sizes: Sequence[sympy.Expr]) -> Value:
-        """Sizes as a tensor: int64[len(sizes)]."""
+        """Several sizes as a tensor, int64[len(sizes)]."""
         if all(size.is_Integer for size in sizes):
             return self.constant(torch.tensor([int(size) for size in sizes], dtype=torch.int64))
         parts = [self.size(size) for size in sizes]
@@ -120,7 +123,7 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.emit("Concat", parts, shape, torch.int64, axis=0)
 
     def size(self, size: sympy.Expr) -> Value:
-        """One size: int64[1]."""
+        """One size as a tensor, int64[1]."""
         if size.is_Integer:
             return self.constant(torch.tensor([int(size)], dtype=torch.int64))
         if size in self.places:
@@ -136,14 +139,14 @@ class Graph:
         return first
 
     def full(self, value: Value, traced: Tensor) -> Value:
-        """A value with all sizes of the traced tensor."""
+        """Expand a value to the full shape of the traced tensor."""
         shape = shape_of(traced)
         if value.shape == shape:
             return value
         return self.emit("Expand", [value, self.sizes(shape)], shape, value.dtype)
 
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
-        """In another type."""
+        """Convert a value to another dtype."""
         if value.dtype == dtype:
             return value
         if value.constant is not None:
@@ -151,13 +154,13 @@ class Graph:
         return self.emit("Cast", [value], value.shape, dtype, to=ONNX_TYPES[dtype])
 
     def reshape(self, value: Value, shape: Shape) -> Value:
-        """In another shape; of several reshapings in a row the last alone is left."""
+        """Reshape a value; of consecutive reshapes only the last is kept."""
         if value.constant is not None:
             return self.constant(value.constant.reshape([int(size) for size in shape]))
         source = self.origins.get(value.name, value)
         if source.shape == shape:
             return source
-        # 0 stands for the size of the same axis of the input, -1 for what is left over.
+        # In ONNX, 0 copies the size of the same axis of the input, and -1 is inferred from the rest.
         sizes = list(shape)
         for axis, size in enumerate(shape[: len(source.shape)]):
             if not size.is_Integer and size == source.shape[axis]:
@@ -172,13 +175,13 @@ class Graph:
         return out
 
     def split(self, value: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
-        """Cut along an axis."""
+        """Split a value along an axis into parts of these sizes."""
         shapes = [with_size(value.shape, axis, sympy.Integer(size)) for size in sizes]
         lengths = self.constant(torch.tensor(sizes, dtype=torch.int64))
         return self.emit_many("Split", [value, lengths], shapes, value.dtype, axis=axis % len(value.shape))
 
     def model(self, outputs: Sequence[Value], names: Sequence[str], opset: int) -> onnx.ModelProto:
-        """The finished model, without what no output needs."""
+        """The finished model, without nodes and inputs that no output needs."""
         for value, name in zip(outputs, names, strict=True):
             self.nodes.append(helper.make_node("Identity", [value.name], [name], name))
         needed, nodes = {*names}, []
@@ -199,31 +202,31 @@ class Graph:
 
 
 def size_of(size: Any) -> Any:
-    """A traced size as a formula; numbers stay what they are."""
+    """A traced size as a symbolic expression; other values are returned unchanged."""
     if isinstance(size, torch.SymInt):
         return sympy.sympify(size.node.expr)
     return sympy.Integer(size) if isinstance(size, int) else size
 
 
 def shape_of(tensor: Tensor) -> Shape:
-    """Sizes of a traced tensor as formulas."""
+    """Sizes of a traced tensor as symbolic expressions."""
     return tuple(size_of(size) for size in tensor.shape)
 
 
 def with_size(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
-    """A shape with another size of one axis."""
+    """The shape with the size of one axis replaced."""
     out = list(shape)
     out[axis] = size
     return tuple(out)
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
-    """Of tensors that fit each other."""
+    """The shape that compatible shapes broadcast to."""
     rank = max(len(shape) for shape in shapes)
     padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(next((size for size in sizes if size != ONE), ONE) for sizes in zip(*padded, strict=True))
 
 
 def open_axes(value: Value, traced: Tensor) -> list[int]:
-    """Axes that ONNX still has to broadcast."""
+    """Axes of a value that ONNX still has to broadcast."""
     return [axis for axis, (own, size) in enumerate(zip(value.shape, shape_of(traced), strict=True)) if own != size]

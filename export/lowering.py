@@ -1,8 +1,8 @@
-"""Lowering: a network with its gradients becomes one ONNX graph.
+"""Lowering of a network and its gradients to one ONNX graph.
 
-``make_fx`` turns outputs and ``autograd.grad`` into one plain graph of ATen operations, which `translation` writes in
-ONNX. Both are done twice, on tables of different sizes, and have to end in the same bytes, so that no size of an
-example is frozen in.
+``make_fx`` traces the outputs and ``autograd.grad`` into one flat graph of ATen operators, which `aten_translation`
+translates to ONNX. Both steps run twice, on tables of different sizes, and must give the same bytes: this proves that
+no size of an example is fixed in the graph.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ..pipeline.structures.random_crystals import probe_structures
 from .aten_translation import translate
 from .graph_builder import OPSET
 
-# The inputs, and their axes whose sizes change.
+# The inputs and their axes of variable size.
 _ATOMS, _SLOTS, _PAIRS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("pairs",), ("structures",)
 INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _SLOTS, _PAIRS, _ATOMS, _STRUCTURES), strict=True))
-# Two tables whose numbers of atoms, slots and structures all differ: make_fx takes equal sizes for one and the same.
+# Two tables whose numbers of atoms, slots and structures all differ: make_fx merges sizes that are equal. Each is a
+# number of structures and a seed.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 
@@ -35,19 +36,20 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     """Translate a network, in its dtype, to ONNX.
 
     Args:
-        network: In evaluation mode, on the CPU (tracing on another device bakes gradients in as constants).
-        outputs: Names of those to keep of the network's outputs; None keeps all.
-        opset: Version of the operators.
+        network: A network on the CPU (tracing on another device turns gradients into constants). It is put into
+            evaluation mode.
+        outputs: Names of the network's outputs to keep; None keeps all.
+        opset: Version of the ONNX operator set.
 
     Raises:
-        ExportError: An operation without translation, or results that depend on the size of the example.
+        ExportError: An operation has no translation, or the graph depends on the size of the example.
     """
     network = network.eval().requires_grad_(requires_grad=False)
     names = [spec.name if outputs is None or spec.name in outputs else None for spec in network.outputs]
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
     model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
-        raise ExportError("the graph depends on the size of its example: a size is frozen in")
+        raise ExportError("the graph depends on the size of the traced example: a size is fixed in it")
     return model
 
 
@@ -60,15 +62,15 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     sizes = (*table.neighbors.shape, len(table.pair_slot), len(table.volume))
     if len(set(sizes)) < len(sizes) or min(sizes) < 2:
         raise ExportError(
-            f"the example has {sizes} atoms, slots, pairs and structures: equal ones cannot be told apart"
+            f"the traced example has {sizes} atoms, slots, pairs and structures: equal sizes cannot be told apart"
         )
     return example
 
 
 def _trace(network: Network, example: tuple[Tensor, ...]) -> fx.GraphModule:
     aten = torch.ops.aten
-    # Gradients that would be scatters, and what is several operations at once.
-    decompositions = torch._decomp.get_decompositions(  # noqa: SLF001 - the documented place, in spite of its name
+    # Gradients that would become scatters, and composite operators.
+    decompositions = torch._decomp.get_decompositions(  # noqa: SLF001 - documented, despite its name
         [aten.silu_backward, aten.slice_backward, aten.select_backward, aten.new_zeros, aten.detach]
     )
     return make_fx(

@@ -1,4 +1,4 @@
-"""The laws of physics, asked of an exported file itself: turned, moved and renumbered structures."""
+"""Checks that an exported model obeys its symmetries: rotations, reflections, translations and permutations."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ..pipeline.structures.random_crystals import probe_structures
 from ..pipeline.structures.structure import Structure
 from .runtime.onnx_potential import OnnxPotential
 
-_PROBES = (6, 31, 10)  # structures, seed, largest number of atoms
-# What rounding of another orientation may do, of float32 and float64: in eV/atom, eV/angstrom and eV/angstrom^3 for
-# structures whose forces are of the order of 1 eV/angstrom, and more for larger ones; of heads relative to their size.
+_PROBES = (6, 31, 10)  # number of structures, seed, largest number of atoms
+# Limits on rounding errors in another orientation, in float32: eV/atom, eV/angstrom and eV/angstrom^3 for structures
+# with forces around 1 eV/angstrom, growing with larger forces. The limit of heads is relative to their size. In float64
+# all limits shrink by the factor FLOAT64.
 LIMITS = {"energy": 1e-5, "forces": 2e-4, "stress": 2e-5}
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
@@ -28,7 +29,7 @@ FLOAT64 = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What is done to structures: a turn, and another order of each structure's atoms."""
+    """Structures after a symmetry operation: a rotation or reflection, and a permutation of the atoms of each."""
 
     name: str
     structures: list[Structure]
@@ -37,23 +38,25 @@ class _Change:
 
 
 def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dict[str, float]:
-    """Compare structures with themselves, turned, mirrored (if the model knows parity), moved and renumbered.
+    """Compare predictions for structures with those for rotated, mirrored, translated and renumbered copies.
+
+    Reflections are skipped for a model without parity.
 
     Args:
-        potential: The exported file.
-        heads: What its heads are, by name.
+        potential: The exported model.
+        heads: Configurations of the model's heads, by name.
 
     Returns:
         Largest violations, by ``output/change``.
 
     Raises:
-        ExportError: A violation beyond rounding.
+        ExportError: A violation exceeds rounding errors.
     """
     structures = [*probe_structures(potential.elements, *_PROBES, cutoff=potential.cutoff)]
     structures.append(Structure.from_cartesian(structures[0].atomic_number, structures[0].positions))
     block = GraphBlock.from_structures(structures, potential.cutoff)
     before = potential.evaluate(block).arrays()
-    # A model without forces has energies to tell how steep these structures are.
+    # Without forces, the energies indicate how steep the energy surface of these structures is.
     has_forces = "forces" in {spec.name for spec in potential.outputs}
     steepness = before["forces"] if has_forces else before["energy"] / block.n_atoms
     largest = max(1.0, float(np.nanmax(np.abs(steepness), initial=0.0)))
@@ -64,8 +67,8 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
         for spec in potential.outputs:
             name = spec.name.removesuffix(SPREAD)
             if (spec.name != name and spec.shape) or np.isnan(before[spec.name]).all():
-                continue  # standard deviations of components are no tensor
-            expected = _turned(before[spec.name], name, spec.shape, heads, change.turn)
+                continue  # standard deviations of components do not form a tensor
+            expected = _rotated(before[spec.name], name, spec.shape, heads, change.turn)
             expected = expected[change.order] if spec.per == "atom" else expected
             expected = np.abs(expected) if spec.name != name else expected
             absent = np.isnan(expected) & np.isnan(after[spec.name])
@@ -77,12 +80,12 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
             out[f"{spec.name}/{change.name}"] = violation
             if not violation <= limit:
                 raise ExportError(
-                    f"{spec.name} of {change.name} structures is off by {violation:.1e}, over {limit:.1e}"
+                    f"{spec.name} of {change.name} structures is off by {violation:.1e}, above the limit {limit:.1e}"
                 )
     return out
 
 
-def _turned(
+def _rotated(
     values: NDArray[np.float64],
     name: str,
     shape: tuple[int, ...],
@@ -121,7 +124,7 @@ def _with(
     move: NDArray[np.float64] | None = None,
     order: NDArray[np.int64] | None = None,
 ) -> Structure:
-    """A structure turned, moved and with its atoms in another order."""
+    """A copy of a structure, rotated, translated and with its atoms in another order."""
     order = np.arange(len(s)) if order is None else order
     turn = np.eye(3) if turn is None else turn
     positions = s.positions @ turn.T

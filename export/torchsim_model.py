@@ -1,6 +1,6 @@
-"""Exported models as models of TorchSim, so that its batched relaxations and dynamics can use them.
+"""Exported models as TorchSim models, for its batched relaxations and dynamics.
 
-TorchSim is no dependency: pip install torch-sim-atomistic. Of its versions, 0.3 has been tried.
+TorchSim is not a dependency of equiscreen: `pip install torch-sim-atomistic`. Version 0.3 has been tried.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .runtime.onnx_potential import OnnxPotential
 
 
 class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
-    """An exported model as a model of TorchSim, which evaluates all systems of a state in one go.
+    """An exported model as a TorchSim model, which evaluates all systems of a state at once.
 
-    Energies are in eV, forces in eV/angstrom. Stresses are in eV/angstrom^3, positive under tension as TorchSim's
-    optimizers expect; they exist for systems that are periodic in all three directions, and are refused for others.
+    Energies are in eV and forces in eV/angstrom. Stresses are in eV/angstrom^3, positive under tension as TorchSim's
+    optimizers expect; they are defined only for systems that are periodic in all three directions.
 
-    ONNX Runtime computes on the processor: tensors on another device are copied there and back at each step. The
-    results carry no gradients.
+    ONNX Runtime computes on the CPU: tensors on another device are copied there and back at each step. The results
+    carry no gradients.
 
-    `torch_sim.io` makes systems that are periodic in one or two directions, slabs for instance, periodic in none, and
-    this cannot be seen from a state. Of a state whose `pbc` is a tensor of three, each direction is respected.
+    `torch_sim.io` treats systems that are periodic in one or two directions, such as slabs, as not periodic at all, and
+    a state does not show this. If the `pbc` of a state is a tensor of three values, each direction is respected.
 
     Example:
         >>> model = OnnxModel("model.onnx")  # doctest: +SKIP
         >>> torch_sim.optimize(images, model, optimizer=torch_sim.frechet_cell_fire)  # doctest: +SKIP
 
     Args:
-        model: An ONNX file of ours, or a potential that is loaded already.
-        device: Where TorchSim is to keep the states that it makes itself; None is the processor.
-        dtype: Of the states that TorchSim makes itself; the network computes in its own.
-        compute_forces: Put forces into the results; False saves no time.
-        compute_stress: Put stresses into the results; False saves no time, but lets molecules and slabs through.
-        threads: Of ONNX Runtime, for a file; None takes all cores. A potential has its own.
+        model: Path of an ONNX file exported by equiscreen, or a loaded potential.
+        device: Device for states that TorchSim creates; None is the CPU.
+        dtype: Data type of states that TorchSim creates; the network computes in its own dtype.
+        compute_forces: Return forces. False saves no time.
+        compute_stress: Return stresses. False saves no time, but allows molecules and slabs.
+        threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
-        ModelFileError: No model of ours, or one without an energy, or without forces or stress that are wanted.
+        ModelFileError: The file is not a model exported by equiscreen, or lacks the energy or a requested output.
     """
 
     def __init__(
@@ -63,39 +63,39 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         self._dtype = dtype
         self._compute_forces = compute_forces
         self._compute_stress = compute_stress
-        # What TorchSim's autobatchers go by; the neighbours of an atom lie within a cutoff.
+        # For TorchSim's autobatchers: the neighbours of an atom are those within a cutoff.
         self._memory_scales_with = "n_atoms_x_density"
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         wanted = {"energy": True, "forces": compute_forces, "stress": compute_stress}
         made = {spec.name for spec in self.potential.outputs}
         if absent := [name for name, is_wanted in wanted.items() if is_wanted and name not in made]:
-            raise ModelFileError(f"{model}: a model without {', '.join(absent)}")
+            raise ModelFileError(f"{model}: the model has no {', '.join(absent)}")
 
     def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Evaluate all systems of a state; what TorchSim calls.
+        """Evaluate all systems of a state; called by TorchSim.
 
         Args:
-            state: A state, or a dictionary with its fields, of which `masses` and `system_idx` may be absent.
+            state: A state, or a dictionary of its fields; `masses` and `system_idx` are optional.
 
         Returns:
-            "energy" [n_systems], "forces" [n_atoms, 3] and "stress" [n_systems, 3, 3], and the model's other outputs
-            by name, [n_systems or n_atoms, ...], NaN for systems that have none; in the state's dtype, on its device,
-            and with atoms in its order.
+            "energy" [n_systems], "forces" [n_atoms, 3], "stress" [n_systems, 3, 3], and the model's other outputs by
+            name, [n_systems or n_atoms, ...], NaN for systems without a value; in the dtype of the state, on its
+            device, and with atoms in its order.
 
         Raises:
-            ConfigError: Stresses of what is not periodic in all three directions.
-            InvalidStructureError: Atoms on one place, a flat cell, and the like.
-            UnknownElementError: An element that the model does not know.
+            ConfigError: A stress is requested for a system that is not periodic in all three directions.
+            InvalidStructureError: A system is invalid: two atoms at one position, a flat cell, and so on.
+            UnknownElementError: The model does not cover an element.
         """
         if isinstance(state, dict):
             state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
         pbc = np.broadcast_to(_array(torch.as_tensor(state.pbc)).astype(bool), 3)
         if self.compute_stress and not pbc.all():
             raise ConfigError(
-                "a stress needs crystals that are periodic in all three directions; "
-                "for others: OnnxModel(..., compute_stress=False)"
+                "a stress needs systems that are periodic in all three directions; "
+                "for other systems, use OnnxModel(..., compute_stress=False)"
             )
-        # TorchSim keeps the atoms of a system together, but the systems in any order.
+        # TorchSim keeps the atoms of a system together, but systems may be in any order.
         order = np.argsort(_array(state.system_idx), kind="stable")
         found = self.potential.evaluate(_graphs(state, order, pbc, self.potential.cutoff))
         arrays, back = found.arrays(), np.argsort(order)
@@ -114,10 +114,10 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _graphs(state: SimState, order: NDArray[np.int64], pbc: NDArray[np.bool_], cutoff: float) -> GraphBlock:
-    """The graphs of all systems, with atoms in `order`.
+    """Graphs of all systems, with atoms in `order`.
 
     Raises:
-        InvalidStructureError: A system that cannot become a graph, or none at all.
+        InvalidStructureError: A system cannot become a graph, or there are no systems.
     """
     ends = np.cumsum(np.bincount(_array(state.system_idx)))[:-1]
     numbers = np.split(_array(state.atomic_numbers)[order], ends)
@@ -131,5 +131,5 @@ def _graphs(state: SimState, order: NDArray[np.int64], pbc: NDArray[np.bool_], c
         except InvalidStructureError as error:
             raise InvalidStructureError(f"system {index} of the state: {error}") from error
     if not graphs:
-        raise InvalidStructureError("a state without systems")
+        raise InvalidStructureError("the state has no systems")
     return GraphBlock.concatenate(graphs)

@@ -1,1 +1,1 @@
-"""Running an exported model with ONNX Runtime; needs neither PyTorch nor e3nn."""
+"""Evaluation of exported models with ONNX Runtime; needs neither PyTorch nor e3nn."""

@@ -1,4 +1,4 @@
-"""Exported models as ASE calculators, so that scripts for ASE can use them."""
+"""Exported models as ASE calculators."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from .onnx_potential import OnnxPotential
 
 
 class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
-    """An exported model as a calculator of ASE.
+    """An exported model as an ASE calculator.
 
-    Energies are in eV, forces in eV/angstrom; stresses are in eV/angstrom^3 in ASE's order and sign, and exist for
-    crystals that are periodic in all three directions. The attribute `outputs` holds the model's others, by name.
+    Energies are in eV and forces in eV/angstrom. Stresses are in eV/angstrom^3, in ASE's order and sign; they are
+    defined only for crystals that are periodic in all three directions. The attribute `outputs` holds the model's other
+    outputs, by name.
 
     Example:
         >>> atoms.calc = OnnxCalculator("model.onnx")  # doctest: +SKIP
         >>> atoms.get_potential_energy()  # doctest: +SKIP
 
     Args:
-        model: An ONNX file of ours, or a potential that is loaded already.
-        threads: Of ONNX Runtime, for a file; None takes all cores. A potential has its own.
+        model: Path of an ONNX file exported by equiscreen, or a loaded potential.
+        threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
-        ModelFileError: No model of ours.
-        ValueError: A model without an energy.
+        ModelFileError: The file is not a model exported by equiscreen.
+        ValueError: The model has no energy.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE's own do
@@ -41,7 +42,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.outputs: dict[str, Any] = {}
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
-            raise ValueError(f"{model}: a model without an energy")
+            raise ValueError(f"{model}: the model has no energy")
         made = {spec.name for spec in self.potential.outputs}
         self.implemented_properties = [x for x in type(self).implemented_properties if x in {*made, "free_energy"}]
 
@@ -51,12 +52,13 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Evaluate; what ASE calls.
+        """Evaluate the model; called by ASE.
 
         Raises:
-            PropertyNotImplementedError: A stress of what is not periodic in all three directions.
-            InvalidStructureError: Atoms on one place, a flat cell, and the like.
-            UnknownElementError: An element that the model does not know.
+            PropertyNotImplementedError: A stress is requested for a structure that is not periodic in all three
+                directions, or from a model without stress.
+            InvalidStructureError: The structure is invalid: two atoms at one position, a flat cell, and so on.
+            UnknownElementError: The model does not cover an element.
         """
         super().calculate(atoms, properties, system_changes)
         found = self.potential.evaluate_structures([Structure.from_ase(self.atoms)])
@@ -66,7 +68,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         }
         if "forces" in self.implemented_properties:
             self.results["forces"] = found.forces
-        # Apart from `results`, in which scripts expect what ASE knows.
+        # Kept out of `results`, where scripts expect only the properties that ASE knows.
         self.outputs = {
             spec.name: found.properties[spec.name][0] if spec.per == "structure" else found.properties[spec.name]
             for spec in self.potential.outputs
@@ -76,5 +78,5 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
             self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0])
         elif "stress" in properties:
             raise PropertyNotImplementedError(
-                "a stress needs a crystal that is periodic in all three directions, and a model with one"
+                "a stress needs a crystal that is periodic in all three directions, and a model that predicts stress"
             )

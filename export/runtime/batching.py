@@ -1,4 +1,4 @@
-"""Evaluating structures of a block batch by batch; a batch for which there is not enough memory is halved."""
+"""Evaluation of the structures of a block in batches; a batch that does not fit into memory is halved."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def evaluate_batches(
     """Evaluate some structures of a block.
 
     Args:
-        block: Structures.
-        rows: int64[n], those that the potential can evaluate.
-        potential: Its `slots`, if it has any, limit a batch.
-        window: Leave out batches without structures from the first of these numbers up to the second. Batches are the
-            same with and without it, and so are results, to the last bit.
+        block: Block of structures.
+        rows: int64[n], rows of the structures to evaluate; the potential must cover their elements.
+        potential: Potential; its `slots`, if it has that attribute, limit the size of a batch.
+        window: Evaluate only batches that contain rows from the first of these numbers up to, but not including, the
+            second. The batches, and so the results, are the same to the last bit with and without a window.
 
     Yields:
-        Rows of a batch, and what was found; None for a structure for which memory does not suffice by itself.
+        Rows of a batch, and their evaluation; None in its place for a single structure that does not fit into memory.
     """
     slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
     groups = [rows[group] for group in groups_by_size(block.n_atoms[rows], block.max_neighbors[rows], slots)]
@@ -37,7 +37,7 @@ def evaluate_batches(
         groups = [batch for batch in groups if ((batch >= window[0]) & (batch < window[1])).any()]
     if not groups:
         return
-    # In the order of the batches, so that each is a view.
+    # Sorted by batch, so that each batch is a view.
     order = np.concatenate(groups)
     ordered, start = block.take(order), 0
     for batch in groups:
@@ -57,7 +57,7 @@ def _halving(
     else:
         yield start, stop, found
         return
-    # Outside of the clause: the error holds on to what the failed batch had allocated.
+    # Outside of the except clause, because the error keeps alive what the failed batch had allocated.
     if stop - start == 1:
         yield start, stop, None
         return

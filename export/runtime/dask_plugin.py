@@ -1,4 +1,4 @@
-"""Worker plugin that holds the ONNX Runtime session of a model."""
+"""Dask worker plugin that holds the ONNX Runtime session of a model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .onnx_potential import OnnxPotential, read_model
 
 
 class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model once on each worker, also on those that start later.
+    """Loads a model once per worker, including workers that start later.
 
     Args:
-        model: The file.
-        sha256: That it had when the run began.
-        slots: See `OnnxPotential`.
-        device: See `devices.providers`.
+        model: Path of the ONNX file.
+        sha256: SHA-256 of the file when the run began.
+        slots: Number of neighbour slots per batch, see `OnnxPotential`.
+        device: Device that evaluates the model, see `export.runtime.providers.providers`.
     """
 
     idempotent = True
@@ -34,11 +34,11 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
 
         Raises:
             ModelFileError: The file has changed since the run began.
-            DeviceError: The worker has no such device.
+            DeviceError: The worker does not have this device.
         """
         data = read_model(self.model)
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ModelFileError(f"{self.model}: changed since the run began")
+            raise ModelFileError(f"{self.model}: the file has changed since the run began")
         self.potential = OnnxPotential(
             data, str(self.model), threads=worker.state.nthreads, slots=self.slots, device=self.device
         )

@@ -1,4 +1,4 @@
-"""Several models of one kind asked together: their mean, their spread, and the energy of each."""
+"""Several exported models evaluated as one ensemble: mean, spread, and the energy of each member."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ Models = str | Path | Sequence[str | Path]
 
 
 class Ensemble:
-    """Models as one potential; of a single one, that model as it is.
+    """One or several models as one potential.
 
-    Several put out the mean of every output, its standard deviation over n - 1 as ``NAME_std``, as a file of an
-    ensemble does, and the energies of all of them as ``energy_members``. Of elements it knows those that all know.
+    A single model is evaluated as it is. Several models give the mean of every output, its standard deviation (divided
+    by n - 1) as ``NAME_std``, as the exported file of an ensemble does, and the energies of all members as
+    ``energy_members``. The ensemble covers the elements that all members cover.
 
     Args:
-        members: One at least.
-        names: Of their files.
+        members: At least one model.
+        names: Paths of the model files, for messages and provenance.
 
     Raises:
-        ModelFileError: They speak different energies, find different things, or one of them is there twice.
+        ModelFileError: The energy schemes or the outputs of the members differ, or a member is duplicated.
     """
 
     def __init__(self, members: Sequence[OnnxPotential], names: Sequence[str]) -> None:
         if not members:
-            raise ModelFileError("no model is given")
+            raise ModelFileError("no model given")
         self.members, self.names = tuple(members), tuple(names)
         self._check()
         first = self.members[0]
@@ -50,25 +51,26 @@ class Ensemble:
         """Load model files.
 
         Args:
-            models: One or several.
-            **settings: As for `OnnxPotential.load`.
+            models: Path of one model file, or of several.
+            **settings: Keyword arguments of `OnnxPotential.load`.
 
         Raises:
-            ModelFileError: As for the class; or a file is missing, damaged, or no model of ours.
+            ModelFileError: The models do not form an ensemble, or a file is missing, damaged, or was not exported by
+                equiscreen.
         """
         paths = paths_of(models)
         return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])
 
     @property
     def sha256(self) -> str:
-        """Of the file; of several, of their hashes in their order."""
+        """SHA-256 of the model file; for several files, SHA-256 of their hashes in order."""
         return _joined([member.sha256 for member in self.members])
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """All outputs for all structures of a block.
+        """Evaluate all outputs for all structures of a block.
 
         Raises:
-            UnknownElementError: An element that one of the models does not know.
+            UnknownElementError: A member does not cover an element.
         """
         each = [member.evaluate(block) for member in self.members]
         if len(each) == 1:
@@ -83,7 +85,7 @@ class Ensemble:
         return Evaluation(**own, properties=found)
 
     def provenance(self) -> dict[str, Any]:
-        """Which models the results come from; each of several under ``files``."""
+        """Which models the results come from; several are listed under ``files``."""
         each = [model_provenance(name, member) for name, member in zip(self.names, self.members, strict=True)]
         if len(each) == 1:
             return each[0]
@@ -108,27 +110,28 @@ class Ensemble:
             schemes = [member.metadata.energy_scheme for member in (first, other)]
             if schemes[0] != schemes[1]:
                 raise ModelFileError(
-                    f"{its_name}: its energies are {schemes[1]}, those of {name} {schemes[0]}: they have no mean; "
-                    "screen with each by itself"
+                    f"{its_name}: its energies follow the scheme {schemes[1]}, those of {name} {schemes[0]}; "
+                    "incompatible schemes have no mean, so screen with each model on its own"
                 )
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]
                 raise ModelFileError(
-                    f"{its_name}: it finds {found[1]}, {name} finds {found[0]}; export both with the same --outputs"
+                    f"{its_name}: it predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
+                    "--outputs"
                 )
             earlier = [member.sha256 for member in self.members[:place]]
             if other.sha256 in earlier:
                 same = self.names[earlier.index(other.sha256)]
-                raise ModelFileError(f"{its_name}: the same model as {same}; say it once")
+                raise ModelFileError(f"{its_name}: the same model as {same}; give it only once")
         for member, its_name in zip(self.members, self.names, strict=True):
             if len(self.members) > 1 and member.metadata.members > 1:
                 raise ModelFileError(
-                    f"{its_name}: an ensemble already; screen with it alone, or export its members one by one"
+                    f"{its_name}: already an ensemble; screen with it alone, or export its members separately"
                 )
 
 
 def paths_of(models: Models) -> list[str | Path]:
-    """Paths of one or several models."""
+    """The paths as a list, of one or several models."""
     return [models] if isinstance(models, str | Path) else list(models)
 
 

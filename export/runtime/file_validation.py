@@ -1,7 +1,7 @@
-"""A look at an ONNX file before anything runs it, without the onnx package.
+"""Validation of an ONNX file before anything runs it, without the onnx package.
 
-The file is a Protocol Buffers message. Only what has to be refused is looked for: tensors kept in other files, and
-operators of other domains. Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+The file is a Protocol Buffers message. It is searched only for what must be refused: tensors stored in other files, and
+operators from other domains. Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def check_model_bytes(data: bytes, name: str) -> None:
-    """Refuse what is not one self-contained model of standard operators.
+    """Refuse a file unless it is one self-contained model of standard operators.
+
+    Args:
+        data: Content of the file.
+        name: Name of the file, for messages.
 
     Raises:
-        ModelFileError: Damaged, with external data, or with operators of other domains.
+        ModelFileError: The file is damaged, refers to external data, or holds operators from other domains.
     """
     try:
         _check_model(memoryview(data), name)
     except (IndexError, UnicodeDecodeError, _DamagedError) as error:
-        raise ModelFileError(f"{name}: damaged or no ONNX file; export the model again") from error
+        raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again") from error
 
 
 class _DamagedError(Exception):
@@ -46,7 +50,7 @@ def _check_model(model: memoryview, name: str) -> None:
         elif field == _MODEL_OPSET and isinstance(value, memoryview):
             _check_domain(_text(value, _OPSET_DOMAIN), name)
         elif field == _MODEL_FUNCTIONS:
-            raise ModelFileError(f"{name}: refused: it defines functions of its own")
+            raise ModelFileError(f"{name}: refused: it defines its own functions")
     if graphs != 1:
         raise _DamagedError
 
@@ -58,7 +62,7 @@ def _check_graph(graph: memoryview, name: str) -> None:
         if field == _GRAPH_INITIALIZER:
             _check_tensor(value, name)
         elif field == _GRAPH_SPARSE:
-            raise ModelFileError(f"{name}: refused: it holds sparse tensors")
+            raise ModelFileError(f"{name}: refused: it contains sparse tensors")
         elif field == _GRAPH_NODE:
             _check_domain(_text(value, _NODE_DOMAIN), name)
             for inner, attribute in _fields(value):
@@ -78,12 +82,12 @@ def _check_attribute(attribute: memoryview, name: str) -> None:
 def _check_tensor(tensor: memoryview, name: str) -> None:
     for field, value in _fields(tensor):
         if field == _TENSOR_EXTERNAL_DATA or (field == _TENSOR_DATA_LOCATION and value != 0):
-            raise ModelFileError(f"{name}: refused: it keeps tensors in other files")
+            raise ModelFileError(f"{name}: refused: it stores tensors in other files")
 
 
 def _check_domain(domain: str, name: str) -> None:
     if domain not in STANDARD_DOMAINS:
-        raise ModelFileError(f"{name}: refused: operators of the domain {domain!r}")
+        raise ModelFileError(f"{name}: refused: it uses operators from the domain {domain!r}")
 
 
 def _text(message: memoryview, wanted: int) -> str:
@@ -94,7 +98,7 @@ def _text(message: memoryview, wanted: int) -> str:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: (number, integer or bytes)."""
+    """The fields of a message, each as (number, integer or bytes)."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)

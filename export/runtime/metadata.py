@@ -1,4 +1,4 @@
-"""What an ONNX model file says of itself, in its metadata."""
+"""Metadata of an exported ONNX model."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _PREFIX = "equiscreen."
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """The contract of a model file.
+    """Everything a model file records about itself.
 
     Attributes:
-        cutoff: Angstrom.
-        elements: Atomic numbers that the model knows.
-        dtype: Of the vectors: "float32" or "float64".
-        outputs: What it finds.
+        cutoff: Cutoff radius, angstrom.
+        elements: Atomic numbers that the model covers.
+        dtype: Data type of inputs and outputs, "float32" or "float64".
+        outputs: Outputs of the model.
         symmetry: Group under which the model is equivariant.
-        energy_scheme: Which energies it speaks.
-        training_data: Hash of the graph store that it was trained on.
-        weights_sha256: Of all its constants.
-        parity: Largest differences from PyTorch, measured at export.
-        validation: Mean absolute errors on the validation structures.
-        test: The same on the test structures, if there are any.
-        equiscreen: Version that exported it.
-        members: Networks whose mean it is; more than one put out their spread too.
-        mirror_violation: Largest changes under a mirror, by output, of a network that is SO(3) equivariant only.
-        calibration: Of the spread of an ensemble: root mean square of error over spread, by output.
-        laws: Largest violations of symmetry, by output and what was done to structures, measured at export.
-        origin: Of imported weights: name, file, fidelity, functional, training data, licence, citation.
-        schema: Version of this contract.
+        energy_scheme: Energy scheme of the model (which DFT settings its energies follow).
+        training_data: Hash of the graph store that the model was trained on.
+        weights_sha256: SHA-256 of all constants of the graph.
+        parity: Largest differences from PyTorch, by output and dtype, measured at export.
+        validation: Mean absolute errors on the validation structures, by output.
+        test: Mean absolute errors on the test structures, by output; empty without test structures.
+        equiscreen: Version of equiscreen that exported the model.
+        members: Number of networks in the ensemble; with more than one, the model also predicts their spread.
+        mirror_violation: Largest changes under a reflection, by output, for a network that is only SO(3)-equivariant.
+        calibration: Root mean square of error over spread, by output, for an ensemble.
+        laws: Largest violations of symmetry, by output and operation, measured at export.
+        origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        schema: Version of this metadata schema.
     """
 
     cutoff: float
@@ -59,15 +59,19 @@ class ModelMetadata:
     schema: str = ONNX_SCHEMA
 
     def to_props(self) -> dict[str, str]:
-        """As strings, each a JSON value."""
+        """The metadata as strings, each a JSON value."""
         return {f"{_PREFIX}{name}": json.dumps(_plain(getattr(self, name))) for name in self.__slots__}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], where: str) -> Self:
-        """Read back.
+        """Parse the metadata of a model file.
+
+        Args:
+            props: Metadata properties of the ONNX model.
+            where: Name of the file, for messages.
 
         Raises:
-            ModelFileError: Not ours, or of another schema.
+            ModelFileError: The file was not exported by equiscreen, or has another schema.
         """
         found = {key.removeprefix(_PREFIX): value for key, value in props.items() if key.startswith(_PREFIX)}
         try:
@@ -76,10 +80,12 @@ class ModelMetadata:
             raise ModelFileError(f"{where}: unreadable metadata") from error
         schema = values.get("schema")
         if schema != ONNX_SCHEMA:
-            raise ModelFileError(f"{where}: schema {schema!r} where {ONNX_SCHEMA!r} is wanted; was it exported by us?")
+            raise ModelFileError(
+                f"{where}: schema {schema!r} instead of {ONNX_SCHEMA!r}; was it exported by equiscreen?"
+            )
         missing = {item.name for item in fields(cls)} - values.keys()
         if missing:
-            raise ModelFileError(f"{where}: metadata lacks {', '.join(sorted(missing))}")
+            raise ModelFileError(f"{where}: its metadata lacks {', '.join(sorted(missing))}")
         try:
             values["elements"] = tuple(int(number) for number in values["elements"])
             values["outputs"] = tuple(

@@ -1,4 +1,4 @@
-"""Evaluating an exported model with ONNX Runtime; neither PyTorch nor e3nn is needed."""
+"""Evaluation of an exported model with ONNX Runtime; needs neither PyTorch nor e3nn."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class OnnxPotential:
         >>> potential.evaluate_structures([structure]).energy  # doctest: +SKIP
 
     Args:
-        data: The file's bytes.
-        name: Of the file, for messages.
-        threads: Of ONNX Runtime, which does not look at OMP_NUM_THREADS.
-        slots: Neighbour slots evaluated at once.
-        device: See `devices.providers`.
+        data: Content of the ONNX file.
+        name: Name of the file, for messages.
+        threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
+        slots: Number of neighbour slots per batch.
+        device: Device that evaluates the model, see `export.runtime.providers.providers`.
 
     Raises:
-        ModelFileError: No model of ours, or ONNX Runtime is not installed.
-        DeviceError: No such device here.
+        ModelFileError: The file is not a model exported by equiscreen, or ONNX Runtime is not installed.
+        DeviceError: This machine does not have the device.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class OnnxPotential:
         device: str = CPU,
     ) -> None:
         try:
-            import onnxruntime  # noqa: PLC0415 - an extra; reading stores and scores works without
+            import onnxruntime  # noqa: PLC0415 - an extra; stores and scores can be read without it
         except ImportError as error:
             raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
         check_model_bytes(data, name)
@@ -61,10 +61,10 @@ class OnnxPotential:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Plans of memory are for inputs of equal shapes. Batches of crystals seldom are, and each plan takes as much
-        # memory again.
+        # Memory patterns help for inputs of equal shapes. Batches of crystals rarely have them, and each pattern takes
+        # as much memory again.
         options.enable_mem_pattern = False
-        # Idle threads that spin take time from the other processes of a worker pool.
+        # Idle threads that spin take CPU time from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # From bytes: given a path, ONNX Runtime would follow references to other files.
@@ -81,7 +81,7 @@ class OnnxPotential:
         if absent := {spec.name for spec in self.outputs} - made:
             raise ModelFileError(f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}")
         if unknown:
-            raise ModelFileError(f"{name}: wants inputs that are not known here: {', '.join(sorted(unknown))}")
+            raise ModelFileError(f"{name}: has unknown inputs: {', '.join(sorted(unknown))}")
 
     @classmethod
     def load(
@@ -90,82 +90,82 @@ class OnnxPotential:
         """Load a model file.
 
         Args:
-            path: ONNX file.
-            threads: None takes all cores.
-            slots: Neighbour slots evaluated at once.
-            device: See `devices.providers`.
+            path: Path of the ONNX file.
+            threads: Number of threads used by ONNX Runtime; None uses all cores.
+            slots: Number of neighbour slots per batch.
+            device: Device that evaluates the model, see `export.runtime.providers.providers`.
 
         Raises:
-            ModelFileError: Missing, damaged, or no model of ours.
-            DeviceError: No such device here.
+            ModelFileError: The file is missing, damaged, or was not exported by equiscreen.
+            DeviceError: This machine does not have the device.
         """
         return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
 
     @property
     def cutoff(self) -> float:
-        """Angstrom."""
+        """Cutoff radius, angstrom."""
         return self.metadata.cutoff
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers that the model knows."""
+        """Atomic numbers that the model covers."""
         return self.metadata.elements
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """What it finds."""
+        """Outputs of the model."""
         return self.metadata.outputs
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """All outputs for all structures of a block.
+        """Evaluate all outputs for all structures of a block.
 
         Args:
-            block: Graphs whose cutoff is at least the model's, of elements that the model knows.
+            block: Graphs with at least the model's cutoff, of elements that the model covers.
 
         Raises:
-            UnknownElementError: An element that the model does not know.
+            UnknownElementError: The model does not cover an element.
         """
         dtype = np.dtype(self.metadata.dtype)
         return evaluate_in_buckets(block, self, dtype, self.slots, self.run_table)
 
     def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
-        """All outputs for structures, whose graphs are made here."""
+        """Evaluate all outputs for structures, after building their graphs."""
         return self.evaluate(GraphBlock.from_structures(structures, self.cutoff))
 
     def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs for one padded table, by name."""
+        """Evaluate all outputs for one padded neighbour table; returns arrays by name."""
         names = [spec.name for spec in self.outputs]
         feed = {name: arrays[name] for name in self._inputs}
         return dict(zip(names, self._session.run(names, feed), strict=True))
 
 
 def read_model(path: str | Path) -> bytes:
-    """The bytes of a model file.
+    """Read the bytes of a model file.
 
     Raises:
-        ModelFileError: No such file.
+        ModelFileError: The file cannot be read.
     """
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ModelFileError(f"{path}: no model file can be read there ({error.strerror})") from error
+        raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error
 
 
 def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:
-    """Refuse a model that looks further than the graphs of a store.
+    """Refuse a model whose cutoff is larger than that of a graph store.
 
     Raises:
-        ModelFileError: It does.
+        ModelFileError: The cutoff of the model is larger.
     """
     if graphs.cutoff < potential.cutoff:
         raise ModelFileError(
-            f"{graphs.path}: its graphs end at {graphs.cutoff} angstrom, the model looks {potential.cutoff} far; "
+            f"{graphs.path}: its cutoff is {graphs.cutoff} angstrom, but the model needs {potential.cutoff}; "
             f"run `equiscreen featurize SOURCE... --out NEW.zarr --model {model}`"
         )
 
 
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
-    """Which model the results come from."""
+    """Which model the results come from, for the attributes of a dataset."""
     return {
         "path": str(model),
         "sha256": potential.sha256,

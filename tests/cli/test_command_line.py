@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "not a run folder")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
         (("export", "{}/nothing.ckpt", "--out", "{}/m.onnx"), ("nothing.ckpt", "no such checkpoint")),
-        (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "no ONNX file")),
+        (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "not an ONNX file")),
         (("screen", "{}/none.zarr", "--model", "{}/m.onnx", "--out", "{}/s.zarr"), ("none.zarr", "no such store")),
         (("info", "{}/nothing"), ("nothing", "no such file")),
         (("info", "{}/s.extxyz"), ("s.extxyz", "neither")),

@@ -1,5 +1,5 @@
-# ruff: noqa: ARG005 - all functions are called alike
-"""Every operation says in ONNX what it says in PyTorch, for tensors of other sizes than the traced ones."""
+# ruff: noqa: ARG005 - all functions take the same arguments
+"""Every operation gives the same result in ONNX as in PyTorch, also for sizes that were not traced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def example(rows: int, columns: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of shapes [rows, 6] and [rows, columns], and `count` numbers of rows."""
+    """Tensors of shape [rows, 6] and [rows, columns], and `count` random row indices."""
     rng = torch.Generator().manual_seed(rows)
     x = torch.rand(rows, 6, generator=rng, dtype=torch.float64) + 0.5
     y = torch.rand(rows, columns, generator=rng, dtype=torch.float64) - 0.5
@@ -30,7 +30,7 @@ def example(rows: int, columns: int, count: int) -> tuple[Tensor, Tensor, Tensor
 
 def translated(function: Function) -> onnx.ModelProto:
     def fixed(x: Tensor, y: Tensor, index: Tensor) -> tuple[Tensor]:
-        assert x.shape[1] == 6  # says so to the trace
+        assert x.shape[1] == 6  # tells the tracer that this size is fixed
         return (function(x, y, index),)
 
     traced = make_fx(fixed, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example(5, 7, 3))
@@ -38,7 +38,7 @@ def translated(function: Function) -> onnx.ModelProto:
 
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
-    """How many nodes there are of each kind."""
+    """Number of nodes of each operator."""
     return Counter(node.op_type for node in model.graph.node)
 
 
@@ -133,7 +133,7 @@ def test_an_unknown_operation_is_named() -> None:
 
 
 def test_numbers_keep_their_precision() -> None:
-    """The exporter of PyTorch 2.13 writes them as float32."""
+    """PyTorch 2.13's own exporter writes them as float32."""
     model = translated(lambda x, y, i: x * 0.7)
     (number,) = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
     assert number == np.float64(0.7)

@@ -1,4 +1,4 @@
-"""The checks of exported graphs: that they pass what is right, and that they catch what is wrong."""
+"""Checks of exported graphs: they pass correct graphs and catch wrong ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def graph(nodes: list[onnx.NodeProto], shape: list[object] | None = None) -> onn
         (graph([helper.make_node("Einsum", ["x"], ["y"], equation="ij->j")]), "Einsum"),
         (graph([helper.make_node("Sin", ["x"], ["y"])]), "Sin"),
         (graph([helper.make_node("Relu", ["x"], ["y"], domain="com.evil")]), "com.evil"),
-        (graph([helper.make_node("Relu", ["x"], ["y"])], [17, 3]), r"frozen sizes \[17\]"),
+        (graph([helper.make_node("Relu", ["x"], ["y"])], [17, 3]), r"fixed sizes \[17\]"),
     ],
 )
 def test_what_must_not_be_in_a_graph_is_found(model: onnx.ModelProto, message: str) -> None:
@@ -76,7 +76,7 @@ def test_parity_with_another_network_fails(exported: Callable[[str], Path], netw
 
 
 def test_an_export_that_breaks_a_law_fails() -> None:
-    """Harmonics of a wrong mixture turn into something else; PyTorch and ONNX Runtime agree on it all the same."""
+    """Wrongly mixed spherical harmonics break rotations, although PyTorch and ONNX Runtime agree on them."""
     wrong = small_network(correlation=2).float()
     wrong.harmonics._raise_2.data[:, 0] *= 1.1
     with pytest.raises(ExportError, match="of turned structures is off by"):
@@ -84,7 +84,7 @@ def test_an_export_that_breaks_a_law_fails() -> None:
 
 
 def test_what_knows_no_mirrors_may_not_say_so() -> None:
-    """A network without parity whose card says that it has it."""
+    """A network without parity whose card claims parity."""
     network = nequip_of(NEQUIP["sevennet"], torch.float32)
     with torch.no_grad():
         for interaction in network.interactions[1:]:
@@ -117,7 +117,7 @@ def test_info_on_a_model_is_json(exported: Callable[[str], Path]) -> None:
 
 
 def test_sine_depends_on_the_place_in_its_tensor() -> None:
-    """Why Sin and Cos are forbidden: once this fails, ONNX Runtime has changed, and they can be allowed again."""
+    """Why Sin and Cos are forbidden. If this fails, ONNX Runtime has changed and they can be allowed again."""
     values = np.abs(np.random.default_rng(0).normal(size=20_011) * 3).astype(np.float32)
     model = graph([helper.make_node("Sin", ["x"], ["y"])], ["n"])
     model.ir_version = 10

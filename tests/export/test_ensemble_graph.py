@@ -1,4 +1,4 @@
-"""Ensembles as one ONNX file: means and spreads are those of the members, also in scores."""
+"""Ensembles as one ONNX file: mean and spread are those of the members, also in scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NETWORK = {"n_radial": 2, "n_interactions": 1, "correlation": 1, "heads": {"gap"
 
 
 def members(count: int) -> list[EquivariantNetwork]:
-    """Networks of one kind in float32 whose weights lie some percent apart."""
+    """Float32 networks of one architecture whose weights differ by a few percent."""
     out = []
     for number in range(count):
         network = small_network("4x0e + 2x1o", **NETWORK).float()
@@ -49,7 +49,7 @@ def members(count: int) -> list[EquivariantNetwork]:
 
 
 def save(folder: Path, networks: Sequence[EquivariantNetwork]) -> Path:
-    """A folder as training leaves it."""
+    """An ensemble folder, as training writes it."""
     names = [f"member-{number}" for number in range(len(networks))]
     for name, network in zip(names, networks, strict=True):
         (folder / name).mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_one_file_finds_what_the_members_find_together(model: Path, folder: Path
     assert found.keys() == expected.keys()
     each = [TorchPotential(network).evaluate(block).arrays() for network in networks]
     for name, values in expected.items():
-        # Of float32, whose spreads are differences of larger numbers.
+        # In float32, and spreads are differences of larger numbers.
         size = max(1.0, float(np.nanmax(np.abs(expected[name.removesuffix("_std")]))))
         assert np.allclose(found[name], values, rtol=1e-4, atol=1e-5 * size, equal_nan=True), name
     for name in ("energy", "forces", "gap", "charge"):
@@ -147,7 +147,7 @@ def test_a_spread_in_the_scores_belongs_to_its_structure(seed: int, count: int) 
 
 
 def affine(factor: float, shift: float) -> onnx.ModelProto:
-    """A graph of factor * x + shift."""
+    """A graph that computes factor * x + shift."""
     constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [x]) for name, x in (("f", factor), ("s", shift))]
     nodes = [
         helper.make_node("Mul", ["x", "f"], ["scaled"], "scale"),
@@ -176,7 +176,7 @@ def test_graphs_side_by_side_give_mean_and_spread(kinds: list[tuple[float, float
     found = run(joined, given_x)
     each = np.array([factor * given_x.astype(np.float64) + shift for factor, shift in kinds])
     assert found.keys() == {"y", "y_std"}
-    # Numbers up to 55 in float32; the root of a difference that is all rounding has half of its digits.
+    # Numbers up to 55 in float32; the square root of a difference that is pure rounding error has half as many digits.
     assert np.allclose(found["y"], each.mean(axis=0), rtol=0, atol=1e-4)
     assert np.allclose(found["y_std"], each.std(axis=0, ddof=1), rtol=0, atol=1e-3)
 

@@ -1,7 +1,7 @@
-"""Exports of networks of many kinds: each runs the checks of an export, parity and laws among them, on its file.
+"""Exports of many kinds of networks; each export runs all its checks, among them agreement with PyTorch and symmetries.
 
-A handful that covers presets, symmetries, heads, outputs, types and versions of the operators pairwise runs always; the
-product of presets, symmetries, heads and types is slow.
+A handful of combinations that covers presets, symmetries, heads, outputs, dtypes and opsets pairwise always runs; the
+full product of presets, symmetries, heads and dtypes is slow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEADS = {
     "scalar": {"gap": EVERY_HEAD["gap"], "charge": EVERY_HEAD["charge"]},
     "tensor": {"permittivity": EVERY_HEAD["permittivity"]},
 }
-# Preset, symmetry, heads, outputs, dtype, opset. Every two columns meet in most of their combinations.
+# Preset, symmetry, heads, outputs, dtype, opset. Most combinations of values of any two columns occur.
 HANDFUL: list[tuple[str, str, str, tuple[str, ...] | None, str, int]] = [
     ("small", "natural", "none", None, "float32", 17),
     ("medium", "o3", "scalar", ("energy",), "float64", 23),
@@ -50,7 +50,7 @@ HANDFUL: list[tuple[str, str, str, tuple[str, ...] | None, str, int]] = [
 
 
 def narrow(kind: str, symmetry: str, heads: str, dtype: str) -> Network:
-    """A network with the depth and degrees of a preset, but few channels."""
+    """A network with the depth and the degrees of a preset, but with few channels."""
     cast: torch.dtype = getattr(torch, dtype)
     if kind in NEQUIP:
         return nequip_of(NEQUIP[kind], cast)
@@ -109,7 +109,7 @@ def test_outputs_and_opsets_that_do_not_exist_are_told() -> None:
     network = narrow("small", "natural", "none", "float32")
     with pytest.raises(ExportError, match=r"no output energies; it has energy, forces, stress"):
         lower_and_check([network], ModelCard(), ["energies"])
-    with pytest.raises(ExportError, match="no output is wanted"):
+    with pytest.raises(ExportError, match="no output is requested"):
         lower_and_check([network], ModelCard(), [])
     assert 20 in OPSETS
 

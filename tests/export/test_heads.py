@@ -1,4 +1,4 @@
-"""Heads in an exported file and in scores: each property with its axes and unit, and nothing that is not there."""
+"""Heads in exported files and in scores: each property has its axes and unit, and absent outputs stay absent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HEADS = {
     "parts": {"irreps": "0e + 1o"},
 }
 UNITS = {"gap": "eV", "stiffness": "GPa", "charge": "e"}
-# Rows of the store that has everything: a crystal with uranium, and a molecule at its end.
+# Rows of the candidates' store: a crystal with uranium, and a molecule at the end.
 URANIUM, MOLECULE, COUNT = 3, 9, 10
 
 
@@ -74,7 +74,7 @@ def heads_alone() -> EquivariantNetwork:
 
 @pytest.fixture(scope="module")
 def model(heads_alone: EquivariantNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The heads without an energy, as a file."""
+    """The exported file of a network with heads and without energy."""
     folder = tmp_path_factory.mktemp("heads")
     save_checkpoint(folder / "model.ckpt", heads_alone, ModelCard())
     export_onnx(folder / "model.ckpt", folder / "m.onnx")
@@ -82,7 +82,7 @@ def model(heads_alone: EquivariantNetwork, tmp_path_factory: pytest.TempPathFact
 
 
 def structures() -> list[Structure]:
-    """Crystals, one of them with an element that no model here knows, and a molecule."""
+    """Crystals, one of them with an element that no model here covers, and a molecule."""
     crystals = probe_structures(ELEMENTS, COUNT - 1, seed=120, max_atoms=8)
     numbers = crystals[URANIUM].atomic_number.copy()
     numbers[0] = 92
@@ -92,7 +92,7 @@ def structures() -> list[Structure]:
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their store, with columns that have the names of a head and of an array of the scores."""
+    """Graph store of the structures, with a column that has the name of a head and one that has not."""
     folder = tmp_path_factory.mktemp("candidates")
     images = [structure.to_ase() for structure in structures()]
     for place, atoms in enumerate(images):
@@ -205,7 +205,7 @@ def test_a_head_that_is_not_finite_is_told(broken: str) -> None:
         for parameter in network.heads[broken].parameters():
             parameter.fill_(torch.nan)
     arrays = score_block(GraphBlock.from_structures(structures(), CUTOFF), TorchPotential(network))
-    # A property of atoms is not in the scores, and so does not decide on them.
+    # A property of atoms is not in the scores, so it does not affect the status.
     expected = NOT_FINITE if broken == "gap" else OK
     assert set(np.delete(arrays["status"], URANIUM).tolist()) == {expected}
     assert np.isnan(np.delete(arrays["energy"], URANIUM)).all() == (broken == "gap")

@@ -1,4 +1,4 @@
-"""The model for TorchSim: what its batched states, its validator and its optimizers find with it."""
+"""The TorchSim model, used by TorchSim's batched states, validator and optimizers."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def model(potential: OnnxPotential) -> OnnxModel:
 
 
 def state_of(structures: list[Structure], dtype: torch.dtype = torch.float64) -> Any:
-    """The structures as one state, in TorchSim's own way."""
+    """The structures as one state, made by TorchSim itself."""
     return ts.io.atoms_to_state([structure.to_ase() for structure in structures], CPU, dtype)
 
 
 def with_heads(*, energy: bool) -> OnnxPotential:
-    """An untrained network of silicon and iron, with a property of crystals and one of atoms."""
+    """An untrained network for silicon and iron, with a head per structure and a head per atom."""
     torch.manual_seed(1)
     config = NetworkConfig.model_validate(
         {
@@ -79,7 +79,7 @@ def rattled() -> list[ase.Atoms]:
 
 
 def relaxed(state: Any, model: OnnxModel, steps: int = 5) -> Any:
-    """After some steps of FIRE in positions and cell."""
+    """The state after some steps of FIRE on positions and cell."""
     init, step = ts.frechet_cell_fire(model)
     state = init(state)
     for _ in range(steps):
@@ -92,11 +92,11 @@ def relaxed(state: Any, model: OnnxModel, steps: int = 5) -> Any:
 def test_a_state_has_what_the_potential_finds(
     potential: OnnxPotential, model: OnnxModel, seed: int, count: int
 ) -> None:
-    """In sheared cells: rows taken for columns would show."""
+    """In sheared cells, where exchanged rows and columns would show."""
     structures = probe_structures(ELEMENTS, count, seed)
     expected = potential.evaluate_structures(structures)
     found = model(state_of(structures))
-    # Cartesian coordinates and back cost some last digits.
+    # The conversion to Cartesian coordinates and back costs some last digits.
     assert np.allclose(found["energy"].numpy(), expected.energy, rtol=1e-11)
     assert np.allclose(found["forces"].numpy(), expected.forces, atol=1e-9)
     assert np.allclose(found["stress"].numpy(), expected.stress, atol=1e-9)
@@ -115,7 +115,7 @@ def test_torchsims_validator_is_content_and_heads_come_along() -> None:
 
 
 def test_the_stress_is_the_slope_of_the_energy(model: OnnxModel) -> None:
-    """Signs, units and the order of components, by strained copies in one state."""
+    """Signs, units and the order of components, from strained copies in one state."""
     step = 1e-5
     plain = ts.io.atoms_to_state([rattled()[0]], CPU, torch.float64)
     cell, positions = plain.row_vector_cell[0], plain.positions
@@ -142,7 +142,7 @@ def test_a_relaxation_goes_downhill_as_each_system_does_alone(model: OnnxModel) 
     assert (together.energy < model(state)["energy"]).all()
     for index, atoms in enumerate(images):
         alone = relaxed(ts.io.atoms_to_state([atoms], CPU, torch.float64), model)
-        # Sums in another order, through some steps.
+        # Sums in another order, over several steps.
         assert torch.allclose(together[index].energy, alone.energy, rtol=1e-9)
         assert torch.allclose(together[index].positions, alone.positions, atol=1e-8)
         assert torch.allclose(together[index].cell, alone.cell, atol=1e-8)
@@ -157,11 +157,11 @@ def test_torchsims_runner_takes_it(model: OnnxModel) -> None:
 
 
 def test_atoms_and_systems_keep_their_order(model: OnnxModel) -> None:
-    """Atoms of a system in another order, and systems that stand in another order than their indices."""
+    """Atoms within a system are permuted, and systems are in another order than their indices."""
     rng = np.random.default_rng(0)
     several = state_of(probe_structures(ELEMENTS, 3, seed=8))
     within = np.concatenate([rng.permutation(np.flatnonzero(several.system_idx == index)) for index in range(3)])
-    # TorchSim's check of the indices lets systems of one size stand in any order.
+    # TorchSim's check of the indices allows systems of equal size in any order.
     equal = ts.concatenate_states([several[0], several[0].clone(), several[0].clone()])
     equal.positions += 0.05 * torch.as_tensor(rng.normal(size=equal.positions.shape))
     across = np.arange(equal.n_atoms).reshape(3, -1)[[2, 0, 1]].ravel()
@@ -214,7 +214,7 @@ def test_what_is_not_asked_for_is_not_there(potential: OnnxPotential) -> None:
 def test_molecules_and_slabs_have_forces_but_no_stress(potential: OnnxPotential, axes: tuple[bool, ...]) -> None:
     crystals = probe_structures(ELEMENTS, 2, seed=3)
     state = state_of(crystals)
-    # Of 0.3 a state has one truth value for all directions; later ones have three.
+    # In TorchSim 0.3 a state has one `pbc` for all directions; later versions have three.
     state.pbc = torch.tensor(axes) if any(axes) else False
     with pytest.raises(ConfigError, match=r"three directions.*compute_stress=False"):
         OnnxModel(potential)(state)
@@ -227,7 +227,7 @@ def test_molecules_and_slabs_have_forces_but_no_stress(potential: OnnxPotential,
 
 
 def test_a_model_without_an_energy_is_refused() -> None:
-    with pytest.raises(ModelFileError, match="a model without energy"):
+    with pytest.raises(ModelFileError, match="the model has no energy"):
         OnnxModel(with_heads(energy=False))
 
 

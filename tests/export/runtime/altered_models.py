@@ -1,4 +1,4 @@
-"""Model files made from another by changing what is in it, which takes no export."""
+"""Model files made by altering another one, which needs no export."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ...conftest import REFERENCES
 def altered(
     model: Path, out: Path, factor: float = 1.0, references: tuple[float, ...] | None = None, **metadata: object
 ) -> Path:
-    """Write a model whose weights, or whose energies of free atoms, or whose metadata are others.
+    """Write a copy of a model with other weights, other energies of free atoms, or other metadata.
 
     Args:
-        model: The file to start from.
-        out: The file to write.
-        factor: Of the largest matrices of weights.
-        references: Energies in place of `conftest.REFERENCES`.
-        **metadata: Fields of the metadata to replace.
+        model: Path of the model to start from.
+        out: Path of the file to write.
+        factor: Factor on the largest weight matrices.
+        references: Energies that replace `conftest.REFERENCES`, eV.
+        **metadata: Metadata fields to replace.
     """
     proto = onnx.load_model_from_string(model.read_bytes())
     for tensor in proto.graph.initializer:

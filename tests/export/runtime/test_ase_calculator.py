@@ -1,4 +1,4 @@
-"""The ASE calculator: what scripts for ASE find with it."""
+"""The ASE calculator, as scripts for ASE use it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_finds_what_the_potential_finds(exported: Callable[[str], Path], calc
 
 
 def test_forces_and_stress_are_those_of_ases_own_differences(calculator: OnnxCalculator) -> None:
-    """Signs, units and the order of components, by another code."""
+    """Signs, units and the order of components, checked by other code."""
     atoms = ase.build.bulk("Cu", cubic=True)
     atoms.set_cell(atoms.cell @ [[1.02, 0.01, 0.0], [0.0, 0.99, 0.02], [0.0, 0.0, 1.01]], scale_atoms=True)
     atoms.rattle(0.05, seed=1)

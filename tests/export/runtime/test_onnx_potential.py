@@ -1,4 +1,4 @@
-"""Loading model files: what is refused, and what a good one gives."""
+"""Loading model files: bad files are refused, and a good one gives the results of its network."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_truncated_file_is_refused(exported: Callable[[str], Path], tmp_path: 
 
 
 def test_what_is_no_model_is_refused(exported: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="no model file"):
+    with pytest.raises(ModelFileError, match="cannot read the model file"):
         OnnxPotential.load(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("hello, this is a text and no model at all")
-    with pytest.raises(ModelFileError, match="damaged or no ONNX"):
+    with pytest.raises(ModelFileError, match="damaged, or not an ONNX file"):
         OnnxPotential.load(tmp_path / "text.onnx")
     model = onnx.load_model_from_string(exported("float32").read_bytes())
     props = {p.key: p.value for p in model.metadata_props}
@@ -67,7 +67,7 @@ def test_what_is_no_model_is_refused(exported: Callable[[str], Path], tmp_path: 
     with pytest.raises(ModelFileError, match="equiscreen-onnx/9"):
         OnnxPotential(model.SerializeToString())
     helper.set_model_props(model, {})
-    with pytest.raises(ModelFileError, match="exported by us"):
+    with pytest.raises(ModelFileError, match="exported by equiscreen"):
         OnnxPotential(model.SerializeToString())
 
 

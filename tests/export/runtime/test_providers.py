@@ -1,4 +1,4 @@
-"""Where an exported model computes; these tests run on machines without a GPU, and are skipped on others."""
+"""Devices that evaluate an exported model; these tests are skipped if ONNX Runtime supports GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from equiscreen.screening import screen
 from ...conftest import CUTOFF, write_extxyz
 
 pytestmark = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime knows GPUs"
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime supports GPUs"
 )
 
 
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.skipif(
 def test_a_gpu_that_is_not_there_is_an_error_that_says_how_to_get_one(
     exported: Callable[[str], Path], device: str
 ) -> None:
-    with pytest.raises(DeviceError, match=rf"{device}: .* install onnxruntime-gpu .*, or say cpu"):
+    with pytest.raises(DeviceError, match=rf"{device}: .* install onnxruntime-gpu .*, or choose cpu"):
         OnnxPotential.load(exported("float32"), device=device)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "auto:1", "cpu:0", ""])
 def test_what_is_no_device_is_an_error(exported: Callable[[str], Path], device: str) -> None:
-    with pytest.raises(DeviceError, match="is no device"):
+    with pytest.raises(DeviceError, match="unknown device"):
         OnnxPotential.load(exported("float32"), device=device)
 
 
@@ -39,7 +39,7 @@ def test_a_screen_asks_before_it_begins(exported: Callable[[str], Path], tmp_pat
     write_extxyz(tmp_path / "s.extxyz", 2)
     model, out = exported("float32"), tmp_path / "s.zarr"
     featurize(tmp_path / "s.extxyz", tmp_path / "g.zarr", cutoff=CUTOFF, scheduler="threads")
-    for device, message in (("cuda", "knows no GPU"), ("tpu", "is no device")):
+    for device, message in (("cuda", "does not support GPUs"), ("tpu", "unknown device")):
         with pytest.raises(DeviceError, match=message):
             screen(tmp_path / "g.zarr", model, out, device=device)
     assert not list(tmp_path.glob("s.zarr*"))
