@@ -1,1 +1,1 @@
-"""The demo: published weights rank real prototypes; a network of its own learns alloys of known energies."""
+"""The demo: published weights rank intermetallics, then a new network learns alloys with known energies."""

@@ -1,4 +1,4 @@
-"""The names of the demo's acts; they are also the names of their folders."""
+"""Names of the demo's acts, which are also the names of their folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Act(StrEnum):
-    """A part of the demo that stands by itself."""
+    """An independent part of the demo."""
 
-    PUBLISHED = "published"  # published weights, nothing is trained
-    TRAIN = "train"  # a network of its own, with EMT as teacher and judge
+    PUBLISHED = "published"  # published weights; nothing is trained
+    TRAIN = "train"  # trains a network, with EMT as teacher and judge

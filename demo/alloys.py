@@ -1,8 +1,8 @@
 """Alloys of seven metals, made from real prototypes and labelled with ASE's effective medium theory (EMT).
 
 The prototypes are those of the AFLOW library (Mehl et al., Comput. Mater. Sci. 136, S1 (2017)), as pymatgen ships them.
-EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for just these metals: it costs
-milliseconds, and is a stand-in for DFT here, not a substitute for it.
+EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for exactly these metals. It
+costs milliseconds, and stands in for DFT here without replacing it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
-# AFLOW labels of structures in which metals and alloys are found: A1, A2, A3, A6, A15, L1_0, L1_1, L1_2, L1_3, L6_0,
+# AFLOW labels of structures in which metals and alloys crystallise: A1, A2, A3, A6, A15, L1_0, L1_1, L1_2, L1_3, L6_0,
 # B2, B11, B19, B32, B33, D0_3, D0_19, D0_22, D0_23, D0_a, C11_b, C14, C15, C15_b, C16, D1_3, D1_a, D2_d, D5_13, MoPt2,
 # TiPt8, L2_1, C1_b and E2_1.
 PROTOTYPES = frozenset(
@@ -63,7 +63,7 @@ PROTOTYPES = frozenset(
         "AB3C_cP5_221_a_c_b",
     ]
 )
-# Nearest neighbours stand at this many times the sum of their metallic radii.
+# Range of the distance between nearest neighbours, in units of the sum of their metallic radii.
 SPACING = (0.96, 1.06)
 MAX_STRAIN = 0.03
 MAX_RATTLE = 0.12  # angstrom, standard deviation
@@ -71,15 +71,15 @@ MAX_RATTLE = 0.12  # angstrom, standard deviation
 
 @dataclass(frozen=True, slots=True)
 class AlloyTask:
-    """Some alloys to make and label, in a file of their own.
+    """A batch of alloys to make and label, written to one file.
 
     Attributes:
         path: Extended XYZ file to write.
-        first: Number of the first alloy; with `seed` it decides which alloys these are.
-        count: How many.
-        seed: Tells training alloys from candidates.
-        teach: True writes EMT's energy, forces and stress as labels; False hides the energy under another name, for
-            the judge.
+        first: Number of the first alloy. Number and seed determine an alloy completely.
+        count: Number of alloys.
+        seed: Random seed; training alloys and candidates have different ones.
+        teach: If True, write EMT's energy, forces and stress as labels. If False, write only the energy, under another
+            name, for the comparison at the end.
     """
 
     path: Path
@@ -93,11 +93,11 @@ def write_alloys(task: AlloyTask) -> int:
     """Make, label and write alloys; the body of a Dask task.
 
     Returns:
-        How many.
+        Number of alloys written.
     """
     library = prototypes()
     with warnings.catch_warnings():
-        # ASE warns that a calculator's results also stand in `info`; here they never do under the same name.
+        # ASE warns about calculator results that are also in `info`; here they never have the same name.
         warnings.simplefilter("ignore")
         images = []
         for number in range(task.first, task.first + task.count):
@@ -111,7 +111,7 @@ def write_alloys(task: AlloyTask) -> int:
 
 
 def prototypes() -> dict[str, Atoms]:
-    """The prototypes by AFLOW label, primitive cells, with the name of the structure type as `strukturbericht`."""
+    """The prototypes by AFLOW label: primitive cells, with the structure type in `info["strukturbericht"]`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
@@ -134,7 +134,7 @@ def prototypes() -> dict[str, Atoms]:
 
 
 def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
-    """Put other metals on the sites of a prototype, scale it to their radii, strain and rattle it."""
+    """Put random metals on the sites of a prototype, scale it to their radii, then strain and rattle it."""
     n_species = len(np.unique(prototype.numbers))
     atoms = with_elements(prototype, [atomic_numbers[m] for m in rng.choice(METALS, n_species, replace=False)])
     scale = rng.uniform(*SPACING) / nearest_contact(atoms)
@@ -145,14 +145,14 @@ def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def with_elements(prototype: Atoms, numbers: Sequence[int]) -> Atoms:
-    """Replace a prototype's elements, in the order of their atomic numbers, by others."""
+    """Replace the elements of a prototype, in order of atomic number, with these atomic numbers."""
     atoms = prototype.copy()
     atoms.numbers = np.array(numbers)[np.searchsorted(np.unique(prototype.numbers), prototype.numbers)]
     return atoms
 
 
 def nearest_contact(atoms: Atoms) -> float:
-    """Smallest distance over the sum of the two metallic radii."""
+    """Smallest ratio of an interatomic distance to the sum of the two metallic radii."""
     radii = metallic_radii()
     images = np.array(list(np.ndindex(5, 5, 5))) - 2
     shifts = images @ atoms.cell.array
@@ -164,7 +164,7 @@ def nearest_contact(atoms: Atoms) -> float:
 
 
 def metallic_radii() -> NDArray[np.float64]:
-    """Half the nearest-neighbour distance in the fcc metal, by atomic number, angstrom."""
+    """Half the nearest-neighbour distance in the fcc metal, angstrom, indexed by atomic number."""
     radii = np.zeros(len(chemical_symbols))
     for metal in METALS:
         number = chemical_symbols.index(metal)
@@ -173,7 +173,7 @@ def metallic_radii() -> NDArray[np.float64]:
 
 
 def labelled(atoms: Atoms, *, teach: bool) -> Atoms:
-    """Compute EMT's energy, forces and stress; as labels, or the energy alone as `emt_energy`."""
+    """Attach EMT's energy, forces and stress as labels, or only the energy as `info["emt_energy"]`."""
     worker = atoms.copy()
     worker.calc = EMT()
     energy = float(worker.get_potential_energy())
@@ -187,10 +187,10 @@ def labelled(atoms: Atoms, *, teach: bool) -> Atoms:
 
 
 def write_references(path: Path) -> dict[str, float]:
-    """Write the seven metals in fcc, each at EMT's own lattice constant, unlabelled.
+    """Write the seven metals in fcc, each at EMT's equilibrium lattice constant, without labels.
 
     Returns:
-        EMT's energy per atom of each metal, eV.
+        EMT's energy of each metal, eV/atom.
     """
     images, energies = [], {}
     for metal in METALS:

@@ -1,4 +1,4 @@
-"""Candidate intermetallics: every way to put some metals on the sites of the prototypes, each at several volumes."""
+"""Candidate intermetallics: every assignment of metals to the sites of the prototypes, at several volumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ase.io import write
 
 from .alloys import prototypes, with_elements
 
-# Times the sum of the elements' own volumes. Strong bonds contract: AlNi needs 0.88.
+# Volumes in units of the sum of the elemental volumes. Strong bonds contract a crystal: AlNi needs 0.88.
 RELATIVE_VOLUMES = tuple(round(0.80 + 0.04 * step, 2) for step in range(9))
 
 
@@ -26,23 +26,23 @@ def write_intermetallics(path: Path, metals: Sequence[str]) -> int:
 
     Args:
         path: File to write.
-        metals: Symbols of fcc, bcc or hcp elements; the elements themselves become candidates too.
+        metals: Symbols of fcc, bcc or hcp elements; the pure elements become candidates too.
 
     Returns:
-        How many.
+        Number of candidates.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ASE's, about keys that it might mean itself
+        warnings.simplefilter("ignore")  # ASE warns about keys that might be its own
         images = list(intermetallics(metals))
         write(path, images, format="extxyz")
     return len(images)
 
 
 def intermetallics(metals: Sequence[str]) -> Iterator[Atoms]:
-    """Put metals on the sites of every prototype in every order, and scale the result to every volume.
+    """Put metals on the sites of every prototype in every order, and scale each result to every volume.
 
-    Cell shape and coordinates stay those of the prototype. Orders that give the same crystal are all there; to
-    recognise them is `featurize`'s work.
+    Cell shape and fractional coordinates stay those of the prototype. Orders that give the same crystal are all
+    included; `featurize` recognises them as duplicates.
     """
     numbers = [atomic_numbers[metal] for metal in metals]
     for label, prototype in sorted(prototypes().items()):
@@ -58,9 +58,9 @@ def intermetallics(metals: Sequence[str]) -> Iterator[Atoms]:
 
 
 def elemental_volume(number: int) -> float:
-    """Volume per atom of the element in nature, angstrom^3, from the lattice constants in `ase.data`.
+    """Volume per atom of an element in its natural structure, angstrom^3, from the lattice constants in `ase.data`.
 
-    A compound has about the sum of these volumes (Zen, Am. Mineral. 41, 523 (1956)).
+    The volume of a compound is close to the sum of these volumes (Zen, Am. Mineral. 41, 523 (1956)).
     """
     reference = reference_states[number]
     a = float(reference["a"])
@@ -72,4 +72,4 @@ def elemental_volume(number: int) -> float:
         case "hcp":
             return math.sqrt(3) / 4 * a**3 * float(reference["c/a"])
         case other:
-            raise ValueError(f"{chemical_symbols[number]} is {other}, none of fcc, bcc and hcp")
+            raise ValueError(f"{chemical_symbols[number]} is {other}; only fcc, bcc and hcp elements are supported")

@@ -1,4 +1,4 @@
-"""The demo's job: its acts, one after the other, each in a folder of its own."""
+"""The demo: its acts in order, each in its own folder."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .published import run_published
 from .report import ActReport
 from .trained import run_trained
 
-# Empty, and says that a folder may be replaced: no other work has such a file.
+# An empty file that marks a folder as replaceable: no other work has a file of this name.
 MARK = ".equiscreen-demo"
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An act that could not be played.
+    """An act that was skipped.
 
     Attributes:
-        act: Which.
-        reason: Why, and what to do.
+        act: The act.
+        reason: Why it was skipped, and how to change that.
     """
 
     act: Act
     reason: str
 
     def __str__(self) -> str:
-        return f"equiscreen demo: act `{self.act}` is left out: {self.reason}"
+        return f"equiscreen demo: act `{self.act}` is skipped: {self.reason}"
 
 
 def run_demo(
@@ -46,16 +46,17 @@ def run_demo(
     """Run the demo's acts.
 
     Args:
-        out: Folder; each act has a folder of its name in it.
+        out: Folder to write; each act writes to a sub-folder of its name.
         only: The act to run; None runs all.
-        n_candidates: New structures to screen in act two.
-        n_training: Structures to train on in act two.
-        epochs: Of training in act two.
+        n_candidates: Number of new structures that act two screens.
+        n_training: Number of structures that act two trains on.
+        epochs: Number of training epochs in act two.
         overwrite: Replace the folders of the acts.
-        scheduler: See `pipeline.cluster.connect`.
+        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
 
     Returns:
-        What each act ends with, as it does. Without the package that carries the weights act one is left out.
+        The report of each act, as soon as the act ends. If the package that carries the weights is not installed, act
+        one is skipped.
 
     Raises:
         OutputExistsError: The folder of an act exists.
@@ -65,7 +66,7 @@ def run_demo(
     for folder in folders.values():
         _check_free(folder, overwrite=overwrite)
 
-    def play(act: Act) -> ActReport | LeftOut:
+    def run(act: Act) -> ActReport | LeftOut:
         folder = _emptied(folders[act])
         if act is Act.TRAIN:
             return run_trained(
@@ -76,17 +77,17 @@ def run_demo(
         except CheckpointError as error:
             return LeftOut(act, str(error))
 
-    return map(play, acts)
+    return map(run, acts)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to touch what is there, unless it is a demo's and may be replaced."""
+    """Refuse to replace a folder, unless it is a demo's and `overwrite` is set."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise OutputExistsError(f"{folder}: exists; choose another --out, or say --overwrite")
+        raise OutputExistsError(f"{folder}: exists; choose another --out, or use --overwrite")
     if not (folder / MARK).is_file():
-        raise OutputExistsError(f"{folder}: exists and is no demo, so it is not overwritten")
+        raise OutputExistsError(f"{folder}: exists and was not written by the demo, so it is not overwritten")
 
 
 def _emptied(folder: Path) -> Path:

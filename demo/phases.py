@@ -1,4 +1,4 @@
-"""The list of act one: for each chemical system, its phases by formation energy."""
+"""The ranking of act one: the phases of each chemical system by formation energy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .composition import element_fractions
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A formula in a structure type, at the volume and in the order of its sites that have the lowest energy.
+    """A formula in a structure type, represented by its candidate of lowest energy over all volumes and site orders.
 
     Attributes:
-        structure_id: Of that candidate.
-        formula: Reduced.
-        strukturbericht: The structure type.
-        relative_volume: Times the sum of the elements' own volumes.
-        energy: eV/atom.
-        formation_energy: Against the elements, eV/atom.
+        structure_id: Name of that candidate.
+        formula: Reduced formula.
+        strukturbericht: Structure type.
+        relative_volume: Volume in units of the sum of the elemental volumes.
+        energy: Energy, eV/atom.
+        formation_energy: Formation energy from the elements of the list, eV/atom.
     """
 
     structure_id: str
@@ -41,9 +41,10 @@ class PhaseList:
     """All phases.
 
     Attributes:
-        elements: The lowest phase of each element, by symbol: what formation energies refer to.
-        systems: Compounds by chemical system, as sorted symbols; the lowest formation energy first.
-        n_at_edge: Phases whose energy is lowest at the smallest or largest volume there is: lower ones lie beyond.
+        elements: The phase of lowest energy of each element, by symbol; formation energies refer to them.
+        systems: Phases by chemical system (sorted symbols), lowest formation energy first.
+        n_at_edge: Number of phases whose energy is lowest at the smallest or largest volume of the grid, so that their
+            minimum lies outside it.
     """
 
     elements: dict[str, Phase]
@@ -58,8 +59,8 @@ def rank_phases(store: Path, scores: xr.Dataset) -> PhaseList:
     """Find the phases among the candidates, and rank those of each chemical system.
 
     Args:
-        store: Graph store of the candidates, each element of them also by itself.
-        scores: Of that store, with its columns strukturbericht and relative_volume.
+        store: Graph store of the candidates, which include each pure element.
+        scores: Scores of that store, with its columns strukturbericht and relative_volume.
     """
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs), labels=False)

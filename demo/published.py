@@ -1,4 +1,4 @@
-"""Act one: published weights, imported and exported, rank intermetallics made from real prototypes."""
+"""Act one: published weights are imported, exported, and rank intermetallics built on real prototypes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .phases import Phase, PhaseList, rank_phases
 from .report import HULL, PAGE, SCORES, ActReport, Steps, write_page
 
 WEIGHTS = "7net-0"
-# Metals of superalloys and Heusler alloys, with many known compounds among them. PBE needs no corrections for metals,
-# so that formation energies are what the model says.
+# Metals of superalloys and Heusler alloys, with many known compounds. PBE needs no corrections for metals, so formation
+# energies can be taken from the model as they are.
 METALS = ("Al", "Ti", "Co", "Ni")
 SHOWN = 3
 COLUMNS = ("strukturbericht", "relative_volume")
@@ -26,7 +26,7 @@ COLUMNS = ("strukturbericht", "relative_volume")
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedReport(ActReport):
-    """What act one ends with; as text, its summary.
+    """Report of act one; as text, its summary.
 
     Attributes:
         phases: The ranked phases.
@@ -48,9 +48,9 @@ class PublishedReport(ActReport):
                 f"energies are {origin['functional']}, {metadata.energy_scheme}.",
                 "",
                 f"  candidates   {len(self.phases)} phases (a formula in a structure type), each at "
-                f"{len(RELATIVE_VOLUMES)} volumes and in all orders of its sites ({self.summary()})",
+                f"{len(RELATIVE_VOLUMES)} volumes and in all site orders ({self.summary()})",
                 *self.lines_on_scoring(),
-                f"  elements     lowest as {elements}",
+                f"  elements     lowest energy in {elements}",
                 "",
                 f"  {'system':<10}{'rank':>4}  {'formula':<10}{'structure':<18}{'volume':>7}{'eV/atom':>10}"
                 f"{'formation':>11}",
@@ -60,12 +60,12 @@ class PublishedReport(ActReport):
                     for place, phase in enumerate(phases[:SHOWN], start=1)
                     if len(system) > 1
                 ),
-                "  (formation: energy against the elements of the list, by the same model, eV/atom; volume: times the "
-                "sum of the elements' own)",
-                f"  Nothing is relaxed: shape and coordinates are the prototype's, the volume is the best of {low:.2f} "
-                f"to {high:.2f}{self._edge()}.",
-                f"  A rank is one among these candidates, and so is the hull in {PAGE}: what is known of these metals "
-                "else is not in it.",
+                "  (formation: energy relative to the elements of this list, from the same model, eV/atom; volume: "
+                "relative to the sum of the elemental volumes)",
+                f"  Nothing is relaxed: shape and coordinates are the prototype's, and the volume is the best of "
+                f"{low:.2f} to {high:.2f}{self._edge()}.",
+                f"  Ranks, and the hull in {PAGE}, compare these candidates only; other known phases of these metals "
+                "are not included.",
                 *self.last_lines(
                     f"{WEIGHTS}.ckpt", f"{WEIGHTS}.onnx", "candidates.extxyz", "candidates.zarr", SCORES, HULL, PAGE
                 ),
@@ -74,19 +74,19 @@ class PublishedReport(ActReport):
 
     def _edge(self) -> str:
         count = self.phases.n_at_edge
-        return f"; {count} phases are lowest at an end of that" if count else ""
+        return f"; {count} phases have their lowest energy at an end of this range" if count else ""
 
 
 def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: str | None = None) -> PublishedReport:
     """Run act one in a folder.
 
     Args:
-        folder: That exists and is empty.
+        folder: An existing, empty folder.
         metals: Elements of the candidates.
-        scheduler: See `pipeline.cluster.connect`.
+        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
 
     Raises:
-        CheckpointError: The package that carries the weights is not there.
+        CheckpointError: The package that carries the weights is not installed.
     """
     clock = Steps(Act.PUBLISHED)
     checkpoint, model = folder / f"{WEIGHTS}.ckpt", folder / f"{WEIGHTS}.onnx"
@@ -102,7 +102,7 @@ def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: st
             folder / "candidates.zarr",
             cutoff=exported.metadata.cutoff,
             labels=LabelMapping(columns=COLUMNS),
-            dedup=Dedup.CRYSTAL,  # AlNi and NiAl are one crystal in some prototypes
+            dedup=Dedup.CRYSTAL,  # AlNi and NiAl are the same crystal in some prototypes
             scheduler=scheduler,
             progress=True,
         )

@@ -1,4 +1,4 @@
-"""The ranking of act two's candidates, the model's beside EMT's."""
+"""Comparison of the model's ranking of act two's candidates with EMT's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row of the list of the best; energies in eV/atom."""
+    """One row of the list of best candidates; formation energies in eV/atom."""
 
     structure_id: str
     formula: str
@@ -33,16 +33,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Formation energies of all candidates, and how well they are ranked.
+    """Formation energies of all candidates, and the quality of their ranking.
 
     Attributes:
-        predicted: float64[n], the model's, eV/atom.
-        emt: float64[n], EMT's, eV/atom.
-        mae: eV/atom.
-        spearman: Rank correlation.
-        n_top: Size of the two lists of the best that are compared.
-        n_shared: How many stand in both.
-        best: The model's first ones.
+        predicted: float64[n], formation energies from the model, eV/atom.
+        emt: float64[n], formation energies from EMT, eV/atom.
+        mae: Mean absolute error of the formation energies, eV/atom.
+        spearman: Spearman rank correlation.
+        n_top: Length of the model's and EMT's lists of best candidates that are compared.
+        n_shared: Number of candidates in both lists.
+        best: The model's best candidates.
     """
 
     predicted: NDArray[np.float64]
@@ -55,11 +55,13 @@ class Ranking:
 
 
 def compare(store: Path, scores: xr.Dataset) -> Ranking:
-    """Rank candidates by formation energy from the pure metals, each side with its own energies of the metals.
+    """Rank candidates by their formation energy from the pure metals, for the model and for EMT.
+
+    Each of the two uses its own energies of the metals.
 
     Args:
-        store: Graph store of the candidates, with `emt_energy`, and the pure metals named ``reference-*`` in it.
-        scores: Of that store.
+        store: Graph store of the candidates, with the label `emt_energy` and the pure metals as ``reference-*``.
+        scores: Scores of that store.
     """
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
@@ -100,8 +102,8 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
 
 
 def draw(ranking: Ranking, path: Path) -> None:
-    """Draw the model's formation energies against EMT's, and which share of EMT's best the model's list holds."""
-    import matplotlib as mpl  # noqa: PLC0415 - half a second, and only for this
+    """Plot the model's formation energies against EMT's, and the share of EMT's best in the model's top N."""
+    import matplotlib as mpl  # noqa: PLC0415 - takes half a second, and only this plot needs it
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
@@ -123,9 +125,9 @@ def draw(ranking: Ranking, path: Path) -> None:
     right.axvline(ranking.n_top, color="black", linewidth=0.8, linestyle=":")
     right.set(
         xscale="log",
-        xlabel="candidates taken, in the model's order",
+        xlabel="number of candidates, in the model's order",
         ylabel=f"share of EMT's best {ranking.n_top} among them",
-        title=f"{ranking.n_shared} of {ranking.n_top} in the first {ranking.n_top}",
+        title=f"{ranking.n_shared} of {ranking.n_top} among the first {ranking.n_top}",
         ylim=(0, 1.02),
     )
     figure.suptitle("Labels are ASE's EMT, not DFT")

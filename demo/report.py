@@ -1,4 +1,4 @@
-"""What the acts have in common: the clock of their steps, and the lines that both reports have."""
+"""What the acts share: timing of their steps, and the common lines of their reports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..screening import hull, report
 
 
 class Steps:
-    """Names each step of an act on standard error as it begins, and keeps what it took.
+    """Prints the name of each step of an act to standard error when it begins, and records its duration.
 
     Args:
-        act: The act's name.
+        act: Name of the act.
     """
 
     def __init__(self, act: str) -> None:
@@ -38,11 +38,11 @@ SCORES, HULL, PAGE = "scores.zarr", "hull.zarr", "report.html"
 
 
 def write_page(folder: Path, title: str) -> None:
-    """Measure an act's scores against the hull that its own candidates make, and write the page on them.
+    """Compute the energies above the hull of an act's candidates, and write the report page.
 
     Args:
-        folder: Of the act, with its scores; each element of the candidates is one of them by itself.
-        title: Of the page.
+        folder: Folder of the act, which holds the scores. The candidates include each pure element.
+        title: Title of the page.
     """
     hull(folder / SCORES, out=folder / HULL, progress=True)
     report(folder / HULL, folder / PAGE, title=title)
@@ -50,14 +50,14 @@ def write_page(folder: Path, title: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ActReport:
-    """What every act ends with.
+    """Report of an act.
 
     Attributes:
-        out: The act's folder.
-        candidates: Account of the candidates.
-        exported: The ONNX file.
-        structures_per_second: Of the screen.
-        seconds: By step.
+        out: Folder of the act.
+        candidates: Report of featurizing the candidates.
+        exported: Report of the export.
+        structures_per_second: Rate of the screen, structures/s.
+        seconds: Duration of each step, seconds.
     """
 
     out: Path
@@ -67,28 +67,28 @@ class ActReport:
     seconds: dict[str, float]
 
     def summary(self) -> str:
-        """Where the candidates went."""
+        """How many candidates were stored, failed, or were duplicates."""
         found = self.candidates
         return (
             f"read {found.read:,} = stored {found.stored:,} + failed {found.failed:,} + duplicate {found.duplicate:,}"
         )
 
     def lines_on_scoring(self) -> list[str]:
-        """The ONNX file, and the rate of the screen."""
+        """Lines about the ONNX file and the rate of the screen."""
         parity = self.exported.metadata.parity
         return [
             f"  ONNX         {self.exported.nodes:,} nodes, {self.exported.size_bytes / 1e6:.2f} MB; largest "
             f"difference from PyTorch: energy {parity['energy/float32']:.0e} eV/atom, forces "
             f"{parity['forces/float32']:.0e} eV/angstrom, stress {parity['stress/float32']:.0e} eV/angstrom^3",
             f"  screen       {self.structures_per_second:,.0f} structures/s with energy, forces and stress, "
-            "start of the workers included",
+            "including the start of the workers",
         ]
 
     def last_lines(self, *names: str) -> list[str]:
-        """What the act took, and the files that it leaves."""
+        """Lines about the duration of the act and the files it wrote."""
         steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         return [
             "",
             f"  time         {sum(self.seconds.values()):.0f} s: {steps}",
-            f"  left in      {self.out}: {', '.join(names)}",
+            f"  written to   {self.out}: {', '.join(names)}",
         ]

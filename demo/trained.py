@@ -1,4 +1,4 @@
-"""Act two: make alloys, featurize, train, export, screen, and compare with the truth."""
+"""Act two: make alloys, featurize, train, export, screen, and compare the ranking with EMT's."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ COLUMNS = ("prototype",)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedReport(ActReport):
-    """What act two ends with; as text, its summary.
+    """Report of act two; as text, its summary.
 
     Attributes:
-        training: Account of the training structures.
-        model: The trained model.
-        ranking: Compared with EMT's.
+        training: Report of featurizing the training structures.
+        model: Report of the training.
+        ranking: The model's ranking compared with EMT's.
     """
 
     training: FeaturizeReport
@@ -45,7 +45,7 @@ class TrainedReport(ActReport):
             [
                 "",
                 f"equiscreen demo, act two: a network learns alloys of {', '.join(METALS)} and ranks new ones.",
-                "The energies are those of ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
+                "The energies come from ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
                 "",
                 f"  structures   {self.training.stored:,} to train on, {self.candidates.stored:,} candidates "
                 f"({self.summary()})",
@@ -84,11 +84,11 @@ def run_trained(
     """Run act two in a folder.
 
     Args:
-        folder: That exists and is empty.
-        n_candidates: New structures to screen.
-        n_training: Structures to train on.
-        epochs: Of training.
-        scheduler: See `pipeline.cluster.connect`.
+        folder: An existing, empty folder.
+        n_candidates: Number of new structures to screen.
+        n_training: Number of structures to train on.
+        epochs: Number of training epochs.
+        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
     """
     clock = Steps(Act.TRAIN)
     graphs, candidate_graphs, model_file = folder / "training.zarr", folder / "candidates.zarr", folder / "model.onnx"
@@ -127,7 +127,7 @@ def run_trained(
 def _make_alloys(
     folder: Path, n_training: int, n_candidates: int, scheduler: str | None
 ) -> tuple[list[Path], list[Path]]:
-    """Write all structures, on the workers; returns the files to train on, and those of the candidates."""
+    """Write all structures on the workers; returns the training files and the candidate files."""
     folder.mkdir()
     tasks: dict[bool, list[AlloyTask]] = {True: [], False: []}
     for teach, total, seed in ((True, n_training, TRAINING_SEED), (False, n_candidates, CANDIDATE_SEED)):

@@ -1,4 +1,4 @@
-"""The demo's job, and act two: the whole of it, small, and its parts."""
+"""The demo as a whole, and act two: a small run of it, and its parts."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_the_weights")
 def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    left_out, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
-    assert isinstance(left_out, LeftOut)
-    assert left_out.act == "published"
-    assert "pip install 'equiscreen[pretrained]'" in str(left_out)
+    skipped, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
+    assert isinstance(skipped, LeftOut)
+    assert skipped.act == "published"
+    assert "pip install 'equiscreen[pretrained]'" in str(skipped)
     assert isinstance(report, TrainedReport)
     assert report.candidates.stored == 67
     assert report.ranking.spearman > 0.3
@@ -62,7 +62,7 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
         p.name for p in (out / "train").iterdir()
     }
     scores = open_scores(out / "train" / "scores.zarr")
-    # The truth stands in the store, where no model looks.
+    # EMT's energies are in the store, where the model does not see them.
     truth = GraphStore(out / "train" / "candidates.zarr").block(0, 67).structure_labels["emt_energy"]
     assert np.corrcoef(scores["energy"].values, truth)[0, 1] > 0.5
     with pytest.raises(OutputExistsError, match="--overwrite"):
@@ -73,7 +73,7 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
 def test_an_act_that_is_left_out_shows_in_the_exit_code(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["demo", "--only", "published", "--out", str(tmp_path / "demo")])
     assert done.exit_code == 1
-    assert "left out" in done.stderr
+    assert "skipped" in done.stderr
     assert not done.stdout
 
 

@@ -1,4 +1,4 @@
-"""The README's five lines from published weights to a ranked list, as they stand there."""
+"""The README's five lines from published weights to a ranked list, run as printed there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Act one: its candidates, its list, and known compounds at the top of it."""
+"""Act one: its candidates, its ranking, and known compounds at the top of the ranking."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def candidates() -> list[Atoms]:
 def screened(
     exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, xr.Dataset, PhaseList]:
-    """Two metals, scored by an untrained network: the list has its laws, whatever the energies."""
+    """Two metals scored by an untrained network: the laws of the ranking hold for any energies."""
     folder = tmp_path_factory.mktemp("phases")
     write_intermetallics(folder / "c.extxyz", ("Al", "Cu"))
     graphs = folder / "c.zarr"
@@ -61,7 +61,7 @@ def test_volumes_are_those_of_the_elements_times_the_ratio(candidates: list[Atom
     for atoms in candidates:
         own = sum(elemental_volume(number) for number in atoms.numbers)
         assert atoms.get_volume() == pytest.approx(atoms.info["relative_volume"] * own, rel=1e-10)
-    # The densities of handbooks: 2.70 g/cm3 for Al, 4.51 for Ti, 19.3 for W.
+    # Densities from handbooks: 2.70 g/cm3 for Al, 4.51 for Ti, 19.3 for W.
     for number, mass, density in ((13, 26.98, 2.70), (22, 47.87, 4.51), (74, 183.84, 19.3)):
         assert elemental_volume(number) == pytest.approx(mass / density / 0.60221, rel=0.01)
     with pytest.raises(ValueError, match="Ga is"):
@@ -126,4 +126,4 @@ def test_published_weights_find_the_compounds_of_nickel_and_aluminium(tmp_path: 
     assert gamma_prime.formation_energy == pytest.approx(-0.43, abs=0.03)
     text = str(report)
     assert "Nothing is relaxed" in text
-    assert "hull of known compounds comes in a later" in text
+    assert "other known phases of these metals are not included" in text
