@@ -6,10 +6,19 @@ from typing import Annotated
 
 import typer
 
+from ..pipeline.store.dedup import Dedup
+
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N structures.", show_default="all")]
 Estimate = Annotated[
     bool, typer.Option(help="Print what the run would cost, extrapolated from a sample, and exit without running it.")
+]
+Deduplication = Annotated[
+    Dedup,
+    typer.Option(
+        help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` recognises "
+        "the same crystal in any cell, origin, site order and orientation."
+    ),
 ]
 Scheduler = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.sources.formats import Format
 from ..pipeline.store.dedup import Dedup
 from .interruption import resumable
-from .options import Estimate, Limit, Overwrite, Scheduler
+from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
 
 
 def generate(
@@ -116,13 +116,7 @@ def featurize(
             help="Column, or dotted path in JSON, that holds the structure.", show_default="found automatically"
         ),
     ] = None,
-    dedup: Annotated[
-        Dedup,
-        typer.Option(
-            help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` finds "
-            "the same crystal in any cell, origin, site order and orientation."
-        ),
-    ] = Dedup.EXACT,
+    dedup: Deduplication = Dedup.EXACT,
     max_atoms: Annotated[
         int | None,
         typer.Option(min=1, help="Record structures with more atoms as failures.", show_default="65,535"),
@@ -145,8 +139,8 @@ def featurize(
     failures.parquet lists each failure with its reason. An interrupted run resumes when you run the same command
     again.
 
-    Formats that ASE reads (extended XYZ, ASE databases) supply energy, forces and stress on their own; for other
-    formats, use --labels or --label to say where the labels are.
+    Formats that ASE reads (extended XYZ, ASE databases) supply energy, forces and stress on their own. For other
+    formats, --labels or --label maps columns or keys to labels.
 
     \b
     Example:
@@ -201,13 +195,7 @@ def merge(
         list[str], typer.Argument(metavar="G.zarr...", help="Graph stores to merge; all must have the same cutoff.")
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path or a URL.")],
-    dedup: Annotated[
-        Dedup,
-        typer.Option(
-            help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` finds "
-            "the same crystal in any cell, origin, site order and orientation."
-        ),
-    ] = Dedup.EXACT,
+    dedup: Deduplication = Dedup.EXACT,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:

@@ -216,7 +216,7 @@ def cascade(
     """Screen with a fast model, then with an accurate one.
 
     The accurate model evaluates what the fast one keeps, and a random sample of what the fast model rejects. The
-    printed recall, with its Clopper-Pearson interval, estimates which share of all hits the cascade finds.
+    printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
     FOLDER/result.zarr holds the kept structures and then the audited ones, relaxed and with their energies above
     the hull. An interrupted run resumes when you run the same command again.
 
