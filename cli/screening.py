@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,26 +76,21 @@ def screen(
     if estimate:
         print(screen_files.estimate(sources, model, out, limit))
         return
-    settings: dict[str, Any] = {
-        "limit": limit,
-        "append": append,
-        "overwrite": overwrite,
-        "scheduler": scheduler,
-        "progress": True,
-    }
     with resumable():
-        graphs = screen_files.prepare_graphs(sources, model, out, **settings)
-        if graphs.summary:
-            print(graphs.summary, flush=True)  # scoring may take hours
-        scores = scoring.screen(
-            graphs.path,
+        scores = screen_files.screen_files(
+            sources,
             model,
             out,
             device=device,
             max_edges=max_edges or MAX_SCORED_EDGES,
             min_distance=min_distance,
+            scheduler=scheduler,
+            limit=limit,
+            append=append,
+            overwrite=overwrite,
+            progress=True,
             command=scoring.command_line(sys.argv[1:]),
-            **settings,
+            announce=partial(print, flush=True),  # scoring may take hours
         )
     print(scoring.summary(scores, out))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -63,8 +63,11 @@ def screen_files(
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
+    append: bool = False,
     overwrite: bool = False,
     progress: bool = False,
+    command: str | None = None,
+    announce: Callable[[str], object] | None = None,
 ) -> xr.Dataset:
     """Score the structures in files.
 
@@ -86,8 +89,12 @@ def screen_files(
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
+        append: Keep the scores in `out`, and score what the store has gained since, see
+            `equiscreen.screening.screen`; only for a graph store.
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
         progress: Show progress on standard error.
+        command: Command of the user, for the dataset's attributes.
+        announce: Called with one line on how the files became graphs, before scoring begins.
 
     Returns:
         The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
@@ -100,8 +107,10 @@ def screen_files(
         OutputExistsError: The scores exist, or the graph store beside them has other sources or another cutoff.
     """
     graphs = prepare_graphs(
-        sources, model, out, scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress
+        sources, model, out, scheduler=scheduler, limit=limit, append=append, overwrite=overwrite, progress=progress
     )
+    if announce is not None and graphs.summary:
+        announce(graphs.summary)
     return screen(
         graphs.path,
         model,
@@ -112,8 +121,10 @@ def screen_files(
         device=device,
         scheduler=scheduler,
         limit=limit,
+        append=append,
         overwrite=overwrite,
         progress=progress,
+        command=command,
     )
 
 
