@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config.head import HeadConfig
 from .irreps import Irrep, SphericalHarmonics
-from .tensors import TensorBasis, presentation, tensor_basis
+from .tensors import TensorBasis, TensorProperty, presentation, tensor_basis
 
 
 def rotate_property(
-    values: NDArray[np.float64], head: HeadConfig, shape: tuple[int, ...], turn: NDArray[np.float64]
+    values: NDArray[np.float64], head: TensorProperty, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Transform values of a head to those of the rotated structures.
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from e3nn import io, o3
 from e3nn.o3 import Irrep
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from ..config.head import HeadConfig
 
 LETTERS = "ijkl"
 
@@ -69,7 +66,26 @@ class TensorBasis:
         return sum(mul * ir.dim for mul, ir in self.irreps)
 
 
-def tensor_basis(head: HeadConfig) -> TensorBasis:
+class TensorProperty(Protocol):
+    """What the algebra needs to know about a property, such as a `model.config.head.HeadConfig`."""
+
+    @property
+    def tensor(self) -> str:
+        """Kind of tensor, or a formula of indices."""
+        ...
+
+    @property
+    def irreps(self) -> str | None:
+        """Irreps of the property, instead of a tensor."""
+        ...
+
+    @property
+    def pseudo(self) -> bool:
+        """Whether a mirror changes its sign beyond what its indices do."""
+        ...
+
+
+def tensor_basis(head: TensorProperty) -> TensorBasis:
     """Decompose the tensor of a head into irreps with their true parity.
 
     Raises:

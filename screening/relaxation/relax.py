@@ -31,9 +31,9 @@ from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
+from ..dataset.parts import carried_columns, cut, listed, structures_within
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
-from ..scoring.parts import carried_columns, cut, listed, structures_within
 from .batched import OK, RELAX_STATUSES, RelaxSettings, relax_structures
 from .output import relaxed_arrays, relaxed_graph_arrays
 

@@ -30,8 +30,8 @@ from ...pipeline.store.graph_store import GraphStore, location
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
+from ..dataset.parts import carried_columns, cut, listed, structures_within
 from ..dataset.scores import COORDINATES, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays
-from .parts import carried_columns, cut, listed, structures_within
 from .score import MAX_SCORED_EDGES, ScoreLimits, score_block
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ModelFileError, OutputExistsError, StoreError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen
+from equiscreen.screening.dataset.parts import cut
 from equiscreen.screening.dataset.scores import NOT_FINITE, OK, STATUS_MEANINGS, UNKNOWN_ELEMENT
-from equiscreen.screening.scoring.parts import cut
 from equiscreen.screening.scoring.score import score_block
 from equiscreen.screening.scoring.screen import cut_screen, estimate, summary
 from hypothesis import given, settings
