@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from .redaction import redact_urls
+
 _FILE = "file://"
 
 
@@ -43,17 +45,17 @@ def _local_part(source: str) -> str:
 def recorded_path(path: str | Path, dataset: str | Path) -> str:
     """Path under which a dataset records a store that it depends on.
 
-    A URL is recorded as it is. A path is recorded relative to the folder of the dataset, so that the two can be moved
-    together; if they have no folder in common but the root, only the name of the store is recorded.
+    A URL is recorded without its secrets. A path is recorded relative to the folder of the dataset, so that the two can
+    be moved together; if they have no folder in common but the root, only the name of the store is recorded.
 
     Args:
         path: Path or URL of the store.
         dataset: Path or URL of the dataset.
     """
-    text = str(path)
+    text = str(path).removeprefix(_FILE)
     if "://" in text:
-        return text
-    place = Path(path).resolve()
+        return redact_urls(text)
+    place = Path(text).resolve()
     if "://" in str(dataset):
         return place.name
     folder = Path(dataset).resolve().parent

@@ -91,7 +91,7 @@ class Ensemble:
             return each[0]
         return {
             **each[0],
-            "path": ", ".join(self.names),
+            "path": ", ".join(model["path"] for model in each),
             "sha256": self.sha256,
             "weights_sha256": _joined([member.metadata.weights_sha256 for member in self.members]),
             "symmetry": ", ".join(dict.fromkeys(member.metadata.symmetry for member in self.members)),

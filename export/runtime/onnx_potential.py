@@ -165,9 +165,9 @@ def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path
 
 
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
-    """Which model the results come from, for the attributes of a dataset."""
+    """Which model the results come from, for the attributes of a dataset: its name and hashes, not its folder."""
     return {
-        "path": str(model),
+        "path": Path(model).name,
         "sha256": potential.sha256,
         "weights_sha256": potential.metadata.weights_sha256,
         "energy_scheme": potential.metadata.energy_scheme,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..provenance import recorded_path
 from ..runs.options import RunOptions
 from ..sources.discovery import inputs_digest
 from ..store.dedup import Dedup
@@ -71,7 +72,7 @@ def merge(
             bytes_on_disk=bytes_of(run.staging.store),
             in_store=counts["stored"],
         )
-        run.publish(digests, {**_root_attrs(base, dedup), "counts": counts}, asdict(report))
+        run.publish(digests, {**_root_attrs(base, out, dedup), "counts": counts}, asdict(report))
     return report
 
 
@@ -93,15 +94,16 @@ def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
     return stores
 
 
-def _root_attrs(base: Sequence[GraphStore], dedup: Dedup) -> dict[str, Any]:
-    """Root attributes of the merged store, without the counts."""
+def _root_attrs(base: Sequence[GraphStore], out: str | Path, dedup: Dedup) -> dict[str, Any]:
+    """Root attributes of the merged store at `out`, without the counts."""
+    inputs = [(recorded_path(store.path, out), len(store), store.store_hash) for store in base]
     return {
         "schema": GRAPH_SCHEMA,
         "cutoff": base[0].cutoff,
         "cutoff_units": "angstrom",
         "recipe": {"dedup": dedup, "limit": None},
         "merged_from": [described(store) for store in base],
-        "inputs_sha256": inputs_digest([(str(store.path), len(store), store.store_hash) for store in base]),
-        "inputs": [[str(store.path), len(store), store.store_hash] for store in base[:LISTED_INPUTS]],
+        "inputs_sha256": inputs_digest(inputs),
+        "inputs": [list(item) for item in inputs[:LISTED_INPUTS]],
         "software": {name: version(name) for name in SOFTWARE},
     }

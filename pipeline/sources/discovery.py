@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 
 from ..errors import SourceError, detail
 from ..provenance import unrecorded_folders
+from ..redaction import redact_urls
 from ..suggestions import unknown_name
 from .files import SourceFile, printable
 from .formats import Format, holds_structures
@@ -44,7 +45,9 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
     named = [str(source) for source in sources]
     for source, folder in zip(named, unrecorded_folders(named), strict=True):
         found = _resolved(source, chosen)
-        files.extend(replace(file, name=file.name.replace(folder, "", 1)) if folder else file for file in found)
+        for file in found:
+            name = file.name.replace(folder, "", 1) if folder else file.name
+            files.append(replace(file, name=redact_urls(name)))
     if not files:
         raise SourceError("no sources given")
     return files

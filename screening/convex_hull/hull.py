@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 
 from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
+from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.target import ROOT_FILE
@@ -20,6 +21,7 @@ from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
+from ..dataset.reader import moved_attrs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .distances import ConvexHull, find_hull, read_energies, write_distances
@@ -108,7 +110,9 @@ def hull(
         found = find_hull(energies, given, run.bar)
         manifests = write_distances(energies, found, run.staging, run.bar)
         digests = run.concatenate(_specs(candidates, lower_bound=given is None), manifests)
-        run.publish(digests, _attrs(candidates, found, corrections, manifests, lower_bound=given is None, begin=begin))
+        run.publish(
+            digests, _attrs(target, candidates, found, corrections, manifests, lower_bound=given is None, begin=begin)
+        )
     return open_scores(target)
 
 
@@ -141,6 +145,7 @@ def _specs(candidates: ScoredEnergies, *, lower_bound: bool) -> tuple[ArraySpec,
 
 
 def _attrs(
+    out: str,
     candidates: ScoredEnergies,
     found: ConvexHull,
     corrections: MP2020 | None,
@@ -152,13 +157,15 @@ def _attrs(
     """Attributes of the dataset: those of the scores, and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
-    kept = {name: value for name, value in candidates.attrs.items() if name not in ("complete", "store_hash")}
+    moved = moved_attrs(candidates.attrs, candidates.path, out)
+    kept = {name: value for name, value in moved.items() if name not in ("complete", "store_hash")}
+    references = [{**entry, "path": recorded_path(entry["path"], out)} for entry in found.references.account]
     corrected = candidates.scheme == UNCORRECTED
     return {
         **kept,
         "hull": {
-            "input": {"path": str(candidates.path), "store_hash": candidates.attrs.get("store_hash")},
-            "references": list(found.references.account),
+            "input": {"path": recorded_path(candidates.path, out), "store_hash": candidates.hash},
+            "references": references,
             "reference_entries": len(found.references.energy),
             "lower_bound": lower_bound,
             "energy_scheme": candidates.scheme,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
+from ...pipeline.provenance import recorded_path, resolved_path
 from ...pipeline.store.graph_store import GraphStore, open_root
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.structures.structure import Structure
@@ -152,7 +153,7 @@ class ScoresReader:
 
 
 def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Path | None) -> str:
-    """Path of a dataset's graph store: as in its attributes, or beside the dataset if the two were moved together.
+    """Path of a dataset's graph store: as recorded in its attributes, or beside the dataset if it is not there.
 
     Args:
         path: Path or URL of the dataset.
@@ -161,10 +162,26 @@ def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Pat
     """
     if given is not None:
         return str(given)
-    place = str(attrs.get("graph_store", {}).get("path", ""))
+    place = resolved_path(str(attrs.get("graph_store", {}).get("path", "")), path)
     beside = Path(str(path)).parent / Path(place).name
     moved = "://" not in place and not Path(place).exists() and beside.exists()
     return str(beside) if moved else place
+
+
+def moved_attrs(attrs: Mapping[str, Any], old: str | Path, new: str | Path) -> dict[str, Any]:
+    """Attributes of a dataset for another dataset made from it, which records the same stores from its own place.
+
+    Args:
+        attrs: Attributes of the dataset.
+        old: Path or URL of the dataset.
+        new: Path or URL of the dataset made from it.
+    """
+    moved = dict(attrs)
+    for name in ("graph_store", "relaxed_from"):
+        if name in moved:
+            place = resolved_path(str(moved[name]["path"]), old)
+            moved[name] = {**moved[name], "path": recorded_path(place, new)}
+    return moved
 
 
 def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.compaction import START_ARRAYS, finish_store, write_shards
 from ...pipeline.store.graph_store import GraphStore
@@ -89,7 +90,7 @@ class GraphSubset:
         """
         kept = ("schema", "cutoff", "cutoff_units", "software")
         attrs = {name: self._graphs.attrs[name] for name in kept if name in self._graphs.attrs}
-        source = {"path": str(self._graphs.path), "store_hash": self._graphs.store_hash}
+        source = {"path": recorded_path(self._graphs.path, self._subset.store), "store_hash": self._graphs.store_hash}
         counts = {"read": size, "stored": size, "failed": 0, "duplicate": 0}
         recipe = {"selected": size}
         found = self._subset.finish({**attrs, "recipe": recipe, "selected_from": source, "counts": counts})

@@ -18,6 +18,7 @@ from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, model_
 from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, OutputExistsError, StoreError
 from ...pipeline.featurization.report import SOFTWARE
+from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
@@ -264,13 +265,14 @@ class _RelaxPlan:
         specs = relaxed_graph_arrays(self.columns)
         digests = run.concatenate(specs, manifests, store=scratch, parts=run.staging.work / GRAPH_PARTS)
         write_empty_tables(scratch)
-        inputs = [(str(self.graphs.path), self.size, self.graphs.store_hash)]
+        source = recorded_path(self.graphs.path, place)
+        inputs = [(source, self.size, self.graphs.store_hash)]
         attrs = {
             "schema": GRAPH_SCHEMA,
             "cutoff": self.graphs.cutoff,
             "cutoff_units": "angstrom",
             "recipe": {"dedup": Dedup.EXACT.value, "limit": self.options.limit},
-            "relaxed_from": {"path": str(self.graphs.path), "store_hash": self.graphs.store_hash},
+            "relaxed_from": {"path": source, "store_hash": self.graphs.store_hash},
             "relaxation": self._digest(),
             "inputs_sha256": inputs_digest(inputs),
             "inputs": inputs,
@@ -304,8 +306,11 @@ class _RelaxPlan:
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,
             "kind": RELAXED,
-            "graph_store": {"path": self.graphs_out, "store_hash": graphs_hash},
-            "relaxed_from": {"path": str(self.graphs.path), "store_hash": self.graphs.store_hash},
+            "graph_store": {"path": recorded_path(self.graphs_out, self.out), "store_hash": graphs_hash},
+            "relaxed_from": {
+                "path": recorded_path(self.graphs.path, self.out),
+                "store_hash": self.graphs.store_hash,
+            },
             "model": model_provenance(self.model, self.potential),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
             "settings": {**options, **asdict(self.settings)},

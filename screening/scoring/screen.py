@@ -21,6 +21,7 @@ from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import check_cutoff
 from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.provenance import recorded_path, unrecorded_folders
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
@@ -140,7 +141,7 @@ def screen_store(
         digests = run.concatenate(plan.specs, manifests)
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}
-        run.publish(digests, {**plan.attrs(), **recorded, "status_counts": statuses, "timing": timing})
+        run.publish(digests, {**plan.attrs(out), **recorded, "status_counts": statuses, "timing": timing})
     return open_scores(out)
 
 
@@ -281,10 +282,10 @@ class _ScreenPlan:
                     run.staging.parts,
                 )
 
-    def attrs(self) -> dict[str, Any]:
-        """Root attributes of the dataset: the data, models and settings that the scores come from."""
-        graphs = {"path": str(self.graphs.path), "store_hash": self.graphs.store_hash}
-        out = {
+    def attrs(self, out: str | Path) -> dict[str, Any]:
+        """Root attributes of the dataset at `out`: the data, models and settings that the scores come from."""
+        graphs = {"path": recorded_path(self.graphs.path, out), "store_hash": self.graphs.store_hash}
+        attrs = {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,
             "graph_store": graphs,
@@ -293,8 +294,8 @@ class _ScreenPlan:
             "settings": self.settings,
         }
         if self.base is not None:
-            out["appended_to"] = {"store_hash": self.base.attrs["store_hash"], "structures": self.taken}
-        return out
+            attrs["appended_to"] = {"store_hash": self.base.attrs["store_hash"], "structures": self.taken}
+        return attrs
 
     def timing(self, manifests: Sequence[PartManifest], scored: int, seconds: float) -> dict[str, Any]:
         """Cost of the screen.
@@ -350,9 +351,10 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command of the user, without passwords and query parameters of URLs.
+    """The command of the user, without passwords and query parameters of URLs and without folders of the machine.
 
-    The output is left out: it is where the dataset is, and without it equal runs write equal attributes.
+    The output is left out: it is where the dataset is, and without it equal runs write equal attributes. An absolute
+    path stands relative to the working folder if it lies inside, otherwise only its name does.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -362,7 +364,8 @@ def command_line(words: Sequence[str]) -> str:
         for word, before in zip(words, ("", *words[:-1]), strict=True)
         if "--out" not in (word, before) and not word.startswith("--out=")
     ]
-    return shlex.join(["equiscreen", *map(redact_urls, kept)])
+    named = [word.replace(folder, "", 1) if folder else word for word in kept for folder in unrecorded_folders([word])]
+    return shlex.join(["equiscreen", *map(redact_urls, named)])
 
 
 def summary(scores: xr.Dataset, path: str | Path) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.store.schema import STRUCTURE, TEXT
 from ..dataset.parquet import ParquetFile, as_words
-from ..dataset.reader import ScoresReader, flag_meanings
+from ..dataset.reader import ScoresReader, flag_meanings, moved_attrs
 from ..dataset.scores import open_scores
 from ..dataset.subset import GraphSubset, Subset
 from .criteria import Chosen, SelectionPlan
@@ -129,7 +129,7 @@ class SelectionWriter:
         """Write the root metadata of the stores, which marks them as complete."""
         if self._subset is not None and self._graphs is not None:
             found = self._graphs.finish(len(self.chosen.rows))
-            graphs = {"path": str(self.out / GRAPHS_FOLDER), "store_hash": found}
+            graphs = {"path": GRAPHS_FOLDER, "store_hash": found}
             self._subset.finish({**self._attrs(recipe), "graph_store": graphs})
 
     def dataset(self, recipe: Mapping[str, Any]) -> xr.Dataset:
@@ -138,7 +138,9 @@ class SelectionWriter:
         for name in (*self.own, *self.derived.specs):
             values = np.concatenate([arrays[name] for arrays in self._added])
             found[name] = xr.Variable((STRUCTURE,), values, dict(self.specs[name].attrs))
-        found.attrs = {name: value for name, value in self._attrs(recipe).items() if name != "coordinates"}
+        stores = {name: found.attrs[name] for name in ("graph_store", "relaxed_from") if name in found.attrs}
+        attrs = {**self._attrs(recipe), **stores}  # the dataset in memory is the one that was opened
+        found.attrs = {name: value for name, value in attrs.items() if name != "coordinates"}
         return found
 
     def _arrays(self, places: slice) -> dict[str, NDArray[Any]]:
@@ -180,7 +182,8 @@ class SelectionWriter:
 
     def _attrs(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes of the dataset of chosen rows."""
-        attrs = {name: value for name, value in self.scores.attrs.items() if name not in ("complete", "store_hash")}
+        moved = moved_attrs(self.scores.attrs, self.scores.path, self.out / SCORES_FOLDER)
+        attrs = {name: value for name, value in moved.items() if name not in ("complete", "store_hash")}
         meanings = self.scores.meanings("status")
         counts = {word: int(self._statuses[value]) for word, value in meanings.items()}
         return {**attrs, "selection": dict(recipe), "status_counts": counts}

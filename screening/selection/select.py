@@ -16,10 +16,11 @@ import xarray as xr
 
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
-from ..dataset.reader import ScoresReader
+from ..dataset.reader import ScoresReader, moved_attrs, place_of_graphs
 from ..dataset.scores import open_scores
 from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
@@ -110,12 +111,12 @@ def select(
         known=known,
     )
     plan = SelectionPlan.of(rows, criteria)
-    read = [str(path) for path in (scores, known, rows.attrs.get("graph_store", {}).get("path")) if path]
+    read = [str(path) for path in (scores, known, place_of_graphs(scores, rows.attrs, store)) if path]
     inputs = [Path(path) for path in read if "://" not in path]
     with _output_folder(out, inputs, overwrite=overwrite) as folder:
         chosen = choose(rows, plan)
         _check_number(chosen, wanted, scores)
-        recipe = _recipe(rows, plan, chosen, wanted)
+        recipe = _recipe(rows, plan, chosen, wanted, Path(out) / RECIPE_FILE)
         writer = SelectionWriter(rows, plan, chosen, folder, Path(out), wanted)
         with ProgressReport("select", len(chosen.rows), enabled=progress) as bar:
             writer.run(recipe, bar)
@@ -166,18 +167,20 @@ def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:
 
 
 def _recipe(
-    scores: ScoresReader, plan: SelectionPlan, chosen: Chosen, wanted: Sequence[OutputFormat]
+    scores: ScoresReader, plan: SelectionPlan, chosen: Chosen, wanted: Sequence[OutputFormat], file: Path
 ) -> dict[str, Any]:
-    """Return the record of the selection: inputs, criteria and counts."""
+    """Return the record of the selection, to be written to `file`: inputs, criteria and counts."""
     known = chosen.known
     return {
         "schema": SELECTION_SCHEMA,
-        "scores": {"path": str(scores.path), "store_hash": scores.hash},
-        "graph_store": scores.attrs.get("graph_store"),
+        "scores": {"path": recorded_path(scores.path, file), "store_hash": scores.hash},
+        "graph_store": moved_attrs(scores.attrs, scores.path, file).get("graph_store"),
         "model": scores.attrs.get("model"),
         "kind": scores.attrs.get("kind", "screened"),
         "criteria": plan.criteria.record(),
-        "known": None if known is None else {"path": str(known.store.path), "store_hash": known.store.store_hash},
+        "known": None
+        if known is None
+        else {"path": recorded_path(known.store.path, file), "store_hash": known.store.store_hash},
         "formats": [str(one) for one in wanted],
         "ranked_by": plan.text,
         "rows": len(scores),
