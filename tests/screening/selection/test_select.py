@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from equiscreen.pipeline.structures.matching import same_crystal
 from equiscreen.screening import compare, open_scores, screen, select
 from equiscreen.screening.chemistry.elements import chemical_system, elements_of
 from equiscreen.screening.dataset import reader as rows_module
+from equiscreen.screening.selection.criteria import SelectionCriteria
 from equiscreen.screening.selection.select import summary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -200,6 +202,29 @@ def test_uncertainty_makes_worse(scores: Path, columns: dict[str, Any], tmp_path
     assert np.allclose(found["rank_value"].values, np.sort(value[columns["status"] == 0])[:50], rtol=0, atol=1e-14)
     with pytest.raises(ConfigError, match="no standard deviation"):
         chosen(scores, tmp_path, by="volume", uncertainty_weight=1.0)
+
+
+def test_the_recipe_records_the_criteria(scores: Path, tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, "n_atoms < 30", top=3, required_elements="O,S", pareto=["volume", "-max_force"])
+    given = {"where": "n_atoms < 30", "top": 3, "required_elements": "O,S", "pareto": ["volume", "-max_force"]}
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert recipe["criteria"] == json.loads(json.dumps(SelectionCriteria(**given).record()))
+    assert recipe["criteria"] == {
+        "where": "n_atoms < 30",
+        "top": 3,
+        "by": None,
+        "allowed_elements": [],
+        "required_elements": "O,S",
+        "excluded_elements": [],
+        "pareto": ["volume", "-max_force"],
+        "per_system": None,
+        "per_prototype": None,
+        "uncertainty_weight": 0.0,
+        "known": None,
+    }
+    assert found.attrs["selection"]["ranked_by"].startswith("Pareto fronts of volume, -max_force")
+    with pytest.raises(FrozenInstanceError):
+        SelectionCriteria().top = 2  # type: ignore[misc]
 
 
 def test_pareto(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
