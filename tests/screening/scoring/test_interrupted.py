@@ -75,8 +75,8 @@ def assert_same_bits(found: Path, expected: Path, seed: int = 0) -> None:
     assert attrs[0] == attrs[1]
 
 
-def disturb_at_random(
-    words: Sequence[str], out: Path, total: int, seed: int, disturb: Callable[[subprocess.Popen[bytes], int], None]
+def interrupt_at_random(
+    words: Sequence[str], out: Path, total: int, seed: int, interrupt: Callable[[subprocess.Popen[bytes], int], None]
 ) -> int:
     """Start a run `INTERRUPTIONS` times, and interrupt it each time after a random number of further parts.
 
@@ -85,7 +85,7 @@ def disturb_at_random(
         out: Output of the run.
         total: Number of parts of the run.
         seed: Random seed.
-        disturb: Interrupts the process; its second argument is the number of the interruption.
+        interrupt: Interrupts the process; its second argument is the number of the interruption.
 
     Returns:
         Number of interruptions before the run ended.
@@ -96,7 +96,7 @@ def disturb_at_random(
         left = max(1, (total - parts_of(out)) // (INTERRUPTIONS - number + 1))
         wait_for_parts(process, out, parts_of(out) + int(rng.integers(0, left + 1)))
         time.sleep(rng.uniform(0, 0.03))  # in the middle of a part
-        disturb(process, number)
+        interrupt(process, number)
         process.wait(timeout=200)
         if out.exists():
             return number
@@ -121,8 +121,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "s.zarr"
+def uninterrupted(store: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "s.zarr"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screening, "PART_STRUCTURES", PART)
         screen(store, model, out, scheduler="threads")
@@ -130,15 +130,15 @@ def undisturbed(store: Path, model: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_screen_killed_five_times_at_random_equals_the_undisturbed_one(
-    store: Path, model: Path, undisturbed: Path, tmp_path: Path
+    store: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out, seed = tmp_path / "s.zarr", secrets.randbits(32)
     words = command(PART, store, "--model", model, "--out", out, "--scheduler", "threads")
-    stopped = disturb_at_random(words, out, 600 // PART, seed, kill_all)
+    stopped = interrupt_at_random(words, out, 600 // PART, seed, kill_all)
     assert stopped >= 3, f"seed {seed}: the run ended before it was interrupted often enough"
     if not out.exists():
         finish(words)
-    assert_same_bits(out, undisturbed, seed)
+    assert_same_bits(out, uninterrupted, seed)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -162,7 +162,7 @@ def test_a_screen_of_20000_interrupted_five_times_on_workers_equals_the_undistur
     seed, expected, out = secrets.randbits(32), tmp_path / "expected.zarr", tmp_path / "s.zarr"
     finish(command(250, tmp_path / "g.zarr", "--model", model, "--out", expected))
     words = command(250, tmp_path / "g.zarr", "--model", model, "--out", out)
-    stopped = disturb_at_random(words, out, 80, seed, kill_client_worker_or_all)
+    stopped = interrupt_at_random(words, out, 80, seed, kill_client_worker_or_all)
     assert stopped == INTERRUPTIONS, f"seed {seed}: the run ended before the last interruption"
     finish(words)
     assert open_scores(out).sizes["structure"] == 20_000
@@ -170,7 +170,7 @@ def test_a_screen_of_20000_interrupted_five_times_on_workers_equals_the_undistur
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_worker_and_the_client_killed(store: Path, model: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_worker_and_the_client_killed(store: Path, model: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     words = command(PART, store, "--model", model, "--out", out)
     process = start(words)
@@ -182,7 +182,7 @@ def test_a_worker_and_the_client_killed(store: Path, model: Path, undisturbed: P
         assert line.startswith(f"{out}: 600 structures (600 ok)")
         recorded = shlex.join(["equiscreen", "screen", str(store), "--model", str(model)])
         assert open_scores(out).attrs["command"] == recorded
-    assert_same_bits(out, undisturbed)
+    assert_same_bits(out, uninterrupted)
 
 
 def begun(store: Path, model: Path, out: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_structure_that_workers_die_of_costs_only_itself(model: Path, tmp_path
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(
-    store: Path, model: Path, undisturbed: Path, tmp_path: Path
+    store: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -317,4 +317,4 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_i
     assert "exit 1\ns.zarr.partial\n" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("equiscreen:")]
     assert "disk is full" in line
-    assert_same_bits(tmp_path / "s.zarr", undisturbed)
+    assert_same_bits(tmp_path / "s.zarr", uninterrupted)
