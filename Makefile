@@ -18,6 +18,7 @@ DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
+PARTS := pipeline model export screening demo cli
 
 .PHONY: demo test lint docs-test slow clean
 
@@ -30,13 +31,13 @@ test: lint
 lint: $(VENV)/installed | $(PACKAGE)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	cd $(dir $(PACKAGE)) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p equiscreen.pipeline -p equiscreen.model \
-	  -p equiscreen.export -p equiscreen.screening -p equiscreen.cli -p equiscreen.demo -m equiscreen.__main__
+	cd $(dir $(PACKAGE)) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-version $(VERSION) \
+	  $(addprefix -p equiscreen.,$(PARTS)) -m equiscreen.__main__
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
 
 docs-test: $(VENV)/installed | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
-	  $(addprefix equiscreen/,pipeline model export screening demo cli)
+	  $(addprefix equiscreen/,$(PARTS))
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/demo/test_five_lines.py
 
 slow: $(VENV)/installed

@@ -193,6 +193,6 @@ def _unsafe_globals(path: Path) -> list[str]:
 
 def _safe_globals() -> list[Any]:
     """Globals of pickled NumPy arrays, under their names before and since NumPy 2."""
-    rebuild = np._core.multiarray._reconstruct  # noqa: SLF001 - called by pickles
+    rebuild = np.empty(0).__reduce__()[0]  # the function that pickles call; its module is private
     dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
     return [np.ndarray, np.dtype, (rebuild, "numpy.core.multiarray._reconstruct"), rebuild, *dtypes]
