@@ -16,6 +16,7 @@ from ..model.checkpoint import ModelCard, load_members
 from ..model.networks.base import Network
 from ..model.networks.ensemble import check_members
 from ..model.networks.reflection import MirrorAveraged
+from ..pipeline.atomic import atomic_path
 from ..pipeline.errors import ExportError, OutputExistsError
 from ..pipeline.graphs.potential import OutputSpec, with_spread
 from .checks import check_agreement, check_determinism, check_structure, torch_dtype_name
@@ -103,9 +104,8 @@ def export_onnx(
     model, metadata = lower_and_check(networks, card, outputs, opset)
     data = model.SerializeToString()
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.tmp")
-    scratch.write_bytes(data)
-    scratch.rename(target)
+    with atomic_path(target) as scratch:
+        scratch.write_bytes(data)
     return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..pipeline.atomic import write_text_atomically
+from ..pipeline.atomic import atomic_path, write_text_atomically
 from ..pipeline.energy_schemes import OWN
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
 from .config.network import NequipConfig, NetworkConfig
@@ -61,9 +61,8 @@ def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None
         "dtype": str(network.dtype).removeprefix("torch."),
         "state": {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()},
     }
-    scratch = target.with_name(f".{target.name}.tmp")
-    torch.save(content, scratch)
-    scratch.rename(target)
+    with atomic_path(target) as scratch:
+        torch.save(content, scratch)
 
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[Network, ModelCard]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import uuid
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import STRUCTURE
@@ -50,12 +49,8 @@ class Split:
         for part in SUBSETS:
             for number, chosen in enumerate(getattr(self, part)):
                 arrays[f"{part}_{number}"] = np.flatnonzero(chosen).astype(np.int64)
-        scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-        with scratch.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(place)
+        with atomic_path(place) as scratch:
+            np.savez(scratch, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, stores: Sequence[GraphStore] | None = None) -> Split:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.atomic import atomic_path
 from .calibration import Floats, binned_rms, both_finite, calibration, sizes
 
 if TYPE_CHECKING:
@@ -320,9 +320,8 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 
 def _save(figure: Figure, out: Path) -> None:
     """Write a PNG atomically."""
-    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    figure.savefig(scratch, dpi=DPI, format="png")
-    scratch.rename(out)
+    with atomic_path(out) as scratch:
+        figure.savefig(scratch, dpi=DPI, format="png")
 
 
 def _marker_style(n: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from ..atomic import atomic_path
 from ..errors import OutputExistsError
 from ..runs.progress import ProgressReport
 from .prototypes import load_prototypes
@@ -136,18 +136,16 @@ def write_candidates(
     target = Path(path)
     _check_free(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     stream, written = iter(candidates), 0
-    try:
-        with pq.ParquetWriter(scratch, CANDIDATE_SCHEMA, compression="zstd") as writer:
-            while batch := list(islice(stream, rows_per_group)):
-                writer.write_table(_table(batch), row_group_size=rows_per_group)
-                written += len(batch)
-                if progress is not None:
-                    progress.advance(len(batch))
-        scratch.rename(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with (
+        atomic_path(target) as scratch,
+        pq.ParquetWriter(scratch, CANDIDATE_SCHEMA, compression="zstd") as writer,
+    ):
+        while batch := list(islice(stream, rows_per_group)):
+            writer.write_table(_table(batch), row_group_size=rows_per_group)
+            written += len(batch)
+            if progress is not None:
+                progress.advance(len(batch))
     return written
 
 

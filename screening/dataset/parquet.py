@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import ConfigError, OutputExistsError
 from ...pipeline.store.schema import TEXT, ArraySpec
 from ...pipeline.suggestions import unknown_name
@@ -83,17 +83,14 @@ def to_parquet(
     for name in names:
         if name not in rows.specs:
             raise ConfigError(f"{scores}: {unknown_name('column', name, rows.specs)}")
-    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        file = ParquetFile(scratch, [rows.specs[name] for name in names], rows.attrs)
-        for start, stop in rows.chunks():
-            file.write({name: rows.column(name, start, stop) for name in names})
-        file.close()
-        scratch.rename(out)
+        with atomic_path(out) as scratch:
+            file = ParquetFile(scratch, [rows.specs[name] for name in names], rows.attrs)
+            for start, stop in rows.chunks():
+                file.write({name: rows.column(name, start, stop) for name in names})
+            file.close()
     except FileNotFoundError as error:
         raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        scratch.unlink(missing_ok=True)
     return out
 
 

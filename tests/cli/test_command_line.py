@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("featurize", "{}/nothing.cif", "--out", "{}/o.zarr"), ("nothing.cif", "no such file")),
         (("featurize", "{}/empty.csv", "--out", "{}/o.zarr"), ("empty.csv", "empty")),
-        (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "not one")),
+        (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "none of its")),
         (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys there")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME[:SHAPE]=KEY.PATH[unit]",)),

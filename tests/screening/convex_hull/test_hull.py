@@ -145,7 +145,8 @@ def test_all_of_the_input_is_carried_and_units_and_provenance_stand(crystals: Cr
     assert attrs["pymatgen"]
     assert attrs["references"][0]["entries"] == 89
     assert attrs["input"]["store_hash"] == given.attrs["store_hash"]
-    assert found.attrs["graph_store"] == given.attrs["graph_store"]
+    assert found.attrs["graph_store"]["store_hash"] == given.attrs["graph_store"]["store_hash"]
+    assert (tmp_path / found.attrs["graph_store"]["path"]).samefile(given.attrs["graph_store"]["path"])
     assert attrs["lower_bound"] is False
     # A hull of a hull is the same: it corrects the energies of the scores, not those of the first hull.
     both = [crystals.elements, crystals.others]
