@@ -23,7 +23,7 @@ from ...pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ...pipeline.labels.mapping import LabelMapping
 from ...pipeline.readers.records import ReadOptions
 from ...pipeline.runs.cluster import IN_PROCESS
-from ...pipeline.runs.options import DEFAULT_SLOTS
+from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import ROOT_FILE, Target
 from ...pipeline.sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ...pipeline.sources.formats import holds_structures
@@ -32,9 +32,9 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.tables import FAILURES_FILE
 from ...pipeline.structures.structure import MAX_ATOMS
 from ..dataset.paths import graphs_path
-from .score import MAX_SCORED_EDGES
+from .score import MAX_SCORED_EDGES, ScoreLimits
 from .screen import estimate as estimate_screen
-from .screen import screen
+from .screen import screen_store
 
 Sources = Sequence[str | Path] | str | Path
 
@@ -106,38 +106,18 @@ def screen_files(
         ModelFileError: A model cannot be used.
         OutputExistsError: The scores exist, or the graph store beside them has other sources or another cutoff.
     """
-    graphs = prepare_graphs(
-        sources, model, out, scheduler=scheduler, limit=limit, append=append, overwrite=overwrite, progress=progress
+    options = RunOptions(
+        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
     )
+    graphs = prepare_graphs(sources, model, out, options, append=append)
     if announce is not None and graphs.summary:
         announce(graphs.summary)
-    return screen(
-        graphs.path,
-        model,
-        out,
-        slots=slots,
-        max_edges=max_edges,
-        min_distance=min_distance,
-        device=device,
-        scheduler=scheduler,
-        limit=limit,
-        append=append,
-        overwrite=overwrite,
-        progress=progress,
-        command=command,
-    )
+    limits = ScoreLimits(max_edges, min_distance)
+    return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
 
 
 def prepare_graphs(
-    sources: Sources,
-    model: Models,
-    out: str | Path,
-    *,
-    scheduler: str | None = None,
-    limit: int | None = None,
-    append: bool = False,
-    overwrite: bool = False,
-    progress: bool = False,
+    sources: Sources, model: Models, out: str | Path, options: RunOptions, *, append: bool = False
 ) -> PreparedGraphs:
     """Featurize the sources into a graph store beside the scores: the first step of `screen_files`.
 
@@ -148,11 +128,9 @@ def prepare_graphs(
         sources: Sources, as for `screen_files`.
         model: ONNX file, or several; the largest cutoff is used.
         out: Scores dataset that will be written.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
-        limit: Read only the first `limit` records.
+        options: How the run is carried out; `limit` counts records, and `overwrite` also replaces a graph store that is
+            damaged or holds other graphs.
         append: Whether the screen will append to existing scores, for which the source must be a graph store.
-        overwrite: Replace a graph store that is damaged or holds other graphs.
-        progress: Show progress on standard error.
 
     Raises:
         ConfigError: As for `screen_files`; or the screen appends and the source is not a graph store.
@@ -171,22 +149,25 @@ def prepare_graphs(
     cutoff = Ensemble.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
     # Check this before the work. If a run was killed while it published the scores, `screen` finishes it.
-    if not overwrite and scores.exists() and not scores.working_folder.exists():
+    if not options.overwrite and scores.exists() and not scores.working_folder.exists():
         raise OutputExistsError(f"{scores}: exists; choose another --out, or use --overwrite")
-    run = partial(featurize, named, path, cutoff=cutoff, scheduler=scheduler, limit=limit, progress=progress)
+    limit = options.limit
+    run = partial(
+        featurize, named, path, cutoff=cutoff, scheduler=options.scheduler, limit=limit, progress=options.progress
+    )
     place = Target.of(path)
     if place.exists():
-        differences = _differences(path, named, cutoff, limit, verify=overwrite)
+        differences = _differences(path, named, cutoff, limit, verify=options.overwrite)
         if not differences:
             if place.working_folder.exists():
                 with suppress(OutputExistsError):  # raised unless an earlier run was killed while it cleaned up
                     run()
             return PreparedGraphs(path, _reused_summary(GraphStore(path)))
-        if not overwrite:
+        if not options.overwrite:
             raise OutputExistsError(
                 f"{path}: holds other graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
-    report = run(overwrite=overwrite)
+    report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
 
 

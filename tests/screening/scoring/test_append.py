@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from equiscreen.pipeline import GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ConfigError, StoreError
+from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.screening import screen
 from equiscreen.screening.scoring import worker
@@ -130,6 +131,6 @@ def test_what_cannot_be_appended_to_is_told_and_kept(store: Path, model: Path, t
     with pytest.raises(ConfigError, match="choose one"):
         screen(store, model, out, overwrite=True, **words)
     with pytest.raises(ConfigError, match="append requires a graph store"):
-        prepare_graphs(tmp_path / "220.extxyz", model, out, append=True, scheduler="threads")
+        prepare_graphs(tmp_path / "220.extxyz", model, out, RunOptions(scheduler="threads"), append=True)
     now = xr.open_zarr(out).load()
     assert now.identical(before)

@@ -15,6 +15,7 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import ConfigError, ModelFileError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization import estimate as featurization_estimate
+from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen, screen_files
@@ -69,12 +70,12 @@ def test_it_is_featurizing_with_the_models_cutoff_and_screening(
 
 
 def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path: Path) -> None:
-    graphs = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
+    graphs = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.summary
     assert "failures.parquet" in graphs.summary
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
     assert row["source"] == sources[1].name
-    again = prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
+    again = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert again.summary.startswith(
         f"{graphs.path}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0;"
     )
@@ -104,7 +105,7 @@ def test_one_store_is_screened_as_it_stands(stores: Path, model: Path, tmp_path:
 
 def test_a_url_of_files_is_none_of_a_store(stores: Path, model: Path, tmp_path: Path) -> None:
     for source in (f"file://{stores}/c.cif", f"file://{stores}/*.cif", f"file://{stores}"):
-        graphs = prepare_graphs(source, model, tmp_path / "s.zarr", scheduler="threads", overwrite=True)
+        graphs = prepare_graphs(source, model, tmp_path / "s.zarr", RunOptions(scheduler="threads", overwrite=True))
         recorded = "c.cif" if source.endswith(".cif") else f"{stores.name}/c.cif"
         assert GraphStore(graphs.path).column("source").tolist() == [recorded]
 
@@ -144,7 +145,9 @@ def test_a_finished_graph_store_is_taken_up_and_kept_when_the_scores_are_replace
     sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
     out, graphs = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr"
-    prepare_graphs(sources, model, out, scheduler="threads")  # as if the run was killed before the second step
+    prepare_graphs(
+        sources, model, out, RunOptions(scheduler="threads")
+    )  # as if the run was killed before the second step
     moment = written(graphs)
     first = without_history(screen_files(sources, model, out, scheduler="threads"))
     with pytest.raises(OutputExistsError, match=r"s\.zarr: exists"):
@@ -158,16 +161,16 @@ def test_a_finished_graph_store_is_taken_up_and_kept_when_the_scores_are_replace
 
 def test_a_damaged_graph_store_is_replaced_with_overwrite(sources: list[Path], model: Path, tmp_path: Path) -> None:
     out, graphs = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr"
-    prepare_graphs(sources, model, out, scheduler="threads")
+    prepare_graphs(sources, model, out, RunOptions(scheduler="threads"))
     shard = graphs / "cell" / "c" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
-    prepare_graphs(sources, model, out, scheduler="threads", overwrite=True)
+    prepare_graphs(sources, model, out, RunOptions(scheduler="threads", overwrite=True))
     assert GraphStore(graphs).verify() == []
     shard.unlink()
     with pytest.raises(OutputExistsError, match="damaged: shard 0 of 'cell' is missing"):
-        prepare_graphs(sources, model, out, scheduler="threads")
+        prepare_graphs(sources, model, out, RunOptions(scheduler="threads"))
 
 
 def other_cutoff(sources: list[Path], graphs: Path) -> None:
@@ -230,7 +233,7 @@ def test_other_graphs_in_that_place_are_replaced_with_overwrite(
     sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
     other_cutoff(sources, tmp_path / "s.graphs.zarr")
-    prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads", overwrite=True)
+    prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads", overwrite=True))
     featurize(sources, tmp_path / "expected.zarr", cutoff=CUTOFF, scheduler="threads")
     assert same_files(tmp_path / "s.graphs.zarr", tmp_path / "expected.zarr")
 
@@ -260,7 +263,7 @@ def test_an_estimate_scales_both_halves_to_all_records(
     assert records.startswith("12 records: ")
     assert structures.startswith("9 structures: ")  # three of the four records of the sample could be stored
     assert not list(tmp_path.glob("s.*"))
-    prepare_graphs(sources, model, tmp_path / "s.zarr", scheduler="threads")
+    prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     reused, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
     assert "reused the existing store: read 12" in reused
     assert structures.startswith("11 structures: ")
@@ -273,7 +276,7 @@ def test_a_run_killed_as_it_cleaned_up_leaves_nothing_behind(
     out, working = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr.partial"
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "discard", lambda _: None)
-        prepare_graphs(sources, model, out, scheduler="threads")
+        prepare_graphs(sources, model, out, RunOptions(scheduler="threads"))
     assert working.exists()
     moment = written(tmp_path / "s.graphs.zarr")
     screen_files(sources, model, out, scheduler="threads")
