@@ -43,14 +43,14 @@ def packaged_data() -> dict[tuple[str, str], set[Path]]:
 
 
 def public_names(package: Path) -> set[str]:
-    """Names in ``__all__`` of a package, and those that its ``__init__`` imports from its modules."""
-    names: set[str] = set()
+    """Names in ``__all__`` of a package; without one, those that its ``__init__`` imports from its modules."""
+    imported: set[str] = set()
     for node in ast.parse((package / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
-            names |= set(ast.literal_eval(node.value))
-    return names
+            return set(ast.literal_eval(node.value))
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            imported |= {alias.asname or alias.name for alias in node.names}
+    return imported
 
 
 def test_pyproject_lists_every_package() -> None:
