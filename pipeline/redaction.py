@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 HIDDEN = "***"
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
@@ -18,7 +19,7 @@ _SEPARATORS = re.compile(r"([&;])")
 _WEB = frozenset({"http", "https"})
 
 
-def redact_urls(text: str) -> str:
+def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     """Hide passwords and the values of query parameters in all URLs of a word.
 
     User and password become ``***``, and so does the value of every query parameter, be it a token, a key, a signature
@@ -30,31 +31,33 @@ def redact_urls(text: str) -> str:
 
     Args:
         text: One argument of a command line, such as ``--out=s3://bucket/scores.zarr``.
+        keep: Names of parameters whose values are not secret.
     """
-    return _URL.sub(_redacted, text)
+    return _URL.sub(lambda url: _redacted(url, keep), text)
 
 
-def _redacted(url: re.Match[str]) -> str:
+def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
     """A URL without secrets."""
     address, mark, fragment = _USER.sub(f"{HIDDEN}@", url[0]).partition("#")
     path, question, query = address.partition("?")
     # A query without names is a secret by itself on the web; elsewhere "?" is a wildcard of a file name.
     alone = HIDDEN if url["scheme"].lower() in _WEB else None
-    return f"{path}{question}{_hidden(query, alone)}{mark}{_hidden(fragment, None)}"
+    return f"{path}{question}{_hidden(query, alone, keep)}{mark}{_hidden(fragment, None, keep)}"
 
 
-def _hidden(parameters: str, alone: str | None) -> str:
+def _hidden(parameters: str, alone: str | None, keep: Collection[str]) -> str:
     """Parameters with their values hidden.
 
     Args:
         parameters: ``name=value`` pairs with "&" or ";" between them.
         alone: What stands for a parameter without "="; None keeps it.
+        keep: Names of parameters whose values are not secret.
     """
     parts = _SEPARATORS.split(parameters)
     for place in range(0, len(parts), 2):
         name, equals, _ = parts[place].partition("=")
-        if equals:
+        if equals and name not in keep:
             parts[place] = f"{name}={HIDDEN}"
-        elif parts[place] and alone is not None:
+        elif not equals and parts[place] and alone is not None:
             parts[place] = alone
     return "".join(parts)

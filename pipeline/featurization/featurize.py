@@ -14,6 +14,7 @@ from ..errors import LabelError, SourceError, StoreError
 from ..graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..labels.mapping import LabelMapping
 from ..readers.records import ReadOptions
+from ..redaction import redact_urls
 from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
@@ -34,6 +35,8 @@ from .preflight import check_fields_exist
 from .report import LISTED_INPUTS, SOFTWARE, FeaturizeReport
 from .task import ID_FIELDS, FeaturizeSettings, FeaturizeTask, featurize_partition
 
+# Parameters of an OPTIMADE query that say what was asked for, and are recorded.
+OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
 DEFAULT_CUTOFF = 5.0
 MAX_CUTOFF = 100.0
 
@@ -227,7 +230,7 @@ def _download(source: str, staging: Staging, options: RunOptions) -> SourceFile:
         with ProgressReport(f"download {url}", options.limit or 0, enabled=options.progress) as bar:
             fetch(url, path, limit=options.limit, progress=bar.advance)
     (file,) = find_files([path])
-    return replace(file, name=source, format=Format.JSONL)
+    return replace(file, name=redact_urls(source, OPTIMADE_PARAMETERS), format=Format.JSONL)
 
 
 def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:

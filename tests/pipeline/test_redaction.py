@@ -64,3 +64,9 @@ def test_no_password_and_no_value_survives(name: str, password: str, value: str)
     redacted = redact_urls(f"https://{name}:{password}@host/path?first={value}&second={value}")
     assert "SECRET" not in redacted
     assert redacted == "https://***@host/path?first=***&second=***"
+
+
+def test_a_query_keeps_the_parameters_that_are_no_secret() -> None:
+    query = "optimade:https://me:pw@host/v1/structures?filter=nelements=2&api_key=abc&page_limit=50"
+    expected = "optimade:https://***@host/v1/structures?filter=nelements=2&api_key=***&page_limit=50"
+    assert redact_urls(query, ("filter", "page_limit")) == expected
