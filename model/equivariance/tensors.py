@@ -15,8 +15,6 @@ from e3nn import io, o3
 from e3nn.o3 import Irrep
 from torch import Tensor
 
-LETTERS = "ijkl"
-
 
 @dataclass(frozen=True, slots=True)
 class TensorKind:

@@ -39,9 +39,6 @@ class OutputFormat(StrEnum):
     ZARR = "zarr"
 
 
-_OF_STRUCTURES = (OutputFormat.CIF, OutputFormat.EXTXYZ, OutputFormat.VASP, OutputFormat.VASP_STATIC)
-
-
 class SelectionWriter:
     """Writes the chosen rows, a batch at a time.
 
