@@ -24,6 +24,7 @@ from ..readers.archives import Reading, documents_of_file
 from ..readers.ase_db import read_rows, row_ids
 from ..readers.records import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_structure_columns, read_document, read_row
 from ..readers.splitting import Document
+from ..runs.parts import PartKey
 from ..sources.files import BUFFER_BYTES, SourceFile
 from ..sources.formats import TEXTS, Format
 from .spool import read_spooled, write_documents, write_rows
@@ -90,12 +91,14 @@ class Partition:
     begin: int
     end: int
 
+    @property
+    def key(self) -> PartKey:
+        """Key of the part that is made from this partition."""
+        return PartKey(self.number, self.begin, self.end)
+
     def halves(self) -> tuple[Partition, ...]:
         """The same items in two partitions; nothing if there is only one item."""
-        middle = (self.begin + self.end) // 2
-        if middle == self.begin:
-            return ()
-        return replace(self, end=middle), replace(self, begin=middle)
+        return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
     def names(self) -> list[tuple[str, int]]:
         """Source and index of every record, found without parsing the structures."""
@@ -295,7 +298,7 @@ class Plan:
 
     def _partition_table(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
-        with file.open_as_it_stands() as raw:
+        with file.open_seekable() as raw:
             # Without these two arguments, a column of a row group is read as a whole.
             table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False)
             first = 0

@@ -89,7 +89,7 @@ class FeaturizeTask:
     @property
     def key(self) -> PartKey:
         """Key of the part."""
-        return PartKey(self.partition.number, self.partition.begin, self.partition.end)
+        return self.partition.key
 
     def split(self) -> list[FeaturizeTask]:
         """The same records in two tasks; nothing for a single record."""

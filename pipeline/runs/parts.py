@@ -27,7 +27,7 @@ class PartManifest:
         number: Number of the partition.
         counts: Numbers of structures read and failed, and of rows along each dim.
         sha256: Digest of the file that holds the arrays.
-        notes: Small facts for the report of the run.
+        notes: Small values for the report of the run.
         begin, end: Range of items of the partition; a part that holds the whole partition begins at 0.
     """
 
@@ -55,6 +55,13 @@ class PartKey(NamedTuple):
     def stem(self) -> str:
         """File name of the part, without its suffix."""
         return f"{self.number:07d}-{self.begin:05d}-{self.end:05d}"
+
+    def halves(self) -> tuple[PartKey, ...]:
+        """Keys of two parts with the same items; nothing if there is only one item."""
+        middle = (self.begin + self.end) // 2
+        if middle == self.begin:
+            return ()
+        return self._replace(end=middle), self._replace(begin=middle)
 
 
 def write_part(

@@ -16,7 +16,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from ...pipeline.energy_schemes import CORRECTED, OWN, R2SCAN, SCHEMES, UNCORRECTED
-from ...pipeline.errors import ConfigError, SourceError
+from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
 from ..chemistry.composition import Compositions
@@ -304,7 +304,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
             for batch in reader:
                 yield batch.select([name for name in batch.schema.names if name in wanted])
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot be read as a table ({' '.join(str(error).split())[:200]})") from error
+        raise SourceError(f"{path}: cannot be read as a table ({detail(error)})") from error
 
 
 def _read_entries(

@@ -69,7 +69,7 @@ def relax(
     `screening.dataset.paths.graphs_path`). A structure that could not be relaxed has a `status` that says why, and
     keeps its input geometry in the graph store. A structure that kills its worker is too large.
 
-    A run that was killed, or whose budget was spent, resumes when it is called again with the same arguments.
+    A run that was interrupted, or whose budget was spent, resumes when `relax` is called again with the same arguments.
 
     Example:
         >>> relaxed = relax("candidates.zarr", "model.onnx", "relaxed.zarr")  # doctest: +SKIP
@@ -136,7 +136,7 @@ class _RelaxPlan:
         model: Path of the model file.
         out: Scores dataset to write.
         settings: Settings of the relaxation.
-        options: How the run is carried out.
+        options: Options of the run.
 
     Raises:
         ConfigError: The limit is below 1, or the output is a URL.
@@ -392,6 +392,7 @@ def estimate(
         One line of text.
 
     Raises:
+        ConfigError: The limit is below 1.
         StoreError: The store cannot be read.
         ModelFileError: As for `relax`.
     """

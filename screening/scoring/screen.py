@@ -64,9 +64,9 @@ def screen(
 ) -> xr.Dataset:
     """Score every structure of a graph store.
 
-    A run that was killed resumes when it is called again with the same arguments. Structures that cannot be scored have
-    NaN scores and a `status` that says why. A batch that does not fit in memory is halved; a structure that does not
-    fit on its own, or that kills its worker, is too large.
+    An interrupted run resumes when `screen` is called again with the same arguments. Structures that cannot be scored
+    have NaN scores and a `status` that says why. A batch that does not fit in memory is halved; a structure that does
+    not fit on its own, or that kills its worker, is too large.
 
     Args:
         store: Path or URL of the graph store.
@@ -152,7 +152,7 @@ class _ScreenPlan:
         graphs: The graph store.
         models: Model files.
         limits: Limits on what is scored.
-        options: How the run is carried out.
+        options: Options of the run.
         append: Whether the run appends to an existing dataset.
 
     Raises:
@@ -353,8 +353,8 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 def command_line(words: Sequence[str]) -> str:
     """The command of the user, without passwords and query parameters of URLs and without folders of the machine.
 
-    The output is left out: it is where the dataset is, and without it equal runs write equal attributes. An absolute
-    path stands relative to the working folder if it lies inside, otherwise only its name does.
+    The output is omitted: it is where the dataset lies, and without it equal runs write equal attributes. An absolute
+    path is recorded relative to the working folder if it lies inside, otherwise by its name alone.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -396,12 +396,13 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
         One line of text.
 
     Raises:
+        ConfigError: The limit is below 1.
         StoreError: The store cannot be read.
         ModelFileError: As for `screen`.
     """
     graphs = GraphStore(store)
     potential = _ensemble_for(graphs, model)
-    size = len(graphs) if limit is None else min(limit, len(graphs))
+    size = structures_within(graphs, limit)
     sample = min(size, ESTIMATE_STRUCTURES)
     begin = time.monotonic()
     score_block(graphs.block(0, sample, labels=False), potential)

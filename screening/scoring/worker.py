@@ -61,10 +61,7 @@ class ScreenTask:
 
     def split(self) -> Sequence[ScreenTask]:
         """The same work in two tasks; nothing for a single structure."""
-        if self.end - self.begin < 2:
-            return ()
-        middle = (self.begin + self.end) // 2
-        return replace(self, end=middle), replace(self, begin=middle)
+        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> ScreenTask:
         """The same task without the evaluation."""
