@@ -1,7 +1,7 @@
 """A network as one ONNX file, and the runtime that evaluates the file.
 
 `OnnxPotential` needs only ONNX Runtime; `export_onnx` also needs PyTorch, `OnnxCalculator` ASE and `OnnxModel`
-TorchSim.
+TorchSim. If a new layer uses an operator that has no translation yet, add one to `aten_operators`.
 """
 
 from typing import TYPE_CHECKING

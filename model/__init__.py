@@ -1,4 +1,8 @@
-"""Equivariant networks, trained on graph stores."""
+"""Equivariant networks, trained on graph stores.
+
+`layers` and `networks` hold the architectures, `data`, `training` and `evaluation` what fits and tests them, and
+`pretrained` the import of published weights.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""From candidates to a ranked list: scores, relaxations, convex hulls, selections and reports."""
+"""From candidates to a ranked list: scores, relaxations, convex hulls, selections and reports.
+
+Each step reads and writes a dataset (`dataset`); `multi_fidelity` chains several of them.
+"""
 
 from typing import TYPE_CHECKING
 

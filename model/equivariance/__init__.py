@@ -1,1 +1,4 @@
-"""Irreps, Cartesian tensors and rotations."""
+"""Irreps, Cartesian tensors and rotations.
+
+Another kind of tensor that a head can predict is an entry of `tensors.TENSORS`.
+"""

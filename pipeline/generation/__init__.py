@@ -1,1 +1,4 @@
-"""Candidate crystals made by ion substitution in prototypes."""
+"""Candidate crystals made by ion substitution in prototypes.
+
+Another source of prototypes goes into `prototypes`; another method gets a module beside `substitution`.
+"""

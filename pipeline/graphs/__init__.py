@@ -1,1 +1,4 @@
-"""Periodic neighbour lists, graphs and padded neighbour tables."""
+"""Periodic neighbour lists (`neighbor_list`), graphs, and padded neighbour tables.
+
+`potential` defines the interface of every model, in PyTorch or ONNX.
+"""

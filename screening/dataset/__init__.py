@@ -1,1 +1,4 @@
-"""The scores dataset: its arrays, readers, subsets and parquet files."""
+"""The scores dataset: its arrays, readers, subsets and parquet files.
+
+Arrays and statuses of a structure are defined in `scores`.
+"""

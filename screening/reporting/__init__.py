@@ -1,1 +1,4 @@
-"""Report of a screen as one HTML page."""
+"""Report of a screen as one HTML page.
+
+Another figure is a function in `figures`; `content` collects its numbers, and `report` places it on the page.
+"""

@@ -1,1 +1,4 @@
-"""Scoring: evaluate a model on every structure of a graph store, on Dask workers."""
+"""Scoring: evaluate a model on every structure of a graph store, on Dask workers.
+
+What is computed for each structure, and when it is not, is decided in `score`.
+"""
