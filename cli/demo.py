@@ -36,7 +36,7 @@ def demo(
     Example, a smaller act two:
         equiscreen demo --only train --candidates 500 --training 300 --epochs 10
     """
-    from ..demo.job import LeftOut, run_demo
+    from ..demo.job import SkippedAct, run_demo
 
     complete = True
     for report in run_demo(
@@ -48,7 +48,7 @@ def demo(
         overwrite=overwrite,
         scheduler=scheduler,
     ):
-        skipped = isinstance(report, LeftOut)
+        skipped = isinstance(report, SkippedAct)
         print(report, file=sys.stderr if skipped else sys.stdout, flush=True)  # the next act takes minutes
         complete &= not skipped
     if not complete:

@@ -41,8 +41,8 @@ def export(
     """Export a network, with forces and stress, to an ONNX file.
 
     The file is written only if it passes all checks: the graph contains no reducing scatter, agrees with PyTorch on
-    new structures of other sizes, gives the same bits with one and with two threads (float64: the same up to
-    rounding), and obeys the symmetries: rotated, mirrored, translated and renumbered structures. The results are
+    new structures of other sizes, gives bit-identical results with one and two threads (in float64: identical up to
+    rounding), and obeys the symmetries: rotations, reflections, translations and permutations of atoms. The results are
     stored in the file's metadata; `equiscreen info M.onnx` prints them.
 
     \b

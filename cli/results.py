@@ -33,7 +33,7 @@ def hull(
     energy_above_hull (negative: below the hull of the references), energy_above_joint_hull (the same with all
     candidates on the hull), formation energies (eV/atom) and the products of decomposition. Energies of the scheme
     mp-uncorrected get the MP2020 corrections, once, for candidates and references alike; incompatible schemes are
-    refused. For structures that were not relaxed the names end in _unrelaxed. Needs `pip install
+    refused. For unrelaxed structures, the column names end in _unrelaxed. Needs `pip install
     'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
@@ -106,7 +106,7 @@ def select(
     ] = 0.0,
     known: Annotated[
         str | None,
-        typer.Option(metavar="G.zarr", help="Graph store of known crystals; adds columns that tell which are new."),
+        typer.Option(metavar="G.zarr", help="Graph store of known crystals; adds columns that mark new structures."),
     ] = None,
     output_format: Annotated[
         str,
@@ -119,10 +119,10 @@ def select(
 ) -> None:
     """Select the best structures of a screen and write them.
 
-    Only rows with the status ok take part, unless the filter mentions status. The number of rows skipped for each
-    reason is printed. Added columns tell which structures are charge-neutral, magnetic, of which prototype, and,
-    with --known, new. The filter may use these columns too: they are computed only for rows that meet all other
-    conditions. Needs `pip install 'equiscreen[select]'`.
+    Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
+    reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
+    The filter may use them too: they are computed only for rows that meet all other conditions. Needs `pip install
+    'equiscreen[select]'`.
 
     \b
     Example:

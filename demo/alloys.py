@@ -2,7 +2,7 @@
 
 The prototypes are those of the AFLOW library (Mehl et al., Comput. Mater. Sci. 136, S1 (2017)), as pymatgen ships them.
 EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for exactly these metals. It
-costs milliseconds, and stands in for DFT here without replacing it.
+takes milliseconds, and plays the role of DFT in this demo.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ MARK = ".equiscreen-demo"
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class SkippedAct:
     """An act that was skipped.
 
     Attributes:
@@ -42,7 +42,7 @@ def run_demo(
     epochs: int = 40,
     overwrite: bool = False,
     scheduler: str | None = None,
-) -> Iterator[ActReport | LeftOut]:
+) -> Iterator[ActReport | SkippedAct]:
     """Run the demo's acts.
 
     Args:
@@ -66,7 +66,7 @@ def run_demo(
     for folder in folders.values():
         _check_free(folder, overwrite=overwrite)
 
-    def run(act: Act) -> ActReport | LeftOut:
+    def run(act: Act) -> ActReport | SkippedAct:
         folder = _emptied(folders[act])
         if act is Act.TRAIN:
             return run_trained(
@@ -75,7 +75,7 @@ def run_demo(
         try:
             return run_published(folder, scheduler=scheduler)
         except CheckpointError as error:
-            return LeftOut(act, str(error))
+            return SkippedAct(act, str(error))
 
     return map(run, acts)
 

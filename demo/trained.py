@@ -111,7 +111,7 @@ def run_trained(
         ranking = compare(candidate_graphs, scores)
         draw(ranking, folder / "ranking.png")
     with clock.step("report"):
-        write_page(folder, "Alloys ranked by a network that was trained a minute ago")
+        write_page(folder, "Alloys ranked by a newly trained network")
     return TrainedReport(
         out=folder,
         candidates=candidates,

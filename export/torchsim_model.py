@@ -1,6 +1,6 @@
 """Exported models as TorchSim models, for its batched relaxations and dynamics.
 
-TorchSim is not a dependency of equiscreen: `pip install torch-sim-atomistic`. Version 0.3 has been tried.
+TorchSim is not a dependency of equiscreen: `pip install torch-sim-atomistic`. Tested with version 0.3.
 """
 
 from __future__ import annotations

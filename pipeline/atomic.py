@@ -13,9 +13,9 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Write a file under a scratch name beside `path`, and rename it to `path` at the end of the block.
 
-    Readers see the old file or the complete new one, also after a crash: the content is flushed to disk before it is
-    renamed. Every block has a scratch name of its own, so two processes that write the same file do not disturb each
-    other. If the block raises, the scratch file is removed and `path` stays as it was.
+    Readers see either the old file or the complete new one, even after a crash: the content is flushed to disk before
+    the rename. Each block has its own scratch name, so two processes can safely write the same file. If the block
+    raises, the scratch file is removed and `path` stays as it was.
 
     Args:
         path: File to write; its folder exists.

@@ -6,7 +6,7 @@ class EquiscreenError(Exception):
 
 
 def detail(error: BaseException) -> str:
-    """Text of a library's error, on one line and shortened, for use in parentheses in our own messages."""
+    """Text of a library's error on one line, shortened, to be quoted in another message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Names under which stores record the user's files: no path of the user's machine leaves it with a published store."""
+"""Names under which stores record the user's files, so that a published store reveals no paths of their machine."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ _WEB = frozenset({"http", "https"})
 def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     """Hide passwords and the values of query parameters in all URLs of a word.
 
-    User and password become ``***``, and so does the value of every query parameter, be it a token, a key, a signature
-    or harmless; names of parameters are kept. Text that is not part of a URL is returned as it is.
+    User, password and the value of every query parameter, secret or harmless, become ``***``; names of parameters are
+    kept. Text that is not part of a URL is returned as it is.
 
     Example:
         >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")
@@ -40,7 +40,7 @@ def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
     """A URL without secrets."""
     address, mark, fragment = _USER.sub(f"{HIDDEN}@", url[0]).partition("#")
     path, question, query = address.partition("?")
-    # A query without names is a secret by itself on the web; elsewhere "?" is a wildcard of a file name.
+    # On the web, a query without names is a secret as a whole; elsewhere "?" is a wildcard of a file name.
     alone = HIDDEN if url["scheme"].lower() in _WEB else None
     return f"{path}{question}{_hidden(query, alone, keep)}{mark}{_hidden(fragment, None, keep)}"
 
@@ -50,7 +50,7 @@ def _hidden(parameters: str, alone: str | None, keep: Collection[str]) -> str:
 
     Args:
         parameters: ``name=value`` pairs with "&" or ";" between them.
-        alone: What stands for a parameter without "="; None keeps it.
+        alone: Replacement for a parameter without "="; None keeps the parameter.
         keep: Names of parameters whose values are not secret.
     """
     parts = _SEPARATORS.split(parameters)

@@ -10,7 +10,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Message about a name that does not exist, with the most similar name or, if none is similar, all of them.
 
     Args:
-        kind: What the name stands for: "column", "key".
+        kind: Kind of thing that has the name: "column", "key".
         name: The unknown name.
         known: The names that exist.
 

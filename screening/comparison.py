@@ -22,7 +22,7 @@ from .selection.outputs import SCORES_FOLDER
 from .selection.ranking import MEASURES
 from .selection.variables import numeric_column
 
-# Columns that are compared by default: energies, and quantities that stand for forces.
+# Columns that are compared by default: energies, and quantities that summarise forces.
 COMPARED = (*MEASURES, "corrected_energy_per_atom", "max_force", "volume", "volume_change")
 ID_COLUMNS = ("structure_id", "id", "material_id", "file_name", "name")
 PER_ATOM_COLUMNS = ("dft_energy_per_atom", "energy_per_atom")

@@ -77,7 +77,7 @@ def _spread_of(name: str) -> str:
 def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Column, Column, Column]:
     """Return labels, predictions and their standard deviations (NaN if absent) of rows with the first two."""
     if name not in scores or scores[name].dims != (STRUCTURE,) or scores[name].dtype.kind != "f":
-        raise ConfigError(f"the scores have no variable {name!r} of one number per structure")
+        raise ConfigError(f"the scores have no variable {name!r} with one number per structure")
     graphs = _graphs_of(scores, store)
     label = "energy" if name == ENERGY_PER_ATOM else name
     if label not in graphs.label_names[0] or graphs.label_shape(label)[0] != ():
@@ -110,7 +110,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the rows of the scores are those of the store, which is not so for a subset of a dataset.
+    """Check that the rows of the scores are those of the store, as they are not for a subset of a dataset.
 
     Raises:
         ConfigError: The rows differ.
@@ -118,7 +118,7 @@ def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
     names = scores["structure_id"][rows].to_numpy().tolist()
     if graphs.column("structure_id", rows.start, rows.stop).tolist() != names:
         raise ConfigError(
-            "the scores are only some of a dataset's rows, or in another order; use the whole dataset as it was written"
+            "the scores are a subset of a dataset, or in another order; use the whole dataset as it was written"
         )
 
 
@@ -136,6 +136,6 @@ def _graphs_of(scores: xr.Dataset, store: str | Path | None) -> GraphStore:
     graphs = GraphStore(store)
     if graphs.store_hash != recorded["store_hash"]:
         raise StoreError(
-            f"{graphs.path}: is another store than the one that the scores were computed from; name the right store"
+            f"{graphs.path}: not the store that the scores were computed from; give the path of that store"
         )
     return graphs

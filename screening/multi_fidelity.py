@@ -1,4 +1,4 @@
-"""Cascade of two models: a fast one screens everything, an accurate one what it keeps and a sample of the rest."""
+"""Cascade of two models: an accurate one evaluates what a fast one keeps, and a sample of what it rejects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BATCH = 512
 
 @dataclass(frozen=True, slots=True)
 class CascadeSettings:
-    """Which structures go on to the accurate model, and which are hits.
+    """Which structures the accurate model evaluates, and which are hits.
 
     Attributes:
         keep_below: Largest energy above hull by the fast model at which a structure is kept, eV/atom.
@@ -92,9 +92,9 @@ def cascade(
 ) -> xr.Dataset:
     """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
-    Structures that the fast model puts close to the hull, or cannot judge, are kept. A random sample of the rejected
-    ones is evaluated by the accurate model too; the hits among them show how many the cascade misses. These rows are at
-    the end of the result, after the kept ones, and can be selected like them.
+    Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. A random sample of the
+    rejected ones is evaluated by the accurate model too; the hits among them show how many the cascade misses. These
+    rows are at the end of the result, after the kept ones, and can be selected like them.
 
     The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.
@@ -131,7 +131,7 @@ def cascade(
     chosen = settings or CascadeSettings()
     if chosen.audit < 1 or chosen.keep_below < chosen.target:
         raise ConfigError(
-            "audit must be at least 1, and keep_below at least as large as target; otherwise hits would be thrown away"
+            "audit must be at least 1, and keep_below at least as large as target; otherwise hits would be discarded"
         )
     graphs = GraphStore(store)
     folder = Path(out)

@@ -131,7 +131,7 @@ class Ensemble:
 
 
 def paths_of(models: Models) -> list[str | Path]:
-    """The paths as a list, of one or several models."""
+    """Paths of one or several models, as a list."""
     return [models] if isinstance(models, str | Path) else list(models)
 
 

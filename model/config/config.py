@@ -89,7 +89,7 @@ def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, me
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation names, also as the values of a dictionary."""
+    """The section class in an annotation, either itself or as the values of a dictionary."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Subset = Literal["training", "validation", "test"]
 
-# More points per panel only make it slower and blacker.
+# More points per panel only make it slower and darker.
 MAX_DRAWN = 20_000
 # Errors can be arbitrarily small, and would stretch a logarithmic axis without adding information.
 SMALLEST_OF_MEDIAN = 1e-3

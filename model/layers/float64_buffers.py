@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Float64Buffers(nn.Module):
-    """A module whose registered constants stay in float64: sums over structures and the units of what is summed."""
+    """A module whose registered constants stay in float64, such as the units of energies summed over atoms."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -134,7 +134,8 @@ class Network(Float64Buffers):
 
         Returns:
             The outputs in the order of `outputs`: energy float64[G] in eV, forces float[N, 3] in eV/angstrom and stress
-            float64[G, 3, 3] in eV/angstrom^3 (meaningless if the volume is), then the heads, float64[G or N, *shape].
+            float64[G, 3, 3] in eV/angstrom^3 (meaningless for structures without a volume), then the heads, float64[G
+            or N, *shape].
         """
         found = self.predict(*inputs)
         out: list[Tensor] = []

@@ -54,7 +54,7 @@ class Recovery(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save if it is due; with several processes, all save together and the first one's clock decides."""
+        """Save if a save is due; with several processes, all save together, by the clock of the first."""
         due = time.monotonic() - self._last >= self.seconds
         if trainer.world_size > 1:
             due = bool(trainer.strategy.broadcast(due))

@@ -24,7 +24,7 @@ from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 from ..statistics import DataStatistics
 
-# Structures to fit a number for each element, and the least number with each element.
+# Number of structures that reference energies are fitted to, and the smallest number that contain each element.
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 

@@ -25,11 +25,11 @@ from .task import id_digests, label_digests
 class Selection:
     """Which structures of all sources go into the store.
 
-    Structures are numbered through all sources, in order.
+    Structures are numbered consecutively across all sources.
 
     Attributes:
         keep: bool[n_structures], whether each structure is stored.
-        first: int64[n_structures], index of the first structure that is the same.
+        first: int64[n_structures], index of the first equal structure.
         offsets: int64[n_sources + 1], index of the first structure of each source.
     """
 
@@ -52,7 +52,7 @@ def select_distinct(
         staging: Folders of the run.
         sources: Sources of rows, in order.
         dedup: Which structures count as duplicates.
-        settled: Number of structures at the front that are always kept, because the store that is appended to holds
+        settled: Number of leading structures that are always kept, because the store that is appended to already holds
             them.
     """
     offsets = offsets_of([source.counts[STRUCTURE] for source in sources])
@@ -95,7 +95,7 @@ def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
 
 
 def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """Digests and keys that a store does not keep, since only comparisons need them; they are computed again."""
+    """Digests and keys of a store, computed again: they are not stored, because only comparisons need them."""
     store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items()}
@@ -115,7 +115,7 @@ def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[A
 
 
 def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Callable[[int], Structure]:
-    """A function that reads a structure by its index through all sources; up to 32 sources stay in memory."""
+    """A function that reads a structure by its index across all sources; up to 32 sources stay in memory."""
 
     @lru_cache(maxsize=32)
     def geometry(place: int) -> tuple[dict[str, Any], NDArray[np.int64]]:

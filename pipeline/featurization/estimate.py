@@ -26,7 +26,7 @@ class FeaturizeEstimate:
 
     Attributes:
         records: Number of records in all sources.
-        seconds: Time that one core would need, without the start of the workers.
+        seconds: Time on one core, without the time to start workers.
         bytes_on_disk: Size of the store.
         bytes_in_memory: Memory of one worker.
     """
@@ -51,7 +51,7 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
         **settings: Settings, as for `featurize`; `limit` is the number of records to scale up to.
 
     Raises:
-        SourceError: As for `featurize`; or a source is a server, which does not tell its number of records.
+        SourceError: As for `featurize`; or a source is a server, which does not report its number of records.
     """
     form = (settings.get("options") or ReadOptions()).format
     live = [str(source) for source in sources if str(source).startswith(OPTIMADE_PREFIX)]

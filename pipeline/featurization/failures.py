@@ -69,7 +69,7 @@ def write_tables(
 
 
 def _origins(sources: Sequence[Rows], selection: Selection, rows: NDArray[np.int64]) -> list[tuple[str, int, str]]:
-    """source, source_index and structure_id of structures, given by their indices through all sources."""
+    """source, source_index and structure_id of structures, given by their indices across all sources."""
     found: list[tuple[str, int, str]] = [("", 0, "")] * len(rows)
     places = np.searchsorted(selection.offsets, rows, side="right") - 1
     for place in np.unique(places):

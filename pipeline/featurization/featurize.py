@@ -60,8 +60,8 @@ def featurize(
 ) -> FeaturizeReport:
     """Turn structure files into a store of periodic neighbour graphs.
 
-    A run that was killed resumes when it is called again with the same arguments. Structures that cannot become graphs
-    are listed in ``failures.parquet`` in the store, duplicates in ``duplicates.parquet``.
+    An interrupted run resumes when `featurize` is called again with the same arguments. Structures that cannot become
+    graphs are listed in ``failures.parquet`` in the store, duplicates in ``duplicates.parquet``.
 
     Args:
         sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) with CIF, POSCAR, CSV,
@@ -69,7 +69,7 @@ def featurize(
             ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
         cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is appended to.
-        labels: Where labels are found in the records. By default, files that ASE reads give energy, forces and stress;
+        labels: Where to find labels in the records. By default, files that ASE reads give energy, forces and stress;
             in other formats no label is guessed.
         options: How files are read.
         id_field: Field of a record with the id of its structure.

@@ -14,7 +14,7 @@ from ..sources.files import SourceFile
 from .partitions import Plan, read_partition
 from .task import FeaturizeSettings
 
-# A mapped label that none of this many first records has is taken for a mistake.
+# If none of this many first records has a mapped label, the mapping is considered wrong.
 PEEK_RECORDS = 50
 PEEK_SOURCES = 20
 
@@ -28,7 +28,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
         settings: Settings of the run.
 
     Raises:
-        LabelError: None of the first records has one of them.
+        LabelError: None of the first records has a mapped label, column or id field.
     """
     from distributed import KilledWorker  # noqa: PLC0415 - see cluster.connect
 

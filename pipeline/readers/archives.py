@@ -83,7 +83,7 @@ Member = tuple[str, IO[bytes] | None, str]
 
 
 def _zip_members(file: SourceFile, reading: Reading) -> Iterator[Member]:
-    with file.open_as_it_stands() as raw, _opened_zip(raw) as archive:
+    with file.open_seekable() as raw, _opened_zip(raw) as archive:
         reading.consumed = raw.tell
         for info in archive.infolist():
             if info.is_dir():

@@ -1,4 +1,4 @@
-"""How a run is carried out."""
+"""Options shared by all runs over a store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_SLOTS = 2_048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options that every run over a store takes.
+    """How a run is carried out.
 
     Attributes:
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.

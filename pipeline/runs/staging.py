@@ -207,7 +207,7 @@ def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restore_replaced(target: Target) -> None:
-    """Put an older output back, if a run was killed between moving that aside and publishing its own."""
+    """Put an older output back if a run was killed after moving it aside and before publishing its own."""
     replaced = target.working_folder / _REPLACED
     if target.path is None or not replaced.exists():
         return

@@ -15,9 +15,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Tasks in flight per worker: enough that no worker waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
-# A cluster may have no worker for a while, when its jobs wait in a queue.
+# A cluster may have no workers for a while, when its jobs wait in a queue.
 WITHOUT_WORKERS_S = 300
-# A worker is back after a few seconds; its nanny knows a moment later.
+# A worker restarts within a few seconds; its nanny notices a moment later.
 RESTART_S, SETTLE_S = 20, 0.5
 
 
@@ -56,7 +56,7 @@ def run_tasks(
     Args:
         client: Dask client.
         function: Processes one item.
-        items: Taken as workers become free.
+        items: Items, taken as workers become free.
         failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
 
     Raises:

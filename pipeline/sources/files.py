@@ -98,7 +98,7 @@ class SourceFile:
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 
     @contextmanager
-    def open_as_it_stands(self) -> Iterator[IO[bytes]]:
+    def open_seekable(self) -> Iterator[IO[bytes]]:
         """Open the file for random access, not decompressed.
 
         Raises:

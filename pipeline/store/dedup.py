@@ -1,4 +1,4 @@
-"""The two ways to tell duplicates apart; a module of its own because the command line imports it at start."""
+"""The two definitions of a duplicate, in a module of their own because the command line imports them at start."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def structure_array(
         dtype: A numpy type name, or `TEXT`.
         description: Its description.
         dims: Names of the dims of one row.
-        inner: Sizes of these dims; may be left out for those in `FIXED_DIMS`.
+        inner: Sizes of these dims; may be omitted for those in `FIXED_DIMS`.
         attrs: Further attributes, such as units and CF flags, in the order in which they are written.
     """
     return ArraySpec(name, (STRUCTURE, *dims), dtype, {"description": description, **attrs}, inner)
@@ -112,7 +112,7 @@ _GRAPH_ARRAYS = (
         "status",
         (STRUCTURE,),
         "uint8",
-        {"description": "issues found in the structure, as a bit mask; 0 = nothing amiss", **masks(STATUS_MASKS)},
+        {"description": "issues found in the structure, as a bit mask; 0 = no issues", **masks(STATUS_MASKS)},
     ),
     _spec("source", (STRUCTURE,), TEXT, "file that the structure was read from"),
     _spec("source_index", (STRUCTURE,), "int64", "index of the record in that file, from 0", "1"),

@@ -71,7 +71,7 @@ class StoreWriter:
         verb: Name of the run in progress reports, such as "screen".
         out: Path or URL of the store.
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
-        options: How the run is carried out.
+        options: Options of the run.
         inputs: Stores that are read; the run fails if one of them changes before it is complete.
         files: Other files that are read. The output may neither replace nor contain an input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.

@@ -1,6 +1,6 @@
 """Crystal symmetry, and whether it allows a tensor that is given as a label.
 
-Published data sets contain tensors in another frame than their structure, and these usually break the symmetry of the
+Published data sets contain tensors in a different frame from their structure, which usually break the symmetry of the
 crystal. Not always: a crystal without symmetry allows any tensor, and a cubic one any rotated isotropic tensor.
 """
 

@@ -30,7 +30,7 @@ def balance(formula: str, *, electronegativity: bool) -> int:
         electronegativity: Also require that anions are more electronegative than cations.
 
     Returns:
-        Place of the answer in `BALANCE`.
+        Index of the result in `BALANCE`.
 
     Raises:
         ConfigError: The package smact is not installed.

@@ -77,7 +77,7 @@ class MP2020:
         self._sums = lru_cache(maxsize=None)(self._sums_of_element)
 
     def hubbards(self, symbols: Sequence[str]) -> dict[str, float]:
-        """Hubbard U (eV) by element in the scheme's calculations of these elements; zeros are left out."""
+        """Hubbard U (eV) by element in the scheme's calculations of these elements; zeros are omitted."""
         settings = self._hubbard.get(by_electronegativity(tuple(symbols))[-1], {})
         return {symbol: float(settings[symbol]) for symbol in symbols if settings.get(symbol)}
 

@@ -60,7 +60,7 @@ SPREAD_ARRAYS = (
         units="eV/angstrom",
     ),
 )
-# Outputs that `property_outputs` leaves out: they have arrays of other definitions, or none.
+# Outputs that `property_outputs` skips, because their arrays are defined differently or do not exist.
 _KNOWN = frozenset(spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)) | {MEMBERS_ARRAY, "stress_std"}
 # Outputs from which arrays with other names are computed.
 SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
@@ -78,7 +78,7 @@ STRUCTURE_ARRAYS = (
 
 
 def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores of a model. Outputs per atom are left out, except that forces give `max_force`."""
+    """Arrays of the scores of a model. Outputs per atom are skipped, except that forces give `max_force`."""
     names = {spec.name for spec in outputs}
     known = [spec for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS) if SOURCES.get(spec.name, spec.name) in names]
     members = [_members_array(spec.shape) for spec in outputs if spec.name == MEMBERS_ARRAY]

@@ -101,7 +101,7 @@ class Lbfgs:
 
     Attributes:
         longest: Largest step of one row, angstrom.
-        tolerance: Largest rise of the energy that is taken for rounding, eV.
+        tolerance: Largest rise of the energy that counts as rounding, eV.
         memory: Number of steps in the history.
         stiffness: Stiffness assumed for a step without history, eV/angstrom^2.
         bound: Current bound of a step of one row, angstrom.

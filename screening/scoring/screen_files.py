@@ -73,7 +73,7 @@ def screen_files(
 
     The files are featurized with the model's cutoff into a graph store beside the scores (see
     `screening.dataset.paths.graphs_path`), which is kept. Its failures table lists the structures that could not be
-    read. A run that was killed resumes, in either step, when it is called again with the same arguments.
+    read. A run that was interrupted in either step resumes when the function is called again with the same arguments.
 
     Example:
         >>> scores = screen_files("candidates/*.cif", "model.onnx", "scores.zarr")  # doctest: +SKIP
@@ -94,7 +94,7 @@ def screen_files(
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
         progress: Show progress on standard error.
         command: Command of the user, for the dataset's attributes.
-        announce: Called with one line on how the files became graphs, before scoring begins.
+        announce: Called before scoring begins, with a one-line summary of the featurization.
 
     Returns:
         The opened scores; `screening.dataset.scores.score_arrays` lists their variables.

@@ -84,7 +84,7 @@ class SelectionPlan:
         early: Conditions on columns of the scores.
         late: Conditions that need a derived column.
         measure: Column that rows are ranked by.
-        pareto: Columns of the Pareto front, if one is asked for.
+        pareto: Columns of the Pareto front, if one is requested.
         allowed: Atomic numbers of `allowed_elements`.
         required: Atomic numbers of `required_elements`.
         excluded: Atomic numbers of `excluded_elements`.

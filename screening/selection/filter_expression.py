@@ -73,7 +73,7 @@ def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
 
     Args:
         text: For example ``energy_above_hull < 0.05 and status == "ok"``.
-        variables: What names may stand for.
+        variables: Variables that the filter may refer to, by name.
 
     Raises:
         ConfigError: The text is not a valid filter; the message says where and why.
@@ -82,7 +82,7 @@ def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
 
 
 class _Parser(ast.NodeVisitor):
-    """Turns the nodes of a filter into terms, and refuses every node that it has no method for."""
+    """Turns the nodes of a filter into terms, and rejects every node without a method here."""
 
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
         if len(text) > MAX_LENGTH:

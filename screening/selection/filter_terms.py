@@ -33,7 +33,7 @@ FUNCTIONS: dict[str, tuple[Kind, Callable[..., Any], int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """What a name in a filter stands for.
+    """A variable of a filter.
 
     Attributes:
         kind: Kind of its values.

@@ -55,7 +55,7 @@ def select(
     """Choose the best structures of a screen, relaxation or hull, and write them.
 
     Rows take part if their status is ok (unless the filter has a condition on `status`) and their ranking column is
-    finite. The result and recipe.json state how many rows were left out for which reason. Derived columns are added
+    finite. The result and recipe.json record how many rows were skipped for each reason. Derived columns are added
     (see `derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
     electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use them
     too; they are computed only for rows that fulfil its other conditions, best first, until there are enough.
@@ -149,7 +149,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     left_out = _listed(recipe["left_out"])
     lines = [
         f"{path}: {recipe['selected']:,} of {recipe['rows']:,} structures, by {recipe['ranked_by']}"
-        + (f"; left out: {left_out}" if left_out else "")
+        + (f"; skipped: {left_out}" if left_out else "")
         + f"; {recipe['seconds']:.1f} s"
     ]
     for file, names in recipe["not_written"].items():

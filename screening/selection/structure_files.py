@@ -54,7 +54,7 @@ class Batch:
 def file_names(ids: Sequence[str], first: int, width: int) -> list[str]:
     """Return file names: a number, then the characters of the id that are safe in any file system and shell.
 
-    The number alone makes the names different, even in file systems that ignore case.
+    The number alone makes the names unique, even in file systems that ignore case.
 
     Args:
         ids: Ids of the structures.

@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from equiscreen.cli.app import app
 from equiscreen.demo.acts import Act
 from equiscreen.demo.alloys import METALS, PROTOTYPES, AlloyTask, make_alloy, nearest_contact, prototypes, write_alloys
-from equiscreen.demo.job import LeftOut, run_demo
+from equiscreen.demo.job import SkippedAct, run_demo
 from equiscreen.demo.trained import TrainedReport
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import OutputExistsError
@@ -48,7 +48,7 @@ def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     skipped, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
-    assert isinstance(skipped, LeftOut)
+    assert isinstance(skipped, SkippedAct)
     assert skipped.act == "published"
     assert "pip install 'equiscreen[pretrained]'" in str(skipped)
     assert isinstance(report, TrainedReport)

@@ -145,7 +145,7 @@ def test_other_words_in_the_same_folder_are_refused(run: Run, done: Path, tmp_pa
 
 
 def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="hits would be thrown away"):
+    with pytest.raises(ConfigError, match="hits would be discarded"):
         run(tmp_path / "a", CascadeSettings(keep_below=0.0, target=0.1))
     with pytest.raises(StoreError, match="larger keep_below"):
         run(tmp_path / "b", CascadeSettings(keep_below=-50.0, target=-60.0, relax=False))

@@ -73,7 +73,7 @@ def test_the_best_of_those_that_fulfil_the_filter(scores: Path, columns: dict[st
     assert recipe["scores"]["store_hash"] == open_scores(scores).attrs["store_hash"]
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["left_out"] == recipe["left_out"]
     assert found.attrs["status_counts"]["ok"] == 20
-    assert "20 of 150 structures, by energy_above_hull, lowest first; left out: " in summary(found, "out")
+    assert "20 of 150 structures, by energy_above_hull, lowest first; skipped: " in summary(found, "out")
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -471,7 +471,7 @@ def test_the_command_line(scores: Path, tmp_path: Path) -> None:
     words += ["--where", "n_atoms <= 12", "--top", "5", "--by", "-volume", "--excluded-elements", "O,F"]
     done = subprocess.run([*words, "--format", "parquet"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "5 of 150 structures, by volume, highest first; left out: " in done.stdout
+    assert "5 of 150 structures, by volume, highest first; skipped: " in done.stdout
     done = subprocess.run([*words, "--where", "n_atom < 3"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
