@@ -1,4 +1,4 @@
-"""How a verb that resumes ends when the user interrupts it."""
+"""Ctrl-C during a verb whose run can be resumed."""
 
 from __future__ import annotations
 

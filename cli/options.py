@@ -23,8 +23,8 @@ Deduplication = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="Where the work runs: tcp://HOST:PORT is the address of a running Dask cluster; `threads` works in this "
-        "process (for debugging).",
+        help="Where to run: tcp://HOST:PORT, the address of a running Dask cluster, or `threads`, this process (for "
+        "debugging).",
         show_default="one Dask worker process per core",
     ),
 ]

@@ -67,7 +67,7 @@ def select(
         str | None,
         typer.Option(
             help='Filter expression: "energy_above_hull < 0.05 and n_atoms <= 20", \'status in ["ok", '
-            '"not_converged"]\'. It knows and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and isnan; '
+            '"not_converged"]\'. Supports and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and isnan; '
             "names are the columns of S.zarr and those that a selection adds."
         ),
     ] = None,

@@ -85,9 +85,9 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise OutputExistsError(f"{folder}: exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{folder}: already exists; choose another --out, or use --overwrite")
     if not (folder / MARK).is_file():
-        raise OutputExistsError(f"{folder}: exists and was not written by the demo, so it is not overwritten")
+        raise OutputExistsError(f"{folder}: already exists and was not written by the demo, so it is not overwritten")
 
 
 def _emptied(folder: Path) -> Path:

@@ -93,7 +93,7 @@ def export_onnx(
     """
     target = Path(out)
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{target}: already exists; choose another --out, or use --overwrite")
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
         raise ExportError(f"unknown opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")

@@ -299,7 +299,7 @@ def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
                     f"{folder}: holds a cascade of other structures, models or settings; choose another `--out`"
                 )
         elif any(one.name != LOCK_FILE for one in folder.iterdir()):
-            raise OutputExistsError(f"{folder}: exists and is not a cascade; choose another `--out`")
+            raise OutputExistsError(f"{folder}: already exists and is not a cascade; choose another `--out`")
         else:
             write_text_atomically(path, json.dumps(plan, indent=1) + "\n")
         yield

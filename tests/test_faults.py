@@ -111,7 +111,7 @@ def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists(), "the run ended before it could be disturbed"
-    with pytest.raises(StoreError, match="unfinished; run the command that writes it again"):
+    with pytest.raises(StoreError, match="unfinished; to resume it, run the command that writes it again"):
         GraphStore(out)
     finish(words)
 
@@ -247,7 +247,7 @@ def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
         cluster.get_client() as client,
-        pytest.raises(EquiscreenError, match="no worker is left, and none has come for 1 s"),
+        pytest.raises(EquiscreenError, match="no workers are left, and none has joined for 1 s"),
     ):
         list(run_tasks(client, abs, [-1]))
 
@@ -261,7 +261,7 @@ def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_
     )
     assert (report.read, report.stored, report.failed) == (3, 2, 1)
     (row,) = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
-    assert (row["source_index"], "died (memory" in row["reason"]) == (1, True)
+    assert (row["source_index"], "died (out of memory" in row["reason"]) == (1, True)
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(

@@ -87,7 +87,7 @@ class Batch:
         return self.inputs[INPUT_NAMES.index(name)]
 
     def split(self, parts: int) -> list[Batch]:
-        """Split the structures, in order, into at most `parts` batches with about equally many atoms."""
+        """Split the structures, in order, into at most `parts` batches with about the same number of atoms."""
         end = np.cumsum(self.n_atoms.cpu().numpy()).astype(np.int64)
         size = np.diff(end, prepend=0)
         middle = (end - size / 2) / end[-1]

@@ -65,7 +65,7 @@ class TensorBasis:
 
 
 class TensorProperty(Protocol):
-    """What the algebra needs to know about a property, such as a `model.config.head.HeadConfig`."""
+    """Attributes of a property that the algebra needs, as in `model.config.head.HeadConfig`."""
 
     @property
     def tensor(self) -> str:

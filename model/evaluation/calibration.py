@@ -39,7 +39,7 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
 
 
 def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
-    """Root mean squares of spreads and errors in bins of equally many points, sorted by spread.
+    """Root mean squares of spreads and errors in bins with equal numbers of points, sorted by spread.
 
     Args:
         size: float64[n], absolute errors.

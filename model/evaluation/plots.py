@@ -140,8 +140,8 @@ def calibration_plot(
 ) -> dict[str, float]:
     """Plot errors of an ensemble against its spread, and measure how well the spread predicts the errors.
 
-    The left panel shows each error, the right panel root mean squares in bins of equally many points, sorted by spread.
-    Points without spread cannot be shown on a logarithmic axis; if there are no others, no file is written.
+    The left panel shows each error, the right panel root mean squares in bins with equal numbers of points, sorted by
+    spread. Points without spread cannot be shown on a logarithmic axis; if there are no others, no file is written.
 
     Args:
         error: float[...], mean of the ensemble minus the label; NaN where the label is missing.

@@ -174,7 +174,7 @@ class TrainingModule(lightning.LightningModule):
         self.parts *= 2
         optimizer.zero_grad()
         give_back_memory()
-        line = f"train: out of memory; from now on batches are done in {self.parts} parts, with equal results"
+        line = f"train: out of memory; batches are now processed in {self.parts} parts, with the same results"
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
 
     def _describe_divergence(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:

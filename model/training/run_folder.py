@@ -112,7 +112,7 @@ def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, ov
     if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
         raise OutputExistsError(f"{folder}: contains the checkpoint to fine-tune, {start}; choose another `--out`")
     if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
-        raise OutputExistsError(f"{folder}: exists and is not a run folder; choose another `--out`")
+        raise OutputExistsError(f"{folder}: already exists and is not a run folder; choose another `--out`")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK_FILE):
         _claim(folder, recipe, overwrite=overwrite)

@@ -105,7 +105,7 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     rows = _Rows(task.settings)
     if task.skip:
         for source, index in task.partition.names():
-            rows.add(RawRecord(source, index, None, reason="the process that read it died (memory, or a crash)"))
+            rows.add(RawRecord(source, index, None, reason="the process that read it died (out of memory, or a crash)"))
     else:
         for record in read_partition(task.partition, task.settings.options):
             rows.add(record)

@@ -176,4 +176,4 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputExistsError(f"{path}: is a folder; use --out FILE.parquet")
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")

@@ -11,7 +11,7 @@ DEFAULT_SLOTS = 2_048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out.
+    """Options of a run.
 
     Attributes:
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.

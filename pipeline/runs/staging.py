@@ -162,7 +162,7 @@ def staged_run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written there ({error.strerror})") from error
+        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
     with locked(folder / _LOCK):
         _restore_replaced(target)
         _check_free(target, replace=staging.replaces)  # again: another run may have finished meanwhile
@@ -233,9 +233,9 @@ def _check_free(target: Target, *, replace: bool) -> None:
     if not target.exists():
         return
     if not replace:
-        raise OutputExistsError(f"{target}: exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{target}: already exists; choose another --out, or use --overwrite")
     if not target.is_equiscreen_store():
-        raise OutputExistsError(f"{target}: exists and is not an equiscreen store, so it is not overwritten")
+        raise OutputExistsError(f"{target}: already exists and is not an equiscreen store, so it is not overwritten")
 
 
 def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:

@@ -110,4 +110,4 @@ def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OutputExistsError(f"{url}: cannot be written there ({detail(error)})") from error
+        raise OutputExistsError(f"{url}: cannot be written ({detail(error)})") from error

@@ -27,7 +27,7 @@ class FailurePolicy(Generic[Item]):
 
     Attributes:
         split: Divides the work into smaller tasks; returns nothing if it cannot be divided.
-        skip: The same task without the work that kills workers.
+        skip: Returns the same task without the work that kills workers.
         retry_alone: Whether a task is run again on its own before it is divided. Dask also suspects tasks that only
             waited on a worker that died; where dividing a task changes the rounding of its results, an innocent task
             must not be divided.
@@ -111,7 +111,7 @@ class _TasksInFlight(Generic[Item, Result]):
                 result = future.result()
             except KilledWorker as error:
                 if self.failure_policy is None:
-                    raise EquiscreenError(f"a task killed its workers, by memory or a crash: {error}") from error
+                    raise EquiscreenError(f"a task killed its workers (out of memory, or a crash): {error}") from error
                 self._recover(item, self.failure_policy, alone=alone)
             else:
                 yield result
@@ -122,8 +122,8 @@ class _TasksInFlight(Generic[Item, Result]):
         """Wait for a task to end, successfully or not.
 
         Raises:
-            EquiscreenError: No worker is left, and none has come for a while: a nanny gives up when the worker that it
-                starts dies at once, and a cluster may lose all its nodes.
+            EquiscreenError: No workers are left, and none has joined for a while: a nanny gives up when the worker that
+                it starts dies at once, and a cluster may lose all its nodes.
         """
         from distributed import wait  # noqa: PLC0415 - see connect
 
@@ -133,8 +133,8 @@ class _TasksInFlight(Generic[Item, Result]):
             except TimeoutError:
                 if not self.client.nthreads():
                     raise EquiscreenError(
-                        f"no worker is left, and none has come for {WITHOUT_WORKERS_S} s; run the same command again "
-                        "to resume"
+                        f"no workers are left, and none has joined for {WITHOUT_WORKERS_S} s; run the same command "
+                        "again to resume"
                     ) from None
             else:
                 return next(future for future in self.items if future in ended)

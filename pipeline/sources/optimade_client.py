@@ -175,7 +175,7 @@ def _state_path(file: Path) -> Path:
 def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
     """Open and lock the partial file, so that only one run writes it."""
     if file.exists():
-        raise OutputExistsError(f"{file}: exists; remove it or choose another file")
+        raise OutputExistsError(f"{file}: already exists; remove it or choose another file")
     with _partial(file).open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

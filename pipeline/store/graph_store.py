@@ -61,7 +61,7 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
 def _open_local(path: Path) -> zarr.Group:
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
-            raise StoreError(f"{path}: unfinished; run the command that writes it again to resume it")
+            raise StoreError(f"{path}: unfinished; to resume it, run the command that writes it again")
         raise StoreError(f"{path}: no such store")
     try:
         return zarr.open_group(path, mode="r")

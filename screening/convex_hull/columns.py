@@ -57,7 +57,7 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool) -> tuple[Arr
     return (
         *specs,
         structure_array(
-            "correction_per_atom", "float64", "correction contained in the corrected energy", units="eV/atom"
+            "correction_per_atom", "float64", "correction included in the corrected energy", units="eV/atom"
         ),
         structure_array(
             "decomposition",

@@ -37,7 +37,7 @@ class EnergyRows:
         stop: End of the rows in the dataset, exclusive.
         composition: int64[n], numbers of the compositions.
         energy: float64[n], corrected energies (eV/atom); NaN where the energy cannot be used.
-        correction: float64[n], corrections contained in the energies (eV/atom).
+        correction: float64[n], corrections included in the energies (eV/atom).
         competes: bool[n], whether the energy may be part of a hull.
     """
 

@@ -62,7 +62,7 @@ class Levels:
 
     Attributes:
         hull: float64[n], hull of the references.
-        alone: float64[n], hull of the references of all other compositions, where that was asked for; elsewhere `hull`.
+        alone: float64[n], hull of the references of all other compositions, where requested; elsewhere `hull`.
         joint: float64[n], hull of references and candidates.
         elemental: float64[n], energy of the elements.
         products: Decomposition products at `hull`.

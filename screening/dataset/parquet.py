@@ -78,7 +78,7 @@ def to_parquet(
     """
     rows, out = ScoresReader(scores), Path(path)
     if out.is_dir() or (out.exists() and not overwrite):
-        raise OutputExistsError(f"{out}: exists; choose another file")
+        raise OutputExistsError(f"{out}: already exists; choose another file")
     names = list(rows.specs) if columns is None else list(columns)
     for name in names:
         if name not in rows.specs:

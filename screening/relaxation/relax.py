@@ -181,13 +181,13 @@ class _RelaxPlan:
             OutputExistsError: One of them exists, and is not to be overwritten.
         """
         for path in (Path(self.graphs_out), self.trajectories_out):
-            if path.exists() and not overwrite and not self._is_mine(path):
-                raise OutputExistsError(f"{path}: exists; choose another --out, or use --overwrite")
+            if path.exists() and not overwrite and not self._is_from_this_run(path):
+                raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
 
-    def _is_mine(self, path: Path) -> bool:
+    def _is_from_this_run(self, path: Path) -> bool:
         """Whether an earlier run with the same identity wrote an output."""
         if path == self.trajectories_out:
-            return self._is_mine(Path(self.graphs_out))
+            return self._is_from_this_run(Path(self.graphs_out))
         try:
             found: str = GraphStore(path).attrs.get("relaxation", "")
         except StoreError:
@@ -257,7 +257,7 @@ class _RelaxPlan:
             Hash of the graph store.
         """
         place = Path(self.graphs_out)
-        if place.exists() and self._is_mine(place):
+        if place.exists() and self._is_from_this_run(place):
             return GraphStore(place).store_hash
         scratch = run.staging.work / "graphs"
         if scratch.exists():

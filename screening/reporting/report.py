@@ -71,7 +71,7 @@ def report(
     """
     target = Path(report_path(scores) if out is None else out)
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: exists; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{target}: already exists; choose another `--out`, or use `--overwrite`")
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:

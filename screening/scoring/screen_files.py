@@ -150,7 +150,7 @@ def prepare_graphs(
     scores, path = Target.of(out), graphs_path(out)
     # Check this before the work. If a run was killed while it published the scores, `screen` finishes it.
     if not options.overwrite and scores.exists() and not scores.working_folder.exists():
-        raise OutputExistsError(f"{scores}: exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{scores}: already exists; choose another --out, or use --overwrite")
     limit = options.limit
     run = partial(
         featurize, named, path, cutoff=cutoff, scheduler=options.scheduler, limit=limit, progress=options.progress

@@ -47,7 +47,7 @@ class SelectionWriter:
         plan: Criteria of the selection.
         chosen: Chosen rows.
         folder: Folder to write to.
-        out: Where this folder will be moved to.
+        out: Final path of the folder.
         wanted: Output formats.
 
     Attributes:

@@ -226,7 +226,7 @@ def _output_folder(out: str | Path, inputs: Sequence[Path], *, overwrite: bool) 
     check_place(target, inputs)
     _check_free(target, out, overwrite=overwrite)
     if partial.exists() and not (partial / _LOCK).exists():
-        raise OutputExistsError(f"{partial}: exists and was not made by equiscreen; choose another `--out`")
+        raise OutputExistsError(f"{partial}: already exists and was not made by equiscreen; choose another `--out`")
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -251,7 +251,7 @@ def _check_free(target: Path, out: str | Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{out}: exists; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
     recipe = target / RECIPE_FILE
     if not recipe.is_file() or SELECTION_SCHEMA not in recipe.read_text():
-        raise OutputExistsError(f"{out}: exists and is not a selection, so it is not overwritten")
+        raise OutputExistsError(f"{out}: already exists and is not a selection, so it is not overwritten")

@@ -78,4 +78,4 @@ def test_a_batch_that_does_not_fit_into_memory_is_done_in_parts(tmp_path: Path) 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"out of memory; from now on batches are done in \d+ parts", done.stderr)
+    assert re.search(r"out of memory; batches are now processed in \d+ parts", done.stderr)

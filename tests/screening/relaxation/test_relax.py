@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Pa
     assert relax(graphs, sevennet_model, out, scheduler="threads", limit=6).sizes["structure"] == 6
     assert (stored / "zarr.json").stat().st_mtime_ns == written
     shutil.rmtree(out)
-    with pytest.raises(OutputExistsError, match=r"t\.graphs\.zarr: exists"):
+    with pytest.raises(OutputExistsError, match=r"t\.graphs\.zarr: already exists"):
         relax(graphs, sevennet_model, out, scheduler="threads", limit=5)
     relax(graphs, sevennet_model, out, scheduler="threads", limit=5, overwrite=True)
     assert len(GraphStore(stored)) == 5
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(
         relax(graphs, sevennet_model, out, scheduler="threads", budget=0.0)
     shutil.copytree(graphs, tmp_path / "g.zarr")
     relax(graphs, sevennet_model, out, scheduler="threads", limit=3)
-    with pytest.raises(OutputExistsError, match=r"r\.zarr: exists"):
+    with pytest.raises(OutputExistsError, match=r"r\.zarr: already exists"):
         relax(graphs, sevennet_model, out, RelaxSettings(fmax=0.1), scheduler="threads", limit=3)
 
 
