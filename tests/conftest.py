@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,20 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from equiscreen.export.exporter import export_onnx, lower_and_check
+from equiscreen.cli.app import app
+from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config.network import NetworkConfig
 from equiscreen.model.networks.equivariant import EquivariantNetwork
-from equiscreen.model.pretrained.load import import_weights
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.graphs.potential import Evaluation, Potential
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from typer.testing import CliRunner
+
+# Workers of pytest-xdist share the cores: with several threads each, they would spin while they wait for one another.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -63,28 +70,52 @@ def network() -> EquivariantNetwork:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the worker processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Make a file in the first process that needs it; the other processes wait for it."""
+    with path.with_name(f"{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_name(f"unfinished-{path.name}")
+            make(unfinished)
+            unfinished.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder: Path) -> Callable[[str], Path]:
     """Function from a dtype to the path of the network's ONNX file in it, exported on first use."""
-    folder = tmp_path_factory.mktemp("exported")
 
     def file(dtype: str) -> Path:
-        path = folder / f"{dtype}.onnx"
-        if not path.exists():
+        def export(path: Path) -> None:
             cast = small_network(correlation=2).to(getattr(torch, dtype))
             path.write_bytes(lower_and_check([cast], ModelCard(training_data="none"))[0].SerializeToString())
-        return path
+
+        return made_once(shared_folder / f"{dtype}.onnx", export)
 
     return file
 
 
 @pytest.fixture(scope="session")
-def sevennet_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX file of 7net-0, a network trained on real crystals."""
+def sevennet_model(shared_folder: Path) -> Path:
+    """ONNX file of 7net-0, a network trained on real crystals, made by `equiscreen import` and `equiscreen export`."""
     pytest.importorskip("sevenn", reason="the sevenn package contains the weights")
-    folder = tmp_path_factory.mktemp("sevennet")
-    import_weights("7net-0", folder / "7net-0.ckpt")
-    export_onnx(folder / "7net-0.ckpt", folder / "7net-0.onnx")
-    return folder / "7net-0.onnx"
+
+    def export(path: Path) -> None:
+        checkpoint = path.with_suffix(".ckpt")
+        for words, out in ((("import", "7net-0"), checkpoint), (("export", str(checkpoint)), path)):
+            done = CliRunner().invoke(app, [*words, "--overwrite", "--out", str(out)])
+            assert done.exit_code == 0, done.output
+            assert str(out) in done.stdout
+
+    return made_once(shared_folder / "7net-0.onnx", export)
 
 
 @pytest.fixture(scope="session")
