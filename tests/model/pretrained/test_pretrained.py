@@ -6,11 +6,10 @@ import gzip
 import io
 import json
 import pickle
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,9 @@ sevenn = pytest.importorskip("sevenn", reason="its package contains the weights"
 # Differences between two float32 codes: eV/atom, eV/angstrom, eV/angstrom^3.
 LIMITS = {"energy": 2e-5, "forces": 1e-4, "stress": 1e-6}
 SEVENNET = (("7net-0", None), ("7net-l3i5", None), ("7net-mf-0", "PBE"), ("7net-mf-0", "R2SCAN"))
+
+
+loaded = cache(load_pretrained)
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +86,7 @@ def sevennet(name: str, modality: str | None, structures: Sequence[Atoms]) -> di
 def test_sevennet_gives_the_numbers_of_its_own_code(
     name: str, modality: str | None, frames: list[dict[str, Any]]
 ) -> None:
-    network, card = load_pretrained(name, modality=modality)
+    network, card = loaded(name, modality=modality) if modality else loaded(name)
     potential = TorchPotential(network)
     chosen = frames[::12]
     expected = sevennet(name, modality, [structure_of(frame).to_ase() for frame in chosen])
@@ -98,7 +100,7 @@ def test_sevennet_gives_the_numbers_of_its_own_code(
 
 
 def test_atoms_alone_have_the_energy_of_sevennet() -> None:
-    network, _ = load_pretrained("7net-0")
+    network, _ = loaded("7net-0")
     atoms = [Atoms([number], [[0, 0, 0]]) for number in (1, 8, 26, 92)]
     block = GraphBlock.from_structures(
         [Structure.from_cartesian(a.numbers, a.positions) for a in atoms], network.cutoff
@@ -193,19 +195,13 @@ def test_a_file_of_todays_sevennet_is_the_same_network(tmp_path: Path) -> None:
     assert not torch.equal(state[radial], theirs.model_state_dict[radial])
     settings = {**theirs.config, "version": sevenn.__version__}
     torch.save({"config": settings, "model_state_dict": state}, tmp_path / "new.pth")
-    ours, again = (load_pretrained(source)[0].state_dict() for source in ("7net-0", tmp_path / "new.pth"))
+    ours, again = (loaded(source)[0].state_dict() for source in ("7net-0", tmp_path / "new.pth"))
     assert all(torch.equal(value, again[name]) for name, value in ours.items())
 
 
-def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Use the command line, in separate processes."""
-    checkpoint, model = tmp_path / "7net-0.ckpt", tmp_path / "7net-0.onnx"
-    for words in (("import", "7net-0", "--out", checkpoint), ("export", checkpoint, "--out", model)):
-        command = [sys.executable, "-m", "equiscreen", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert str(words[-1]) in done.stdout
-    potential = OnnxPotential.load(model, threads=1)
+def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, Any]], sevennet_model: Path) -> None:
+    """`sevennet_model` makes the file with the command line."""
+    potential = OnnxPotential.load(sevennet_model, threads=1)
     chosen = frames[::12]
     expected = sevennet("7net-0", None, [structure_of(frame).to_ase() for frame in chosen])
     for output, difference in differences(potential, chosen, expected).items():
@@ -213,7 +209,7 @@ def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, 
     assert potential.metadata.energy_scheme == "mp-uncorrected"
     assert potential.metadata.origin["licence"] == "MIT"
     assert potential.metadata.mirror_violation
-    assert model.stat().st_size < 20e6
+    assert sevennet_model.stat().st_size < 20e6
 
 
 def test_the_first_seven_net_is_refused() -> None:
@@ -347,7 +343,7 @@ def test_the_page_says_cutoffs_and_elements_of_the_files(data: Path) -> None:
     page = (ROOT / "docs/pretrained.md").read_text()
     sources = {"7net-0": "7net-0", "7net-l3i5": "7net-l3i5", "7net-mf-0": "7net-mf-0"}
     for name, source in {**sources, "nequix-mp-1": data / "weights/nequix-mp-1.nqx"}.items():
-        network, _ = load_pretrained(source)
+        network, _ = loaded(source)
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert f"| {network.cutoff:g} Å | {len(network.elements)} |" in row
         assert ("SO(3)" in row) == (network.config.symmetry == "so3")
