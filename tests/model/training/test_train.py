@@ -385,6 +385,7 @@ def test_a_plateau_lowers_the_learning_rate(store: Path, tmp_path: Path) -> None
     assert set(np.round(np.log2(rates), 6)) == {0, -1, -2}
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_folder_holds_logs_plots_and_its_settings(store: Path, tmp_path: Path) -> None:
     settings = config(TINY, max_epochs=4, early_stop_epochs=3)
     report = train(store, tmp_path / "run", settings)
