@@ -6,6 +6,8 @@ import fcntl
 import gc
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
-from equiscreen.cli.app import app
+from equiscreen.cli.app import app, main
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config.network import NetworkConfig
@@ -116,6 +118,22 @@ def sevennet_model(shared_folder: Path) -> Path:
             assert str(out) in done.stdout
 
     return made_once(shared_folder / "7net-0.onnx", export)
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Function that runs `equiscreen` with some words in this process, which has imported everything already."""
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["equiscreen", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(end.value.code or 0), printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")
