@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from equiscreen.model import Config
-from equiscreen.model.evaluation.plots import learning_curves, parity_plots
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
@@ -25,22 +22,6 @@ def small_config(network: dict[str, Any] | None = None, **training: Any) -> Conf
     """Configuration of a network that trains in seconds."""
     sections = {"network": {**SMALL["network"], **(network or {})}, "training": {**SMALL["training"], **training}}
     return Config.parse(sections, "test")
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _without_plots() -> Iterator[None]:
-    """Trainings draw no plots: most of their time would go there."""
-    with pytest.MonkeyPatch.context() as patch:
-        for draw in (learning_curves, parity_plots):
-            patch.setattr(importlib.import_module("equiscreen.model.training.train"), draw.__name__, lambda *_: None)
-        yield
-
-
-@pytest.fixture
-def plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings draw their plots."""
-    for draw in (learning_curves, parity_plots):
-        monkeypatch.setattr(importlib.import_module("equiscreen.model.training.train"), draw.__name__, draw)
 
 
 @pytest.fixture(scope="package")

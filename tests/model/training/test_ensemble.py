@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from ...conftest import ELEMENTS, evaluate, small_network
 from ..conftest import small_config
 from ..labelled import images, stored, whole
+from .conftest import plots_drawn
 from .test_resume import kill_when
 
 TINY = {"hidden_irreps": "4x0e + 2x1o", "n_radial": 2, "correlation": 1, "n_interactions": 1}
@@ -49,7 +50,8 @@ def properties(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ensemble(properties: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EnsembleReport]:
     folder = tmp_path_factory.mktemp("ensemble") / "run"
-    return folder, train_ensemble(properties, folder, settings_of(seed=7), members=2)
+    with plots_drawn():
+        return folder, train_ensemble(properties, folder, settings_of(seed=7), members=2)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 from ...conftest import ELEMENTS, evaluate, small_network
 from ..conftest import small_config as config
 from ..labelled import images, stored, whole
+from .conftest import plots_drawn
 
 TINY = {"hidden_irreps": "4x0e + 2x1o", "n_radial": 2, "correlation": 1, "n_interactions": 1}
 PROPERTIES = ("strain", "hardness", "brightness", "charge", "field")
@@ -385,10 +386,10 @@ def test_a_plateau_lowers_the_learning_rate(store: Path, tmp_path: Path) -> None
     assert set(np.round(np.log2(rates), 6)) == {0, -1, -2}
 
 
-@pytest.mark.usefixtures("plots")
 def test_a_run_folder_holds_logs_plots_and_its_settings(store: Path, tmp_path: Path) -> None:
     settings = config(TINY, max_epochs=4, early_stop_epochs=3)
-    report = train(store, tmp_path / "run", settings)
+    with plots_drawn():
+        report = train(store, tmp_path / "run", settings)
     rows = metrics(tmp_path / "run")
     assert [int(row["epoch"]) for row in rows] == list(range(report.epochs))
     for row in rows:
