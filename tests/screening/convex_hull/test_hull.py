@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -326,10 +327,18 @@ def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: 
         assert np.array_equal(whole[name].values, cut[name].values, equal_nan=whole[name].dtype.kind == "f"), name
 
 
-SMALL_PARTS = (
-    "from equiscreen.screening.convex_hull import distances; from equiscreen.screening.dataset import reader; "
-    "distances.PART_ROWS = reader.ROWS_AT_ONCE = 8; from equiscreen.__main__ import main; main()"
-)
+ROWS = 8
+# The command line with parts of this size, and a moment after each of them.
+SMALL_PARTS = f"""
+import time
+from equiscreen.screening.convex_hull import distances
+from equiscreen.screening.dataset import reader
+distances.PART_ROWS = reader.ROWS_AT_ONCE = {ROWS}
+write_part = distances.write_part
+distances.write_part = lambda *arguments: (write_part(*arguments), time.sleep(0.1))[0]
+from equiscreen.__main__ import main
+main()
+"""
 
 
 def kill_after(words: list[str], out: Path, parts: int) -> bool:
@@ -342,7 +351,9 @@ def kill_after(words: list[str], out: Path, parts: int) -> bool:
     return process.wait() == -signal.SIGKILL and not out.exists()
 
 
-def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(crystals: Crystals, tmp_path: Path) -> None:
+def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(
+    crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     others = tmp_path / "others.csv"
     shutil.copy(crystals.others, others)
@@ -351,21 +362,21 @@ def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(crystals: Crystal
     words = [sys.executable, "-c", SMALL_PARTS, "hull", str(scores), "--out", str(out)]
     words += ["--scheme", "mp2020-corrected"]
     words += [word for path in references for word in ("--references", str(path))]
-    killed = [kill_after(words, out, parts) for parts in (1, 4, 9)]
-    assert killed[0]
-    if not out.exists():
-        subprocess.run(words, capture_output=True, check=True)
-    undisturbed = hull(scores, references, tmp_path / "u.zarr", scheme="mp2020-corrected")
-    assert open_scores(out).equals(undisturbed)
-    # If the references have changed under the same names, a killed run is not resumed.
-    shutil.rmtree(out)
     assert kill_after(words, out, 2)
+    parts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("k.zarr.partial/*/parts/*.json")}
+    monkeypatch.setattr(distances, "PART_ROWS", ROWS)
+    monkeypatch.setattr(reader, "ROWS_AT_ONCE", ROWS)
+    # If the references have changed under the same names, a killed run is not resumed.
     with others.open("a") as file:
         file.write(f"mp-new,{crystals.rows[0]['pretty_formula']},-9.0\n")
-    refused = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "an unfinished run with other settings (references differ)" in refused.stderr
+    with pytest.raises(OutputExistsError, match=r"an unfinished run with other settings \(references differ\)"):
+        hull(scores, references, out, scheme="mp2020-corrected")
     assert not out.exists()
+    shutil.copy(crystals.others, others)
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+    found = hull(scores, references, out, scheme="mp2020-corrected")
+    undisturbed = hull(scores, references, tmp_path / "u.zarr", scheme="mp2020-corrected")
+    assert found.equals(undisturbed)
 
 
 def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_path: Path) -> None:
@@ -493,14 +504,16 @@ def test_a_hull_needs_no_framework(crystals: Crystals, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(len(crystals.rows)), done.stderr
 
 
-def test_the_verb_ends_with_one_line_and_errors_are_one_line(crystals: Crystals, tmp_path: Path) -> None:
+def test_the_verb_ends_with_one_line_and_errors_are_one_line(
+    crystals: Crystals, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     command = [sys.executable, "-m", "equiscreen", "hull", str(scores), "--references"]
     done = subprocess.run([*command, str(crystals.elements)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert f"{len(crystals.rows):,} ok" in done.stdout
-    again = subprocess.run([*command, str(tmp_path / "no.json")], capture_output=True, text=True, check=False)
+    again = command_line(*command[3:], tmp_path / "no.json")
     assert again.returncode == 1
     assert again.stderr.startswith("equiscreen: ")
     assert again.stderr.count("\n") == 1
