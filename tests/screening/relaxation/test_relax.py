@@ -17,16 +17,30 @@ import ase.io
 import numpy as np
 import pytest
 import xarray as xr
-from equiscreen.export import OnnxPotential, export_onnx
+from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import EquiscreenError, ModelFileError, OutputExistsError
 from equiscreen.pipeline.labels.mapping import LabelMapping
 from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
+from equiscreen.screening.relaxation import relax as relax_module
 from equiscreen.screening.relaxation.relax import estimate, summary
 from numpy.testing import assert_allclose
 
-CRYSTALS = 24
-MORE = 100  # enough for several parts
+from ...export.runtime.altered_models import altered
+
+CRYSTALS = 12
+SOME, PART = 6, 2  # for a run of several parts
+# The command line with such parts, and a moment between two of them.
+SMALL_PARTS = f"""
+import time
+from equiscreen.pipeline.runs import tasks
+from equiscreen.screening.relaxation import relax
+relax.PART_STRUCTURES = {PART}
+submit = tasks._TasksInFlight.submit
+tasks._TasksInFlight.submit = lambda *arguments: time.sleep(0.5) or submit(*arguments)
+from equiscreen.__main__ import main
+main()
+"""
 ATOMS = 8
 
 
@@ -53,10 +67,6 @@ def relaxed(graphs: Path, sevennet_model: Path, tmp_path_factory: pytest.TempPat
     out = tmp_path_factory.mktemp("relaxed") / "r.zarr"
     relax(graphs, sevennet_model, out, scheduler="threads")
     return out
-
-
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "equiscreen", *map(str, words)]
 
 
 def values(scores: xr.Dataset) -> xr.Dataset:
@@ -98,25 +108,33 @@ def test_it_is_what_one_process_finds(graphs: Path, relaxed: Path, sevennet_mode
         )
 
 
-def test_a_run_that_is_killed_is_taken_up(data: Path, sevennet_model: Path, tmp_path: Path) -> None:
-    """The result of a run that was killed twice and resumed equals that of an uninterrupted run, bit for bit."""
-    words = command("relax", store_of(data, tmp_path, MORE), "--model", sevennet_model, "--rattle", "0.05")
-    for _ in range(2):
-        process = subprocess.Popen(
-            [*words, "--out", tmp_path / "r.zarr"], stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        folder, deadline = tmp_path / "r.zarr.partial", time.monotonic() + 100
-        before = len(list(folder.glob("*/parts/[0-9]*.json")))
-        while len(list(folder.glob("*/parts/[0-9]*.json"))) <= before and time.monotonic() < deadline:
-            assert process.poll() is None, "the run ended before it could be interrupted"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (tmp_path / "r.zarr").exists()
+def test_a_run_that_is_killed_is_taken_up(
+    graphs: Path,
+    sevennet_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """The result of a run that was killed and resumed equals that of an uninterrupted run, bit for bit."""
+    words = ["relax", str(graphs), "--model", str(sevennet_model), "--rattle", "0.05", "--scheduler", "threads"]
+    words += ["--limit", str(SOME), "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SMALL_PARTS, *words, tmp_path / "r.zarr"],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    folder, deadline = tmp_path / "r.zarr.partial", time.monotonic() + 100
+    while not list(folder.glob("*/parts/[0-9]*.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "r.zarr").exists()
+    monkeypatch.setattr(relax_module, "PART_STRUCTURES", PART)
     for name in ("r.zarr", "q.zarr"):
-        done = subprocess.run([*words, "--out", tmp_path / name], capture_output=True, text=True, check=False)
+        done = command_line(*words, tmp_path / name)
         assert done.returncode == 0, done.stderr
-        assert f"{MORE} structures ({MORE} ok)" in done.stdout
+        assert f"{SOME} structures ({SOME} ok)" in done.stdout
     xr.testing.assert_identical(values(open_scores(tmp_path / "r.zarr")), values(open_scores(tmp_path / "q.zarr")))
     assert "rattle_energy_change" in open_scores(tmp_path / "r.zarr")
     hashes = [GraphStore(tmp_path / f"{name}.graphs.zarr").store_hash for name in "rq"]
@@ -141,20 +159,23 @@ def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Pa
 
 def test_a_budget_ends_a_run_and_the_next_one_goes_on(graphs: Path, sevennet_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.zarr"
-    with pytest.raises(EquiscreenError, match=f"0 of {CRYSTALS} structures are relaxed, and the budget of 0 s"):
-        relax(graphs, sevennet_model, out, scheduler="threads", budget=0.0)
+    with pytest.raises(EquiscreenError, match=f"0 of {SOME} structures are relaxed, and the budget of 0 s"):
+        relax(graphs, sevennet_model, out, scheduler="threads", limit=SOME, budget=0.0)
     assert not out.exists()
-    assert relax(graphs, sevennet_model, out, scheduler="threads").sizes["structure"] == CRYSTALS
+    assert relax(graphs, sevennet_model, out, scheduler="threads", limit=SOME).sizes["structure"] == SOME
 
 
 def test_what_does_not_fit_is_refused(
-    graphs: Path, sevennet_model: Path, checkpoint: Path, tmp_path: Path, exported: Callable[[str], Path]
+    graphs: Path, sevennet_model: Path, tmp_path: Path, exported: Callable[[str], Path]
 ) -> None:
     out = tmp_path / "r.zarr"
-    export_onnx(checkpoint, tmp_path / "energy.onnx", outputs=["energy"])
+    energy_alone = [{"name": "energy", "per": "structure", "shape": []}]
+    altered(exported("float32"), tmp_path / "energy.onnx", outputs=energy_alone)
     with pytest.raises(ModelFileError, match=r"forces, stress.*--outputs energy,forces,stress"):
         relax(graphs, tmp_path / "energy.onnx", out)
-    with pytest.raises(EquiscreenError, match="none of 24 structures could be relaxed: 24 unknown element"):
+    with pytest.raises(
+        EquiscreenError, match=f"none of {CRYSTALS} structures could be relaxed: {CRYSTALS} unknown element"
+    ):
         relax(graphs, exported("float32"), out, scheduler="threads")
     with pytest.raises(OutputExistsError):
         relax(graphs, sevennet_model, graphs, scheduler="threads")
