@@ -30,11 +30,17 @@ from equiscreen.screening.scoring import screen as screening
 from ...conftest import CUTOFF, ELEMENTS, write_extxyz
 from ...export.runtime.altered_models import altered
 
+STRUCTURES = 300
 PART = 12
 INTERRUPTIONS = 5
 # The command line with smaller parts, so that a run over a few hundred structures has many of them.
 SMALL_PARTS = (
     "import sys; from equiscreen.screening.scoring import screen; screen.PART_STRUCTURES = int(sys.argv.pop(1)); "
+)
+# A moment between two parts, so that the run takes a few seconds.
+PAUSES = (
+    "import time; from equiscreen.pipeline.runs import tasks; submit = tasks._TasksInFlight.submit; "
+    "tasks._TasksInFlight.submit = lambda *arguments: time.sleep(0.2) or submit(*arguments); "
 )
 RUN = "from equiscreen.__main__ import main; main()"
 
@@ -115,7 +121,7 @@ def model(exported: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
-    source = write_extxyz(folder / "c.extxyz", 600, seed=240)
+    source = write_extxyz(folder / "c.extxyz", STRUCTURES, seed=240)
     featurize(source, folder / "g.zarr", cutoff=CUTOFF, scheduler="threads")
     return folder / "g.zarr"
 
@@ -129,12 +135,13 @@ def uninterrupted(store: Path, model: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
+@pytest.mark.slow
 def test_a_screen_killed_five_times_at_random_equals_the_undisturbed_one(
     store: Path, model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out, seed = tmp_path / "s.zarr", secrets.randbits(32)
     words = command(PART, store, "--model", model, "--out", out, "--scheduler", "threads")
-    stopped = interrupt_at_random(words, out, 600 // PART, seed, kill_all)
+    stopped = interrupt_at_random(words, out, STRUCTURES // PART, seed, kill_all)
     assert stopped >= 3, f"seed {seed}: the run ended before it was interrupted often enough"
     if not out.exists():
         finish(words)
@@ -170,18 +177,27 @@ def test_a_screen_of_20000_interrupted_five_times_on_workers_equals_the_undistur
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_worker_and_the_client_killed(store: Path, model: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_worker_and_the_client_killed(
+    store: Path,
+    model: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     out = tmp_path / "s.zarr"
-    words = command(PART, store, "--model", model, "--out", out)
-    process = start(words)
+    interpreter, option, program, *words = command(PART, store, "--model", model, "--out", out)
+    process = start([interpreter, option, PAUSES + program, *words])
     wait_for_parts(process, out, 3)
     kill_client_worker_or_all(process, 1)
     process.wait()
-    if not out.exists():
-        line = finish(words)
-        assert line.startswith(f"{out}: 600 structures (600 ok)")
-        recorded = shlex.join(["equiscreen", "screen", str(store), "--model", str(model)])
-        assert open_scores(out).attrs["command"] == recorded
+    assert not out.exists(), "the run ended before it could be interrupted"
+    monkeypatch.setattr(screening, "PART_STRUCTURES", PART)
+    done = command_line(*words[1:], "--scheduler", "threads")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: {STRUCTURES} structures ({STRUCTURES} ok)")
+    recorded = shlex.join(["equiscreen", "screen", store.name, "--model", model.name, "--scheduler", "threads"])
+    assert open_scores(out).attrs["command"] == recorded
     assert_same_bits(out, uninterrupted)
 
 
@@ -300,21 +316,20 @@ def test_a_structure_that_workers_die_of_costs_only_itself(model: Path, tmp_path
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(
-    store: Path, model: Path, uninterrupted: Path, tmp_path: Path
+    store: Path, model: Path, uninterrupted: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    disk, kept = tmp_path, tmp_path_factory.mktemp("kept")
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*inside, f"mount -t tmpfs none {disk}"], capture_output=True, check=False).returncode:
         pytest.skip("this machine does not allow tests to mount a file system")
     words = command(PART, store, "--model", model, "--out", disk / "s.zarr", "--scheduler", "threads")
     script = (
         f"mount -t tmpfs -o size=200k none {disk}; {shlex.join(words)}; echo exit $?; ls {disk}; "
-        f"mount -o remount,size=500m {disk}; {shlex.join(words)} && cp -r {disk}/s.zarr {tmp_path}"
+        f"mount -o remount,size=500m {disk}; {shlex.join(words)} && cp -r {disk}/s.zarr {kept}"
     )
     done = subprocess.run([*inside, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "exit 1\ns.zarr.partial\n" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("equiscreen:")]
     assert "disk is full" in line
-    assert_same_bits(tmp_path / "s.zarr", uninterrupted)
+    assert_same_bits(kept / "s.zarr", uninterrupted)
