@@ -296,7 +296,9 @@ def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "equiscreen", "screen", *map(str, words)]
 
 
-def test_the_command_line_and_a_kill_between_the_halves(sources: list[Path], model: Path, tmp_path: Path) -> None:
+def test_the_command_line_and_a_kill_between_the_halves(
+    sources: list[Path], model: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     out, graphs = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr"
     words = command(*sources, "--model", model, "--out", out, "--scheduler", "threads")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -309,7 +311,7 @@ def test_the_command_line_and_a_kill_between_the_halves(sources: list[Path], mod
     assert not out.exists()
     moment = written(graphs)
 
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = command_line(*words[3:])
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{graphs}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0")
