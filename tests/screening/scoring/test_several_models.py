@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,15 +115,16 @@ def test_files_are_featurized_with_the_widest_cutoff_of_the_models(
     assert scores["energy_members"].shape == (3, 2)
 
 
-def test_several_models_and_limits_from_the_command_line(models: list[Path], store: Path, tmp_path: Path) -> None:
+def test_several_models_and_limits_from_the_command_line(
+    models: list[Path], store: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     out, some = tmp_path / "s.zarr", ["--model", models[0], "--model", models[1]]
     words: list[str | Path] = [store, *some, "--max-edges", "400", "--min-distance", "1.5", "--scheduler", "threads"]
-    program: list[str | Path] = [sys.executable, "-m", "equiscreen", "screen"]
-    done = subprocess.run([*program, *words, "--out", out, "--limit", "9"], capture_output=True, text=True, check=False)
+    done = command_line("screen", *words, "--out", out, "--limit", "9")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: 9 structures (")
     assert "core-hours, input stall" in done.stdout
-    done = subprocess.run([*program, *words, "--out", out, "--append"], capture_output=True, text=True, check=False)
+    done = command_line("screen", *words, "--out", out, "--append")
     assert done.returncode == 0, done.stderr
     scores, edges = open_scores(out), GraphStore(store).n_edges
     assert scores["energy_members"].shape == (14, 2)
