@@ -466,13 +466,15 @@ def test_without_the_packages_that_are_no_part_of_the_base(scores: Path, tmp_pat
     assert not (tmp_path / "out2").exists()
 
 
-def test_the_command_line(scores: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "equiscreen", "select", str(scores), "--out", str(tmp_path / "out")]
+def test_the_command_line(
+    scores: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = ["select", str(scores), "--out", str(tmp_path / "out")]
     words += ["--where", "n_atoms <= 12", "--top", "5", "--by", "-volume", "--excluded-elements", "O,F"]
-    done = subprocess.run([*words, "--format", "parquet"], capture_output=True, text=True, check=False)
+    done = command_line(*words, "--format", "parquet")
     assert done.returncode == 0, done.stderr
     assert "5 of 150 structures, by volume, highest first; skipped: " in done.stdout
-    done = subprocess.run([*words, "--where", "n_atom < 3"], capture_output=True, text=True, check=False)
+    done = command_line(*words, "--where", "n_atom < 3")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
 
