@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from equiscreen.cli.app import app, main
+from equiscreen.export import lowering
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config.network import NetworkConfig
+from equiscreen.model.networks.base import Network
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.graphs.potential import Evaluation, Potential
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from torch import fx
 from typer.testing import CliRunner
 
 # Workers of pytest-xdist share the cores: with several threads each, they would spin while they wait for one another.
@@ -91,6 +95,25 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """Trace each network that is exported in this block once, in half of the time.
+
+    An export traces a network twice, to be sure that its graph depends on no size. tests/export/test_grid.py does, too.
+    """
+    trace = lowering._trace
+    traced: dict[int, tuple[Network, fx.GraphModule]] = {}
+
+    def trace_once(network: Network, example: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+        if id(network) not in traced:
+            traced[id(network)] = network, trace(network, example)
+        return traced[id(network)][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "_trace", trace_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def exported(shared_folder: Path) -> Callable[[str], Path]:
     """Function from a dtype to the path of the network's ONNX file in it, exported on first use."""
@@ -98,7 +121,8 @@ def exported(shared_folder: Path) -> Callable[[str], Path]:
     def file(dtype: str) -> Path:
         def export(path: Path) -> None:
             cast = small_network(correlation=2).to(getattr(torch, dtype))
-            path.write_bytes(lower_and_check([cast], ModelCard(training_data="none"))[0].SerializeToString())
+            with traced_once():
+                path.write_bytes(lower_and_check([cast], ModelCard(training_data="none"))[0].SerializeToString())
 
         return made_once(shared_folder / f"{dtype}.onnx", export)
 
@@ -113,7 +137,8 @@ def sevennet_model(shared_folder: Path) -> Path:
     def export(path: Path) -> None:
         checkpoint = path.with_suffix(".ckpt")
         for words, out in ((("import", "7net-0"), checkpoint), (("export", str(checkpoint)), path)):
-            done = CliRunner().invoke(app, [*words, "--overwrite", "--out", str(out)])
+            with traced_once():
+                done = CliRunner().invoke(app, [*words, "--overwrite", "--out", str(out)])
             assert done.exit_code == 0, done.output
             assert str(out) in done.stdout
 

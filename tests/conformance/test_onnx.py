@@ -12,11 +12,12 @@ from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.config.head import HeadConfig
+from equiscreen.model.networks.base import Network
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.graphs.potential import Potential
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
-from ..conftest import ELEMENTS
+from ..conftest import ELEMENTS, traced_once
 from .laws import PotentialLaws
 from .networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
 
@@ -57,8 +58,13 @@ WHOLE = {f"whole {kind}": settings for kind, settings in NEQUIP.items()}
 
 def potential_of(settings: Mapping[str, Any]) -> OnnxPotential:
     """Export a network as float64 and load it."""
-    network = network_of(settings)
-    model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
+    return loaded(network_of(settings))
+
+
+def loaded(network: Network) -> OnnxPotential:
+    """Export a network and load it."""
+    with traced_once():
+        model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
     return OnnxPotential(model.SerializeToString())
 
 
@@ -79,9 +85,7 @@ def larger() -> OnnxPotential:
 
 @pytest.fixture(params=[*SHORT, *(pytest.param(kind, marks=pytest.mark.slow) for kind in WHOLE)], scope="session")
 def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
-    network = nequip_of((SHORT | WHOLE)[request.param])
-    model, _ = lower_and_check([network], ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
-    return OnnxPotential(model.SerializeToString())
+    return loaded(nequip_of((SHORT | WHOLE)[request.param]))
 
 
 class TestOnnxFloat64(PotentialLaws):

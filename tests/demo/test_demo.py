@@ -18,6 +18,8 @@ from equiscreen.pipeline.errors import OutputExistsError
 from equiscreen.screening import open_scores
 from typer.testing import CliRunner
 
+from ..conftest import traced_once
+
 
 def test_alloys_are_metals_at_sensible_distances() -> None:
     library = prototypes()
@@ -47,7 +49,8 @@ def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_the_weights")
 def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    skipped, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
+    with traced_once():
+        skipped, report = run_demo(out, n_candidates=60, n_training=60, epochs=2, scheduler="threads")
     assert isinstance(skipped, SkippedAct)
     assert skipped.act == "published"
     assert "pip install 'equiscreen[pretrained]'" in str(skipped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from equiscreen.cli.describe import describe
-from equiscreen.export import exporter
 from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
 from equiscreen.export.exporter import lower_and_check
-from equiscreen.export.lowering import lower
 from equiscreen.export.runtime.metadata import ModelMetadata
 from equiscreen.export.runtime.onnx_potential import OnnxPotential
 from equiscreen.model.checkpoint import ModelCard
@@ -25,7 +22,7 @@ from equiscreen.pipeline.errors import ExportError
 from onnx import TensorProto, helper
 
 from ..conformance.networks import NEQUIP, nequip_of
-from ..conftest import CUTOFF, ELEMENTS, small_network
+from ..conftest import CUTOFF, ELEMENTS, small_network, traced_once
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -82,23 +79,22 @@ def test_an_export_that_breaks_a_law_fails() -> None:
     """Wrongly mixed spherical harmonics break rotations, although PyTorch and ONNX Runtime agree on them."""
     wrong = small_network("2x0e + 2x1o", n_interactions=1, correlation=2).float()
     wrong.harmonics._raise_2.data[:, 0] *= 1.1
-    with pytest.raises(ExportError, match="of turned structures is off by"):
+    with traced_once(), pytest.raises(ExportError, match="of turned structures is off by"):
         lower_and_check([wrong], ModelCard())
 
 
-def test_what_knows_no_mirrors_may_not_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_knows_no_mirrors_may_not_say_so() -> None:
     """A network without parity whose card claims parity."""
     narrow = ("2x0e + 2x1e", "2x0e + 2x1e", "2x0e")
     network = nequip_of({**NEQUIP["sevennet"], "hidden_irreps": narrow, "l_max": 1}, torch.float32)
     with torch.no_grad():
         for interaction in network.interactions[1:]:
             interaction.convolution.radial[-1] *= 10
-    model = lower(network)
-    monkeypatch.setattr(exporter, "lower", lambda *_: copy.deepcopy(model))  # one graph, two cards
-    report = lower_and_check([network], ModelCard(symmetry="so3"))[1].laws
-    assert {name.split("/")[1] for name in report} == {"turned", "moved and renumbered"}
-    with pytest.raises(ExportError, match="of mirrored structures is off by"):
-        lower_and_check([network], ModelCard(symmetry="o3"))
+    with traced_once():
+        report = lower_and_check([network], ModelCard(symmetry="so3"))[1].laws
+        assert {name.split("/")[1] for name in report} == {"turned", "moved and renumbered"}
+        with pytest.raises(ExportError, match="of mirrored structures is off by"):
+            lower_and_check([network], ModelCard(symmetry="o3"))
 
 
 def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:

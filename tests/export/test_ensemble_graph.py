@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ..conftest import CUTOFF, ELEMENTS, small_network
+from ..conftest import CUTOFF, ELEMENTS, small_network, traced_once
 
 NETWORK = {"n_radial": 2, "n_interactions": 1, "correlation": 1, "heads": {"gap": {}, "charge": {"per": "atom"}}}
 
@@ -66,7 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("onnx") / "m.onnx"
-    report = export_onnx(folder, out)
+    with traced_once():
+        report = export_onnx(folder, out)
     assert report.path == out
     return out
 

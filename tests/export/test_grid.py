@@ -29,7 +29,7 @@ from equiscreen.screening.dataset.scores import score_arrays
 from equiscreen.screening.scoring.score import score_block
 
 from ..conformance.networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
-from ..conftest import ELEMENTS
+from ..conftest import ELEMENTS, traced_once
 
 SYMMETRIES = ("natural", "o3", "so3")
 HIDDEN = {"natural": "2x0e + 2x1o", "o3": "2x0e + 2x1o + 1x1e", "so3": "2x0e + 2x1e"}
@@ -94,7 +94,8 @@ def test_the_whole_grid(preset: str, symmetry: str, heads: str, dtype: str) -> N
 
 def test_energies_by_themselves_are_those_of_the_whole_model_and_take_fewer_nodes() -> None:
     network = narrow("small", "natural", "none", "float32", n_interactions=1)
-    whole, alone = (lower_and_check([network], ModelCard(), outputs)[0] for outputs in (None, ["energy"]))
+    with traced_once():
+        whole, alone = (lower_and_check([network], ModelCard(), outputs)[0] for outputs in (None, ["energy"]))
     assert len(alone.graph.node) < 0.5 * len(whole.graph.node)
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 5, seed=3), network.cutoff)
     potential = OnnxPotential(alone.SerializeToString())
@@ -124,7 +125,8 @@ def test_the_mean_with_the_mirror_image_knows_parity(tmp_path: Path) -> None:
     alone = mirror_violation(TorchPotential(network), network.config)
     assert alone["forces eV/angstrom"] > 1e-4
     save_checkpoint(tmp_path / "m.ckpt", network, ModelCard("so3", mirror_violation=alone))
-    export_onnx(tmp_path / "m.ckpt", tmp_path / "m.onnx", average_mirror=True)
+    with traced_once():
+        export_onnx(tmp_path / "m.ckpt", tmp_path / "m.onnx", average_mirror=True)
     potential = OnnxPotential.load(tmp_path / "m.onnx", threads=1)
     assert potential.metadata.symmetry == "o3"
     assert not potential.metadata.mirror_violation

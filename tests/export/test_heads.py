@@ -27,7 +27,7 @@ from equiscreen.screening.scoring.score import score_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ..conftest import CUTOFF, ELEMENTS, REFERENCES
+from ..conftest import CUTOFF, ELEMENTS, REFERENCES, traced_once
 
 HEADS = {
     "gap": {},
@@ -77,7 +77,8 @@ def model(heads_alone: EquivariantNetwork, tmp_path_factory: pytest.TempPathFact
     """The exported file of a network with heads and without energy."""
     folder = tmp_path_factory.mktemp("heads")
     save_checkpoint(folder / "model.ckpt", heads_alone, ModelCard())
-    export_onnx(folder / "model.ckpt", folder / "m.onnx")
+    with traced_once():
+        export_onnx(folder / "model.ckpt", folder / "m.onnx")
     return folder / "m.onnx"
 
 

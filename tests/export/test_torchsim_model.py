@@ -24,7 +24,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ..conftest import CUTOFF, ELEMENTS
+from ..conftest import CUTOFF, ELEMENTS, traced_once
 
 ts = pytest.importorskip("torch_sim", reason="TorchSim is not installed: pip install torch-sim-atomistic")
 
@@ -66,7 +66,8 @@ def with_heads(*, energy: bool) -> OnnxPotential:
     )
     references, scales = ((-1.0, -2.0), (0.7, 0.7)) if energy else ((0.0, 0.0), (1.0, 1.0))
     network = EquivariantNetwork(config, (14, 26), DataStatistics(references, scales, 20.0)).eval()
-    return OnnxPotential(lower_and_check([network], ModelCard(training_data="none"))[0].SerializeToString())
+    with traced_once():
+        return OnnxPotential(lower_and_check([network], ModelCard(training_data="none"))[0].SerializeToString())
 
 
 def rattled() -> list[ase.Atoms]:
