@@ -185,10 +185,10 @@ def test_graphs_side_by_side_give_mean_and_spread(kinds: list[tuple[float, float
 def test_an_unfinished_ensemble_is_not_exported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "member-0").symlink_to(folder / "member-0")
     (tmp_path / "ensemble.json").write_text((folder / "ensemble.json").read_text())
-    with pytest.raises(CheckpointError, match=r"member-1: .* run the same `equiscreen train` again"):
+    with pytest.raises(CheckpointError, match=r"member-1: .* run the same `equiscreen train` command again"):
         export_onnx(tmp_path, tmp_path / "m.onnx")
     (tmp_path / "ensemble.json").unlink()
-    with pytest.raises(CheckpointError, match=r"without model\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this run folder"):
         export_onnx(tmp_path, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 

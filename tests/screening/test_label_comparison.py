@@ -74,10 +74,10 @@ def test_a_store_can_be_named_and_has_to_be_the_right_one(scores: Path, graphs: 
     check(open_scores(scores), tmp_path / "elsewhere.zarr")
     write_extxyz(tmp_path / "d.extxyz", SIZE, seed=4)
     featurize(tmp_path / "d.extxyz", graphs.path, cutoff=CUTOFF, scheduler="threads")
-    with pytest.raises(StoreError, match="is another store"):
+    with pytest.raises(StoreError, match="not the store that"):
         labels_and_predictions(open_scores(scores))
 
 
 def test_some_rows_of_a_dataset_are_refused(scores: Path) -> None:
-    with pytest.raises(ConfigError, match="some of a dataset"):
+    with pytest.raises(ConfigError, match="subset of a dataset"):
         labels_and_predictions(open_scores(scores).isel(structure=slice(2, None)))

@@ -183,15 +183,15 @@ def test_parity_pairs_each_label_with_its_prediction(labelled: Path) -> None:
     assert np.array_equal(prediction, scores["energy_per_atom"].values[rows])
     with pytest.raises(ConfigError, match="no energy_std"):
         calibration(scores)
-    with pytest.raises(ConfigError, match="'gap' of one number"):
+    with pytest.raises(ConfigError, match="'gap' with one number"):
         labels_and_predictions(scores, "gap")
     assert [len(values) for values in labels_and_predictions(scores, "max_force")] == [0, 0]
-    with pytest.raises(ConfigError, match="some of a dataset"):
+    with pytest.raises(ConfigError, match="subset of a dataset"):
         labels_and_predictions(scores.isel(structure=slice(2, None)))
 
 
 def test_parity_with_another_store_is_refused(labelled: Path, tmp_path: Path) -> None:
     write_extxyz(tmp_path / "d.extxyz", 12, seed=202)
     featurize(tmp_path / "d.extxyz", tmp_path / "d.zarr", cutoff=CUTOFF, scheduler="threads")
-    with pytest.raises(StoreError, match=r"d\.zarr: is another store"):
+    with pytest.raises(StoreError, match=r"d\.zarr: not the store that"):
         labels_and_predictions(open_scores(labelled / "s.zarr"), store=tmp_path / "d.zarr")
