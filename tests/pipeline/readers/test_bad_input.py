@@ -62,7 +62,7 @@ def refusal(source: object, folder: Path, **settings: object) -> str:
     assert not (folder / "refused.zarr").exists()
     message = str(caught.value)
     assert "\n" not in message
-    named = source if isinstance(source, str) else str(source)
+    named = source.name if isinstance(source, Path) else str(source)
     assert named in message
     return message
 
