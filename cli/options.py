@@ -16,15 +16,14 @@ Estimate = Annotated[
 Deduplication = Annotated[
     Dedup,
     typer.Option(
-        help="Which structures are duplicates: `exact` compares cell, coordinates and site order; `crystal` recognises "
-        "the same crystal in any cell, origin, site order and orientation."
+        help="Which structures count as duplicates: `exact` compares cell, coordinates and site order; `crystal` "
+        "recognises the same crystal, whatever its cell, origin, site order and orientation."
     ),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="Where to run: tcp://HOST:PORT, the address of a running Dask cluster, or `threads`, this process (for "
-        "debugging).",
+        help="Where to run: tcp://HOST:PORT (a running Dask cluster) or `threads` (in this process, for debugging).",
         show_default="one Dask worker process per core",
     ),
 ]
@@ -34,14 +33,14 @@ Device = Annotated[
 Budget = Annotated[
     float | None,
     typer.Option(
-        help="Hours after which no new part of a relaxation is started; run the same command again to resume.",
+        help="Start no new batch of structures after this many hours; run the same command again to resume.",
         show_default="no limit",
     ),
 ]
 References = Annotated[
     list[str] | None,
     typer.Option(
-        help="Competing phases: pymatgen entries (.json, .json.gz), another dataset of equiscreen (.zarr), or a table "
+        help="Competing phases: pymatgen entries (.json, .json.gz), another equiscreen dataset (.zarr), or a table "
         "(.csv, .csv.gz, .parquet) with the columns formula and energy_per_atom or formation_energy_per_atom, in "
         "eV/atom. Repeatable.",
         show_default="none: only the candidates compete, so distances are lower bounds",
@@ -50,15 +49,15 @@ References = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme of reference tables without a column `scheme` and of entries without a run type: "
-        "mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
+        help="Energy scheme to assume for reference tables that have no `scheme` column and for entries that have no "
+        "run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
     ),
 ]
 MovedStore = Annotated[
     str | None,
     typer.Option(
         metavar="G.zarr",
-        help="Graph store of the structures, if it was moved.",
+        help="Graph store of the structures, if it has moved.",
         show_default="the path recorded in the scores",
     ),
 ]

@@ -79,8 +79,8 @@ def featurize(
         typer.Argument(
             metavar="SOURCE...",
             help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, JSON, JSON "
-            "lines, ASE databases, and CSV or parquet with a column of structures; compressed, or in zip and tar "
-            "archives. optimade:URL queries an OPTIMADE server.",
+            "lines, ASE databases, and CSV or parquet with a column of structures. Files may be compressed, or packed "
+            "in zip or tar archives. optimade:URL queries an OPTIMADE server.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
@@ -97,8 +97,9 @@ def featurize(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="One label to read, as NAME[:SHAPE]=KEY.PATH[unit]: energy=outputs.E[eV], dielectric:3x3=e_total, "
-            "charge:atom=charges[e]. Repeatable."
+            help="One label to read, as NAME=KEY.PATH, with an optional :SHAPE after NAME and an optional unit in "
+            "square brackets at the end: energy=outputs.E[eV], dielectric:3x3=e_total, charge:atom=charges[e]. "
+            "Repeatable."
         ),
     ] = None,
     save_labels: Annotated[
@@ -133,14 +134,13 @@ def featurize(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Turn structure files into a store of neighbour graphs.
+    """Turn structure files into a store of periodic neighbour graphs.
 
-    The graphs are periodic. Every structure is accounted for: read = stored + failed + duplicate. The store's
-    failures.parquet lists each failure with its reason. An interrupted run resumes when you run the same command
-    again.
+    Every structure is accounted for: read = stored + failed + duplicate. The store's failures.parquet lists each
+    failure with its reason. An interrupted run resumes when you run the same command again.
 
-    Formats that ASE reads (extended XYZ, ASE databases) supply energy, forces and stress on their own. For other
-    formats, --labels or --label maps columns or keys to labels.
+    Energies, forces and stresses are read automatically from extended XYZ and ASE databases. For other formats, map
+    columns or keys to labels with --labels or --label.
 
     \b
     Example:

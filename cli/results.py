@@ -13,7 +13,10 @@ from .options import MovedStore, Overwrite, References, Scheme
 
 def hull(
     scores: Annotated[
-        str, typer.Argument(metavar="S.zarr", help="Scores of `equiscreen screen` or `equiscreen relax`, or their URL.")
+        str,
+        typer.Argument(
+            metavar="S.zarr", help="Scores written by `equiscreen screen` or `equiscreen relax`, or their URL."
+        ),
     ],
     references: References = None,
     out: Annotated[
@@ -23,18 +26,18 @@ def hull(
     store: MovedStore = None,
     unrelaxed_references: Annotated[
         bool,
-        typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references of relaxed structures."),
+        typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references for relaxed structures."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute the energy above the convex hull of every structure.
+    """Compute every structure's energy above the convex hull.
 
-    The hull is that of known phases (--references). The dataset holds everything in S.zarr and adds
-    energy_above_hull (negative: below the hull of the references), energy_above_joint_hull (the same with all
-    candidates on the hull), formation energies (eV/atom) and the products of decomposition. Energies of the scheme
-    mp-uncorrected get the MP2020 corrections, once, for candidates and references alike; incompatible schemes are
-    refused. For unrelaxed structures, the column names end in _unrelaxed. Needs `pip install
-    'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
+    The hull is built from the known phases in --references or, without them, from the candidates themselves. The
+    dataset holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
+    energy_above_joint_hull (the same with all candidates on the hull), formation energies (eV/atom) and the
+    decomposition products. Energies in the mp-uncorrected scheme, of candidates and references alike, receive the
+    MP2020 corrections exactly once. Incompatible schemes are refused. For unrelaxed structures, the column names end in
+    _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -68,7 +71,7 @@ def select(
         typer.Option(
             help='Filter expression: "energy_above_hull < 0.05 and n_atoms <= 20", \'status in ["ok", '
             '"not_converged"]\'. Supports and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and isnan; '
-            "names are the columns of S.zarr and those that a selection adds."
+            "names refer to columns of S.zarr, or to columns that `select` adds."
         ),
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Keep only the best N.", show_default="all")] = None,
@@ -82,7 +85,7 @@ def select(
         list[str] | None,
         typer.Option(help="Keep structures that contain only these elements: Li,Fe,O.", show_default="all"),
     ] = None,
-    required_elements: Annotated[
+    any_elements: Annotated[
         list[str] | None, typer.Option(help="Keep structures that contain at least one of these elements.")
     ] = None,
     excluded_elements: Annotated[
@@ -91,8 +94,8 @@ def select(
     pareto: Annotated[
         list[str] | None,
         typer.Option(
-            help="Keep the Pareto front of two or more columns, lower is better, -COLUMN for higher is better: "
-            "energy_above_hull,-band_gap. With --top, further fronts follow."
+            help="Keep the Pareto front of two or more columns, for example energy_above_hull,-band_gap. Lower is "
+            "better; write -COLUMN where higher is better. With --top, further fronts follow until N are kept."
         ),
     ] = None,
     per_system: Annotated[
@@ -117,7 +120,7 @@ def select(
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Select the best structures of a screen and write them.
+    """Select the best structures from a screen and write them to files.
 
     Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
     reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
@@ -138,7 +141,7 @@ def select(
         top=top,
         by=by,
         allowed_elements=allowed_elements or (),
-        required_elements=required_elements or (),
+        any_elements=any_elements or (),
         excluded_elements=excluded_elements or (),
         pareto=pareto or (),
         per_system=per_system,

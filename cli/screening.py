@@ -27,8 +27,8 @@ def screen(
     model: Annotated[
         list[Path],
         typer.Option(
-            help="ONNX file from `equiscreen export`. Repeat it for an ensemble of models of one energy scheme, which "
-            "gives mean and standard deviation."
+            help="ONNX file from `equiscreen export`. Repeat it to screen with an ensemble of models of the same "
+            "energy scheme; scores are then means and standard deviations."
         ),
     ],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
@@ -39,18 +39,20 @@ def screen(
         int | None,
         typer.Option(
             min=1,
-            help="Mark structures with more edges as too large (an edge takes some 30 kB of memory with 7net-0).",
+            help="Mark structures with more edges as too large (an edge takes about 30 kB of memory with 7net-0).",
             show_default="100,000",
         ),
     ] = None,
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms closer than this as extrapolating, angstrom.", show_default="no check"
+            help="Mark structures with two atoms closer than this (in angstrom) as extrapolating.",
+            show_default="no check",
         ),
     ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Keep the existing scores, and score only what the store has gained since.")
+        bool,
+        typer.Option("--append", help="Keep the existing scores, and score only structures added to the store since."),
     ] = False,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
@@ -58,11 +60,11 @@ def screen(
     """Score every structure of a graph store, or of structure files.
 
     Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr for
-    S.zarr. Its failures.parquet lists what could not be read. To keep extra columns or set the format, run
+    --out S.zarr. Its failures.parquet lists what could not be read. To keep extra columns or set the format, run
     `equiscreen featurize` first and screen its store.
 
-    Open the result with xarray.open_zarr: energy, energy_per_atom, max_force and stress of each structure, with
-    units, and a status that says why a structure could not be scored; several models add energy_std and
+    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
+    with units, and a status that says why a structure could not be scored; several models add energy_std and
     energy_members. An interrupted run resumes when you run the same command again.
 
     \b
@@ -102,21 +104,23 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.05,
     smax: Annotated[
         float,
-        typer.Option(help="Convergence threshold: largest component of the stress, relative to the pressure, GPa."),
+        typer.Option(
+            help="Convergence threshold: largest component of the stress after the external pressure is balanced, GPa."
+        ),
     ] = 0.1,
-    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations of one structure.")] = 500,
+    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
     fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
     fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Preserve the space group.")] = False,
     rattle: Annotated[
         float,
         typer.Option(
-            help="Displace the atoms of a relaxed structure at random by this standard deviation, angstrom (0.05 works "
-            "well), and relax it again: a symmetric structure may sit on a saddle point. 0 skips this."
+            help="After relaxing, displace the atoms at random with this standard deviation in angstrom (0.05 works "
+            "well) and relax again, since a symmetric structure may sit on a saddle point. 0 skips this."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,
-    optimizer: Annotated[Literal["lbfgs", "fire"], typer.Option(help="Optimiser: L-BFGS or FIRE.")] = "lbfgs",
+    optimizer: Annotated[Literal["lbfgs", "fire"], typer.Option(help="Optimizer: L-BFGS or FIRE.")] = "lbfgs",
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Keep every step, as extended XYZ in the folder R.trajectories.")
     ] = False,
@@ -129,9 +133,9 @@ def relax(
 ) -> None:
     """Relax every structure of a graph store.
 
-    Atoms and cell relax together. R.zarr has one row per structure: energies before and after, the remaining
-    largest force and stress, the change of volume and space group, and a status that says why a structure could not
-    be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows. An
+    Atoms and cell relax together. For --out R.zarr, R.zarr has one row per structure: the energy before and after, the
+    largest remaining force and stress, the change in volume and space group, and a status that says why a structure
+    could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows. An
     interrupted run resumes when you run the same command again.
 
     \b

@@ -10,8 +10,8 @@ from ..model import Config, TrainingReport, train
 from ..pipeline import FeaturizeReport, LabelMapping, featurize
 from ..pipeline.labels.mapping import LabelRule
 from ..pipeline.runs.cluster import connect
+from ..pipeline.runs.failure_policy import run_tasks
 from ..pipeline.runs.progress import ProgressReport
-from ..pipeline.runs.tasks import run_tasks
 from ..screening import screen
 from .acts import Act
 from .alloys import METALS, AlloyTask, write_alloys, write_references

@@ -24,8 +24,8 @@ from equiscreen.__main__ import main
 from equiscreen.pipeline import FeaturizeReport, GraphStore, featurize
 from equiscreen.pipeline.errors import EquiscreenError, StoreError
 from equiscreen.pipeline.featurization import partitions
+from equiscreen.pipeline.runs.failure_policy import run_tasks
 from equiscreen.pipeline.runs.parts import PartManifest
-from equiscreen.pipeline.runs.tasks import run_tasks
 from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.screening import open_scores
 from equiscreen.screening.scoring import screen as screening
@@ -291,7 +291,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
 
 def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
-    monkeypatch.setattr("equiscreen.pipeline.runs.tasks.WITHOUT_WORKERS_S", 1)
+    monkeypatch.setattr("equiscreen.pipeline.runs.failure_policy.WITHOUT_WORKERS_S", 1)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
         cluster.get_client() as client,

@@ -14,7 +14,7 @@ from ..store.row_sources import PartRows, Rows, rows_of_store
 from ..store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, ArraySpec
 from ..store.writer import StoreRun
 from .deduplication import plan_compaction, select_distinct
-from .failures import totals, write_tables
+from .failure_tables import totals, write_tables
 
 COUNTS = ("read", "stored", "failed", "duplicate")
 

@@ -15,11 +15,11 @@ from ..graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..labels.mapping import LabelMapping
 from ..readers.records import ReadOptions
 from ..redaction import redact_urls
+from ..runs.failure_policy import FailurePolicy
 from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging
-from ..runs.tasks import FailurePolicy
 from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
 from ..sources.files import SourceFile
 from ..sources.formats import Format
@@ -29,7 +29,7 @@ from ..store.schema import GRAPH_SCHEMA, STRUCTURE, graph_schema
 from ..store.writer import StoreRun, StoreWriter
 from ..structures.structure import MAX_ATOMS
 from .assembly import assemble, bytes_of, described
-from .failures import failures, totals
+from .failure_tables import failures, totals
 from .partitions import Plan
 from .preflight import check_fields_exist
 from .report import LISTED_INPUTS, SOFTWARE, FeaturizeReport

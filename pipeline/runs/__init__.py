@@ -1,4 +1,5 @@
-"""Resumable runs on Dask: cluster, tasks, parts, staging folder and lock.
+"""Resumable runs on Dask: cluster, failure policy, parts, staging folder and lock.
 
-`tasks` decides what happens to a structure that kills its worker, `staging` what an interrupted run resumes from.
+`failure_policy` decides what happens to a structure that kills its worker, `staging` what an interrupted run resumes
+from; `pipeline.store.writer` puts them together to the run that writes a store.
 """

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..atomic import write_text_atomically
+from ..runs.failure_policy import run_tasks
 from ..runs.parts import PartArray
-from ..runs.tasks import run_tasks
 from .checksums import CHECKSUMS_FILE, rows_digest
 from .row_sources import Rows
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows

@@ -11,11 +11,11 @@ from typing import Any, Self, TypeVar
 from ..errors import StoreError
 from ..graphs.offsets import offsets_of
 from ..runs.cluster import connect, dashboard
+from ..runs.failure_policy import FailurePolicy, run_tasks
 from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
-from ..runs.tasks import FailurePolicy, run_tasks
 from .compaction import Compaction, compact, finish_store, write_shards
 from .graph_store import GraphStore, open_root
 from .row_sources import PartRows

@@ -24,8 +24,8 @@ from ..dataset.paths import hull_path
 from ..dataset.reader import moved_attrs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
-from .distances import ConvexHull, find_hull, read_energies, write_distances
 from .energies import ScoredEnergies
+from .energy_above_hull import ConvexHull, find_hull, read_energies, write_distances
 from .mp2020 import MP2020
 from .references import read_references
 

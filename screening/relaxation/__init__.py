@@ -1,4 +1,5 @@
 """Relaxation of structures to their energy minima, many at once.
 
-Another optimizer is a class like `optimizers.Fire` that implements `optimizers.Descent`.
+To add an optimizer, write a class like `optimizers.Fire` that implements `optimizers.Descent`, and name it in
+`optimizers.Optimizer`, in `batched` where a descent begins, and in the option of `cli.screening.relax`.
 """

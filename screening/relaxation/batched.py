@@ -298,9 +298,11 @@ class _Relaxation:
 
     def _new_descent(self) -> Descent:
         """An optimizer without history."""
-        if self.settings.optimizer is Optimizer.FIRE:
-            return Fire(LONGEST_STEP)
-        return Lbfgs(LONGEST_STEP, tolerance=ENERGY_ROUNDING * len(self.structure))
+        match self.settings.optimizer:
+            case Optimizer.FIRE:
+                return Fire(LONGEST_STEP)
+            case Optimizer.LBFGS:
+                return Lbfgs(LONGEST_STEP, tolerance=ENERGY_ROUNDING * len(self.structure))
 
     def _find_neighbors(self, status: int) -> None:
         """Make the neighbour list of the current geometry.

@@ -20,10 +20,10 @@ from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, Out
 from ...pipeline.featurization.report import SOFTWARE
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.staging import Staging
-from ...pipeline.runs.tasks import FailurePolicy
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import finish_store
 from ...pipeline.store.dedup import Dedup

@@ -24,9 +24,9 @@ from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.provenance import recorded_path, unrecorded_folders
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.runs.tasks import FailurePolicy
 from ...pipeline.store.graph_store import GraphStore, location
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec

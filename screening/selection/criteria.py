@@ -39,7 +39,7 @@ class SelectionCriteria:
         top: Number of rows; None for all.
         by: Column to rank by, with a minus in front if higher is better; None for the first of `ranking.MEASURES`.
         allowed_elements: Symbols of the only elements that a structure may contain; empty for any.
-        required_elements: Symbols of elements of which a structure must contain at least one; empty for none.
+        any_elements: Symbols of elements of which a structure must contain at least one; empty for none.
         excluded_elements: Symbols of elements that a structure must not contain.
         pareto: Two or more columns of a Pareto front, each with a minus in front if higher is better.
         per_system: Largest number of rows of one chemical system.
@@ -55,7 +55,7 @@ class SelectionCriteria:
     top: int | None = None
     by: str | None = None
     allowed_elements: Sequence[str] = ()
-    required_elements: Sequence[str] = ()
+    any_elements: Sequence[str] = ()
     excluded_elements: Sequence[str] = ()
     pareto: Sequence[str] = ()
     per_system: int | None = None
@@ -86,7 +86,7 @@ class SelectionPlan:
         measure: Column that rows are ranked by.
         pareto: Columns of the Pareto front, if one is requested.
         allowed: Atomic numbers of `allowed_elements`.
-        required: Atomic numbers of `required_elements`.
+        required: Atomic numbers of `any_elements`.
         excluded: Atomic numbers of `excluded_elements`.
         only_ok: Whether rows need the status ok; false if the filter has a condition on the status.
         notes: Remarks for the user.
@@ -129,7 +129,7 @@ class SelectionPlan:
             measure=measure,
             pareto=pareto,
             allowed=parse_elements(_sequence(criteria.allowed_elements)),
-            required=parse_elements(_sequence(criteria.required_elements)),
+            required=parse_elements(_sequence(criteria.any_elements)),
             excluded=parse_elements(_sequence(criteria.excluded_elements)),
             only_ok="status" not in condition.names,
             notes=(OF_OTHER_COMPOSITIONS,) if by_default else (),

@@ -40,7 +40,7 @@ def select(
     top: int | None = None,
     by: str | None = None,
     allowed_elements: Sequence[str] = (),
-    required_elements: Sequence[str] = (),
+    any_elements: Sequence[str] = (),
     excluded_elements: Sequence[str] = (),
     pareto: Sequence[str] = (),
     per_system: int | None = None,
@@ -73,7 +73,7 @@ def select(
         by: Column to rank by, lowest first, or highest first with a minus in front; by default the first of
             `ranking.MEASURES` that the dataset has.
         allowed_elements: Symbols of the only elements that a structure may contain.
-        required_elements: Symbols of elements of which a structure must contain at least one.
+        any_elements: Symbols of elements of which a structure must contain at least one.
         excluded_elements: Symbols of elements that a structure must not contain.
         pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other
             beats in all of them. With `top`, further fronts follow until there are enough structures.
@@ -102,7 +102,7 @@ def select(
         top=top,
         by=by,
         allowed_elements=allowed_elements,
-        required_elements=required_elements,
+        any_elements=any_elements,
         excluded_elements=excluded_elements,
         pareto=pareto,
         per_system=per_system,

@@ -22,7 +22,7 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
 from equiscreen.screening import hull, open_scores
-from equiscreen.screening.convex_hull import distances, energies
+from equiscreen.screening.convex_hull import energies, energy_above_hull
 from equiscreen.screening.convex_hull.hull import summary
 from equiscreen.screening.dataset import reader
 from equiscreen.screening.dataset.paths import hull_path
@@ -319,7 +319,7 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
 def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     whole = hull(scores, crystals.elements, tmp_path / "a.zarr")
-    monkeypatch.setattr(distances, "PART_ROWS", 7)
+    monkeypatch.setattr(energy_above_hull, "PART_ROWS", 7)
     monkeypatch.setattr(reader, "ROWS_AT_ONCE", 7)
     monkeypatch.setattr(energies, "_BLOCK", 3)
     cut = hull(scores, crystals.elements, tmp_path / "b.zarr")
@@ -331,11 +331,11 @@ ROWS = 8
 # The command line with parts of this size, and a moment after each of them.
 SMALL_PARTS = f"""
 import time
-from equiscreen.screening.convex_hull import distances
+from equiscreen.screening.convex_hull import energy_above_hull
 from equiscreen.screening.dataset import reader
-distances.PART_ROWS = reader.ROWS_AT_ONCE = {ROWS}
-write_part = distances.write_part
-distances.write_part = lambda *arguments: (write_part(*arguments), time.sleep(0.1))[0]
+energy_above_hull.PART_ROWS = reader.ROWS_AT_ONCE = {ROWS}
+write_part = energy_above_hull.write_part
+energy_above_hull.write_part = lambda *arguments: (write_part(*arguments), time.sleep(0.1))[0]
 from equiscreen.__main__ import main
 main()
 """
@@ -364,7 +364,7 @@ def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(
     words += [word for path in references for word in ("--references", str(path))]
     assert kill_after(words, out, 2)
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("k.zarr.partial/*/parts/*.json")}
-    monkeypatch.setattr(distances, "PART_ROWS", ROWS)
+    monkeypatch.setattr(energy_above_hull, "PART_ROWS", ROWS)
     monkeypatch.setattr(reader, "ROWS_AT_ONCE", ROWS)
     # If the references have changed under the same names, a killed run is not resumed.
     with others.open("a") as file:

@@ -99,7 +99,7 @@ words_of_a_choice = st.fixed_dictionaries(
         ),
         "top": st.integers(1, 200),
         "by": st.sampled_from(["max_force", "-energy_per_atom", "volume"]),
-        "required_elements": st.sampled_from(["O", "O,S,Se", ["Fe", "Co"]]),
+        "any_elements": st.sampled_from(["O", "O,S,Se", ["Fe", "Co"]]),
         "excluded_elements": st.sampled_from(["F,Cl", ["O"]]),
         "per_system": st.integers(1, 3),
         "pareto": st.sampled_from(["energy_above_hull,-volume", ["max_force", "n_atoms", "energy_per_atom"]]),
@@ -148,11 +148,11 @@ def test_statuses_are_read_by_their_words(scores: Path, columns: dict[str, Any],
 def test_elements(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
     found = chosen(scores, tmp_path, allowed_elements="Fe, O,Li,P,Si,Mg", excluded_elements=["P"])
     assert all(elements_of(text) <= elements_of("FeOLiSiMg") for text in found["formula"].values.tolist())
-    found = chosen(scores, tmp_path, required_elements=["S", "Se"])
+    found = chosen(scores, tmp_path, any_elements=["S", "Se"])
     expected = [bool(elements_of(text) & elements_of("SSe")) for text in columns["formula"]]
     assert found.sizes["structure"] == (np.array(expected) & (columns["status"] == 0)).sum()
     with pytest.raises(ConfigError, match="'Xx' is not the symbol"):
-        chosen(scores, tmp_path, required_elements="O,Xx")
+        chosen(scores, tmp_path, any_elements="O,Xx")
 
 
 @settings(FEW, max_examples=3)
@@ -205,8 +205,8 @@ def test_uncertainty_makes_worse(scores: Path, columns: dict[str, Any], tmp_path
 
 
 def test_the_recipe_records_the_criteria(scores: Path, tmp_path: Path) -> None:
-    found = chosen(scores, tmp_path, "n_atoms < 30", top=3, required_elements="O,S", pareto=["volume", "-max_force"])
-    given = {"where": "n_atoms < 30", "top": 3, "required_elements": "O,S", "pareto": ["volume", "-max_force"]}
+    found = chosen(scores, tmp_path, "n_atoms < 30", top=3, any_elements="O,S", pareto=["volume", "-max_force"])
+    given = {"where": "n_atoms < 30", "top": 3, "any_elements": "O,S", "pareto": ["volume", "-max_force"]}
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert recipe["criteria"] == json.loads(json.dumps(SelectionCriteria(**given).record()))
     assert recipe["criteria"] == {
@@ -214,7 +214,7 @@ def test_the_recipe_records_the_criteria(scores: Path, tmp_path: Path) -> None:
         "top": 3,
         "by": None,
         "allowed_elements": [],
-        "required_elements": "O,S",
+        "any_elements": "O,S",
         "excluded_elements": [],
         "pareto": ["volume", "-max_force"],
         "per_system": None,
