@@ -168,7 +168,7 @@ def check_determinism(data: bytes) -> None:
         block = _probe_block(PARITY_PROBES[-1], potential.elements, potential.cutoff)
         first, *others = (potential.evaluate(block) for _ in range(REPEATS))
         if not all(_equal(first, other) for other in others):
-            raise ExportError(f"two runs of the same batch differ ({threads} threads)")
+            raise ExportError(f"two runs of the same batch gave different results (threads: {threads})")
         results.append(first)
     one, two = results
     if potential.metadata.dtype == "float64":

@@ -176,7 +176,10 @@ def _find_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) ->
     stored, unit = having[0].label_shape(label)
     shape = stored if config.shape is None else config.shape
     if math.prod(shape) != math.prod(stored):
-        raise ConfigError(f"heads.{name}: the label {label!r} has shape {list(stored)}, not {list(shape)}")
+        raise ConfigError(
+            f"heads.{name}: the stored label {label!r} has shape {list(stored)}, but the head is configured with shape "
+            f"{list(shape)}"
+        )
     try:
         presentation(tensor_basis(config), shape)
     except ValueError as error:

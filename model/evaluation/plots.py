@@ -325,7 +325,7 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def _marker_style(n: int) -> dict[str, Any]:
-    """Size (square points) and opacity of `n` markers; both shrink as markers overlap."""
+    """Marker area (square points) and opacity for a plot of `n` points; both decrease as `n` grows."""
     crowd = float(np.clip((math.log10(max(n, 1)) - 2) / 2, 0, 1))  # from 100 to 10,000
     return {"s": LARGEST_MARK - 14 * crowd, "alpha": 0.8 - 0.45 * crowd, "linewidths": 0}
 

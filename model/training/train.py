@@ -132,7 +132,7 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         training = training.model_copy(update={"fine_tune": fine_tune})
     unknown = training.loss.heads.keys() - network.heads.keys()
     if unknown:
-        raise ConfigError(f"training.loss.heads: network.heads has no {', '.join(sorted(unknown))}")
+        raise ConfigError(f"training.loss.heads: {', '.join(sorted(unknown))} not defined in network.heads")
     cutoff = network.cutoff or smallest.cutoff
     if cutoff > smallest.cutoff:
         raise ConfigError(

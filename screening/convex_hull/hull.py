@@ -132,7 +132,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _version_of(path: str) -> list[str]:
-    """Path of references and the version of their content."""
+    """Path of a reference source, followed by a version of its content: the store hash, or one version per file."""
     if path.rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists():
         return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
     return [path, *(file.version for file in find_files([path]))]

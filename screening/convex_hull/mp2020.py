@@ -214,7 +214,7 @@ def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
 def _oxides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
-    """Type of oxide of each structure."""
+    """Oxide type of each structure, one of `OXIDE_TYPES`."""
 
     def seen(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = np.zeros(len(block), dtype=bool)

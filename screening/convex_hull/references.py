@@ -292,7 +292,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
         source = find_files([path])[0] if "://" in path else None
         if ".parquet" in path:
             if path.endswith(".gz"):
-                raise SourceError(f"{path}: decompress it first; parquet is compressed already")
+                raise SourceError(f"{path}: gzipped parquet files are not supported; decompress the file first")
             with pq.ParquetFile(path if source is None else source.fs.open(source.path)) as table:
                 names = [name for name in table.schema_arrow.names if name in wanted]
                 yield from table.iter_batches(columns=names)

@@ -64,11 +64,11 @@ class KnownCrystals:
         return Structure(found["atomic_number"], found["cell"][0], found["frac_coord"], found["pbc"][0])
 
     def find(self, structure: Structure) -> tuple[int, str]:
-        """Look a crystal up.
+        """Look up a crystal among the known ones.
 
-        Known crystals of the same reduced composition are tried in the order of the distance between their vectors
-        (see `pipeline.structures.matching.crystal_vector`). pymatgen's StructureMatcher decides, with its default
-        tolerances and volumes scaled to be equal.
+        Known crystals of the same reduced composition are tried nearest first, by the distance between their vectors
+        (see `pipeline.structures.matching.crystal_vector`). Two crystals match if `same_crystal` says so, or else if
+        pymatgen's StructureMatcher does, with its default tolerances and with volumes scaled to be equal.
 
         Args:
             structure: The crystal.
