@@ -38,10 +38,34 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
 ROOT = Path(__file__).parents[1]
+# Files whose tests take longest. They come first, so that no process of pytest-xdist is left with one at the end.
+LONGEST_FILES = (
+    "test_faults.py",
+    "screening/scoring/test_interrupted.py",
+    "screening/relaxation/test_relax.py",
+    "screening/relaxation/test_interrupted.py",
+    "demo/test_demo.py",
+    "model/pretrained/test_pretrained.py",
+    "screening/convex_hull/test_hull.py",
+    "export/test_grid.py",
+    "model/training/test_resume.py",
+    "model/training/test_parallel.py",
+    "model/training/test_run_folder.py",
+    "model/training/test_finetune.py",
+    "conformance/test_eager.py",
+    "conformance/test_onnx.py",
+    "screening/relaxation/test_batched.py",
+)
 DATA = ROOT.parent / "shared" / "data"
 CUTOFF = 4.5
 ELEMENTS = (13, 29, 79)
 REFERENCES = (-1.5, -3.25, -9.0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the tests of the longest files to the front; all others keep their order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
