@@ -40,11 +40,11 @@ PART = 50
 SLOW = f"""
 import time
 from equiscreen.pipeline.featurization import partitions
-from equiscreen.pipeline.runs import tasks
+from equiscreen.pipeline.runs import failure_policy
 from equiscreen.screening.scoring import screen
 partitions.PARTITION_RECORDS = screen.PART_STRUCTURES = {PART}
-submit = tasks._TasksInFlight.submit
-tasks._TasksInFlight.submit = lambda run, some: time.sleep(0.1) or submit(run, some)
+submit = failure_policy._TasksInFlight.submit
+failure_policy._TasksInFlight.submit = lambda run, some: time.sleep(0.1) or submit(run, some)
 from equiscreen.__main__ import main
 main()
 """

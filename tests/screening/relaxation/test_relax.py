@@ -33,11 +33,11 @@ SOME, PART = 6, 2  # for a run of several parts
 # The command line with such parts, and a moment between two of them.
 SMALL_PARTS = f"""
 import time
-from equiscreen.pipeline.runs import tasks
+from equiscreen.pipeline.runs import failure_policy
 from equiscreen.screening.relaxation import relax
 relax.PART_STRUCTURES = {PART}
-submit = tasks._TasksInFlight.submit
-tasks._TasksInFlight.submit = lambda *arguments: time.sleep(0.5) or submit(*arguments)
+submit = failure_policy._TasksInFlight.submit
+failure_policy._TasksInFlight.submit = lambda *arguments: time.sleep(0.5) or submit(*arguments)
 from equiscreen.__main__ import main
 main()
 """

@@ -39,8 +39,8 @@ SMALL_PARTS = (
 )
 # A moment between two parts, so that the run takes a few seconds.
 PAUSES = (
-    "import time; from equiscreen.pipeline.runs import tasks; submit = tasks._TasksInFlight.submit; "
-    "tasks._TasksInFlight.submit = lambda *arguments: time.sleep(0.2) or submit(*arguments); "
+    "import time; from equiscreen.pipeline.runs import failure_policy; submit = failure_policy._TasksInFlight.submit; "
+    "failure_policy._TasksInFlight.submit = lambda *arguments: time.sleep(0.2) or submit(*arguments); "
 )
 RUN = "from equiscreen.__main__ import main; main()"
 
