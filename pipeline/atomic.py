@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,7 +16,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Readers see either the old file or the complete new one, even after a crash: the content is flushed to disk before
     the rename. Each block has its own scratch name, so two processes can safely write the same file. If the block
-    raises, the scratch file is removed and `path` stays as it was.
+    raises, the scratch file is removed and `path` stays as it was. An existing file keeps its permissions. If `path`
+    is a symbolic link, the file that it leads to is replaced.
 
     Args:
         path: File to write; its folder exists.
@@ -23,12 +25,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Yields:
         The scratch path: a hidden file in the same folder with the same suffix.
     """
-    scratch = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield scratch
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        scratch.replace(path)
+        with suppress(OSError):  # there is no older file, or the file system has no permissions
+            scratch.chmod(stat.S_IMODE(target.stat().st_mode))
+        scratch.replace(target)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
