@@ -20,7 +20,7 @@ from .target import Target
 # Names in OUT.partial, beside the folders of the runs.
 _LOCK, _REPLACED = "lock", "replaced"
 # Names in the folder of a run.
-_PLAN, _ASSEMBLED = "plan.json", "assembled.json"
+_PLAN, _ASSEMBLED, _UPLOADED = "plan.json", "assembled.json", "uploaded"
 # The part of an identity that may differ when an interrupted publication resumes: the store that is appended to.
 _BASE = "base"
 
@@ -77,6 +77,7 @@ class Staging:
         """Rename or upload the finished store and remove the parts: the last steps of `publish`."""
         if self.out.path is None:
             self.out.upload(self.store)
+            self.store.rename(self.work / _UPLOADED)  # or a run killed in `discard` would upload what is left of it
         else:
             if self.out.path.exists():
                 self.out.path.rename(self.folder / _REPLACED)

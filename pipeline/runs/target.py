@@ -42,7 +42,7 @@ class Target:
     def working_folder(self) -> Path:
         """Folder of unfinished work: beside a local path; for a URL, in the current folder."""
         if self.path is not None:
-            return self.path.with_name(f"{self.path.name}.partial")
+            return self.path.parent / f"{self.path.name}.partial"
         return Path.cwd() / f"{self.url.rsplit('/', maxsplit=1)[-1]}.partial"
 
     def exists(self) -> bool:

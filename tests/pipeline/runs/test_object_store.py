@@ -15,6 +15,7 @@ import s3fs
 import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, SourceError, StoreError
+from equiscreen.pipeline.runs.staging import Staging
 from moto.server import ThreadedMotoServer
 
 from ...conftest import write_extxyz
@@ -150,3 +151,24 @@ def test_without_credentials_the_command_line_says_what_is_missing(server: str, 
     (line,) = done.stderr.splitlines()
     assert line.startswith("equiscreen: s3://screening/x.csv: cannot be reached")
     assert "AWS_ACCESS_KEY_ID" in line
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_run_killed_while_it_cleans_up_uploads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_extxyz(tmp_path / "a.extxyz", 3)
+    words = {"cutoff": 4.0, "scheduler": "threads", "overwrite": True}
+
+    def killed(staging: Staging) -> None:
+        for file in staging.work.rglob("zarr.json"):  # what is deleted first
+            file.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            featurize(source, "s3://screening/u.zarr", **words)
+    report = featurize(source, "s3://screening/u.zarr", **words)
+    assert report.stored == len(GraphStore("s3://screening/u.zarr")) == 3
+    assert GraphStore("s3://screening/u.zarr").verify() == []
+    assert not (tmp_path / "u.zarr.partial").exists()
