@@ -106,6 +106,8 @@ class _Parser(ast.NodeVisitor):
             what = "a number" if text[0].isdigit() else "part of the filter language"
             raise self._error(token.start(), _HINTS.get(text, f"{text!r} is not {what}"))
         if sort == "text":
+            if any("\ud800" <= char <= "\udfff" for char in text):  # bytes of a command line that are not UTF-8
+                raise self._error(token.start(), "the text is not valid UTF-8")
             return text[0] + "_" * (len(text) - 2) + text[0]
         if sort == "number":
             return ".".ljust(len(text), "0") if len(text) > 1 else "0"

@@ -209,6 +209,12 @@ def test_code_is_refused(text: str) -> None:
         parse_filter(text, VARIABLES)
 
 
+def test_text_that_is_not_utf8_is_refused() -> None:
+    """The shell passes any bytes on; Python keeps those that are not UTF-8 as surrogates, which NumPy does not take."""
+    with pytest.raises(ConfigError, match="not valid UTF-8"):
+        holds("formula == '\udcff'")
+
+
 def test_text_is_taken_as_it_stands() -> None:
     """There are no escapes and no comments inside quotes, and any character but the quote and a line break."""
     words = ["a\\b", "\\", "#1", "it's", "a\x00b", "\u00e4\u00a0", "{n_atoms}", "\\N{x}", "\\x", "", "__import__"]
