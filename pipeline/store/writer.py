@@ -109,7 +109,8 @@ class StoreWriter:
             OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
             EquiscreenError: No cluster answers.
         """
-        read = [path for path in (*(store.path for store in self.inputs), *self.files) if "://" not in str(path)]
+        named = [str(path).removeprefix("file://") for path in (*(store.path for store in self.inputs), *self.files)]
+        read = [path for path in named if "://" not in path]
         with ExitStack() as stack:
             staging = stack.enter_context(
                 staged_run(
@@ -222,7 +223,12 @@ class StoreRun:
             store.check_unchanged()
 
     def publish(
-        self, digests: Mapping[str, str], attrs: Mapping[str, Any], report: Mapping[str, Any] | None = None
+        self,
+        digests: Mapping[str, str],
+        attrs: Mapping[str, Any],
+        report: Mapping[str, Any] | None = None,
+        *,
+        publish_others: Callable[[], None] | None = None,
     ) -> None:
         """Check the inputs, write the root attributes of the store, and give it its name.
 
@@ -230,12 +236,16 @@ class StoreRun:
             digests: sha256 of every shard.
             attrs: Root attributes.
             report: Returned by `StoreWriter.resume_publication` if the run is killed on its last steps.
+            publish_others: Publishes further outputs of the run; called once the store is complete, before it gets its
+                name.
 
         Raises:
             StoreError: An input has changed; nothing is published.
         """
         self.check_inputs()
         finish_store(self.staging.store, digests, attrs)
+        if publish_others is not None:
+            publish_others()
         self.staging.publish(report or {})
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.labels.mapping import LabelMapping
+from ...pipeline.runs.parts import PartKey
 from ...pipeline.store.schema import (
     STATUS_ISOLATED_ATOMS,
     STATUS_REPEATED_ID,
@@ -46,6 +47,17 @@ RATTLE_ARRAYS = (
     ),
     structure_array("space_group_before_rattle", "int16", "space group number before the rattle; 0 = none", units="1"),
 )
+
+
+def trajectory_name(key: PartKey, size: int) -> str:
+    """File name of the trajectories of a part.
+
+    Args:
+        key: Key of the part.
+        size: Number of structures in the whole part; one whose worker died is divided.
+    """
+    suffix = "" if key.end - key.begin == size else f"-{key.begin:05d}"
+    return f"part-{key.number:07d}{suffix}.extxyz"
 
 
 def relaxed_arrays(settings: RelaxSettings) -> tuple[ArraySpec, ...]:

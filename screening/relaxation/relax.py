@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.runs.staging import Staging
+from ...pipeline.runs.staging import Staging, check_place
+from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import finish_store
 from ...pipeline.store.dedup import Dedup
@@ -36,11 +38,11 @@ from ..dataset.parts import carried_columns, cut, listed, structures_within
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from .batched import OK, RELAX_STATUSES, RelaxSettings, relax_structures
-from .output import relaxed_arrays, relaxed_graph_arrays
+from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
 
 RELAXED = "relaxed"
 # Folders in the working folder of the run.
-GRAPH_PARTS, TRAJECTORIES = "graph_parts", "trajectories"
+GRAPH_PARTS, GRAPHS, TRAJECTORIES = "graph_parts", "graphs", "trajectories"
 # A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, some five seconds of
 # one core.
 PART_EDGES = 5_000
@@ -111,7 +113,8 @@ def relax(
     if writer.resume_publication() is not None:
         return open_scores(out)
     with writer.run(plan.size) as run:
-        plan.check_free(overwrite=overwrite)
+        with run.staging.discarded_if_new():
+            plan.check_free(overwrite=overwrite)
         manifests = plan.make_parts(run, None if budget is None else begin + budget)
         plan.check_all_done(manifests, budget)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
@@ -119,12 +122,15 @@ def relax(
         if counts[OK] == 0:
             run.staging.discard()
             raise StoreError(f"{store}: none of {plan.size} structures could be relaxed: {listed(statuses)}")
-        run.check_inputs()  # the graph store is published before the scores are
         graphs_hash = plan.write_graphs(run, manifests)
         digests = run.concatenate(plan.score_specs, manifests)
-        plan.publish_trajectories(run.staging)
         timing = _timing(manifests, plan.size, time.monotonic() - begin)
-        run.publish(digests, plan.attrs(graphs_hash, statuses, timing))
+
+        def publish_others() -> None:
+            plan.publish_graphs(run.staging)
+            plan.publish_trajectories(run.staging, manifests)
+
+        run.publish(digests, plan.attrs(graphs_hash, statuses, timing), publish_others=publish_others)
     return open_scores(out)
 
 
@@ -175,14 +181,26 @@ class _RelaxPlan:
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that no graph store or trajectories of another run are in the way.
+        """Check that no graph store or trajectories of another run, and no inputs, are in the way.
 
         Raises:
-            OutputExistsError: One of them exists, and is not to be overwritten.
+            OutputExistsError: One of them exists, and is not to be overwritten; or the run reads it.
         """
+        graphs = Target.of(self.graphs_out)
         for path in (Path(self.graphs_out), self.trajectories_out):
+            check_place(path.resolve(), [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)])
+            if path.is_symlink():
+                raise OutputExistsError(f"{path}: is a symbolic link, so it is not overwritten; choose another --out")
             if path.exists() and not overwrite and not self._is_from_this_run(path):
                 raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
+        if graphs.exists() and not graphs.is_equiscreen_store():
+            raise OutputExistsError(
+                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten"
+            )
+        if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
+            raise OutputExistsError(
+                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten"
+            )
 
     def _is_from_this_run(self, path: Path) -> bool:
         """Whether an earlier run with the same identity wrote an output."""
@@ -251,21 +269,18 @@ class _RelaxPlan:
             )
 
     def write_graphs(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str:
-        """Write and publish the graph store of the relaxed structures, before the scores are published.
+        """Write the graph store of the relaxed structures into the working folder.
 
         Returns:
             Hash of the graph store.
         """
-        place = Path(self.graphs_out)
-        if place.exists() and self._is_from_this_run(place):
-            return GraphStore(place).store_hash
-        scratch = run.staging.work / "graphs"
+        scratch = run.staging.work / GRAPHS
         if scratch.exists():
             shutil.rmtree(scratch)
         specs = relaxed_graph_arrays(self.columns)
         digests = run.concatenate(specs, manifests, store=scratch, parts=run.staging.work / GRAPH_PARTS)
         write_empty_tables(scratch)
-        source = recorded_path(self.graphs.path, place)
+        source = recorded_path(self.graphs.path, self.graphs_out)
         inputs = [(source, self.size, self.graphs.store_hash)]
         attrs = {
             "schema": GRAPH_SCHEMA,
@@ -279,19 +294,30 @@ class _RelaxPlan:
             "software": {name: version(name) for name in SOFTWARE},
             "counts": {"read": self.size, "stored": self.size, "failed": 0, "duplicate": 0},
         }
-        found = finish_store(scratch, digests, attrs)
+        return finish_store(scratch, digests, attrs)
+
+    def publish_graphs(self, staging: Staging) -> None:
+        """Give the graph store its name, replacing an older one."""
+        place = Path(self.graphs_out)
         if place.exists():
             shutil.rmtree(place)
-        scratch.rename(place)
-        return found
+        (staging.work / GRAPHS).rename(place)
 
-    def publish_trajectories(self, staging: Staging) -> None:
+    def publish_trajectories(self, staging: Staging, manifests: Sequence[PartManifest]) -> None:
         """Publish the folder of trajectories, if they are kept."""
+        if not self.settings.trajectory:
+            return
         made = staging.work / TRAJECTORIES
-        if self.settings.trajectory and made.exists():
-            if self.trajectories_out.exists():
-                shutil.rmtree(self.trajectories_out)
-            made.rename(self.trajectories_out)
+        sizes = [stop - start for start, stop in self.spans]
+        wanted = {trajectory_name(manifest.key, sizes[manifest.number]) for manifest in manifests}
+        for file in made.iterdir():
+            if file.name not in wanted:  # of a task that was killed; its structures are in another part
+                file.unlink()
+        if self.trajectories_out.exists():
+            if not any(made.iterdir()):
+                return  # an earlier run published them and was killed before it published the scores
+            shutil.rmtree(self.trajectories_out)
+        made.rename(self.trajectories_out)
 
     def attrs(self, graphs_hash: str, statuses: Mapping[str, int], timing: Mapping[str, Any]) -> dict[str, Any]:
         """Root attributes of the scores dataset.
@@ -317,6 +343,13 @@ class _RelaxPlan:
             "status_counts": dict(statuses),
             "timing": dict(timing),
         }
+
+
+def _holds_trajectories(path: Path) -> bool:
+    """Whether a folder is missing or holds nothing but trajectories."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(re.fullmatch(r"(\..*\.)?part-[0-9-]+\.extxyz", file.name) for file in path.iterdir())
 
 
 def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dict[str, Any]:

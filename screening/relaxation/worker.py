@@ -19,7 +19,7 @@ from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
 from .batched import RELAX_STATUSES, TOO_LARGE, Relaxed, RelaxSettings, relax_structures
-from .output import final_structures, graph_rows, kept_status, score_rows
+from .output import final_structures, graph_rows, kept_status, score_rows, trajectory_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,4 @@ def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[R
     text = io.StringIO()
     if images:
         ase.io.write(text, images, format="extxyz")
-    whole = task.end - task.begin == task.stop - task.start
-    suffix = "" if whole else f"-{task.begin:05d}"
-    write_text_atomically(task.trajectories / f"part-{task.number:07d}{suffix}.extxyz", text.getvalue())
+    write_text_atomically(task.trajectories / trajectory_name(task.key, task.stop - task.start), text.getvalue())

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ase.io
@@ -21,11 +21,17 @@ from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import EquiscreenError, ModelFileError, OutputExistsError
 from equiscreen.pipeline.labels.mapping import LabelMapping
+from equiscreen.pipeline.runs.parts import PartManifest
+from equiscreen.pipeline.store.schema import ArraySpec
+from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
 from equiscreen.screening.relaxation import relax as relax_module
+from equiscreen.screening.relaxation import worker
+from equiscreen.screening.relaxation.batched import TOO_LARGE, Relaxed
 from equiscreen.screening.relaxation.relax import estimate, summary
 from numpy.testing import assert_allclose
 
+from ...conftest import write_extxyz
 from ...export.runtime.altered_models import altered
 
 CRYSTALS = 12
@@ -217,3 +223,103 @@ def test_workers_find_what_this_process_finds(
     xr.testing.assert_identical(values(scores), values(open_scores(relaxed)))
     hashes = [GraphStore(folder / "r.graphs.zarr").store_hash for folder in (tmp_path, relaxed.parent)]
     assert hashes[0] == hashes[1]
+
+
+# Settings with which every structure has converged at once.
+EASY = RelaxSettings(fmax=1e4, smax=1e7, max_steps=3)
+
+
+@pytest.fixture
+def metals(tmp_path: Path) -> Path:
+    """Graph store of a few random crystals."""
+    featurize(write_extxyz(tmp_path / "m.extxyz", 4), tmp_path / "m.zarr", scheduler="threads")
+    return tmp_path / "m.zarr"
+
+
+def test_neither_an_input_nor_what_is_no_output_is_overwritten(
+    metals: Path, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    metals.rename(tmp_path / "s.graphs.zarr")
+    (tmp_path / "t.graphs.zarr").mkdir()
+    (tmp_path / "u.trajectories").mkdir()
+    (tmp_path / "u.trajectories" / "mine.txt").write_text("mine")
+    trajectories = RelaxSettings(fmax=1e4, smax=1e7, trajectory=True)
+    for name, settings, says in (
+        ("s", EASY, "is read by this run"),
+        ("t", EASY, "not an equiscreen store"),
+        ("u", trajectories, "holds other files"),
+    ):
+        with pytest.raises(OutputExistsError, match=says):
+            relax(
+                tmp_path / "s.graphs.zarr",
+                exported("float32"),
+                tmp_path / f"{name}.zarr",
+                settings,
+                overwrite=True,
+                scheduler="threads",
+            )
+        assert not list(tmp_path.glob("*.partial"))
+    assert GraphStore(tmp_path / "s.graphs.zarr").verify() == []
+
+
+def test_the_graph_store_is_that_of_the_scores(
+    metals: Path, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is repeated may end otherwise: a structure that was too large may fit into another machine."""
+    words = {"scheduler": "threads", "overwrite": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            worker, "relax_structures", lambda given, *_: ((row, Relaxed(TOO_LARGE, None, None, 0)) for row, _ in given)
+        )
+        patch.setattr(relax_module, "OK", TOO_LARGE)  # or the run would end without a result
+        relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, **words)
+    scores = relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, **words)
+    made = GraphStore(tmp_path / "r.graphs.zarr")
+    assert scores.attrs["graph_store"]["store_hash"] == made.store_hash
+    assert_allclose(made.column("energy"), scores["energy"])
+
+
+def test_without_scores_no_graph_store_is_published(
+    metals: Path, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = StoreRun.concatenate
+
+    def full(
+        run: StoreRun, specs: Sequence[ArraySpec], manifests: Sequence[PartManifest], **folders: Path
+    ) -> dict[str, str]:
+        if not folders:
+            raise OSError("the disk is full")
+        return write(run, specs, manifests, **folders)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreRun, "concatenate", full)
+        with pytest.raises(OSError, match="full"):
+            relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, scheduler="threads")
+    assert not (tmp_path / "r.graphs.zarr").exists()
+    relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, scheduler="threads")
+    assert len(GraphStore(tmp_path / "r.graphs.zarr")) == 4
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_each_trajectory_is_published_once(
+    metals: Path, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """Whether a run is killed while it writes them, or between them and the scores."""
+    settings = RelaxSettings(fmax=1e4, smax=1e7, trajectory=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if published:
+            patch.setattr(relax_module.Staging, "publish", killed)
+        else:
+            patch.setattr(relax_module._RelaxPlan, "write_graphs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            relax(metals, exported("float32"), tmp_path / "r.zarr", settings, scheduler="threads")
+    if not published:
+        (folder,) = tmp_path.glob("r.zarr.partial/*/trajectories")
+        for name in ("part-0000000-00000.extxyz", ".0.part-0000000.extxyz"):  # of tasks that were killed
+            shutil.copy(folder / "part-0000000.extxyz", folder / name)
+    relax(metals, exported("float32"), tmp_path / "r.zarr", settings, scheduler="threads")
+    assert [file.name for file in (tmp_path / "r.trajectories").iterdir()] == ["part-0000000.extxyz"]
