@@ -22,24 +22,37 @@ def unrecorded_folders(sources: Sequence[str]) -> list[str]:
         sources: Paths, globs and URLs as given by the user.
 
     Returns:
-        For each source, the leading folder with a slash at its end; empty if the source is recorded as given.
+        For each source, the folder that `without_folder` removes; empty if the source is recorded as given.
     """
     here = Path.cwd()
-    paths = [PurePath(_local_part(source)) for source in sources]
-    outside = [path for path in paths if path.is_absolute() and not path.is_relative_to(here)]
-    common = os.path.commonpath([str(path.parent) for path in outside]) if outside else ""
-    folders = []
-    for source, path in zip(sources, paths, strict=True):
-        folder = "" if not path.is_absolute() else common if path in outside else str(here)
-        scheme = _FILE if folder and source.startswith(_FILE) else ""
-        folders.append(f"{scheme}{folder.rstrip('/')}/" if folder else "")
-    return folders
+    paths = [_local_part(source) for source in sources]
+    # Everything lies in the root, so a path in it is no shorter.
+    inside = [path.is_relative_to(here) and here != Path(here.anchor) for path in paths]
+    outside = [path.is_absolute() and not within for path, within in zip(paths, inside, strict=True)]
+    parents = {str(path.parent) for path, out in zip(paths, outside, strict=True) if out}
+    common = os.path.commonpath(parents) if parents else ""
+    return [str(here) if within else common if out else "" for within, out in zip(inside, outside, strict=True)]
 
 
-def _local_part(source: str) -> str:
+def without_folder(source: str, folder: str) -> str:
+    """A source, or a file found in it, as a store records it.
+
+    Args:
+        source: Path or URL.
+        folder: Folder that is not recorded, from `unrecorded_folders`.
+    """
+    path = _local_part(source)
+    if not folder or not path.is_relative_to(folder):
+        return source
+    chain, separator, _ = source.rpartition("::")
+    return f"{chain}{separator}{path.relative_to(folder).as_posix()}"
+
+
+def _local_part(source: str) -> PurePath:
     """The local path that a source is or ends with (``zip://*.cif::/folder/file.zip``); empty for another URL."""
-    path = source.rsplit("::", maxsplit=1)[-1].removeprefix(_FILE)
-    return "" if "://" in path else path
+    path = source.rpartition("::")[2].removeprefix(_FILE)
+    # Without this, two slashes at the beginning make another root.
+    return PurePath("" if "://" in path else f"/{path.lstrip('/')}" if path.startswith("/") else path)
 
 
 def recorded_path(path: str | Path, dataset: str | Path) -> str:
@@ -55,10 +68,10 @@ def recorded_path(path: str | Path, dataset: str | Path) -> str:
     text = str(path).removeprefix(_FILE)
     if "://" in text:
         return redact_urls(text)
-    place = Path(text).resolve()
-    if "://" in str(dataset):
+    place, at = Path(text).resolve(), str(dataset).removeprefix(_FILE)
+    if "://" in at:
         return place.name
-    folder = Path(dataset).resolve().parent
+    folder = Path(at).resolve().parent
     shared = os.path.commonpath([place, folder])
     return place.name if shared == place.anchor else PurePath(os.path.relpath(place, folder)).as_posix()
 
@@ -72,6 +85,7 @@ def resolved_path(recorded: str, dataset: str | Path) -> str:
     """
     if not recorded or "://" in recorded or PurePath(recorded).is_absolute():
         return recorded
-    if "://" in str(dataset):
-        return f"{str(dataset).rstrip('/').rpartition('/')[0]}/{recorded}"
-    return os.path.normpath(Path(dataset).parent / recorded)
+    at = str(dataset).removeprefix(_FILE)
+    if "://" in at:
+        return f"{at.rstrip('/').rpartition('/')[0]}/{recorded}"
+    return os.path.normpath(Path(at).resolve().parent / recorded)  # without links, as it was recorded

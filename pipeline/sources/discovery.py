@@ -13,7 +13,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from ..errors import SourceError, detail
-from ..provenance import unrecorded_folders
+from ..provenance import unrecorded_folders, without_folder
 from ..redaction import redact_urls
 from ..suggestions import unknown_name
 from .files import SourceFile, printable
@@ -45,9 +45,8 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
     named = [str(source) for source in sources]
     for source, folder in zip(named, unrecorded_folders(named), strict=True):
         found = _resolved(source, chosen)
-        for file in found:
-            name = file.name.replace(folder, "", 1) if folder else file.name
-            files.append(replace(file, name=redact_urls(name)))
+        names = [redact_urls(without_folder(file.name, printable(folder))) for file in found]
+        files += [replace(file, name=name) for file, name in zip(found, names, strict=True)]
     if not files:
         raise SourceError("no sources given")
     return files

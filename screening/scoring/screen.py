@@ -21,7 +21,7 @@ from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import check_cutoff
 from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.errors import ConfigError, StoreError
-from ...pipeline.provenance import recorded_path, unrecorded_folders
+from ...pipeline.provenance import recorded_path, unrecorded_folders, without_folder
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
@@ -364,8 +364,14 @@ def command_line(words: Sequence[str]) -> str:
         for word, before in zip(words, ("", *words[:-1]), strict=True)
         if "--out" not in (word, before) and not word.startswith("--out=")
     ]
-    named = [word.replace(folder, "", 1) if folder else word for word in kept for folder in unrecorded_folders([word])]
-    return shlex.join(["equiscreen", *map(redact_urls, named)])
+    return shlex.join(["equiscreen", *(redact_urls(_without_folders(word)) for word in kept)])
+
+
+def _without_folders(word: str) -> str:
+    """A word of a command line (``PATH``, ``--option`` or ``--option=PATH``) without the folder of its path."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    (folder,) = unrecorded_folders([value])
+    return f"{option}{equals}{without_folder(value, folder)}"
 
 
 def summary(scores: xr.Dataset, path: str | Path) -> str:
