@@ -21,6 +21,7 @@ from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.store.graph_store import GraphStore
+from ..pipeline.store.writer import InputStore
 from .convex_hull.hull import hull
 from .dataset.reader import ScoresReader
 from .dataset.scores import open_scores
@@ -249,10 +250,11 @@ def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> 
     parts, scratch = folder / "chosen.parts", folder / "chosen.partial"
     for place in (parts, scratch):
         shutil.rmtree(place, ignore_errors=True)
-    subset = GraphSubset(parts, scratch, graphs)
+    subset = GraphSubset(parts, scratch, graphs, folder / CHOSEN)
     for start in range(0, len(rows), _BATCH):
         subset.write(rows[start : start + _BATCH])
     subset.finish(len(rows))
+    InputStore.of(graphs).check_unchanged()
     scratch.rename(folder / CHOSEN)
     shutil.rmtree(parts)
 

@@ -21,7 +21,6 @@ from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
-from ..dataset.reader import moved_attrs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
@@ -82,17 +81,21 @@ def hull(
     candidates = ScoredEnergies(scores, store)
     paths = [references] if isinstance(references, str | Path) else list(references)
     target = hull_path(scores) if out is None else str(out)
+    versions = [_version_of(str(path)) for path in paths]
     identity = {
         "schema": SCORES_SCHEMA,
         "kind": "hull",
         "scores_hash": candidates.attrs.get("store_hash"),
-        "references": [_version_of(str(path)) for path in paths],
+        "references": versions,
         "scheme": scheme,
         "unrelaxed_references": unrelaxed_references,
         "equiscreen": version("equiscreen"),
     }
     options = RunOptions(overwrite=overwrite, progress=progress)
-    inputs = [InputStore(scores, candidates.hash, SCORES_SCHEMA)]
+    inputs = [
+        InputStore(scores, candidates.hash, SCORES_SCHEMA),
+        *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if _is_dataset(path)),
+    ]
     writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
     if writer.resume_publication() is not None:
         return open_scores(target)
@@ -131,9 +134,14 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     )
 
 
+def _is_dataset(path: str) -> bool:
+    """Whether references are a scores dataset."""
+    return path.rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
+
+
 def _version_of(path: str) -> list[str]:
     """Path of a reference source, followed by a version of its content: the store hash, or one version per file."""
-    if path.rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists():
+    if _is_dataset(path):
         return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
     return [path, *(file.version for file in find_files([path]))]
 
@@ -157,8 +165,7 @@ def _attrs(
     """Attributes of the dataset: those of the scores, and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
-    moved = moved_attrs(candidates.attrs, candidates.path, out)
-    kept = {name: value for name, value in moved.items() if name not in ("complete", "store_hash")}
+    kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}
     references = [{**entry, "path": recorded_path(entry["path"], out)} for entry in found.references.account]
     corrected = candidates.scheme == UNCORRECTED
     return {

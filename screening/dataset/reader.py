@@ -113,6 +113,22 @@ class ScoresReader:
             raise StoreError(f"{place}: is not the graph store that {self.path} was made from, or has changed")
         return graphs
 
+    def attrs_for(self, other: str | Path) -> dict[str, Any]:
+        """Attributes for a dataset made from this one, which records the same stores from its own place.
+
+        Args:
+            other: Path or URL of that dataset.
+        """
+        places = {"graph_store": place_of_graphs(self.path, self.attrs, self._given_store)}
+        if "relaxed_from" in self.attrs:
+            places["relaxed_from"] = resolved_path(str(self.attrs["relaxed_from"]["path"]), self.path)
+        moved = {
+            name: {**self.attrs[name], "path": recorded_path(place, other)}
+            for name, place in places.items()
+            if name in self.attrs
+        }
+        return {**self.attrs, **moved}
+
     def check_atoms(self, stored: NDArray[np.int32], scored: NDArray[np.int32]) -> None:
         """Check that structures of the graph store have the numbers of atoms that the scores give for them.
 
@@ -166,22 +182,6 @@ def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Pat
     beside = Path(str(path)).parent / Path(place).name
     moved = "://" not in place and not Path(place).exists() and beside.exists()
     return str(beside) if moved else place
-
-
-def moved_attrs(attrs: Mapping[str, Any], old: str | Path, new: str | Path) -> dict[str, Any]:
-    """Attributes of a dataset for another dataset made from it, which records the same stores from its own place.
-
-    Args:
-        attrs: Attributes of the dataset.
-        old: Path or URL of the dataset.
-        new: Path or URL of the dataset made from it.
-    """
-    moved = dict(attrs)
-    for name in ("graph_store", "relaxed_from"):
-        if name in moved:
-            place = resolved_path(str(moved[name]["path"]), old)
-            moved[name] = {**moved[name], "path": recorded_path(place, new)}
-    return moved
 
 
 def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:

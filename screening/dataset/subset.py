@@ -71,10 +71,11 @@ class GraphSubset:
         folder: Folder to create for the parts.
         store: Path of the store to write.
         graphs: Graph store that the structures come from.
+        out: Path that the store will have in the end.
     """
 
-    def __init__(self, folder: Path, store: Path, graphs: GraphStore) -> None:
-        self._graphs = graphs
+    def __init__(self, folder: Path, store: Path, graphs: GraphStore, out: Path) -> None:
+        self._graphs, self._out = graphs, out
         self._subset = Subset(folder, store, list(graphs.specs.values()))
 
     def write(self, rows: NDArray[np.int64]) -> None:
@@ -90,7 +91,7 @@ class GraphSubset:
         """
         kept = ("schema", "cutoff", "cutoff_units", "software")
         attrs = {name: self._graphs.attrs[name] for name in kept if name in self._graphs.attrs}
-        source = {"path": recorded_path(self._graphs.path, self._subset.store), "store_hash": self._graphs.store_hash}
+        source = {"path": recorded_path(self._graphs.path, self._out), "store_hash": self._graphs.store_hash}
         counts = {"read": size, "stored": size, "failed": 0, "duplicate": 0}
         recipe = {"selected": size}
         found = self._subset.finish({**attrs, "recipe": recipe, "selected_from": source, "counts": counts})

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.provenance import recorded_path
 from ..chemistry.elements import chemical_system, elements_of, parse_elements
 from ..dataset.reader import ScoresReader
 from .derived_columns import OF_FORMULA, OF_KNOWN, OF_STRUCTURE, ROLE, DerivedColumns
@@ -69,10 +70,10 @@ class SelectionCriteria:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")
 
-    def record(self) -> dict[str, Any]:
-        """Return the criteria as they are written to recipe.json."""
+    def record(self, file: Path) -> dict[str, Any]:
+        """Return the criteria as they are written to `file`, recipe.json."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {**values, "known": None if self.known is None else recorded_path(self.known, file)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.store.schema import STRUCTURE, TEXT
 from ..dataset.parquet import ParquetFile, as_words
-from ..dataset.reader import ScoresReader, flag_meanings, moved_attrs
+from ..dataset.reader import ScoresReader, flag_meanings
 from ..dataset.scores import open_scores
 from ..dataset.subset import GraphSubset, Subset
 from .criteria import Chosen, SelectionPlan
@@ -85,7 +85,7 @@ class SelectionWriter:
         self._subset = self._graphs = None
         if OutputFormat.ZARR in wanted:
             self._subset = Subset(parts / "scores", folder / SCORES_FOLDER, list(self.specs.values()))
-            self._graphs = GraphSubset(parts / "graphs", folder / GRAPHS_FOLDER, scores.graphs)
+            self._graphs = GraphSubset(parts / "graphs", folder / GRAPHS_FOLDER, scores.graphs, out / GRAPHS_FOLDER)
         self._statuses = np.bincount(scores.rows("status", chosen.rows), minlength=256)
 
     def run(self, recipe: Mapping[str, Any], bar: ProgressReport) -> None:
@@ -179,7 +179,7 @@ class SelectionWriter:
 
     def _attrs(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes of the dataset of chosen rows."""
-        moved = moved_attrs(self.scores.attrs, self.scores.path, self.out / SCORES_FOLDER)
+        moved = self.scores.attrs_for(self.out / SCORES_FOLDER)
         attrs = {name: value for name, value in moved.items() if name not in ("complete", "store_hash")}
         meanings = self.scores.meanings("status")
         counts = {word: int(self._statuses[value]) for word, value in meanings.items()}

@@ -20,7 +20,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
-from ..dataset.reader import ScoresReader, moved_attrs, place_of_graphs
+from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import open_scores
 from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
@@ -174,10 +174,10 @@ def _recipe(
     return {
         "schema": SELECTION_SCHEMA,
         "scores": {"path": recorded_path(scores.path, file), "store_hash": scores.hash},
-        "graph_store": moved_attrs(scores.attrs, scores.path, file).get("graph_store"),
+        "graph_store": scores.attrs_for(file).get("graph_store"),
         "model": scores.attrs.get("model"),
         "kind": scores.attrs.get("kind", "screened"),
-        "criteria": plan.criteria.record(),
+        "criteria": plan.criteria.record(file),
         "known": None
         if known is None
         else {"path": recorded_path(known.store.path, file), "store_hash": known.store.store_hash},

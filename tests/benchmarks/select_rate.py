@@ -42,7 +42,7 @@ def make_dataset(folder: Path) -> Path:
     featurize(DATA, folder / "mp.zarr", cutoff=5.0, scheduler="threads", id_field="material_id")
     few = GraphStore(folder / "mp.zarr")
     rows = np.arange(ROWS) % len(few)
-    subset = GraphSubset(folder / "graph_parts", folder / "g.zarr", few)
+    subset = GraphSubset(folder / "graph_parts", folder / "g.zarr", few, folder / "g.zarr")
     for start in range(0, ROWS, BLOCK):
         subset.write(rows[start : start + BLOCK])
     subset.finish(ROWS)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from equiscreen.pipeline import GraphStore
+from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
 from equiscreen.screening import CascadeSettings, cascade, hull, open_scores, report, screen
-from equiscreen.screening.multi_fidelity import clopper_pearson, recall_of, summary
+from equiscreen.screening.multi_fidelity import _write_chosen, clopper_pearson, recall_of, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ..conftest import write_extxyz
 from ..export.runtime.altered_models import altered
 from .convex_hull.hull_data import ELEMENTS, graphs_of, rows_of_mp
 
@@ -39,6 +40,17 @@ def graphs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
 def fast(sevennet_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """7net-0 with altered weights: a worse model."""
     return altered(sevennet_model, tmp_path_factory.mktemp("fast") / "fast.onnx", 1.01)
+
+
+def test_a_store_that_is_replaced_is_noticed_before_its_rows_are_kept(tmp_path: Path) -> None:
+    for count in (4, 6):
+        featurize(write_extxyz(tmp_path / f"{count}.extxyz", count), tmp_path / f"{count}.zarr", scheduler="threads")
+    graphs = GraphStore(tmp_path / "4.zarr")
+    shutil.rmtree(tmp_path / "4.zarr")
+    (tmp_path / "6.zarr").rename(tmp_path / "4.zarr")
+    with pytest.raises(StoreError, match="has changed during this run"):
+        _write_chosen(tmp_path, graphs, np.arange(2))
+    assert not (tmp_path / "chosen.zarr").exists()
 
 
 Run = Callable[..., xr.Dataset]

@@ -23,6 +23,8 @@ from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
 from equiscreen.screening import hull, open_scores
 from equiscreen.screening.convex_hull import energies, energy_above_hull
+from equiscreen.screening.convex_hull import hull as hull_module
+from equiscreen.screening.convex_hull.energy_above_hull import find_hull
 from equiscreen.screening.convex_hull.hull import summary
 from equiscreen.screening.dataset import reader
 from equiscreen.screening.dataset.paths import hull_path
@@ -407,6 +409,24 @@ def test_unrelaxed_references_are_refused_unless_told(crystals: Crystals, tmp_pa
     with pytest.raises(ConfigError, match="--unrelaxed-references"):
         hull(scores, [crystals.elements, raw])
     hull(scores, [crystals.elements, raw], unrelaxed_references=True)
+
+
+def test_references_that_change_during_the_run_are_noticed(
+    crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    known = write_scores(tmp_path / "k.zarr", crystals.graphs, crystals.uncorrected)
+    other = write_scores(tmp_path / "other.zarr", crystals.graphs, crystals.uncorrected - 1.0)
+
+    def replaced(*given: Any) -> Any:
+        shutil.rmtree(known)
+        other.rename(known)
+        return find_hull(*given)
+
+    monkeypatch.setattr(hull_module, "find_hull", replaced)
+    with pytest.raises(StoreError, match=r"k\.zarr: has changed during this run"):
+        hull(scores, [crystals.elements, known])
+    assert not (tmp_path / "s.hull.zarr").exists()
 
 
 def test_entries_of_pymatgen_are_corrected_once(data: Path, crystals: Crystals, tmp_path: Path) -> None:

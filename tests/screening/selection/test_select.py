@@ -204,11 +204,28 @@ def test_uncertainty_makes_worse(scores: Path, columns: dict[str, Any], tmp_path
         chosen(scores, tmp_path, by="volume", uncertainty_weight=1.0)
 
 
+def test_stores_are_recorded_from_the_place_of_the_selection(graphs: GraphStore, tmp_path: Path) -> None:
+    """Wherever the scores were moved to since."""
+    for name in ("first", "later", "out"):
+        (tmp_path / name).mkdir()
+    write_dataset(tmp_path / "first" / "s.zarr", graphs, scored_columns(graphs))
+    (tmp_path / "first" / "s.zarr").rename(tmp_path / "later" / "s.zarr")
+    shutil.copytree(graphs.path, tmp_path / "later" / "g.zarr")
+    given = {"top": 3, "known": tmp_path / "later" / "g.zarr", "store": tmp_path / "later" / "g.zarr"}
+    found = select(tmp_path / "later" / "s.zarr", tmp_path / "out" / "best", **given)
+    assert GraphStore(tmp_path / "out/best/scores.graphs.zarr").attrs["selected_from"]["path"] == "../../later/g.zarr"
+    recipe = found.attrs["selection"]
+    paths = [recipe["graph_store"]["path"], recipe["known"]["path"], recipe["criteria"]["known"]]
+    assert paths == ["../../later/g.zarr"] * 3
+
+
 def test_the_recipe_records_the_criteria(scores: Path, tmp_path: Path) -> None:
     found = chosen(scores, tmp_path, "n_atoms < 30", top=3, any_elements="O,S", pareto=["volume", "-max_force"])
     given = {"where": "n_atoms < 30", "top": 3, "any_elements": "O,S", "pareto": ["volume", "-max_force"]}
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
-    assert recipe["criteria"] == json.loads(json.dumps(SelectionCriteria(**given).record()))
+    assert recipe["criteria"] == json.loads(
+        json.dumps(SelectionCriteria(**given).record(tmp_path / "out" / "recipe.json"))
+    )
     assert recipe["criteria"] == {
         "where": "n_atoms < 30",
         "top": 3,
