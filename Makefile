@@ -14,7 +14,8 @@ INTERPRETER := $(shell for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"
 VERSION := $(if $(INTERPRETER),$(shell "$(INTERPRETER)" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
-# One more than there are cores: many tests wait for processes that they start.
+# One more than there are cores: many tests wait for processes that they start. With several threads each, the processes
+# would spin while they wait for one another.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
@@ -28,7 +29,7 @@ demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10
 
 lint: $(VENV)/installed | $(PACKAGE)
 	$(BIN)/ruff format --check .

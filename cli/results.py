@@ -120,7 +120,7 @@ def select(
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Select the best structures from a screen and write them to files.
+    """Select the best structures and write them to files.
 
     Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
     reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.

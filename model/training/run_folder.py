@@ -18,6 +18,7 @@ import yaml
 
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.errors import ConfigError, OutputExistsError
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.staging import check_place
 from ...pipeline.store.graph_store import GraphStore
@@ -154,7 +155,7 @@ def _write_recipe(folder: Path, recipe: Recipe) -> None:
         "recipe": recipe.to_json(),
         "software": {name: version(name) for name in _SOFTWARE},
         "python": platform.python_version(),
-        "command": sys.argv[1:],
+        "command": [redact_urls(word) for word in sys.argv[1:]],
     }
     write_text_atomically(folder / RUN_FILE, json.dumps(content, indent=1))
     settings = recipe.config.model_dump(mode="json")

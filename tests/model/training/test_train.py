@@ -163,7 +163,7 @@ def test_a_mistake_in_the_configuration_is_named(tmp_path: Path, text: str, mess
 
 
 def test_the_loss_of_a_head_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.loss\.heads: network\.heads has no gaap"):
+    with pytest.raises(ConfigError, match=r"training\.loss\.heads: gaap not defined in network\.heads"):
         train(store, tmp_path / "run", config(loss={"heads": {"gaap": 1}}))
 
 
