@@ -116,7 +116,6 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("**".join(["2"] * 3000) + " > n_atoms", f"more than {MAX_DEPTH} deep|exponent"),
         ("n_atoms < 1 or " * 2000 + "magnetic", "more than 10,000"),
         ("-" * 9_000 + "1 < 2", f"more than {MAX_DEPTH} deep"),
-        ("+".join("1" * 4_900) + " > n_atoms", f"more than {MAX_DEPTH} deep"),
         ("(" * MAX_DEPTH + "not magnetic" + ")" * MAX_DEPTH, f"character 55 .*more than {MAX_DEPTH} deep"),
         ("n_atoms < 3)", r"character 12 .*unmatched '\)'"),
         ("n_atoms in [3)", r"character 14 .*does not match"),
@@ -151,6 +150,18 @@ def test_mistakes_are_told_with_their_place(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         parse_filter(text, VARIABLES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sum_of_thousands_of_terms_is_computed_or_refused() -> None:
+    """Python's own parser has a limit here, up to version 3.12."""
+    try:
+        assert holds("+".join("1" * 4_900) + " > n_atoms") == [True] * 4
+    except ConfigError as error:
+        check_too_deep(error)
+
+
+def check_too_deep(error: ConfigError) -> None:
+    assert f"more than {MAX_DEPTH} deep" in str(error)
 
 
 @pytest.mark.parametrize(
