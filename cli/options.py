@@ -49,8 +49,8 @@ References = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme to assume for reference tables that have no `scheme` column and for entries that have no "
-        "run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
+        help="Energy scheme to assume for references that state none (table rows without `scheme`, entries without a "
+        "run type): mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
     ),
 ]
 MovedStore = Annotated[

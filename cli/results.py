@@ -28,6 +28,14 @@ def hull(
         bool,
         typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references for relaxed structures."),
     ] = False,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self",
+            help="Leave each structure's own phase out of its hull, recognised by structure; all references need "
+            "structures.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every structure's energy above the convex hull.
@@ -35,9 +43,11 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates themselves. The
     dataset holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (the same with all candidates on the hull), formation energies (eV/atom) and the
-    decomposition products. Energies in the mp-uncorrected scheme, of candidates and references alike, receive the
-    MP2020 corrections exactly once. Incompatible schemes are refused. For unrelaxed structures, the column names end in
-    _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
+    decomposition products. A known phase that a model scores is off by the model's error, in either direction.
+    References of another functional or energy scheme are left out and counted. Energies in the mp-uncorrected
+    scheme, of candidates and references alike, receive the MP2020 corrections exactly once. Incompatible schemes
+    are refused. For unrelaxed structures, the column names end in _unrelaxed. Needs `pip install
+    'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -55,6 +65,7 @@ def hull(
             scheme=scheme,
             store=store,
             unrelaxed_references=unrelaxed_references,
+            exclude_self=exclude_self,
             overwrite=overwrite,
             progress=True,
         )

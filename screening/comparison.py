@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ..pipeline.errors import ConfigError, SourceError, StoreError, detail
 from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
+from .chemistry.composition import Compositions
 from .dataset.reader import ScoresReader
 from .dataset.scores import open_scores
 from .selection.outputs import SCORES_FOLDER
@@ -27,13 +29,15 @@ COMPARED = (*MEASURES, "corrected_energy_per_atom", "max_force", "volume", "volu
 ID_COLUMNS = ("structure_id", "id", "material_id", "file_name", "name")
 PER_ATOM_COLUMNS = ("dft_energy_per_atom", "energy_per_atom")
 TOTAL_COLUMNS = ("dft_energy", "energy", "total_energy")
+FORMULA_COLUMNS = ("formula", "pretty_formula")
 _NAMED = 10
 
 
 def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = None, top: int = 100) -> xr.Dataset:
     """Compare two scores datasets, structure by structure.
 
-    Rows are joined by `structure_id`; ids that are repeated in either dataset are skipped.
+    Rows are joined by `structure_id`. Ids that are repeated in either dataset are skipped, and so are rows whose
+    formulas differ: these have an id in common by chance.
 
     Example:
         >>> found = compare("fast.zarr", "accurate.zarr")  # doctest: +SKIP
@@ -62,6 +66,12 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
         raise StoreError(f"{a} and {b} have no structure_id in common")
+    alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
+    if not alike.any():
+        raise StoreError(
+            f"{a} and {b} have ids in common, but never for the same composition; they hold other structures"
+        )
+    row_a, row_b = row_a[alike], row_b[alike]
     good = _ok(first, row_a) & _ok(second, row_b)
     found = xr.Dataset(
         {"row_a": (STRUCTURE, row_a), "row_b": (STRUCTURE, row_b)},
@@ -83,6 +93,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         "b": {"path": str(b), "store_hash": second.hash, "rows": len(second)},
         "joined": len(row_a),
         "repeated_ids": repeated,
+        "other_compositions": int((~alike).sum()),
         "top": top,
         "energy_schemes": [one.attrs.get("model", {}).get("energy_scheme", "") for one in (first, second)],
     }
@@ -114,6 +125,23 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
     row_a = np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
     row_b = found.filter(keep).to_numpy(zero_copy_only=False).astype(np.int64)
     return row_a, row_b, len(repeated)
+
+
+def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """bool[n], whether formulas mean the same reduced composition; nothing else than a formula means any."""
+    compositions = Compositions()
+
+    def numbers(texts: NDArray[Any]) -> list[int]:
+        found = []
+        for text in texts.tolist():
+            try:
+                found.append(compositions.of_formula(str(text)))
+            except ConfigError:
+                found.append(-1)
+        return found
+
+    left, right = np.array(numbers(a), dtype=np.int64), np.array(numbers(b), dtype=np.int64)
+    return np.asarray((left == right) & (left >= 0))
 
 
 def _ids(scores: ScoresReader, name: str) -> pa.Array:
@@ -173,7 +201,8 @@ def join_energies(
 
     Args:
         scores: Folder of a selection, or a scores dataset.
-        table: CSV or parquet file with one row per calculation.
+        table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or
+            ``pretty_formula``), each formula must be that of the structure of its id.
         id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
         energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
             default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
@@ -183,7 +212,7 @@ def join_energies(
         a DFT energy. attrs["dft"] holds the number of joined rows and the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, or an id has two energies.
+        SourceError: The table cannot be read, an id has two energies, or its formula is not that of the structure.
         ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
     """
@@ -192,11 +221,12 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(f"{place}: has no energy_per_atom to compare with")
-    ids, energies, energy_name = _read_energies(Path(table), id_column, energy_column)
+    ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column)
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
         raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
+    _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
     dataset = open_scores(place)
     units = {"units": "eV/atom"}
@@ -236,6 +266,31 @@ def _dft_columns(
     return dft, error
 
 
+def _check_compositions(
+    table: str | Path,
+    rows: ScoresReader,
+    ids: Sequence[str],
+    target: NDArray[np.int64],
+    formulas: Mapping[str, str],
+) -> None:
+    """Check that calculations are of the structures that they are joined with.
+
+    Raises:
+        SourceError: A formula of the table is another one.
+    """
+    if not formulas:
+        return
+    given = np.array([formulas[one] for one in ids], dtype=object)
+    stored = rows.rows("formula", target)
+    other = np.flatnonzero(~_same_composition(given, stored))
+    if len(other):
+        one = int(other[0])
+        raise SourceError(
+            f"{table}: {ids[one]!r} is {given[one]} there, but {stored[one]} in {rows.path}; these are not the same "
+            f"structures ({len(other):,} of {len(ids):,} ids)"
+        )
+
+
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
     """Return the column that ids were found in, and the row of each id or -1.
 
@@ -263,8 +318,8 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
 
 def _read_energies(
     path: Path, id_column: str | None, energy_column: str | None
-) -> tuple[list[str], NDArray[np.float64], str]:
-    """Return the ids and finite energies of a table, and the name of the energy column.
+) -> tuple[list[str], NDArray[np.float64], str, dict[str, str]]:
+    """Return the ids and finite energies of a table, the name of the energy column, and the formulas by id, if any.
 
     Raises:
         SourceError: The table cannot be read, or an id has two energies.
@@ -289,7 +344,9 @@ def _read_energies(
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
         raise SourceError(f"{path}: has no finite energy")
-    return list(energies), np.array(list(energies.values())), named
+    column = next((name for name in FORMULA_COLUMNS if name in table.column_names), None)
+    texts = [] if column is None else [str(text) for text in table[column].to_pylist()]
+    return list(energies), np.array(list(energies.values())), named, dict(zip(ids, texts, strict=column is not None))
 
 
 def _read_csv(path: Path) -> pa.Table:

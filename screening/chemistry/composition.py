@@ -16,11 +16,15 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.graphs.graph_block import GraphBlock
 
 _NUMBERS = 256  # atomic numbers are bytes
+_QUOTED = 80
 
 # A chemical system: atomic numbers, ascending.
 System = tuple[int, ...]
 _PLAIN = re.compile(r"(?:[A-Z][a-z]?\d*)+")
 _TERM = re.compile(r"([A-Z][a-z]?)(\d*)")
+# A species as pymatgen writes it: an element with its charge (Na1+, Fe3+, O2-, Cl-), before the number of atoms.
+_CHARGED = re.compile(r"([A-Z][a-z]?)\d?[+-](\d*)")
+_SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d?(?:\.\d+)?[+-])?")
 
 
 class Compositions:
@@ -81,32 +85,51 @@ class Compositions:
         return formula_text(*self._items[number])
 
     def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
-        """Group compositions by chemical system, small systems first."""
+        """Group compositions by chemical system, small systems first; within a system they are sorted."""
         found: dict[System, list[int]] = {}
         for number in numbers:
             found.setdefault(self._items[number][0], []).append(number)
         ordered = sorted(found.items(), key=lambda item: (len(item[0]), item[0]))
-        return {system: np.array(members, dtype=np.int64) for system, members in ordered}
+        # Sorted by content: numbers follow the order of input files, on which no rounding may depend.
+        return {system: np.array(sorted(members, key=self.counts), dtype=np.int64) for system, members in ordered}
+
+
+def element_of_species(text: str) -> str | None:
+    """Symbol of the element of a species such as ``Na`` or ``Na1+``; None for anything else."""
+    found = _SPECIES.fullmatch(text.strip())
+    return found[1] if found and found[1] in atomic_numbers and found[1] != "X" else None
 
 
 def parsed(text: str) -> dict[int, int]:
     """Counts of a chemical formula by atomic number.
+
+    Species may have charges, as pymatgen writes them: ``Na1+ Cl1-``, or ``Fe3+2 O2-3`` for Fe2O3.
 
     Raises:
         ConfigError: The text is not a formula of whole numbers of known elements.
     """
     counts: dict[int, int] = {}
     try:
-        if _PLAIN.fullmatch(text):
-            for symbol, count in _TERM.findall(text):
+        if term := _term_of(text):
+            for symbol, count in term.findall(text):
                 counts[atomic_numbers[symbol]] = counts.get(atomic_numbers[symbol], 0) + int(count or 1)
         else:  # brackets
             counts = {atomic_numbers[symbol]: count for symbol, count in Formula(text.strip()).count().items()}
     except (KeyError, ValueError, TypeError):
         counts = {}
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
-        raise ConfigError(f"{text!r} is not a chemical formula of whole numbers")
+        raise ConfigError(f"{text[:_QUOTED]!r} is not a chemical formula of whole numbers")
     return counts
+
+
+def _term_of(text: str) -> re.Pattern[str] | None:
+    """Pattern of the terms of a formula without brackets; None for other texts."""
+    if _PLAIN.fullmatch(text):
+        return _TERM
+    words = text.split()
+    if words and all(_CHARGED.sub("", word) == "" for word in words):
+        return _CHARGED
+    return None
 
 
 @lru_cache(maxsize=1 << 16)

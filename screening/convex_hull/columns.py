@@ -13,8 +13,7 @@ _LOWER_BOUND = "; a lower bound, since only candidates compete"
 _ENERGY_COLUMNS = {
     "corrected_energy_per_atom": "energy with the corrections of its energy scheme, from which hulls are built",
     "formation_energy_per_atom": "corrected energy relative to the elements among the references",
-    "energy_above_hull": "corrected energy above the hull of the references without the structure itself; negative for "
-    "structures that would be a corner of the hull",
+    "energy_above_hull": "corrected energy above the hull of the references; negative below it",
     "energy_above_joint_hull": "corrected energy above the hull of references and all candidates; negative only where "
     "the model extrapolates, since such energies are not part of a hull",
 }
@@ -26,6 +25,7 @@ _MEMBER_COLUMNS = {
         "1",
     ),
 }
+_EXCLUDED = "; the own phase of the structure, recognised by structure, is left out of the hull"
 _OTHER_COLUMNS = ("correction_per_atom", "decomposition", "hull_status")
 
 
@@ -34,19 +34,23 @@ def suffix(*, relaxed: bool) -> str:
     return "" if relaxed else UNRELAXED
 
 
-def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool) -> tuple[ArraySpec, ...]:
+def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self: bool) -> tuple[ArraySpec, ...]:
     """Arrays that a hull adds to the scores.
 
     Args:
         relaxed: Whether the structures were relaxed.
         members: Whether the scores have the energies of the members of an ensemble.
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
+        exclude_self: Whether the own phase of each structure is left out of its hull.
     """
     end = suffix(relaxed=relaxed)
 
-    bound = _LOWER_BOUND if lower_bound else ""
+    notes = {
+        "energy_above_hull": (_EXCLUDED if exclude_self else "") + (_LOWER_BOUND if lower_bound else ""),
+        "energy_above_joint_hull": _LOWER_BOUND if lower_bound else "",
+    }
     specs = [
-        structure_array(f"{name}{end}", "float64", text + (bound if "above" in name else ""), units="eV/atom")
+        structure_array(f"{name}{end}", "float64", text + notes.get(name, ""), units="eV/atom")
         for name, text in _ENERGY_COLUMNS.items()
     ]
     if members:

@@ -20,14 +20,15 @@ from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
 from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, kept_arrays, suffix
 from .energies import EnergyRows, ScoredEnergies
-from .levels import SAME_ENERGY, CompetingPhases, Levels, levels_of, lowest_of
+from .levels import Levels, levels_of
 from .mp2020 import MP2020
+from .own_phase import OwnPhases
 from .references import Gathered, References
 
 # Rows of a part, which are in memory at once.
 PART_ROWS = 32_768
-# Rounding error of a distance that cannot be negative (eV/atom).
-_ROUNDING = 1e-9
+# Rounding error of a distance that cannot be negative, and of one that is zero (eV/atom).
+_ROUNDING, _ZERO = 1e-9, 1e-12
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,27 @@ class ConvexHull:
     """The convex hull at the compositions of the candidates.
 
     Attributes:
-        references: Phases that span the hull; candidates of the lowest energies if no references were given.
-        competing: The references that each candidate competes with.
+        references: Phases that span the hull; the candidates of the lowest energies if no references were given.
+        starts: int64[n compositions + 1], first reference of each composition.
+        own: Rows whose lowest reference of the same composition is their own phase and is left out, with the places of
+            the other references of their composition, lowest energy first.
         levels: Energy of the hull at each composition.
         missing: Number of rows by element that has no reference, largest number first.
+        without_compounds: Number of rows of compounds in whose chemical system no reference is a compound; their
+            distance is a formation energy.
     """
 
     references: References
-    competing: CompetingPhases
+    starts: NDArray[np.int64]
+    own: Mapping[int, list[int]]
     levels: Levels
     missing: Mapping[str, int]
+    without_compounds: int
+
+    def name(self, composition: int) -> str:
+        """Id of the lowest reference of a composition; empty if there is none."""
+        start = int(self.starts[composition])
+        return self.references.names[start] if start < int(self.starts[composition + 1]) else ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class _RowHulls:
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom).
-        own: bool[n], whether the lowest reference of the composition is the structure itself.
+        own: bool[n], whether the own phase of the row is left out.
         others: Other references of the composition by row, lowest energy first, for rows where `own` holds.
         lower: The lowest of the other references by row, where it is below the hull of all other compositions.
     """
@@ -147,22 +159,41 @@ def read_energies(
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
 
-def find_hull(candidates: CandidateEnergies, references: References | None, bar: ProgressReport) -> ConvexHull:
+def find_hull(
+    candidates: CandidateEnergies, references: References | None, bar: ProgressReport, *, exclude_self: bool = False
+) -> ConvexHull:
     """Find the convex hull at the composition of every candidate.
 
     Args:
         candidates: Energies of the candidates.
         references: Reference phases; None uses the candidates themselves.
         bar: Progress.
+        exclude_self: Leave out the own phase of each candidate, recognised by its structure.
+
+    Raises:
+        ConfigError: pymatgen is needed and not installed.
+        StoreError: The structures of the candidates cannot be read.
+        SourceError: The structures of the references cannot be read.
     """
     compositions, counts, lowest = candidates.compositions, candidates.counts(), candidates.lowest()
-    references = _own_references(candidates, lowest) if references is None else references
-    competing = CompetingPhases(references, compositions)
+    references = _lowest_candidates(candidates, lowest) if references is None else references
     present = np.flatnonzero(counts)
     bar.expect(bar.total + len(present))
-    needs_alone = _needs_alone(candidates, references, competing)
-    levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
-    return ConvexHull(references, competing, levels, _missing_elements(compositions, counts, references))
+    own: dict[int, list[int]] = {}
+    if exclude_self:
+        phases = OwnPhases(candidates.scores, references, compositions)
+        for rows in candidates.chunks():
+            own |= phases.of(rows)
+    needs_alone = np.zeros(len(compositions), dtype=bool)
+    needs_alone[candidates.composition[list(own)]] = True
+    return ConvexHull(
+        references,
+        references.starts(len(compositions)),
+        own,
+        levels_of(compositions, present, references, lowest, needs_alone, bar.advance),
+        _missing_elements(compositions, counts, references),
+        _without_compounds(compositions, counts, references),
+    )
 
 
 def write_distances(
@@ -191,40 +222,20 @@ def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
     return np.where(rows.competes, rows.energy, np.nan)
 
 
-def _own_references(candidates: CandidateEnergies, lowest: NDArray[np.float64]) -> References:
-    """The candidates as references: for each composition the lowest energy, and the next one that is not the same."""
-    second = np.full(len(lowest), np.nan)
-    for rows in candidates.chunks():
-        energy = _competing_energy(rows)
-        other = energy > lowest[rows.composition] + SAME_ENERGY
-        np.fmin.at(second, rows.composition[other], energy[other])
+def _lowest_candidates(candidates: CandidateEnergies, lowest: NDArray[np.float64]) -> References:
+    """The candidate of the lowest energy of each composition; of several with the same energy, the first."""
     gathered = Gathered()
-    waiting = {(number, value) for values in (lowest, second) for number, value in enumerate(values.tolist())}
+    waiting = {number: value for number, value in enumerate(lowest.tolist()) if not math.isnan(value)}
     for rows in candidates.chunks():
-        composition, energy = rows.composition, _competing_energy(rows)
-        wanted = np.flatnonzero((energy == lowest[composition]) | (energy == second[composition]))
+        wanted = np.flatnonzero(_competing_energy(rows) == lowest[rows.composition])
         if len(wanted) == 0:
             continue
         ids, members = candidates.scores.ids(rows), candidates.scores.member_energies(rows)
         for row in wanted.tolist():
-            key = (int(composition[row]), float(energy[row]))
-            if key in waiting:  # of several rows with the same energy, the first
-                waiting.discard(key)
-                gathered.add(*key, ids[row], "", None if members is None else members[row])
+            number = int(rows.composition[row])
+            if number in waiting:
+                gathered.add(number, waiting.pop(number), ids[row], None if members is None else members[row])
     return References.of(gathered, candidates.scores.n_members, ())
-
-
-def _needs_alone(
-    candidates: CandidateEnergies, references: References, competing: CompetingPhases
-) -> NDArray[np.bool_]:
-    """bool[n compositions], where a candidate is itself the lowest reference of its composition."""
-    needed = np.zeros(len(candidates.compositions), dtype=bool)
-    has_reference = np.isfinite(lowest_of(references, len(needed)))
-    for rows in candidates.chunks():
-        if has_reference[rows.composition].any():
-            own, _ = competing.of(rows.composition, rows.energy, candidates.scores.ids(rows))
-            needed[rows.composition[own]] = True
-    return needed
 
 
 def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], references: References) -> dict[str, int]:
@@ -240,13 +251,27 @@ def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], ref
     return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0])))
 
 
+def _without_compounds(compositions: Compositions, counts: NDArray[np.int64], references: References) -> int:
+    """Number of rows of compounds in whose chemical system, and in its subsystems, no reference is a compound."""
+    systems = {compositions.system(number) for number in references.composition.tolist()}
+    compounds = [frozenset(system) for system in systems if len(system) > 1]
+    asked = compositions.by_system(np.flatnonzero(counts).tolist())
+    alone = [
+        numbers
+        for system, numbers in asked.items()
+        if len(system) > 1 and not any(compound.issubset(system) for compound in compounds)
+    ]
+    return int(sum(counts[numbers].sum() for numbers in alone))
+
+
 def _hull_columns(
     scores: ScoredEnergies, rows: EnergyRows, compositions: Compositions, hull: ConvexHull
 ) -> dict[str, PartArray]:
     """The columns that the hull adds to some rows."""
     composition, energy, levels = rows.composition, rows.energy, hull.levels
-    row_hulls = _row_hulls(rows, scores.ids(rows), hull)
+    row_hulls = _row_hulls(rows, hull)
     above, joint = energy - row_hulls.energy, energy - levels.joint[composition]
+    above = np.where(np.abs(above) < _ZERO, 0.0, above)
     columns = {
         "corrected_energy_per_atom": energy,
         "formation_energy_per_atom": energy - levels.elemental[composition],
@@ -268,9 +293,11 @@ def _hull_columns(
     }
 
 
-def _row_hulls(rows: EnergyRows, ids: NDArray[np.object_], hull: ConvexHull) -> _RowHulls:
-    """The hull that each row is measured against, without the row's own structure."""
-    own, others = hull.competing.of(rows.composition, rows.energy, ids)
+def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
+    """The hull that each row is measured against."""
+    others = {row - rows.start: hull.own[row] for row in range(rows.start, rows.stop) if row in hull.own}
+    own = np.zeros(rows.stop - rows.start, dtype=bool)
+    own[list(others)] = True
     energy = np.where(own, hull.levels.alone[rows.composition], hull.levels.hull[rows.composition])
     lowest = {row: places[0] for row, places in others.items() if places}
     lower = {row: place for row, place in lowest.items() if hull.references.energy[place] < energy[row]}
@@ -329,9 +356,7 @@ def _decomposition(number: int, compositions: Compositions, hull: ConvexHull, *,
     """Decomposition products at a composition, as text."""
     levels = hull.levels
     products = (levels.products_alone.of(number) if alone else []) or levels.products.of(number)
-    phases = [
-        _phase(amount, compositions.formula(product), hull.competing.name(product)) for product, amount in products
-    ]
+    phases = [_phase(amount, compositions.formula(product), hull.name(product)) for product, amount in products]
     return " + ".join(phases)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import xarray as xr
 
 from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
+from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
 from ...pipeline.store.graph_store import open_root
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
@@ -26,7 +27,7 @@ from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
 from .energy_above_hull import ConvexHull, find_hull, read_energies, write_distances
 from .mp2020 import MP2020
-from .references import read_references
+from .reference_files import is_dataset, read_references
 
 
 def hull(
@@ -37,19 +38,27 @@ def hull(
     scheme: str | None = None,
     store: str | Path | None = None,
     unrelaxed_references: bool = False,
+    exclude_self: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     """Compute the energy above hull of each structure.
 
     The result has all columns of the scores. For each structure it adds the corrected energy, the formation energy, the
-    energy above the hull of the references (negative for a new corner of the hull), the energy above the hull of
-    references and all candidates together, and the decomposition products. If the structures were not relaxed, the
-    names of these energies end in ``_unrelaxed``.
+    energy above the hull of the references (negative below that hull), the energy above the hull of references and all
+    candidates together, and the decomposition products. If the structures were not relaxed, the names of these energies
+    end in ``_unrelaxed``.
 
-    Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. A reference
-    that is the structure itself (same composition, and the same id or an energy within 1e-6 eV/atom) is ignored for
-    that structure; elements are measured against their own references.
+    The hull of the references is that of all references as they are, as in pymatgen's `get_e_above_hull`: a structure
+    with the energy of the stable reference of its composition has distance 0, and a known phase that a model scores is
+    off by the error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is
+    left out for that structure, so that a stable known phase gets the (negative) distance to the hull of all others.
+    Phases are recognised by structure alone. Names never matter. Elements are always measured against their own
+    references.
+
+    Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
+    that state another functional or energy scheme than that of the candidates, or no usable energy or composition, are
+    left out and counted by reason.
 
     Example:
         >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP
@@ -62,9 +71,10 @@ def hull(
             candidates compete among themselves; their hull is too high where phases are missing, so that energies
             above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
-        scheme: Energy scheme of tables of references.
+        scheme: Energy scheme of table rows and entries that state none.
         store: Graph store of the candidates, if it is not where the scores say.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
+        exclude_self: Leave out the own phase of each structure among the references, which all need structures.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error.
 
@@ -73,13 +83,17 @@ def hull(
 
     Raises:
         ConfigError: References follow another energy scheme or cannot be used, or an extra is not installed.
-        SourceError: A file of references cannot be read.
+        SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores or their graph store cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
     candidates = ScoredEnergies(scores, store)
     paths = [references] if isinstance(references, str | Path) else list(references)
+    if exclude_self and not paths:
+        raise ConfigError(
+            f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
+        )
     target = hull_path(scores) if out is None else str(out)
     versions = [_version_of(str(path)) for path in paths]
     identity = {
@@ -89,12 +103,13 @@ def hull(
         "references": versions,
         "scheme": scheme,
         "unrelaxed_references": unrelaxed_references,
+        "exclude_self": exclude_self,
         "equiscreen": version("equiscreen"),
     }
     options = RunOptions(overwrite=overwrite, progress=progress)
     inputs = [
         InputStore(scores, candidates.hash, SCORES_SCHEMA),
-        *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if _is_dataset(path)),
+        *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if is_dataset(path)),
     ]
     writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
     if writer.resume_publication() is not None:
@@ -104,17 +119,34 @@ def hull(
         compositions = Compositions()
         given = (
             read_references(
-                paths, candidates, compositions, corrections, scheme=scheme, allow_unrelaxed=unrelaxed_references
+                paths,
+                candidates,
+                compositions,
+                corrections,
+                scheme=scheme,
+                allow_unrelaxed=unrelaxed_references,
+                with_structures=exclude_self,
             )
             if paths
             else None
         )
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
-        found = find_hull(energies, given, run.bar)
+        found = find_hull(energies, given, run.bar, exclude_self=exclude_self)
         manifests = write_distances(energies, found, run.staging, run.bar)
-        digests = run.concatenate(_specs(candidates, lower_bound=given is None), manifests)
+        specs = _specs(candidates, lower_bound=given is None, exclude_self=exclude_self)
+        digests = run.concatenate(specs, manifests)
         run.publish(
-            digests, _attrs(target, candidates, found, corrections, manifests, lower_bound=given is None, begin=begin)
+            digests,
+            _attrs(
+                target,
+                candidates,
+                found,
+                corrections,
+                manifests,
+                lower_bound=given is None,
+                exclude_self=exclude_self,
+                begin=begin,
+            ),
         )
     return open_scores(target)
 
@@ -125,30 +157,63 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
     missing = attrs["missing_references"]
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
-    bound = ", a lower bound, since there are no references" if attrs["lower_bound"] else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {attrs['below_hull']:,} below the hull of "
-        f"{attrs['reference_entries']:,} references{bound}; {timing['seconds']:.1f} s, "
-        f"{timing['structures_per_second']:,.0f} structures/s"
+        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_left_out(attrs)}"
+        f"{_without_compounds(attrs)}; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
     )
 
 
-def _is_dataset(path: str) -> bool:
-    """Whether references are a scores dataset."""
-    return path.rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
+def _compared(attrs: Mapping[str, Any]) -> str:
+    """What the structures were measured against."""
+    phases = f"{attrs['reference_entries']:,} references"
+    if attrs["lower_bound"]:
+        return "measured against each other: a lower bound, since there are no references"
+    if attrs["exclude_self"]:
+        return (
+            f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
+            f"({attrs['own_phases_left_out']:,} recognised by structure)"
+        )
+    return f"{attrs['below_hull']:,} below the hull of {phases}, known phases included, to within the model's error"
+
+
+def _left_out(attrs: Mapping[str, Any]) -> str:
+    """How many references were left out, by reason."""
+    counts: Counter[str] = Counter()
+    for entry in attrs["references"]:
+        counts.update(entry.get("left_out_by_reason", {}))
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    return f"; {counts.total():,} references left out ({reasons})"
+
+
+def _without_compounds(attrs: Mapping[str, Any]) -> str:
+    """Warn of structures whose only competitors are the elements."""
+    count = attrs["without_compounds"]
+    if not count or attrs["lower_bound"]:
+        return ""
+    return (
+        f"; warning: for {count:,} structures no reference contains two of their elements: their energy above hull is "
+        "a formation energy"
+    )
 
 
 def _version_of(path: str) -> list[str]:
     """Path of a reference source, followed by a version of its content: the store hash, or one version per file."""
-    if _is_dataset(path):
+    if is_dataset(path):
         return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
     return [path, *(file.version for file in find_files([path]))]
 
 
-def _specs(candidates: ScoredEnergies, *, lower_bound: bool) -> tuple[ArraySpec, ...]:
+def _specs(candidates: ScoredEnergies, *, lower_bound: bool, exclude_self: bool) -> tuple[ArraySpec, ...]:
     """All arrays of the output."""
-    added = hull_arrays(relaxed=candidates.relaxed, members=candidates.n_members > 0, lower_bound=lower_bound)
+    added = hull_arrays(
+        relaxed=candidates.relaxed,
+        members=candidates.n_members > 0,
+        lower_bound=lower_bound,
+        exclude_self=exclude_self,
+    )
     return (*kept_arrays(candidates.specs), *added)
 
 
@@ -160,6 +225,7 @@ def _attrs(
     manifests: Sequence[PartManifest],
     *,
     lower_bound: bool,
+    exclude_self: bool,
     begin: float,
 ) -> Mapping[str, Any]:
     """Attributes of the dataset: those of the scores, and the provenance of the hull."""
@@ -175,6 +241,9 @@ def _attrs(
             "references": references,
             "reference_entries": len(found.references.energy),
             "lower_bound": lower_bound,
+            "exclude_self": exclude_self,
+            "own_phases_left_out": len(found.own),
+            "without_compounds": found.without_compounds,
             "energy_scheme": candidates.scheme,
             "corrections": "MP2020" if corrected else "none",
             "pymatgen": corrections.version if corrected and corrections is not None else None,

@@ -12,8 +12,6 @@ from ..chemistry.composition import Compositions
 from .geometry import HullPoints, Hulls
 from .references import References
 
-# An entry is the structure itself if it has the same composition, and the same id or an energy within this (eV/atom).
-SAME_ENERGY = 1e-6
 # Candidates that are not below the hull by more than this (eV/atom) do not change it.
 _LOWER = 1e-12
 
@@ -183,63 +181,3 @@ def _add_members(
             found.members[numbers, member] = found.members_alone[numbers, member] = points.energy
             for number in _corners(numbers, points, needs_alone):
                 found.members_alone[number, member] = hulls.without(system, number).energy[0]
-
-
-class CompetingPhases:
-    """The references that a structure competes with: all except those that are the structure itself.
-
-    Elements are measured against their own references, which are the zero of the scale.
-
-    Args:
-        references: All references.
-        compositions: Compositions of candidates and references.
-    """
-
-    def __init__(self, references: References, compositions: Compositions) -> None:
-        self.references = references
-        self._starts = references.starts(len(compositions))
-        self._compound = np.array([len(compositions.system(number)) > 1 for number in range(len(compositions))])
-        self._names = np.array(references.names, dtype=object)
-        self._other_names = np.array(references.other_names, dtype=object)
-
-    def name(self, composition: int) -> str:
-        """Id of the lowest reference of a composition; empty if there is none."""
-        start = int(self._starts[composition])
-        return self.references.names[start] if start < int(self._starts[composition + 1]) else ""
-
-    def of(
-        self, composition: NDArray[np.int64], energy: NDArray[np.float64], ids: NDArray[np.object_]
-    ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
-        """Find the rows whose lowest reference of the same composition is the structure itself.
-
-        Args:
-            composition: int64[n], numbers of the compositions.
-            energy: float64[n], energies (eV/atom).
-            ids: object[n], ids of the structures.
-
-        Returns:
-            bool[n], those rows; and by row, where the composition has several references, the places of the others,
-            lowest energy first.
-        """
-        own = self._compound[composition] & (self._starts[composition + 1] > self._starts[composition])
-        rows = np.flatnonzero(own)
-        if len(rows) == 0:
-            return own, {}
-        first = self._starts[composition[rows]]
-        own[rows] = self._same(first, energy[rows], ids[rows])
-        others = {}
-        several = self._starts[composition + 1] - self._starts[composition] > 1
-        for row in np.flatnonzero(own & several).tolist():
-            span = np.arange(self._starts[composition[row]], self._starts[composition[row] + 1])
-            same = self._same(span, np.full(len(span), energy[row]), np.full(len(span), ids[row], dtype=object))
-            others[row] = span[~same].tolist()
-        return own, others
-
-    def _same(
-        self, references: NDArray[np.int64], energy: NDArray[np.float64], ids: NDArray[np.object_]
-    ) -> NDArray[np.bool_]:
-        """bool[n], whether references are the structures beside them: the same id, or the same energy."""
-        named = np.asarray((self._names[references] == ids) | (self._other_names[references] == ids), dtype=bool)
-        named &= np.asarray(ids != "", dtype=bool)
-        same: NDArray[np.bool_] = named | (np.abs(self.references.energy[references] - energy) <= SAME_ENERGY)
-        return same

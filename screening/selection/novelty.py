@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ConfigError
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.structures.matching import composition_key, crystal_vector, same_crystal
+from ...pipeline.structures.matching import composition_key, crystal_vector
 from ...pipeline.structures.structure import Structure
+from ..chemistry.same_phase import PhaseMatcher
 from ..dataset.reader import read_structures
 
 NOVELTY = ("known", "new_phase", "new_composition", "not_compared")
@@ -40,7 +38,7 @@ class KnownCrystals:
 
     def __init__(self, path: str | Path) -> None:
         self.store = GraphStore(path)
-        self._matcher = _matcher()
+        self._matcher = PhaseMatcher("--known", "select")
         self._structure = lru_cache(maxsize=4096)(self._read)
 
     @cached_property
@@ -67,8 +65,7 @@ class KnownCrystals:
         """Look up a crystal among the known ones.
 
         Known crystals of the same reduced composition are tried nearest first, by the distance between their vectors
-        (see `pipeline.structures.matching.crystal_vector`). Two crystals match if `same_crystal` says so, or else if
-        pymatgen's StructureMatcher does, with its default tolerances and with volumes scaled to be equal.
+        (see `pipeline.structures.matching.crystal_vector`); `chemistry.same_phase.PhaseMatcher` compares them.
 
         Args:
             structure: The crystal.
@@ -84,18 +81,10 @@ class KnownCrystals:
         own = crystal_vector(structure)
         crystals = [(row, known) for row in rows if (known := self._structure(row)).pbc.all()]
         far = {row: float(np.abs(crystal_vector(known) - own).max()) for row, known in crystals}
-        candidate = _pymatgen(structure)
         for row, known in sorted(crystals, key=lambda item: (far[item[0]], item[0])):
-            if self._same(structure, candidate, known):
+            if self._matcher.same(structure, known):
                 return KNOWN, str(self.store.column("structure_id", row, row + 1)[0])
         return NEW_PHASE, ""
-
-    def _same(self, structure: Structure, candidate: Any, known: Structure) -> bool:
-        if same_crystal(structure, known):
-            return True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bool(self._matcher.fit(candidate, _pymatgen(known)))
 
     def _of_composition(self, structure: Structure) -> list[int]:
         """Return the rows of known crystals with the same reduced composition."""
@@ -110,21 +99,6 @@ def _fractions(structure: Structure) -> int:
     """Return a key that is equal for equal reduced compositions, whatever the periodicity."""
     periodic = Structure(structure.atomic_number, structure.cell, structure.frac_coord, np.ones(3, dtype=bool))
     return composition_key(periodic)
-
-
-def _pymatgen(structure: Structure) -> Any:
-    from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
-    from pymatgen.core import Structure as Crystal  # noqa: PLC0415
-
-    return Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)
-
-
-def _matcher() -> Any:
-    try:
-        from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - slow to import
-    except ImportError as error:
-        raise ConfigError(f"--known needs {error.name}: pip install 'equiscreen[select]'") from error
-    return StructureMatcher()
 
 
 # One random number per element; its mean over the atoms distinguishes compositions.

@@ -87,6 +87,25 @@ def test_nothing_in_common(scores: Path, graphs: GraphStore, columns: dict[str, 
         compare(scores, scores, columns=["volum"])
 
 
+def test_ids_in_common_by_chance_join_nothing(
+    scores: Path, graphs: GraphStore, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    formulas = list(columns["formula"])
+    formulas[2] = "Xe7Kr"
+    found = compare(scores, write_dataset(tmp_path / "b.zarr", graphs, {**columns, "formula": formulas}))
+    assert found.attrs["other_compositions"] == 1
+    assert 2 not in found["row_a"].values
+    strangers = write_dataset(tmp_path / "c.zarr", graphs, {**columns, "formula": ["Xe7Kr"] * len(formulas)})
+    with pytest.raises(StoreError, match="never for the same composition"):
+        compare(scores, strangers)
+    one = columns["structure_id"][0]
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,Xe7Kr\n")
+    with pytest.raises(SourceError, match="is Xe7Kr there, but"):
+        join_energies(scores, tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,{formulas[0]}\n")
+    assert join_energies(scores, tmp_path / "t.csv").attrs["dft"]["joined"] == 1
+
+
 @pytest.mark.parametrize("by", ["structure_id", "file_name"])
 @pytest.mark.parametrize("energy", ["dft_energy_per_atom", "energy"])
 def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ase
+import ase.io
 import numpy as np
 import pytest
 import xarray as xr
-from equiscreen.pipeline import GraphStore
+from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError, StoreError
 from equiscreen.screening import hull, open_scores
 from equiscreen.screening.convex_hull import energies, energy_above_hull
@@ -28,8 +30,11 @@ from equiscreen.screening.convex_hull.energy_above_hull import find_hull
 from equiscreen.screening.convex_hull.hull import summary
 from equiscreen.screening.dataset import reader
 from equiscreen.screening.dataset.paths import hull_path
+from equiscreen.screening.dataset.reader import ScoresReader
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from .hull_data import ELEMENTS, elements_of_mp, graphs_of, rows_of_mp, write_scores
 
@@ -105,12 +110,6 @@ def within(entries: list[PDEntry], composition: Composition) -> list[PDEntry]:
     return [entry for entry in entries if set(entry.composition.elements) <= set(composition.elements)]
 
 
-def same(a: PDEntry, b: PDEntry) -> bool:
-    """Whether a hull treats two entries as the same structure."""
-    formulas = {entry.composition.reduced_formula for entry in (a, b)}
-    return len(formulas) == 1 and abs(a.energy_per_atom - b.energy_per_atom) <= 1e-6
-
-
 def test_distances_are_those_of_phase_diagrams(crystals: Crystals, tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     found = hull(scores, [crystals.elements, crystals.others], scheme="mp2020-corrected")
@@ -124,7 +123,7 @@ def test_distances_are_those_of_phase_diagrams(crystals: Crystals, tmp_path: Pat
         entry = mine[place]
         if len(entry.composition) < 2:
             continue
-        near = [other for other in within(references, entry.composition) if not same(other, entry)]
+        near = within(references, entry.composition)
         expected = PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
         assert found["energy_above_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE), entry
         joint = PhaseDiagram([*within(references, entry.composition), *within(mine, entry.composition)])
@@ -168,35 +167,115 @@ def test_what_was_not_relaxed_is_called_so(crystals: Crystals, tmp_path: Path) -
     assert all(name.endswith("_unrelaxed") for name in energies)
 
 
-def test_a_structure_does_not_compete_with_itself(crystals: Crystals, tmp_path: Path) -> None:
-    """A structure is recognised by its id or energy; one on the hull is then below it, by its decomposition energy."""
+def test_known_phases_are_on_the_hull_that_they_belong_to(crystals: Crystals, tmp_path: Path) -> None:
+    """The references include the candidates, at other energies and under other names; nothing is left out."""
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
-    table = tmp_path / "own.csv"
-    with table.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["id", "formula", "energy_per_atom", "scheme"])
-        for place, (row, energy, n) in enumerate(zip(crystals.rows, crystals.corrected, crystals.n_atoms, strict=True)):
-            name, shift = (row["material_id"], 0.01) if place % 2 else ("", 0.0)
-            out.writerow([name, row["pretty_formula"], repr(float(energy / n + shift)), "mp2020-corrected"])
+    shift = np.where(np.arange(len(crystals.rows)) % 2, 0.01, 0.0)
+    table = own_references(crystals, tmp_path / "own.csv", shift)
     found = hull(scores, [crystals.elements, table], tmp_path / "h.zarr")
     mine = crystals.entries()
-    repeated = Counter(entry.composition.reduced_formula for entry in mine)
     elements = [PDEntry(Composition(s), e) for s, e in elements_of_mp(crystals.elements.parents[1]).items()]
+    references = [
+        PDEntry(entry.composition, entry.energy + more * entry.composition.num_atoms)
+        for entry, more in zip(mine, shift.tolist(), strict=True)
+    ]
+    for place in range(0, len(mine), 4):
+        entry = mine[place]
+        near = within([*elements, *references], entry.composition)
+        expected = PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
+        assert found["energy_above_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE)
+    above = found["energy_above_hull"].values
+    assert (above[shift == 0] == 0).sum() > 10  # stable phases, with the energies of their references
+    assert ((above < 0) & (shift == 0)).sum() == 0
+    assert "known phases included, to within the model's error" in summary(found, "h")
+
+
+def own_references(crystals: Crystals, path: Path, shift: np.ndarray[Any, Any]) -> Path:
+    """A table of the candidates themselves, with shifted energies (eV/atom)."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["id", "formula", "energy_per_atom", "scheme"])
+        for row, energy, n, more in zip(crystals.rows, crystals.corrected, crystals.n_atoms, shift, strict=True):
+            out.writerow(
+                [row["material_id"], row["pretty_formula"], repr(float(energy / n + more)), "mp2020-corrected"]
+            )
+    return path
+
+
+def test_the_own_phase_is_left_out_by_structure_alone(crystals: Crystals, tmp_path: Path) -> None:
+    """The references are the same crystals at other energies; their names are those of others."""
+    size = len(crystals.rows)
+    shift = np.random.default_rng(2).normal(0, 0.02, size)
+    energy = crystals.corrected + shift * crystals.n_atoms
+    swapped = np.roll(crystals.graphs.column("structure_id"), 1).tolist()
+    scheme = "mp2020-corrected"
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.corrected, scheme=scheme)
+    known = write_scores(tmp_path / "k.zarr", crystals.graphs, energy, scheme=scheme, ids=swapped)
+    elements = element_scores(crystals, tmp_path)
+    found = hull(scores, [known, elements], tmp_path / "h.zarr", exclude_self=True)
+    ends = [PDEntry(Composition(s), e) for s, e in elements_of_mp(crystals.elements.parents[1]).items()]
+    mine = crystals.entries()
+    matcher = StructureMatcher()
+    atoms = [AseAtomsAdaptor.get_structure(s.to_ase()) for s in ScoresReader(scores).structures(np.arange(size))]
     checked = 0
-    for place, entry in enumerate(mine):
-        if repeated[entry.composition.reduced_formula] > 1 or len(entry.composition) < 2 or place % 4:
+    for place in range(1, size, 5):
+        entry = mine[place]
+        if len(entry.composition) < 2:
             continue
-        shifted = [
-            other if i % 2 == 0 else PDEntry(other.composition, other.energy + 0.01 * other.composition.num_atoms)
-            for i, other in enumerate(mine)
-            if i != place
-        ]
-        near = within([*elements, *shifted], entry.composition)
+        others = []
+        for i, other in enumerate(mine):
+            alike = other.composition.reduced_formula == entry.composition.reduced_formula
+            if not (alike and matcher.fit(atoms[place], atoms[i])):
+                others.append(PDEntry(other.composition, other.energy + shift[i] * other.composition.num_atoms))
+        near = within([*ends, *others], entry.composition)
         expected = PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
         assert found["energy_above_hull"].values[place] == pytest.approx(expected, abs=TOLERANCE)
         checked += 1
-    assert checked > 10
-    assert (found["energy_above_hull"] < -1e-3).sum() > 10
+    assert checked > 5
+    assert found.attrs["hull"]["own_phases_left_out"] > 10
+    assert "without their own phases" in summary(found, "h")
+    assert "recognised by structure" in found["energy_above_hull"].attrs["description"]
+    table = own_references(crystals, tmp_path / "own.csv", shift)
+    with pytest.raises(SourceError, match=r"own\.csv: a table has no structures"):
+        hull(scores, [elements, table], tmp_path / "t.zarr", exclude_self=True)
+    with pytest.raises(SourceError, match=r"entries.*: entry .* has no structure"):
+        hull(scores, [known, crystals.elements], tmp_path / "t.zarr", exclude_self=True)
+    with pytest.raises(ConfigError, match=r"needs --references.*s\.zarr itself"):
+        hull(scores, out=tmp_path / "t.zarr", exclude_self=True)
+
+
+def element_scores(crystals: Crystals, folder: Path) -> Path:
+    """Scores of the elements, one atom each, at their energies in the Materials Project."""
+    energies = elements_of_mp(crystals.elements.parents[1])
+    atoms = [ase.Atoms(symbol, cell=[3.0] * 3, pbc=True) for symbol in energies]
+    ase.io.write(folder / "elements.extxyz", atoms)
+    featurize(folder / "elements.extxyz", folder / "elements.zarr", cutoff=3.5, scheduler="threads")
+    values = np.array(list(energies.values()))
+    return write_scores(folder / "e.zarr", GraphStore(folder / "elements.zarr"), values, scheme="mp2020-corrected")
+
+
+def test_names_and_their_order_change_no_bit(crystals: Crystals, tmp_path: Path) -> None:
+    size = len(crystals.rows)
+    shift = np.random.default_rng(3).normal(0, 0.05, size)
+    entries = [
+        {"entry_id": row["material_id"], "composition": Composition(row["pretty_formula"]).as_dict(), "energy": energy}
+        for row, energy in zip(crystals.rows, (crystals.corrected / crystals.n_atoms + shift).tolist(), strict=True)
+    ]
+    for entry in entries:
+        entry["energy"] *= sum(entry["composition"].values())
+    found = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        names = rng.permutation([row["material_id"] for row in crystals.rows]).tolist()
+        order = rng.permutation(size).tolist() if seed else range(size)
+        path = tmp_path / f"{seed}.json"
+        path.write_text(json.dumps([{**entries[i], "entry_id": names[i]} for i in order]))
+        ids = rng.permutation(names).tolist()
+        scores = write_scores(tmp_path / f"s{seed}.zarr", crystals.graphs, crystals.uncorrected, ids=ids)
+        found.append(hull(scores, [crystals.elements, path], tmp_path / f"h{seed}.zarr", scheme="mp2020-corrected"))
+    for name in set(found[0].variables) - {"structure_id", "decomposition"}:
+        for other in found[1:]:
+            np.testing.assert_array_equal(found[0][name].values, other[name].values)
 
 
 def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path) -> None:
@@ -205,7 +284,7 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
     needed = sorted({e.symbol for entry in crystals.entries() for e in entry.composition.elements} - {"Cl"})
     first = [PDEntry(Composition(symbol), elements[symbol]) for symbol in needed]
     mine = [*first, *crystals.entries()[len(first) :]]
-    # A compound at two energies: the lower does not compete with itself, the higher one competes with the lower.
+    # A compound at two energies: the higher one competes with the lower.
     mine[-1] = PDEntry(mine[-2].composition, mine[-2].energy + 0.1 * mine[-2].composition.num_atoms)
     energy = np.array([entry.energy_per_atom for entry in mine]) * crystals.n_atoms
     names = [entry.composition.reduced_formula for entry in mine]
@@ -226,12 +305,8 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
         near = within(mine, entry.composition)
         expected = PhaseDiagram(near).get_e_above_hull(entry)
         assert joint[place] == pytest.approx(expected, abs=TOLERANCE)
-        if len(symbols) > 1:
-            expected = PhaseDiagram([o for o in near if not same(o, entry)]).get_e_above_hull(
-                entry, allow_negative=True
-            )
-            checked += above[place] < 0
-        assert above[place] == pytest.approx(expected, abs=TOLERANCE)
+        assert above[place] == joint[place]
+        checked += expected > 0
     assert checked > 5
     assert set(attrs["missing_references"]) == {"Cl"}
 
@@ -383,7 +458,7 @@ def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(
 
 def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_path: Path) -> None:
     other = write_scores(tmp_path / "o.zarr", crystals.graphs, crystals.uncorrected, scheme="omat24")
-    with pytest.raises(ConfigError, match="'mp-uncorrected', those of the candidates 'omat24'"):
+    with pytest.raises(ConfigError, match=r"none of its entries.*mp-uncorrected: the candidates follow omat24"):
         hull(other, crystals.elements)
     assert not (tmp_path / "o.hull.zarr.partial").exists()
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
@@ -418,10 +493,10 @@ def test_references_that_change_during_the_run_are_noticed(
     known = write_scores(tmp_path / "k.zarr", crystals.graphs, crystals.uncorrected)
     other = write_scores(tmp_path / "other.zarr", crystals.graphs, crystals.uncorrected - 1.0)
 
-    def replaced(*given: Any) -> Any:
+    def replaced(*given: Any, **options: Any) -> Any:
         shutil.rmtree(known)
         other.rename(known)
-        return find_hull(*given)
+        return find_hull(*given, **options)
 
     monkeypatch.setattr(hull_module, "find_hull", replaced)
     with pytest.raises(StoreError, match=r"k\.zarr: has changed during this run"):
@@ -471,10 +546,14 @@ def test_bad_references_say_so(crystals: Crystals, tmp_path: Path) -> None:
         (file("bad.json", "{"), SourceError, "not valid JSON"),
         (file("numbers.json", "[1, 2]"), SourceError, "not a file of pymatgen entries"),
         (file("a.csv", "formula,x\nFe,1\n"), ConfigError, "columns formula and energy_per_atom"),
-        (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "not a chemical formula"),
+        (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "no composition .*'Fee'"),
         (file("c.csv", "formula,energy_per_atom\nFe,\n"), ConfigError, "none of its entries"),
-        (file("e.csv", "formula,energy_per_atom\nFe,abc\n"), ConfigError, "are not numbers"),
-        (file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"), ConfigError, "unknown energy scheme 'pbe'"),
+        (file("e.csv", "formula,energy_per_atom\nFe,abc\n"), ConfigError, "no finite energy: 'abc'"),
+        (
+            file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"),
+            ConfigError,
+            "none of its entries.*energy scheme pbe",
+        ),
     ):
         with pytest.raises(error, match=words):
             hull(scores, path, scheme="mp2020-corrected")

@@ -1,0 +1,49 @@
+"""Whether two structures are the same phase, by structure alone: names and energies play no part."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.structures.matching import same_crystal
+from ...pipeline.structures.structure import Structure
+
+
+class PhaseMatcher:
+    """Compares structures with `same_crystal`, then with pymatgen's StructureMatcher at its default tolerances.
+
+    The StructureMatcher scales volumes to be equal, so that a relaxed structure matches the one that it came from. It
+    takes mirror images as one phase; their energies are equal.
+
+    Args:
+        needed_by: The option that needs it, for the message if pymatgen is not installed.
+        extra: The extra of the package that installs pymatgen.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+
+    def __init__(self, needed_by: str, extra: str) -> None:
+        try:
+            from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - slow to import
+        except ImportError as error:
+            raise ConfigError(f"{needed_by} needs {error.name}: pip install 'equiscreen[{extra}]'") from error
+        self._matcher = StructureMatcher()
+
+    def same(self, a: Structure, b: Structure) -> bool:
+        """Whether two structures are the same phase; unless periodic in three directions, their content must agree."""
+        if same_crystal(a, b):
+            return True
+        if not (a.pbc.all() and b.pbc.all()):
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(self._matcher.fit(_pymatgen(a), _pymatgen(b)))
+
+
+def _pymatgen(structure: Structure) -> Any:
+    from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
+    from pymatgen.core import Structure as Crystal  # noqa: PLC0415
+
+    return Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)

@@ -1,0 +1,71 @@
+"""The own phases of candidates among the references, for hulls that leave them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from ...pipeline.structures.structure import Structure
+from ..chemistry.composition import Compositions
+from ..chemistry.same_phase import PhaseMatcher
+from .energies import EnergyRows, ScoredEnergies
+from .references import References
+
+# Structures of references in memory; many candidates of one composition are compared with the same ones.
+_CACHED = 4096
+
+
+class OwnPhases:
+    """Recognises references that are a candidate itself, by their structures.
+
+    Elements are measured against their own references, which are the zero of the scale.
+
+    Args:
+        scores: The dataset of the candidates.
+        references: All references, each with a structure.
+        compositions: Compositions of candidates and references.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+
+    def __init__(self, scores: ScoredEnergies, references: References, compositions: Compositions) -> None:
+        self._scores, self._references = scores, references
+        self._starts = references.starts(len(compositions))
+        self._compound = np.array([len(compositions.system(number)) > 1 for number in range(len(compositions))])
+        self._matcher = PhaseMatcher("--exclude-self", "hull")
+        self._structure = lru_cache(_CACHED)(self._read)
+
+    def of(self, rows: EnergyRows) -> dict[int, list[int]]:
+        """Find the rows whose lowest reference of the same composition is their own phase.
+
+        Returns:
+            For each of these rows, the places of the other references of its composition, lowest energy first.
+
+        Raises:
+            StoreError: The structures of the candidates cannot be read.
+            SourceError: The structures of the references cannot be read.
+        """
+        first, last = self._starts[rows.composition], self._starts[rows.composition + 1]
+        asked = np.flatnonzero(self._compound[rows.composition] & (last > first) & np.isfinite(rows.energy))
+        structures = self._scores.structures(rows.start + asked)
+        own: dict[int, list[int]] = {}
+        for row, structure in zip(asked.tolist(), structures, strict=True):
+            others = list(self._others(structure, range(int(first[row]), int(last[row]))))
+            if not others or others[0] != first[row]:
+                own[rows.start + row] = others
+        return own
+
+    def _others(self, structure: Structure, places: range) -> Iterator[int]:
+        """Places of references that are another phase than a structure."""
+        for place in places:
+            if not self._matcher.same(structure, self._structure(place)):
+                yield place
+
+    def _read(self, place: int) -> Structure:
+        read = self._references.structures[place]
+        if read is None:
+            raise ValueError(f"reference {place} was read without its structure")
+        return read()

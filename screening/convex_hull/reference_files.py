@@ -1,0 +1,135 @@
+"""Reading of reference phases: entries of the Materials Project, scores datasets, or tables of energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...pipeline.energy_schemes import OWN, SCHEMES
+from ...pipeline.errors import ConfigError, SourceError, StoreError
+from ...pipeline.runs.target import ROOT_FILE
+from ...pipeline.structures.structure import Structure
+from ..chemistry.composition import Compositions
+from .energies import ScoredEnergies, check_same_basis
+from .mp2020 import MP2020
+from .reference_entries import read_entries
+from .reference_tables import TABLES, FormationEnergy, add_formation_energies, read_table
+from .references import Gathered, LeftOut, ReadSettings, References
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether references are a scores dataset."""
+    return str(path).rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
+
+
+def read_references(
+    paths: Sequence[str | Path],
+    candidates: ScoredEnergies,
+    compositions: Compositions,
+    corrections: MP2020 | None,
+    *,
+    scheme: str | None = None,
+    allow_unrelaxed: bool = False,
+    with_structures: bool = False,
+) -> References:
+    """Read reference phases.
+
+    Args:
+        paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
+            and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id and ``scheme``.
+        candidates: Scores that the references are for.
+        compositions: The compositions of the references are added to it.
+        corrections: MP2020 corrections, for energies that need them.
+        scheme: Energy scheme of table rows that state none, and of entries without a run type.
+        allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
+        with_structures: Whether every reference needs a structure.
+
+    Raises:
+        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry.
+        SourceError: A file cannot be read, or has no structures although they are needed.
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise ConfigError(f"unknown energy scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
+    settings = ReadSettings(candidates.scheme, scheme, compositions, corrections, with_structures)
+    found, waiting = Gathered(), list[FormationEnergy]()
+    account: list[dict[str, Any]] = []
+    tables: dict[int, LeftOut] = {}
+    for path in paths:
+        before, waited = len(found.energy), len(waiting)
+        name = str(path).rstrip("/")
+        if name.endswith(TABLES):
+            left_out = tables[len(account)] = LeftOut()
+            notes = {**read_table(name, settings, found, waiting, left_out), **left_out.attrs()}
+        elif is_dataset(name):
+            notes = _read_dataset(name, candidates, settings, found, allow=allow_unrelaxed)
+        else:
+            notes = read_entries(name, settings, found)
+        read = len(found.energy) - before + len(waiting) - waited
+        if not read:
+            raise ConfigError(f"{path}: none of its entries can be used{_reasons(notes)}")
+        account.append({"path": name, "entries": read, **notes})
+    add_formation_energies(waiting, compositions, found)
+    for place, left_out in tables.items():
+        lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies without elements
+        account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
+    return References.of(found, candidates.n_members, account)
+
+
+def _reasons(notes: dict[str, Any]) -> str:
+    """Why entries of a file were left out, for a message."""
+    because = notes.get("left_out_because", {})
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in notes.get("left_out_by_reason", {}).items())
+    first = next(iter(because.items()), None)
+    return f" ({counts}; the first, {first[0]}: {first[1]})" if first else ""
+
+
+def _read_dataset(
+    path: str, candidates: ScoredEnergies, settings: ReadSettings, found: Gathered, *, allow: bool
+) -> dict[str, Any]:
+    """Read a scores dataset."""
+    rows = ScoredEnergies(path)
+    if not rows.relaxed and not allow and candidates.relaxed:
+        raise ConfigError(
+            f"{path}: its structures are not relaxed, but the candidates are; use --unrelaxed-references to accept them"
+        )
+    check_same_basis(candidates.scheme, rows.scheme, path)
+    if rows.scheme == OWN and rows.model != candidates.model and settings.assumed != OWN:
+        raise ConfigError(
+            f"{path}: its energies come from another model, and their energy scheme has no name; use --scheme own if "
+            "both models were trained on the same energies"
+        )
+    with_members = rows.n_members and rows.n_members == candidates.n_members
+    left_out = 0
+    for chunk in rows.energies(settings.compositions, settings.corrections):
+        ids = rows.ids(chunk)
+        own = rows.member_energies(chunk) if with_members else None
+        competing = np.flatnonzero(chunk.competes)
+        left_out += len(chunk.competes) - len(competing)
+        for row in competing.tolist():
+            members = None if own is None else own[row]
+            structure = partial(_structure, rows, chunk.start + row) if settings.with_structures else None
+            found.add(int(chunk.composition[row]), float(chunk.energy[row]), ids[row], members, structure)
+    return {
+        "kind": "dataset",
+        "scheme": rows.scheme,
+        "relaxed": rows.relaxed,
+        "store_hash": rows.attrs["store_hash"],
+        "left_out": left_out,
+        "left_out_by_reason": {"no reliable energy": left_out} if left_out else {},
+    }
+
+
+def _structure(rows: ScoredEnergies, row: int) -> Structure:
+    """Structure of a row of a dataset of references.
+
+    Raises:
+        SourceError: It cannot be read.
+    """
+    try:
+        return rows.structures(np.array([row]))[0]
+    except StoreError as error:
+        raise SourceError(f"{rows.path}: --exclude-self needs the structures of references: {error}") from error

@@ -1,0 +1,141 @@
+"""References of other functionals, and entries that are no entries: each is left out and counted, or read right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from equiscreen.pipeline import GraphStore, featurize
+from equiscreen.pipeline.errors import ConfigError, EquiscreenError
+from equiscreen.screening import hull, screen
+from equiscreen.screening.chemistry.composition import parsed
+from equiscreen.screening.convex_hull.hull import summary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from .hull_data import write_scores
+
+CASES = Path(__file__).parent / "cases"
+# NaCl, whose distance tells whether the odd entry took part.
+NACL = 0.0060
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("odd") / "g.zarr"
+    featurize(CASES / "candidates.json", out, cutoff=5.0, scheduler="threads")
+    return out
+
+
+@pytest.fixture(scope="module")
+def scores(graphs: Path, sevennet_model: Path) -> Path:
+    return Path(str(screen(graphs, sevennet_model, graphs.with_name("s.zarr"), scheduler="threads").encoding["source"]))
+
+
+def above(found: xr.Dataset) -> dict[str, float]:
+    return dict(zip(found["formula"].values.tolist(), found["energy_above_hull_unrelaxed"].values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("h02_SCAN", "functional SCAN"),
+        ("h02_R2SCAN", "functional r2SCAN"),
+        ("h12b_UnoHub", "Hubbard U of another scheme"),
+        ("h13_nan", "no finite energy"),
+        ("h18_formula_str", "no composition of whole numbers of atoms"),
+        ("h19_potcar", "pseudopotentials of another scheme"),
+        ("h19d_spec", "malformed parameters.potcar_spec"),
+        ("h19h_runlist", "malformed parameters.run_type"),
+    ],
+)
+def test_an_odd_entry_is_left_out_and_counted(scores: Path, tmp_path: Path, name: str, reason: str) -> None:
+    found = hull(scores, CASES / f"{name}.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
+    account = found.attrs["hull"]["references"][0]
+    read = len(json.loads((CASES / f"{name}.json").read_text()))
+    assert account["left_out_by_reason"] == {reason: 1}
+    assert account["entries"] + account["left_out"] == read
+    assert f"1 references left out (1 {reason})" in summary(found, "h")
+    if name != "h19h_runlist":  # where NaCl itself is left out
+        assert above(found)["NaCl"] == pytest.approx(NACL, abs=5e-4)
+
+
+def test_charges_in_compositions_and_formulas_are_read(scores: Path, tmp_path: Path) -> None:
+    found = hull(scores, CASES / "h03b_oxcomp.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out"] == 0
+    plain = json.loads((CASES / "h03b_oxcomp.json").read_text())
+    for entry in plain:
+        entry["composition"] = {name.rstrip("1+-"): count for name, count in entry["composition"].items()}
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    expected = hull(scores, tmp_path / "plain.json", tmp_path / "p.zarr", scheme="mp-uncorrected")
+    assert above(found) == pytest.approx(above(expected), nan_ok=True)
+    assert parsed("Na1+ Cl1-") == parsed("Na+1 Cl-1") == parsed("NaCl")
+    assert parsed("Fe3+2 O2-3") == parsed("Fe2O3")
+    for text in ("SO42-", "Na1+Cl1-2-", "+", "Fe 2+", ""):
+        with pytest.raises(ConfigError):
+            parsed(text)
+
+
+def test_a_bad_row_leaves_out_itself(scores: Path, tmp_path: Path) -> None:
+    whole = hull(scores, CASES / "h20.csv", tmp_path / "a.zarr", scheme="mp-uncorrected")
+    found = hull(scores, CASES / "h20b_frac.csv", tmp_path / "b.zarr", scheme="mp-uncorrected")
+    assert above(found) == pytest.approx(above(whole), nan_ok=True)
+    assert found.attrs["hull"]["references"][0]["left_out_because"] == {
+        "h": "no composition of whole numbers of atoms: 'Fe0.95O'"
+    }
+
+
+def test_formation_energies_as_energies_above_hull_are_told(scores: Path, tmp_path: Path) -> None:
+    elements = [entry for entry in json.loads((CASES / "h00_base.json").read_text()) if len(entry["composition"]) == 1]
+    (tmp_path / "elements.json").write_text(json.dumps(elements))
+    found = hull(scores, tmp_path / "elements.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["without_compounds"] == 6
+    assert "warning: for 6 structures no reference contains two of their elements" in summary(found, "h")
+
+
+# Values that somebody may find in a file of entries, in place of those that belong there.
+ODD: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=5),
+    st.sampled_from([float("nan"), float("inf"), -1e300, 10**30, -3.3, 0, [], {}, [1], {"a": 1}, [[]], "GGA", "1.5"]),
+)
+PLACES = ("composition", "energy", "entry_id", "parameters", "data", "structure", "run_type")
+INNER = ("run_type", "hubbards", "potcar_spec", "potcar_symbols", "oxide_type", "sulfide_type", "oxidation_states")
+
+
+@pytest.fixture(scope="module")
+def own_scores(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Scores of NaCl and others at sound energies, without a model."""
+    store = GraphStore(graphs)
+    energies = -3.0 * store.n_atoms.astype(np.float64)
+    path = write_scores(tmp_path_factory.mktemp("own") / "s.zarr", store, energies)
+    return lambda: path
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.one_of(st.none(), st.sampled_from(INNER)), ODD), max_size=3))
+def test_whatever_stands_in_an_entry_it_is_used_or_counted(
+    own_scores: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, str | None, Any]]
+) -> None:
+    entries = json.loads((CASES / "h00_base.json").read_text())
+    odd = entries[6]  # NaCl
+    for place, inner, value in changes:
+        if inner is not None and isinstance(odd.get(place), dict):
+            odd[place][inner] = value
+        else:
+            odd[place] = value
+    path = tmp_path_factory.mktemp("odd") / "entries.json"
+    path.write_text(json.dumps(entries))
+    try:
+        found = hull(own_scores(), path, path.with_name("h.zarr"), scheme="mp-uncorrected")
+    except EquiscreenError as error:
+        pytest.fail(f"the whole file is refused: {error}")
+    account = found.attrs["hull"]["references"][0]
+    assert account["entries"] + account["left_out"] == len(entries)
+    assert not np.isinf(found["energy_above_hull"].values).any()
