@@ -40,7 +40,8 @@ from equiscreen.pipeline.store.schema import STRUCTURE, TEXT, ArraySpec, flags
 from equiscreen.screening import hull
 from equiscreen.screening.chemistry.composition import Compositions, formulas
 from equiscreen.screening.convex_hull.energies import ScoredEnergies
-from equiscreen.screening.convex_hull.references import References, read_references
+from equiscreen.screening.convex_hull.reference_files import read_references
+from equiscreen.screening.convex_hull.references import References
 from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STATUS_MEANINGS
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
