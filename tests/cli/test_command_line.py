@@ -225,7 +225,7 @@ def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_pa
     assert again.returncode == 0, again.stderr
     assert_one_line(
         equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "t", "--from", run),
-        "an ensemble; fine-tune its members",
+        "an ensemble; fine-tune one of its members",
     )
 
 
