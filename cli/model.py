@@ -108,9 +108,9 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` take the checkpoint. Reads SevenNet's .pth files and Nequix's
-    .pt and .nqx files of any name; the architecture is taken from the file. The energy scheme decides which
-    energies the model may be compared with, and is stored in the checkpoint.
+    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Reads SevenNet's .pth files and Nequix's
+    .pt and .nqx files, whatever their names; the architecture is taken from the file. The energy scheme determines
+    which energies the model's predictions may be compared with, and is stored in the checkpoint.
 
     \b
     Example:

@@ -106,7 +106,7 @@ def featurize(
         Path | None, typer.Option(help="Write the mapping given by --labels, --label and --column to this YAML file.")
     ] = None,
     column: Annotated[list[str] | None, typer.Option(help="Input column to copy to the store. Repeatable.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="Column or key that holds the name of a structure.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Column or key that holds the id of a structure.")] = None,
     file_format: Annotated[
         Format | None,
         typer.Option("--format", help="Format of all sources.", show_default="detected from the content"),

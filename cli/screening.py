@@ -64,8 +64,8 @@ def screen(
     `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
-    with units, and a status that says why a structure could not be scored; several models add energy_std and
-    energy_members. An interrupted run resumes when you run the same command again.
+    with units, and a status that says why a structure could not be scored. With several models, it also holds
+    energy_std and energy_members. An interrupted run resumes when you run the same command again.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What the acts share: timing of their steps, and the common lines of their reports."""
+"""Code shared by the acts: timing of their steps, and the lines that their reports have in common."""
 
 from __future__ import annotations
 

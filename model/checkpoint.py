@@ -29,7 +29,7 @@ class ModelCard:
 
     Attributes:
         symmetry: Symmetry group under which the network is equivariant.
-        energy_scheme: Energy scheme of the model; decides which energies its predictions may be compared with.
+        energy_scheme: Energy scheme of the model; determines which energies its predictions may be compared with.
         training_data: Hash of the graph store that the network was trained on.
         validation: Mean absolute errors on the validation structures, keyed by name and unit.
         test: Mean absolute errors on the test structures, if there are any.
@@ -152,7 +152,7 @@ def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None
 
 
 def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[Network], ModelCard]:
-    """Read the network or all members of the ensemble at a path, with the model card of the whole.
+    """Read the network, or all members of the ensemble, at a path, together with its model card.
 
     Raises:
         CheckpointError: As in `load_checkpoint` and `find_checkpoints`.

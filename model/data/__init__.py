@@ -1,4 +1,4 @@
 """Batches, targets, splits and statistics of training data.
 
-Another way to hold out structures goes into `splits`.
+To hold out structures in another way, extend `splits`.
 """

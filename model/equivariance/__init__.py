@@ -1,4 +1,4 @@
 """Irreps, Cartesian tensors and rotations.
 
-Another kind of tensor that a head can predict is an entry of `tensors.TENSORS`.
+To let heads predict another kind of tensor, add an entry to `tensors.TENSORS`.
 """

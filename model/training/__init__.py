@@ -1,4 +1,4 @@
 """Training of a network or an ensemble, fine-tuning, and repetition of a run.
 
-Another loss goes into `losses`, another learning rate schedule into `schedule`; `train` is the entry point.
+To add a loss, extend `losses`; to add a learning rate schedule, extend `schedule`. `train` is the entry point.
 """

@@ -50,7 +50,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
     for what, paths in absent.items():
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys there: {', '.join(keys)} (if later structures have it, set `optional: true` in a YAML mapping)"
+            f"keys found: {', '.join(keys)} (if later structures have it, set `optional: true` in a YAML mapping)"
         )
 
 

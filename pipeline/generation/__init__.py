@@ -1,4 +1,4 @@
 """Candidate crystals made by ion substitution in prototypes.
 
-Another source of prototypes goes into `prototypes`; another method gets a module beside `substitution`.
+To add a source of prototypes, extend `prototypes`; for another method, write a module like `substitution`.
 """

@@ -1,4 +1,4 @@
-"""Splitting: a stream is split into documents, the text of single records, with little of it in memory.
+"""Splitting of a stream into documents, each the text of one record, with only a little of it in memory at a time.
 
 Splitting is cheap and does not depend on the content of a record; `records` parses the documents.
 """

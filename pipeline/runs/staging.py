@@ -150,7 +150,7 @@ def staged_run(
         extend: The new output contains the rows of the existing one and replaces it.
 
     Raises:
-        OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
+        OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
     """
     target = Target.of(out)
     if target.path is not None:

@@ -102,11 +102,11 @@ class StoreWriter:
 
         Args:
             total: Number of items, for the progress report.
-            unit: Name of an item.
+            unit: Plural name of an item, for the progress report.
             on_workers: Whether to connect to Dask workers; without them, everything is done in this process.
 
         Raises:
-            OutputExistsError: The output exists, another run is at work on it, or an unfinished run had other settings.
+            OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
             EquiscreenError: No cluster answers.
         """
         named = [str(path).removeprefix("file://") for path in (*(store.path for store in self.inputs), *self.files)]

@@ -1,4 +1,5 @@
 """Energy above the convex hull of competing phases.
 
-Another file format of competing phases goes into `references`; other energy corrections get a module beside `mp2020`.
+To read competing phases from another file format, extend `references`; for other energy corrections, write a module
+like `mp2020`.
 """

@@ -1,11 +1,12 @@
 """Lower convex hulls of chemical systems, evaluated at many compositions at once.
 
 All energies are per atom. Within a system they are relative to its elements, whose energies are zero. The hull is the
-largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a composition
-the hull is the maximum of the affine functions that the facets span: one matrix product for all compositions. The facet
-of the maximum also gives the decomposition products, and with them a proof: no entry lies below its plane, and the
-composition lies between its corners. Where that proof fails (facets that are almost flat), and in systems with so many
-elements that the hull has too many facets, a linear program is solved for each composition.
+largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a given
+composition, the hull is the maximum of the affine functions that the facets define, so that one matrix product serves
+all compositions. The facet that attains the maximum also gives the decomposition products, and with them a proof: no
+entry lies below its plane, and the composition lies between its corners. Where that proof fails (because facets are
+nearly degenerate), and in systems with so many elements that the hull has too many facets, a linear program is solved
+for each composition.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BELOW, _OUTSIDE = 1e-11, 1e-10
 # The number of facets of n points in d elements grows as n^(d/2): beyond these limits, linear programs are solved.
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
-# Up to this many simplices, all are tried, which is cheaper than to run qhull.
+# Up to this many simplices, all are tried, which is cheaper than running qhull.
 _FEW_SIMPLICES = 40
 # Largest number of elements of a temporary array of compositions by facets, or of facets by entries.
 _TABLE = 1 << 22

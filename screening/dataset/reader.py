@@ -100,7 +100,7 @@ class ScoresReader:
         """The graph store of the structures.
 
         Raises:
-            StoreError: The store is missing, or not the one that the scores were made from.
+            StoreError: The store is missing, or not the one that the scores were computed from.
         """
         place = place_of_graphs(self.path, self.attrs, self._given_store)
         try:
@@ -110,7 +110,7 @@ class ScoresReader:
                 f"{self.path}: cannot open its graph store; give its path with --store ({error})"
             ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
-            raise StoreError(f"{place}: is not the graph store that {self.path} was made from, or has changed")
+            raise StoreError(f"{place}: is not the graph store that {self.path} was computed from, or has changed")
         return graphs
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:

@@ -89,9 +89,9 @@ class RelaxSettings:
         if self.rattle < 0 or self.skin < 0:
             raise ConfigError("rattle and skin must not be negative")
         if self.rattle and self.fix_symmetry:
-            raise ConfigError("a rattle breaks the symmetry that fix_symmetry keeps; choose one of them")
+            raise ConfigError("a rattle breaks the symmetry that fix_symmetry keeps; set either rattle or fix_symmetry")
         if self.fix_cell and self.pressure:
-            raise ConfigError("a pressure has nothing to act on if the cell is fixed; choose one of them")
+            raise ConfigError("pressure has no effect on a fixed cell; set either pressure or fix_cell")
 
 
 @dataclass(frozen=True, slots=True)

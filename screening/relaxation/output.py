@@ -112,7 +112,7 @@ def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSetti
 
 
 def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff: float) -> dict[str, Any]:
-    """Rows of the graph store of the relaxed structures, without structure ids, sources and columns.
+    """Rows of the graph store of the relaxed structures, without structure ids, sources or columns.
 
     Args:
         structures: Structures to store, see `final_structures`.

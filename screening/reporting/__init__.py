@@ -1,4 +1,4 @@
 """Report of a screen as one HTML page.
 
-Another figure is a function in `figures`; `content` collects its numbers, and `report` places it on the page.
+To add a figure, write a function in `figures`; `content` collects its numbers, and `report` places it on the page.
 """

@@ -1,5 +1,5 @@
 """Selecting the best structures of a scores dataset and writing them to files.
 
-Another derived column goes into `derived_columns`; another output format into `outputs`, with a writer like
+To add a derived column, extend `derived_columns`; to add an output format, extend `outputs` and write a class like
 `structure_files.CifFolder`.
 """

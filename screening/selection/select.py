@@ -220,7 +220,9 @@ def _output_folder(out: str | Path, inputs: Sequence[Path], *, overwrite: bool) 
         OutputExistsError: The output exists, or another run is writing it.
     """
     if "://" in str(out):
-        raise OutputExistsError(f"{out}: a selection needs a local folder; write one and copy it")
+        raise OutputExistsError(
+            f"{out}: a selection can only be written to a local folder; write it there, then copy it"
+        )
     target = Path(out).resolve()
     partial = target.with_name(f"{target.name}.partial")
     check_place(target, inputs)

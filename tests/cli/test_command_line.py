@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("featurize", "{}/empty.csv", "--out", "{}/o.zarr"), ("empty.csv", "empty")),
         (("featurize", "{}/bad.cif", "--out", "{}/o.zarr", "--scheduler", "threads"), ("bad.cif", "none of its")),
         (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
-        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys there")),
+        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys found")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME[:SHAPE]=KEY.PATH[unit]",)),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"), ("shipped mapping (mlearn)",)),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--cutoff", "-1"), ("cutoff of -1",)),

@@ -287,7 +287,7 @@ def test_unknown_formats_empty_folders_and_truncated_archives(tmp_path: Path) ->
 
 def test_a_label_key_that_is_absent_is_named_before_the_work(tmp_path: Path) -> None:
     source = make_source("records in JSON.gz", tmp_path)
-    with pytest.raises(LabelError, match=r"'gaap'; keys there: id, gap"):
+    with pytest.raises(LabelError, match=r"'gaap'; keys found: id, gap"):
         run(source, tmp_path / "g.zarr", labels=LabelMapping().with_inline(["gap=gaap[eV]"]))
     with pytest.raises(LabelError, match="column 'colour'"):
         run(source, tmp_path / "g.zarr", labels=LabelMapping(columns=("colour",)))

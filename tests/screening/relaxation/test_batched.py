@@ -322,7 +322,7 @@ def test_the_skin_changes_nothing(exported: Callable[[str], Path]) -> None:
         ({"fmax": 0.0}, "positive"),
         ({"skin": -1.0}, "negative"),
         ({"rattle": 0.05, "fix_symmetry": True}, "breaks the symmetry"),
-        ({"fix_cell": True, "pressure": 1.0}, "nothing to act on"),
+        ({"fix_cell": True, "pressure": 1.0}, "no effect on a fixed cell"),
     ],
 )
 def test_settings_that_contradict_each_other(said: dict[str, float], message: str) -> None:
