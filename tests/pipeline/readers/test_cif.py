@@ -1,0 +1,141 @@
+"""CIFs that lie, and CIFs that are hard to read: refused with the reason, or read right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+from equiscreen.pipeline.errors import InvalidStructureError
+from equiscreen.pipeline.readers.cif import structure_from_cif
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+CASES = Path(__file__).parent / "cases" / "cif"
+READ = {
+    "c04c_R-3m_hexname_rhombcell.cif": "Bi2",
+    "c09_Fd-3mS.cif": "Si8",
+    "c10_Fd-3m_origin1_Z8.cif": "Si8",
+    "c16_Wat.cif": "CaO2",
+    "c18_dum.cif": "CO",
+    "c33_P2m_uniquec.cif": "Cl4Na",
+    "c36_quoted_num.cif": "Cl4Na4",
+    "e20_P63mmc_full.cif": "Mg2",
+    "f01_nolabel.cif": "ClNa",
+    "f02_type_q.cif": "ClNa",
+    "MnF2.mcif": "F4Mn2",
+}
+REFUSED = {
+    "c11_xyz_only_but_Fm-3m.cif": "atoms are missing",
+    "c19_disorder_noocc.cif": "disordered",
+    "c20_occ_4.cif": "occupancy above 1",
+    "c20_occ_comma.cif": "occupancy is not a number",
+    "c22b_Cu0.6Al0.4.cif": "unknown element",
+    "c23_attachedH.cif": "hydrogen atoms without coordinates",
+    "c46_cell_not_cubic.cif": "contradicts the space group",
+    "d015.cif": "ambiguous element",
+    "d059.cif": "ambiguous element",
+    "e02_no_z.cif": "coordinates missing",
+    "e05_occ_01.cif": "occupancy is not a number",
+    "e08_multiplicity.cif": "multiplicity 4 in the file",
+    "e11_P21c_gamma.cif": "contradicts the space group",
+}
+
+
+def formula(text: str) -> str:
+    return str(structure_from_cif(text)[0].to_ase().get_chemical_formula())
+
+
+@pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
+def test_a_hard_file_is_read_right_or_refused_with_the_reason(path: Path) -> None:
+    if path.name in READ:
+        assert formula(path.read_text()) == READ[path.name]
+        return
+    with pytest.raises(InvalidStructureError, match=REFUSED.get(path.name, "unknown element")):
+        structure_from_cif(path.read_text())
+
+
+HEAD = "data_x\n_cell_length_a {a}\n_cell_length_b {b}\n_cell_length_c {c}\n"
+HEAD += "_cell_angle_alpha {alpha}\n_cell_angle_beta {beta}\n_cell_angle_gamma {gamma}\n"
+SITES = "loop_\n_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
+
+
+def cif(group: str, cell: tuple[float, ...], sites: str = "Na1 Na 0.11 0.23 0.37\n") -> str:
+    names = ("a", "b", "c", "alpha", "beta", "gamma")
+    return HEAD.format(**dict(zip(names, cell, strict=True))) + group + SITES + sites
+
+
+CELLS = {  # a cell of each crystal system that has no higher symmetry
+    "triclinic": (10.1, 12.2, 14.3, 81.0, 97.0, 103.0),
+    "monoclinic": (10.1, 12.2, 14.3, 90.0, 104.0, 90.0),
+    "orthorhombic": (10.1, 12.2, 14.3, 90.0, 90.0, 90.0),
+    "tetragonal": (10.1, 10.1, 14.3, 90.0, 90.0, 90.0),
+    "trigonal": (10.1, 10.1, 14.3, 90.0, 90.0, 120.0),
+    "hexagonal": (10.1, 10.1, 14.3, 90.0, 90.0, 120.0),
+    "cubic": (10.1, 10.1, 10.1, 90.0, 90.0, 90.0),
+}
+_HEXAGONAL = {"trigonal", "hexagonal"}
+FIT = {  # the cells that a group of each system leaves as they are
+    "triclinic": set(CELLS),
+    "monoclinic": {"monoclinic", "orthorhombic", "tetragonal", "cubic"},
+    "orthorhombic": {"orthorhombic", "tetragonal", "cubic"},
+    "tetragonal": {"tetragonal", "cubic"},
+    "trigonal": _HEXAGONAL,
+    "hexagonal": _HEXAGONAL,
+    "cubic": {"cubic"},
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 230), st.sampled_from(sorted(CELLS)))
+def test_a_group_takes_only_cells_that_it_leaves_as_they_are(number: int, system: str) -> None:
+    """By its number, its name or its operators alike."""
+    group = gemmi.get_spacegroup_reference_setting(number)
+    assume(group.ext != "H" or system != "cubic")  # a cube is also a rhombohedron
+    enough = system in FIT[group.crystal_system_str()]
+    operators = "".join(f"'{operation.triplet()}'\n" for operation in group.operations())
+    ways = [f"loop_\n_space_group_symop_operation_xyz\n{operators}"]
+    if group.ext not in {"1", "2"}:  # of two origins, the number alone names neither
+        ways += [f"_space_group_IT_number '{number}'\n", f"_symmetry_space_group_name_H-M '{group.xhm()}'\n"]
+    for way in ways:
+        if enough:
+            found = structure_from_cif(cif(way, CELLS[system]))[0]
+            assert len(found) == len(list(group.operations()))
+        else:
+            with pytest.raises(InvalidStructureError, match="contradicts the space group"):
+                structure_from_cif(cif(way, CELLS[system]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["Na", "Cl", "Fe", "O", "H", "Zr"]),
+    st.sampled_from(["", "1", "1A", "(2)", "'", "_b"]),
+    st.sampled_from(["", "3+", "2-", "+", "-", "+2"]),
+)
+def test_labels_and_charges_name_one_element(symbol: str, rest: str, charge: str) -> None:
+    expected = gemmi.Element(symbol).atomic_number
+    for kind in (f"{symbol}{charge}", "?", "."):
+        site = f'"{symbol}{rest}" {kind} 0.1 0.2 0.3\n'
+        assert structure_from_cif(cif("", CELLS["triclinic"], site))[0].atomic_number.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Fe0.5Ni0.5", "Fe/Ni", "Fe,Ni", "Fe+Ni", "Fe|Ni", "Fe;Ni", "FeNi", "Fe-Ni", "CO", "NO", "CS", "M", "X", "Lp"],
+)
+def test_mixed_and_unknown_sites_are_refused(text: str) -> None:
+    for label, kind in ((f"'{text}'", "?"), ("A1", f"'{text}'")):
+        with pytest.raises(InvalidStructureError, match=r"element"):
+            structure_from_cif(cif("", CELLS["triclinic"], f"{label} {kind} 0.1 0.2 0.3\n"))
+
+
+def test_magnetic_centerings_double_the_atoms() -> None:
+    text = (CASES / "MnF2.mcif").read_text()
+    one = "_space_group_symop_magn_centering.xyz\n1 x,y,z,+1\n"
+    assert one in text
+    cell = structure_from_cif(text.replace(one, f"{one}2 x+1/2,y+1/2,z,-1\n"))[0]  # in no table of settings
+    assert np.bincount(cell.atomic_number)[[9, 25]].tolist() == [8, 4]
+    start, end = text.index("loop_\n_space_group_symop"), text.index("_cell_length_a")
+    with pytest.raises(InvalidStructureError, match="magnetic space group without its operations"):
+        structure_from_cif(text[:start] + text[end:])
