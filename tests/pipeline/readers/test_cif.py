@@ -61,19 +61,19 @@ HEAD += "_cell_angle_alpha {alpha}\n_cell_angle_beta {beta}\n_cell_angle_gamma {
 SITES = "loop_\n_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
 
 
-def cif(group: str, cell: tuple[float, ...], sites: str = "Na1 Na 0.11 0.23 0.37\n") -> str:
+def cif(group: str, cell: tuple[float, ...], sites: str = "Na1 Na 0.07 0.21 0.323\n") -> str:
     names = ("a", "b", "c", "alpha", "beta", "gamma")
     return HEAD.format(**dict(zip(names, cell, strict=True))) + group + SITES + sites
 
 
 CELLS = {  # a cell of each crystal system that has no higher symmetry
-    "triclinic": (10.1, 12.2, 14.3, 81.0, 97.0, 103.0),
-    "monoclinic": (10.1, 12.2, 14.3, 90.0, 104.0, 90.0),
-    "orthorhombic": (10.1, 12.2, 14.3, 90.0, 90.0, 90.0),
-    "tetragonal": (10.1, 10.1, 14.3, 90.0, 90.0, 90.0),
-    "trigonal": (10.1, 10.1, 14.3, 90.0, 90.0, 120.0),
-    "hexagonal": (10.1, 10.1, 14.3, 90.0, 90.0, 120.0),
-    "cubic": (10.1, 10.1, 10.1, 90.0, 90.0, 90.0),
+    "triclinic": (20.1, 24.2, 28.3, 81.0, 97.0, 103.0),
+    "monoclinic": (20.1, 24.2, 28.3, 90.0, 104.0, 90.0),
+    "orthorhombic": (20.1, 24.2, 28.3, 90.0, 90.0, 90.0),
+    "tetragonal": (20.1, 20.1, 28.3, 90.0, 90.0, 90.0),
+    "trigonal": (20.1, 20.1, 28.3, 90.0, 90.0, 120.0),
+    "hexagonal": (20.1, 20.1, 28.3, 90.0, 90.0, 120.0),
+    "cubic": (20.1, 20.1, 20.1, 90.0, 90.0, 90.0),
 }
 _HEXAGONAL = {"trigonal", "hexagonal"}
 FIT = {  # the cells that a group of each system leaves as they are
