@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.graphs.graph_block import GraphBlock
-from ...pipeline.graphs.neighbor_table import groups_by_size
+from ...pipeline.graphs.neighbor_table import evaluation_groups
 from ...pipeline.graphs.potential import Evaluation, Potential
 from ...pipeline.memory import is_out_of_memory
 from ...pipeline.runs.options import DEFAULT_SLOTS
@@ -16,25 +16,20 @@ from ...pipeline.runs.options import DEFAULT_SLOTS
 Batch = tuple[NDArray[np.int64], Evaluation | None]
 
 
-def evaluate_batches(
-    block: GraphBlock, rows: NDArray[np.int64], potential: Potential, window: tuple[int, int] | None = None
-) -> Iterator[Batch]:
-    """Evaluate some structures of a block.
+def evaluate_batches(block: GraphBlock, rows: NDArray[np.int64], potential: Potential) -> Iterator[Batch]:
+    """Evaluate some structures of a block; the results of one do not depend on the others.
 
     Args:
         block: Block of structures.
         rows: int64[n], rows of the structures to evaluate; the potential must cover their elements.
         potential: Potential; its `slots`, if it has that attribute, limit the size of a batch.
-        window: Evaluate only batches that contain rows from the first of these numbers up to, but not including, the
-            second. The batches, and so the results, are the same to the last bit with and without a window.
 
     Yields:
         Rows of a batch, and their evaluation; None in its place for a single structure that does not fit into memory.
     """
     slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
-    groups = [rows[group] for group in groups_by_size(block.n_atoms[rows], block.max_neighbors[rows], slots)]
-    if window is not None:
-        groups = [batch for batch in groups if ((batch >= window[0]) & (batch < window[1])).any()]
+    some = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
+    groups = [rows[group] for group, _ in evaluation_groups(some, potential.cutoff, slots)]
     if not groups:
         return
     # Sorted by batch, so that each batch is a view.

@@ -11,6 +11,28 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import InvalidStructureError
 from .graph_block import GraphBlock
+from .neighbor_list import MAX_NEIGHBORS
+
+# Largest number of atoms in a table of several structures. ONNX Runtime divides sums in float64 over all atoms of a
+# table into blocks of 1,024 terms: a structure on both sides of a limit would be added up in another order.
+UNIFORM_ATOMS = 512
+
+_Graph = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]
+
+
+def _widths() -> tuple[int, ...]:
+    """Possible widths of a table, each some 15 % larger than the one before.
+
+    More of them would mean less padding, but more tables, and each costs some 1.6 ms with 7net-0, as much as 60 slots.
+    The first is at least two: products with one row take another path through ONNX Runtime.
+    """
+    found = [4]
+    while found[-1] < MAX_NEIGHBORS:
+        found.append(max(found[-1] + 2, 2 * round(found[-1] * 1.15 / 2)))
+    return tuple(found)
+
+
+_WIDTHS = _widths()
 
 INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "pair", "pair_slot", "structure", "volume")
 
@@ -47,30 +69,29 @@ class NeighborTable:
         return {name: getattr(self, name) for name in INPUT_NAMES}
 
 
-def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float32) -> NeighborTable:
+def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float32, width: int = 1) -> NeighborTable:
     """Lay out all structures of a block as one padded table.
 
     Args:
         block: Graphs with a cutoff of at least `cutoff` and edges sorted by (receiver, image, neighbour).
         cutoff: Cutoff of the network, angstrom; longer edges are skipped.
         dtype: Type of the vectors, float32 or float64.
+        width: Smallest number of slots of an atom.
 
     Raises:
         InvalidStructureError: Edges are unsorted or have no opposite, or counts do not add up.
     """
-    from .neighbor_table_kernels import fill_slots, number_slots  # noqa: PLC0415 - numba takes half a second to import
+    from .neighbor_table_kernels import fill_slots  # noqa: PLC0415 - numba takes half a second to import
 
     graph = _checked_arrays(block)
-    slot = np.empty(len(block.neighbor), dtype=np.int32)
-    edge_start = np.empty(len(block.atomic_number), dtype=np.int64)
-    n_atoms, n_edges = _plain(block.n_atoms, np.int32), _plain(block.n_edges, np.int32)
-    widest, wrong = number_slots(n_atoms, n_edges, *graph, float(cutoff), slot, edge_start)
-    shape = (len(block.atomic_number), max(1, int(widest)))
+    numbered = _numbered(block, graph, cutoff)
+    shape = (len(block.atomic_number), max(width, int(numbered.width.max(initial=0))))
     vectors = np.empty((*shape, 3), dtype=dtype)
     neighbors, reverse = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+    wrong, padding = numbered.wrong, 2.0 * float(cutoff)
     if wrong < 0:
-        padding = 2.0 * float(cutoff)
-        wrong = fill_slots(n_atoms, *graph, padding, slot, edge_start, vectors, neighbors, reverse)
+        n_atoms = _plain(block.n_atoms, np.int32)
+        wrong = fill_slots(n_atoms, *graph, padding, numbered.slot, numbered.edge_start, vectors, neighbors, reverse)
     if wrong >= 0:
         raise InvalidStructureError(f"structure {wrong} of the block: edges are unsorted or lack their opposites")
     pair, pair_slot = slot_pairs(reverse)
@@ -84,6 +105,61 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         structure=block.atom_structure,
         volume=block.volume,
     )
+
+
+def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
+    """Number of slots of each atom in the tables that a structure is evaluated in: int64[n_structures].
+
+    It is the largest number of neighbours of an atom, rounded up to one of few sizes, so that many structures share it.
+
+    Args:
+        block: Graphs with a cutoff of at least `cutoff`.
+        cutoff: Cutoff of the network, angstrom.
+
+    Raises:
+        InvalidStructureError: Counts do not add up.
+    """
+    numbered = _numbered(block, _checked_arrays(block), cutoff)
+    if numbered.wrong >= 0:
+        raise InvalidStructureError(f"structure {numbered.wrong} of the block: its counts do not add up")
+    sizes = np.array(_WIDTHS)
+    out: NDArray[np.int64] = sizes[np.searchsorted(sizes, numbered.width)]
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """Numbers of the slots of a block's edges.
+
+    Attributes:
+        slot: int32[n_edges], slot of each edge, or `CUT`.
+        edge_start: int64[n_atoms], first edge of each atom.
+        width: int64[n_structures], largest number of slots of an atom.
+        wrong: First structure whose counts or indices are wrong, or -1.
+    """
+
+    slot: NDArray[np.int32]
+    edge_start: NDArray[np.int64]
+    width: NDArray[np.int64]
+    wrong: int
+
+
+def _numbered(block: GraphBlock, graph: _Graph, cutoff: float) -> _Numbered:
+    """Number the edges of every atom that are shorter than the cutoff.
+
+    Args:
+        block: The graphs.
+        graph: Their arrays, from `_checked_arrays`.
+        cutoff: Cutoff, angstrom.
+    """
+    from .neighbor_table_kernels import number_slots  # noqa: PLC0415 - numba takes half a second to import
+
+    slot = np.empty(len(block.neighbor), dtype=np.int32)
+    edge_start = np.empty(len(block.atomic_number), dtype=np.int64)
+    width = np.zeros(len(block), dtype=np.int64)
+    n_atoms, n_edges = _plain(block.n_atoms, np.int32), _plain(block.n_edges, np.int32)
+    wrong = number_slots(n_atoms, n_edges, *graph, float(cutoff), slot, edge_start, width)
+    return _Numbered(slot, edge_start, width, int(wrong))
 
 
 def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -104,9 +180,7 @@ def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     return pair.reshape(reverse.shape), np.concatenate([first, padding[:1]])
 
 
-def _checked_arrays(
-    block: GraphBlock,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]:
+def _checked_arrays(block: GraphBlock) -> _Graph:
     """Arrays of a block in the form that the compiled loops need, with consistent lengths.
 
     Raises:
@@ -130,25 +204,12 @@ def _plain(values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     return np.require(values, dtype, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
-def size_buckets(block: GraphBlock, slots: int) -> Iterator[NDArray[np.int64]]:
-    """Group structures so that each group's table has at most `slots` slots and little padding.
-
-    Structures are ordered by their largest number of neighbours. A structure beyond the limit forms its own group.
-
-    Args:
-        block: The structures.
-        slots: Largest N * K of a group.
-
-    Yields:
-        int64[n], indices into the block; every structure occurs exactly once.
-    """
-    return groups_by_size(block.n_atoms, block.max_neighbors, slots)
-
-
 def groups_by_size(
     n_atoms: NDArray[np.integer], max_neighbors: NDArray[np.int64], slots: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Group structures as `size_buckets` does, from their counts alone.
+    """Group structures so that each group's table has at most `slots` slots and little padding.
+
+    Structures are ordered by their largest number of neighbours. A structure beyond the limit forms its own group.
 
     Args:
         n_atoms: int[n_structures].
@@ -168,3 +229,28 @@ def groups_by_size(
         atoms += size
     if len(order):
         yield order[begin:]
+
+
+def evaluation_groups(block: GraphBlock, cutoff: float, slots: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Group structures for evaluation, each group in one table with a fixed number of slots per atom.
+
+    The bits of a structure's results depend on the number of slots, because matrix products and sums over slots add up
+    their terms in another order if there is more padding. A group therefore holds structures of equal `table_widths`.
+
+    Args:
+        block: Graphs with a cutoff of at least `cutoff`.
+        cutoff: Cutoff of the network, angstrom.
+        slots: Largest N * K of a group; a structure beyond it forms its own group.
+
+    Yields:
+        int64[n], indices into the block, and the width of the table; every structure occurs exactly once.
+
+    Raises:
+        InvalidStructureError: Counts do not add up.
+    """
+    widths = table_widths(block, cutoff)
+    for width in np.unique(widths).tolist():
+        rows = np.flatnonzero(widths == width)
+        most = max(1, min(slots // width, UNIFORM_ATOMS))
+        for group in groups_by_size(block.n_atoms[rows], np.ones(len(rows), dtype=np.int64), most):
+            yield rows[group], width

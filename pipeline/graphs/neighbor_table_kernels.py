@@ -54,7 +54,8 @@ def number_slots(
     cutoff: float,
     slot: NDArray[np.int32],
     edge_start: NDArray[np.int64],
-) -> tuple[int, int]:
+    width: NDArray[np.int64],
+) -> int:
     """Number those edges of every atom that are shorter than the cutoff.
 
     Args:
@@ -68,21 +69,23 @@ def number_slots(
         cutoff: Cutoff in angstrom.
         slot: int32[n_edges], output: slot of each edge, or `CUT`.
         edge_start: int64[n_atoms], output: first edge of each atom.
+        width: int64[n_structures], output: largest number of slots of an atom in each structure.
 
     Returns:
-        The largest number of slots of an atom, and the first structure with wrong counts or indices, or -1.
+        The first structure with wrong counts or indices, or -1.
     """
-    widest, first, edge = 0, 0, 0
+    first, edge = 0, 0
     for s in range(len(n_atoms)):
+        width[s] = 0
         end = edge + n_edges[s]
         for i in range(first, first + n_atoms[s]):
             edge_start[i] = edge
             if edge + n_neighbors[i] > end:
-                return widest, s
+                return s
             filled = 0
             for e in range(edge, edge + n_neighbors[i]):
                 if neighbor[e] >= n_atoms[s]:
-                    return widest, s
+                    return s
                 x, y, z = _vector(cell, frac_coord, image, (s, i, first + neighbor[e], e))
                 # Sums of squares of opposite vectors are equal to the last bit, so the cut keeps the list symmetric.
                 if x * x + y * y + z * z < cutoff * cutoff:
@@ -91,11 +94,11 @@ def number_slots(
                 else:
                     slot[e] = CUT
             edge += n_neighbors[i]
-            widest = max(widest, filled)
+            width[s] = max(width[s], filled)
         if edge != end:
-            return widest, s
+            return s
         first += n_atoms[s]
-    return widest, -1
+    return -1
 
 
 @compiled

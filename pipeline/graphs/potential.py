@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import UnknownElementError
 from .graph_block import GraphBlock
-from .neighbor_table import neighbor_table, size_buckets
+from .neighbor_table import evaluation_groups, neighbor_table
 from .offsets import ragged_rows
 
 # Ending of the output with the standard deviation of another one over the members of an ensemble.
@@ -108,6 +108,9 @@ def evaluate_in_buckets(
 ) -> Evaluation:
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
+    The results of a structure have the same bits whatever else is in the block, on one kind of device and instruction
+    set: it is only ever in tables of one width, see `pipeline.graphs.neighbor_table.evaluation_groups`.
+
     Args:
         block: Graphs to evaluate.
         potential: The potential, for its elements, cutoff and outputs.
@@ -123,13 +126,17 @@ def evaluate_in_buckets(
     if unknown:
         raise UnknownElementError(f"the model does not support the elements {unknown}")
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
-    for rows in size_buckets(block, slots):
+    for rows, width in evaluation_groups(block, potential.cutoff, slots):
         atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])
         # A block that already is one bucket is not copied: screens request one bucket at a time.
         bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
-        results = run(neighbor_table(bucket, potential.cutoff, dtype).arrays())
+        if len(bucket.atomic_number) == 1:
+            # Matrix products with one row take another path through ONNX Runtime, with another order of their sums.
+            bucket = bucket.take([0, 0])
+        results = run(neighbor_table(bucket, potential.cutoff, dtype, width).arrays())
         for spec in potential.outputs:
-            found[spec.name][rows if spec.per == "structure" else atoms] = results[spec.name]
+            places = rows if spec.per == "structure" else atoms
+            found[spec.name][places] = results[spec.name][: len(places)]
     for spec in potential.outputs:
         undefined = without_meaning(block.pbc, spec.defined)
         if undefined.any():

@@ -147,14 +147,13 @@ def relax_structures(
 ) -> Iterator[tuple[Key, Relaxed]]:
     """Relax structures in batches; when one is done, the next one takes its place.
 
-    Apart from rounding, the result of a structure does not depend on the others in the batch.
+    The result of a structure does not depend on the others, on their order, or on the size of the batch.
 
     Example:
         >>> dict(relax_structures(enumerate(structures), potential, RelaxSettings(fmax=0.01)))  # doctest: +SKIP
 
     Args:
-        structures: Pairs of a key and a structure. With a rattle, keys must be integers, since they are part of the
-            random seed.
+        structures: Pairs of a key and a structure.
         potential: Potential with energy, forces and stress.
         settings: Settings of the relaxation; None uses the defaults.
         edges_in_flight: Structures are added to the batch until it has this many edges.
@@ -174,7 +173,7 @@ def relax_structures(
         while sum(one.n_edges for _, one in in_flight) < edges_in_flight and (following := next(waiting, None)):
             key, structure = following
             try:
-                in_flight.append((key, _Relaxation(structure, potential, settings, key)))
+                in_flight.append((key, _Relaxation(structure, potential, settings)))
             except _Ended as ended:
                 yield key, ended.result
         if not in_flight:
@@ -193,14 +192,16 @@ def relax_structures(
 def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any]]:
     """Yield energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3) of each structure of a block.
 
-    The energies of a batch come from a matrix product, in which one NaN spreads to all structures: a structure without
-    finite results is evaluated again on its own.
+    Energies and stresses of a batch come from matrix products, in which one NaN spreads to all structures: a structure
+    without finite results is evaluated again on its own.
     """
     found = potential.evaluate(block)
+    crystals: NDArray[np.bool_] = block.pbc.all(axis=1)
     for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
         part: Evaluation = found
         place, atoms = row, slice(begin, begin + count)
-        if not np.isfinite(found.energy[row]) or not np.isfinite(found.forces[atoms]).all():
+        values = (found.energy[row], found.forces[atoms], found.stress[row] if crystals[row] else 0.0)
+        if not all(np.isfinite(value).all() for value in values):
             part, place, atoms = potential.evaluate(block.take([row])), 0, slice(0, count)
         yield float(part.energy[place]), part.forces[atoms], part.stress[place]
 
@@ -257,7 +258,6 @@ class _Relaxation:
         structure: Initial structure.
         potential: Potential that the structure is relaxed with.
         settings: Settings of the relaxation.
-        key: Key of the structure, part of the random seed of a rattle.
         n_steps: Number of evaluations so far.
         last_step: Number of evaluations after which the relaxation stops.
         first: The initial point, once it has been evaluated.
@@ -272,7 +272,6 @@ class _Relaxation:
     structure: Structure
     potential: Potential
     settings: RelaxSettings
-    key: Any
     n_steps: int = 0
     last_step: int = 0
     first: Frame | None = None
@@ -427,10 +426,14 @@ class _Relaxation:
             raise self._failed(EXPLODED, f"the volume changed by a factor of {ratio:.2f}")
 
     def _rattle(self, frame: Frame) -> None:
-        """Displace the atoms of a relaxed structure and strain its cell; equal seeds and keys give equal rattles."""
+        """Displace the atoms of a relaxed structure and strain its cell.
+
+        The random numbers depend on the seed and the initial structure, not on its place among others.
+        """
         self.saddle, self.rattled = frame, True
         self.last_step = self.n_steps + self.settings.max_steps
-        rng = np.random.default_rng((self.settings.seed, int(self.key)))
+        own = int.from_bytes(self.structure.content_hash(), "big")
+        rng = np.random.default_rng((self.settings.seed, own))
         displacement = rng.normal(0.0, self.settings.rattle, self.frac.shape)
         strain = rng.normal(0.0, self.settings.rattle / RATTLED_LENGTH, (3, 3)) if self.moves_cell else np.zeros((0, 3))
         self.descent = self._new_descent()

@@ -251,7 +251,7 @@ class _RelaxPlan:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        # Retry a task alone before it is divided: the other structures in a batch change the rounding of its results.
+        # Retry a task alone before it is divided: trajectories of a divided task are in files with other names.
         policy = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
         return run.make_parts(relax_part, _until(deadline, tasks), policy)
 

@@ -82,7 +82,6 @@ def relax_part(task: RelaxTask) -> PartManifest:
         found = [Relaxed(TOO_LARGE, None, None, 0, reason="its worker died: out of memory, or a crash")]
     else:
         potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
-        # The key of a structure is its row in the store; it is part of the random seed of a rattle.
         rows = range(first, last)
         done = dict(relax_structures(zip(rows, given, strict=True), potential, task.settings))
         found = [done[row] for row in rows]

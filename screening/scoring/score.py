@@ -50,7 +50,6 @@ def score_block(
     block: GraphBlock,
     potential: Potential,
     limits: ScoreLimits | None = None,
-    window: tuple[int, int] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Compute the rows of the scores dataset for a block of structures.
 
@@ -58,16 +57,11 @@ def score_block(
         block: Structures to score.
         potential: Potential that evaluates them; structures with elements that it does not support are not scored.
         limits: Limits on what is scored; None uses the defaults.
-        window: Return only the rows from the first index up to the second (exclusive). They are equal, bit for bit, to
-            the same rows without a window, except for a window of one row, which is evaluated on its own.
 
     Returns:
         Arrays by name, one row per structure. Scores are NaN unless the status is ok or extrapolating.
     """
     limits = limits or ScoreLimits()
-    begin, end = window or (0, len(block))
-    if window is not None and end - begin == 1:
-        block, window, begin, end = block.take([begin]), None, 0, 1
     n = len(block)
     status = _first_status(block, potential, limits)
     arrays: dict[str, NDArray[Any]] = {
@@ -78,10 +72,10 @@ def score_block(
     wanted = [spec for spec in property_outputs(potential.outputs) if spec.defined == "always"]
     checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
 
-    def score(some: NDArray[np.int64], among: tuple[int, int] | None = None) -> NDArray[np.int64]:
+    def score(some: NDArray[np.int64]) -> NDArray[np.int64]:
         """Evaluate some rows and fill in their scores; returns the rows whose scores are not finite."""
         bad = [some[:0]]
-        for rows, found in evaluate_batches(block, some, potential, among):
+        for rows, found in evaluate_batches(block, some, potential):
             if found is None:
                 status[rows] = TOO_LARGE
                 continue
@@ -92,19 +86,18 @@ def score_block(
         return np.concatenate(bad)
 
     # The energies of a batch come from a matrix product, in which one NaN spreads to all structures: retry each alone.
-    still_bad = [score(np.array([row])) for row in score(np.flatnonzero(status == OK), window).tolist()]
+    still_bad = [score(np.array([row])) for row in score(np.flatnonzero(status == OK)).tolist()]
     status[np.concatenate([np.zeros(0, dtype=np.int64), *still_bad])] = NOT_FINITE
     for values in arrays.values():
         values[(status == NOT_FINITE) | (status == TOO_LARGE)] = np.nan
     if limits.min_distance is not None:
         status[(status == OK) & (_shortest_distance(block) < limits.min_distance)] = EXTRAPOLATING
-    part = block if window is None else block.take(range(begin, end))
     return {
-        **{name: values[begin:end] for name, values in arrays.items()},
-        "formula": formulas(part),
-        "n_atoms": part.n_atoms,
-        "volume": np.where(part.pbc.all(axis=1), part.volume, np.nan),
-        "status": status[begin:end],
+        **arrays,
+        "formula": formulas(block),
+        "n_atoms": block.n_atoms,
+        "volume": np.where(block.pbc.all(axis=1), block.volume, np.nan),
+        "status": status,
     }
 
 

@@ -162,8 +162,7 @@ def _score(task: ScreenTask) -> PartManifest:
     if task.skip:
         arrays = _skipped_rows(graphs.block(first, last, labels=False), potential, task.limits)
     else:
-        window = None if (first, last) == (task.start, task.stop) else (task.begin, task.end)
-        arrays = dict(score_block(graphs.block(task.start, task.stop, labels=False), potential, task.limits, window))
+        arrays = dict(score_block(graphs.block(first, last, labels=False), potential, task.limits))
     arrays.update(_carried(graphs, task.columns, first, last))
     notes = {
         "status": list(status_counts(np.asarray(arrays["status"])).values()),

@@ -40,7 +40,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_table
-from equiscreen.pipeline.graphs.neighbor_table import size_buckets
+from equiscreen.pipeline.graphs.neighbor_table import evaluation_groups
 from numpy.typing import NDArray
 from pretrained import crystals, exported, header, kept_folder
 
@@ -109,8 +109,9 @@ class OurSide:
     def inputs(self, structures: Sequence[Structure]) -> list[Any]:
         """Tables, grouped and laid out as by `OnnxPotential.evaluate`."""
         block = GraphBlock.from_structures(structures, self.potential.cutoff)
-        groups = size_buckets(block, self.potential.slots)
-        return [neighbor_table(block.take(rows), self.potential.cutoff).arrays() for rows in groups]
+        cutoff = self.potential.cutoff
+        groups = evaluation_groups(block, cutoff, self.potential.slots)
+        return [neighbor_table(block.take(rows), cutoff, width=width).arrays() for rows, width in groups]
 
     def run(self, inputs: Any) -> Mapping[str, NDArray[Any]]:
         """Outputs of one table."""

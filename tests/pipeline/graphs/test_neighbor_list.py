@@ -13,7 +13,7 @@ from ase.build import bulk
 from ase.neighborlist import primitive_neighbor_list
 from equiscreen.pipeline import GraphBlock, Structure, neighbor_list, neighbor_table
 from equiscreen.pipeline.errors import InvalidStructureError
-from equiscreen.pipeline.graphs.neighbor_table import size_buckets
+from equiscreen.pipeline.graphs.neighbor_table import UNIFORM_ATOMS, evaluation_groups, table_widths
 from equiscreen.pipeline.readers.cif import structure_from_cif
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import HealthCheck, given, settings
@@ -162,11 +162,14 @@ def test_two_atoms_at_one_place_are_refused() -> None:
 @settings(deadline=None, max_examples=30)
 def test_buckets_hold_every_structure_once_and_keep_to_the_limit(slots: int) -> None:
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 30, seed=1), 4.0)
-    groups = list(size_buckets(block, slots))
-    assert sorted(np.concatenate(groups).tolist()) == list(range(30))
-    for group in groups:
-        size = int(block.n_atoms[group].sum() * max(1, block.max_neighbors[group].max()))
-        assert size <= slots or len(group) == 1
+    widths = table_widths(block, 4.0)
+    assert (widths >= np.maximum(2, block.max_neighbors)).all()
+    groups = list(evaluation_groups(block, 4.0, slots))
+    assert sorted(np.concatenate([rows for rows, _ in groups]).tolist()) == list(range(30))
+    for rows, width in groups:
+        assert (widths[rows] == width).all()
+        atoms = int(block.n_atoms[rows].sum())
+        assert (atoms * width <= slots and atoms <= UNIFORM_ATOMS) or len(rows) == 1
 
 
 @pytest.mark.slow

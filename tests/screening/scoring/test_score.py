@@ -1,4 +1,4 @@
-"""Rows of scores: limits become statuses, a lack of memory loses no other row, and windows change no bit."""
+"""Rows of scores: limits become statuses, a lack of memory loses no other row, and company changes no bit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ase
+import ase.build
 import ase.io
 import numpy as np
 import pytest
@@ -60,18 +61,20 @@ def crystals() -> list[Structure]:
 
 
 @settings(deadline=None, max_examples=15)
-@given(ends=st.tuples(st.integers(0, 39), st.integers(0, 39)))
-def test_a_window_holds_the_bits_of_the_whole(
-    potential: OnnxPotential, crystals: list[Structure], ends: tuple[int, int]
+@given(rows=st.lists(st.integers(0, 47), min_size=1, max_size=48), slots=st.integers(1, 20_000))
+def test_scores_have_the_same_bits_in_any_company(
+    exported: Callable[[str], Path], crystals: list[Structure], rows: list[int], slots: int
 ) -> None:
-    block = GraphBlock.from_structures(crystals, CUTOFF)
-    begin, end = min(ends), max(ends) + 1
-    whole, part = score_block(block, potential), score_block(block, potential, window=(begin, end))
-    for name, values in whole.items():
-        if end - begin == 1 and values.dtype.kind == "f":  # evaluated on its own, with other padding: float32 rounding
-            assert np.allclose(part[name], values[begin:end], rtol=1e-4, atol=1e-5), name
-        else:
-            assert np.array_equal(part[name], values[begin:end]), name
+    """In any order, alone or with others, in tables of any size; also structures of one atom and of few neighbours."""
+    few = [Structure.from_fractional([z], np.eye(3) * a, [[0, 0, 0]]) for z, a in ((13, 3.0), (29, 3.1), (79, 9.0))]
+    few += [Structure.from_cartesian([13, 29], [[0, 0, 0], [0, 0, d]]) for d in (2.4, 2.6, 2.8)]
+    few += [Structure.from_ase(ase.build.bulk(metal, cubic=True).repeat(3)) for metal in ("Al", "Cu")]
+    block = GraphBlock.from_structures([*crystals, *few], CUTOFF)
+    for dtype in ("float32", "float64"):
+        whole = score_block(block, OnnxPotential.load(exported(dtype), threads=1))
+        part = score_block(block.take(rows), OnnxPotential.load(exported(dtype), threads=1, slots=slots))
+        for name, values in whole.items():
+            assert np.array_equal(part[name], values[rows], equal_nan=values.dtype.kind == "f"), name
 
 
 @settings(deadline=None, max_examples=10)
@@ -84,7 +87,7 @@ def test_where_memory_is_short_only_what_does_not_fit_by_itself_is_lost(
     fits = block.n_atoms <= atoms
     assert found["status"].tolist() == np.where(fits, OK, TOO_LARGE).tolist()
     for name in SCORES[:-1]:
-        assert np.allclose(found[name][fits], whole[name][fits], rtol=1e-4, atol=1e-5), name
+        assert np.array_equal(found[name][fits], whole[name][fits]), name
         assert np.isnan(found[name][~fits]).all()
 
 
