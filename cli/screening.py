@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from .interruption import resumable
-from .options import Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+from .options import AllowExtrapolation, Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
 
 _SECONDS_PER_HOUR = 3600
 
@@ -46,10 +46,11 @@ def screen(
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms closer than this (in angstrom) as extrapolating.",
-            show_default="no check",
+            help="Mark structures with two atoms closer than this (in angstrom), of any elements, as extrapolating.",
+            show_default="a bound for each pair of elements",
         ),
     ] = None,
+    allow_extrapolation: AllowExtrapolation = False,
     append: Annotated[
         bool,
         typer.Option("--append", help="Keep the existing scores, and score only structures added to the store since."),
@@ -86,6 +87,7 @@ def screen(
             device=device,
             max_edges=max_edges or MAX_SCORED_EDGES,
             min_distance=min_distance,
+            allow_extrapolation=allow_extrapolation,
             scheduler=scheduler,
             limit=limit,
             append=append,
@@ -124,6 +126,7 @@ def relax(
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Keep every step, as extended XYZ in the folder R.trajectories.")
     ] = False,
+    allow_extrapolation: AllowExtrapolation = False,
     budget: Budget = None,
     limit: Limit = None,
     estimate: Estimate = False,
@@ -157,6 +160,7 @@ def relax(
         rattle=rattle,
         seed=seed,
         trajectory=trajectory,
+        allow_extrapolation=allow_extrapolation,
     )
     if estimate:
         print(relaxation.estimate(store, model, settings, limit))

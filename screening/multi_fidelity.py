@@ -239,10 +239,14 @@ def _audited(rejected: NDArray[np.int64], settings: CascadeSettings) -> NDArray[
 
 
 def _above(rows: ScoresReader) -> NDArray[np.float64]:
-    """Return energies above hull: float64[n], eV/atom, NaN where missing."""
+    """Return energies above hull: float64[n], eV/atom, NaN where missing or where the status is not ok."""
     name = next(name for name in ("energy_above_hull", "energy_above_hull_unrelaxed") if name in rows.specs)
-    out = np.concatenate([rows.column(name, start, stop) for start, stop in rows.chunks()])
-    return np.asarray(out, dtype=np.float64)
+    ok = rows.meanings("status")["ok"]
+    out = [
+        np.where(rows.column("status", start, stop) == ok, rows.column(name, start, stop), np.nan)
+        for start, stop in rows.chunks()
+    ]
+    return np.concatenate(out).astype(np.float64)
 
 
 def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> None:

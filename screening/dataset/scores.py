@@ -27,11 +27,13 @@ CARRIED = ("structure_id", "source", "source_index")
 SCORES_SCHEMA = "equiscreen-scores/1"
 STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapolating")
 OK, UNKNOWN_ELEMENT, NOT_FINITE, TOO_LARGE, EXTRAPOLATING = range(len(STATUS_MEANINGS))
-# Statuses whose energies may be part of a hull or of a calibration. A relaxation that has not converged still ends at
-# an energy that the structure can have, if not at its lowest.
-RELIABLE_STATUSES = frozenset({"ok", "not_converged"})
-# Statuses with an energy that can be reported; those that are not reliable may be far too low to be part of a hull.
-USABLE_STATUSES = RELIABLE_STATUSES | {"extrapolating"}
+# Statuses whose energies may be part of a hull or of a calibration.
+RELIABLE_STATUSES = frozenset({"ok"})
+# Statuses with an energy that can be reported. Those that are not reliable are part of no hull: a relaxation that has
+# not converged may be on its way to anywhere, and an extrapolated energy may be far too low.
+USABLE_STATUSES = RELIABLE_STATUSES | {"not_converged", "extrapolating"}
+# Statuses that are ranked by their energy; all others come after them.
+RANKED_STATUSES = RELIABLE_STATUSES | {"not_converged"}
 # Ending of the names of hull columns of structures that were not relaxed.
 UNRELAXED = "_unrelaxed"
 COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")

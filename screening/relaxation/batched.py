@@ -20,14 +20,18 @@ from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_list import MAX_EDGES, NeighborList, neighbor_list
 from ...pipeline.graphs.potential import Evaluation, Potential
 from ...pipeline.structures.structure import Structure
+from ..plausibility import BOTTOMLESS, Plausibility, atomic_volume
 from .optimizers import Descent, Fire, Lbfgs, Optimizer
 from .symmetry import SymmetricSteps
 
 GPA = 0.006241509074460763  # one GPa in eV/angstrom^3 (CODATA 2018, as in ase.units)
-RELAX_STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large")
-OK, UNKNOWN_ELEMENT, NOT_FINITE, NOT_CONVERGED, EXPLODED, TOO_LARGE = range(len(RELAX_STATUSES))
-# Limits of the volume relative to the initial one; beyond them, the result is no longer the same crystal.
+RELAX_STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large", "extrapolating")
+OK, UNKNOWN_ELEMENT, NOT_FINITE, NOT_CONVERGED, EXPLODED, TOO_LARGE, EXTRAPOLATING = range(len(RELAX_STATUSES))
+# Limits of the volume relative to the initial one, beyond which a crystal has collapsed or evaporated. A crystal that
+# was much too large or too small from the start is not held to them until it is also beyond the second pair of limits,
+# which are relative to the volume of its atoms (`plausibility.atomic_volume`).
 LEAST_VOLUME, LARGEST_VOLUME = 0.25, 4.0
+LEAST_ATOMIC_VOLUME, LARGEST_ATOMIC_VOLUME = 0.25, 8.0
 EDGES_IN_FLIGHT = 32_768
 LONGEST_STEP = 0.2  # angstrom
 LONGEST_STRAIN = 0.05  # largest component of the strain in one step
@@ -64,6 +68,8 @@ class RelaxSettings:
             atom from beyond this radius could have come within the cutoff.
         max_edges: Structures with more edges than this within cutoff plus skin are too large.
         trajectory: Whether to keep every point of the relaxation.
+        allow_extrapolation: Whether a relaxed structure whose distances, forces or energy are implausible
+            (`screening.plausibility`) counts as ok; otherwise its status is ``extrapolating``.
 
     Raises:
         ConfigError: A value is out of range, or two settings contradict each other.
@@ -82,6 +88,7 @@ class RelaxSettings:
     skin: float = 0.3
     max_edges: int = MAX_EDGES
     trajectory: bool = False
+    allow_extrapolation: bool = False
 
     def __post_init__(self) -> None:
         if self.fmax <= 0 or (self.smax is not None and self.smax <= 0) or self.max_steps < 1:
@@ -125,7 +132,7 @@ class Relaxed:
         saddle: The structure that was relaxed before a rattle led to a lower energy; None without a rattle, or if it
             led to no lower energy.
         rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
-        reason: Why the relaxation failed; empty if it did not.
+        reason: Why the relaxation failed, or what makes its result implausible; empty if neither.
     """
 
     status: int
@@ -143,6 +150,7 @@ def relax_structures(
     potential: Potential,
     settings: RelaxSettings | None = None,
     *,
+    plausibility: Plausibility | None = None,
     edges_in_flight: int = EDGES_IN_FLIGHT,
 ) -> Iterator[tuple[Key, Relaxed]]:
     """Relax structures in batches; when one is done, the next one takes its place.
@@ -156,6 +164,7 @@ def relax_structures(
         structures: Pairs of a key and a structure.
         potential: Potential with energy, forces and stress.
         settings: Settings of the relaxation; None uses the defaults.
+        plausibility: Bounds outside of which a result means nothing; None uses those of the potential.
         edges_in_flight: Structures are added to the batch until it has this many edges.
 
     Yields:
@@ -168,12 +177,13 @@ def relax_structures(
     predicted = {spec.name for spec in potential.outputs}
     if absent := {"energy", "forces", "stress"} - predicted:
         raise ConfigError(f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict")
+    plausibility = plausibility or Plausibility.of(potential)
     waiting, in_flight = iter(structures), list[tuple[Key, _Relaxation]]()
     while True:
         while sum(one.n_edges for _, one in in_flight) < edges_in_flight and (following := next(waiting, None)):
             key, structure = following
             try:
-                in_flight.append((key, _Relaxation(structure, potential, settings)))
+                in_flight.append((key, _Relaxation(structure, potential, settings, plausibility)))
             except _Ended as ended:
                 yield key, ended.result
         if not in_flight:
@@ -196,7 +206,7 @@ def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, 
     without finite results is evaluated again on its own.
     """
     found = potential.evaluate(block)
-    crystals: NDArray[np.bool_] = block.pbc.all(axis=1)
+    crystals = np.asarray(block.pbc.all(axis=1))
     for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
         part: Evaluation = found
         place, atoms = row, slice(begin, begin + count)
@@ -258,6 +268,7 @@ class _Relaxation:
         structure: Initial structure.
         potential: Potential that the structure is relaxed with.
         settings: Settings of the relaxation.
+        plausibility: Bounds outside of which a result means nothing.
         n_steps: Number of evaluations so far.
         last_step: Number of evaluations after which the relaxation stops.
         first: The initial point, once it has been evaluated.
@@ -272,6 +283,7 @@ class _Relaxation:
     structure: Structure
     potential: Potential
     settings: RelaxSettings
+    plausibility: Plausibility
     n_steps: int = 0
     last_step: int = 0
     first: Frame | None = None
@@ -284,6 +296,9 @@ class _Relaxation:
             raise self._failed(UNKNOWN_ELEMENT, "an element that the model does not support")
         self.cell, self.frac = self.structure.cell.copy(), self.structure.frac_coord.copy()
         self.moves_cell = bool(self.structure.pbc.all()) and not self.settings.fix_cell
+        volume, atoms = self.structure.volume, atomic_volume(self.structure.atomic_number)
+        self.least_volume = min(LEAST_VOLUME * volume, LEAST_ATOMIC_VOLUME * atoms)
+        self.largest_volume = max(LARGEST_VOLUME * volume, LARGEST_ATOMIC_VOLUME * atoms)
         self.strain_length = 2.0 * np.sqrt(len(self.structure))  # angstrom
         self.symmetric = SymmetricSteps(self.structure, self.settings.symprec) if self.settings.fix_symmetry else None
         self.descent = self._new_descent()
@@ -355,8 +370,11 @@ class _Relaxation:
             self.first = frame
         if self.settings.trajectory:
             self.frames.append(frame)
+        (relative,) = self.plausibility.relative_energies(self.block(), np.array([energy])).tolist()
+        if relative < BOTTOMLESS:
+            raise self._failed(EXPLODED, f"the energy fell to {relative:.6g} eV/atom relative to isolated atoms")
         if self._converged(frame):
-            if not self.settings.rattle or self.rattled:
+            if not self.settings.rattle or self.rattled or self._doubt(frame):
                 raise self._done(OK, frame)
             self._rattle(frame)
         elif self.n_steps >= self.last_step:
@@ -421,8 +439,9 @@ class _Relaxation:
         if largest > LONGEST_STRAIN:
             strain = strain * (LONGEST_STRAIN / largest)
         self.cell = self.cell @ _exponential(strain)
-        ratio = abs(np.linalg.det(self.cell)) / self.structure.volume
-        if not LEAST_VOLUME < ratio < LARGEST_VOLUME:
+        volume = abs(np.linalg.det(self.cell))
+        if not self.least_volume < volume < self.largest_volume:
+            ratio = volume / self.structure.volume
             raise self._failed(EXPLODED, f"the volume changed by a factor of {ratio:.2f}")
 
     def _rattle(self, frame: Frame) -> None:
@@ -443,16 +462,29 @@ class _Relaxation:
         """The end of a relaxation that has converged or used all its steps.
 
         The point reached after a rattle is used if it converged to a lower energy, and the one before it otherwise.
+
+        Args:
+            status: `OK` or `NOT_CONVERGED`.
+            frame: The current point.
         """
-        saddle, rattled_energy = None, float("nan")
+        saddle, rattled_energy, doubt = None, float("nan"), self._doubt(frame)
+        if doubt:
+            status = EXTRAPOLATING
         if self.saddle is not None:
             rattled_energy = frame.energy
             if status == OK and frame.energy < self.saddle.energy - RATTLE_GAIN * len(self.structure):
                 saddle = self.saddle
             else:
-                frame, status = self.saddle, OK
+                frame, status, doubt = self.saddle, OK, ""
         frames = tuple(self.frames)
-        return _Ended(Relaxed(status, self.first, frame, self.n_steps, frames, saddle, rattled_energy))
+        return _Ended(Relaxed(status, self.first, frame, self.n_steps, frames, saddle, rattled_energy, doubt))
+
+    def _doubt(self, frame: Frame) -> str:
+        """What makes the current point implausible, as text; empty if nothing does, or if extrapolation is allowed."""
+        if self.settings.allow_extrapolation:
+            return ""
+        found = Evaluation(np.array([frame.energy]), frame.forces, frame.stress[None])
+        return self.plausibility.doubts(self.block(), found)[0]
 
     def _failed(self, status: int, reason: str) -> _Ended:
         """The end of a relaxation that failed: back to the initial structure or, after a rattle, to the relaxed one."""

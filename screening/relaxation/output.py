@@ -36,7 +36,9 @@ RELAX_ARRAYS = (
     structure_array("volume_change", "float64", "relative change of the volume: relaxed / input - 1", units="1"),
     structure_array("space_group_initial", "int16", "space group number of the input structure; 0 = none", units="1"),
     structure_array("space_group", "int16", "space group number of the relaxed structure; 0 = none", units="1"),
-    structure_array("status_note", TEXT, "why the structure could not be relaxed"),
+    structure_array(
+        "status_note", TEXT, "why the structure could not be relaxed, or what makes its result implausible"
+    ),
 )
 RATTLE_ARRAYS = (
     structure_array(

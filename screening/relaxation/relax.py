@@ -37,7 +37,8 @@ from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
 from ..dataset.parts import carried_columns, cut, listed, structures_within
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
-from .batched import OK, RELAX_STATUSES, RelaxSettings, relax_structures
+from ..plausibility import Plausibility
+from .batched import RELAX_STATUSES, RelaxSettings, relax_structures
 from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
 
 RELAXED = "relaxed"
@@ -94,7 +95,7 @@ def relax(
         The opened scores; `screening.relaxation.output.relaxed_arrays` lists their variables.
 
     Raises:
-        StoreError: The store cannot be read, none of its structures could be relaxed, or it changed during the run.
+        StoreError: The store cannot be read, or it changed during the run.
         ModelFileError: The model cannot be used, has no forces or stress, or its cutoff exceeds that of the graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
@@ -119,9 +120,6 @@ def relax(
         plan.check_all_done(manifests, budget)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(RELAX_STATUSES, counts.tolist(), strict=True))
-        if counts[OK] == 0:
-            run.staging.discard()
-            raise StoreError(f"{store}: none of {plan.size} structures could be relaxed: {listed(statuses)}")
         graphs_hash = plan.write_graphs(run, manifests)
         digests = run.concatenate(plan.score_specs, manifests)
         timing = _timing(manifests, plan.size, time.monotonic() - begin)
@@ -232,6 +230,7 @@ class _RelaxPlan:
         graphs, trajectories = run.staging.work / GRAPH_PARTS, run.staging.work / TRAJECTORIES
         for folder in (graphs, trajectories):
             folder.mkdir(exist_ok=True)
+        plausibility = Plausibility.of(self.potential)
         tasks = (
             RelaxTask(
                 number,
@@ -244,6 +243,7 @@ class _RelaxPlan:
                 self.columns,
                 self.potential.sha256,
                 self.settings,
+                plausibility,
                 run.staging.parts,
                 graphs,
                 trajectories,
@@ -395,18 +395,19 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
 
 
 def summary(relaxed: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished relaxation, as one line of text.
+    """Summary of a finished relaxation, as one line of text, and a warning if no structure is relaxed.
 
     Args:
         relaxed: Scores dataset of the relaxation.
         path: Path of the dataset.
     """
-    timing = relaxed.attrs["timing"]
+    timing, counts = relaxed.attrs["timing"], relaxed.attrs["status_counts"]
     steps = timing["evaluations"] / max(1, relaxed.sizes[STRUCTURE])
+    warning = "" if counts["ok"] else "\nwarning: no structure is relaxed; `status` and `status_note` say why"
     return (
-        f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(relaxed.attrs['status_counts'])}), {steps:.1f} "
+        f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
         f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
-        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}"
+        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}{warning}"
     )
 
 

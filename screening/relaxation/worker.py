@@ -18,6 +18,7 @@ from ...pipeline.runs.parts import PartKey, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
+from ..plausibility import Plausibility
 from .batched import RELAX_STATUSES, TOO_LARGE, Relaxed, RelaxSettings, relax_structures
 from .output import final_structures, graph_rows, kept_status, score_rows, trajectory_name
 
@@ -35,6 +36,7 @@ class RelaxTask:
         columns: Input columns to copy from the graph store.
         model_sha256: sha256 of the model file, which identifies the worker plugin that holds its session.
         settings: Settings of the relaxation.
+        plausibility: Bounds outside of which a result means nothing.
         folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as
             complete.
         graphs: Folder of the parts of the graph store.
@@ -52,6 +54,7 @@ class RelaxTask:
     columns: tuple[str, ...]
     model_sha256: str
     settings: RelaxSettings
+    plausibility: Plausibility
     folder: Path
     graphs: Path
     trajectories: Path
@@ -83,7 +86,8 @@ def relax_part(task: RelaxTask) -> PartManifest:
     else:
         potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
         rows = range(first, last)
-        done = dict(relax_structures(zip(rows, given, strict=True), potential, task.settings))
+        pairs = zip(rows, given, strict=True)
+        done = dict(relax_structures(pairs, potential, task.settings, plausibility=task.plausibility))
         found = [done[row] for row in rows]
     carried = {name: store.column(name, first, last) for name in (*CARRIED, *task.columns)}
     columns = {name: values.tolist() if values.dtype.kind == "T" else values for name, values in carried.items()}

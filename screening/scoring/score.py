@@ -26,6 +26,7 @@ from ..dataset.scores import (
     property_outputs,
     score_arrays,
 )
+from ..plausibility import Plausibility
 
 # A structure is evaluated as a whole. For energy, forces and stress, an edge takes 34 kB with 7net-0 and 3.4 kB
 # with the preset `small`: this many edges take up to 3.4 GB.
@@ -39,17 +40,20 @@ class ScoreLimits:
     Attributes:
         max_edges: Structures with more edges than this in the graph store are too large, and not scored.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms are scored, with the status
-            ``extrapolating``. None skips this check.
+            ``extrapolating``. None has no bound beyond those of `screening.plausibility`.
+        allow_extrapolation: Whether implausible structures (`screening.plausibility`) count as ok.
     """
 
     max_edges: int = MAX_SCORED_EDGES
     min_distance: float | None = None
+    allow_extrapolation: bool = False
 
 
 def score_block(
     block: GraphBlock,
     potential: Potential,
     limits: ScoreLimits | None = None,
+    plausibility: Plausibility | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Compute the rows of the scores dataset for a block of structures.
 
@@ -57,13 +61,14 @@ def score_block(
         block: Structures to score.
         potential: Potential that evaluates them; structures with elements that it does not support are not scored.
         limits: Limits on what is scored; None uses the defaults.
+        plausibility: Bounds outside of which a structure is ``extrapolating``; None skips these checks.
 
     Returns:
         Arrays by name, one row per structure. Scores are NaN unless the status is ok or extrapolating.
     """
     limits = limits or ScoreLimits()
     n = len(block)
-    status = _first_status(block, potential, limits)
+    status, doubtful = _first_status(block, potential, limits), np.zeros(n, dtype=bool)
     arrays: dict[str, NDArray[Any]] = {
         spec.name: np.full(spec.shape(n), np.nan)
         for spec in score_arrays(potential.outputs)
@@ -79,6 +84,8 @@ def score_block(
             if found is None:
                 status[rows] = TOO_LARGE
                 continue
+            if plausibility is not None and not limits.allow_extrapolation:
+                doubtful[rows] = [bool(doubt) for doubt in plausibility.doubts(block.take(rows), found)]
             for name, values in _arrays_from(block.n_atoms[rows], found, arrays).items():
                 arrays[name][rows] = values
             finite = [np.isfinite(values[rows]).reshape(len(rows), -1).all(axis=1) for values in checked]
@@ -91,7 +98,8 @@ def score_block(
     for values in arrays.values():
         values[(status == NOT_FINITE) | (status == TOO_LARGE)] = np.nan
     if limits.min_distance is not None:
-        status[(status == OK) & (_shortest_distance(block) < limits.min_distance)] = EXTRAPOLATING
+        doubtful |= _shortest_distance(block) < limits.min_distance
+    status[(status == OK) & doubtful] = EXTRAPOLATING
     return {
         **arrays,
         "formula": formulas(block),

@@ -32,7 +32,8 @@ from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
 from ..dataset.parts import carried_columns, cut, listed, structures_within
-from ..dataset.scores import COORDINATES, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays
+from ..dataset.scores import COORDINATES, EXTRAPOLATING, OK, SCORES_SCHEMA, STATUS_MEANINGS, open_scores, score_arrays
+from ..plausibility import Plausibility
 from .score import MAX_SCORED_EDGES, ScoreLimits, score_block
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def screen(
     slots: int = DEFAULT_SLOTS,
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
+    allow_extrapolation: bool = False,
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
@@ -76,7 +78,9 @@ def screen(
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
-            ``extrapolating``. None skips this check.
+            ``extrapolating``. None has no bound beyond those of `screening.plausibility`.
+        allow_extrapolation: Whether structures whose distances, forces or energies are implausible
+            (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
@@ -100,7 +104,13 @@ def screen(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
     )
     return screen_store(
-        GraphStore(store), model, out, ScoreLimits(max_edges, min_distance), options, append=append, command=command
+        GraphStore(store),
+        model,
+        out,
+        ScoreLimits(max_edges, min_distance, allow_extrapolation),
+        options,
+        append=append,
+        command=command,
     )
 
 
@@ -135,7 +145,7 @@ def screen_store(
         manifests = plan.make_parts(run)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
-        if counts[OK] == 0:
+        if counts[OK] + counts[EXTRAPOLATING] == 0:
             run.staging.discard()
             raise StoreError(f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}")
         digests = run.concatenate(plan.specs, manifests)
@@ -260,6 +270,7 @@ class _ScreenPlan:
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
         models = tuple(member.sha256 for member in self.ensemble.members)
+        plausibility = Plausibility.of(self.ensemble)
         for number, (start, stop) in enumerate(self.spans):
             missing = run.missing(number, stop - start)
             if stop <= self.taken and self.base is not None:
@@ -279,6 +290,7 @@ class _ScreenPlan:
                     self.columns,
                     models,
                     self.limits,
+                    plausibility,
                     run.staging.parts,
                 )
 

@@ -60,6 +60,7 @@ def screen_files(
     slots: int = DEFAULT_SLOTS,
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
+    allow_extrapolation: bool = False,
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
@@ -86,6 +87,7 @@ def screen_files(
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom, see `equiscreen.screening.screen`.
+        allow_extrapolation: Whether implausible structures count as ok, see `equiscreen.screening.screen`.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
@@ -112,7 +114,7 @@ def screen_files(
     graphs = prepare_graphs(sources, model, out, options, append=append)
     if announce is not None and graphs.summary:
         announce(graphs.summary)
-    limits = ScoreLimits(max_edges, min_distance)
+    limits = ScoreLimits(max_edges, min_distance, allow_extrapolation)
     return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
 
 

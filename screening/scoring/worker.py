@@ -21,6 +21,7 @@ from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.graph_store import GraphStore, open_root
 from ...pipeline.store.row_sources import opened
 from ..dataset.scores import CARRIED, SCORES_SCHEMA
+from ..plausibility import Plausibility
 from .score import ScoreLimits, score_block, status_counts
 
 
@@ -37,6 +38,7 @@ class ScreenTask:
         columns: Input columns to copy from the graph store.
         models: sha256 of each model file, which identifies the worker plugin that holds its session.
         limits: Limits on what is scored.
+        plausibility: Bounds outside of which a structure is extrapolating.
         folder: Folder of the parts.
         skip: Whether the structure, which killed its worker, is recorded without being evaluated.
     """
@@ -51,6 +53,7 @@ class ScreenTask:
     columns: tuple[str, ...]
     models: tuple[str, ...]
     limits: ScoreLimits
+    plausibility: Plausibility
     folder: Path
     skip: bool = False
 
@@ -162,7 +165,7 @@ def _score(task: ScreenTask) -> PartManifest:
     if task.skip:
         arrays = _skipped_rows(graphs.block(first, last, labels=False), potential, task.limits)
     else:
-        arrays = dict(score_block(graphs.block(first, last, labels=False), potential, task.limits))
+        arrays = dict(score_block(graphs.block(first, last, labels=False), potential, task.limits, task.plausibility))
     arrays.update(_carried(graphs, task.columns, first, last))
     notes = {
         "status": list(status_counts(np.asarray(arrays["status"])).values()),

@@ -15,6 +15,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ..chemistry.elements import chemical_system, elements_of, parse_elements
 from ..dataset.reader import ScoresReader
+from ..dataset.scores import RANKED_STATUSES
 from .derived_columns import OF_FORMULA, OF_KNOWN, OF_STRUCTURE, ROLE, DerivedColumns
 from .filter_expression import parse_filter
 from .filter_terms import Filter
@@ -197,18 +198,25 @@ class _Survivors:
     Attributes:
         rows: int64[n], rows of the scores.
         points: float64[n, 1 + columns of the Pareto front], values that they are ranked by; lower is better.
+        last: bool[n], whether the status of a row says that its values mean little, so that it comes after all others.
         left_out: Number of dropped rows, by reason.
     """
 
     rows: NDArray[np.int64]
     points: NDArray[np.float64]
+    last: NDArray[np.bool_]
     left_out: Counter[str] = field(default_factory=Counter)
 
     def keep(self, places: NDArray[Any], reason: str) -> None:
         """Keep some places, and count the others as dropped for a reason."""
         kept = self.rows[places]
         self.left_out[reason] += len(self.rows) - len(kept)
-        self.rows, self.points = kept, self.points[places]
+        self.rows, self.points, self.last = kept, self.points[places], self.last[places]
+
+    def best_first(self) -> NDArray[np.int64]:
+        """Return the places in the order of their rank."""
+        order = best_first(self.points[:, 0])
+        return order[np.argsort(self.last[order], kind="stable")]
 
 
 def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
@@ -226,7 +234,7 @@ def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
     if plan.pareto:
         front, order = _by_front(found, plan, derived)
     else:
-        order = best_first(found.points[:, 0])
+        order = found.best_first()
     taken = _walk(scores, plan, derived, found, order)
     rank = np.arange(1, len(taken) + 1)
     if top is None:  # back in the order of the scores
@@ -251,7 +259,9 @@ def _by_front(
     if plan.late.conjuncts:  # a row that does not qualify must not dominate others
         found.keep(_holding(found.rows, plan, derived), "--where")
     enough = len(found.rows) if plan.has_quota else top
-    front = fronts(found.points[:, 1:], None if top is None else enough)
+    sound = ~found.last  # what means little must not dominate others
+    front = np.zeros(len(sound), dtype=np.int32)
+    front[sound] = fronts(found.points[sound, 1:], None if top is None else enough)
     order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))
     order = order[front[order] > 0]
     found.left_out["dominated" if top is None else _beyond(top)] += len(found.rows) - len(order)
@@ -260,21 +270,23 @@ def _by_front(
 
 def _survey(scores: ScoresReader, plan: SelectionPlan) -> _Survivors:
     """Read every row once, chunk by chunk and only in the columns that are needed."""
-    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(plan.pareto))))
-    rows, points = [found.rows], [found.points]
+    found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(plan.pareto))), np.empty(0, dtype=np.bool_))
+    ranked = [value for word, value in scores.meanings("status").items() if word in RANKED_STATUSES]
+    rows, points, last = [found.rows], [found.points], [found.last]
     kept = 0
     for start, stop in scores.chunks():
         columns = {name: scores.column(name, start, stop) for name in sorted(plan.columns)}
         places, values = _surviving(scores, plan, columns, stop - start, found.left_out)
         rows.append(places + start)
         points.append(values)
+        last.append(~np.isin(columns["status"][places], ranked))
         kept += len(places)
         if plan.simple and plan.criteria.top is not None and kept > plan.criteria.top + _SLACK:
-            found.rows, found.points = np.concatenate(rows), np.concatenate(points)
-            best = np.sort(best_first(found.points[:, 0])[: plan.criteria.top])
+            found.rows, found.points, found.last = np.concatenate(rows), np.concatenate(points), np.concatenate(last)
+            best = np.sort(found.best_first()[: plan.criteria.top])
             found.keep(best, _beyond(plan.criteria.top))
-            rows, points, kept = [found.rows], [found.points], len(best)
-    found.rows, found.points = np.concatenate(rows), np.concatenate(points)
+            rows, points, last, kept = [found.rows], [found.points], [found.last], len(best)
+    found.rows, found.points, found.last = np.concatenate(rows), np.concatenate(points), np.concatenate(last)
     return found
 
 

@@ -336,10 +336,13 @@ def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, t
     assert sum(found.attrs["hull"]["status_counts"].values()) == len(codes)
 
 
-def test_an_extrapolated_energy_is_measured_but_pulls_no_hull_down(crystals: Crystals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outcome", ["extrapolating", "not_converged"])
+def test_an_energy_without_meaning_is_measured_but_pulls_no_hull_down(
+    crystals: Crystals, tmp_path: Path, outcome: str
+) -> None:
     energy = crystals.uncorrected.copy()
     energy[2] -= 100.0
-    meanings, status = ("ok", "extrapolating"), [0] * len(energy)
+    meanings, status = ("ok", outcome), [0] * len(energy)
     status[2] = 1
     wild = write_scores(tmp_path / "w.zarr", crystals.graphs, energy, status=status, meanings=meanings)
     tame = write_scores(tmp_path / "t.zarr", crystals.graphs, crystals.uncorrected, status=status, meanings=meanings)

@@ -27,7 +27,7 @@ from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
 from equiscreen.screening.relaxation import relax as relax_module
 from equiscreen.screening.relaxation import worker
-from equiscreen.screening.relaxation.batched import TOO_LARGE, Relaxed
+from equiscreen.screening.relaxation.batched import RELAX_STATUSES, TOO_LARGE, Relaxed
 from equiscreen.screening.relaxation.relax import estimate, summary
 from numpy.testing import assert_allclose
 
@@ -179,10 +179,6 @@ def test_what_does_not_fit_is_refused(
     altered(exported("float32"), tmp_path / "energy.onnx", outputs=energy_alone)
     with pytest.raises(ModelFileError, match=r"forces, stress.*--outputs energy,forces,stress"):
         relax(graphs, tmp_path / "energy.onnx", out)
-    with pytest.raises(
-        EquiscreenError, match=f"none of {CRYSTALS} structures could be relaxed: {CRYSTALS} unknown element"
-    ):
-        relax(graphs, exported("float32"), out, scheduler="threads")
     with pytest.raises(OutputExistsError):
         relax(graphs, sevennet_model, graphs, scheduler="threads")
     with pytest.raises(EquiscreenError):
@@ -191,6 +187,16 @@ def test_what_does_not_fit_is_refused(
     relax(graphs, sevennet_model, out, scheduler="threads", limit=3)
     with pytest.raises(OutputExistsError, match=r"r\.zarr: already exists"):
         relax(graphs, sevennet_model, out, RelaxSettings(fmax=0.1), scheduler="threads", limit=3)
+
+
+def test_a_relaxation_without_success_is_published_with_its_statuses(
+    graphs: Path, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    found = relax(graphs, exported("float32"), tmp_path / "r.zarr", scheduler="threads", limit=3)
+    assert found["status"].values.tolist() == [RELAX_STATUSES.index("unknown_element")] * 3
+    assert "3 unknown element" in summary(found, tmp_path / "r.zarr")
+    assert "warning: no structure is relaxed" in summary(found, tmp_path / "r.zarr")
+    assert len(GraphStore(tmp_path / "r.graphs.zarr")) == 3
 
 
 def test_trajectories_begin_and_end_where_the_relaxation_does(
@@ -269,9 +275,10 @@ def test_the_graph_store_is_that_of_the_scores(
     words = {"scheduler": "threads", "overwrite": True}
     with monkeypatch.context() as patch:
         patch.setattr(
-            worker, "relax_structures", lambda given, *_: ((row, Relaxed(TOO_LARGE, None, None, 0)) for row, _ in given)
+            worker,
+            "relax_structures",
+            lambda given, *_, **__: ((row, Relaxed(TOO_LARGE, None, None, 0)) for row, _ in given),
         )
-        patch.setattr(relax_module, "OK", TOO_LARGE)  # or the run would end without a result
         relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, **words)
     scores = relax(metals, exported("float32"), tmp_path / "r.zarr", EASY, **words)
     made = GraphStore(tmp_path / "r.graphs.zarr")

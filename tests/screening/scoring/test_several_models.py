@@ -129,5 +129,6 @@ def test_several_models_and_limits_from_the_command_line(
     scores, edges = open_scores(out), GraphStore(store).n_edges
     assert scores["energy_members"].shape == (14, 2)
     assert (scores["status"].values == 3).tolist() == (edges > 400).tolist()
-    assert {"slots", "limit", "device", "max_edges", "min_distance"} == set(scores.attrs["settings"])
+    settings = {"slots", "limit", "device", "max_edges", "min_distance", "allow_extrapolation"}
+    assert settings == set(scores.attrs["settings"])
     assert scores.attrs["command"].endswith("--min-distance 1.5 --scheduler threads --append")

@@ -17,7 +17,7 @@ from equiscreen.screening.dataset.subset import Subset
 
 VALIDATION = "mp/mp_20_val.csv.gz"
 # Statuses of a relaxation, in another order than those of a screen.
-STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large")
+STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large", "extrapolating")
 
 
 def graphs_of_mp(data: Path, folder: Path, count: int) -> GraphStore:

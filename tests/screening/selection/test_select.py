@@ -136,6 +136,17 @@ def test_chunks_change_nothing(words: dict[str, Any], size: int, scores: Path, t
     assert found[0] == found[1]
 
 
+def test_what_means_little_comes_last(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    found = chosen(scores, tmp_path, 'status in ["ok", "exploded", "extrapolating"]', by="n_atoms", top=SIZE)
+    last = columns["status"][found["scores_row"].values] != STATUSES.index("ok")
+    assert last.any()
+    assert (np.diff(last.astype(int)) >= 0).all()
+    for some in (last, ~last):
+        assert (np.diff(found["n_atoms"].values[some]) >= 0).all()
+    fronts = chosen(scores, tmp_path, 'status in ["ok", "exploded"]', pareto="n_atoms,max_force", overwrite=True)
+    assert set(columns["status"][fronts["scores_row"].values]) == {STATUSES.index("ok")}
+
+
 def test_statuses_are_read_by_their_words(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
     place = STATUSES.index("not_converged")
     found = chosen(scores, tmp_path, 'status == "not_converged"', by="n_atoms")

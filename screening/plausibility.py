@@ -1,0 +1,129 @@
+"""Which results mean something: bounds on distances, forces and energies beyond which a model only extrapolates.
+
+Far from its training data, a network may predict anything: for overlapping atoms, energies of -21,000 eV/atom, which
+would lead every ranking and span every hull. Real crystals are far inside these bounds: over 7,140 crystals of the
+Materials Project (mp_20_val.csv.gz), the shortest pair is 0.65 times the sum of its covalent radii long; with 7net-0,
+energies are between 8.4 eV/atom below and 0.01 above those of isolated atoms, and no force is above 2.2 eV/angstrom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+
+from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.graphs.potential import Evaluation, Potential
+from ..pipeline.structures.structure import Structure
+
+# Shortest distance of two atoms: in units of the shortest in the training data, where the model records it; otherwise
+# of the sum of the covalent radii (Cordero et al., Dalton Trans. 2832 (2008)).
+SHORTEST_OF_TRAINING, SHORTEST_OF_RADII = 0.9, 0.55
+LARGEST_FORCE = 50.0  # eV/angstrom
+# Energy relative to isolated atoms, eV/atom. The most strongly bound solids (W, C, TaC) have -9.
+LOWEST_ENERGY, HIGHEST_ENERGY = -12.0, 50.0
+# Energy relative to isolated atoms from which no descent leads back, eV/atom.
+BOTTOMLESS = -1000.0
+_BOX = 30.0  # angstrom, edge of the cell of an isolated atom: larger than twice any cutoff
+
+
+@dataclass(frozen=True)
+class Plausibility:
+    """Bounds outside of which the results of a model mean nothing.
+
+    Attributes:
+        minimum_distances: Shortest distance of each pair of elements in the training data, by atomic numbers in
+            ascending order, angstrom; empty if unknown.
+        isolated_energies: The model's energy of an isolated atom, by atomic number, eV; empty for a model without
+            energy.
+    """
+
+    minimum_distances: Mapping[tuple[int, int], float]
+    isolated_energies: Mapping[int, float]
+
+    @classmethod
+    def of(cls, potential: Potential) -> Self:
+        """Bounds of a potential, which evaluates the isolated atoms of all its elements."""
+        known: Mapping[tuple[int, int], float] = getattr(potential, "minimum_distances", None) or {}
+        if not any(spec.name == "energy" for spec in potential.outputs):
+            return cls(known, {})
+        elements = sorted(potential.elements)
+        box = np.eye(3) * max(_BOX, 2.5 * potential.cutoff)
+        atoms = [Structure.from_fractional([number], box, np.zeros((1, 3))) for number in elements]
+        energies = potential.evaluate(GraphBlock.from_structures(atoms, potential.cutoff)).energy.tolist()
+        return cls(known, {number: x for number, x in zip(elements, energies, strict=True) if np.isfinite(x)})
+
+    @cached_property
+    def shortest(self) -> NDArray[np.float64]:
+        """Shortest plausible distances by atomic numbers: float64[119, 119], angstrom."""
+        bounds = SHORTEST_OF_RADII * (covalent_radii[:, None] + covalent_radii[None])
+        for (one, other), distance in self.minimum_distances.items():
+            bounds[one, other] = bounds[other, one] = SHORTEST_OF_TRAINING * distance
+        return np.asarray(bounds, dtype=np.float64)
+
+    def doubts(self, block: GraphBlock, found: Evaluation | None = None) -> list[str]:
+        """What makes each structure implausible, as text; empty where nothing does.
+
+        Args:
+            block: The structures.
+            found: Their evaluation; None to judge distances alone.
+        """
+        out = self._of_distances(block)
+        if found is None:
+            return out
+        relative, force = self.relative_energies(block, found.energy), _largest_forces(block, found.forces)
+        for row, (energy, largest) in enumerate(zip(relative.tolist(), force.tolist(), strict=True)):
+            if out[row]:
+                continue
+            if energy < LOWEST_ENERGY or energy > HIGHEST_ENERGY:
+                out[row] = f"an energy of {energy:+.6g} eV/atom relative to isolated atoms"
+            elif largest > LARGEST_FORCE:
+                out[row] = f"a force of {largest:.3g} eV/angstrom"
+        return out
+
+    def relative_energies(self, block: GraphBlock, energy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Energies relative to isolated atoms: float64[n_structures], eV/atom; NaN if those are unknown.
+
+        Args:
+            block: The structures.
+            energy: float64[n_structures], total energies, eV.
+        """
+        isolated = np.full(len(chemical_symbols), np.nan)
+        for number, value in self.isolated_energies.items():
+            isolated[number] = value
+        base = np.bincount(block.atom_structure, weights=isolated[block.atomic_number], minlength=len(block))
+        return np.asarray((energy - base) / block.n_atoms)
+
+    def _of_distances(self, block: GraphBlock) -> list[str]:
+        out = [""] * len(block)
+        some = np.flatnonzero(block.n_edges)
+        if len(some) == 0:
+            return out
+        one, other = block.atomic_number[block.receiver], block.atomic_number[block.sender]
+        distances = np.linalg.norm(block.displacements(), axis=1)
+        shares = distances / self.shortest[one, other]
+        for row in some[np.minimum.reduceat(shares, block.edge_start[some]) < 1.0].tolist():
+            edges = slice(int(block.edge_start[row]), int(block.edge_start[row] + block.n_edges[row]))
+            edge = edges.start + int(shares[edges].argmin())
+            pair = f"{chemical_symbols[one[edge]]} and {chemical_symbols[other[edge]]}"
+            bound = self.shortest[one[edge], other[edge]]
+            out[row] = f"{pair} {distances[edge]:.2f} angstrom apart, closer than {bound:.2f}"
+        return out
+
+
+def atomic_volume(atomic_number: NDArray[np.integer]) -> float:
+    """Volume of the spheres of the covalent radii of some atoms, angstrom^3.
+
+    The crystals of the Materials Project have 0.7 to 36 times this volume, and half of them less than 1.5 times.
+    """
+    return float(4.0 / 3.0 * np.pi * (covalent_radii[atomic_number] ** 3).sum())
+
+
+def _largest_forces(block: GraphBlock, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest norm of the force on an atom: float64[n_structures], eV/angstrom."""
+    return np.asarray(np.maximum.reduceat(np.linalg.norm(forces, axis=1), block.atom_start))
