@@ -113,6 +113,15 @@ def relax(
     max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
     fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
+    cell_axes: Annotated[
+        str,
+        typer.Option(
+            metavar="AXES",
+            help="Relax the cell only in the directions of these lattice vectors, such as ab. Slabs and chains keep "
+            "their cell without this option; with it, they relax in those of these directions that are periodic.",
+            show_default="all of a crystal, none of a slab or chain",
+        ),
+    ] = "",
     fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Preserve the space group.")] = False,
     rattle: Annotated[
         float,
@@ -156,6 +165,7 @@ def relax(
         optimizer=Optimizer(optimizer),
         pressure=pressure,
         fix_cell=fix_cell,
+        cell_axes=cell_axes,
         fix_symmetry=fix_symmetry,
         rattle=rattle,
         seed=seed,

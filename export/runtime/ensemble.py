@@ -62,6 +62,18 @@ class Ensemble:
         return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])
 
     @property
+    def minimum_distances(self) -> dict[tuple[int, int], float]:
+        """Shortest distance of each pair of elements in the training data, angstrom; of several members, the longest.
+
+        A structure beyond the training data of one member is beyond that of the ensemble.
+        """
+        out: dict[tuple[int, int], float] = {}
+        for member in self.members:
+            for pair, distance in member.minimum_distances.items():
+                out[pair] = max(distance, out.get(pair, 0.0))
+        return out
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the model file; for several files, SHA-256 of their hashes in order."""
         return _joined([member.sha256 for member in self.members])
@@ -82,7 +94,9 @@ class Ensemble:
             found[f"{spec.name}{SPREAD}"] = values.std(axis=0, ddof=1)
         own = {name: found.pop(name, getattr(each[0], name)) for name in ("energy", "forces", "stress")}
         found[MEMBERS_ARRAY] = np.stack([evaluation.energy for evaluation in each], axis=1)
-        return Evaluation(**own, properties=found)
+        virials = [evaluation.virial for evaluation in each if evaluation.virial is not None]
+        virial = np.mean(virials, axis=0) if len(virials) == len(each) else None
+        return Evaluation(**own, properties=found, virial=virial)
 
     def provenance(self) -> dict[str, Any]:
         """Which models the results come from; several are listed under ``files``."""

@@ -116,6 +116,11 @@ class OnnxPotential:
         """Outputs of the model."""
         return self.metadata.outputs
 
+    @property
+    def minimum_distances(self) -> Mapping[tuple[int, int], float]:
+        """Shortest distance of each pair of elements in the training data, angstrom; empty if it is not recorded."""
+        return getattr(self.metadata, "minimum_distances", None) or {}
+
     def evaluate(self, block: GraphBlock) -> Evaluation:
         """Evaluate all outputs for all structures of a block.
 

@@ -61,12 +61,15 @@ class Evaluation:
         forces: float64[n_atoms, 3], eV/angstrom.
         stress: float64[n_structures, 3, 3], eV/angstrom^3; NaN unless all three directions are periodic.
         properties: Other outputs, by name: float64[n_structures or n_atoms, *shape].
+        virial: float64[n_structures, 3, 3], derivative of the energy with respect to strain, eV; for slabs and chains,
+            only its part in the periodic directions means something. None if it is unknown.
     """
 
     energy: NDArray[np.float64]
     forces: NDArray[np.float64]
     stress: NDArray[np.float64]
     properties: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    virial: NDArray[np.float64] | None = None
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return all outputs by name."""
@@ -137,11 +140,12 @@ def evaluate_in_buckets(
         for spec in potential.outputs:
             places = rows if spec.per == "structure" else atoms
             found[spec.name][places] = results[spec.name][: len(places)]
+    virial = found["stress"] * block.volume[:, None, None]  # the volume of a slab is 1 in a neighbour table
     for spec in potential.outputs:
         undefined = without_meaning(block.pbc, spec.defined)
         if undefined.any():
             found[spec.name][undefined if spec.per == "structure" else undefined[block.atom_structure]] = np.nan
-    return Evaluation(found.pop("energy"), found.pop("forces"), found.pop("stress"), found)
+    return Evaluation(found.pop("energy"), found.pop("forces"), found.pop("stress"), found, virial)
 
 
 def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:

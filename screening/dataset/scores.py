@@ -46,9 +46,23 @@ ENERGY_ARRAYS = (
     structure_array(
         "stress",
         "float64",
-        "stress (1/V) dE/d(strain), positive under tension as in ASE; NaN unless periodic in three directions",
+        "stress (1/V) dE/d(strain), positive under tension as in ASE; NaN in directions that are not periodic, and "
+        "altogether if the source gave no cell vector for one of them, since there is no volume then",
         units="eV/angstrom^3",
         dims=(CARTESIAN, CARTESIAN_2),
+    ),
+    structure_array(
+        "in_plane_virial",
+        "float64",
+        "for slabs, dE/d(strain) in the plane divided by the area; NaN for all others",
+        units="eV/angstrom^2",
+        dims=(CARTESIAN, CARTESIAN_2),
+    ),
+    structure_array(
+        "axial_virial",
+        "float64",
+        "for chains, dE/d(strain) along the axis divided by the length of the cell; NaN for all others",
+        units="eV/angstrom",
     ),
 )
 SPREAD_ARRAYS = (
@@ -65,7 +79,13 @@ SPREAD_ARRAYS = (
 # Outputs that `property_outputs` skips, because their arrays are defined differently or do not exist.
 _KNOWN = frozenset(spec.name for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS)) | {MEMBERS_ARRAY, "stress_std"}
 # Outputs from which arrays with other names are computed.
-SOURCES = {"energy_per_atom": "energy", "max_force": "forces", "max_force_std": "forces_std"}
+SOURCES = {
+    "energy_per_atom": "energy",
+    "max_force": "forces",
+    "max_force_std": "forces_std",
+    "in_plane_virial": "stress",
+    "axial_virial": "stress",
+}
 STRUCTURE_ARRAYS = (
     structure_array("structure_id", TEXT, "name of the structure in its source"),
     structure_array("formula", TEXT, "reduced chemical formula"),

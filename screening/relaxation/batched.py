@@ -20,6 +20,7 @@ from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_list import MAX_EDGES, NeighborList, neighbor_list
 from ...pipeline.graphs.potential import Evaluation, Potential
 from ...pipeline.structures.structure import Structure
+from ..partial_periodicity import in_directions
 from ..plausibility import BOTTOMLESS, Plausibility, atomic_volume
 from .optimizers import Descent, Fire, Lbfgs, Optimizer
 from .symmetry import SymmetricSteps
@@ -40,6 +41,12 @@ RATTLED_LENGTH = 5.0  # angstrom; a rattle strains the cell by its displacement 
 RATTLE_GAIN = 1e-3
 # Float32 rounding error of an energy, eV/atom.
 ENERGY_ROUNDING = 2e-6
+# The stress of a slab or chain is measured by this many times the volume of its atoms, as in most crystals
+# (`plausibility.atomic_volume`), so that the convergence criterion does not depend on the vacuum.
+ATOMIC_VOLUMES = 1.4
+CELL_KEPT = "the cell stays as it is, since it is not periodic in three directions"
+WITHOUT_PRESSURE = "the pressure has nothing to act on, since the structure is not periodic in three directions"
+_AXES = "abc"
 
 Key = TypeVar("Key")
 
@@ -56,8 +63,10 @@ class RelaxSettings:
         max_steps: Largest number of evaluations per structure; a rattle allows this many again.
         optimizer: Optimization algorithm.
         pressure: External pressure, GPa.
-        fix_cell: Relax the atoms only, with a fixed cell. Structures that are not periodic in three directions always
-            keep their cell.
+        fix_cell: Relax the atoms only, with a fixed cell.
+        cell_axes: Lattice vectors in whose directions the cell relaxes, some of the letters a, b and c; directions that
+            are not periodic are left out. Without letters, crystals relax in all directions, and structures that are
+            not periodic in three directions keep their cell.
         fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
         symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
         rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
@@ -81,6 +90,7 @@ class RelaxSettings:
     optimizer: Optimizer = Optimizer.LBFGS
     pressure: float = 0.0
     fix_cell: bool = False
+    cell_axes: str = ""
     fix_symmetry: bool = False
     symprec: float = 0.05
     rattle: float = 0.0
@@ -99,6 +109,13 @@ class RelaxSettings:
             raise ConfigError("a rattle breaks the symmetry that fix_symmetry keeps; set either rattle or fix_symmetry")
         if self.fix_cell and self.pressure:
             raise ConfigError("pressure has no effect on a fixed cell; set either pressure or fix_cell")
+        if not set(self.cell_axes) <= set(_AXES) or len(set(self.cell_axes)) < len(self.cell_axes):
+            raise ConfigError(f"unknown cell axes {self.cell_axes!r}; choose some of the letters a, b and c")
+        if self.cell_axes and (self.fix_cell or self.fix_symmetry):
+            raise ConfigError(
+                "cell_axes let the cell relax in some directions, fix_cell in none, and fix_symmetry only as the space "
+                "group permits; choose one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +126,15 @@ class Frame:
         structure: Structure at this point; lengths in angstrom.
         energy: Total energy, eV.
         forces: Forces on the atoms: float64[n_atoms, 3], eV/angstrom.
-        stress: Stress tensor: float64[3, 3], eV/angstrom^3.
+        stress: Stress tensor of a crystal: float64[3, 3], eV/angstrom^3.
+        virial: Derivative of the energy with respect to strain: float64[3, 3], eV; NaN if it is unknown.
     """
 
     structure: Structure
     energy: float
     forces: NDArray[np.float64]
     stress: NDArray[np.float64]
+    virial: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +152,8 @@ class Relaxed:
             led to no lower energy.
         rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
         reason: Why the relaxation failed, or what makes its result implausible; empty if neither.
+        remarks: What had no effect, although it could be expected to: the cell of a slab stays, or no volume takes up
+            the pressure.
     """
 
     status: int
@@ -143,6 +164,7 @@ class Relaxed:
     saddle: Frame | None = None
     rattled_energy: float = float("nan")
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def relax_structures(
@@ -199,8 +221,8 @@ def relax_structures(
                 in_flight.append((key, one))
 
 
-def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any]]:
-    """Yield energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3) of each structure of a block.
+def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
+    """Yield energy (eV), forces (eV/angstrom), stress (eV/angstrom^3) and virial (eV) of each structure of a block.
 
     Energies and stresses of a batch come from matrix products, in which one NaN spreads to all structures: a structure
     without finite results is evaluated again on its own.
@@ -213,7 +235,9 @@ def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, 
         values = (found.energy[row], found.forces[atoms], found.stress[row] if crystals[row] else 0.0)
         if not all(np.isfinite(value).all() for value in values):
             part, place, atoms = potential.evaluate(block.take([row])), 0, slice(0, count)
-        yield float(part.energy[place]), part.forces[atoms], part.stress[place]
+        stress = part.stress[place]
+        virial = stress * block.volume[row] if part.virial is None else part.virial[place]
+        yield float(part.energy[place]), part.forces[atoms], stress, virial
 
 
 class _Ended(Exception):  # noqa: N818 - not an error: the end of a relaxation
@@ -295,15 +319,36 @@ class _Relaxation:
         if not np.isin(self.structure.atomic_number, self.potential.elements).all():
             raise self._failed(UNKNOWN_ELEMENT, "an element that the model does not support")
         self.cell, self.frac = self.structure.cell.copy(), self.structure.frac_coord.copy()
-        self.moves_cell = bool(self.structure.pbc.all()) and not self.settings.fix_cell
-        volume, atoms = self.structure.volume, atomic_volume(self.structure.atomic_number)
-        self.least_volume = min(LEAST_VOLUME * volume, LEAST_ATOMIC_VOLUME * atoms)
-        self.largest_volume = max(LARGEST_VOLUME * volume, LARGEST_ATOMIC_VOLUME * atoms)
+        self.is_crystal = bool(self.structure.pbc.all())
+        self.axes = self._relaxing_axes()
+        self.moves_cell = bool(self.axes.any())
+        volume = self.initial_volume = abs(np.linalg.det(self.cell))
+        self.least_volume, self.largest_volume = LEAST_VOLUME * volume, LARGEST_VOLUME * volume
+        atoms = atomic_volume(self.structure.atomic_number)
+        self.measure = ATOMIC_VOLUMES * atoms
+        if self.is_crystal:
+            self.least_volume = min(self.least_volume, LEAST_ATOMIC_VOLUME * atoms)
+            self.largest_volume = max(self.largest_volume, LARGEST_ATOMIC_VOLUME * atoms)
         self.strain_length = 2.0 * np.sqrt(len(self.structure))  # angstrom
         self.symmetric = SymmetricSteps(self.structure, self.settings.symprec) if self.settings.fix_symmetry else None
         self.descent = self._new_descent()
         self.last_step = self.settings.max_steps
         self._find_neighbors(TOO_LARGE)
+
+    def _relaxing_axes(self) -> NDArray[np.bool_]:
+        """Lattice vectors in whose directions the cell relaxes: bool[3]."""
+        pbc, chosen = self.structure.pbc, self.settings.cell_axes
+        if self.settings.fix_cell or not (chosen or self.is_crystal):
+            return np.zeros(3, dtype=bool)
+        return np.asarray(pbc & np.array([letter in (chosen or _AXES) for letter in _AXES]))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What has no effect, although it could be expected to."""
+        if self.is_crystal or self.settings.fix_cell:
+            return ()
+        kept = (CELL_KEPT,) if self.structure.pbc.any() and not self.moves_cell else ()
+        return (*kept, WITHOUT_PRESSURE) if self.settings.pressure else kept
 
     @property
     def n_edges(self) -> int:
@@ -350,22 +395,29 @@ class _Relaxation:
             image=near.image,
         )
 
-    def advance(self, energy: float, forces: NDArray[np.float64], stress: NDArray[np.float64]) -> None:
+    def advance(
+        self,
+        energy: float,
+        forces: NDArray[np.float64],
+        stress: NDArray[np.float64],
+        virial: NDArray[np.float64],
+    ) -> None:
         """Take one step.
 
         Args:
             energy: Energy of the current geometry, eV.
             forces: Forces on the atoms: float64[n_atoms, 3], eV/angstrom.
             stress: Stress tensor: float64[3, 3], eV/angstrom^3.
+            virial: Derivative of the energy with respect to strain: float64[3, 3], eV.
 
         Raises:
             _Ended: The relaxation has converged, failed, or used all its steps.
         """
         self.n_steps += 1
         finite = np.isfinite(energy) and np.isfinite(forces).all()
-        if not finite or (self.moves_cell and not np.isfinite(stress).all()):
+        if not finite or (self.moves_cell and not np.isfinite(virial).all()):
             raise self._failed(NOT_FINITE, "the model predicts values that are not finite")
-        frame = Frame(self._here(), energy, forces.copy(), stress.copy())
+        frame = Frame(self._here(), energy, forces.copy(), stress.copy(), np.array(virial))
         if self.first is None:
             self.first = frame
         if self.settings.trajectory:
@@ -393,10 +445,12 @@ class _Relaxation:
             raise self._failed(EXPLODED, str(error)) from error
 
     def _virial(self, frame: Frame) -> NDArray[np.float64]:
-        """Volume times (stress + external pressure): float64[3, 3], eV."""
+        """Volume times (stress + external pressure), in the directions that relax: float64[3, 3], eV."""
+        if not self.is_crystal:  # in vacuum, without pressure
+            return in_directions(frame.virial, self.cell, self.axes)[0]
         pressure = self.settings.pressure * GPA * np.eye(3)
         virial: NDArray[np.float64] = frame.structure.volume * ((frame.stress + frame.stress.T) / 2 + pressure)
-        return virial
+        return virial if self.axes.all() else in_directions(virial, self.cell, self.axes)[0]
 
     def _converged(self, frame: Frame) -> bool:
         """Whether forces and cell meet the convergence criteria."""
@@ -408,14 +462,16 @@ class _Relaxation:
         virial = self._virial(frame)
         if self.settings.smax is None:
             return _longest(virial / len(self.structure)) <= fmax
-        return bool(np.abs(virial).max() <= self.settings.smax * GPA * frame.structure.volume)
+        volume = frame.structure.volume if self.is_crystal else self.measure
+        return bool(np.abs(virial).max() <= self.settings.smax * GPA * volume)
 
     def _step(self, frame: Frame) -> None:
         """Move atoms and cell by one step of the optimizer."""
         gradient = -frame.forces
         energy = frame.energy
         if self.moves_cell:
-            energy += self.settings.pressure * GPA * frame.structure.volume
+            if self.is_crystal:
+                energy += self.settings.pressure * GPA * frame.structure.volume
             gradient = np.concatenate([gradient, self._virial(frame) / self.strain_length])
         if self.symmetric is not None:
             gradient = self.symmetric.projected(gradient, self.cell)
@@ -441,7 +497,7 @@ class _Relaxation:
         self.cell = self.cell @ _exponential(strain)
         volume = abs(np.linalg.det(self.cell))
         if not self.least_volume < volume < self.largest_volume:
-            ratio = volume / self.structure.volume
+            ratio = volume / self.initial_volume
             raise self._failed(EXPLODED, f"the volume changed by a factor of {ratio:.2f}")
 
     def _rattle(self, frame: Frame) -> None:
@@ -454,9 +510,14 @@ class _Relaxation:
         own = int.from_bytes(self.structure.content_hash(), "big")
         rng = np.random.default_rng((self.settings.seed, own))
         displacement = rng.normal(0.0, self.settings.rattle, self.frac.shape)
-        strain = rng.normal(0.0, self.settings.rattle / RATTLED_LENGTH, (3, 3)) if self.moves_cell else np.zeros((0, 3))
+        strain = np.zeros((0, 3))
+        if self.moves_cell:
+            strain = rng.normal(0.0, self.settings.rattle / RATTLED_LENGTH, (3, 3))
+            strain = (strain + strain.T) / 2
+            if not self.axes.all():
+                strain = in_directions(strain, self.cell, self.axes)[0]
         self.descent = self._new_descent()
-        self._move(displacement - displacement.mean(axis=0), (strain + strain.T) / 2 if len(strain) else strain)
+        self._move(displacement - displacement.mean(axis=0), strain)
 
     def _done(self, status: int, frame: Frame) -> _Ended:
         """The end of a relaxation that has converged or used all its steps.
@@ -477,7 +538,9 @@ class _Relaxation:
             else:
                 frame, status, doubt = self.saddle, OK, ""
         frames = tuple(self.frames)
-        return _Ended(Relaxed(status, self.first, frame, self.n_steps, frames, saddle, rattled_energy, doubt))
+        return _Ended(
+            Relaxed(status, self.first, frame, self.n_steps, frames, saddle, rattled_energy, doubt, self.remarks)
+        )
 
     def _doubt(self, frame: Frame) -> str:
         """What makes the current point implausible, as text; empty if nothing does, or if extrapolation is allowed."""
@@ -489,7 +552,7 @@ class _Relaxation:
     def _failed(self, status: int, reason: str) -> _Ended:
         """The end of a relaxation that failed: back to the initial structure or, after a rattle, to the relaxed one."""
         if self.saddle is not None:
-            return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames)))
+            return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames), remarks=self.remarks))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))
 
 

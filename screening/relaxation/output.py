@@ -24,6 +24,7 @@ from ...pipeline.structures.structure import HASH_BYTES, Structure
 from ...pipeline.structures.symmetry import find_symmetry
 from ..chemistry.composition import formulas
 from ..dataset.scores import ENERGY_ARRAYS, STRUCTURE_ARRAYS
+from ..partial_periodicity import PartialStress
 from .batched import RELAX_STATUSES, Frame, Relaxed, RelaxSettings
 
 LABELS = ("energy", "forces", "stress")
@@ -37,7 +38,9 @@ RELAX_ARRAYS = (
     structure_array("space_group_initial", "int16", "space group number of the input structure; 0 = none", units="1"),
     structure_array("space_group", "int16", "space group number of the relaxed structure; 0 = none", units="1"),
     structure_array(
-        "status_note", TEXT, "why the structure could not be relaxed, or what makes its result implausible"
+        "status_note",
+        TEXT,
+        "why the structure could not be relaxed, what makes its result implausible, or what did not relax",
     ),
 )
 RATTLE_ARRAYS = (
@@ -88,15 +91,18 @@ def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSetti
         "initial_energy": np.array([_energy(one.first) for one in found]),
         "energy": np.array([_energy(one.last) for one in found]),
         "max_force": np.array([_max_force(one.last) for one in found]),
-        "stress": np.array([np.full((3, 3), np.nan) if one.last is None else one.last.stress for one in found]),
         "n_steps": np.array([one.n_steps for one in found], dtype=np.int32),
         "status": np.array([one.status for one in found], dtype=np.uint8),
-        "status_note": [one.reason for one in found],
+        "status_note": ["; ".join(filter(None, (one.reason, *one.remarks))) for one in found],
         "space_group_initial": _space_groups(given, settings.symprec),
     }
     last = final_structures(given, found)
     volume = np.array([_volume(one) for one in last])
+    stresses = _stresses(found)
     out |= {
+        "stress": np.concatenate([one.stress for one in stresses]),
+        "in_plane_virial": np.concatenate([one.in_plane for one in stresses]),
+        "axial_virial": np.concatenate([one.axial for one in stresses]),
         "energy_per_atom": out["energy"] / block.n_atoms,
         "n_atoms": block.n_atoms,
         "volume": volume,
@@ -156,6 +162,19 @@ def _atoms_of(block: GraphBlock) -> list[slice]:
     return [
         slice(begin, begin + count)
         for begin, count in zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)
+    ]
+
+
+def _stresses(found: Sequence[Relaxed]) -> list[PartialStress]:
+    """Stress of each relaxed structure; NaN without a result."""
+    unknown = PartialStress(np.full((1, 3, 3), np.nan), np.full((1, 3, 3), np.nan), np.full(1, np.nan))
+    return [
+        unknown
+        if one.last is None
+        else PartialStress.of(
+            one.last.structure.cell[None], one.last.structure.pbc[None], one.last.stress[None], one.last.virial[None]
+        )
+        for one in found
     ]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -38,7 +39,7 @@ from ..dataset.parts import carried_columns, cut, listed, structures_within
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from ..plausibility import Plausibility
-from .batched import RELAX_STATUSES, RelaxSettings, relax_structures
+from .batched import CELL_KEPT, RELAX_STATUSES, RelaxSettings, relax_structures
 from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
 
 RELAXED = "relaxed"
@@ -123,12 +124,13 @@ def relax(
         graphs_hash = plan.write_graphs(run, manifests)
         digests = run.concatenate(plan.score_specs, manifests)
         timing = _timing(manifests, plan.size, time.monotonic() - begin)
+        remarks: Counter[str] = sum((Counter(manifest.notes["remarks"]) for manifest in manifests), Counter())
 
         def publish_others() -> None:
             plan.publish_graphs(run.staging)
             plan.publish_trajectories(run.staging, manifests)
 
-        run.publish(digests, plan.attrs(graphs_hash, statuses, timing), publish_others=publish_others)
+        run.publish(digests, plan.attrs(graphs_hash, statuses, remarks, timing), publish_others=publish_others)
     return open_scores(out)
 
 
@@ -319,12 +321,15 @@ class _RelaxPlan:
             shutil.rmtree(self.trajectories_out)
         made.rename(self.trajectories_out)
 
-    def attrs(self, graphs_hash: str, statuses: Mapping[str, int], timing: Mapping[str, Any]) -> dict[str, Any]:
+    def attrs(
+        self, graphs_hash: str, statuses: Mapping[str, int], remarks: Mapping[str, int], timing: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Root attributes of the scores dataset.
 
         Args:
             graphs_hash: Hash of the graph store of the relaxed structures.
             statuses: Number of structures with each status.
+            remarks: Number of structures with each remark on what had no effect.
             timing: Cost of the relaxation.
         """
         options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
@@ -341,6 +346,7 @@ class _RelaxPlan:
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
             "settings": {**options, **asdict(self.settings)},
             "status_counts": dict(statuses),
+            "remarks": dict(remarks),
             "timing": dict(timing),
         }
 
@@ -395,7 +401,7 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
 
 
 def summary(relaxed: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished relaxation, as one line of text, and a warning if no structure is relaxed.
+    """Summary of a finished relaxation: one line, one for each remark, and a warning if no structure is relaxed.
 
     Args:
         relaxed: Scores dataset of the relaxation.
@@ -403,11 +409,15 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     """
     timing, counts = relaxed.attrs["timing"], relaxed.attrs["status_counts"]
     steps = timing["evaluations"] / max(1, relaxed.sizes[STRUCTURE])
+    told = "".join(
+        f"\n{count:,} structures: {remark}{' (see --cell-axes)' if remark == CELL_KEPT else ''}"
+        for remark, count in relaxed.attrs["remarks"].items()
+    )
     warning = "" if counts["ok"] else "\nwarning: no structure is relaxed; `status` and `status_note` say why"
     return (
         f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
         f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
-        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}{warning}"
+        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}{told}{warning}"
     )
 
 

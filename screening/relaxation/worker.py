@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,7 @@ def relax_part(task: RelaxTask) -> PartManifest:
         _write_trajectories(task, list(columns["structure_id"]), found)
     notes: dict[str, Any] = {
         "status": np.bincount(scores["status"], minlength=len(RELAX_STATUSES)).tolist(),
+        "remarks": dict(Counter(remark for one in found for remark in one.remarks)),
         "steps": int(scores["n_steps"].sum()),
         "cpu_seconds": time.process_time() - began,
     }

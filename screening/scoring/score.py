@@ -26,6 +26,7 @@ from ..dataset.scores import (
     property_outputs,
     score_arrays,
 )
+from ..partial_periodicity import PartialStress
 from ..plausibility import Plausibility
 
 # A structure is evaluated as a whole. For energy, forces and stress, an edge takes 34 kB with 7net-0 and 3.4 kB
@@ -84,11 +85,14 @@ def score_block(
             if found is None:
                 status[rows] = TOO_LARGE
                 continue
+            batch = block.take(rows)
             if plausibility is not None and not limits.allow_extrapolation:
-                doubtful[rows] = [bool(doubt) for doubt in plausibility.doubts(block.take(rows), found)]
-            for name, values in _arrays_from(block.n_atoms[rows], found, arrays).items():
+                doubtful[rows] = [bool(doubt) for doubt in plausibility.doubts(batch, found)]
+            for name, values in _arrays_from(batch, found, arrays).items():
                 arrays[name][rows] = values
             finite = [np.isfinite(values[rows]).reshape(len(rows), -1).all(axis=1) for values in checked]
+            if "stress" in arrays:
+                finite.append(np.isfinite(found.stress).all(axis=(1, 2)) | ~batch.pbc.all(axis=1))
             bad.append(rows[~np.all(finite, axis=0)])
         return np.concatenate(bad)
 
@@ -127,22 +131,23 @@ def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
     return out
 
 
-def _arrays_from(n_atoms: NDArray[np.int32], found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+def _arrays_from(block: GraphBlock, found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
     """Arrays of the scores, from the evaluation of some structures.
 
     Args:
-        n_atoms: int32[n_structures], atoms of each structure.
+        block: The structures.
         found: Evaluation of the structures.
         names: Names of the arrays.
     """
-    values = found.arrays()
+    values, partial = found.arrays(), PartialStress.of(block.cell, block.pbc, found.stress, found.virial)
+    known = {"stress": partial.stress, "in_plane_virial": partial.in_plane, "axial_virial": partial.axial}
     out = {}
     for name in names:
-        value = values[SOURCES.get(name, name)]
+        value = known[name] if name in known else values[SOURCES.get(name, name)]
         if name == "energy_per_atom":
-            value = value / n_atoms
+            value = value / block.n_atoms
         elif name.startswith("max_force"):
-            value = np.maximum.reduceat(np.linalg.norm(value, axis=1), starts(n_atoms))
+            value = np.maximum.reduceat(np.linalg.norm(value, axis=1), starts(block.n_atoms))
         out[name] = value
     return out
 
