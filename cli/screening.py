@@ -103,13 +103,13 @@ def relax(
     store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
     model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`, with forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
-    fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.05,
+    fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
         float,
         typer.Option(
             help="Convergence threshold: largest component of the stress after the external pressure is balanced, GPa."
         ),
-    ] = 0.1,
+    ] = 0.05,
     max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
     fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,

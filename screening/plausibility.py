@@ -18,6 +18,7 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
 from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.graphs.neighbor_list import MIN_DISTANCE
 from ..pipeline.graphs.potential import Evaluation, Potential
 from ..pipeline.structures.structure import Structure
 
@@ -63,7 +64,7 @@ class Plausibility:
         """Shortest plausible distances by atomic numbers: float64[119, 119], angstrom."""
         bounds = SHORTEST_OF_RADII * (covalent_radii[:, None] + covalent_radii[None])
         for (one, other), distance in self.minimum_distances.items():
-            bounds[one, other] = bounds[other, one] = SHORTEST_OF_TRAINING * distance
+            bounds[one, other] = bounds[other, one] = max(SHORTEST_OF_TRAINING * distance, MIN_DISTANCE)
         return np.asarray(bounds, dtype=np.float64)
 
     def doubts(self, block: GraphBlock, found: Evaluation | None = None) -> list[str]:
