@@ -16,6 +16,7 @@ from ..model.checkpoint import ModelCard, load_members
 from ..model.networks.base import Network
 from ..model.networks.ensemble import check_members
 from ..model.networks.reflection import MirrorAveraged
+from ..model.statistics import joint_minimum_distances
 from ..pipeline.atomic import atomic_path
 from ..pipeline.errors import ExportError, OutputExistsError
 from ..pipeline.graphs.potential import OutputSpec, with_spread
@@ -152,6 +153,7 @@ def lower_and_check(
         mirror_violation=dict(card.mirror_violation),
         calibration=dict(card.calibration),
         origin=dict(card.origin),
+        minimum_distances=joint_minimum_distances([member.statistics.geometry for member in networks]),
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()

@@ -17,7 +17,7 @@ from .config.network import NequipConfig, NetworkConfig
 from .networks.base import Network
 from .networks.equivariant import EquivariantNetwork
 from .networks.nequip import NequipNetwork
-from .statistics import DataStatistics, HeadStatistics
+from .statistics import DataStatistics, GeometryStatistics, HeadStatistics
 
 MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"
 MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
@@ -101,8 +101,13 @@ def _statistics(content: Mapping[str, Any]) -> DataStatistics:
         )
         for name, head in content["heads"].items()
     }
+    geometry = content.get("geometry")  # checkpoints before 0.2 lack it
     return DataStatistics(
-        tuple(content["reference_energies"]), tuple(content["energy_scales"]), content["mean_neighbors"], heads
+        tuple(content["reference_energies"]),
+        tuple(content["energy_scales"]),
+        content["mean_neighbors"],
+        heads,
+        GeometryStatistics(**geometry) if geometry is not None else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -26,6 +26,25 @@ class HeadStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class GeometryStatistics:
+    """What the training structures look like.
+
+    Attributes:
+        minimum_distances: Smallest distance of each pair of elements that are neighbours within the cutoff (angstrom),
+            under both symbols in the order of atomic numbers, such as ``Na-Cl``.
+        atom_volume: Mean volume per atom of the crystals, of which all directions are periodic (angstrom^3); None
+            without crystals.
+        crystals: Fraction of the structures that are crystals.
+        atoms: Median number of atoms of a structure.
+    """
+
+    minimum_distances: Mapping[str, float]
+    atom_volume: float | None
+    crystals: float
+    atoms: float
+
+
+@dataclass(frozen=True, slots=True)
 class DataStatistics:
     """Statistics of the training set.
 
@@ -34,9 +53,27 @@ class DataStatistics:
         energy_scales: Energy scale of each element (eV); it multiplies the network's raw atomic energies.
         mean_neighbors: Mean number of neighbours of an atom within the cutoff.
         heads: Statistics of the heads, by name.
+        geometry: Distances, density and size of the training structures; None if they are not known, as for imported
+            weights.
     """
 
     reference_energies: tuple[float, ...]
     energy_scales: tuple[float, ...]
     mean_neighbors: float = 20.0
     heads: Mapping[str, HeadStatistics] = field(default_factory=dict)
+    geometry: GeometryStatistics | None = None
+
+
+def joint_minimum_distances(geometries: Sequence[GeometryStatistics | None]) -> dict[str, float] | None:
+    """Smallest distance of each pair of elements in any of several training sets, angstrom.
+
+    Returns:
+        As `GeometryStatistics.minimum_distances`; None if one of the sets is not known.
+    """
+    joint: dict[str, float] = {}
+    for geometry in geometries:
+        if geometry is None:
+            return None
+        for pair, distance in geometry.minimum_distances.items():
+            joint[pair] = min(distance, joint.get(pair, distance))
+    return joint

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from ...pipeline.errors import ModelFileError
+from ...pipeline.errors import EquiscreenError, ModelFileError
 from ...pipeline.graphs.potential import OutputSpec
+from ...pipeline.structures.elements import pair_numbers
 
 ONNX_SCHEMA = "equiscreen-onnx/1"
 _PREFIX = "equiscreen."
+# Fields that files of earlier versions lack.
+_ADDED = {"minimum_distances"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,9 @@ class ModelMetadata:
         calibration: Root mean square of error over spread, by output, for an ensemble.
         laws: Largest violations of symmetry, by output and operation, measured at export.
         origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
+            ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
+            are not known, as for imported weights.
         schema: Version of this metadata schema.
     """
 
@@ -56,6 +63,7 @@ class ModelMetadata:
     calibration: Mapping[str, float] = field(default_factory=dict)
     laws: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
+    minimum_distances: Mapping[str, float] | None = None
     schema: str = ONNX_SCHEMA
 
     def to_props(self) -> dict[str, str]:
@@ -83,7 +91,7 @@ class ModelMetadata:
             raise ModelFileError(
                 f"{where}: schema {schema!r} instead of {ONNX_SCHEMA!r}; was it exported by equiscreen?"
             )
-        missing = {item.name for item in fields(cls)} - values.keys()
+        missing = {item.name for item in fields(cls)} - values.keys() - _ADDED
         if missing:
             raise ModelFileError(f"{where}: its metadata lacks {', '.join(sorted(missing))}")
         try:
@@ -91,9 +99,18 @@ class ModelMetadata:
             values["outputs"] = tuple(
                 OutputSpec(**{**output, "shape": tuple(output["shape"])}) for output in values["outputs"]
             )
-        except (TypeError, KeyError, ValueError) as error:
+            if values.get("minimum_distances") is not None:
+                values["minimum_distances"] = _distances(values["minimum_distances"])
+        except (TypeError, KeyError, ValueError, AttributeError, EquiscreenError) as error:
             raise ModelFileError(f"{where}: unreadable metadata") from error
         return cls(**{name: value for name, value in values.items() if name in cls.__slots__})
+
+
+def _distances(content: Mapping[str, Any]) -> dict[str, float]:
+    distances = {pair: float(distance) for pair, distance in content.items() if pair_numbers(pair)}
+    if not all(0 <= distance < math.inf for distance in distances.values()):
+        raise ValueError("minimum_distances")
+    return distances
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from ...pipeline.graphs.neighbor_table import INPUT_NAMES
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, evaluate_in_buckets
 from ...pipeline.runs.options import DEFAULT_SLOTS
 from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.structures.elements import pair_numbers
 from ...pipeline.structures.structure import Structure
 from .file_validation import check_model_bytes
 from .metadata import ModelMetadata
@@ -117,9 +118,14 @@ class OnnxPotential:
         return self.metadata.outputs
 
     @property
-    def minimum_distances(self) -> Mapping[tuple[int, int], float]:
-        """Shortest distance of each pair of elements in the training data, angstrom; empty if it is not recorded."""
-        return getattr(self.metadata, "minimum_distances", None) or {}
+    def minimum_distances(self) -> dict[tuple[int, int], float] | None:
+        """Smallest distance of each pair of elements in the training data, angstrom.
+
+        Keys are atomic numbers in ascending order. A pair that is never within the cutoff is absent. None if the
+        training data are not known, as for imported weights.
+        """
+        distances = self.metadata.minimum_distances
+        return None if distances is None else {pair_numbers(pair): value for pair, value in distances.items()}
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
         """Evaluate all outputs for all structures of a block.

@@ -18,7 +18,8 @@ from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.labels.quantities import ENERGY, FORCES
 from ...pipeline.store.epoch_reader import EpochReader
 from ...pipeline.store.graph_store import GraphStore
-from ..statistics import DataStatistics, HeadStatistics
+from ...pipeline.structures.elements import pair_name
+from ..statistics import DataStatistics, GeometryStatistics, HeadStatistics
 from .batches import N_ATOMIC_NUMBERS, element_counts
 from .targets import HeadLabels, finite_rows, wanted_labels
 
@@ -67,20 +68,18 @@ def fit_statistics(
     Raises:
         ConfigError: No structure has a usable label for one of the heads.
     """
-    energies, forces = _Energies(), _Forces()
+    energies, forces, geometry = _Energies(), _Forces(), _Geometry(cutoff)
     fits = {
         name: _AtomHead(labels) if labels.config.per == "atom" else _StructureHead(labels)
         for name, labels in heads.items()
     }
     atoms = np.zeros(N_ATOMIC_NUMBERS, dtype=np.int64)
-    n_edges = 0
-    whole = all(store.cutoff <= cutoff for store in stores)
     reader = EpochReader(stores, chosen, labels=wanted_labels(heads, energy=energy))
     for rows in reader.blocks():
         block = rows.block
         counts = element_counts(block.atom_structure, block.atomic_number, len(block))
         atoms += counts.sum(axis=0)
-        n_edges += len(block.neighbor) if whole else int(((block.displacements() ** 2).sum(axis=1) < cutoff**2).sum())
+        geometry.add(block)
         if energy:
             energies.add(block, counts)
             forces.add(block)
@@ -96,8 +95,9 @@ def fit_statistics(
     statistics = DataStatistics(
         tuple(references[elements].tolist()),
         tuple(scales[elements].tolist()) if energy else (1.0,) * len(elements),
-        max(1.0, n_edges / max(1, int(atoms.sum()))),
+        max(1.0, geometry.n_edges / max(1, int(atoms.sum()))),
         head_statistics,
+        geometry.statistics(),
     )
     return tuple(elements.tolist()), statistics
 
@@ -182,6 +182,47 @@ class _Forces:
             enough = (self._count >= _LEAST_COMPONENTS) & (own > _LEAST_SCALE)
             found[enough] = own[enough]
         return found
+
+
+class _Geometry:
+    """Number of edges, smallest distances, density and sizes.
+
+    Args:
+        cutoff: Cutoff radius of the network (angstrom); longer edges do not count.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        self.n_edges = 0
+        self._cutoff = cutoff
+        self._smallest = np.full((N_ATOMIC_NUMBERS, N_ATOMIC_NUMBERS), np.inf)
+        self._volume, self._crystal_atoms, self._crystals = 0.0, 0, 0
+        self._sizes: list[NDArray[np.int32]] = []
+
+    def add(self, block: GraphBlock) -> None:
+        """Add all structures."""
+        squares = (block.displacements() ** 2).sum(axis=1)
+        within = squares < self._cutoff**2
+        self.n_edges += int(within.sum())
+        pairs = block.atomic_number[block.receiver[within]], block.atomic_number[block.sender[within]]
+        np.minimum.at(self._smallest, pairs, np.sqrt(squares[within]))
+        crystal = block.pbc.all(axis=1)
+        self._volume += float(block.volume[crystal].sum())
+        self._crystal_atoms += int(block.n_atoms[crystal].sum())
+        self._crystals += int(crystal.sum())
+        self._sizes.append(block.n_atoms)
+
+    def statistics(self) -> GeometryStatistics:
+        """Statistics of all structures so far."""
+        # An edge is listed from both of its ends, and rounding may differ.
+        smallest = np.minimum(self._smallest, self._smallest.T)
+        known = np.argwhere(np.triu(np.isfinite(smallest)))
+        sizes = np.concatenate(self._sizes)
+        return GeometryStatistics(
+            {pair_name(a, b): float(smallest[a, b]) for a, b in known.tolist()},
+            self._volume / self._crystal_atoms if self._crystal_atoms else None,
+            self._crystals / len(sizes),
+            float(np.median(sizes)),
+        )
 
 
 class _StructureHead:

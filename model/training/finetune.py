@@ -22,7 +22,7 @@ from ..config.training import FineTuneConfig
 from ..data.batches import compositions, element_counts
 from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
-from ..statistics import DataStatistics
+from ..statistics import DataStatistics, GeometryStatistics, joint_minimum_distances
 
 # Number of structures that reference energies are fitted to, and the smallest number that contain each element.
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
@@ -165,7 +165,14 @@ def merged_statistics(
         each(old.energy_scales, [scale] * len(of_data)),
         old.mean_neighbors,
         heads,
+        _merged_geometry(old.geometry, fitted.geometry),
     )
+
+
+def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
+    """Density and size of the new data, and the smallest distances of both; None if one of them is not known."""
+    distances = joint_minimum_distances([start, data])
+    return None if data is None or distances is None else replace(data, minimum_distances=distances)
 
 
 def fit_references(

@@ -1,4 +1,4 @@
-"""Chemical symbols to atomic numbers."""
+"""Chemical symbols and atomic numbers, of elements and of pairs of elements."""
 
 from __future__ import annotations
 
@@ -28,3 +28,22 @@ def atomic_number(symbol: str, where: str) -> int:
     if number == 0 or element.name != symbol:
         raise InvalidStructureError(f"unknown element ({where}, {symbol!r})")
     return number
+
+
+def pair_name(one: int, other: int) -> str:
+    """Return the symbols of two elements in the order of their atomic numbers, such as ``Na-Cl``."""
+    return f"{gemmi.Element(min(one, other)).name}-{gemmi.Element(max(one, other)).name}"
+
+
+def pair_numbers(name: str) -> tuple[int, int]:
+    """Return the atomic numbers of a pair of elements, in ascending order.
+
+    Args:
+        name: Two chemical symbols, such as ``Na-Cl``.
+
+    Raises:
+        InvalidStructureError: One of the symbols is not an element, or they are not two.
+    """
+    one, _, other = name.partition("-")
+    first, second = sorted(atomic_number(symbol, name) for symbol in (one, other))
+    return first, second

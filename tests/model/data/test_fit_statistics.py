@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import ase.build
+import ase.io
 import numpy as np
 import pytest
 from equiscreen.model.config.head import HeadConfig
@@ -14,6 +16,7 @@ from equiscreen.model.data.targets import head_labels
 from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError
+from equiscreen.pipeline.structures.elements import pair_name
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from numpy.typing import NDArray
 
@@ -212,3 +215,30 @@ def test_a_head_without_labels_in_the_training_set_is_refused(labelled: GraphSto
     without = ~np.isfinite(labelled.column("gap"))
     with pytest.raises(ConfigError, match=r"heads\.gap: no training structure has a usable label 'gap'"):
         fit([labelled], chosen=[without], heads={"gap": HEADS["gap"]})
+
+
+def test_smallest_distances_are_those_of_the_chosen_structures(alloys: GraphStore) -> None:
+    cutoff, chosen = 3.5, np.arange(len(alloys)) % 3 > 0
+    block = alloys.block(0, len(alloys)).take(np.flatnonzero(chosen))
+    lengths = np.linalg.norm(block.displacements(), axis=1)
+    expected: dict[str, float] = {}
+    for receiver, sender, length in zip(block.receiver, block.sender, lengths, strict=True):
+        pair = pair_name(int(block.atomic_number[receiver]), int(block.atomic_number[sender]))
+        if length < cutoff:
+            expected[pair] = min(length, expected.get(pair, np.inf))
+    geometry = fit([alloys], cutoff, chosen=[chosen])[1].geometry
+    assert geometry is not None
+    assert geometry.minimum_distances == pytest.approx(expected, abs=1e-12)
+    assert geometry.atom_volume == pytest.approx(block.volume.sum() / block.n_atoms.sum())
+    assert (geometry.crystals, geometry.atoms) == (1.0, np.median(block.n_atoms))
+
+
+def test_molecules_have_distances_but_no_density(tmp_path: Path) -> None:
+    water = ase.build.molecule("H2O")
+    ase.io.write(tmp_path / "w.extxyz", [water] * 2, format="extxyz")
+    featurize(tmp_path / "w.extxyz", tmp_path / "g.zarr", cutoff=4.0, scheduler="threads")
+    geometry = fit([GraphStore(tmp_path / "g.zarr")], energy=False)[1].geometry
+    assert geometry is not None
+    distances = {"H-H": water.get_distance(1, 2), "H-O": water.get_distance(0, 1)}
+    assert geometry.minimum_distances == pytest.approx(distances, abs=1e-9)
+    assert (geometry.atom_volume, geometry.crystals, geometry.atoms) == (None, 0.0, 3.0)
