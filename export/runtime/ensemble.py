@@ -63,13 +63,13 @@ class Ensemble:
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float]:
-        """Shortest distance of each pair of elements in the training data, angstrom; of several members, the longest.
+        """Smallest distance of each pair of elements in the training data, angstrom; of several members, the largest.
 
         A structure beyond the training data of one member is beyond that of the ensemble.
         """
         out: dict[tuple[int, int], float] = {}
         for member in self.members:
-            for pair, distance in member.minimum_distances.items():
+            for pair, distance in (member.minimum_distances or {}).items():
                 out[pair] = max(distance, out.get(pair, 0.0))
         return out
 

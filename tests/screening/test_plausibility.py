@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ase.data import covalent_radii
 from equiscreen.export import OnnxPotential
+from equiscreen.export.runtime.ensemble import Ensemble
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.readers.cif import structure_from_cif
 from equiscreen.screening.dataset.scores import EXTRAPOLATING, OK
@@ -22,6 +23,8 @@ from equiscreen.screening.relaxation.batched import RELAX_STATUSES, Relaxed, Rel
 from equiscreen.screening.scoring.score import ScoreLimits, score_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ..export.runtime.altered_models import altered
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,18 @@ def test_the_bound_of_a_pair_is_that_of_the_training_data_where_it_is_known(one:
         structure = Structure.from_cartesian([one, other], [[0, 0, 0], [0, 0, distance]])
         (doubt,) = Plausibility(known, {}).doubts(GraphBlock.from_structures([structure], 6.0))
         assert bool(doubt) == (distance < bound)
+
+
+def test_own_networks_know_their_training_data(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """The shortest pair that counts is that of the file, and the longest of several files."""
+    for name, distances in (("a", {"Al-Cu": 2.5}), ("b", {"Al-Cu": 3.0, "Cu-Cu": 2.0})):
+        altered(exported("float32"), tmp_path / f"{name}.onnx", minimum_distances=distances)
+    structures = [pair("AlCu", 2.4), pair("AlCu", 2.6), pair("CuCu", 1.7), pair("AlAl", 2.4)]
+    for names, bad in (("a", []), ("b", [0, 1, 2]), ("ab", [0, 1, 2])):
+        potential = Ensemble.load([tmp_path / f"{name}.onnx" for name in names], threads=1)
+        block = GraphBlock.from_structures(structures, potential.cutoff)
+        doubts = Plausibility.of(potential).doubts(block)
+        assert [place for place, doubt in enumerate(doubts) if doubt] == bad
 
 
 def test_what_is_too_dense_is_extrapolating_and_what_is_real_is_not(potential: OnnxPotential) -> None:

@@ -24,6 +24,7 @@ from equiscreen.pipeline.labels.mapping import LabelMapping
 from equiscreen.pipeline.runs.parts import PartManifest
 from equiscreen.pipeline.store.schema import ArraySpec
 from equiscreen.pipeline.store.writer import StoreRun
+from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
 from equiscreen.screening.relaxation import relax as relax_module
 from equiscreen.screening.relaxation import worker
@@ -240,6 +241,38 @@ def metals(tmp_path: Path) -> Path:
     """Graph store of a few random crystals."""
     featurize(write_extxyz(tmp_path / "m.extxyz", 4), tmp_path / "m.zarr", scheduler="threads")
     return tmp_path / "m.zarr"
+
+
+def test_rows_have_the_same_bits_in_a_shuffled_store_and_with_a_limit(
+    exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts, batches and tables hold other structures; the seed of a rattle belongs to the structure."""
+    images = [structure.to_ase() for structure in probe_structures((13, 29, 79), 6, seed=7)]
+    for number, image in enumerate(images):
+        image.info["name"] = str(number)
+    settings = RelaxSettings(fmax=1.0, smax=10.0, max_steps=4, rattle=0.05)
+    found = []
+    for name, order, slots, part_edges, limit in (
+        ("a", range(6), 2048, 5_000, None),
+        ("b", (3, 0, 5, 1, 2, 4), 500, 1_500, 4),
+    ):
+        monkeypatch.setattr(relax_module, "PART_EDGES", part_edges)
+        ase.io.write(tmp_path / f"{name}.extxyz", [images[place] for place in order])
+        featurize(tmp_path / f"{name}.extxyz", tmp_path / f"{name}.g.zarr", scheduler="threads", id_field="name")
+        out = tmp_path / f"{name}.zarr"
+        relax(
+            tmp_path / f"{name}.g.zarr",
+            exported("float32"),
+            out,
+            settings,
+            scheduler="threads",
+            slots=slots,
+            limit=limit,
+        )
+        found.append(open_scores(out).set_index(structure="structure_id").drop_vars(["source", "source_index"]).load())
+    whole, some = found
+    assert some.sizes["structure"] == 4
+    xr.testing.assert_identical(whole.sel(structure=some["structure"].values).drop_attrs(), some.drop_attrs())
 
 
 def test_neither_an_input_nor_what_is_no_output_is_overwritten(

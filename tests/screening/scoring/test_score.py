@@ -60,7 +60,7 @@ def crystals() -> list[Structure]:
     return probe_structures(ELEMENTS, 40, seed=200)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(rows=st.lists(st.integers(0, 47), min_size=1, max_size=48), slots=st.integers(1, 20_000))
 def test_scores_have_the_same_bits_in_any_company(
     exported: Callable[[str], Path], crystals: list[Structure], rows: list[int], slots: int
