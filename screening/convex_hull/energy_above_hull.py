@@ -208,7 +208,8 @@ def write_distances(
         if key not in done:
             arrays = _hull_columns(scores, rows, candidates.compositions, hull)
             status = np.bincount(np.asarray(arrays["hull_status"]), minlength=len(HULL_STATUSES)).tolist()
-            notes = {"status": status, "below": int((np.asarray(arrays[above_hull]) < 0).sum())}
+            below = np.asarray(arrays[above_hull])[rows.competes] < 0  # a nonsense energy is below any hull
+            notes = {"status": status, "below": int(below.sum())}
             for spec in kept_arrays(scores.specs):
                 values = scores.column(spec.name, rows.start, rows.stop)
                 arrays[spec.name] = values.tolist() if spec.dtype == TEXT else values

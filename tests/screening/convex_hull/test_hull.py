@@ -347,6 +347,8 @@ def test_an_energy_without_meaning_is_measured_but_pulls_no_hull_down(
     wild = write_scores(tmp_path / "w.zarr", crystals.graphs, energy, status=status, meanings=meanings)
     tame = write_scores(tmp_path / "t.zarr", crystals.graphs, crystals.uncorrected, status=status, meanings=meanings)
     found, expected = (hull(scores, crystals.elements) for scores in (wild, tame))
+    below = (found["energy_above_hull"].values < 0) & (found["status"].values == 0)
+    assert found.attrs["hull"]["below_hull"] == below.sum()
     for name in ("energy_above_hull", "energy_above_joint_hull"):
         shift = expected[name].values - found[name].values
         assert shift[2] == pytest.approx(100.0 / crystals.n_atoms[2])
