@@ -16,14 +16,16 @@ the order of the model's leaves. Conventions that differ from ours, and how they
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -38,7 +40,7 @@ from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
 MAX_SETTINGS_BYTES = 1 << 20
 ARRAY_MARK = b"\x93NUMPY"
 KNOWN = {
-    *("cutoff", "atomic_numbers", "atom_energies", "scale", "shift", "hidden_irreps", "lmax", "n_layers"),
+    *("cutoff", "atomic_numbers", "scale", "shift", "hidden_irreps", "lmax", "n_layers"),
     *("radial_basis_size", "radial_mlp_size", "radial_mlp_layers", "radial_polynomial_p", "layer_norm"),
     *("avg_n_neighbors", "index_weights"),
 }
@@ -94,11 +96,13 @@ def _architecture(settings: Mapping[str, Any]) -> NequipConfig:
 
 def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
     """Read the arrays of a JAX file under the names of a PyTorch file; matrices of several irreps are concatenated."""
-    file = io.BytesIO(data)
+    leaves = _weights(data)
 
     def read(count: int = 1) -> Tensor:
-        arrays = [np.load(file, allow_pickle=False) for _ in range(count)]
-        return torch.cat([torch.from_numpy(x).flatten() for x in arrays]) if count > 1 else torch.from_numpy(arrays[0])
+        arrays = [torch.from_numpy(leaf) for leaf in itertools.islice(leaves, count)]
+        if len(arrays) < count:
+            raise ValueError("fewer arrays than the settings describe")
+        return torch.cat([array.flatten() for array in arrays]) if count > 1 else arrays[0]
 
     state = {"atom_energies": read()}
     into = 1
@@ -113,9 +117,26 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
             state[f"{prefix}.layer_norm.affine_weight.{place}"] = read()
         into = out
     state["readout.weight"] = read()
-    if file.read().strip():
+    if next(leaves, None) is not None:
         raise ValueError("more arrays than the settings describe")
     return state
+
+
+def _weights(data: bytes) -> Iterator[NDArray[Any]]:
+    """Yield the arrays of a JAX file, without the scalars among and behind them.
+
+    Equinox also writes the Python numbers of a model, as arrays without dimensions: settings of its modules, which
+    depend on the version of e3nn-jax. Nequix reads the settings from the first line, too.
+    """
+    file = io.BytesIO(data)
+    while data.startswith(ARRAY_MARK, file.tell()):
+        leaf = np.load(file, allow_pickle=False)
+        if leaf.ndim:
+            yield leaf
+        elif leaf.dtype.kind not in "biuf":
+            raise ValueError(f"a scalar of type {leaf.dtype}")
+    if file.read().strip():
+        raise ValueError("more than arrays")
 
 
 def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[str, Tensor]) -> NequipNetwork:

@@ -27,7 +27,7 @@ class Published:
         training_data: Data sets that the model was trained on.
         licence: Licence of the weights.
         citation: Publication that describes the model.
-        sha256: Hashes of the files that were available; a file with any other hash is not recognised.
+        sha256: Hashes of the files; a file with any other hash is not recognised.
     """
 
     name: str
@@ -86,9 +86,34 @@ REGISTRY = {
                         )
                     },
                 ),
-                ("nequix-mp-1-pft", "MPtrj, and phonons", {}),
-                ("nequix-omat-1", "OMat24", {"schemes": {"": OMAT24}}),
-                ("nequix-oam-1", "OMat24, then sAlex and MPtrj", {}),
+                (
+                    "nequix-mp-1-pft",
+                    "MPtrj, and phonons",
+                    {"sha256": ("a88aeaed71fd447572dc57af21d469207d7737b85a6dbb66f8c38156f175c5f1",)},
+                ),
+                (
+                    "nequix-mp-1-pft-no-cotrain",
+                    "MPtrj, then phonons",
+                    {"sha256": ("c191f7208e15f7caf8cc5c1202444652f301fed2f41d85f9a8080af3843ef308",)},
+                ),
+                (
+                    "nequix-omat-1",
+                    "OMat24",
+                    {
+                        "schemes": {"": OMAT24},
+                        "sha256": ("2d0802ae7f5915cb488c44d25649d98404a103697e6500abb40f515e003a46a6",),
+                    },
+                ),
+                (
+                    "nequix-oam-1",
+                    "OMat24, then sAlex and MPtrj",
+                    {"sha256": ("6a43475eaeb32a7a049f36c1306d78aa1e7a17e8af37aeda7901c8fec0ca845c",)},
+                ),
+                (
+                    "nequix-oam-1-pft",
+                    "OMat24, then sAlex and MPtrj, and phonons",
+                    {"sha256": ("4ce693d68886512aab50c84ea2400efd68163e11155f7c7babe98e695177e809",)},
+                ),
             )
         ),
     )

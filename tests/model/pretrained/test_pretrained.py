@@ -131,6 +131,32 @@ def test_both_files_of_nequix_are_the_same_network(data: Path) -> None:
         assert torch.allclose(value, second.state_dict()[name], rtol=1e-5, atol=1e-6), name
 
 
+def npy(value: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, value)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("among", [False, True], ids=["behind", "among"])
+def test_the_scalars_of_a_nequix_file_are_no_weights(data: Path, tmp_path: Path, among: bool) -> None:
+    """Equinox writes Python numbers in modules as leaves, too; where depends on the versions of its libraries."""
+    whole = (data / "weights/nequix-mp-1.nqx").read_bytes()
+    settings, _, rest = whole.partition(b"\n")
+    scalars = [npy(value) for value in [*np.linspace(0.1, 2, 106), *range(99), *[True] * 4]]
+    head, mark, tail = rest[:-1].partition(b"\x93NUMPY")
+    arrays = [mark + array for array in tail.split(mark)]
+    assert (head, len(arrays)) == (b"", 63)
+    leaves = [leaf for pair in zip(scalars, arrays, strict=False) for leaf in pair] if among else [*arrays, *scalars]
+    path = tmp_path / "oam.nqx"
+    path.write_bytes(b"".join([settings, b"\n", *leaves]))
+    network, plain = load_pretrained(path)[0], loaded(data / "weights/nequix-mp-1.nqx")[0]
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in network.state_dict().items())
+    for wrong in (scalars[0][:-1], npy("text"), npy(np.zeros(3)), b"0.5"):
+        path.write_bytes(b"".join([settings, b"\n", *leaves, wrong]))
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_pretrained(path)
+
+
 def test_an_imported_checkpoint_is_read_back_as_it_was(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "nequix.ckpt"
     source = data / "weights/nequix-mp-1.nqx"
@@ -267,7 +293,7 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
         "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet or Nequix"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
-        "settings.nqx": (b'{"cutoff": 6.0}\n', "unsupported architecture: atom_energies is missing"),
+        "settings.nqx": (b'{"cutoff": 6.0}\n', "unsupported architecture: atomic_numbers is missing"),
         "indexed.nqx": (
             json.dumps(settings | {"index_weights": True}).encode() + b"\n",
             "unsupported architecture: index_weights",
