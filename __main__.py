@@ -1,6 +1,15 @@
 """Entry point of the command line, for `python -m equiscreen` and the console script."""
 
-from .cli.app import main
+from .cli.interruption import interruptible
+
+
+def main() -> None:
+    """Run the command line."""
+    with interruptible():  # from the first import on, since imports take a second
+        from .cli.app import main as run  # noqa: PLC0415 - see above
+
+        run()
+
 
 if __name__ == "__main__":
     main()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..pipeline.errors import EquiscreenError
+from ..pipeline.errors import EquiscreenError, detail
+from ..pipeline.memory import is_out_of_memory
 from .demo import demo
 from .export import export
 from .info import info
@@ -40,6 +44,9 @@ _EXTRAS = {
     "s3fs": "remote",
     "aiohttp": "remote",
 }
+
+# Environment variable; if it is set, an error shows its traceback.
+_TRACEBACK = "EQUISCREEN_TRACEBACK"
 
 # In the order of the workflow, which is that of `--help`.
 _VERBS: dict[str, Callable[..., None]] = {
@@ -78,17 +85,47 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake prints one line to standard error and exits with code 1."""
-    try:
+    """Run the command line. Whatever ends a verb prints one line to standard error and exits with code 1."""
+    if os.environ.get(_TRACEBACK):
         app()
-    except EquiscreenError as error:
-        print(f"equiscreen: {error}", file=sys.stderr)
-        sys.exit(1)
-    except ModuleNotFoundError as error:
+    with _silent_background():
+        try:
+            app()
+        except Exception as error:  # noqa: BLE001 - a user gets one line, not a traceback
+            print(f"equiscreen: {_one_line(error)}", file=sys.stderr)
+            sys.exit(1)
+
+
+@contextmanager
+def _silent_background() -> Iterator[None]:
+    """Print no traceback from threads and destructors of libraries: what fails there and matters is raised here too."""
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = lambda _: None, lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = hooks
+
+
+def _one_line(error: Exception) -> str:
+    """What has happened, and what to do about it."""
+    if isinstance(error, EquiscreenError):
+        return str(error) or type(error).__name__
+    if is_out_of_memory(error):
+        return f"out of memory ({detail(error)}); close other programs, or raise the limit (ulimit -v)"
+    if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "cpu,train")
-        print(f"equiscreen: {error.name} is not installed: pip install 'equiscreen[{extra}]'", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        full = "the disk is full; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        print(f"equiscreen: {full or error}", file=sys.stderr)
-        sys.exit(1)
+        return f"{error.name} is not installed: pip install 'equiscreen[{extra}]'"
+    if isinstance(error, OSError):
+        return _system_error(error)
+    return (
+        f"unexpected {type(error).__name__}: {detail(error)}; please report this, with the output of the same command "
+        f"with {_TRACEBACK}=1"
+    )
+
+
+def _system_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{place}; free some space and run the same command again"
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)

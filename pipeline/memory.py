@@ -1,11 +1,25 @@
-"""Errors that mean a lack of memory."""
+"""Errors of the machine, above all a lack of memory."""
 
 from __future__ import annotations
 
 # Neither PyTorch (for the CPU) nor ONNX Runtime has an error type for it. PyTorch's allocator for the CPU says "can't
 # allocate memory", the arenas of ONNX Runtime "Failed to allocate memory for requested buffer"
 # (core/framework/bfc_arena.cc), the C++ library "bad_alloc", and CUDA's libraries "out of memory" and "ALLOC_FAILED".
-_MESSAGES = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "alloc_failed")
+# Under a limit of the address space (ulimit -v), the dynamic loader says "failed to map segment", Python "can't start
+# new thread", and Arrow "Failed to launch worker thread".
+_MESSAGES = (
+    "allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "alloc_failed",
+    "failed to map segment",
+    "can't start new thread",
+    "failed to launch worker thread",
+)
+
+# Errors for which no record of an input is to blame: memory that is lacking, or a library that cannot be loaded.
+MACHINE_ERRORS = (MemoryError, ImportError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

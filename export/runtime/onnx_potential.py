@@ -54,7 +54,7 @@ class OnnxPotential:
     ) -> None:
         try:
             import onnxruntime  # noqa: PLC0415 - an extra; stores and scores can be read without it
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
         check_model_bytes(data, name)
         chosen = providers(device)

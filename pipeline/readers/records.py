@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidStructureError, detail
 from ..field_path import lookup
+from ..memory import MACHINE_ERRORS
 from ..sources.formats import Format, detect, is_cif
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
@@ -82,7 +83,7 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
         return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
     try:
         structure, fields, name = _READERS[document.format](document, options)
-    except MemoryError:
+    except MACHINE_ERRORS:
         raise
     except Exception as error:  # noqa: BLE001 - a bad record can make a reader raise anything
         fields = error.fields if isinstance(error, _UnreadableRecordError) else {}
@@ -200,7 +201,7 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
                 )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
-    except (_UnreadableRecordError, MemoryError):
+    except (_UnreadableRecordError, *MACHINE_ERRORS):
         raise
     except Exception as error:  # including NumPy's, for numbers of 400 digits or deeply nested lists
         raise _UnreadableRecordError(_reason(error), fields) from error
@@ -344,7 +345,7 @@ class _parsing:  # noqa: N801 - lower case like contextlib's context managers
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InvalidStructureError | MemoryError):
+        if isinstance(error, Exception) and not isinstance(error, (InvalidStructureError, *MACHINE_ERRORS)):
             raise InvalidStructureError(f"{self.what}: {detail(error)}") from error
 
 

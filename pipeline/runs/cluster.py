@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import signal
+import sys
+import time
+import types
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
-from ..errors import EquiscreenError
+from ..errors import EquiscreenError, detail
 
 IN_PROCESS = "threads"
+LOOPBACK = "127.0.0.1"
 # Workers that a task may lose before it is suspected. More would only cost time, since the task is retried anyway.
 ALLOWED_DEATHS = 1
 # By default each worker samples its own stack a hundred times a second, and its event loop wakes up fifty times a
@@ -20,11 +28,20 @@ SETTINGS = {
     "distributed.worker.profile.interval": "200ms",
     "distributed.admin.tick.interval": "500ms",
 }
+# Attempts to start the workers, and seconds that they may take together.
+STARTS, START_S = 3, 120
+_POLL_S = 0.05
+_SILENT = logging.CRITICAL + 1
+_DASHBOARD_S = 2
+_TLS = "https://distributed.dask.org/en/stable/tls.html"
 
 
 @contextmanager
 def connect(scheduler: str | None = None) -> Iterator[Any]:
     """Open a Dask client.
+
+    A cluster on this machine listens on the loopback interface only. Its workers do not import the calling script, so
+    that the script needs no ``if __name__ == "__main__":``, and they ignore Ctrl-C, which is for this process.
 
     Args:
         scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
@@ -34,36 +51,170 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         A `distributed.Client`.
 
     Raises:
-        EquiscreenError: No cluster answers at the address.
+        EquiscreenError: No cluster answers at the address, or the workers die while they start.
     """
     import dask  # noqa: PLC0415 - see below
     from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
 
-    if scheduler not in (None, IN_PROCESS):
-        try:
-            client = Client(scheduler, timeout="5s")
-        except (OSError, TimeoutError, ValueError) as error:
-            raise EquiscreenError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        with client:
-            yield client
-        return
-    processes = scheduler is None
-    with (
-        dask.config.set(SETTINGS),
-        LocalCluster(
-            n_workers=(os.cpu_count() or 1) if processes else 1,
-            threads_per_worker=1,
-            processes=processes,
-            host="127.0.0.1" if processes else None,
-            dashboard_address="127.0.0.1:0",
-            memory_limit="auto",
-            silence_logs=logging.CRITICAL,  # errors are raised to the caller
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        if scheduler not in (None, IN_PROCESS):
+            yield stack.enter_context(_connected(Client, scheduler))
+            return
+        processes = scheduler is None
+        stack.enter_context(dask.config.set(SETTINGS))
+        with _interrupts_blocked():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=0 if processes else 1,
+                    threads_per_worker=1,
+                    processes=processes,
+                    host=LOOPBACK if processes else None,
+                    dashboard_address=f"{LOOPBACK}:0",
+                    # By default it listens on the address of the worker, which in this process is that of the machine.
+                    worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
+                    memory_limit="auto",
+                    silence_logs=_SILENT,  # of the workers too
+                )
+            )
+            client = stack.enter_context(Client(cluster))
+        if processes:
+            stack.enter_context(_main_module_hidden())
+            _start_workers(client, os.cpu_count() or 1)
         yield client
 
 
-def dashboard(client: Any) -> str:
-    """Address of the client's dashboard."""
-    return str(client.dashboard_link)
+def dashboard(client: Any) -> str | None:
+    """Address of the client's dashboard; None if there is none, for which the scheduler would need bokeh."""
+    if client.cluster is not None:  # started by `connect`
+        services = client.cluster.scheduler_info.get("services", {})
+        here = importlib.util.find_spec("bokeh") is not None and "dashboard" in services
+        return f"http://{LOOPBACK}:{services['dashboard']}/status" if here else None
+    try:
+        link = str(client.dashboard_link)
+        with urllib.request.urlopen(link, timeout=_DASHBOARD_S) as page:  # noqa: S310 - the scheduler named it
+            return None if b"Dask needs bokeh" in page.read(1 << 16) else link
+    except Exception:  # noqa: BLE001 - the scheduler may name an address that only its own machine reaches
+        return None
+
+
+def restore_workers(client: Any) -> None:
+    """Start workers in place of those that are gone for good, if `connect` has started the cluster.
+
+    A nanny gives up if the worker that it restarts dies at once.
+    """
+    if client.cluster is not None:
+        client.cluster.scale(len(client.cluster.worker_spec))
+
+
+@contextmanager
+def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
+    """A client of a running cluster.
+
+    Raises:
+        EquiscreenError: No cluster answers.
+    """
+    try:
+        client = client_type(address, timeout="5s")
+    except Exception as error:  # a server that is no scheduler can cause any error
+        if str(address).startswith("tls://") and isinstance(error, TypeError):
+            raise EquiscreenError(
+                f"{address}: Dask's configuration names no TLS certificates on this machine; see {_TLS}"
+            ) from error
+        raise EquiscreenError(f"no Dask scheduler answers at {address}: {detail(error)}") from error
+    with client:
+        yield client
+
+
+def _start_workers(client: Any, count: int) -> None:
+    """Start `count` workers, and wait until they are ready.
+
+    Raises:
+        EquiscreenError: Some of them died each time.
+    """
+    from distributed import Status  # noqa: PLC0415 - see `connect`
+
+    deadline = time.monotonic() + START_S
+    for attempt in range(STARTS):
+        if attempt:
+            client.cluster.scale(0)
+            while client.cluster.workers and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        client.cluster.scale(count)
+        while time.monotonic() < deadline:
+            if len(client.nthreads()) >= count:
+                return
+            nannies = list(client.cluster.workers.values())
+            if any(nanny.status in (Status.failed, Status.closed) for nanny in nannies):
+                break
+            time.sleep(_POLL_S)
+    if not client.nthreads():
+        raise EquiscreenError(
+            f"the worker processes died {STARTS} times while they started; free some memory, or use --scheduler threads"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the loggers of Dask and of its event loop: errors are raised to the caller."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "bokeh", "tornado", "asyncio")]
+    # Loggers below these have levels of their own.
+    loggers += [
+        logger
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if name.startswith("distributed.") and isinstance(logger, logging.Logger)
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(_SILENT)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT for threads that are started in this block, and for the processes that those threads start.
+
+    On a terminal Ctrl-C goes to all processes. The main process decides what it means, since workers would print
+    tracebacks, and a nanny that is interrupted leaves its worker behind.
+    """
+    _start_resource_tracker()  # in this thread: the one that starts it has SIGINT unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start the process in which `multiprocessing` cleans up after this one.
+
+    It would warn of semaphores that are left when a run is killed; removing them is its job.
+    """
+    filters = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, "ignore:resource_tracker")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if filters is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = filters
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep worker processes from importing the main module.
+
+    `multiprocessing.spawn` imports the file of ``__main__`` in each new process, where a script without
+    ``if __name__ == "__main__":`` would run again. Tasks hold nothing from it. A module without a file is not imported.
+    """
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before

@@ -10,13 +10,15 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
+from .cluster import restore_workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Tasks in flight per worker: enough that no worker waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
-# A cluster may have no workers for a while, when its jobs wait in a queue.
-WITHOUT_WORKERS_S = 300
+# A cluster may have no workers for a while, when its jobs wait in a queue; processes on this machine start at once. The
+# user is told after the first interval.
+WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S, LOOK_EVERY_S = 300, 60, 10
 # A worker restarts within a few seconds; its nanny notices a moment later.
 RESTART_S, SETTLE_S = 20, 0.5
 
@@ -43,6 +45,7 @@ def run_tasks(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     failure_policy: FailurePolicy[Item] | None = None,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
@@ -58,21 +61,30 @@ def run_tasks(
         function: Processes one item.
         items: Items, taken as workers become free.
         failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
+        note: Shows a line of text to the user.
 
     Raises:
-        EquiscreenError: A task killed its workers.
+        EquiscreenError: A task killed its workers, or the scheduler is lost.
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
-    run = _TasksInFlight(client, function, iter(items), failure_policy)
+    run = _TasksInFlight(client, function, iter(items), failure_policy, note)
     try:
         run.fill()
         yield from run.finished(alone=False)
         for suspect in run.suspects:  # grows while it is iterated
             run.submit([suspect])
             yield from run.finished(alone=True)
+    except Exception as error:
+        if client.status == "running":
+            raise
+        raise EquiscreenError(
+            "the connection to the Dask scheduler is lost; start it again if it has ended, and run the same command "
+            "again to resume"
+        ) from error
     finally:
-        # After an error or an interrupt the rest is useless; after a normal end this is empty.
-        client.cancel(list(run.items), force=True)
+        if client.status == "running":
+            # After an error or an interrupt the rest is useless; after a normal end this is empty.
+            client.cancel(list(run.items), force=True)
 
 
 class _TasksInFlight(Generic[Item, Result]):
@@ -84,8 +96,10 @@ class _TasksInFlight(Generic[Item, Result]):
         function: Callable[[Item], Result],
         waiting: Iterator[Item],
         failure_policy: FailurePolicy[Item] | None,
+        note: Callable[[str], None],
     ) -> None:
         self.client, self.function, self.waiting, self.failure_policy = client, function, waiting, failure_policy
+        self.note = note
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
         self.workers = len(client.nthreads())
@@ -122,20 +136,26 @@ class _TasksInFlight(Generic[Item, Result]):
         """Wait for a task to end, successfully or not.
 
         Raises:
-            EquiscreenError: No workers are left, and none has joined for a while: a nanny gives up when the worker that
-                it starts dies at once, and a cluster may lose all its nodes.
+            EquiscreenError: No workers are left, and none has joined for a while: a cluster may lose all its nodes.
         """
         from distributed import wait  # noqa: PLC0415 - see connect
 
+        limit = WITHOUT_WORKERS_S if self.client.cluster is None else min(WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S)
+        interval = min(LOOK_EVERY_S, limit)
+        without = 0  # seconds without workers
         while True:
             try:
-                ended = wait(list(self.items), timeout=WITHOUT_WORKERS_S, return_when="FIRST_COMPLETED").done
+                ended = wait(list(self.items), timeout=interval, return_when="FIRST_COMPLETED").done
             except TimeoutError:
-                if not self.client.nthreads():
+                without = 0 if self.client.nthreads() else without + interval
+                if without >= limit:
                     raise EquiscreenError(
-                        f"no workers are left, and none has joined for {WITHOUT_WORKERS_S} s; run the same command "
-                        "again to resume"
+                        f"no workers are left, and none has joined for {limit} s; run the same command again to resume"
                     ) from None
+                if without == interval:
+                    self.note(f"waiting for workers: there are none; the run ends after {limit} s without any")
+                if without:
+                    restore_workers(self.client)
             else:
                 return next(future for future in self.items if future in ended)
 
@@ -146,7 +166,10 @@ class _TasksInFlight(Generic[Item, Result]):
         """
         with suppress(TimeoutError):
             self.client.wait_for_workers(max(1, self.workers), timeout=RESTART_S)
-        self.workers = len(self.client.nthreads())  # a lost worker is not waited for again
+        found = len(self.client.nthreads())
+        if found < self.workers:
+            restore_workers(self.client)
+        self.workers = found  # a lost worker is not waited for again
         time.sleep(SETTLE_S)
 
     def _recover(self, item: Item, failure_policy: FailurePolicy[Item], *, alone: bool) -> None:

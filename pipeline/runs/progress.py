@@ -28,6 +28,8 @@ class ProgressReport:
         self.enabled = enabled
         self.done = 0
         self._begin = self._last_line = time.monotonic()
+        self._resumed = 0  # items that were done before this run
+        self._last_done: int | None = None  # items that the last line has counted
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if enabled and console.is_terminal:
@@ -52,22 +54,29 @@ class ProgressReport:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.enabled and error is None and self._last_line > self._begin:
+        elif self.enabled and error is None and self._last_done is not None and self._last_done < self.done:
             self._print_line()
 
     def advance(self, count: int) -> None:
         """Count `count` more items as done."""
         self.done += count
+        self.total = max(self.total, self.done)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{self._rate():,.0f} {self.unit}/s")
+            rate = f"{self._rate():,.0f} {self.unit}/s"
+            self._bar.update(self._task, completed=self.done, total=self.total or None, rate=rate)
         elif self.enabled and time.monotonic() - self._last_line > LINE_EVERY_S:
             self._print_line()
 
+    def resume(self, count: int) -> None:
+        """Count `count` items as done by an earlier run: they do not count for the rate."""
+        self._resumed += count
+        self.advance(count)
+
     def expect(self, total: int) -> None:
-        """Set the total number of items, once it is known."""
+        """Set the total number of items, once it is known; zero if it is not."""
         self.total = max(total, self.done)
         if self._bar is not None:
-            self._bar.update(self._task, total=self.total)
+            self._bar.update(self._task, total=self.total or None)
 
     def note(self, text: str) -> None:
         """Show a line of text."""
@@ -77,13 +86,15 @@ class ProgressReport:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._begin, 1e-9)
+        """Items per second in this run."""
+        return (self.done - self._resumed) / max(time.monotonic() - self._begin, 1e-9)
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        left = (self.total - self.done) / max(self._rate(), 1e-9)
-        print(  # noqa: T201 - this is the log line
-            f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, {left:,.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._last_line, self._last_done = time.monotonic(), self.done
+        parts = [f"{self.done:,} of {self.total:,} {self.unit}" if self.total else f"{self.done:,} {self.unit}"]
+        rate = self._rate()
+        if rate > 0:  # else nothing is known about the time that is left
+            parts.append(f"{rate:,.0f}/s" if rate >= 1 else f"{rate:.2g}/s")
+            if self.total:
+                parts.append(f"{(self.total - self.done) / rate:,.0f} s left")
+        print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the log line

@@ -282,7 +282,7 @@ class _Server:
         """Open an HTTP client for a server."""
         try:
             import httpx  # noqa: PLC0415 - an optional dependency, only needed for downloads
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise SourceError("downloading needs httpx: pip install 'equiscreen[remote]'") from error
         headers = {
             "Accept": "application/vnd.api+json, application/json",

@@ -121,10 +121,13 @@ class StoreWriter:
                     extend=self.extend,
                 )
             )
-            client = stack.enter_context(connect(self.options.scheduler)) if on_workers else None
+            client = None
+            if on_workers:
+                with staging.discarded_if_new():
+                    client = stack.enter_context(connect(self.options.scheduler))
             bar = stack.enter_context(ProgressReport(self.verb, total, unit, enabled=self.options.progress))
-            if client is not None:
-                bar.note(f"Dask dashboard: {dashboard(client)}")
+            if client is not None and (link := dashboard(client)) is not None:
+                bar.note(f"Dask dashboard: {link}")
             yield StoreRun(staging, client, bar, tuple(self.inputs))
 
 
@@ -181,8 +184,8 @@ class StoreRun:
             The manifests of all parts in order, those of earlier runs included.
         """
         done = {manifest.key: manifest for manifest in self.resumed}
-        self.bar.advance(sum(manifest.counts["read"] for manifest in self.resumed))
-        for manifest in run_tasks(self.client, function, tasks, failure_policy):
+        self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
+        for manifest in run_tasks(self.client, function, tasks, failure_policy, self.bar.note):
             done[manifest.key] = manifest
             self.bar.advance(manifest.counts["read"])
         return whole_parts(done.values())

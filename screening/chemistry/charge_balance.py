@@ -68,7 +68,7 @@ def load_smact() -> Any:
     """
     try:
         import smact.screening as screening  # noqa: PLC0415, PLR0402 - takes 0.4 s
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ConfigError(
             f"charge_neutral and electronegativity_ok need {error.name}: pip install 'equiscreen[select]'"
         ) from error

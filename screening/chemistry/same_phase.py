@@ -27,7 +27,7 @@ class PhaseMatcher:
     def __init__(self, needed_by: str, extra: str) -> None:
         try:
             from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - slow to import
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigError(f"{needed_by} needs {error.name}: pip install 'equiscreen[{extra}]'") from error
         self._matcher = StructureMatcher()
 

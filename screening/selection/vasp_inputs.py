@@ -62,7 +62,7 @@ def input_set(*, static: bool) -> Any:
     """
     try:
         from pymatgen.io.vasp.sets import MPRelaxSet, MPStaticSet  # noqa: PLC0415 - takes a second
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ConfigError(f"VASP input needs {error.name}: pip install 'equiscreen[select]'") from error
     return MPStaticSet if static else MPRelaxSet
 
