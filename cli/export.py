@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite
+from .options import Overwrite, tell
 
 
 def export(
@@ -60,5 +60,6 @@ def export(
         average_mirror=average_mirror,
         opset=opset,
         overwrite=overwrite,
+        note=tell,
     )
     print(report)

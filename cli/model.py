@@ -9,7 +9,7 @@ import typer
 
 from ..pipeline.errors import ConfigError
 from .interruption import resumable
-from .options import Limit, Overwrite
+from .options import Limit, Overwrite, tell
 
 
 def train(
@@ -125,4 +125,14 @@ def import_(
         return
     if source is None or out is None:
         raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
-    print(import_weights(source, out, modality=modality, energy_scheme=energy_scheme, trust=trust, overwrite=overwrite))
+    print(
+        import_weights(
+            source,
+            out,
+            modality=modality,
+            energy_scheme=energy_scheme,
+            trust=trust,
+            overwrite=overwrite,
+            note=tell,
+        )
+    )

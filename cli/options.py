@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -70,3 +71,8 @@ MovedStore = Annotated[
         show_default="the path recorded in the scores",
     ),
 ]
+
+
+def tell(text: str) -> None:
+    """Show what a verb does next, on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -68,6 +68,7 @@ def export_onnx(
     average_mirror: bool = False,
     opset: int = OPSET,
     overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> ExportReport:
     """Export a checkpoint, with forces, stress and all heads, to one ONNX file.
 
@@ -85,6 +86,7 @@ def export_onnx(
             takes twice the time.
         opset: Version of the ONNX operator set, for older or newer runtimes.
         overwrite: Replace an existing file.
+        note: Told what is done next, since each step may take minutes.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -102,7 +104,7 @@ def export_onnx(
         networks = [MirrorAveraged(network).eval() for network in networks]
         card = replace(card, symmetry="o3", mirror_violation={})
     begin = time.monotonic()
-    model, metadata = lower_and_check(networks, card, outputs, opset)
+    model, metadata = lower_and_check(networks, card, outputs, opset, note)
     data = model.SerializeToString()
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as scratch:
@@ -111,7 +113,11 @@ def export_onnx(
 
 
 def lower_and_check(
-    networks: Sequence[Network], card: ModelCard, wanted: Sequence[str] | None = None, opset: int = OPSET
+    networks: Sequence[Network],
+    card: ModelCard,
+    wanted: Sequence[str] | None = None,
+    opset: int = OPSET,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
     """Lower a network, or the members of an ensemble, and run all checks.
 
@@ -120,6 +126,7 @@ def lower_and_check(
         card: Model card of the networks.
         wanted: Names of the outputs to keep; None keeps all.
         opset: Version of the ONNX operator set.
+        note: Told what is done next, since each step may take minutes.
 
     Returns:
         The model, which carries its metadata, and the metadata.
@@ -128,6 +135,7 @@ def lower_and_check(
         CheckpointError: The networks do not form an ensemble.
         ExportError: A check failed, or the network lacks a requested output.
     """
+    note("export: tracing the network")
     network, outputs = networks[0], _kept(networks[0].outputs, wanted)
     names = [spec.name for spec in outputs]
     if len(networks) == 1:
@@ -158,7 +166,9 @@ def lower_and_check(
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()
     potential = OnnxPotential(data)
+    note("export: comparing with PyTorch")
     parity = check_agreement(networks, potential)
+    note("export: checking threads and symmetries")
     check_determinism(data)
     laws = check_laws(potential, network.config.heads)
     metadata = replace(metadata, parity=parity, laws=laws)

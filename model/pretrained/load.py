@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ MAX_FILE_BYTES = 4 << 30
 
 
 def load_pretrained(
-    source: str | Path, *, modality: str | None = None, energy_scheme: str | None = None, trust: bool = False
+    source: str | Path,
+    *,
+    modality: str | None = None,
+    energy_scheme: str | None = None,
+    trust: bool = False,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
     """Convert published weights, or a file of SevenNet or Nequix, to a network of this package.
 
@@ -40,6 +46,7 @@ def load_pretrained(
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
         trust: Unpickle everything in the file, which can run arbitrary code.
+        note: Told what is done next, since each step may take a minute.
 
     Returns:
         The network, in float32 and evaluation mode, and its model card.
@@ -52,6 +59,7 @@ def load_pretrained(
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
     known = REGISTRY.get(str(source))
     path = _packaged_file(known) if known is not None else Path(source)
+    note(f"import: reading {path.name}")
     network, fidelity = _read(path, modality, trust=trust)
     known = known or _identify(path)
     so3 = network.config.symmetry == "so3"
@@ -60,6 +68,7 @@ def load_pretrained(
         scheme = energy_scheme or known.schemes[fidelity]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
     if so3:
+        note("import: comparing mirror images")
         card = replace(card, mirror_violation=mirror_violation(TorchPotential(network), network.config))
     return network, card
 
@@ -72,6 +81,7 @@ def import_weights(
     energy_scheme: str | None = None,
     trust: bool = False,
     overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> str:
     """Convert published weights to a checkpoint; arguments as in `load_pretrained`.
 
@@ -85,7 +95,7 @@ def import_weights(
     target = Path(out)
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target}: already exists; choose another `--out`, or use `--overwrite`")
-    network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust)
+    network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust, note=note)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)
     count = sum(parameter.numel() for parameter in network.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..atomic import atomic_path
 from ..errors import OutputExistsError
 from ..runs.progress import ProgressReport
+from ..structures.structure import Structure
 from .prototypes import load_prototypes
 from .substitution import MAX_STRAIN, MIN_PROBABILITY, RATTLE, Candidate, draw_candidates, plan_substitutions
 
@@ -98,13 +99,22 @@ def generate(
     begin = time.monotonic()
     path = Path(out)
     _check_free(path, overwrite=overwrite)
-    plan = plan_substitutions(load_prototypes(prototypes), count, seed, elements, max_atoms, min_probability)
+    found = load_prototypes(prototypes)
+    with ProgressReport("generate: oxidation states", len(found), "prototypes", enabled=progress) as report:
+        hosts = _counted(found, report)
+        plan = plan_substitutions(hosts, count, seed, elements, max_atoms, min_probability)
     ready = time.monotonic()
     with ProgressReport("generate", count, "candidates", enabled=progress) as report:
         candidates = draw_candidates(plan, count, seed, MAX_STRAIN, RATTLE)
         written = write_candidates(candidates, path, overwrite=overwrite, progress=report)
     usable = len(np.unique(plan.host))
     return GenerateReport(path, written, plan.read, usable, len(plan.host), ready - begin, time.monotonic() - ready)
+
+
+def _counted(prototypes: Sequence[tuple[str, Structure]], report: ProgressReport) -> Iterator[tuple[str, Structure]]:
+    for prototype in prototypes:
+        yield prototype
+        report.advance(1)
 
 
 def write_candidates(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import atomic_path, write_text_atomically
-from ..errors import StoreError
+from ..atomic import atomic_path
+from ..errors import StoreError, detail
+from .marks import read_mark, write_mark
 
 PartArray = NDArray[Any] | list[str]
 
@@ -77,18 +77,22 @@ def write_part(
         with scratch.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = PartManifest(key.number, counts, sha256, notes, key.begin, key.end)
-    write_text_atomically(folder / f"{key.stem}.json", json.dumps(asdict(manifest)))
+    write_mark(folder / f"{key.stem}.json", asdict(manifest))
     return manifest
 
 
 def committed(folder: Path) -> list[PartManifest]:
     """Manifests of all complete parts in a folder, in order.
 
-    A part whose arrays do not match the checksum in its manifest is skipped, so that it is made again.
+    A part whose manifest is damaged, or whose arrays do not match the checksum in it, is skipped, so that it is made
+    again.
     """
     manifests = []
     for mark in folder.glob("[0-9]*.json"):
-        manifest = PartManifest(**json.loads(mark.read_text()))
+        content = read_mark(mark)
+        if content is None:
+            continue
+        manifest = PartManifest(**content)
         data = folder / f"{manifest.key.stem}.npz"
         if not data.exists():
             continue
@@ -109,7 +113,7 @@ def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, Par
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _unpacked(arrays, name) for name in names if name in arrays or f"{name}.ends" in arrays}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run the same command again") from error
+        raise StoreError(f"{path}: cannot be read ({detail(error)}); run the same command again") from error
 
 
 def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:

@@ -95,6 +95,6 @@ class ProgressReport:
         rate = self._rate()
         if rate > 0:  # else nothing is known about the time that is left
             parts.append(f"{rate:,.0f}/s" if rate >= 1 else f"{rate:.2g}/s")
-            if self.total:
+            if self.total > self.done:
                 parts.append(f"{(self.total - self.done) / rate:,.0f} s left")
         print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the log line

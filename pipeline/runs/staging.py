@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_text_atomically
 from ..errors import EquiscreenError, OutputExistsError
 from .lock import locked
+from .marks import read_mark, write_mark
 from .parts import PartKey, PartManifest, committed
 from .target import Target
 
@@ -70,7 +70,7 @@ class Staging:
             report: Final report of the run; kept on disk in case the run is killed during its last steps.
         """
         mark = {"settings_digest": self.settings_digest, "replaces": self.replaces, "report": report}
-        write_text_atomically(self.work / _ASSEMBLED, json.dumps(mark))
+        write_mark(self.work / _ASSEMBLED, mark)
         self.put_in_place()
 
     def put_in_place(self) -> None:
@@ -115,8 +115,8 @@ def resume_publication(out: str | Path, identity: Mapping[str, Any]) -> Mapping[
     target = Target.of(out)
     settings_digest = _digest(_settings(identity))
     for mark in target.working_folder.glob(f"*/{_ASSEMBLED}"):
-        found = json.loads(mark.read_text())
-        if found.get("settings_digest") != settings_digest:
+        found = read_mark(mark)
+        if found is None or found["settings_digest"] != settings_digest:
             continue
         staging = Staging(target, target.working_folder, mark.parent, settings_digest, found["replaces"])
         with locked(staging.folder / _LOCK):
@@ -170,7 +170,7 @@ def staged_run(
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(staging.work / _PLAN, json.dumps(wanted, indent=1))
+        write_mark(staging.work / _PLAN, wanted)
         # Scratch files of killed tasks. If such a task is still running, its part is made again.
         for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)
@@ -186,10 +186,11 @@ def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: boo
         if overwrite or published:
             shutil.rmtree(other, ignore_errors=True)
         elif _has_parts(other):
-            found = json.loads((other / _PLAN).read_text()) if (other / _PLAN).exists() else {}
-            different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            found = read_mark(other / _PLAN)
+            different = sorted(key for key in {*(found or {}), *wanted} if (found or {}).get(key) != wanted.get(key))
+            reason = f"{', '.join(different)} differ" if found is not None else f"its {_PLAN} is damaged"
             raise OutputExistsError(
-                f"{staging.folder}: an unfinished run with other settings ({', '.join(different)} differ); "
+                f"{staging.folder}: an unfinished run with other settings ({reason}); "
                 "resume it with its own settings, use --overwrite, or remove the folder"
             )
 

@@ -76,7 +76,7 @@ class Target:
         """Whether the target holds a store written by equiscreen."""
         if self.path is not None:
             root = self.path / ROOT_FILE
-            return root.is_file() and "equiscreen-" in root.read_text()
+            return root.is_file() and b"equiscreen-" in root.read_bytes()  # it may be damaged
         with _one_line_errors(self.url):
             fs, path = url_to_fs(self.url)
             if not fs.exists(f"{path}/{ROOT_FILE}"):

@@ -20,6 +20,7 @@ from equiscreen.pipeline import FeaturizeReport, GraphBlock, GraphStore, LabelMa
 from equiscreen.pipeline.errors import LabelError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.featurization.estimate import estimate
 from equiscreen.pipeline.featurization.partitions import Plan
+from equiscreen.pipeline.runs.marks import write_mark
 from equiscreen.pipeline.sources.discovery import find_files
 from equiscreen.pipeline.store.schema import STATUS_ISOLATED_ATOMS
 from equiscreen.pipeline.structures.random_crystals import probe_structures
@@ -332,8 +333,12 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     source = make_source("CSV", tmp_path)
     (tmp_path / "g.zarr.partial" / "other" / "parts").mkdir(parents=True)
     (tmp_path / "g.zarr.partial" / "other" / "parts" / "0000000-00000-00009.json").write_text("{}")
-    (tmp_path / "g.zarr.partial" / "other" / "plan.json").write_text(json.dumps({"cutoff": 9.0}))
+    plan = tmp_path / "g.zarr.partial" / "other" / "plan.json"
+    write_mark(plan, {"cutoff": 9.0})
     with pytest.raises(OutputExistsError, match=r"other settings.*cutoff"):
+        run(source, tmp_path / "g.zarr")
+    plan.write_bytes(b"\xff" + plan.read_bytes())
+    with pytest.raises(OutputExistsError, match=r"other settings \(its plan\.json is damaged\)"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):
         GraphStore(tmp_path / "g.zarr")
