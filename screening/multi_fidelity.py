@@ -16,15 +16,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.atomic import write_text_atomically
 from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ..pipeline.runs.lock import locked
+from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.target import ROOT_FILE
-from ..pipeline.store.graph_store import GraphStore
+from ..pipeline.store.checksums import write_root_attributes
+from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
 from .convex_hull.hull import hull
 from .dataset.reader import ScoresReader
-from .dataset.scores import open_scores
+from .dataset.scores import SCORES_SCHEMA, open_scores
 from .dataset.subset import GraphSubset
 from .relaxation.batched import RelaxSettings
 from .relaxation.relax import relax
@@ -276,11 +277,8 @@ def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: Cas
         "settings": asdict(settings),
         "recall": recall,
     }
-    root = path / ROOT_FILE
-    content = json.loads(root.read_text())
-    if content["attributes"].get("cascade") != about:
-        content["attributes"]["cascade"] = about
-        write_text_atomically(root, json.dumps(content, indent=1))
+    if open_root(path, SCORES_SCHEMA).attrs.get("cascade") != json.loads(json.dumps(about)):
+        write_root_attributes(path / ROOT_FILE, {"cascade": about})
 
 
 def _listed(references: Sequence[str | Path] | str | Path | None) -> list[str]:
@@ -300,12 +298,13 @@ def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
     with locked(folder / LOCK_FILE):
         path = folder / PLAN_FILE
         if path.exists():
-            if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+            if read_mark(path) != json.loads(json.dumps(plan)):
                 raise OutputExistsError(
-                    f"{folder}: holds a cascade of other structures, models or settings; choose another `--out`"
+                    f"{folder}: holds a cascade of other structures, models or settings, or its {PLAN_FILE} is "
+                    "damaged; choose another `--out`"
                 )
         elif any(one.name != LOCK_FILE for one in folder.iterdir()):
             raise OutputExistsError(f"{folder}: already exists and is not a cascade; choose another `--out`")
         else:
-            write_text_atomically(path, json.dumps(plan, indent=1) + "\n")
+            write_mark(path, plan)
         yield

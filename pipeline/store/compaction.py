@@ -21,7 +21,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from ..atomic import write_text_atomically
 from ..runs.failure_policy import run_tasks
 from ..runs.parts import PartArray
-from .checksums import CHECKSUMS_FILE, rows_digest
+from ..runs.target import ROOT_FILE
+from .checksums import CHECKSUMS_FILE, rows_digest, write_root_attributes
 from .row_sources import Rows
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
 
@@ -138,12 +139,11 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
     text = json.dumps(dict(sorted(digests.items())), indent=0)
     write_text_atomically(store / CHECKSUMS_FILE, text)
     store_hash = hashlib.sha256(text.encode()).hexdigest()
-    root = zarr.open_group(store, mode="r+")
-    root.update_attributes({**attrs, "store_hash": store_hash, "complete": True})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         warnings.filterwarnings("ignore", message="Object at .* is not recognized as a component")  # the tables
         zarr.consolidate_metadata(store)
+    write_root_attributes(store / ROOT_FILE, {**attrs, "store_hash": store_hash, "complete": True})
     return store_hash
 
 

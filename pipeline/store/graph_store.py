@@ -21,7 +21,8 @@ from zarr.storage import FsspecStore
 from ..errors import StoreError
 from ..graphs.graph_block import GraphBlock
 from ..graphs.offsets import offsets_of, starts
-from .checksums import CHECKSUMS_FILE, stored_digests
+from ..runs.target import ROOT_FILE
+from .checksums import CHECKSUMS_FILE, is_intact, stored_digests
 from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 
 _BLOCK_ARRAYS = {
@@ -49,29 +50,41 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
         StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has another schema.
     """
     place = location(path)
-    root = _open_local(place) if isinstance(place, Path) else _open_url(place)
+    root, content = _open_local(place) if isinstance(place, Path) else _open_url(place)
     found = root.attrs.get("schema")
     if found not in schemas:
         raise StoreError(f"{path}: has schema {found!r}, expected {' or '.join(map(repr, schemas))}")
     if root.attrs.get("complete") is not True:
         raise StoreError(f"{path}: unfinished; write it again")
+    if not is_intact(content):
+        raise StoreError(_damaged(path, "its content has changed"))
     return root
 
 
-def _open_local(path: Path) -> zarr.Group:
+def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
+    """The root group of a store, and the content of its root file."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
             raise StoreError(f"{path}: unfinished; to resume it, run the command that writes it again")
         raise StoreError(f"{path}: no such store")
     try:
-        return zarr.open_group(path, mode="r")
-    except (OSError, ValueError, KeyError, zarr.errors.GroupNotFoundError) as error:
+        return zarr.open_group(path, mode="r"), (path / ROOT_FILE).read_bytes()
+    except Exception as error:  # a damaged root file can make zarr raise anything
+        if (path / ROOT_FILE).is_file():
+            raise StoreError(_damaged(path, _first_line(error))) from error
         raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
 
 
-def _open_url(url: str) -> zarr.Group:
+def _damaged(path: str | Path, reason: str) -> str:
+    return f"{path}: its {ROOT_FILE} is damaged ({reason}); copy the store again from where it came, or write it again"
+
+
+def _open_url(url: str) -> tuple[zarr.Group, bytes]:
+    """The root group of a store, and the content of its root file."""
     try:
-        return zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
+        root = zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
+        files, path = url_to_fs(url)
+        return root, files.cat_file(f"{path}/{ROOT_FILE}")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise StoreError(f"{url}: no such store") from error
     except Exception as error:  # every file system raises its own errors
@@ -80,7 +93,7 @@ def _open_url(url: str) -> zarr.Group:
 
 def _first_line(error: Exception) -> str:
     """Type of an error and the first line of its message."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
 
 
 class GraphStore:

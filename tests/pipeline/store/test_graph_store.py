@@ -16,6 +16,8 @@ import s3fs
 import zarr
 from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import StoreError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from ...conftest import write_extxyz
@@ -77,6 +79,37 @@ def test_a_changed_byte_is_an_error_and_never_a_wrong_number(store: Path, name: 
 
 def test_verify_finds_nothing_in_a_whole_store(store: Path) -> None:
     assert GraphStore(store).verify() == []
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_root_file_is_told_in_one_line_or_changes_nothing(whole: Path, data: st.DataObject) -> None:
+    file, intact = whole / "zarr.json", GraphStore(whole)
+    content = file.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    flipped = bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))])
+    file.write_bytes(content[:place] + (flipped + content[place + 1 :] if data.draw(st.booleans()) else b""))
+    told, found = "", intact
+    try:
+        found = GraphStore(whole)
+    except StoreError as error:
+        told = str(error)
+    finally:
+        file.write_bytes(content)
+    if told:
+        assert len(told.splitlines()) == 1
+        assert told.startswith(f"{whole}: ")
+    else:
+        assert found.specs == intact.specs
+        assert all(found.attrs[name] == intact.attrs[name] for name in {*found.attrs} & {*intact.attrs})
+
+
+def test_attributes_may_be_added_and_not_changed(store: Path) -> None:
+    zarr.open_group(store, mode="r+").update_attributes({"doi": "10.1000/1"})
+    assert GraphStore(store).attrs["doi"] == "10.1000/1"
+    zarr.open_group(store, mode="r+").update_attributes({"cutoff": 4.5})
+    with pytest.raises(StoreError, match=r"g\.zarr: its zarr\.json is damaged .*copy the store again"):
+        GraphStore(store)
 
 
 def test_what_is_no_store_says_so(tmp_path: Path, store: Path) -> None:

@@ -581,6 +581,15 @@ def test_status_bits(store: PlainStore) -> None:
         assert bool(status & documented["repeated_id"]) == (ids[store["structure_id"][row]] > 1)
 
 
+def test_the_seal_recomputed(store: PlainStore) -> None:
+    root = json.loads((store.path / "zarr.json").read_text())
+    names = root["attributes"]["seal"]["attributes"]
+    assert set(names) == set(root["attributes"]) - {"seal"}
+    covered = [{name: root["attributes"][name] for name in names}, root["consolidated_metadata"]]
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    assert root["attributes"]["seal"]["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_checksums_and_store_hash_recomputed(store: PlainStore) -> None:
     found = (store.path / "checksums.json").read_bytes()
     assert found == checksums(store)
