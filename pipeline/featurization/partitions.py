@@ -24,6 +24,7 @@ from ..readers.archives import Reading, documents_of_file
 from ..readers.ase_db import read_rows, row_ids
 from ..readers.records import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_structure_columns, read_document, read_row
 from ..readers.splitting import Document
+from ..runs.cluster import check_seen
 from ..runs.parts import PartKey
 from ..sources.files import BUFFER_BYTES, SourceFile
 from ..sources.formats import TEXTS, Format
@@ -126,6 +127,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
                 else:
                     yield read_row(*item, form or Format.PARQUET, options)
         case RowRange(path, file, ids, first):
+            check_seen(path)
             yield from read_rows(path, file.name, ids[begin:end], first + begin)
 
 
@@ -141,6 +143,8 @@ def _names_in(file: SourceFile) -> list[tuple[str, int]]:
 def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
     """Yield the records of a small file; if it cannot be read, or is empty, a record with the reason."""
     index = 0
+    if file.local:
+        check_seen(file.path)  # or all structures would be lost on a worker with another file system
     try:
         for record in _records_of_file(file, options):
             yield record

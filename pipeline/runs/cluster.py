@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import types
@@ -13,9 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
-from ..errors import EquiscreenError, detail
+from ..errors import EquiscreenError, UnreachableError, detail
 
 IN_PROCESS = "threads"
 LOOPBACK = "127.0.0.1"
@@ -105,6 +107,29 @@ def restore_workers(client: Any) -> None:
     """
     if client.cluster is not None:
         client.cluster.scale(len(client.cluster.worker_spec))
+
+
+def check_seen(path: str | Path) -> None:
+    """Check, on a worker, that a file or folder of the run is there.
+
+    Raises:
+        UnreachableError: It is not: this machine has another file system.
+    """
+    if not Path(path).exists():
+        raise UnreachableError(
+            f"{path}: not found on {socket.gethostname()} by {_worker()}; inputs and outputs must be in folders that "
+            "all workers share, under the same paths, until the run has ended"
+        )
+
+
+def _worker() -> str:
+    """The worker that runs this task, by its address."""
+    from distributed import get_worker  # noqa: PLC0415 - see `connect`
+
+    try:
+        return f"worker {get_worker().address}"
+    except ValueError:
+        return f"process {os.getpid()}"
 
 
 @contextmanager

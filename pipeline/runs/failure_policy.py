@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
-from .cluster import restore_workers
+from .cluster import check_seen, restore_workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,6 +47,7 @@ def run_tasks(
     items: Iterable[Item],
     failure_policy: FailurePolicy[Item] | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    shared: Sequence[str | Path] = (),
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
@@ -62,12 +64,14 @@ def run_tasks(
         items: Items, taken as workers become free.
         failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
         note: Shows a line of text to the user.
+        shared: Files and folders that every worker must see.
 
     Raises:
-        EquiscreenError: A task killed its workers, or the scheduler is lost.
+        EquiscreenError: A task killed its workers, the scheduler is lost, or a worker does not see a shared file.
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
-    run = _TasksInFlight(client, function, iter(items), failure_policy, note)
+    on_worker = _WithSharedFiles(function, tuple(map(str, shared)))
+    run = _TasksInFlight(client, on_worker, iter(items), failure_policy, note)
     try:
         run.fill()
         yield from run.finished(alone=False)
@@ -85,6 +89,24 @@ def run_tasks(
         if client.status == "running":
             # After an error or an interrupt the rest is useless; after a normal end this is empty.
             client.cancel(list(run.items), force=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _WithSharedFiles(Generic[Item, Result]):
+    """The function of a task, after a check that the worker which runs it sees the shared files.
+
+    Attributes:
+        function: Processes one item.
+        shared: Paths that must exist.
+    """
+
+    function: Callable[[Item], Result]
+    shared: tuple[str, ...]
+
+    def __call__(self, item: Item) -> Result:
+        for path in self.shared:
+            check_seen(path)
+        return self.function(item)
 
 
 class _TasksInFlight(Generic[Item, Result]):

@@ -45,6 +45,11 @@ class Staging:
     replaces: bool
 
     @property
+    def plan(self) -> Path:
+        """Mark that holds the identity of the run."""
+        return self.work / _PLAN
+
+    @property
     def parts(self) -> Path:
         """Folder of the parts."""
         return self.work / "parts"
@@ -170,7 +175,7 @@ def staged_run(
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
-        write_mark(staging.work / _PLAN, wanted)
+        write_mark(staging.plan, wanted)
         # Scratch files of killed tasks. If such a task is still running, its part is made again.
         for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)

@@ -229,6 +229,7 @@ def compact(client: Any, compaction: Compaction) -> dict[str, str]:
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}
-    for part in run_tasks(client, partial(write_shard, compaction), shard_tasks(compaction)):
+    tasks = shard_tasks(compaction)
+    for part in run_tasks(client, partial(write_shard, compaction), tasks, shared=[compaction.store]):
         digests.update(part)
     return digests

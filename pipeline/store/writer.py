@@ -185,7 +185,8 @@ class StoreRun:
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
-        for manifest in run_tasks(self.client, function, tasks, failure_policy, self.bar.note):
+        shared = [self.staging.plan, *(store.path.absolute() for store in self.inputs if isinstance(store.path, Path))]
+        for manifest in run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared):
             done[manifest.key] = manifest
             self.bar.advance(manifest.counts["read"])
         return whole_parts(done.values())
