@@ -24,6 +24,7 @@ from .checks import check_agreement, check_determinism, check_structure, torch_d
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
 from .lowering import lower
+from .runtime.file_validation import with_checksum
 from .runtime.metadata import ModelMetadata
 from .runtime.onnx_potential import OnnxPotential
 from .symmetry_checks import check_laws
@@ -105,7 +106,7 @@ def export_onnx(
         card = replace(card, symmetry="o3", mirror_violation={})
     begin = time.monotonic()
     model, metadata = lower_and_check(networks, card, outputs, opset, note)
-    data = model.SerializeToString()
+    data = with_checksum(model.SerializeToString())
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as scratch:
         scratch.write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,9 +78,13 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
     if not file.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(file) as archive:  # torch writes a checksum of each tensor, but does not look at it
+            damaged = archive.testzip()
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is another one; copy the file again")
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: expected schema {MODEL_SCHEMA!r}, found {found!r}")

@@ -1,24 +1,152 @@
 """Validation of an ONNX file before anything runs it, without the onnx package.
 
-The file is a Protocol Buffers message. It is searched only for what must be refused: tensors stored in other files, and
-operators from other domains. Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, let a field that is
+given twice win once, and cut numbers to their own width, so a file may mean one thing to a check and another to what
+runs it. Here every message must follow the schema of onnx.proto
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none twice that is
+not a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
+functions and operators of other domains have no place in the schema.
+
+The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other tools
+changed, and wrote anew, have no such entry at their end and are read without this check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from ...pipeline.errors import ModelFileError
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
-_MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTIONS = 7, 8, 25
-_OPSET_DOMAIN = 1
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
-_NODE_ATTRIBUTE, _NODE_DOMAIN = 5, 7
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
-_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_FIELD = (1 << 29) - 1
+_MAX_DEPTH = 32
+_CHECKSUM_KEY = b"equiscreen-checksum"
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field that a message may have.
+
+    Attributes:
+        kinds: Wire types that it may be encoded in.
+        repeated: Whether it may be given more than once.
+        message: Message that its bytes hold; None for text, numbers, and messages that hold nothing but those.
+        refusal: Why a file with this field is refused; empty for fields that are allowed.
+        domain: Whether it names a domain of operators.
+    """
+
+    kinds: tuple[int, ...]
+    repeated: bool = False
+    message: str | None = None
+    refusal: str = ""
+    domain: bool = False
+
+
+_INTEGER, _TEXT, _FLOAT = _Field((_VARINT,)), _Field((_BYTES,)), _Field((_FIXED32,))
+_TEXTS = _Field((_BYTES,), repeated=True)
+_INTEGERS = _Field((_VARINT, _BYTES), repeated=True)  # packed or not
+_FLOATS, _DOUBLES = _Field((_FIXED32, _BYTES), repeated=True), _Field((_FIXED64, _BYTES), repeated=True)
+_DOMAIN = _Field((_BYTES,), domain=True)
+
+
+def _one(message: str) -> _Field:
+    return _Field((_BYTES,), message=message)
+
+
+def _many(message: str) -> _Field:
+    return _Field((_BYTES,), repeated=True, message=message)
+
+
+def _refused(why: str) -> _Field:
+    return _Field((_VARINT, _FIXED64, _BYTES, _FIXED32), repeated=True, refusal=why)
+
+
+_OTHER_FILES = _refused("it stores tensors in other files")
+_SPARSE = _refused("it contains sparse tensors")
+_SCHEMA: Mapping[str, Mapping[int, _Field]] = {
+    "model": {
+        1: _INTEGER,
+        2: _TEXT,
+        3: _TEXT,
+        4: _TEXT,
+        5: _INTEGER,
+        6: _TEXT,
+        7: _one("graph"),
+        8: _many("opset"),
+        14: _many("pair"),
+        20: _refused("it contains training graphs"),
+        25: _refused("it defines its own functions"),
+        26: _refused("it describes several devices"),
+    },
+    "opset": {1: _DOMAIN, 2: _INTEGER},
+    "pair": {1: _TEXT, 2: _TEXT},
+    "graph": {
+        1: _many("node"),
+        2: _TEXT,
+        5: _many("tensor"),
+        10: _TEXT,
+        11: _many("value"),
+        12: _many("value"),
+        13: _many("value"),
+        14: _refused("it is quantised"),
+        15: _SPARSE,
+        16: _many("pair"),
+    },
+    "node": {
+        1: _TEXTS,
+        2: _TEXTS,
+        3: _TEXT,
+        4: _TEXT,
+        5: _many("attribute"),
+        6: _TEXT,
+        7: _DOMAIN,
+        8: _TEXT,
+        9: _many("pair"),
+        10: _refused("it describes several devices"),
+    },
+    "attribute": {
+        1: _TEXT,
+        2: _FLOAT,
+        3: _INTEGER,
+        4: _TEXT,
+        5: _one("tensor"),
+        6: _one("graph"),
+        7: _FLOATS,
+        8: _INTEGERS,
+        9: _TEXTS,
+        10: _many("tensor"),
+        11: _many("graph"),
+        13: _TEXT,
+        20: _INTEGER,
+        21: _TEXT,
+        14: _refused("it contains types as attributes"),
+        15: _refused("it contains types as attributes"),
+        22: _SPARSE,
+        23: _SPARSE,
+    },
+    "tensor": {
+        1: _INTEGERS,
+        2: _INTEGER,
+        3: _refused("it contains parts of tensors"),
+        4: _FLOATS,
+        5: _INTEGERS,
+        6: _TEXTS,
+        7: _INTEGERS,
+        8: _TEXT,
+        9: _TEXT,
+        10: _DOUBLES,
+        11: _INTEGERS,
+        12: _TEXT,
+        13: _OTHER_FILES,
+        14: _OTHER_FILES,
+        16: _many("pair"),
+    },
+    "value": {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _many("pair")},
+}
 
 
 def check_model_bytes(data: bytes, name: str) -> None:
@@ -31,100 +159,104 @@ def check_model_bytes(data: bytes, name: str) -> None:
     Raises:
         ModelFileError: The file is damaged, refers to external data, or holds operators from other domains.
     """
+    entry = _checksum_entry(data)
+    if entry and data[-len(entry) :] != entry:
+        raise ModelFileError(f"{name}: damaged: its checksum is another one; copy or export the model again")
     try:
-        _check_model(memoryview(data), name)
+        fields = _check(memoryview(data), "model", name, depth=0)
     except (IndexError, UnicodeDecodeError, _DamagedError) as error:
         raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again") from error
+    if 7 not in fields:
+        raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again")
+
+
+def with_checksum(data: bytes) -> bytes:
+    """The content of a model file with its checksum, as the last of its metadata properties.
+
+    Args:
+        data: A serialised model without checksum.
+    """
+    digest = hashlib.sha256(data).hexdigest().encode()
+    pair = b"\x0a" + bytes([len(_CHECKSUM_KEY)]) + _CHECKSUM_KEY + b"\x12" + bytes([len(digest)]) + digest
+    return data + b"\x72" + bytes([len(pair)]) + pair
+
+
+def _checksum_entry(data: bytes) -> bytes:
+    """The entry that should be at the end of a file; empty if the file has none at its end."""
+    length = len(with_checksum(b""))
+    at = data.rfind(_CHECKSUM_KEY, -length)
+    return with_checksum(data[:-length])[-length:] if at >= 0 else b""
 
 
 class _DamagedError(Exception):
     pass
 
 
-def _check_model(model: memoryview, name: str) -> None:
-    graphs = 0
-    for field, value in _fields(model):
-        if field == _MODEL_GRAPH and isinstance(value, memoryview):
-            graphs += 1
-            _check_graph(value, name)
-        elif field == _MODEL_OPSET and isinstance(value, memoryview):
-            _check_domain(_text(value, _OPSET_DOMAIN), name)
-        elif field == _MODEL_FUNCTIONS:
-            raise ModelFileError(f"{name}: refused: it defines its own functions")
-    if graphs != 1:
+def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
+    """Check a message and all messages in it; returns the numbers of its fields.
+
+    Raises:
+        ModelFileError: It holds something that is refused.
+        _DamagedError: It does not follow the schema.
+    """
+    if depth > _MAX_DEPTH:
         raise _DamagedError
+    schema, seen = _SCHEMA[kind], set[int]()
+    for number, encoding, value in _fields(message):
+        known = schema.get(number)
+        if known is None:
+            raise _DamagedError
+        if known.refusal:
+            raise ModelFileError(f"{name}: refused: {known.refusal}")
+        if encoding not in known.kinds or (number in seen and not known.repeated):
+            raise _DamagedError
+        seen.add(number)
+        if known.message is not None:
+            _check(value, known.message, name, depth + 1)
+        elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
+            raise ModelFileError(f"{name}: refused: it uses operators from the domain {domain!r}")
+    return seen
 
 
-def _check_graph(graph: memoryview, name: str) -> None:
-    for field, value in _fields(graph):
-        if not isinstance(value, memoryview):
-            continue
-        if field == _GRAPH_INITIALIZER:
-            _check_tensor(value, name)
-        elif field == _GRAPH_SPARSE:
-            raise ModelFileError(f"{name}: refused: it contains sparse tensors")
-        elif field == _GRAPH_NODE:
-            _check_domain(_text(value, _NODE_DOMAIN), name)
-            for inner, attribute in _fields(value):
-                if inner == _NODE_ATTRIBUTE and isinstance(attribute, memoryview):
-                    _check_attribute(attribute, name)
-
-
-def _check_attribute(attribute: memoryview, name: str) -> None:
-    for field, value in _fields(attribute):
-        if isinstance(value, memoryview):
-            if field in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-                _check_tensor(value, name)
-            elif field in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                _check_graph(value, name)
-
-
-def _check_tensor(tensor: memoryview, name: str) -> None:
-    for field, value in _fields(tensor):
-        if field == _TENSOR_EXTERNAL_DATA or (field == _TENSOR_DATA_LOCATION and value != 0):
-            raise ModelFileError(f"{name}: refused: it stores tensors in other files")
-
-
-def _check_domain(domain: str, name: str) -> None:
-    if domain not in STANDARD_DOMAINS:
-        raise ModelFileError(f"{name}: refused: it uses operators from the domain {domain!r}")
-
-
-def _text(message: memoryview, wanted: int) -> str:
-    for field, value in _fields(message):
-        if field == wanted and isinstance(value, memoryview):
-            return bytes(value).decode()
-    return ""
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message, each as (number, integer or bytes)."""
+def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """The fields of a message: number, wire type, and bytes (empty for numbers)."""
     place = 0
+    empty = message[:0]
     while place < len(message):
         key, place = _varint(message, place)
-        kind = key & 7
-        if kind == _VARINT:
-            value, place = _varint(message, place)
-            yield key >> 3, value
-        elif kind == _BYTES:
+        number, encoding = key >> 3, key & 7
+        if not 0 < number <= _MAX_FIELD:
+            raise _DamagedError
+        if encoding == _VARINT:
+            _, place = _varint(message, place)
+            yield number, encoding, empty
+            continue
+        if encoding == _BYTES:
             length, place = _varint(message, place)
-            if place + length > len(message):
-                raise _DamagedError
-            yield key >> 3, message[place : place + length]
-            place += length
-        elif kind in (_FIXED32, _FIXED64):
-            place += 4 if kind == _FIXED32 else 8
+        elif encoding in (_FIXED32, _FIXED64):
+            length = 4 if encoding == _FIXED32 else 8
         else:
             raise _DamagedError
+        if place + length > len(message):
+            raise _DamagedError
+        yield number, encoding, message[place : place + length]
+        place += length
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A number and the place after it.
+
+    Raises:
+        _DamagedError: It has more than 64 bits, or is not in its shortest form.
+    """
     value = shift = 0
     while True:
         byte = message[place]
         value |= (byte & 0x7F) << shift
         place += 1
         if not byte & 0x80:
+            if value >> 64 or (shift and not byte):
+                raise _DamagedError
             return value, place
         shift += 7
         if shift > 63:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from ..graphs.offsets import offsets_of, starts
 from ..runs.target import ROOT_FILE
 from .checksums import CHECKSUMS_FILE, is_intact, stored_digests
 from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
+from .shards import check_shards
 
 _BLOCK_ARRAYS = {
     ATOM: ("atomic_number", "frac_coord", "n_neighbors"),
     EDGE: ("neighbor", "image"),
 }
-# Concurrent requests to a server that does not list its files.
-_REQUESTS = 16
 
 
 def location(path: str | Path) -> Path | str:
@@ -126,11 +124,7 @@ class GraphStore:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); featurize again") from error
-        missing = self._missing_shards()
-        if missing:
-            name, _, shard = missing[0].partition("/c/")
-            number = shard.split("/")[0]
-            raise StoreError(f"{self.path}: damaged: shard {number} of {name!r} is missing; featurize again")
+        check_shards(self.path, self._arrays)
 
     def __len__(self) -> int:
         return self._array("n_atoms").shape[0]
@@ -322,33 +316,3 @@ class GraphStore:
         if not np.array_equal(first, first[0] + starts(counts)):
             raise StoreError(f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree")
         return int(first[0]), int(first[-1]) + int(counts[-1])
-
-    def _missing_shards(self) -> list[str]:
-        """Shards whose files are missing, from one listing of the store; zarr would read them as zeros."""
-        expected: list[str] = []
-        for name, array in self._arrays.items():
-            rows = (array.shards or array.chunks)[0]
-            tail = "/0" * (array.ndim - 1)
-            expected.extend(f"{name}/c/{shard}{tail}" for shard in range(-(-array.shape[0] // rows)))
-        try:
-            files, root = url_to_fs(str(self.path))
-            files.invalidate_cache()  # the listing may be older than the end of the run that wrote the store
-            found = {str(file)[len(root) :].lstrip("/") for file in _listing(files, root)}
-            missing = [file for file in expected if file not in found]
-            if isinstance(self.path, Path) or not missing:
-                return missing
-            # A plain web server has no listing, or one in its own format.
-            with ThreadPoolExecutor(_REQUESTS) as pool:
-                exist = pool.map(files.exists, [f"{root}/{file}" for file in missing])
-                return [file for file, there in zip(missing, exist, strict=True) if not there]
-        except Exception as error:
-            raise StoreError(f"{self.path}: its files cannot be listed ({_first_line(error)})") from error
-
-
-def _listing(files: Any, root: str) -> Sequence[str]:
-    """All files below a folder; empty if the server has no listing."""
-    try:
-        found: Sequence[str] = files.find(root)
-    except FileNotFoundError:
-        return ()
-    return found

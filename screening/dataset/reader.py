@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
 from ...pipeline.provenance import recorded_path, resolved_path
-from ...pipeline.store.graph_store import GraphStore, open_root
+from ...pipeline.store.graph_store import GraphStore, location, open_root
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
+from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
 from .scores import SCORES_SCHEMA
 
@@ -58,6 +59,7 @@ class ScoresReader:
             dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
             self._arrays[name] = array
             self.specs[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
+        check_shards(location(path), self._arrays)
         absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
         if absent:
             raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import MEMBER, MEMBERS_ARRAY
 from ...pipeline.graphs.potential import OutputSpec
-from ...pipeline.store.graph_store import open_root
+from ...pipeline.store.graph_store import location, open_root
 from ...pipeline.store.schema import (
     CARTESIAN,
     CARTESIAN_2,
@@ -21,6 +21,7 @@ from ...pipeline.store.schema import (
     structure_array,
     tensor_dims,
 )
+from ...pipeline.store.shards import check_shards
 
 CARRIED = ("structure_id", "source", "source_index")
 
@@ -130,8 +131,8 @@ def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset.
 
     Raises:
-        StoreError: The dataset is missing, unfinished, or not a scores dataset.
+        StoreError: The dataset is missing, unfinished or damaged, or not a scores dataset.
     """
-    open_root(path, SCORES_SCHEMA)
+    check_shards(location(path), dict(open_root(path, SCORES_SCHEMA).arrays()))
     scores: xr.Dataset = xr.open_zarr(path)
     return scores

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ...conftest import REFERENCES
 
@@ -34,6 +34,7 @@ def altered(
         else:
             continue
         tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    helper.set_model_props(proto, {p.key: p.value for p in proto.metadata_props if p.key != "equiscreen-checksum"})
     for item in proto.metadata_props:
         name = item.key.removeprefix("equiscreen.")
         if name in metadata:

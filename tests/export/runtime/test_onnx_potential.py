@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import pytest
 from equiscreen.cli.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import export_onnx, lower_and_check
+from equiscreen.export.runtime.file_validation import check_model_bytes, with_checksum
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.errors import CheckpointError, ModelFileError, OutputExistsError, UnknownElementError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ...conftest import ELEMENTS, small_network
@@ -92,6 +97,61 @@ def test_external_data_and_other_domains_are_refused(exported: Callable[[str], P
     model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=constant))
     with pytest.raises(ModelFileError, match="other files"):
         OnnxPotential(model.SerializeToString())
+
+
+def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) -> None:
+    """Encodings that a check may read in another way than ONNX Runtime does."""
+    whole = exported("float32").read_bytes()
+    OnnxPotential(whole)
+    model = onnx.load_model_from_string(whole)
+    sparse = onnx.SparseTensorProto()
+    sparse.values.data_location = TensorProto.EXTERNAL
+    node = helper.make_node("Constant", [], ["unused"])
+    node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.CopyFrom(sparse)
+    model.graph.node.append(node)
+    with pytest.raises(ModelFileError, match="refused: it contains sparse tensors"):
+        OnnxPotential(model.SerializeToString())
+
+    model = onnx.load_model_from_string(whole)
+    twice = b"\x3a\x00" + b"\x3a\x0dcom.microsoft"  # the field `domain` of a node
+    other = helper.make_node("Gelu", ["x"], ["y"]).SerializeToString() + twice
+    graph = model.graph.SerializeToString() + b"\x0a" + bytes([len(other)]) + other
+    model.graph.Clear()
+    with pytest.raises(ModelFileError, match=r"com\.microsoft|damaged"):
+        OnnxPotential(model.SerializeToString() + b"\x3a" + varint(len(graph)) + graph)
+
+    opset = b"\x0a\x00" + b"\x0a\x0dcom.microsoft" + b"\x10\x01"
+    with pytest.raises(ModelFileError, match=r"com\.microsoft|damaged"):
+        OnnxPotential(whole + b"\x42" + bytes([len(opset)]) + opset)
+
+    for tag in (varint(14 << 3 | 2 | 1 << 32), b"\xf2\x80\x80\x80\x40", b"\xf2\x00", b"\xf2\x80\x00"):
+        with pytest.raises(ModelFileError, match=r"damaged|refused"):
+            OnnxPotential(whole + tag + b"\x00")
+    with pytest.raises(ModelFileError, match="damaged"):
+        OnnxPotential(whole + b"\x3a" + varint(len(graph)) + graph)  # a second graph, which protobuf would merge
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+@given(st.integers(0, 1 << 40))
+@profile(max_examples=100, deadline=None)
+def test_a_flipped_bit_is_noticed(exported: Callable[[str], Path], where: int) -> None:
+    whole = bytearray(with_checksum(exported("float32").read_bytes()))
+    check_model_bytes(bytes(whole), "model.onnx")
+    place, bit = divmod(where % (8 * len(whole)), 8)
+    whole[place] ^= 1 << bit
+    if place < len(whole) - len(with_checksum(b"")):
+        with pytest.raises(ModelFileError, match="damaged: its checksum is another one"):
+            check_model_bytes(bytes(whole), "model.onnx")
+    else:  # in the checksum itself: noticed too, unless its name is destroyed, and then all else is sound
+        with contextlib.suppress(ModelFileError):
+            check_model_bytes(bytes(whole), "model.onnx")
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""A seeded fuzzer over everything that is read: structure files, stores, scores, models, references, settings."""
