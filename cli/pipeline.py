@@ -151,6 +151,7 @@ def featurize(
     from ..pipeline.graphs.neighbor_list import MAX_EDGES
     from ..pipeline.labels.mapping import LabelMapping
     from ..pipeline.readers.records import ReadOptions
+    from ..pipeline.runs.staging import check_file
     from ..pipeline.structures.structure import MAX_ATOMS
 
     if cutoff is not None and model is not None:
@@ -161,6 +162,8 @@ def featurize(
         from ..export.runtime.onnx_potential import OnnxPotential
 
         cutoff = OnnxPotential.load(model, threads=1).cutoff
+    if save_labels is not None:
+        check_file(save_labels, [*sources, *([labels] if labels else [])], overwrite=overwrite)
     mapping = (LabelMapping.load(labels) if labels else LabelMapping()).with_inline(label or (), column or ())
     if save_labels is not None:
         mapping.save(save_labels)

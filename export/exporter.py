@@ -12,14 +12,15 @@ from pathlib import Path
 import onnx
 import torch
 
-from ..model.checkpoint import ModelCard, load_members
+from ..model.checkpoint import ModelCard, find_checkpoints, load_members
 from ..model.networks.base import Network
 from ..model.networks.ensemble import check_members
 from ..model.networks.reflection import MirrorAveraged
 from ..model.statistics import joint_minimum_distances
 from ..pipeline.atomic import atomic_path
-from ..pipeline.errors import ExportError, OutputExistsError
+from ..pipeline.errors import ExportError
 from ..pipeline.graphs.potential import OutputSpec, with_spread
+from ..pipeline.runs.staging import check_file
 from .checks import check_agreement, check_determinism, check_structure, torch_dtype_name
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
@@ -95,9 +96,7 @@ def export_onnx(
         ExportError: A check failed, the network lacks a requested output, or the opset is not supported.
         OutputExistsError: The file exists.
     """
-    target = Path(out)
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: already exists; choose another --out, or use --overwrite")
+    target = check_file(out, find_checkpoints(checkpoint), overwrite=overwrite)
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
         raise ExportError(f"unknown opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")

@@ -24,6 +24,7 @@ from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
 from .convex_hull.hull import hull
+from .convex_hull.reference_files import content_version
 from .dataset.reader import ScoresReader
 from .dataset.scores import SCORES_SCHEMA, open_scores
 from .dataset.subset import GraphSubset
@@ -140,7 +141,7 @@ def cascade(
     plan = {
         "store_hash": graphs.store_hash,
         "models": [OnnxPotential.load(path, threads=1).sha256 for path in (fast, accurate)],
-        "references": [_listed(references), _listed(fast_references)],
+        "references": [[content_version(path) for path in _listed(given)] for given in (references, fast_references)],
         "settings": asdict(chosen),
         "relaxation": asdict(relaxation or RelaxSettings()) if chosen.relax else None,
         "scheme": scheme,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ...pipeline.energy_schemes import OWN, SCHEMES
-from ...pipeline.errors import CheckpointError, OutputExistsError, detail
+from ...pipeline.errors import CheckpointError, detail
+from ...pipeline.runs.staging import check_file
 from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
 from ..networks.reflection import mirror_violation
@@ -92,9 +93,7 @@ def import_weights(
         CheckpointError: As in `load_pretrained`.
         OutputExistsError: The checkpoint already exists.
     """
-    target = Path(out)
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: already exists; choose another `--out`, or use `--overwrite`")
+    target = check_file(out, [source], overwrite=overwrite)
     network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust, note=note)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)

@@ -15,8 +15,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ..atomic import atomic_path
-from ..errors import OutputExistsError
 from ..runs.progress import ProgressReport
+from ..runs.staging import check_file
 from ..structures.structure import Structure
 from .prototypes import load_prototypes
 from .substitution import MAX_STRAIN, MIN_PROBABILITY, RATTLE, Candidate, draw_candidates, plan_substitutions
@@ -97,8 +97,7 @@ def generate(
         OutputExistsError: The file exists.
     """
     begin = time.monotonic()
-    path = Path(out)
-    _check_free(path, overwrite=overwrite)
+    path = check_file(out, [] if prototypes is None else prototypes, overwrite=overwrite)
     found = load_prototypes(prototypes)
     with ProgressReport("generate: oxidation states", len(found), "prototypes", enabled=progress) as report:
         hosts = _counted(found, report)
@@ -143,8 +142,7 @@ def write_candidates(
     Raises:
         OutputExistsError: The file exists, or the path is a folder.
     """
-    target = Path(path)
-    _check_free(target, overwrite=overwrite)
+    target = check_file(path, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     stream, written = iter(candidates), 0
     with (
@@ -180,10 +178,3 @@ def _vector_lists(vectors: NDArray[np.float64], ends: NDArray[np.int64]) -> pa.L
     """Group vectors, float64[n, 3], into lists; list i holds the vectors from `ends[i]` up to `ends[i + 1]`."""
     inner = pa.ListArray.from_arrays(pa.array(np.arange(len(vectors) + 1) * 3, pa.int32()), pa.array(vectors.ravel()))
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), inner)
-
-
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise OutputExistsError(f"{path}: is a folder; use --out FILE.parquet")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")

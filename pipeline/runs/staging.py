@@ -118,7 +118,7 @@ def resume_publication(out: str | Path, identity: Mapping[str, Any]) -> Mapping[
         OutputExistsError: Another run is at work, or something has appeared at the output.
     """
     target = Target.of(out)
-    settings_digest = _digest(_settings(identity))
+    settings_digest = _settings_digest(identity, target)
     for mark in target.working_folder.glob(f"*/{_ASSEMBLED}"):
         found = read_mark(mark)
         if found is None or found["settings_digest"] != settings_digest:
@@ -162,7 +162,7 @@ def staged_run(
         check_place(target.path, inputs)
     wanted = json.loads(json.dumps(identity))
     folder = target.working_folder
-    staging = Staging(target, folder, folder / _digest(wanted), _digest(_settings(wanted)), overwrite or extend)
+    staging = Staging(target, folder, folder / _digest(wanted), _settings_digest(wanted, target), overwrite or extend)
     _check_free(target, replace=staging.replaces)
     target.check_writable()
     try:
@@ -208,9 +208,13 @@ def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity without the store that is appended to."""
-    return {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
+def _settings_digest(identity: Mapping[str, Any], target: Target) -> str:
+    """Digest of an identity without the store that is appended to, and of the URL, if the output has one.
+
+    Outputs with the same last part of their URLs share a working folder.
+    """
+    settings = {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
+    return _digest({**settings, "url": None if target.path is not None else target.url})
 
 
 def _restore_replaced(target: Target) -> None:
@@ -233,6 +237,28 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
+
+
+def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool) -> Path:
+    """Check, before any work is done, that a file can be written; returns its path.
+
+    Args:
+        out: File to write.
+        inputs: Files and stores that are read; the file may neither replace nor lie inside one of them.
+        overwrite: Replace an existing file.
+
+    Raises:
+        OutputExistsError: It exists, is a folder or a URL, or overlaps an input.
+    """
+    if "://" in str(out):
+        raise OutputExistsError(f"{out}: can only be written to a local file; write it there, then copy it")
+    target = Path(out)
+    check_place(target.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
+    if target.is_dir():
+        raise OutputExistsError(f"{out}: is a folder; choose a file")
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{out}: already exists; choose another --out, or use --overwrite")
+    return target
 
 
 def _check_free(target: Target, *, replace: bool) -> None:

@@ -54,6 +54,38 @@ class InputStore:
 
 
 @dataclass(frozen=True, slots=True)
+class InputFile:
+    """A local file that a run reads, as it was when the run began.
+
+    Attributes:
+        path: Path of the file.
+        stamp: Size (bytes), time of the last change (ns), device and inode.
+    """
+
+    path: Path
+    stamp: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """A file as an input."""
+        return cls(path, cls._stamp(path))
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, ...]:
+        facts = path.stat()
+        return facts.st_size, facts.st_mtime_ns, facts.st_dev, facts.st_ino
+
+    def check_unchanged(self) -> None:
+        """Check that nobody has written the file since.
+
+        Raises:
+            StoreError: It was changed, replaced or removed.
+        """
+        if not self.path.exists() or self._stamp(self.path) != self.stamp:
+            raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+
+
+@dataclass(frozen=True, slots=True)
 class StoreWriter:
     """A store to be written, and everything that its content depends on.
 
@@ -73,7 +105,8 @@ class StoreWriter:
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
         options: Options of the run.
         inputs: Stores that are read; the run fails if one of them changes before it is complete.
-        files: Other files that are read. The output may neither replace nor contain an input.
+        files: Other files that are read, which must not change either. The output may neither replace nor contain an
+            input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.
     """
 
@@ -128,7 +161,8 @@ class StoreWriter:
             bar = stack.enter_context(ProgressReport(self.verb, total, unit, enabled=self.options.progress))
             if client is not None and (link := dashboard(client)) is not None:
                 bar.note(f"Dask dashboard: {link}")
-            yield StoreRun(staging, client, bar, tuple(self.inputs))
+            files = [InputFile.of(Path(path)) for path in read if Path(path).is_file()]
+            yield StoreRun(staging, client, bar, tuple(self.inputs), tuple(files))
 
 
 @dataclass
@@ -140,6 +174,7 @@ class StoreRun:
         client: Dask client; None if everything is done in this process.
         bar: Progress report.
         inputs: Stores that are read.
+        files: Local files that are read.
         resumed: Parts that earlier runs have finished.
     """
 
@@ -147,6 +182,7 @@ class StoreRun:
     client: Any
     bar: ProgressReport
     inputs: Sequence[InputStore] = ()
+    files: Sequence[InputFile] = ()
     resumed: Sequence[PartManifest] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -225,6 +261,8 @@ class StoreRun:
         """
         for store in self.inputs:
             store.check_unchanged()
+        for file in self.files:
+            file.check_unchanged()
 
     def publish(
         self,

@@ -16,8 +16,6 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.sources.discovery import find_files
-from ...pipeline.store.graph_store import open_root
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
@@ -27,7 +25,7 @@ from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
 from .energy_above_hull import ConvexHull, find_hull, read_energies, write_distances
 from .mp2020 import MP2020
-from .reference_files import is_dataset, read_references
+from .reference_files import content_version, is_dataset, read_references
 
 
 def hull(
@@ -95,7 +93,7 @@ def hull(
             f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
         )
     target = hull_path(scores) if out is None else str(out)
-    versions = [_version_of(str(path)) for path in paths]
+    versions = [content_version(str(path)) for path in paths]
     identity = {
         "schema": SCORES_SCHEMA,
         "kind": "hull",
@@ -197,13 +195,6 @@ def _without_compounds(attrs: Mapping[str, Any]) -> str:
         f"; warning: for {count:,} structures no reference contains two of their elements: their energy above hull is "
         "a formation energy"
     )
-
-
-def _version_of(path: str) -> list[str]:
-    """Path of a reference source, followed by a version of its content: the store hash, or one version per file."""
-    if is_dataset(path):
-        return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
-    return [path, *(file.version for file in find_files([path]))]
 
 
 def _specs(candidates: ScoredEnergies, *, lower_bound: bool, exclude_self: bool) -> tuple[ArraySpec, ...]:

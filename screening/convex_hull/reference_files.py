@@ -12,8 +12,11 @@ import numpy as np
 from ...pipeline.energy_schemes import OWN, SCHEMES
 from ...pipeline.errors import ConfigError, SourceError, StoreError
 from ...pipeline.runs.target import ROOT_FILE
+from ...pipeline.sources.discovery import find_files
+from ...pipeline.store.graph_store import open_root
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
+from ..dataset.scores import SCORES_SCHEMA
 from .energies import ScoredEnergies, check_same_basis
 from .mp2020 import MP2020
 from .reference_entries import read_entries
@@ -24,6 +27,18 @@ from .references import Gathered, LeftOut, ReadSettings, References
 def is_dataset(path: str | Path) -> bool:
     """Whether references are a scores dataset."""
     return str(path).rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
+
+
+def content_version(path: str) -> list[str]:
+    """Path of references, followed by a version of their content: the store hash, or one version per file.
+
+    Raises:
+        SourceError: There is no such file.
+        StoreError: The dataset is missing or damaged.
+    """
+    if is_dataset(path):
+        return [path, str(open_root(path, SCORES_SCHEMA).attrs.get("store_hash"))]
+    return [path, *(file.version for file in find_files([path]))]
 
 
 def read_references(

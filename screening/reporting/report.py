@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.atomic import write_text_atomically
-from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError, StoreError
+from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
+from ...pipeline.runs.staging import check_file
 from ..dataset.paths import report_path
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import open_scores
@@ -69,9 +70,8 @@ def report(
         StoreError: The dataset cannot be read.
         OutputExistsError: The file exists.
     """
-    target = Path(report_path(scores) if out is None else out)
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target}: already exists; choose another `--out`, or use `--overwrite`")
+    inputs = [scores] if store is None else [scores, store]
+    target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
     try:
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
