@@ -48,6 +48,7 @@ ENERGY_ROUNDING = 2e-6
 ATOMIC_VOLUMES = 1.4
 CELL_KEPT = "the cell stays as it is, since it is not periodic in three directions"
 WITHOUT_PRESSURE = "the pressure has nothing to act on, since the structure is not periodic in three directions"
+WITHOUT_GROUP = "no space group was preserved, since the structure is not periodic in three directions"
 _AXES = "abc"
 
 Key = TypeVar("Key")
@@ -347,10 +348,11 @@ class _Relaxation:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What has no effect, although it could be expected to."""
-        if self.is_crystal or self.settings.fix_cell:
+        if self.is_crystal:
             return ()
-        kept = (CELL_KEPT,) if self.structure.pbc.any() and not self.moves_cell else ()
-        return (*kept, WITHOUT_PRESSURE) if self.settings.pressure else kept
+        kept = self.structure.pbc.any() and not self.moves_cell and not self.settings.fix_cell
+        told = {CELL_KEPT: kept, WITHOUT_PRESSURE: self.settings.pressure, WITHOUT_GROUP: self.settings.fix_symmetry}
+        return tuple(remark for remark, holds in told.items() if holds)
 
     @property
     def n_edges(self) -> int:

@@ -45,7 +45,7 @@ from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
 RELAXED = "relaxed"
 # Folders in the working folder of the run.
 GRAPH_PARTS, GRAPHS, TRAJECTORIES = "graph_parts", "graphs", "trajectories"
-# A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, some five seconds of
+# A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, some eight seconds of
 # one core.
 PART_EDGES = 5_000
 PART_STRUCTURES = 256

@@ -17,6 +17,7 @@ from equiscreen.screening.partial_periodicity import extent, has_volume, in_dire
 from equiscreen.screening.relaxation.batched import (
     CELL_KEPT,
     RELAX_STATUSES,
+    WITHOUT_GROUP,
     WITHOUT_PRESSURE,
     Relaxed,
     RelaxSettings,
@@ -134,6 +135,8 @@ def test_a_slab_keeps_its_cell_or_relaxes_in_its_plane(sevennet_model: Path) -> 
     molecule = Structure.from_ase(ase.Atoms("OH", [[0, 0, 0], [0, 0, 1]]))
     assert relaxed(molecule, potential).remarks == ()
     assert relaxed(molecule, potential, pressure=1.0).remarks == (WITHOUT_PRESSURE,)
+    assert relaxed(molecule, potential, fix_symmetry=True).remarks == (WITHOUT_GROUP,)
+    assert relaxed(slab, potential, fix_cell=True).remarks == ()
 
 
 def test_a_crystal_relaxes_along_the_chosen_axes(sevennet_model: Path) -> None:
