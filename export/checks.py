@@ -15,8 +15,7 @@ from ..model.networks.torch_potential import TorchPotential
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
 from ..pipeline.graphs.potential import SPREAD, Evaluation, Potential
-from ..pipeline.structures.random_crystals import probe_structures
-from ..pipeline.structures.structure import Structure
+from .probes import LIMITS, UNITS, Probes
 from .runtime.file_validation import STANDARD_DOMAINS
 from .runtime.onnx_potential import OnnxPotential
 
@@ -26,11 +25,6 @@ from .runtime.onnx_potential import OnnxPotential
 FORBIDDEN = frozenset({"Einsum", "If", "Loop", "Scan", "NonZero", "Sin", "Cos"})
 SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 
-# Sizes other than the traced ones: (number of structures, seed, largest number of atoms).
-PARITY_PROBES = ((1, 11, 4), (3, 12, 30), (40, 13, 12))
-# Largest differences allowed between ONNX Runtime and PyTorch, in eV/atom, eV/angstrom and eV/angstrom^3. The probes
-# are not relaxed: where forces exceed 1 eV/angstrom, the limits grow with them, as rounding errors do.
-LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
 # Limit for the other outputs, relative to the largest value and to the spread of the labels.
 PROPERTY_LIMIT = 1e-4
 REPEATS = 3
@@ -73,12 +67,13 @@ def is_reducing_scatter(node: onnx.NodeProto) -> bool:
     return node.op_type in SCATTERS and any(reduction not in (b"", b"none") for reduction in reductions)
 
 
-def check_agreement(networks: Sequence[Network], potential: OnnxPotential) -> dict[str, float]:
+def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probes: Probes) -> dict[str, float]:
     """Compare ONNX Runtime with PyTorch on new structures, in the model's dtype and in float64.
 
     Args:
         networks: One network, or the members of an ensemble.
         potential: The exported model.
+        probes: Structures to compare on.
 
     Returns:
         Largest absolute differences, by ``output/dtype of PyTorch``.
@@ -91,17 +86,20 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential) -> di
         potential.metadata.dtype: _reference(networks),
         "float64": _reference([copy.deepcopy(network).double() for network in networks]),
     }
-    for probe in PARITY_PROBES:
-        block = _probe_block(probe, potential.elements, potential.cutoff)
+    for block in probes.blocks:
         found = potential.evaluate(block)
         for dtype, reference in references.items():
             expected = reference.evaluate(block)
             for name, difference in differences(found, expected, block, [x.name for x in potential.outputs]).items():
-                limit = _limit(name, expected, networks[0])
+                limit = _limit(name, expected, networks[0], probes.scale)
                 key = f"{name}/{dtype}"
                 report[key] = max(report.get(key, 0.0), difference)
                 if not difference <= limit:
-                    raise ExportError(f"{name} differs from PyTorch ({dtype}) by {difference:.2e}, above {limit:.1e}")
+                    unit = UNITS.get(name.removesuffix(SPREAD), "")
+                    raise ExportError(
+                        f"{name} differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
+                        + f", above the limit {limit:.1e} {unit}".rstrip()
+                    )
     return report
 
 
@@ -109,29 +107,16 @@ def _reference(networks: Sequence[Network]) -> Potential:
     return TorchPotential(networks[0]) if len(networks) == 1 else EnsemblePotential(networks)
 
 
-def _limit(name: str, expected: Evaluation, network: Network) -> float:
+def _limit(name: str, expected: Evaluation, network: Network, scale: float) -> float:
     """The largest difference allowed for an output, in its unit."""
     mean = name.removesuffix(SPREAD)
     if mean in LIMITS:
-        return LIMITS[mean] * max(1.0, float(np.nanmax(np.abs(expected.forces))))
+        return LIMITS[mean] * scale
     values = expected.properties[mean]
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
     # The scales of a log-transformed head have no unit.
     log = network.config.heads[mean].transform == "log"
     return PROPERTY_LIMIT * (largest if log else max(largest, *network.statistics.heads[mean].scales))
-
-
-def _probe_block(probe: tuple[int, int, int], elements: tuple[int, ...], cutoff: float) -> GraphBlock:
-    """Random crystals, the sites of the first one as a molecule, and a single atom."""
-    crystals = probe_structures(elements, *probe, cutoff=cutoff)
-    molecule = Structure.from_cartesian(crystals[0].atomic_number, crystals[0].positions)
-    alone = Structure.from_cartesian(elements[:1], [[0.0, 0.0, 0.0]])
-    block = GraphBlock.from_structures([*crystals, molecule, alone], cutoff)
-    if block.n_edges[: len(crystals)].min() == 0:
-        raise ExportError(
-            f"the test structures have no neighbours within {cutoff} angstrom, so nothing would be checked"
-        )
-    return block
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterable[str]) -> dict[str, float]:
@@ -153,11 +138,12 @@ def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterab
     return out
 
 
-def check_determinism(data: bytes) -> None:
+def check_determinism(data: bytes, block: GraphBlock) -> None:
     """Run one batch several times, with one and with two threads.
 
     Args:
         data: Content of the ONNX file.
+        block: The batch.
 
     Raises:
         ExportError: Two runs differ in a bit (in float64 with different numbers of threads: by more than rounding).
@@ -165,7 +151,6 @@ def check_determinism(data: bytes) -> None:
     results: list[Evaluation] = []
     for threads in (1, 2):
         potential = OnnxPotential(data, threads=threads)
-        block = _probe_block(PARITY_PROBES[-1], potential.elements, potential.cutoff)
         first, *others = (potential.evaluate(block) for _ in range(REPEATS))
         if not all(_equal(first, other) for other in others):
             raise ExportError(f"two runs of the same batch gave different results (threads: {threads})")

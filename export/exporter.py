@@ -25,6 +25,7 @@ from .checks import check_agreement, check_determinism, check_structure, torch_d
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
 from .lowering import lower
+from .probes import LIMITS, UNITS, Probes
 from .runtime.file_validation import with_checksum
 from .runtime.metadata import ModelMetadata
 from .runtime.onnx_potential import OnnxPotential
@@ -102,7 +103,7 @@ def export_onnx(
         raise ExportError(f"unknown opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")
     if average_mirror:
         networks = [MirrorAveraged(network).eval() for network in networks]
-        card = replace(card, symmetry="o3", mirror_violation={})
+        card = replace(card, symmetry="o3", mirror_violation={}, mirror_structures=0)
     begin = time.monotonic()
     model, metadata = lower_and_check(networks, card, outputs, opset, note)
     data = with_checksum(model.SerializeToString())
@@ -159,6 +160,7 @@ def lower_and_check(
         equiscreen=version("equiscreen"),
         members=len(networks),
         mirror_violation=dict(card.mirror_violation),
+        mirror_structures=card.mirror_structures,
         calibration=dict(card.calibration),
         origin=dict(card.origin),
         minimum_distances=joint_minimum_distances([member.statistics.geometry for member in networks]),
@@ -166,12 +168,19 @@ def lower_and_check(
     onnx.helper.set_model_props(model, metadata.to_props())
     data = model.SerializeToString()
     potential = OnnxPotential(data)
+    probes = Probes.of(network)
     note("export: comparing with PyTorch")
-    parity = check_agreement(networks, potential)
+    parity = check_agreement(networks, potential, probes)
     note("export: checking threads and symmetries")
-    check_determinism(data)
-    laws = check_laws(potential, network.config.heads)
-    metadata = replace(metadata, parity=parity, laws=laws)
+    check_determinism(data, probes.blocks[-1])
+    laws = check_laws(potential, network.config.heads, probes)
+    metadata = replace(
+        metadata,
+        parity=parity,
+        laws=laws,
+        limits={f"{name} {UNITS[name]}": LIMITS[name] * probes.scale for name in LIMITS if name in names},
+        probes={"structures": len(probes.structures), "forces eV/angstrom": probes.force},
+    )
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata
 

@@ -14,15 +14,12 @@ from ..model.equivariance.rotation import rotate_property
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
 from ..pipeline.graphs.potential import SPREAD
-from ..pipeline.structures.random_crystals import probe_structures
 from ..pipeline.structures.structure import Structure
+from .probes import LIMITS, UNITS, Probes
 from .runtime.onnx_potential import OnnxPotential
 
-_PROBES = (6, 31, 10)  # number of structures, seed, largest number of atoms
-# Limits on rounding errors in another orientation, in float32: eV/atom, eV/angstrom and eV/angstrom^3 for structures
-# with forces around 1 eV/angstrom, growing with larger forces. The limit of heads is relative to their size. In float64
-# all limits shrink by the factor FLOAT64.
-LIMITS = {"energy": 1e-5, "forces": 2e-4, "stress": 2e-5}
+_SEED = 31
+# The limit of heads is relative to their size. In float64 all limits shrink by the factor FLOAT64.
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
 
@@ -37,7 +34,7 @@ class _Change:
     order: NDArray[np.int64]
 
 
-def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dict[str, float]:
+def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes: Probes) -> dict[str, float]:
     """Compare predictions for structures with those for rotated, mirrored, translated and renumbered copies.
 
     Reflections are skipped for a model without parity.
@@ -45,6 +42,7 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
     Args:
         potential: The exported model.
         heads: Configurations of the model's heads, by name.
+        probes: Structures to compare.
 
     Returns:
         Largest violations, by ``output/change``.
@@ -52,14 +50,9 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
     Raises:
         ExportError: A violation exceeds rounding errors.
     """
-    structures = [*probe_structures(potential.elements, *_PROBES, cutoff=potential.cutoff)]
-    structures.append(Structure.from_cartesian(structures[0].atomic_number, structures[0].positions))
+    structures = probes.structures
     block = GraphBlock.from_structures(structures, potential.cutoff)
     before = potential.evaluate(block).arrays()
-    # Without forces, the energies indicate how steep the energy surface of these structures is.
-    has_forces = "forces" in {spec.name for spec in potential.outputs}
-    steepness = before["forces"] if has_forces else before["energy"] / block.n_atoms
-    largest = max(1.0, float(np.nanmax(np.abs(steepness), initial=0.0)))
     factor = FLOAT64 if potential.metadata.dtype == "float64" else 1.0
     out: dict[str, float] = {}
     for change in _changes(structures, mirror=potential.metadata.symmetry != "so3"):
@@ -75,12 +68,14 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig]) -> dic
             found = np.where(absent, 0.0, np.abs(after[spec.name] - expected))
             if name == "energy":
                 found = found / block.n_atoms
-            scale = largest if name in LIMITS else max(1.0, float(np.nanmax(np.abs(expected))))
+            scale = probes.scale if name in LIMITS else max(1.0, float(np.nanmax(np.abs(expected))))
             violation, limit = float(found.max()), factor * LIMITS.get(name, HEAD_LIMIT) * scale
             out[f"{spec.name}/{change.name}"] = violation
             if not violation <= limit:
+                unit = UNITS.get(name, spec.unit)
                 raise ExportError(
-                    f"{spec.name} of {change.name} structures is off by {violation:.1e}, above the limit {limit:.1e}"
+                    f"{spec.name} of {change.name} structures is off by {violation:.1e} {unit}".rstrip()
+                    + f", above the limit {limit:.1e} {unit}".rstrip()
                 )
     return out
 
@@ -101,7 +96,7 @@ def _rotated(
 
 
 def _changes(structures: list[Structure], *, mirror: bool) -> Iterator[_Change]:
-    rng = np.random.default_rng(_PROBES[1])
+    rng = np.random.default_rng(_SEED)
     turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     same = np.arange(sum(len(s) for s in structures))
     yield _Change("turned", [_with(s, turn=turn) for s in structures], turn, same)

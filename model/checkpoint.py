@@ -34,8 +34,9 @@ class ModelCard:
         training_data: Hash of the graph store that the network was trained on.
         validation: Mean absolute errors on the validation structures, keyed by name and unit.
         test: Mean absolute errors on the test structures, if there are any.
-        mirror_violation: Largest change of each output under a mirror, keyed by name and unit, for a network without
-            parity.
+        mirror_violation: Largest difference of each output between structures and their mirror images, keyed by name
+            and unit, for a network without parity: a lower bound for other structures.
+        mirror_structures: Number of structures that `mirror_violation` is the largest of.
         calibration: Calibration of an ensemble's spread, by output: root mean square of error over spread.
         origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
@@ -46,6 +47,7 @@ class ModelCard:
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     mirror_violation: Mapping[str, float] = field(default_factory=dict)
+    mirror_structures: int = 0
     calibration: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from ...pipeline.structures.elements import pair_numbers
 ONNX_SCHEMA = "equiscreen-onnx/1"
 _PREFIX = "equiscreen."
 # Fields that files of earlier versions lack.
-_ADDED = {"minimum_distances"}
+_ADDED = {"minimum_distances", "mirror_structures", "limits", "probes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,14 @@ class ModelMetadata:
         test: Mean absolute errors on the test structures, by output; empty without test structures.
         equiscreen: Version of equiscreen that exported the model.
         members: Number of networks in the ensemble; with more than one, the model also predicts their spread.
-        mirror_violation: Largest changes under a reflection, by output, for a network that is only SO(3)-equivariant.
+        mirror_violation: Largest differences between structures and their mirror images, by output and unit, for a
+            network that is only SO(3)-equivariant: a lower bound for other structures.
+        mirror_structures: Number of structures that `mirror_violation` is the largest of.
         calibration: Root mean square of error over spread, by output, for an ensemble.
         laws: Largest violations of symmetry, by output and operation, measured at export.
+        limits: Largest `parity` and `laws` that an export accepts, by output and unit.
+        probes: Number of structures (``structures``) that `laws` was measured on, and the largest force on an atom of
+            them or of those of `parity` (``forces eV/angstrom``).
         origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
@@ -60,8 +65,11 @@ class ModelMetadata:
     equiscreen: str = ""
     members: int = 1
     mirror_violation: Mapping[str, float] = field(default_factory=dict)
+    mirror_structures: int = 0
     calibration: Mapping[str, float] = field(default_factory=dict)
     laws: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    probes: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     minimum_distances: Mapping[str, float] | None = None
     schema: str = ONNX_SCHEMA

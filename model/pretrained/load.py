@@ -19,7 +19,7 @@ from ...pipeline.errors import CheckpointError, detail
 from ...pipeline.runs.staging import check_file
 from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
-from ..networks.reflection import mirror_violation
+from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .nequix import read_nequix
 from .registry import REGISTRY, Published
@@ -70,7 +70,8 @@ def load_pretrained(
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
     if so3:
         note("import: comparing mirror images")
-        card = replace(card, mirror_violation=mirror_violation(TorchPotential(network), network.config))
+        violation = mirror_violation(TorchPotential(network), network.config)
+        card = replace(card, mirror_violation=violation, mirror_structures=MIRROR_STRUCTURES)
     return network, card
 
 
@@ -99,8 +100,9 @@ def import_weights(
     save_checkpoint(target, network, card)
     count = sum(parameter.numel() for parameter in network.parameters())
     violations = [(*name.partition(" ")[::2], value) for name, value in card.mirror_violation.items()]
-    differences = ", ".join(f"in {name} by up to {value:.0e} {unit}".rstrip() for name, unit, value in violations)
-    mirror = f"; mirror images differ {differences}" if differences else ""
+    differences = ", ".join(f"in {name} by at least {value:.0e} {unit}".rstrip() for name, unit, value in violations)
+    largest = f"the largest difference of {card.mirror_structures} random structures at relaxed distances"
+    mirror = f"; mirror images differ {differences} ({largest})" if differences else ""
     unknown = "" if energy_scheme or card.origin.get("name") else " (unknown file: set `--energy-scheme`)"
     return (
         f"{target}: {len(network.elements)} elements, cutoff {network.cutoff:g} angstrom, {count:,} weights, symmetry "

@@ -22,7 +22,7 @@ from ..config.config import Config
 from ..data.splits import SUBSETS
 from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Parity, Subset, learning_curves, parity_plots
-from ..networks.reflection import mirror_violation
+from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .callbacks import BEST, LAST, make_trainer, quiet_lightning
 from .finetune import architecture, starting_network
@@ -175,7 +175,10 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         training_data=" ".join(recipe.hashes),
         validation=mae_by_name(found["validation"]),
         test=mae_by_name(found.get("test", {})),
-        mirror_violation=mirror_violation(TorchPotential(network), config.network) if so3 else {},
+        mirror_violation=(
+            mirror_violation(TorchPotential(network), config.network, network.statistics.geometry) if so3 else {}
+        ),
+        mirror_structures=MIRROR_STRUCTURES if so3 else 0,
     )
     save_checkpoint(folder / MODEL_FILE, network, card)
     n_training, n_validation, n_test = (sum(int(x.sum()) for x in getattr(data.split, name)) for name in SUBSETS)

@@ -14,6 +14,7 @@ import torch
 from equiscreen.cli.describe import describe
 from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
 from equiscreen.export.exporter import lower_and_check
+from equiscreen.export.probes import Probes
 from equiscreen.export.runtime.metadata import ModelMetadata
 from equiscreen.export.runtime.onnx_potential import OnnxPotential
 from equiscreen.model.checkpoint import ModelCard
@@ -65,13 +66,14 @@ def test_scatters_inside_other_graphs_are_found() -> None:
 
 def test_parity_with_another_network_fails(exported: Callable[[str], Path], network: EquivariantNetwork) -> None:
     potential = OnnxPotential.load(exported("float32"))
-    found = check_agreement([small_network(correlation=2).float()], potential)
+    probes = Probes.of(small_network(correlation=2).float())
+    found = check_agreement([small_network(correlation=2).float()], potential, probes)
     assert set(found) == {f"{x}/{d}" for x in ("energy", "forces", "stress") for d in ("float32", "float64")}
     assert max(found.values()) < 1e-4
     other = small_network(correlation=2).float()
     other.radial.perceptrons[0].weights[0].data *= 1.01
     with pytest.raises(ExportError, match="differs from PyTorch"):
-        check_agreement([other], potential)
+        check_agreement([other], potential, probes)
     assert network.elements == ELEMENTS
 
 

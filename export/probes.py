@@ -1,0 +1,71 @@
+"""Structures on which an export is tested, and how much rounding errors may change the results on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..model.networks.base import Network
+from ..model.networks.torch_potential import TorchPotential
+from ..model.probes import TAME, ProbeSource, tame
+from ..pipeline.errors import ExportError
+from ..pipeline.graphs.graph_block import GraphBlock
+from ..pipeline.structures.structure import Structure
+
+# Rounding errors in float32: eV/atom, eV/angstrom and eV/angstrom^3. 7net-0 comes to within 2e-6, 7e-6 and 2e-6.
+LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
+UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
+# The limits hold for training data with forces of this root mean square, eV/angstrom, and grow for larger ones.
+_USUAL_FORCE = 2.0
+# Sizes other than the traced ones: numbers of structures to choose and to choose from, seed, largest number of atoms.
+_SIZES = ((1, 4, 11, 4), (3, 6, 12, 27), (24, 36, 13, 12))
+_SEED, _POOL = 14, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Structures with the distances, density and size of the training data, with forces as in real data.
+
+    Attributes:
+        structures: Structures that are periodic or not as the training data are.
+        blocks: The same and others in three blocks of different sizes, each with a crystal, a molecule and an atom.
+        force: Largest force on an atom, eV/angstrom; 0 without forces.
+        scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if no structure
+            has forces below `TAME`.
+    """
+
+    structures: list[Structure]
+    blocks: list[GraphBlock]
+    force: float
+    scale: float
+
+    @classmethod
+    def of(cls, network: Network) -> Probes:
+        """Choose structures for a network.
+
+        Raises:
+            ExportError: No structure has neighbours and finite predictions.
+        """
+        potential = TorchPotential(network)
+        source = ProbeSource.of(network.elements, network.cutoff, network.statistics.geometry)
+        rng = np.random.default_rng(_SEED)
+        others, force = [Structure.from_cartesian(network.elements[:1], [[0.0, 0.0, 0.0]])], 0.0
+        for make in (source.crystal, source.molecule):
+            chosen, largest = tame(potential, [make(rng, 8) for _ in range(_POOL)], 1)
+            others, force = [*chosen, *others], max(force, largest)
+        structures: list[Structure] = []
+        blocks = []
+        for count, pool, seed, max_atoms in _SIZES:
+            structures, largest = tame(potential, source.structures(pool, seed, max_atoms), count)
+            force = max(force, largest)
+            blocks.append(GraphBlock.from_structures([*structures, *others], network.cutoff))
+            if not blocks[-1].n_edges[:count].any():
+                raise ExportError(
+                    f"the test structures have no neighbours within {network.cutoff} angstrom, so nothing would be "
+                    "checked"
+                )
+        if not np.isfinite(force):
+            raise ExportError("the network predicts forces that are not finite")
+        scale = max(1.0, max(network.statistics.energy_scales) / _USUAL_FORCE, force / TAME)
+        return cls(structures, blocks, force, scale)
