@@ -19,8 +19,8 @@ UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"
 # The limits hold for training data with forces of this root mean square, eV/angstrom, and grow for larger ones.
 _USUAL_FORCE = 2.0
 # Sizes other than the traced ones: numbers of structures to choose and to choose from, seed, largest number of atoms.
-_SIZES = ((1, 4, 11, 4), (3, 6, 12, 27), (24, 36, 13, 12))
-_SEED, _POOL = 14, 6
+_SIZES = ((1, 8, 11, 4), (3, 8, 12, 27), (24, 40, 13, 12))
+_SEED, _POOL = 14, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Probes:
 
     Attributes:
         structures: Structures that are periodic or not as the training data are.
-        blocks: The same and others in three blocks of different sizes, each with a crystal, a molecule and an atom.
+        blocks: The same and others in three blocks of different sizes, each with an atom and, if they have forces
+            as in real data, a crystal and a molecule.
         force: Largest force on an atom, eV/angstrom; 0 without forces.
         scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if no structure
             has forces below `TAME`.
@@ -51,9 +52,10 @@ class Probes:
         source = ProbeSource.of(network.elements, network.cutoff, network.statistics.geometry)
         rng = np.random.default_rng(_SEED)
         others, force = [Structure.from_cartesian(network.elements[:1], [[0.0, 0.0, 0.0]])], 0.0
-        for make in (source.crystal, source.molecule):
+        for make in (source.crystal if source.crystals else source.boxed_molecule, source.molecule):
             chosen, largest = tame(potential, [make(rng, 8) for _ in range(_POOL)], 1)
-            others, force = [*chosen, *others], max(force, largest)
+            if largest <= TAME:  # else it is unlike any training data
+                others, force = [*chosen, *others], max(force, largest)
         structures: list[Structure] = []
         blocks = []
         for count, pool, seed, max_atoms in _SIZES:

@@ -124,6 +124,12 @@ class ProbeSource:
                 positions = np.concatenate([positions, place[None]])
         return Structure.from_cartesian(numbers, positions)
 
+    def boxed_molecule(self, rng: np.random.Generator, max_atoms: int) -> Structure:
+        """Make a crystal of molecules that are farther apart than the cutoff."""
+        molecule = self.molecule(rng, max_atoms)
+        edges = np.ptp(molecule.positions, axis=0) + 1.5 * self.cutoff
+        return Structure.from_cartesian(molecule.atomic_number, molecule.positions, np.diag(edges), (True,) * 3)
+
 
 def _tabulated() -> NDArray[np.float64]:
     """Distances of neighbours from tabulated radii, by atomic numbers: float64[119, 119], angstrom."""
