@@ -132,6 +132,17 @@ class Structure:
         """Volume of the cell in angstrom^3; 1 unless all three directions are periodic."""
         return float(abs(np.linalg.det(self.cell))) if self.pbc.all() else 1.0
 
+    def right_handed(self) -> Structure:
+        """Return the same atoms with a right-handed basis of the same lattice.
+
+        Formats that hold a cell as lengths and angles, and programs that require a right-handed basis, would otherwise
+        turn a left-handed cell into its mirror image. Negating the three lattice vectors, and with them the fractional
+        coordinates, leaves the lattice, its lengths and angles, and all positions (up to lattice vectors) as they are.
+        """
+        if np.linalg.det(self.cell) > 0:
+            return self
+        return Structure.from_fractional(self.atomic_number, -self.cell, -self.frac_coord, self.pbc)
+
     def __len__(self) -> int:
         return len(self.atomic_number)
 

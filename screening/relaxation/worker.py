@@ -15,6 +15,7 @@ from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
 from ...pipeline.atomic import write_text_atomically
+from ...pipeline.plain_text import extxyz_text
 from ...pipeline.runs.parts import PartKey, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
@@ -120,7 +121,7 @@ def _write_trajectories(task: RelaxTask, names: Sequence[str], found: Sequence[R
             atoms = frame.structure.to_ase()
             stress = frame.stress if np.isfinite(frame.stress).all() else None
             atoms.calc = SinglePointCalculator(atoms, energy=frame.energy, forces=frame.forces, stress=stress)
-            atoms.info.update(structure_id=name, step=step)
+            atoms.info.update(structure_id=extxyz_text(name), step=step)
             images.append(atoms)
     text = io.StringIO()
     if images:

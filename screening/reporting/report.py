@@ -12,6 +12,7 @@ import numpy as np
 
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
+from ...pipeline.plain_text import one_line
 from ...pipeline.runs.staging import check_file
 from ..dataset.paths import report_path
 from ..dataset.reader import ScoresReader
@@ -180,7 +181,7 @@ def _words(rows: ScoresReader, name: str, values: Any) -> list[str]:
         return [meanings.get(int(value), "?").replace("_", " ") for value in values]
     if values.dtype.kind == "f":
         return ["" if np.isnan(value) else f"{value:.3f}" for value in values]
-    return [str(value) for value in values]
+    return [one_line(str(value)) for value in values]
 
 
 def _cell(value: Any, text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from ...pipeline.plain_text import extxyz_text, one_line
 from ...pipeline.structures.structure import Structure
 
 # Largest length of the part of a file name that comes from the id of the structure.
@@ -98,6 +99,8 @@ class CifFolder:
 def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
     """Return a CIF with all atoms of the cell, without symmetry (P1) and with ten decimals.
 
+    A CIF holds the lengths and angles of the cell, which belong to a right-handed basis.
+
     Args:
         structure: Structure that is periodic in three directions.
         name: Name of the data block.
@@ -106,6 +109,7 @@ def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
     import gemmi  # noqa: PLC0415 - takes 0.1 s, and most runs write no CIF
     from ase.geometry import cell_to_cellpar  # noqa: PLC0415 - as above
 
+    structure = structure.right_handed()
     document = gemmi.cif.Document()
     block = document.add_new_block(name)
     for tag, value in facts.items():
@@ -125,7 +129,7 @@ def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """Return the text on one line, in the characters that a CIF may contain."""
-    return " ".join(text.encode("ascii", "backslashreplace").decode().split())
+    return one_line(text).encode("ascii", "backslashreplace").decode()
 
 
 class ExtxyzFile:
@@ -139,7 +143,7 @@ class ExtxyzFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w")
+        self._file = path.open("w", encoding="utf-8")
         self.left_out: list[tuple[str, str]] = []
 
     def write(self, batch: Batch) -> None:
@@ -149,7 +153,8 @@ class ExtxyzFile:
         images = []
         for place, structure in enumerate(batch.structures):
             atoms = structure.to_ase()
-            atoms.info = {name: _word(value) for name, value in batch.facts(place).items()}
+            facts = batch.facts(place).items()
+            atoms.info = {name: extxyz_text(value) if isinstance(value, str) else value for name, value in facts}
             images.append(atoms)
         # Otherwise ASE would treat `stress` and `energy` in `info` as results of a calculator.
         write_extxyz(self._file, images, write_results=False)
@@ -157,8 +162,3 @@ class ExtxyzFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _word(value: Any) -> Any:
-    """Replace the characters that end a line or a quotation in extended XYZ."""
-    return re.sub(r"[\"\\\s]+", " ", value) if isinstance(value, str) else value

@@ -48,7 +48,7 @@ class VaspFolders:
             folder = self.folder / name
             folder.mkdir()
             for file, text in files.items():
-                (folder / file).write_text(text)
+                (folder / file).write_text(text, encoding="utf-8")
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -83,7 +83,9 @@ def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing POTCARs and default magnetic moments
-        crystal = Crystal(Lattice(structure.cell), structure.atomic_number.tolist(), structure.frac_coord)
+        # For a left-handed cell, pymatgen would negate the lattice vectors in POSCAR, but not the coordinates.
+        given = structure.right_handed()
+        crystal = Crystal(Lattice(given.cell), given.atomic_number.tolist(), given.frac_coord)
         made = settings(crystal, sort_structure=True)
         poscar = Poscar(made.structure, comment=name)
         potcars = [str(symbol) for symbol in made.potcar_symbols]

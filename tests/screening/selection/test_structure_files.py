@@ -1,0 +1,120 @@
+"""Files of a selection keep the hand of a crystal, whatever basis its cell has, and hold only plain text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import gemmi
+import moyopy
+import numpy as np
+import pytest
+from equiscreen.pipeline.plain_text import extxyz_text, one_line
+from equiscreen.pipeline.readers.cif import structure_from_cif
+from equiscreen.pipeline.readers.records import structure_from_poscar
+from equiscreen.pipeline.structures.structure import Structure
+from equiscreen.pipeline.structures.symmetry import find_symmetry
+from equiscreen.screening.selection.structure_files import Batch, CifFolder, ExtxyzFile
+from equiscreen.screening.selection.vasp_inputs import VaspFolders
+from hypothesis import given
+from hypothesis import strategies as st
+
+# Unimodular matrices with determinant -1: a swap of two vectors, an inversion, and a reflection with a shear.
+LEFT_HANDED = [
+    [[0, 1, 0], [1, 0, 0], [0, 0, 1]],
+    [[-1, 0, 0], [0, -1, 0], [0, 0, -1]],
+    [[1, 1, 0], [0, 1, 0], [0, 0, -1]],
+]
+RIGHT_HANDED = [np.eye(3, dtype=int).tolist(), [[0, 1, 0], [0, 0, 1], [1, 0, 0]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
+
+
+def quartz(number: int) -> Structure:
+    """Quartz of space group 152 (P3_121) or 154 (P3_221)."""
+    small = gemmi.SmallStructure()
+    small.cell = gemmi.UnitCell(4.9134, 4.9134, 5.4052, 90, 90, 120)
+    small.spacegroup = gemmi.find_spacegroup_by_number(152)
+    for symbol, fract in (("Si", (0.4697, 0, 1 / 3)), ("O", (0.4135, 0.2669, 0.4524))):
+        site = gemmi.SmallStructure.Site()
+        site.label = site.type_symbol = symbol
+        site.element, site.fract = gemmi.Element(symbol), gemmi.Fractional(*fract)
+        small.add_site(site)
+    small.setup_cell_images()
+    sites = small.get_all_unit_cell_sites()
+    hand = [1, 1, 1] if number == 152 else [1, 1, -1]  # a mirror image of the positions and of the cell
+    numbers = [site.element.atomic_number for site in sites]
+    cell = np.array(small.cell.orth.mat.tolist()).T
+    positions = np.array([site.fract.tolist() for site in sites]) @ cell
+    return Structure.from_cartesian(numbers, positions * hand, cell, True)
+
+
+def in_basis(structure: Structure, basis: list[list[int]]) -> Structure:
+    """The same atoms in another basis of the same lattice."""
+    return Structure.from_cartesian(
+        structure.atomic_number, structure.positions, np.array(basis) @ structure.cell, True
+    )
+
+
+def space_group(structure: Structure) -> int:
+    """Space group of a structure, which is first brought into a right-handed basis by its Cartesian positions."""
+    cell = structure.cell if np.linalg.det(structure.cell) > 0 else structure.cell[[1, 0, 2]]
+    frac = np.linalg.solve(cell.T, structure.positions.T).T
+    found = moyopy.MoyoDataset(
+        moyopy.Cell(cell.tolist(), frac.tolist(), structure.atomic_number.tolist()), symprec=1e-3
+    )
+    return int(found.number)
+
+
+@pytest.mark.parametrize("number", [152, 154])
+def test_every_format_keeps_the_hand(number: int, tmp_path: Path) -> None:
+    crystals = [in_basis(quartz(number), basis) for basis in (*LEFT_HANDED, *RIGHT_HANDED)]
+    assert [space_group(crystal) for crystal in crystals] == [number] * 6
+    names = [f"{place}" for place in range(6)]
+    batch = Batch(names, crystals, {}, ())
+    writers = (CifFolder(tmp_path / "cif"), ExtxyzFile(tmp_path / "s.extxyz"), VaspFolders(tmp_path / "vasp"))
+    for writer in writers:
+        writer.write(batch)
+        writer.close()
+        assert writer.left_out == []
+    cifs = [structure_from_cif((tmp_path / "cif" / f"{name}.cif").read_text())[0] for name in names]
+    poscars = [structure_from_poscar((tmp_path / "vasp" / name / "POSCAR").read_text()) for name in names]
+    images = [Structure.from_ase(atoms) for atoms in ase.io.read(tmp_path / "s.extxyz", index=":")]
+    for read in (cifs, poscars, images):
+        assert [space_group(crystal) for crystal in read] == [number] * 6
+
+
+@pytest.mark.parametrize("number", [152, 154])
+def test_symmetry_of_a_left_handed_cell(number: int) -> None:
+    for basis in (*LEFT_HANDED, *RIGHT_HANDED):
+        found = find_symmetry(in_basis(quartz(number), basis), 1e-3)
+        assert found is not None
+        assert found.number == number
+
+
+@given(st.sampled_from([*LEFT_HANDED, *RIGHT_HANDED]), st.sampled_from([152, 154]))
+def test_a_right_handed_basis_of_the_same_atoms(basis: list[list[int]], number: int) -> None:
+    crystal = in_basis(quartz(number), basis)
+    right = crystal.right_handed()
+    assert np.linalg.det(right.cell) > 0
+    assert np.allclose(right.cell @ right.cell.T, crystal.cell @ crystal.cell.T, rtol=0, atol=1e-12)
+    shift = np.linalg.solve(crystal.cell.T, (right.positions - crystal.positions).T)
+    assert np.allclose(shift, np.rint(shift), rtol=0, atol=1e-9)
+
+
+@given(st.text())
+def test_text_of_any_kind_is_one_plain_line(text: str) -> None:
+    for found in (one_line(text), extxyz_text(text)):
+        assert not set(found) & {chr(code) for code in (*range(32), *range(127, 160))}
+        assert found.encode().decode() == found
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\x1b[31mred", "a\nb", "a\u2028b", "\x7f", "\x85", "#;'\"", "data_x loop_"])
+def test_ids_with_control_characters_leave_files_readable(name: str, tmp_path: Path) -> None:
+    crystal = quartz(152)
+    batch = Batch(["x"], [crystal], {"structure_id": np.array([name], dtype=object)}, ())
+    for writer in (CifFolder(tmp_path / "cif"), ExtxyzFile(tmp_path / "s.extxyz")):
+        writer.write(batch)
+        writer.close()
+    text = (tmp_path / "cif" / "x.cif").read_bytes()
+    assert not set(text) & ({*range(32)} - {10})
+    assert len(structure_from_cif(text.decode("ascii"))[0]) == len(crystal)
+    assert len(ase.io.read(tmp_path / "s.extxyz", index=":")) == 1
