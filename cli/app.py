@@ -126,6 +126,6 @@ def _one_line(error: Exception) -> str:
 
 def _system_error(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        place = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{place}; free some space and run the same command again"
+        place = error.filename or "that of the output, or that of temporary files, which TMPDIR can move"
+        return f"the disk is full ({place}); free some space and run the same command again"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)

@@ -199,7 +199,9 @@ def test_screen_survives(
     for name in expected.variables:
         a, b = found[name].values, expected[name].values
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
-    without_timing = [{k: v for k, v in x.attrs.items() if k not in {"timing", "command"}} for x in (found, expected)]
+    without_timing = [
+        {k: v for k, v in x.attrs.items() if k not in {"timing", "seal", "command"}} for x in (found, expected)
+    ]
     assert without_timing[0] == without_timing[1]
     commands = [x.attrs["command"].removesuffix(f" {shlex.join(ON_THREADS)}") for x in (found, expected)]
     assert commands[0] == commands[1]

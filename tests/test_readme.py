@@ -57,7 +57,7 @@ def test_the_shell_lines(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_python(folder: Path) -> None:
     script = block("python")
-    assert len([line for line in script.splitlines() if line.strip()]) == 11
+    assert len([line for line in script.splitlines() if line.strip()]) == 10
     (folder / "job.py").write_text(script)
     done = subprocess.run([sys.executable, "job.py"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

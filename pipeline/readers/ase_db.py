@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
@@ -106,8 +107,18 @@ def _connected(path: Path) -> Iterator[Any]:
         with ase.db.connect(path, type="db", use_lock_file=False) as database:
             yield database
         return
+    _check_opens(path)
     database = ase.db.connect(path, type="aselmdb", use_lock_file=False, readonly=True)
     try:
         yield database
     finally:
         database.close()
+
+
+def _check_opens(path: Path) -> None:
+    """Open an LMDB file, and close it.
+
+    If this fails in the constructor of `ase_db_backends`, its destructor tries again and prints a traceback.
+    """
+    lmdb = importlib.import_module("lmdb")  # comes with ase_db_backends
+    lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()

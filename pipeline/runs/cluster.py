@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
@@ -12,6 +13,7 @@ import time
 import types
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -34,7 +36,8 @@ SETTINGS = {
 STARTS, START_S = 3, 120
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
-_DASHBOARD_S = 2
+# Seconds to wait for the answer of a scheduler, and of its dashboard.
+_ANSWER_S, _DASHBOARD_S = 5, 2
 _TLS = "https://distributed.dask.org/en/stable/tls.html"
 
 
@@ -65,21 +68,25 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             return
         processes = scheduler is None
         stack.enter_context(dask.config.set(SETTINGS))
-        with _interrupts_blocked():
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=0 if processes else 1,
-                    threads_per_worker=1,
-                    processes=processes,
-                    host=LOOPBACK if processes else None,
-                    dashboard_address=f"{LOOPBACK}:0",
-                    # By default it listens on the address of the worker, which in this process is that of the machine.
-                    worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
-                    memory_limit="auto",
-                    silence_logs=_SILENT,  # of the workers too
+        try:
+            with _interrupts_blocked():
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=0 if processes else 1,
+                        threads_per_worker=1,
+                        processes=processes,
+                        host=LOOPBACK if processes else None,
+                        dashboard_address=f"{LOOPBACK}:0",
+                        # By default it listens on the address of the worker: in this process, that of the machine.
+                        worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
+                        memory_limit="auto",
+                        silence_logs=_SILENT,  # of the workers too
+                    )
                 )
-            )
-            client = stack.enter_context(Client(cluster))
+                client = stack.enter_context(Client(cluster))
+        except Exception as error:  # Dask wraps what has happened, such as a full disk
+            reason = detail(error.__cause__ or error)
+            raise EquiscreenError(f"Dask cannot start ({reason}); its temporary files go where TMPDIR says") from error
         if processes:
             stack.enter_context(_main_module_hidden())
             _start_workers(client, os.cpu_count() or 1)
@@ -140,7 +147,9 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
         EquiscreenError: No cluster answers.
     """
     try:
-        client = client_type(address, timeout="5s")
+        with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
+            pool.submit(asyncio.run, _check_answers(str(address))).result()
+        client = client_type(address, timeout=f"{_ANSWER_S}s")
     except Exception as error:  # a server that is no scheduler can cause any error
         if str(address).startswith("tls://") and isinstance(error, TypeError):
             raise EquiscreenError(
@@ -149,6 +158,16 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
         raise EquiscreenError(f"no Dask scheduler answers at {address}: {detail(error)}") from error
     with client:
         yield client
+
+
+async def _check_answers(address: str) -> None:
+    """Check that a scheduler answers at an address; a client would wait for ever for the answer of another server."""
+    from distributed import Security  # noqa: PLC0415 - see `connect`
+    from distributed.comm import connect as open_comm  # noqa: PLC0415
+
+    opened = open_comm(address, timeout=_ANSWER_S, **Security().get_connection_args("client"))
+    comm = await asyncio.wait_for(opened, 2 * _ANSWER_S)
+    await comm.close()
 
 
 def _start_workers(client: Any, count: int) -> None:

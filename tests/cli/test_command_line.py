@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import typer
 from equiscreen import __version__
 from equiscreen.__main__ import main
 from equiscreen.cli.app import app
+from equiscreen.pipeline.errors import EquiscreenError
 from equiscreen.screening.scoring.screen import command_line
 
 from ..conftest import write_extxyz
@@ -110,6 +112,31 @@ def test_mistakes_are_one_line(
 
 def test_a_mistake_is_one_line_of_the_program(folder: Path) -> None:
     assert_one_line(equiscreen("featurize", folder / "nothing.cif", "--out", folder / "o.zarr"), "no such file")
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (EquiscreenError(), "EquiscreenError"),
+        (TimeoutError(), "TimeoutError"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "the disk is full (/x/y)"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't start new thread"), "out of memory (can't start new thread)"),
+        (ImportError("a.so: failed to map segment from shared object", name="a"), "out of memory (a.so"),
+        (ModuleNotFoundError("No module named 'smact'", name="smact"), "pip install 'equiscreen[select]'"),
+        (KeyError("x"), "unexpected KeyError: 'x'; please report this"),
+        (AssertionError(), "unexpected AssertionError: AssertionError; please report this"),
+        (RecursionError("too deep\nindeed"), "too deep indeed"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_error_is_one_line_with_a_reason(
+    error: Exception, part: str, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    with patch("equiscreen.cli.describe.describe", side_effect=error):  # whatever a library may raise
+        assert_one_line(command_line("info", "x"), part)
 
 
 def test_screening_from_the_command_line(folder: Path, exported: Callable[[str], Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import http.server
 import io
@@ -11,6 +12,7 @@ import lzma
 import os
 import socket
 import sqlite3
+import sys
 import tarfile
 import threading
 import time
@@ -675,6 +677,25 @@ def test_a_database_with_rows_that_ase_cannot_read(tmp_path: Path) -> None:
     report, rows = beside(tmp_path / "s.db", tmp_path)
     assert (report.stored, report.failed) == (4, 2)
     assert [index for _, index, _ in rows] == [1, 2]
+
+
+def test_a_damaged_lmdb_database_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destructor of ASE's class used to raise, and the file stayed open for this process."""
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    path = tmp_path / "s.aselmdb"
+    with ase.db.connect(path) as database:
+        database.write(ase.Atoms("Cu", cell=np.eye(3) * 3.6, pbc=True))
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[20] ^= 1  # LMDB's version is at 20 in each of the first two pages
+    damaged[4096 + 20] ^= 1
+    path.write_bytes(damaged)
+    assert "damaged" in refusal(path, tmp_path)
+    path.write_bytes(whole)
+    assert run(path, tmp_path / "g.zarr").stored == 1
+    gc.collect()
+    assert not printed
 
 
 def test_an_lmdb_database_that_ends_early(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def assert_same_bits(found: Path, expected: Path, seed: int = 0) -> None:
     for name in second.variables:
         a, b = first[name].values, second[name].values
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), f"{name}, seed {seed}"
-    ignored = {"timing", "command"}  # one of the two may come from the Python API, which records no command
+    ignored = {"timing", "seal", "command"}  # one of the two may come from the Python API, which records no command
     attrs = [{k: v for k, v in x.attrs.items() if k not in ignored} for x in (first, second)]
     assert attrs[0] == attrs[1]
 

@@ -63,7 +63,7 @@ def screened(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 def content(scores: xr.Dataset) -> xr.Dataset:
     """The scores without the attributes that differ between two runs."""
-    return scores.load().assign_attrs(timing=None, graph_store=None)
+    return scores.load().assign_attrs(timing=None, graph_store=None, seal=None)
 
 
 def test_scores_of_a_bucket_in_a_bucket(

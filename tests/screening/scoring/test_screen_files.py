@@ -51,7 +51,7 @@ def written(store: Path) -> int:
 
 def without_history(scores: xr.Dataset) -> xr.Dataset:
     """The scores without the attributes that differ between two runs: timing, and the path of the graph store."""
-    return scores.load().assign_attrs(timing=None, graph_store=None)
+    return scores.load().assign_attrs(timing=None, graph_store=None, seal=None)
 
 
 def test_it_is_featurizing_with_the_models_cutoff_and_screening(
