@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Discriminator, Tag, ValidationError
 
+from ...pipeline.bounded_yaml import load_yaml
 from ...pipeline.errors import ConfigError
 from ...pipeline.suggestions import unknown_name
 from .head import Section
@@ -50,13 +50,13 @@ class Config(Section):
             ConfigError: The file is missing, is not YAML, or holds an unknown key or an invalid value.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text(errors="replace"))
+            content = load_yaml(Path(path))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))
 
     @classmethod

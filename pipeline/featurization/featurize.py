@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import LabelError, SourceError, StoreError
+from ..errors import EquiscreenError, LabelError, SourceError, StoreError
 from ..graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..labels.mapping import LabelMapping
 from ..readers.records import ReadOptions
@@ -132,7 +133,7 @@ def _find_sources(named: Sequence[str], options: ReadOptions) -> tuple[list[Sour
     Raises:
         SourceError: A file does not exist, or no sources are given.
     """
-    servers = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
+    servers = [name for name in named if name.startswith(OPTIMADE_PREFIX) and not Path(name).exists()]
     others = [name for name in named if name not in servers]
     return find_files(others, options.format) if others or not servers else [], servers
 
@@ -158,12 +159,14 @@ def _featurize(
     with run.staging.discarded_if_new():
         check_fields_exist(run.client, files, settings)
     plan, manifests = _make_parts(run, files, settings, limit)
-    problem = _nothing_stored(run.staging, manifests) or _label_not_found(settings.mapping, manifests)
+    problem: EquiscreenError | None = _nothing_stored(run.staging, manifests)
+    if problem is None and (lacking := _labels_not_found(settings.mapping, manifests)) and not _labels_found(manifests):
+        problem = LabelError(f"label {lacking[0]!r}: no structure has it")
     if problem is not None:
         run.staging.discard()
         raise problem
     run.bar.note("writing the store")
-    mapping = settings.mapping.only({name for manifest in manifests for name in manifest.notes["labels"]})
+    mapping = settings.mapping.only(_labels_found(manifests))
     attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
     digests, counts = assemble(run, manifests, base, graph_schema(mapping), settings.dedup, append=bool(base))
     new, reasons = totals(manifests)
@@ -179,6 +182,8 @@ def _featurize(
         bytes_on_disk=bytes_of(run.staging.store),
         in_store=counts["stored"],
         aside=tuple(plan.aside),
+        unread=_unread(manifests),
+        not_found=_labels_not_found(settings.mapping, manifests),
     )
     run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report
@@ -243,13 +248,25 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
     return frozenset(paths) | {path.split(".")[0] for path in paths}
 
 
-def _label_not_found(mapping: LabelMapping, manifests: Sequence[PartManifest]) -> LabelError | None:
-    """The error for a required label that no structure has; None if all were found."""
-    found = {name for manifest in manifests for name in manifest.notes["labels"]}
-    for name, rules in mapping.labels.items():
-        if name not in found and not all(rule.optional for rule in rules):
-            return LabelError(f"label {name!r}: no structure has it")
-    return None
+def _labels_found(manifests: Sequence[PartManifest]) -> set[str]:
+    """Names of the labels that some structure has."""
+    return {name for manifest in manifests for name in manifest.notes["labels"]}
+
+
+def _labels_not_found(mapping: LabelMapping, manifests: Sequence[PartManifest]) -> tuple[str, ...]:
+    """Names of the labels that were asked for and that no structure has."""
+    found = _labels_found(manifests)
+    return tuple(
+        name for name, rules in mapping.labels.items() if name not in found and not all(rule.optional for rule in rules)
+    )
+
+
+def _unread(manifests: Sequence[PartManifest]) -> tuple[tuple[str, str, int], ...]:
+    """Fields that look like labels and are not read: name, label and number of structures."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for manifest in manifests:
+        counts.update({(key, label): count for key, label, count in manifest.notes["unread"]})
+    return tuple((key, label, count) for (key, label), count in sorted(counts.items()))
 
 
 def _recipe(settings: FeaturizeSettings, limit: int | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..readers.records import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_str
 from ..readers.splitting import Document
 from ..runs.cluster import check_seen
 from ..runs.parts import PartKey
-from ..sources.files import BUFFER_BYTES, SourceFile
+from ..sources.files import BUFFER_BYTES, UNREADABLE, SourceFile
 from ..sources.formats import TEXTS, Format
 from .spool import read_spooled, write_documents, write_rows
 
@@ -233,8 +233,8 @@ class Plan:
 
     def _is_single(self, file: SourceFile) -> bool:
         """Whether a file is small and, by its name, holds a single structure, so that a worker can open it itself."""
-        if self.limit is not None or not file.small:
-            return False  # only the client can count records up to a limit
+        if self.limit is not None or not file.small or file.version == UNREADABLE:
+            return False  # only the client can count records up to a limit, and tell a file that it cannot read
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
         return _SMALL_FORMATS.search(file.path) is not None
@@ -256,7 +256,7 @@ class Plan:
         try:
             form = file.detected()
         except SourceError as error:
-            if not file.small or isinstance(error, UnreachableError):
+            if isinstance(error, UnreachableError) or (not file.small and len(self.files) == 1):
                 raise
             self._enqueue(_unreadable(file, 0, error))
             return

@@ -20,6 +20,8 @@ class FeaturizeReport:
         bytes_on_disk: Size of the store.
         in_store: Number of structures in the store; more than `stored` after an append.
         aside: Skipped members of archives, whose names are not those of structure files.
+        not_found: Labels that were asked for and that no structure has.
+        unread: Fields that look like labels and are not read, with the label's name and the number of structures.
     """
 
     path: str
@@ -32,6 +34,8 @@ class FeaturizeReport:
     bytes_on_disk: int
     in_store: int
     aside: tuple[str, ...] = ()
+    unread: tuple[tuple[str, str, int], ...] = ()
+    not_found: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rate = self.read / max(self.seconds, 1e-9)
@@ -39,8 +43,13 @@ class FeaturizeReport:
         reasons = "".join(f"; {count:,} {reason}" for reason, count in most)
         total = f" ({self.in_store:,} in the store)" if self.in_store != self.stored else ""
         aside = f"; {len(self.aside):,} other files skipped ({', '.join(self.aside[:3])})" if self.aside else ""
+        lacking = f"; no structure has the labels {', '.join(self.not_found)}" if self.not_found else ""
+        unread = "".join(
+            f"; {count:,} structures have {key}, which is not read; use --label {label}={key}"
+            for key, label, count in self.unread
+        )
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
             f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
-            f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}"
+            f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}{lacking}{unread}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,8 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
         EDGE: int(arrays["n_edges"].sum()),
     }
     reasons = Counter(reason.split(" (")[0].split(":")[0] for *_, reason in rows.failures)
-    notes = {"reasons": dict(reasons), "labels": dict(rows.labels_found)}
+    unread = [[*item, count] for item, count in rows.unread.items()]
+    notes = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 
@@ -136,6 +138,7 @@ class _Rows:
     columns: list[tuple[str, ...]] = field(default_factory=list)
     failures: list[tuple[str, int, str, str]] = field(default_factory=list)
     labels_found: Counter[str] = field(default_factory=Counter)
+    unread: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.mapping_elsewhere = self.settings.mapping.without_ase_defaults()
@@ -161,6 +164,8 @@ class _Rows:
         self.labels.append(labels)
         self.statuses.append(status)
         self.labels_found.update(labels.keys())
+        if record.format in ASE_FORMATS:
+            self.unread.update(mapping.unread(record.fields, len(record.structure), labels).items())
         self.origins.append(origin)
         self.columns.append(tuple(_as_text(record.fields, name) for name in self.settings.mapping.columns))
 
@@ -169,7 +174,8 @@ class _Rows:
     ) -> tuple[int, NeighborList, dict[str, NDArray[np.float64]]]:
         """Status flags, neighbour list and labels of a structure."""
         neighbors = self._neighbors(structure)
-        labels = mapping.extract(fields, len(structure)) if mapping.labels else {}
+        volume = structure.volume if structure.pbc.all() else math.nan
+        labels = mapping.extract(fields, len(structure), volume) if mapping.labels else {}
         if not structure.pbc.all():
             labels.pop(STRESS, None)  # stress is per volume, which is undefined here
         return self._status(structure, neighbors, labels), neighbors, labels

@@ -16,11 +16,12 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..bounded_yaml import load_yaml, parse_yaml
 from ..errors import LabelError
 from ..field_path import lookup
 from ..structures.structure import Structure
 from ..structures.symmetry import point_group, symmetry_violation
-from .quantities import ASE_VOIGT, AXES, ENERGY, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
+from .quantities import ASE_VOIGT, AXES, ENERGY, FORCES, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
 
 # Stresses below this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
@@ -36,7 +37,8 @@ class LabelRule(BaseModel):
 
     Attributes:
         path: Keys into the record, joined by dots: ``outputs.energy``.
-        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy.
+        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy. A
+            `stress` in units of energy is a virial, -volume * stress, as GPUMD, QUIP and NequIP write it.
         sign: -1 for a stress that is positive under compression.
         order: Order of six stress components; by default ASE's order.
         when: Other fields, and the values that each must have for this rule to apply.
@@ -99,17 +101,14 @@ class LabelMapping(BaseModel):
             LabelError: The mapping does not exist or is invalid.
         """
         shipped = resources.files(__package__) / "mappings" / f"{name_or_path}.yaml"
-        if shipped.is_file():
-            text = shipped.read_text()
-        elif Path(name_or_path).is_file():
-            text = Path(name_or_path).read_text(errors="replace")
-        else:
+        if not shipped.is_file() and not Path(name_or_path).is_file():
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
             raise LabelError(f"{name_or_path}: neither a file nor a shipped mapping ({', '.join(known)})")
         try:
-            return cls.model_validate(yaml.safe_load(text) or {})
-        except (ValidationError, yaml.YAMLError) as error:
-            raise LabelError(f"{name_or_path}: {error}".replace("\n", "; ")) from error
+            content = parse_yaml(shipped.read_text()) if shipped.is_file() else load_yaml(Path(name_or_path))
+            return cls.model_validate(content or {})
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise LabelError(f"{name_or_path}: {' '.join(str(error).split())[:1000]}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the mapping as YAML that `load` reads."""
@@ -210,12 +209,31 @@ class LabelMapping(BaseModel):
                 return True
         return False
 
-    def extract(self, fields: Mapping[str, Any], n_atoms: int) -> dict[str, NDArray[np.float64]]:
+    def unread(self, fields: Mapping[str, Any], n_atoms: int, found: Collection[str]) -> dict[str, str]:
+        """Fields that look like labels which no rule reads, each with the name of that label.
+
+        Args:
+            fields: The record.
+            n_atoms: Number of atoms of the structure.
+            found: Names of the labels that were read.
+        """
+        sizes = {ENERGY: {1}, FORCES: {3 * n_atoms}, STRESS: {6, 9}}
+        return {
+            key: label
+            for key, value in fields.items()
+            for label, like in _LOOKS_LIKE.items()
+            if label not in found and like.fullmatch(str(key)) and np.size(value) in sizes[label]
+        }
+
+    def extract(
+        self, fields: Mapping[str, Any], n_atoms: int, volume: float = math.nan
+    ) -> dict[str, NDArray[np.float64]]:
         """Read all labels of one record, skipping those that are absent.
 
         Args:
             fields: The record.
             n_atoms: Number of atoms of the structure.
+            volume: Volume of the cell, by which virials are divided (angstrom^3).
 
         Returns:
             Values by label, in the store's unit and order: float64[*shape] for labels of the structure and
@@ -230,17 +248,44 @@ class LabelMapping(BaseModel):
                 value = lookup(fields, rule.path) if rule.applies(fields) else None
                 if value is not None and not (isinstance(value, str) and not value.strip()):
                     numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
+                    if is_virial(name, rule.unit):
+                        numbers = -numbers / volume
                     if not np.isnan(numbers).all():
                         found[name] = numbers
                     break
         return found
 
 
-# ASE's extended XYZ reader returns these labels in ASE's units, order and sign.
-ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
-    name: (LabelRule(path=name, unit=quantity.unit or "", optional=True),)
-    for name, quantity in KNOWN_QUANTITIES.items()
+# Names of labels in files that ASE reads, in its units, order and sign: those of ASE, of GPUMD and QUIP (force, virial)
+# and of MACE (REF_...). The first that a record has is used.
+_ASE_NAMES = {
+    ENERGY: {"energy": "eV", "REF_energy": "eV"},
+    FORCES: dict.fromkeys(("forces", "force", "REF_forces"), "eV/angstrom"),
+    STRESS: {"stress": "eV/angstrom**3", "virial": "eV", "virials": "eV", "REF_stress": "eV/angstrom**3"}
+    | dict.fromkeys(("REF_virial", "REF_virials"), "eV"),
 }
+ASE_DEFAULTS: dict[str, tuple[LabelRule, ...]] = {
+    name: tuple(LabelRule(path=path, unit=unit, optional=True) for path, unit in _ASE_NAMES[name].items())
+    for name in KNOWN_QUANTITIES
+}
+_LOOKS_LIKE = {
+    ENERGY: re.compile(r"(?i)(\w+_)?energy(_\w+)?"),
+    FORCES: re.compile(r"(?i)(\w+_)?forces?(_\w+)?"),
+    STRESS: re.compile(r"(?i)(\w+_)?(stress(es)?|virials?)(_\w+)?"),
+}
+
+
+@lru_cache(maxsize=256)
+def is_virial(name: str, unit: str) -> bool:
+    """Whether a label is given as a virial: a stress in units of energy."""
+    if name != STRESS or not unit or unit == KNOWN_QUANTITIES[STRESS].unit:
+        return False
+    import pint  # noqa: PLC0415 - takes 0.3 s to import, and only needed to read labels
+
+    try:
+        return bool(pint.UnitRegistry().Quantity(1.0, unit).check("[energy]"))
+    except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` tells
+        return False
 
 
 def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
@@ -285,6 +330,8 @@ def _symmetric_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]
 def _factor(name: str, unit: str, target: str) -> float:
     """Factor that converts a number from `unit` to the store's unit `target`."""
     given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
+    if is_virial(name, unit):
+        target = "eV"
     if given in ("", target):
         return 1.0
     import pint  # noqa: PLC0415 - takes 0.3 s to import, and only needed to read labels

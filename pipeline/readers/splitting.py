@@ -6,17 +6,23 @@ Splitting is cheap and does not depend on the content of a record; `records` par
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
+from ..errors import detail
+from ..memory import MACHINE_ERRORS
 from ..sources.files import Stream
 from ..sources.formats import Format
 from .split_csv import cut_csv
 from .split_json import MAX_DOCUMENT_BYTES, RawDocument, cut_json, cut_lines, unreadable
 
 _LONGEST_LINE = 1 << 20
+_HEADER_LINES = 7  # of a POSCAR: comment, scale, three lattice vectors, symbols, numbers of atoms
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
 _LINE_OF_A_BLOCK_OR_TEXT = re.compile(rb"^(?:data_|;)", re.IGNORECASE | re.MULTILINE)
 _CRYSTAL_TAG = re.compile(rb"_cell_length_a|_atom_site_", re.IGNORECASE)
@@ -57,11 +63,7 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
         size = len(fields.get("content", b""))
         if size > MAX_DOCUMENT_BYTES:
             fields = {"content": b"", "reason": f"record too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)"}
-        yield Document(stream.source, index, form, **fields)
-
-
-def _cut_whole(stream: Stream) -> Iterator[RawDocument]:
-    yield stream.read(MAX_DOCUMENT_BYTES + 1)
+        yield Document(stream.source, index, **{"format": form, **fields})
 
 
 def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
@@ -148,9 +150,65 @@ def _no_frame(junk: bytes) -> RawDocument:
     return unreadable(f"no atom count where a frame should begin: {line!r}")
 
 
+_CONFIGURATION = re.compile(rb"^\s*(Direct|Cartesian)\s+configuration\s*=", re.IGNORECASE)
+
+
+def _cut_poscar(stream: Stream) -> Iterator[RawDocument]:
+    """A POSCAR, or the frames of an XDATCAR, each as a POSCAR."""
+    head = [stream.readline(_LONGEST_LINE) for _ in range(_HEADER_LINES)]
+    line = stream.readline(_LONGEST_LINE)
+    if _CONFIGURATION.match(line) is None:
+        yield b"".join([*head, line]) + stream.read(MAX_DOCUMENT_BYTES + 1)
+        return
+    while line:
+        mode = b"Cartesian\n" if line.strip()[:1] in b"Cc" else b"Direct\n"
+        n_atoms = sum(int(word) for word in head[-1].split() if word.isdigit())
+        if not 0 < n_atoms < _LONGEST_LINE:
+            yield unreadable("no numbers of atoms before a configuration")
+            return
+        yield b"".join([*head, mode, *(stream.readline(_LONGEST_LINE) for _ in range(n_atoms))])
+        line = stream.readline(_LONGEST_LINE)
+        if line and _CONFIGURATION.match(line) is None:  # the cell of a run at constant pressure is repeated
+            head = [line, *(stream.readline(_LONGEST_LINE) for _ in range(_HEADER_LINES - 1))]
+            line = stream.readline(_LONGEST_LINE)
+
+
+class _NamedText(io.StringIO):
+    """Text for ASE's reader of OUTCAR, which looks for a CONTCAR beside the file; there is none in this folder."""
+
+    name = str(Path(os.devnull) / "OUTCAR")
+
+
+def _cut_vasp_run(stream: Stream, kind: str) -> Iterator[RawDocument]:
+    """The ionic steps of a VASP run, each as a frame of extended XYZ with its energy, forces and stress."""
+    import ase.io  # noqa: PLC0415 - takes 0.3 s
+
+    content = stream.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        yield unreadable(f"output too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)")
+        return
+    text = content.decode("utf-8", errors="replace")
+    steps = 0
+    try:
+        for atoms in ase.io.iread(_NamedText(text), index=":", format=kind):
+            frame = io.StringIO()
+            ase.io.write(frame, atoms, format="extxyz")
+            yield {"content": frame.getvalue().encode(), "format": Format.EXTXYZ}
+            steps += 1
+    except MACHINE_ERRORS:
+        raise
+    except Exception as error:  # noqa: BLE001 - an output that was cut off can make a parser raise anything
+        yield unreadable(f"VASP output does not parse ({detail(error)}); did the calculation finish?")
+        return
+    if not steps:
+        yield unreadable("VASP output without an ionic step; did the calculation finish?")
+
+
 _CUTTERS: dict[Format, Callable[[Stream], Iterator[RawDocument]]] = {
     Format.CIF: _cut_cif,
-    Format.POSCAR: _cut_whole,
+    Format.POSCAR: _cut_poscar,
+    Format.VASPRUN: partial(_cut_vasp_run, kind="vasp-xml"),
+    Format.OUTCAR: partial(_cut_vasp_run, kind="vasp-out"),
     Format.EXTXYZ: _cut_extxyz,
     Format.CSV: cut_csv,
     Format.JSON: cut_json,

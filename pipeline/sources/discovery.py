@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import SourceError, detail
 from ..provenance import unrecorded_folders, without_folder
 from ..redaction import redact_urls
 from ..suggestions import unknown_name
-from .files import SourceFile, printable
+from .files import UNREADABLE, SourceFile, printable
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
@@ -59,9 +61,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
                 raise SourceError(f"{source}: matches no file")  # noqa: TRY301 - re-raised unchanged
-            return [
-                _source_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(found.items())
-            ]
+            return _several(source, path, fs, found, form)
         info = fs.info(path)
         if info["type"] != "directory":
             if info["size"] == 0:
@@ -78,7 +78,22 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         raise SourceError(f"{source}: cannot be reached ({detail(error)}){_hint(error)}") from error
     if not inside:
         raise SourceError(f"{source}: no structure files in this folder")
-    return [_source_file(_found_name(source, path, name), fs, info, form) for name, info in sorted(inside.items())]
+    return _several(source, path, fs, inside, form)
+
+
+def _several(
+    source: str, path: str, fs: fsspec.AbstractFileSystem, found: Mapping[str, dict[str, Any]], form: Format | None
+) -> list[SourceFile]:
+    """The files of a folder or glob; one that cannot be read becomes a failure of the run, and the others go on."""
+    files = []
+    for name, info in sorted(found.items()):
+        try:
+            files.append(_source_file(_found_name(source, path, name), fs, info, form))
+        except SourceError:
+            files.append(
+                SourceFile(printable(_found_name(source, path, name)), fs, name, 1, UNREADABLE, form, seekable=True)
+            )
+    return files
 
 
 def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -93,6 +108,11 @@ def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would take apart
+        local = Path(source).absolute()
+        if local.exists() and not local.is_file() and not local.is_dir():
+            raise SourceError(f"{source}: is a pipe or a device, which is read only once; write it to a file first")
+        return LocalFileSystem(), str(local)
     try:
         fs, path = url_to_fs(source, **_options(source))
     except ImportError as error:

@@ -39,6 +39,10 @@ def printable(name: str) -> str:
     return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
+# Version of a file that could not be read when the run began.
+UNREADABLE = "unreadable"
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """One input file.

@@ -13,6 +13,8 @@ class Format(StrEnum):
 
     CIF = "cif"
     POSCAR = "poscar"
+    VASPRUN = "vasprun"
+    OUTCAR = "outcar"
     EXTXYZ = "extxyz"
     CSV = "csv"
     JSON = "json"
@@ -31,7 +33,7 @@ TEXTS = frozenset(Format) - RANDOM_ACCESS - ARCHIVES
 # Names of structure files in a folder or archive; other files are ignored.
 _STRUCTURE_NAME = re.compile(
     r"\.(cif|mcif|vasp|poscar|xyz|extxyz|csv|tsv|json|jsonl|ndjson|parquet|db|aselmdb|lmdb|zip|tar|tgz|tbz|txz)"
-    r"(\.(gz|bz2|xz|zst))?$|(^|/)(POSCAR|CONTCAR)[^/]*$",
+    r"(\.(gz|bz2|xz|zst))?$|(^|/)(POSCAR|CONTCAR|XDATCAR)[^/]*$",
     re.IGNORECASE,
 )
 _ZIP_MAGIC, _TAR_MAGIC, _TAR_MAGIC_AT = (b"PK\x03\x04", b"PK\x05\x06"), b"ustar", 257
@@ -40,6 +42,7 @@ _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _POSCAR = re.compile(rf"[^\n]*\n\s*{_NUMBER}[^\n]*\n(\s*{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}[^\n]*\n){{3}}")
 _CIF = re.compile(r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*data_", re.IGNORECASE)
 _EXTXYZ = re.compile(r"\s*\d+\s*\n")
+_OUTCAR = re.compile(r"\s*(running on\b[^\n]*\n|distrk:|distr:|vasp\.\d)", re.IGNORECASE)
 _JSON_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 
 
@@ -63,6 +66,10 @@ def detect(head: bytes) -> Format | None:  # noqa: PLR0911 - one return per form
         return Format.POSCAR
     if stripped[0] in "[{":
         return Format.JSONL if _JSON_LINES.match(text) else Format.JSON
+    if _OUTCAR.match(text):
+        return Format.OUTCAR
+    if stripped.startswith("<") and "<modeling" in text[:1000]:
+        return Format.VASPRUN
     if is_cif(text):
         return Format.CIF
     if _EXTXYZ.match(text):

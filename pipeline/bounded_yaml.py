@@ -1,0 +1,44 @@
+"""YAML of bounded size and depth, without aliases: a file of a few lines could otherwise fill the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is too large, too deep, has aliases, or is not YAML; the message says which, on one line.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MB, too large for a settings file")
+    return parse_yaml(content.decode(errors="replace"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML text; see `load_yaml`.
+
+    Raises:
+        ValueError: The text is too deep, has aliases, or is not YAML.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"has an alias (*{event.anchor}); write the value out")  # noqa: TRY004
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from error
