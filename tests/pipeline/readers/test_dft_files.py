@@ -1,4 +1,4 @@
-"""What DFT programs and potentials write: labels under many names, virials, runs of VASP, and what is told about them."""
+"""What DFT programs and potentials write: labels under many names, virials and runs of VASP."""
 
 from __future__ import annotations
 
