@@ -11,7 +11,8 @@ from ..errors import InvalidStructureError
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
 
-FULL_OCCUPANCY = 0.999
+# Rounding of occupancies that are meant to be 1.
+FULL_OCCUPANCY, MOST_OCCUPANCY = 0.999, 1.001
 
 
 def is_structure(value: Any) -> bool:
@@ -63,6 +64,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
 
 def _site_number(species: Sequence[Mapping[str, Any]], index: int) -> int:
     occupancy = species[0].get("occu") if len(species) == 1 else 0
-    if occupancy is not None and occupancy < FULL_OCCUPANCY:
-        raise InvalidStructureError(f"partial occupancy (atom {index})")
+    if occupancy is not None and not FULL_OCCUPANCY <= occupancy <= MOST_OCCUPANCY:
+        kind = "partial occupancy" if occupancy < FULL_OCCUPANCY else f"impossible occupancy {occupancy}"
+        raise InvalidStructureError(f"{kind} (atom {index})")
     return atomic_number(species[0]["element"], f"atom {index}")

@@ -1,0 +1,9 @@
+"""CIF, parsed by gemmi: a crystal is read if the file says one thing, and refused, with the reason, if it does not.
+
+`tags` finds what a data block holds, `elements` and `sites` read the listed sites, `groups` and `symmetry` the space
+group, `contents` what the file says about the content of its cell, and `crystal` puts them together.
+"""
+
+from .crystal import structure_from_cif
+
+__all__ = ["structure_from_cif"]

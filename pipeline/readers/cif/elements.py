@@ -1,0 +1,97 @@
+"""Elements of sites, from their type symbols or labels; a symbol that has another possible meaning is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from functools import lru_cache
+
+import gemmi
+
+from ...errors import InvalidStructureError
+from ...structures.elements import atomic_number
+
+_TYPE = re.compile(r"([A-Za-z]{1,2})(?:[0-9.]*[+-]|[+-][0-9.]*)?")
+_LABEL = re.compile(r"([A-Za-z]+)")
+_WATER = frozenset({"WAT", "OW", "WA"})
+_HYDROGEN, _OXYGEN = 1, 8
+# Letters that mark the place of an atom in a molecule: CA is the alpha carbon of an amino acid, or calcium.
+_PLACES = frozenset("ABDEGHXTZ")
+_OF_MOLECULES = frozenset("CNOHS")
+_SYMBOL = r"(?:[A-Z][a-z]?)"
+# Two elements on one site: Cu/Al, Fe,Ni, Fe0.5Ni0.5, Fe1Ni1 (but not C1A).
+_MIXED = re.compile(
+    rf"({_SYMBOL})[0-9.+-]*\s*[/,&|;:]\s*({_SYMBOL})|({_SYMBOL})[0-9]*\.[0-9]+({_SYMBOL})|([A-Z][a-z])[0-9]+([A-Z][a-z])"
+)
+SUSPECT = re.compile(r"[/,&|;:.]|[0-9][A-Z][a-z]")
+
+
+def is_element(symbol: str) -> bool:
+    """Whether a text is the symbol of an element, in its usual case."""
+    element = gemmi.Element(symbol)
+    return bool(element.atomic_number > 0 and element.name == symbol)
+
+
+def mixed_elements(text: str) -> bool:
+    """Whether a symbol or label names two elements, as those of mixed sites do."""
+    found = _MIXED.match(text)
+    return found is not None and all(is_element(part) for part in found.groups() if part is not None)
+
+
+@lru_cache(maxsize=1 << 14)
+def plain_type(value: str) -> int:
+    """Atomic number of a type symbol as written in a CIF, if its reading is certain by itself; otherwise 0."""
+    found = _TYPE.fullmatch(gemmi.cif.as_string(value).strip())
+    if found is None:
+        return 0
+    symbol = found[1]
+    if is_element(symbol) and symbol not in ("D", "T"):
+        return int(gemmi.Element(symbol).atomic_number)
+    return 0
+
+
+def site_element(kind: str, label: str, known: Collection[int], listed: Collection[int]) -> int:
+    """Return the atomic number of a site.
+
+    Args:
+        kind: Type symbol; empty if there is none.
+        label: Label.
+        known: Elements of the chemical formula; empty if it is not given.
+        listed: Elements of other sites.
+
+    Raises:
+        InvalidStructureError: The site has several elements, or none that can be told.
+    """
+    where = f"site {label or '(no label)'}"
+    text = kind or label
+    if mixed_elements(text):
+        raise InvalidStructureError(f"several elements on one site ({where}, {text!r})")
+    found = (_TYPE.fullmatch(kind) if kind else _LABEL.match(label)) or [text, text]
+    letters = found[1]
+    if is_element(letters) or letters in ("D", "T"):
+        return atomic_number(letters, where)
+    if letters.upper() in _WATER:
+        if _HYDROGEN in listed:
+            return _OXYGEN
+        raise InvalidStructureError(f"water without its hydrogen atoms ({where}, {text!r})")
+    wanted = letters.capitalize()
+    if len(letters) > 2 or not is_element(wanted) or wanted == "D":
+        raise InvalidStructureError(f"unknown element, or several on one site ({where}, {text!r})")
+    number = int(gemmi.Element(wanted).atomic_number)
+    if len(letters) == 1 or _certain(letters.upper(), number, known, of_label=not kind):
+        return number
+    hint = _LABEL.match(label) if kind else None
+    if hint is not None and hint[1] == wanted:
+        return number
+    raise InvalidStructureError(f"{text!r} has two meanings ({where}); write the element as {wanted} or {letters[0]}")
+
+
+def _certain(letters: str, number: int, known: Collection[int], *, of_label: bool) -> bool:
+    """Whether two letters in the wrong case can only mean the element of that symbol."""
+    first, second = letters
+    if known:
+        single = gemmi.Element(first).atomic_number if is_element(first) else 0
+        return number in known and single not in known
+    if of_label:
+        return not (first in _OF_MOLECULES and (second in _PLACES or is_element(second)))
+    return not (is_element(first) and is_element(second))
