@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidStructureError
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
-from .pymatgen_dict import FULL_OCCUPANCY
+from .pymatgen_dict import FULL_OCCUPANCY, MOST_OCCUPANCY
 
 
 def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
@@ -78,7 +78,7 @@ def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
     pairs = zip(species["chemical_symbols"], species["concentration"], strict=True)
     # A concentration that is not a number is neither absent nor full.
     present = [(symbol, share) for symbol, share in pairs if not abs(share) <= 1 - FULL_OCCUPANCY]
-    if len(present) != 1 or not present[0][1] >= FULL_OCCUPANCY:
+    if len(present) != 1 or not FULL_OCCUPANCY <= present[0][1] <= MOST_OCCUPANCY:
         raise InvalidStructureError(f"partial occupancy (atom {atom}, {species['name']!r})")
     symbol = present[0][0]
     if symbol == "vacancy":

@@ -23,6 +23,8 @@ _SYMBOL = r"(?:[A-Z][a-z]?)"
 _MIXED = re.compile(
     rf"({_SYMBOL})[0-9.+-]*\s*[/,&|;:]\s*({_SYMBOL})|({_SYMBOL})[0-9]*\.[0-9]+({_SYMBOL})|([A-Z][a-z])[0-9]+([A-Z][a-z])"
 )
+# Where no type symbol says otherwise, any sign between two elements: Fe-Ni, O-H, Ga.In.
+_JOINED = re.compile(rf"({_SYMBOL})[0-9.]*[^A-Za-z0-9]+({_SYMBOL})")
 SUSPECT = re.compile(r"[/,&|;:.]|[0-9][A-Z][a-z]")
 
 
@@ -64,7 +66,8 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
     """
     where = f"site {label or '(no label)'}"
     text = kind or label
-    if mixed_elements(text):
+    joined = None if kind else _JOINED.match(label)
+    if mixed_elements(text) or (joined is not None and is_element(joined[1]) and is_element(joined[2])):
         raise InvalidStructureError(f"several elements on one site ({where}, {text!r})")
     found = (_TYPE.fullmatch(kind) if kind else _LABEL.match(label)) or [text, text]
     letters = found[1]
