@@ -91,7 +91,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
 
 def _certain(letters: str, number: int, known: Collection[int], *, of_label: bool) -> bool:
     """Whether two letters in the wrong case can only mean the element of that symbol."""
-    first, second = letters
+    first, second = letters[0], letters[1]
     if known:
         single = gemmi.Element(first).atomic_number if is_element(first) else 0
         return number in known and single not in known

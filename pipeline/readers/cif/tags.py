@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import gemmi
 
@@ -123,7 +124,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
     """
     groups: list[str | tuple[str, ...]] = []
     for item in block:
-        pair = item.pair
+        pair: Any = item.pair  # untyped in gemmi: two texts, or None
         if pair is not None:
             groups.append(pair[0])
         elif item.loop is not None:
