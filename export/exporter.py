@@ -56,9 +56,20 @@ class ExportReport:
             f"{'eV/atom' if spec.name.startswith('energy') else spec.unit}".rstrip()
             for spec in self.metadata.outputs
         )
+        laws, probes = [], self.metadata.probes
+        for limit in self.metadata.limits:
+            name, unit = limit.split()
+            found = [value for law, value in self.metadata.laws.items() if law.startswith(f"{name}/")]
+            laws += [f"{name} {max(found):.1e} {unit}"] if found else []
+        symmetry = (
+            f"; largest violations of symmetry on {probes['structures']:.0f} structures, with forces up to "
+            f"{probes['forces eV/angstrom']:.2g} eV/angstrom: {', '.join(laws)}"
+            if laws
+            else ""
+        )
         return (
             f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing "
-            f"scatter; largest differences from PyTorch: {parity}"
+            f"scatter; largest differences from PyTorch: {parity}{symmetry}"
         )
 
 

@@ -13,12 +13,15 @@ import pytest
 import torch
 from equiscreen.cli.describe import describe
 from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
-from equiscreen.export.exporter import lower_and_check
+from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.export.probes import Probes
 from equiscreen.export.runtime.metadata import ModelMetadata
 from equiscreen.export.runtime.onnx_potential import OnnxPotential
 from equiscreen.model.checkpoint import ModelCard
+from equiscreen.model.config.config import Config
 from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.training.train import train
+from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import ExportError
 from onnx import TensorProto, helper
 
@@ -80,7 +83,7 @@ def test_parity_with_another_network_fails(exported: Callable[[str], Path], netw
 def test_an_export_that_breaks_a_law_fails() -> None:
     """Wrongly mixed spherical harmonics break rotations, although PyTorch and ONNX Runtime agree on them."""
     wrong = small_network("2x0e + 2x1o", n_interactions=1, correlation=2).float()
-    wrong.harmonics._raise_2.data[:, 0] *= 1.1
+    wrong.harmonics._raise_2.data[:, 0] *= 1.01
     with traced_once(), pytest.raises(ExportError, match="of turned structures is off by"):
         lower_and_check([wrong], ModelCard())
 
@@ -109,6 +112,9 @@ def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:
     changes = ("turned", "mirrored", "moved and renumbered")
     assert {*metadata.laws} == {f"{output}/{change}" for output in ("energy", "forces", "stress") for change in changes}
     assert max(metadata.laws.values()) < 1e-4
+    assert metadata.limits == {"energy eV/atom": 1e-5, "forces eV/angstrom": 1e-4, "stress eV/angstrom^3": 1e-5}
+    assert metadata.probes["structures"] == 24
+    assert 0.01 < metadata.probes["forces eV/angstrom"] < 10
     assert len(metadata.weights_sha256) == 64
     assert ModelMetadata.from_props(metadata.to_props(), "again") == metadata
 
@@ -129,3 +135,16 @@ def test_sine_depends_on_the_place_in_its_tensor() -> None:
     whole = session.run(None, {"x": values})[0]
     shifted = [session.run(None, {"x": values[k : k + 5003 + k].copy()})[0] for k in range(1, 17)]
     assert any(not np.array_equal(part, whole[k : k + 5003 + k]) for k, part in enumerate(shifted, start=1))
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_molecules_exports(data: Path, tmp_path: Path) -> None:
+    featurize(data / "acac/train_300K.xyz", tmp_path / "g.zarr", cutoff=4.0, limit=100, scheduler="threads")
+    config = Config.model_validate({"network": {"preset": "small"}, "training": {"max_epochs": 4, "batch_size": 8}})
+    train(tmp_path / "g.zarr", tmp_path / "run", config)
+    metadata = export_onnx(tmp_path / "run/model.ckpt", tmp_path / "m.onnx").metadata
+    assert metadata.limits["forces eV/angstrom"] == pytest.approx(1e-4)
+    assert 0.1 < metadata.probes["forces eV/angstrom"] <= 10
+    distances = OnnxPotential.load(tmp_path / "m.onnx").minimum_distances
+    assert distances is not None
+    assert 0.9 < distances[1, 6] < 1.1
