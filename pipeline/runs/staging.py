@@ -257,7 +257,7 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
     if target.is_dir():
         raise OutputExistsError(f"{out}: is a folder; choose a file")
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
     return target
 
 

@@ -1,4 +1,4 @@
-"""CIFs that lie, and CIFs that are hard to read: refused with the reason, or read right."""
+"""Every space group meets every kind of cell: a group is read only in a cell that it leaves as it is."""
 
 from __future__ import annotations
 
@@ -12,49 +12,7 @@ from equiscreen.pipeline.readers.cif import structure_from_cif
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-CASES = Path(__file__).parent / "cases" / "cif"
-READ = {
-    "c04c_R-3m_hexname_rhombcell.cif": "Bi2",
-    "c09_Fd-3mS.cif": "Si8",
-    "c10_Fd-3m_origin1_Z8.cif": "Si8",
-    "c16_Wat.cif": "CaO2",
-    "c18_dum.cif": "CO",
-    "c33_P2m_uniquec.cif": "Cl4Na",
-    "c36_quoted_num.cif": "Cl4Na4",
-    "e20_P63mmc_full.cif": "Mg2",
-    "f01_nolabel.cif": "ClNa",
-    "f02_type_q.cif": "ClNa",
-    "MnF2.mcif": "F4Mn2",
-}
-REFUSED = {
-    "c11_xyz_only_but_Fm-3m.cif": "atoms are missing",
-    "c19_disorder_noocc.cif": "disordered",
-    "c20_occ_4.cif": "occupancy above 1",
-    "c20_occ_comma.cif": "occupancy is not a number",
-    "c22b_Cu0.6Al0.4.cif": "unknown element",
-    "c23_attachedH.cif": "hydrogen atoms without coordinates",
-    "c46_cell_not_cubic.cif": "contradicts the space group",
-    "d015.cif": "ambiguous element",
-    "d059.cif": "ambiguous element",
-    "e02_no_z.cif": "coordinates missing",
-    "e05_occ_01.cif": "occupancy is not a number",
-    "e08_multiplicity.cif": "multiplicity 4 in the file",
-    "e11_P21c_gamma.cif": "contradicts the space group",
-}
-
-
-def formula(text: str) -> str:
-    return str(structure_from_cif(text)[0].to_ase().get_chemical_formula())
-
-
-@pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
-def test_a_hard_file_is_read_right_or_refused_with_the_reason(path: Path) -> None:
-    if path.name in READ:
-        assert formula(path.read_text()) == READ[path.name]
-        return
-    with pytest.raises(InvalidStructureError, match=REFUSED.get(path.name, "unknown element")):
-        structure_from_cif(path.read_text())
-
+CASES = Path(__file__).parent / "cif_cases"
 
 HEAD = "data_x\n_cell_length_a {a}\n_cell_length_b {b}\n_cell_length_c {c}\n"
 HEAD += "_cell_angle_alpha {alpha}\n_cell_angle_beta {beta}\n_cell_angle_gamma {gamma}\n"
@@ -103,7 +61,7 @@ def test_a_group_takes_only_cells_that_it_leaves_as_they_are(number: int, system
             found = structure_from_cif(cif(way, CELLS[system]))[0]
             assert len(found) == len(list(group.operations()))
         else:
-            with pytest.raises(InvalidStructureError, match="contradicts the space group"):
+            with pytest.raises(InvalidStructureError, match=r"contradicts the space group|ambiguous space group"):
                 structure_from_cif(cif(way, CELLS[system]))
 
 
@@ -126,7 +84,7 @@ def test_labels_and_charges_name_one_element(symbol: str, rest: str, charge: str
 )
 def test_mixed_and_unknown_sites_are_refused(text: str) -> None:
     for label, kind in ((f"'{text}'", "?"), ("A1", f"'{text}'")):
-        with pytest.raises(InvalidStructureError, match=r"element"):
+        with pytest.raises(InvalidStructureError, match=r"element|two meanings"):
             structure_from_cif(cif("", CELLS["triclinic"], f"{label} {kind} 0.1 0.2 0.3\n"))
 
 
@@ -137,5 +95,5 @@ def test_magnetic_centerings_double_the_atoms() -> None:
     cell = structure_from_cif(text.replace(one, f"{one}2 x+1/2,y+1/2,z,-1\n"))[0]  # in no table of settings
     assert np.bincount(cell.atomic_number)[[9, 25]].tolist() == [8, 4]
     start, end = text.index("loop_\n_space_group_symop"), text.index("_cell_length_a")
-    with pytest.raises(InvalidStructureError, match="magnetic space group without its operations"):
+    with pytest.raises(InvalidStructureError, match=r"magnetic space group .*without its operations"):
         structure_from_cif(text[:start] + text[end:])

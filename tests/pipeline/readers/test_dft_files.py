@@ -119,7 +119,7 @@ def test_pipes_and_names_with_colons(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SourceError, match=r"pipe\.cif: is a pipe or a device"):
         featurize("pipe.cif", "g.zarr", scheduler="threads")
     for name in ("a::b.cif", "optimade:x.cif"):
-        shutil.copy(CASES / "cif" / "f01_nolabel.cif", name)
+        shutil.copy(Path(__file__).parent / "cif_cases" / "f01_nolabel.cif", name)
         report, _ = read(name, Path(f"{name}.zarr".replace(":", "_")))
         assert report.stored == 1
 
