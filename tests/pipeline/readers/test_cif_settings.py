@@ -60,7 +60,7 @@ def test_a_group_takes_only_cells_that_it_leaves_as_they_are(number: int, system
         if enough:
             found = structure_from_cif(cif(way, CELLS[system]))[0]
             assert len(found) == len(list(group.operations()))
-        else:
+        elif "IT_number" not in way or group.crystal_system_str() != "monoclinic":  # a number leaves the axis open
             with pytest.raises(InvalidStructureError, match=r"contradicts the space group|ambiguous space group"):
                 structure_from_cif(cif(way, CELLS[system]))
 
