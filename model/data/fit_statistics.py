@@ -45,6 +45,7 @@ def fit_statistics(
     energy: bool,
     heads: Mapping[str, HeadLabels],
     energy_scale: Literal["global", "element"],
+    known: Mapping[int, float] | None = None,
 ) -> tuple[tuple[int, ...], DataStatistics]:
     """Compute the elements and statistics of the training structures in one pass.
 
@@ -59,6 +60,7 @@ def fit_statistics(
         cutoff: Cutoff radius of the network (angstrom).
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
+        known: Reference energies (eV) by atomic number that are not fitted, such as those of isolated atoms.
         energy_scale: One scale for all elements, or one for each element with at least 100 labelled force components.
 
     Returns:
@@ -89,7 +91,7 @@ def fit_statistics(
         if not fit.count:
             raise ConfigError(f"heads.{name}: no training structure has a usable label {heads[name].label!r}")
     elements = np.flatnonzero(atoms)
-    references = energies.references()
+    references = energies.references(known or {})
     scales = forces.scales(energies.spread(references), by_element=energy_scale == "element")
     head_statistics = {name: fit.statistics(elements) for name, fit in fits.items()}
     statistics = DataStatistics(
@@ -138,13 +140,16 @@ class _Energies:
         self._totals.add(counts[known], energy)
         self._per_atom.add(np.ones_like(energy), counts[known] / size, energy / size)
 
-    def references(self) -> NDArray[np.float64]:
-        """Reference energies by atomic number (eV), float64[119]."""
+    def references(self, known: Mapping[int, float]) -> NDArray[np.float64]:
+        """Reference energies by atomic number (eV), float64[119]; `known` ones are kept, and the others fitted."""
         r = self._totals.r
         found = np.zeros(N_ATOMIC_NUMBERS)
+        found[list(known)] = list(known.values())
         there = np.flatnonzero(r[:, :N_ATOMIC_NUMBERS].any(axis=0))
+        there = there[~np.isin(there, list(known))]
         if len(there):
-            found[there] = np.linalg.lstsq(r[:, there], r[:, -1], rcond=None)[0]
+            rest = r[:, -1] - r[:, :N_ATOMIC_NUMBERS] @ found
+            found[there] = np.linalg.lstsq(r[:, there], rest, rcond=None)[0]
         return found
 
     def spread(self, references: NDArray[np.float64]) -> float:

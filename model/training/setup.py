@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.store.graph_store import GraphStore
 from ..checkpoint import make_network
 from ..data.batches import of_elements
 from ..data.fit_statistics import fit_statistics
+from ..data.isolated_atoms import energies_of_isolated_atoms, isolated_atoms
 from ..data.splits import SUBSETS, Split, split_structures
 from ..data.targets import head_labels, usable_structures
 from ..data.training_data import TrainingData
@@ -40,7 +43,8 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
     if recipe.limit is not None:
         for chosen in usable:
             chosen[recipe.limit :] = False
-    split = split_structures(stores, usable, training.split)
+    bound, atoms = _without_isolated_atoms(stores, usable, config.cutoff) if config.energy else (usable, {})
+    split = split_structures(stores, bound, training.split)
     elements, statistics = fit_statistics(
         stores,
         split.training,
@@ -48,6 +52,7 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         energy=config.energy,
         heads=heads,
         energy_scale=training.energy_scale,
+        known=atoms,
     )
     dtype = torch.float64 if training.dtype == "float64" else torch.float32
     anew: list[str] = []
@@ -61,11 +66,18 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         transfer(network, start, (), fresh)
         fitted = set(elements) if training.fine_tune.references == "fit" else set(elements) - set(start.elements)
         if config.energy and fitted:
-            references = fit_references(network, stores, split.training, fitted)
-            network = make_network(config, elements, replace(statistics, reference_energies=references), dtype)
+            given = tuple(
+                atoms.get(number, value) if number in fitted else value
+                for number, value in zip(elements, statistics.reference_energies, strict=True)
+            )
+            network = make_network(config, elements, replace(statistics, reference_energies=given), dtype)
+            transfer(network, start, (), fresh)
+            if fitted - atoms.keys():
+                given = fit_references(network, stores, split.training, fitted - atoms.keys())
+            network = make_network(config, elements, replace(statistics, reference_energies=given), dtype)
         anew = transfer(network, start, training.fine_tune.freeze, fresh)
     known = _of_known_elements(stores, split, elements)
-    notes = [*_skipped_structures(stores, split, known, elements), *_unreachable_irreps(network)]
+    notes = [*_isolated(atoms), *_skipped_structures(stores, split, known, elements), *_unreachable_irreps(network)]
     if anew:
         notes.append(
             "training.fine_tune: new heads change the products of the network; these weights start at random: "
@@ -77,6 +89,25 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         if count:
             notes.append(f"heads.{name}: skipped {count:,} training labels that have no logarithm")
     return TrainingData(tuple(stores), known, heads), network, tuple(notes)
+
+
+def _without_isolated_atoms(
+    stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
+) -> tuple[list[NDArray[np.bool_]], dict[int, float]]:
+    """The usable structures without isolated atoms, and the energies of those (eV) by atomic number.
+
+    The network reproduces the reference energies exactly, so that isolated atoms leave nothing to learn or to test.
+    """
+    isolated = isolated_atoms(stores, usable, cutoff)
+    atoms = energies_of_isolated_atoms(stores, isolated)
+    return [chosen & ~alone for chosen, alone in zip(usable, isolated, strict=True)], atoms
+
+
+def _isolated(atoms: Mapping[int, float]) -> list[str]:
+    if not atoms:
+        return []
+    listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
+    return [f"isolated atoms give the reference energies of {listed}; they are in no part of the split"]
 
 
 def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:

@@ -118,7 +118,7 @@ def own_scores(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return lambda: path
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), st.one_of(st.none(), st.sampled_from(INNER)), ODD), max_size=3))
 def test_whatever_stands_in_an_entry_it_is_used_or_counted(
     own_scores: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, str | None, Any]]

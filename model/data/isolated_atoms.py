@@ -1,0 +1,95 @@
+"""Isolated atoms of a training set: their energies are the reference energies of the elements, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ...pipeline.errors import ConfigError
+from ...pipeline.labels.quantities import ENERGY
+from ...pipeline.store.graph_store import GraphStore
+
+# Column and value by which a data set may mark isolated atoms, as MACE reads them.
+CONFIG_TYPE, ISOLATED_ATOM = "config_type", "IsolatedAtom"
+# Images at this many cutoffs do not interact, even through an atom between them.
+_CUTOFFS = 2.0
+# Two energies of one element are the same within this (eV).
+_SAME_ENERGY = 1e-6
+_IMAGES = np.array([image for image in product(range(-2, 3), repeat=3) if any(image)])
+
+
+def isolated_atoms(
+    stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
+) -> list[NDArray[np.bool_]]:
+    """Find structures of one atom that interacts with nothing.
+
+    A single atom is isolated if it is not periodic, if its nearest image is at least two cutoffs away, or if the column
+    `config_type` says IsolatedAtom. A crystal with one atom in its cell is not isolated just because the atom has no
+    neighbour within the cutoff, as in bcc caesium at 5 angstrom.
+
+    Args:
+        stores: Graph stores.
+        usable: bool[n_structures] for each store, structures to look at.
+        cutoff: Cutoff radius of the network (angstrom).
+
+    Returns:
+        bool[n_structures] for each store.
+    """
+    found = []
+    for store, chosen in zip(stores, usable, strict=True):
+        alone = np.zeros(len(store), dtype=bool)
+        single = np.flatnonzero(chosen & (store.n_atoms == 1))
+        marked = _marked(store)
+        for row in single.tolist():
+            cell, pbc = store.column("cell", row, row + 1)[0], store.column("pbc", row, row + 1)[0]
+            alone[row] = (row in marked) or _nearest_image(cell, pbc.astype(bool)) >= _CUTOFFS * cutoff
+        found.append(alone)
+    return found
+
+
+def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[NDArray[np.bool_]]) -> dict[int, float]:
+    """Energy of each element that has an isolated atom (eV), by atomic number.
+
+    Raises:
+        ConfigError: An element has two energies.
+    """
+    found: dict[int, tuple[float, str]] = {}
+    for store, rows in zip(stores, isolated, strict=True):
+        if ENERGY not in store.label_names[0]:
+            continue
+        for row in np.flatnonzero(rows).tolist():
+            block = store.block(row, row + 1, labels=[ENERGY])
+            number, energy = int(block.atomic_number[0]), float(block.structure_labels[ENERGY][0])
+            if not np.isfinite(energy):
+                continue
+            name = f"{store.column('structure_id', row, row + 1)[0]} of {store.path}"
+            known, where = found.setdefault(number, (energy, name))
+            if abs(known - energy) > _SAME_ENERGY:
+                raise ConfigError(
+                    f"the isolated atom {chemical_symbols[number]} has two energies, {known:g} eV ({where}) and "
+                    f"{energy:g} eV ({name}); keep one of them"
+                )
+    return {number: energy for number, (energy, _) in found.items()}
+
+
+def _marked(store: GraphStore) -> set[int]:
+    """Rows that the data set marks as isolated atoms."""
+    if CONFIG_TYPE not in store.specs:
+        return set()
+    return set(np.flatnonzero(store.column(CONFIG_TYPE) == ISOLATED_ATOM).tolist())
+
+
+def _nearest_image(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> float:
+    """Distance of an atom to its nearest image (angstrom); infinite without periodic directions."""
+    if not pbc.any():
+        return np.inf
+    if pbc.all():
+        import moyopy  # noqa: PLC0415 - only needed for single atoms
+
+        cell = np.array(moyopy.minkowski_reduce(cell.tolist())[0])
+    images = _IMAGES[(_IMAGES[:, ~pbc] == 0).all(axis=1)]
+    return float(np.linalg.norm(images @ cell, axis=1).min())
