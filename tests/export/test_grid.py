@@ -120,6 +120,7 @@ def test_outputs_and_opsets_that_do_not_exist_are_told() -> None:
     assert 20 in OPSETS
 
 
+@pytest.mark.slow
 def test_the_mean_with_the_mirror_image_knows_parity(tmp_path: Path) -> None:
     network = narrow("sevennet", "so3", "none", "float32")
     alone = mirror_violation(TorchPotential(network), network.config)

@@ -140,6 +140,7 @@ def test_another_cell_origin_order_and_orientation(seed: int, multiple: int) -> 
     assert_same(crystal, other_setting(crystal, rng, multiple))
 
 
+@pytest.mark.slow
 def test_prototypes_in_another_setting() -> None:
     rng = np.random.default_rng(0)
     for crystal in prototypes():
