@@ -78,9 +78,10 @@ def featurize(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, JSON, JSON "
-            "lines, ASE databases, and CSV or parquet with a column of structures. Files may be compressed, or packed "
-            "in zip or tar archives. optimade:URL queries an OPTIMADE server.",
+            help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, VASP output "
+            "(XDATCAR, vasprun.xml, OUTCAR), JSON, JSON lines, ASE databases, and CSV or parquet with a column of "
+            "structures. Files may be compressed, or packed in zip or tar archives. optimade:URL queries an OPTIMADE "
+            "server.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
@@ -139,8 +140,8 @@ def featurize(
     Every structure is accounted for: read = stored + failed + duplicate. The store's failures.parquet lists each
     failure with its reason. An interrupted run resumes when you run the same command again.
 
-    Energies, forces and stresses are read automatically from extended XYZ and ASE databases. For other formats, map
-    columns or keys to labels with --labels or --label.
+    Energies, forces and stresses are read automatically from extended XYZ, ASE databases, vasprun.xml and OUTCAR. For
+    other formats, map columns or keys to labels with --labels or --label.
 
     \b
     Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -159,14 +159,16 @@ def _featurize(
     with run.staging.discarded_if_new():
         check_fields_exist(run.client, files, settings)
     plan, manifests = _make_parts(run, files, settings, limit)
+    found = {name for manifest in manifests for name in manifest.notes["labels"]}
+    lacking = _labels_not_found(settings.mapping, found)
     problem: EquiscreenError | None = _nothing_stored(run.staging, manifests)
-    if problem is None and (lacking := _labels_not_found(settings.mapping, manifests)) and not _labels_found(manifests):
+    if problem is None and lacking and not found:
         problem = LabelError(f"label {lacking[0]!r}: no structure has it")
     if problem is not None:
         run.staging.discard()
         raise problem
     run.bar.note("writing the store")
-    mapping = settings.mapping.only(_labels_found(manifests))
+    mapping = settings.mapping.only(found)
     attrs = _root_attrs(replace(settings, mapping=mapping), inputs_of(files), base, limit)
     digests, counts = assemble(run, manifests, base, graph_schema(mapping), settings.dedup, append=bool(base))
     new, reasons = totals(manifests)
@@ -183,7 +185,7 @@ def _featurize(
         in_store=counts["stored"],
         aside=tuple(plan.aside),
         unread=_unread(manifests),
-        not_found=_labels_not_found(settings.mapping, manifests),
+        not_found=lacking,
     )
     run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report
@@ -248,14 +250,13 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
     return frozenset(paths) | {path.split(".")[0] for path in paths}
 
 
-def _labels_found(manifests: Sequence[PartManifest]) -> set[str]:
-    """Names of the labels that some structure has."""
-    return {name for manifest in manifests for name in manifest.notes["labels"]}
+def _labels_not_found(mapping: LabelMapping, found: Collection[str]) -> tuple[str, ...]:
+    """Names of the labels that were asked for and that no structure has.
 
-
-def _labels_not_found(mapping: LabelMapping, manifests: Sequence[PartManifest]) -> tuple[str, ...]:
-    """Names of the labels that were asked for and that no structure has."""
-    found = _labels_found(manifests)
+    Args:
+        mapping: Labels to read.
+        found: Names of the labels that some structure has.
+    """
     return tuple(
         name for name, rules in mapping.labels.items() if name not in found and not all(rule.optional for rule in rules)
     )

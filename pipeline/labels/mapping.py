@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -218,11 +218,13 @@ class LabelMapping(BaseModel):
             found: Names of the labels that were read.
         """
         sizes = {ENERGY: {1}, FORCES: {3 * n_atoms}, STRESS: {6, 9}}
+        read = {rule.path for rules in self.labels.values() for rule in rules}
         return {
             key: label
-            for key, value in fields.items()
             for label, like in _LOOKS_LIKE.items()
-            if label not in found and like.fullmatch(str(key)) and np.size(value) in sizes[label]
+            if label not in found
+            for key, value in fields.items()
+            if key not in read and like.fullmatch(str(key)) and np.size(value) in sizes[label]
         }
 
     def extract(
@@ -275,15 +277,23 @@ _LOOKS_LIKE = {
 }
 
 
+@cache
+def _units() -> Any:
+    """The registry of units, which takes 0.3 s to import and is needed only for units other than the store's."""
+    import pint  # noqa: PLC0415 - see above
+
+    return pint.UnitRegistry()
+
+
 @lru_cache(maxsize=256)
 def is_virial(name: str, unit: str) -> bool:
     """Whether a label is given as a virial: a stress in units of energy."""
     if name != STRESS or not unit or unit == KNOWN_QUANTITIES[STRESS].unit:
         return False
-    import pint  # noqa: PLC0415 - takes 0.3 s to import, and only needed to read labels
-
+    if unit == KNOWN_QUANTITIES[ENERGY].unit:
+        return True
     try:
-        return bool(pint.UnitRegistry().Quantity(1.0, unit).check("[energy]"))
+        return bool(_units().Quantity(1.0, unit).check("[energy]"))
     except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` tells
         return False
 
@@ -331,13 +341,11 @@ def _factor(name: str, unit: str, target: str) -> float:
     """Factor that converts a number from `unit` to the store's unit `target`."""
     given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
     if is_virial(name, unit):
-        target = "eV"
+        target = KNOWN_QUANTITIES[ENERGY].unit or ""
     if given in ("", target):
         return 1.0
-    import pint  # noqa: PLC0415 - takes 0.3 s to import, and only needed to read labels
-
     try:
-        quantity = pint.UnitRegistry().Quantity
+        quantity = _units().Quantity
         zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
     except Exception as error:  # pint raises many kinds of errors, some from its parser
         raise LabelError(

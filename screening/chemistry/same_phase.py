@@ -39,10 +39,11 @@ class PhaseMatcher:
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return bool(self._matcher.fit(_pymatgen(a), _pymatgen(b)))
+            return bool(self._matcher.fit(to_pymatgen(a), to_pymatgen(b)))
 
 
-def _pymatgen(structure: Structure) -> Any:
+def to_pymatgen(structure: Structure) -> Any:
+    """A structure that is periodic in three directions as a `pymatgen.core.Structure`."""
     from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
     from pymatgen.core import Structure as Crystal  # noqa: PLC0415
 

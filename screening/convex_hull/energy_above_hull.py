@@ -186,13 +186,14 @@ def find_hull(
             own |= phases.of(rows)
     needs_alone = np.zeros(len(compositions), dtype=bool)
     needs_alone[candidates.composition[list(own)]] = True
+    levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
     return ConvexHull(
         references,
         references.starts(len(compositions)),
         own,
-        levels_of(compositions, present, references, lowest, needs_alone, bar.advance),
+        levels,
         _missing_elements(compositions, counts, references),
-        _without_compounds(compositions, counts, references),
+        int(counts[levels.formation_only].sum()),
     )
 
 
@@ -250,19 +251,6 @@ def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], ref
                 symbol = chemical_symbols[element]
                 missing[symbol] = missing.get(symbol, 0) + int(counts[number])
     return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _without_compounds(compositions: Compositions, counts: NDArray[np.int64], references: References) -> int:
-    """Number of rows of compounds in whose chemical system, and in its subsystems, no reference is a compound."""
-    systems = {compositions.system(number) for number in references.composition.tolist()}
-    compounds = [frozenset(system) for system in systems if len(system) > 1]
-    asked = compositions.by_system(np.flatnonzero(counts).tolist())
-    alone = [
-        numbers
-        for system, numbers in asked.items()
-        if len(system) > 1 and not any(compound.issubset(system) for compound in compounds)
-    ]
-    return int(sum(counts[numbers].sum() for numbers in alone))
 
 
 def _hull_columns(

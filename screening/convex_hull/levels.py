@@ -63,6 +63,8 @@ class Levels:
         alone: float64[n], hull of the references of all other compositions, where requested; elsewhere `hull`.
         joint: float64[n], hull of references and candidates.
         elemental: float64[n], energy of the elements.
+        formation_only: bool[n], compounds in whose chemical system no reference is a compound: their distance to the
+            hull is a formation energy.
         products: Decomposition products at `hull`.
         products_alone: Decomposition products at `alone`, where it differs from `hull`.
         members: float64[n, members], `hull` for each member of an ensemble; None if it is the same for all.
@@ -73,6 +75,7 @@ class Levels:
     alone: NDArray[np.float64]
     joint: NDArray[np.float64]
     elemental: NDArray[np.float64]
+    formation_only: NDArray[np.bool_]
     products: Products
     products_alone: Products
     members: NDArray[np.float64] | None = None
@@ -111,6 +114,7 @@ def levels_of(
         blank.copy(),
         blank.copy(),
         blank.copy(),
+        np.zeros(n, dtype=bool),
         Products(np.full(n, -1, dtype=np.int64)),
         Products(np.full(n, -1, dtype=np.int64)),
     )
@@ -120,6 +124,7 @@ def levels_of(
         points = hulls.at(system, numbers)
         found.hull[numbers] = points.energy
         found.elemental[numbers] = hulls.elemental(system, compositions.fractions(numbers))
+        found.formation_only[numbers] = len(system) > 1 and all(len(other) == 1 for other in hulls.subsystems(system))
         found.products.add(numbers, points)
         found.alone[numbers] = points.energy
         for number in _corners(numbers, points, needs_alone):

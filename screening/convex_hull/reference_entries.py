@@ -105,10 +105,11 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
         name = _name_of(record, number)
         try:
             entry = _parsed(record)
-            composition = settings.compositions.add(_amounts(entry.composition).items())
+            amounts = _amounts(entry.composition)
+            composition = settings.compositions.add(amounts.items())
             functional = _functional(entry)
             scheme = _scheme(functional, settings)
-            energy = _energy_per_atom(entry)
+            energy = _energy_per_atom(entry.energy, sum(amounts.values()))
             if scheme == UNCORRECTED and settings.corrections is not None:
                 energy += _correction(entry, composition, settings, settings.corrections)
         except EntryLeftOutError as error:
@@ -222,13 +223,13 @@ def _scheme(functional: str | None, settings: ReadSettings) -> str:
     return scheme
 
 
-def _energy_per_atom(entry: _Entry) -> float:
+def _energy_per_atom(total: float, n_atoms: int) -> float:
     """Uncorrected energy of an entry (eV/atom).
 
     Raises:
         EntryLeftOutError: No material has such an energy.
     """
-    energy = entry.energy / sum(_amounts(entry.composition).values())
+    energy = total / n_atoms
     if abs(energy) > MAX_ENERGY:
         raise EntryLeftOutError("no plausible energy", f"{energy:g} eV/atom")
     return energy
@@ -275,7 +276,7 @@ def _check_settings(parameters: _Parameters, symbols: tuple[str, ...], correctio
     titles += [title for title in parameters.potcar_symbols or () if title]
     if not titles:
         return
-    # "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv": a symbol alone does not say which functional it was made for.
+    # "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv": a symbol alone does not tell for which functional it was made.
     words = [title.split() for title in titles]
     used = {title[1] for title in words if len(title) > 1 and title[0] in _PBE_POTCARS}
     wanted = {corrections.potcars.get(symbol) for symbol in symbols}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...pipeline.errors import ConfigError, detail
 from ...pipeline.structures.structure import Structure
+from ..chemistry.same_phase import to_pymatgen
 from .structure_files import Batch
 
 
@@ -77,16 +78,12 @@ def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]
         name: First line of POSCAR.
         settings: Class from `input_set`.
     """
-    from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
-    from pymatgen.core import Structure as Crystal  # noqa: PLC0415
-    from pymatgen.io.vasp import Poscar  # noqa: PLC0415
+    from pymatgen.io.vasp import Poscar  # noqa: PLC0415 - slow to import
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing POTCARs and default magnetic moments
         # For a left-handed cell, pymatgen would negate the lattice vectors in POSCAR, but not the coordinates.
-        given = structure.right_handed()
-        crystal = Crystal(Lattice(given.cell), given.atomic_number.tolist(), given.frac_coord)
-        made = settings(crystal, sort_structure=True)
+        made = settings(to_pymatgen(structure.right_handed()), sort_structure=True)
         poscar = Poscar(made.structure, comment=name)
         potcars = [str(symbol) for symbol in made.potcar_symbols]
         return {

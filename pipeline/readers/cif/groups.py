@@ -22,8 +22,8 @@ _AXIS_OF_PLANE = re.compile(r"(?:21?|4[1-3]?|6[1-5]?)/")
 def groups_by_name(name: str) -> tuple[gemmi.SpaceGroup, ...]:
     """Return the settings of a space group that a Hermann-Mauguin symbol may stand for, the most usual first.
 
-    A short symbol of a monoclinic group does not say which axis is unique, and one of a group with two origins may not
-    say which one is meant. An empty tuple: the symbol is not understood.
+    A short symbol of a monoclinic group leaves the unique axis open, and that of a group with two origin choices often
+    leaves the origin open. The tuple is empty if the symbol is not understood.
     """
     return _by_name(" ".join(name.split()))
 

@@ -78,6 +78,17 @@ def test_a_virial_is_a_stress_in_units_of_energy(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["stress"][0], stress * factor, atol=1e-12)
 
 
+def test_a_stress_without_a_volume_is_not_told_as_unread(tmp_path: Path) -> None:
+    """Its key is that of a rule; the value has no meaning for a molecule."""
+    atoms = probe_structures((13, 29), 1, 0)[0].to_ase()
+    atoms.pbc = False
+    atoms.info.update(energy=-1.0, stress=np.eye(3))
+    ase.io.write(tmp_path / "in.extxyz", atoms)
+    report, found = read(tmp_path / "in.extxyz", tmp_path / "g.zarr")
+    assert set(found) == {"energy"}
+    assert "is not read" not in str(report)
+
+
 def test_frames_of_xdatcar_and_the_crystal_of_chgcar(tmp_path: Path) -> None:
     report, _ = read(CASES / "poscar" / "XDATCAR", tmp_path / "x.zarr")
     assert (report.read, report.stored) == (3, 3)
