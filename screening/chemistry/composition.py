@@ -17,6 +17,8 @@ from ...pipeline.graphs.graph_block import GraphBlock
 
 _NUMBERS = 256  # atomic numbers are bytes
 _QUOTED = 80
+# Largest number of atoms of an element in a formula.
+MAX_COUNT = 10**9
 
 # A chemical system: atomic numbers, ascending.
 System = tuple[int, ...]
@@ -117,7 +119,7 @@ def parsed(text: str) -> dict[int, int]:
             counts = {atomic_numbers[symbol]: count for symbol, count in Formula(text.strip()).count().items()}
     except (KeyError, ValueError, TypeError):
         counts = {}
-    if not counts or min(counts) < 1 or min(counts.values()) < 1:
+    if not counts or min(counts) < 1 or not 1 <= min(counts.values()) <= max(counts.values()) <= MAX_COUNT:
         raise ConfigError(f"{text[:_QUOTED]!r} is not a chemical formula of whole numbers")
     return counts
 

@@ -16,7 +16,7 @@ from ...pipeline.energy_schemes import CORRECTED, MATPES_PBE, OMAT24, OWN, R2SCA
 from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.sources.discovery import find_files
 from ...pipeline.structures.structure import Structure
-from ..chemistry.composition import element_of_species
+from ..chemistry.composition import MAX_COUNT, element_of_species
 from .energies import basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
 from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, quoted
@@ -42,7 +42,8 @@ _PBE_POTCARS = frozenset({"PAW_PBE", "PBE"})
 _WHOLE = 1e-8
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_Name = str | int | None
+# Names only label a phase, so whatever stands there must not leave out the entry.
+_Name = Any
 
 
 class _Section(BaseModel):
@@ -119,7 +120,7 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
         schemes.add(scheme)
         functionals.add(functional or "not stated")
         material = entry.data.material_id if entry.data is not None else None
-        found.add(composition, energy, str(material or name), structure=structure)
+        found.add(composition, energy, str(material) if isinstance(material, str | int) else name, structure=structure)
     stated = functionals - {"not stated"}
     if settings.scheme == OWN and len(stated) > 1 and stated != {_GGA, _GGA_U}:
         raise ConfigError(
@@ -137,7 +138,7 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
 def _name_of(record: object, number: int) -> str:
     """Id of an entry, or its place in the file."""
     given = record.get("entry_id") if isinstance(record, Mapping) else None
-    return str(given) if isinstance(given, str | int) and str(given) else str(number)
+    return str(given) if isinstance(given, str | int | float) and str(given) else str(number)
 
 
 def _parsed(record: object) -> _Entry:
@@ -170,7 +171,7 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
     amounts: dict[int, int] = {}
     for species, count in composition.items():
         symbol = element_of_species(species)
-        if symbol is None or count < 0 or abs(count - round(count)) > _WHOLE:
+        if symbol is None or not 0 <= count <= MAX_COUNT or abs(count - round(count)) > _WHOLE:
             raise EntryLeftOutError(reason, f"{quoted(species)}: {count:g}")
         if round(count):
             number = atomic_numbers[symbol]

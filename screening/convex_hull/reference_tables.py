@@ -165,7 +165,7 @@ def _energy(value: object) -> float:
     return energy
 
 
-def _check_scheme(path: str, scheme: str | None, candidates: str, *, formation: bool) -> None:
+def _check_scheme(path: str, scheme: object, candidates: str, *, formation: bool) -> None:
     """Check that an energy of a table can be used.
 
     Raises:
@@ -174,6 +174,8 @@ def _check_scheme(path: str, scheme: str | None, candidates: str, *, formation: 
     """
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state that of such rows")
+    if not isinstance(scheme, str):
+        raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
     if scheme not in SCHEMES or basis(scheme) != basis(candidates):
         raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {candidates}")
     if formation and scheme == UNCORRECTED:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize
@@ -96,6 +98,35 @@ def test_formation_energies_as_energies_above_hull_are_told(scores: Path, tmp_pa
     found = hull(scores, tmp_path / "elements.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
     assert found.attrs["hull"]["without_compounds"] == 6
     assert "warning: for 6 structures no reference contains two of their elements" in summary(found, "h")
+
+
+def test_ids_that_are_no_text_leave_out_no_entry(scores: Path, tmp_path: Path) -> None:
+    entries = json.loads((CASES / "h00_base.json").read_text())
+    for place, odd in enumerate((1.5, None, ["a"], {"b": 1}, True)):
+        entries[place]["entry_id"] = odd
+        entries[place]["data"] = {"material_id": odd}
+    (tmp_path / "ids.json").write_text(json.dumps(entries))
+    found = hull(scores, tmp_path / "ids.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
+    expected = hull(scores, CASES / "h00_base.json", tmp_path / "e.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out"] == 0
+    assert above(found) == above(expected)
+
+
+def test_absurd_counts_and_schemes_leave_out_their_rows(scores: Path, tmp_path: Path) -> None:
+    rows = [("Na", -1.3), ("Cl2", -1.8), ("K", -1.05), ("Fe", -8.4), ("NaCl", -3.39), ("Na" + "9" * 400, -1.0)]
+    (tmp_path / "t.csv").write_text("formula,energy_per_atom\n" + "".join(f"{f},{e}\n" for f, e in rows))
+    found = hull(scores, tmp_path / "t.csv", tmp_path / "a.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out"] == 1
+    schemes = [3, *[None] * (len(rows) - 1)]
+    table = {"formula": [f for f, _ in rows[:-1]], "energy_per_atom": [e for _, e in rows[:-1]], "scheme": schemes[:-1]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    found = hull(scores, tmp_path / "t.parquet", tmp_path / "b.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out_by_reason"] == {"energy scheme is not text": 1}
+    entries = [*json.loads((CASES / "h00_base.json").read_text())]
+    entries[-1]["composition"] = {"Fe": 1e308, "S": 1e308}
+    (tmp_path / "e.json").write_text(json.dumps(entries))
+    found = hull(scores, tmp_path / "e.json", tmp_path / "c.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out"] == 1
 
 
 # Values that somebody may find in a file of entries, in place of those that belong there.
