@@ -157,8 +157,8 @@ def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) 
     "disturb",
     [
         kill_a_worker,
-        kill_everything_and_resume,
-        # Of screens, tests/screening/scoring/test_interrupted.py kills the client alone, always.
+        # Of screens, tests/screening/scoring/test_interrupted.py kills a worker and then the client, always.
+        pytest.param(kill_everything_and_resume, marks=pytest.mark.slow),
         pytest.param(kill_the_client_and_resume, marks=pytest.mark.slow),
         kill_the_compaction_and_resume,
     ],
@@ -184,7 +184,8 @@ def scores(undisturbed: Path, model: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-@pytest.mark.parametrize("disturb", [kill_a_worker, pytest.param(kill_everything_and_resume, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("disturb", [kill_a_worker, kill_everything_and_resume])
 def test_screen_survives(
     undisturbed: Path,
     model: Path,
@@ -314,6 +315,7 @@ def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_
     assert (row["source_index"], "died (out of memory" in row["reason"]) == (0, True)
 
 
+@pytest.mark.slow  # tests/screening/scoring/test_interrupted.py fills the disk of a screen, always
 def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(
     sources: list[Path], undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -44,12 +44,12 @@ SMALLEST = {
     "nequix": {**NEQUIP["nequix"], "hidden_irreps": ("2x0e + 2x1o", "2x0e"), "l_max": 1},
 }
 # Preset, symmetry, heads, outputs, dtype, opset. Most combinations of values of any two columns occur.
-HANDFUL: list[tuple[str, str, str, tuple[str, ...] | None, str, int]] = [
+HANDFUL = [
     ("small", "natural", "none", None, "float32", 17),
     ("medium", "o3", "scalar", ("energy",), "float64", 23),
-    ("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20),
+    pytest.param("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20, marks=pytest.mark.slow),
     ("small", "o3", "tensor", ("forces", "stress"), "float64", 18),
-    ("sevennet", "so3", "none", ("energy", "forces"), "float32", 23),
+    pytest.param("sevennet", "so3", "none", ("energy", "forces"), "float32", 23, marks=pytest.mark.slow),
     ("nequix", "natural", "none", ("energy",), "float64", 17),
 ]
 

@@ -36,7 +36,12 @@ sevenn = pytest.importorskip("sevenn", reason="its package contains the weights"
 
 # Differences between two float32 codes: eV/atom, eV/angstrom, eV/angstrom^3.
 LIMITS = {"energy": 2e-5, "forces": 1e-4, "stress": 1e-6}
-SEVENNET = (("7net-0", None), ("7net-l3i5", None), ("7net-mf-0", "PBE"), ("7net-mf-0", "R2SCAN"))
+SEVENNET = (
+    ("7net-0", None),
+    pytest.param("7net-l3i5", None, marks=pytest.mark.slow),
+    ("7net-mf-0", "PBE"),
+    pytest.param("7net-mf-0", "R2SCAN", marks=pytest.mark.slow),
+)
 
 
 loaded = cache(load_pretrained)

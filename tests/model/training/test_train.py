@@ -245,7 +245,11 @@ def test_a_run_does_not_replace_its_input_or_what_is_no_run(store: Path, tmp_pat
     assert (tmp_path / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize("energy", [False, True], ids=["heads alone", "with the energy"])
+@pytest.mark.parametrize(
+    "energy",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["heads alone", "with the energy"],
+)
 def test_heads_learn_from_the_labels_that_there_are(properties: list[Path], tmp_path: Path, energy: bool) -> None:
     settings = config(
         {**TINY, "energy": energy, "heads": HEADS},

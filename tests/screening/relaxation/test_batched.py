@@ -101,7 +101,7 @@ def status(one: Relaxed) -> str:
     return RELAX_STATUSES[one.status]
 
 
-@pytest.mark.parametrize("optimizer", list(Optimizer))
+@pytest.mark.parametrize("optimizer", [Optimizer.LBFGS, pytest.param(Optimizer.FIRE, marks=pytest.mark.slow)])
 def test_minima_are_those_of_ase(optimizer: Optimizer) -> None:
     structures = alloys()
     found = relaxed(structures, optimizer=optimizer, fmax=0.01, smax=0.02)
