@@ -9,10 +9,10 @@ from ..dataset.scores import UNRELAXED
 
 HULL_STATUSES = ("ok", "no_energy", "missing_reference")
 OK, NO_ENERGY, MISSING_REFERENCE = range(len(HULL_STATUSES))
-_LOWER_BOUND = "; a lower bound, since only candidates compete"
+_LOWER_BOUND = "; a lower bound, since only candidates and elements compete"
 _ENERGY_COLUMNS = {
     "corrected_energy_per_atom": "energy with the corrections of its energy scheme, from which hulls are built",
-    "formation_energy_per_atom": "corrected energy relative to the elements among the references",
+    "formation_energy_per_atom": "corrected energy relative to the elements",
     "energy_above_hull": "corrected energy above the hull of the references; negative below it",
     "energy_above_joint_hull": "corrected energy above the hull of references and all candidates; negative only where "
     "the model extrapolates, since such energies are not part of a hull",

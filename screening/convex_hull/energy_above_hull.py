@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
@@ -23,7 +23,7 @@ from .energies import EnergyRows, ScoredEnergies
 from .levels import Levels, levels_of
 from .mp2020 import MP2020
 from .own_phase import OwnPhases
-from .references import Gathered, References
+from .references import References
 
 # Rows of a part, which are in memory at once.
 PART_ROWS = 32_768
@@ -85,12 +85,14 @@ class ConvexHull:
     """The convex hull at the compositions of the candidates.
 
     Attributes:
-        references: Phases that span the hull; the candidates of the lowest energies if no references were given.
+        references: Phases that span the hull; elements and the candidates of the lowest energies if no references were
+            given.
         starts: int64[n compositions + 1], first reference of each composition.
         own: Rows whose lowest reference of the same composition is their own phase and is left out, with the places of
             the other references of their composition, lowest energy first.
         levels: Energy of the hull at each composition.
         missing: Number of rows by element that has no reference, largest number first.
+        elements: The package's own reference energies that are used: their scheme, source and elements.
         without_compounds: Number of rows of compounds in whose chemical system no reference is a compound; their
             distance is a formation energy.
     """
@@ -100,6 +102,7 @@ class ConvexHull:
     own: Mapping[int, list[int]]
     levels: Levels
     missing: Mapping[str, int]
+    elements: Mapping[str, Any]
     without_compounds: int
 
     def name(self, composition: int) -> str:
@@ -160,14 +163,20 @@ def read_energies(
 
 
 def find_hull(
-    candidates: CandidateEnergies, references: References | None, bar: ProgressReport, *, exclude_self: bool = False
+    candidates: CandidateEnergies,
+    references: References,
+    bar: ProgressReport,
+    *,
+    lower_bound: bool = False,
+    exclude_self: bool = False,
 ) -> ConvexHull:
     """Find the convex hull at the composition of every candidate.
 
     Args:
         candidates: Energies of the candidates.
-        references: Reference phases; None uses the candidates themselves.
+        references: Reference phases.
         bar: Progress.
+        lower_bound: Whether the references are elements at most, so that the candidates are references too.
         exclude_self: Leave out the own phase of each candidate, recognised by its structure.
 
     Raises:
@@ -176,7 +185,8 @@ def find_hull(
         SourceError: The structures of the references cannot be read.
     """
     compositions, counts, lowest = candidates.compositions, candidates.counts(), candidates.lowest()
-    references = _lowest_candidates(candidates, lowest) if references is None else references
+    if lower_bound:
+        references = _with_lowest_candidates(references, candidates, lowest)
     present = np.flatnonzero(counts)
     bar.expect(bar.total + len(present))
     own: dict[int, list[int]] = {}
@@ -187,12 +197,15 @@ def find_hull(
     needs_alone = np.zeros(len(compositions), dtype=bool)
     needs_alone[candidates.composition[list(own)]] = True
     levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
+    elements, rows_by_element = _elements_of(references, compositions), _rows_by_element(compositions, counts)
+    added = references.elements.get("elements", ())
     return ConvexHull(
         references,
         references.starts(len(compositions)),
         own,
         levels,
-        _missing_elements(compositions, counts, references),
+        {symbol: count for symbol, count in rows_by_element.items() if symbol not in elements},
+        {**references.elements, "elements": [symbol for symbol in added if symbol in rows_by_element]},
         int(counts[levels.formation_only].sum()),
     )
 
@@ -224,10 +237,16 @@ def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
     return np.where(rows.competes, rows.energy, np.nan)
 
 
-def _lowest_candidates(candidates: CandidateEnergies, lowest: NDArray[np.float64]) -> References:
-    """The candidate of the lowest energy of each composition; of several with the same energy, the first."""
-    gathered = Gathered()
-    waiting = {number: value for number, value in enumerate(lowest.tolist()) if not math.isnan(value)}
+def _with_lowest_candidates(
+    elements: References, candidates: CandidateEnergies, lowest: NDArray[np.float64]
+) -> References:
+    """References of elements, and the candidate of the lowest energy of each other composition.
+
+    Of several candidates with the same energy, it is the first.
+    """
+    gathered = elements.gathered()
+    known = set(gathered.composition)
+    waiting = {n: value for n, value in enumerate(lowest.tolist()) if not math.isnan(value) and n not in known}
     for rows in candidates.chunks():
         wanted = np.flatnonzero(_competing_energy(rows) == lowest[rows.composition])
         if len(wanted) == 0:
@@ -237,20 +256,22 @@ def _lowest_candidates(candidates: CandidateEnergies, lowest: NDArray[np.float64
             number = int(rows.composition[row])
             if number in waiting:
                 gathered.add(number, waiting.pop(number), ids[row], None if members is None else members[row])
-    return References.of(gathered, candidates.scores.n_members, ())
+    return References.of(gathered, candidates.scores.n_members, (), elements.elements)
 
 
-def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], references: References) -> dict[str, int]:
-    """Number of rows by element that has no reference, largest number first."""
-    systems = map(compositions.system, references.composition.tolist())
-    known = {system[0] for system in systems if len(system) == 1}
-    missing: dict[str, int] = {}
+def _rows_by_element(compositions: Compositions, counts: NDArray[np.int64]) -> dict[str, int]:
+    """Number of rows that contain each element, by symbol, largest number first."""
+    found: Counter[str] = Counter()
     for number in np.flatnonzero(counts).tolist():
-        for element in compositions.system(number):
-            if element not in known:
-                symbol = chemical_symbols[element]
-                missing[symbol] = missing.get(symbol, 0) + int(counts[number])
-    return dict(sorted(missing.items(), key=lambda item: (-item[1], item[0])))
+        for symbol in compositions.symbols(number):
+            found[symbol] += int(counts[number])
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _elements_of(references: References, compositions: Compositions) -> set[str]:
+    """Symbols of the elements that have a reference."""
+    numbers = set(references.composition.tolist())
+    return {compositions.symbols(number)[0] for number in numbers if len(compositions.system(number)) == 1}
 
 
 def _hull_columns(

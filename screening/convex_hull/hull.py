@@ -56,7 +56,8 @@ def hull(
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     that state another functional or energy scheme than that of the candidates, or no usable energy or composition, are
-    left out and counted by reason.
+    left out and counted by reason. Elements of which there is no reference get the energies that the package has for
+    the candidates' scheme (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
         >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP
@@ -66,8 +67,8 @@ def hull(
         scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew.
         references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
             columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
-            candidates compete among themselves; their hull is too high where phases are missing, so that energies
-            above hull are lower bounds.
+            candidates compete with each other and with the elements; their hull is too high where phases are missing,
+            so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
         scheme: Energy scheme of table rows and entries that state none.
         store: Graph store of the candidates, if it is not where the scores say.
@@ -115,23 +116,19 @@ def hull(
     with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
         corrections = MP2020() if candidates.scheme in (UNCORRECTED, CORRECTED) else None
         compositions = Compositions()
-        given = (
-            read_references(
-                paths,
-                candidates,
-                compositions,
-                corrections,
-                scheme=scheme,
-                allow_unrelaxed=unrelaxed_references,
-                with_structures=exclude_self,
-            )
-            if paths
-            else None
+        given = read_references(
+            paths,
+            candidates,
+            compositions,
+            corrections,
+            scheme=scheme,
+            allow_unrelaxed=unrelaxed_references,
+            with_structures=exclude_self,
         )
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
-        found = find_hull(energies, given, run.bar, exclude_self=exclude_self)
+        found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
         manifests = write_distances(energies, found, run.staging, run.bar)
-        specs = _specs(candidates, lower_bound=given is None, exclude_self=exclude_self)
+        specs = _specs(candidates, lower_bound=not paths, exclude_self=exclude_self)
         digests = run.concatenate(specs, manifests)
         run.publish(
             digests,
@@ -141,7 +138,7 @@ def hull(
                 found,
                 corrections,
                 manifests,
-                lower_bound=given is None,
+                lower_bound=not paths,
                 exclude_self=exclude_self,
                 begin=begin,
             ),
@@ -157,8 +154,9 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_left_out(attrs)}"
-        f"{_without_compounds(attrs)}; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
+        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_elements(attrs)}"
+        f"{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
+        f"{timing['structures_per_second']:,.0f} structures/s"
     )
 
 
@@ -166,13 +164,19 @@ def _compared(attrs: Mapping[str, Any]) -> str:
     """What the structures were measured against."""
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
-        return "measured against each other: a lower bound, since there are no references"
+        return "measured against each other and the elements: a lower bound, since there are no references"
     if attrs["exclude_self"]:
         return (
             f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
             f"({attrs['own_phases_left_out']:,} recognised by structure)"
         )
     return f"{attrs['below_hull']:,} below the hull of {phases}, known phases included, to within the model's error"
+
+
+def _elements(attrs: Mapping[str, Any]) -> str:
+    """Which elements are measured against the package's own reference energies."""
+    added = attrs["elemental_references"]
+    return f"; elements from {added['source']}: {', '.join(added['elements'])}" if added.get("elements") else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
@@ -230,7 +234,8 @@ def _attrs(
         "hull": {
             "input": {"path": recorded_path(candidates.path, out), "store_hash": candidates.hash},
             "references": references,
-            "reference_entries": len(found.references.energy),
+            "reference_entries": len(found.references.energy) - len(found.references.elements.get("elements", ())),
+            "elemental_references": dict(found.elements),
             "lower_bound": lower_bound,
             "exclude_self": exclude_self,
             "own_phases_left_out": len(found.own),

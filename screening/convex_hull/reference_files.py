@@ -21,7 +21,7 @@ from .energies import ScoredEnergies, check_same_basis
 from .mp2020 import MP2020
 from .reference_entries import read_entries
 from .reference_tables import TABLES, FormationEnergy, add_formation_energies, read_table
-from .references import Gathered, LeftOut, ReadSettings, References
+from .references import Gathered, LeftOut, ReadSettings, References, add_elements
 
 
 def is_dataset(path: str | Path) -> bool:
@@ -87,11 +87,12 @@ def read_references(
         if not read:
             raise ConfigError(f"{path}: none of its entries can be used{_reasons(notes)}")
         account.append({"path": name, "entries": read, **notes})
+    elements = add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)
     for place, left_out in tables.items():
         lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies without elements
         account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
-    return References.of(found, candidates.n_members, account)
+    return References.of(found, candidates.n_members, account, elements)
 
 
 def _reasons(notes: dict[str, Any]) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
+from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
+from ..chemistry.elemental_energies import SOURCES, elemental_energies
 from .mp2020 import MP2020
 
 # Energies beyond this (eV/atom) are mistakes: all-electron energies of the heaviest atoms are a tenth of it.
@@ -120,6 +123,27 @@ class Gathered:
         self.structures.append(structure)
 
 
+def add_elements(found: Gathered, compositions: Compositions, scheme: str) -> dict[str, Any]:
+    """Add the package's own reference energies of all elements that no other reference is a phase of.
+
+    Args:
+        found: The other references.
+        compositions: The compositions of the elements are added to it.
+        scheme: Energy scheme of the candidates.
+
+    Returns:
+        Summary of what was added, for the attributes of the hull; empty for a scheme without such energies.
+    """
+    systems = {compositions.system(number) for number in set(found.composition)}
+    added = {s: one for s, one in elemental_energies(scheme).items() if (atomic_numbers[s],) not in systems}
+    for symbol, element in added.items():
+        found.add(compositions.add([(atomic_numbers[symbol], 1)]), element.energy, element.name)
+    if not added:
+        return {}
+    source = SOURCES[UNCORRECTED if scheme == CORRECTED else scheme]
+    return {"scheme": scheme, "source": source, "elements": list(added)}
+
+
 @dataclass(frozen=True)
 class References:
     """Reference entries, sorted by composition and energy.
@@ -131,6 +155,7 @@ class References:
         members: float64[n, members], energies of each member of an ensemble (eV/atom), or None.
         structures: Functions that read the structures of the entries; None for an entry without one.
         account: Summary of each file, for the attributes of the hull.
+        elements: Summary of the elements that the package's own reference energies stand for; empty for none.
     """
 
     composition: NDArray[np.int64]
@@ -139,9 +164,12 @@ class References:
     members: NDArray[np.float64] | None
     structures: Sequence[Callable[[], Structure] | None]
     account: tuple[Mapping[str, Any], ...] = ()
+    elements: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]]) -> References:
+    def of(
+        cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]], elements: Mapping[str, Any]
+    ) -> References:
         """Sort collected entries.
 
         Args:
@@ -149,6 +177,7 @@ class References:
             n_members: Number of ensemble members of the candidates. If any entry has the energies of this many members,
                 they are kept; an entry without them has the same energy for all members.
             account: Summary of each file.
+            elements: Summary of the elements that `add_elements` added.
         """
         composition, energy = np.array(found.composition, dtype=np.int64), np.array(found.energy, dtype=np.float64)
         order = np.lexsort((energy, composition))
@@ -163,6 +192,14 @@ class References:
             members,
             [found.structures[place] for place in order.tolist()],
             tuple(account),
+            elements,
+        )
+
+    def gathered(self) -> Gathered:
+        """The entries as a collection to which others can be added."""
+        members = [None] * len(self.energy) if self.members is None else list(self.members)
+        return Gathered(
+            self.composition.tolist(), self.energy.tolist(), list(self.names), members, list(self.structures)
         )
 
     def starts(self, n_compositions: int) -> NDArray[np.int64]:

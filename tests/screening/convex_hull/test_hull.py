@@ -278,8 +278,9 @@ def test_names_and_their_order_change_no_bit(crystals: Crystals, tmp_path: Path)
             np.testing.assert_array_equal(found[0][name].values, other[name].values)
 
 
-def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path) -> None:
-    """The first rows are elements, all except one, which is then missing."""
+@pytest.mark.parametrize("scheme", ["mp2020-corrected", "omat24"])
+def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path, scheme: str) -> None:
+    """The first rows are elements, all except one, which is missing unless the package has energies of the scheme."""
     elements = elements_of_mp(crystals.elements.parents[1])
     needed = sorted({e.symbol for entry in crystals.entries() for e in entry.composition.elements} - {"Cl"})
     first = [PDEntry(Composition(symbol), elements[symbol]) for symbol in needed]
@@ -288,9 +289,12 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
     mine[-1] = PDEntry(mine[-2].composition, mine[-2].energy + 0.1 * mine[-2].composition.num_atoms)
     energy = np.array([entry.energy_per_atom for entry in mine]) * crystals.n_atoms
     names = [entry.composition.reduced_formula for entry in mine]
-    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, energy, scheme="mp2020-corrected", names=names)
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, energy, scheme=scheme, names=names)
     found = hull(scores)
     attrs = found.attrs["hull"]
+    is_missing = scheme == "omat24"
+    assert set(attrs["elemental_references"].get("elements", ())) == (set() if is_missing else {"Cl", *needed})
+    competing = mine if is_missing else [*mine, PDEntry(Composition("Cl"), elements["Cl"])]
     assert attrs["lower_bound"] is True
     assert "lower bound" in found["energy_above_hull"].attrs["description"]
     assert "lower bound" in summary(found, "h")
@@ -298,17 +302,17 @@ def test_candidates_alone_give_a_lower_bound(crystals: Crystals, tmp_path: Path)
     checked = 0
     for place, entry in enumerate(mine):
         symbols = {element.symbol for element in entry.composition.elements}
-        assert int(found["hull_status"].values[place]) == (2 if "Cl" in symbols else 0)
-        if "Cl" in symbols:
+        assert int(found["hull_status"].values[place]) == (2 if is_missing and "Cl" in symbols else 0)
+        if is_missing and "Cl" in symbols:
             assert np.isnan(above[place])
             continue
-        near = within(mine, entry.composition)
+        near = within(competing, entry.composition)
         expected = PhaseDiagram(near).get_e_above_hull(entry)
         assert joint[place] == pytest.approx(expected, abs=TOLERANCE)
         assert above[place] == joint[place]
         checked += expected > 0
     assert checked > 5
-    assert set(attrs["missing_references"]) == {"Cl"}
+    assert set(attrs["missing_references"]) == ({"Cl"} if is_missing else set())
 
 
 def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, tmp_path: Path) -> None:
@@ -317,10 +321,17 @@ def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, t
     energy[3] = np.nan
     status = np.ones(len(energy), dtype=int)
     status[0], status[1] = 0, 2
-    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, energy, status=status.tolist(), meanings=meanings)
+    scores = write_scores(
+        tmp_path / "s.zarr",
+        crystals.graphs,
+        energy,
+        status=status.tolist(),
+        meanings=meanings,
+        scheme="omat24",  # the package has no energies of elements in this scheme
+    )
     table = tmp_path / "few.csv"
     table.write_text("formula,energy_per_atom\nFe,-8.4\nO2,-4.9\nFe2O3,-7.5\n")
-    found = hull(scores, table, scheme="mp2020-corrected")
+    found = hull(scores, table, scheme="omat24")
     codes = found["hull_status"].values
     assert codes[0] == codes[3] == 1
     assert codes[1] != 1
@@ -472,7 +483,7 @@ def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_pat
     with pytest.raises(ConfigError, match="use --scheme"):
         hull(scores, crystals.others)
     with pytest.raises(ConfigError, match="need references of the elements"):
-        hull(scores, crystals.others, scheme="mp2020-corrected")
+        hull(other, crystals.others, scheme="omat24")
     corrected = write_scores(tmp_path / "c.zarr", crystals.graphs, crystals.corrected, scheme="mp2020-corrected")
     found = hull(corrected, crystals.elements)
     assert (found["correction_per_atom"] == 0).all()
