@@ -60,7 +60,8 @@ Scheme = Annotated[
     str | None,
     typer.Option(
         help="Energy scheme to assume for references that state none (table rows without `scheme`, entries without a "
-        "run type): mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan or own."
+        "run type), and for the labels of a graph store: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan "
+        "or own."
     ),
 ]
 MovedStore = Annotated[

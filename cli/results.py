@@ -15,7 +15,9 @@ def hull(
     scores: Annotated[
         str,
         typer.Argument(
-            metavar="S.zarr", help="Scores written by `equiscreen screen` or `equiscreen relax`, or their URL."
+            metavar="S.zarr",
+            help="Scores written by `equiscreen screen` or `equiscreen relax`, or their URL; or a graph store with "
+            "energies as labels (with --scheme).",
         ),
     ],
     references: References = None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.store.schema import ArraySpec
 from ..chemistry.composition import Compositions
+from ..dataset.labels import LABELLED, label_arrays
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import RELIABLE_STATUSES, USABLE_STATUSES
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 
 RELAXED = "relaxed"
+# Names of the column that states the run type of a labelled structure, and the run types of the Materials Project that
+# have corrections: GGA+U for the compounds for which it uses a Hubbard U, and GGA for all others.
+_RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
+GGA, GGA_U = "GGA", "GGA+U"
 # Structures whose edges are in memory at once.
 _BLOCK = 512
 _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
@@ -50,34 +57,44 @@ class EnergyRows:
 
 
 class ScoredEnergies(ScoresReader):
-    """A scores dataset with energies.
+    """A scores dataset with energies, or a graph store with energies as labels.
 
     Args:
-        path: Path or URL of the dataset of a screen, relaxation or hull.
+        path: Path or URL of the dataset of a screen, relaxation or hull; or of the graph store.
         store: Path of its graph store, if it is not where the dataset says.
+        labels: Energy scheme of the labels of a graph store; None for a scores dataset.
 
     Attributes:
         scheme: Energy scheme of the model.
         model: Hash of the model's weights; empty if the dataset does not name it.
-        relaxed: Whether the structures were relaxed.
+        relaxed: Whether the structures were relaxed, as those of calculations are taken to be.
 
     Raises:
         StoreError: The dataset is missing, unfinished, not a scores dataset, or has no energies.
     """
 
-    def __init__(self, path: str | Path, store: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, store: str | Path | None = None, *, labels: str | None = None) -> None:
+        self._scheme_of_labels = labels
         super().__init__(path, store)
         if "energy" not in self.specs:
             raise StoreError(f"{path}: has no energy; a hull needs a screen with energies")
         model = self.attrs.get("model", {})
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")
-        self.relaxed = self.attrs.get("kind") == RELAXED
+        self.relaxed = self.attrs.get("kind") in {RELAXED, LABELLED}
         meanings = self.meanings("status")
         self._usable, self._reliable = (
             np.array([value for word, value in meanings.items() if word in words], np.uint8)
             for words in (USABLE_STATUSES, RELIABLE_STATUSES)
         )
+
+    def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
+        return super()._open() if self._scheme_of_labels is None else label_arrays(self.path, self._scheme_of_labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the energies are the labels of a graph store."""
+        return self._scheme_of_labels is not None
 
     @property
     def n_members(self) -> int:
@@ -117,7 +134,11 @@ class ScoredEnergies(ScoresReader):
         n_atoms = self.column("n_atoms", start, stop)
         energy = self.column("energy", start, stop) / n_atoms
         status = self.column("status", start, stop)
-        usable = np.isin(status, self._usable) & np.isfinite(energy)
+        usable = (
+            np.isin(status, self._usable)
+            & np.isfinite(energy)
+            & self._comparable(numbers, start, stop, compositions, corrections)
+        )
         correction = np.zeros(len(numbers))
         if corrections is not None:
             kinds = self._anion_kinds(start, numbers, usable, n_atoms, compositions)
@@ -125,6 +146,21 @@ class ScoredEnergies(ScoresReader):
         energy = np.where(usable, energy + correction, np.nan)
         correction[~usable] = np.nan
         return EnergyRows(start, stop, numbers, energy, correction, usable & np.isin(status, self._reliable))
+
+    def _comparable(
+        self,
+        numbers: NDArray[np.int64],
+        start: int,
+        stop: int,
+        compositions: Compositions,
+        corrections: MP2020 | None,
+    ) -> NDArray[np.bool_]:
+        """bool[n], whether labels with a column for their run type have that for which there are corrections."""
+        column = next((name for name in _RUN_TYPES if name in self.specs), None)
+        if corrections is None or column is None or not self.labelled:
+            return np.ones(len(numbers), dtype=bool)
+        expected = [GGA_U if corrections.hubbards(compositions.symbols(number)) else GGA for number in numbers.tolist()]
+        return np.asarray(self.column(column, start, stop) == np.array(expected, dtype=object))
 
     def _anion_kinds(
         self,

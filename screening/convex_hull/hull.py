@@ -11,14 +11,16 @@ from typing import Any
 
 import xarray as xr
 
-from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
+from ...pipeline.energy_schemes import CORRECTED, SCHEMES, UNCORRECTED
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
+from ..dataset.labels import LABELLED, is_graph_store
 from ..dataset.paths import hull_path
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
@@ -64,13 +66,14 @@ def hull(
         >>> float((found["energy_above_hull"] < 0).mean())  # doctest: +SKIP
 
     Args:
-        scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew.
+        scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew; or a graph store with
+            energies as labels, such as results of calculations that come back.
         references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
             columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
             candidates compete with each other and with the elements; their hull is too high where phases are missing,
             so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
-        scheme: Energy scheme of table rows and entries that state none.
+        scheme: Energy scheme of table rows and entries that state none, and of the energies of a graph store.
         store: Graph store of the candidates, if it is not where the scores say.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         exclude_self: Leave out the own phase of each structure among the references, which all need structures.
@@ -87,7 +90,7 @@ def hull(
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
-    candidates = ScoredEnergies(scores, store)
+    candidates = _candidates(scores, store, scheme)
     paths = [references] if isinstance(references, str | Path) else list(references)
     if exclude_self and not paths:
         raise ConfigError(
@@ -107,7 +110,7 @@ def hull(
     }
     options = RunOptions(overwrite=overwrite, progress=progress)
     inputs = [
-        InputStore(scores, candidates.hash, SCORES_SCHEMA),
+        InputStore(scores, candidates.hash, GRAPH_SCHEMA if candidates.labelled else SCORES_SCHEMA),
         *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if is_dataset(path)),
     ]
     writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
@@ -146,6 +149,25 @@ def hull(
     return open_scores(target)
 
 
+def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None) -> ScoredEnergies:
+    """Open the energies of the candidates.
+
+    Raises:
+        ConfigError: They are a graph store, and `scheme` does not say what its energies are.
+        StoreError: The scores or their graph store cannot be read, or have no energies.
+    """
+    if not is_graph_store(scores):
+        return ScoredEnergies(scores, store)
+    if GraphStore(scores).attrs.get("relaxed_from"):
+        raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{scores}: a graph store does not say which scheme its energies follow; use --scheme with one of "
+            f"{', '.join(SCHEMES)}"
+        )
+    return ScoredEnergies(scores, labels=scheme)
+
+
 def summary(found: xr.Dataset, path: str | Path) -> str:
     """Summarise a finished hull in one line."""
     attrs = found.attrs["hull"]
@@ -154,14 +176,15 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_elements(attrs)}"
+        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(found.attrs)}{_elements(attrs)}"
         f"{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
         f"{timing['structures_per_second']:,.0f} structures/s"
     )
 
 
-def _compared(attrs: Mapping[str, Any]) -> str:
+def _compared(dataset_attrs: Mapping[str, Any]) -> str:
     """What the structures were measured against."""
+    attrs = dataset_attrs["hull"]
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
         return "measured against each other and the elements: a lower bound, since there are no references"
@@ -170,7 +193,8 @@ def _compared(attrs: Mapping[str, Any]) -> str:
             f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
             f"({attrs['own_phases_left_out']:,} recognised by structure)"
         )
-    return f"{attrs['below_hull']:,} below the hull of {phases}, known phases included, to within the model's error"
+    error = "" if dataset_attrs.get("kind") == LABELLED else ", known phases included, to within the model's error"
+    return f"{attrs['below_hull']:,} below the hull of {phases}{error}"
 
 
 def _elements(attrs: Mapping[str, Any]) -> str:

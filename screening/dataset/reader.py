@@ -46,23 +46,26 @@ class ScoresReader:
 
     def __init__(self, path: str | Path, store: str | Path | None = None) -> None:
         self.path = path
-        root = open_root(path, SCORES_SCHEMA)
-        self.attrs: Mapping[str, Any] = dict(root.attrs)
         self._given_store = store
         self._last: tuple[NDArray[np.int64], list[Structure]] | None = None
-        self._arrays = {}
-        self.specs: dict[str, ArraySpec] = {}
+        self.attrs, self._arrays, self.specs = self._open()
+        absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
+        if absent:
+            raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
+
+    def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
+        """Attributes of the dataset, its arrays along dim ``structure``, and their definitions."""
+        root = open_root(self.path, SCORES_SCHEMA)
+        arrays, specs = {}, {}
         for name, array in sorted(root.arrays()):
             dims = tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ())
             if not dims or dims[0] != STRUCTURE:
                 continue
             dtype = TEXT if array.dtype.kind in "TO" else str(array.dtype)
-            self._arrays[name] = array
-            self.specs[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
-        check_shards(location(path), self._arrays)
-        absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
-        if absent:
-            raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
+            arrays[name] = array
+            specs[name] = ArraySpec(name, dims, dtype, dict(array.attrs), tuple(array.shape[1:]))
+        check_shards(location(self.path), arrays)
+        return dict(root.attrs), arrays, specs
 
     def __len__(self) -> int:
         return int(self._arrays["status"].shape[0])
