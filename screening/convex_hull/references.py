@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.energy_schemes import OWN
+from ...pipeline.errors import ConfigError
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
+from ..chemistry.functionals import GGA, GGA_U
 from .mp2020 import MP2020
 
 # Energies beyond this (eV/atom) are mistakes: all-electron energies of the heaviest atoms are a tenth of it.
@@ -37,6 +41,24 @@ def quoted(value: object) -> str:
     """A value of an input file as short text for a message."""
     text = repr(value)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
+def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) -> None:
+    """Check that references for a network of one's own follow one functional.
+
+    Args:
+        path: File of the references.
+        scheme: Energy scheme of the candidates.
+        functionals: Functionals that the references state.
+
+    Raises:
+        ConfigError: They follow several.
+    """
+    if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
+        raise ConfigError(
+            f"{path}: its entries follow several functionals ({', '.join(sorted(functionals))}); keep those that the "
+            "model was trained on"
+        )
 
 
 @dataclass

@@ -1,0 +1,177 @@
+"""What references say about their functional counts, wherever and however they say it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from equiscreen.pipeline.errors import ConfigError
+from equiscreen.screening.chemistry.composition import Compositions
+from equiscreen.screening.convex_hull.mp2020 import MP2020
+from equiscreen.screening.convex_hull.reference_entries import read_entries
+from equiscreen.screening.convex_hull.references import Gathered, ReadSettings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+# Each functional as VASP, pymatgen, the Materials Project, MatPES, Alexandria, AFLOW and libxc write it: in fields that
+# tell whether a U was used, in fields that need not, and as tags of VASP.
+RUN_TYPES = {
+    "GGA": ("GGA", "PBE", "gga"),
+    "GGA+U": ("GGA+U", "PBE+U", "GGA_U", "PBE_U"),
+    "r2SCAN": ("r2SCAN", "R2SCAN", "r2scan"),
+    "SCAN": ("SCAN", "Scan"),
+    "PBEsol": ("PBEsol", "PBESol"),
+    "LDA": ("LDA",),
+    "HSE06": ("HSE06",),
+    "GGA+vdW": ("PBE+vdW-DFT-D3", "PBE-D3(BJ)"),
+}
+NAMES = {
+    **RUN_TYPES,
+    "GGA": (*RUN_TYPES["GGA"], "PAW_PBE", "GGA_X_PBE+GGA_C_PBE", "Perdew-Burke-Ernzerhof"),
+    "r2SCAN": (*RUN_TYPES["r2SCAN"], "MGGA_X_R2SCAN+MGGA_C_R2SCAN"),
+    "PBEsol": (*RUN_TYPES["PBEsol"], "GGA_X_PBE_SOL+GGA_C_PBE_SOL"),
+}
+TAGS: Mapping[str, dict[str, Any]] = {
+    "GGA": {"GGA": "PE"},
+    "GGA+U": {"GGA": "Pe", "LDAU": True, "LDAUU": [5.3, 0]},
+    "r2SCAN": {"METAGGA": "R2scan", "GGA": "--"},
+    "SCAN": {"METAGGA": "SCAN"},
+    "PBEsol": {"GGA": "PS", "METAGGA": "None", "LHFCALC": False},
+    "LDA": {"GGA": "CA"},
+    "HSE06": {"LHFCALC": ".TRUE.", "HFSCREEN": 0.2, "GGA": "PE"},
+    "GGA+vdW": {"GGA": "PE", "IVDW": 12},
+}
+TASKS = ("Structure Optimization", "Static", "NSCF Line", "DFPT Dielectric")
+PARTS = ((), ("parameters",), ("data",), ("input",), ("parameters", "input"), ("calcs_reversed", "input"))
+ALLOWED = {"mp-uncorrected": {"GGA", "GGA+U"}, "matpes-pbe": {"GGA"}, "r2scan": {"r2SCAN"}, "omat24": {"GGA", "GGA+U"}}
+CORRECTIONS = MP2020()
+
+
+def put(entry: dict[str, Any], part: tuple[str, ...], key: str, value: object) -> None:
+    """Put a statement into a part of an entry; calculations are lists of one."""
+    here: Any = entry
+    for step in part:
+        inner = here.setdefault(step, [{}] if step == "calcs_reversed" else {})
+        here = inner[0] if isinstance(inner, list) else inner
+    here[key] = value
+
+
+@st.composite
+def statements(draw: st.DrawFn, functional: str) -> tuple[tuple[str, ...], str, object]:
+    """A part of an entry, a key and the value that states a functional there."""
+    part = draw(st.sampled_from(PARTS))
+    kind = draw(st.sampled_from(["run_type", "calc_type", "name", "incar"]))
+    if kind == "incar":
+        return part, draw(st.sampled_from(["incar", "INCAR"])), TAGS[functional]
+    if kind == "name":
+        key = draw(st.sampled_from(["functional", "xc", "xc_functional", "_alexandria_xc_functional", "dft_type"]))
+        text = draw(st.sampled_from(NAMES[functional]))
+        return part, key, [text] if key == "dft_type" else text
+    text = draw(st.sampled_from(RUN_TYPES[functional]))
+    if kind == "calc_type":
+        text = f"{text.replace(' ', '')} {draw(st.sampled_from(TASKS))}"
+    return part, kind, draw(st.sampled_from([text, {"@class": "RunType", "value": text}]))
+
+
+def entry_of(**more: Any) -> dict[str, Any]:
+    return {"entry_id": "odd", "composition": {"Na": 1, "Cl": 1}, "energy": -6.8, **more}
+
+
+def account_of(folder: Path, entry: dict[str, Any], scheme: str, assumed: str | None) -> dict[str, Any]:
+    """Account of a file with an entry of which nothing is known, which the assumption lets pass, and another entry."""
+    plain = {"entry_id": "plain", "composition": {"Na": 2}, "energy": -2.6}
+    (folder / "e.json").write_text(json.dumps([plain, entry]))
+    found = Gathered()
+    corrections = CORRECTIONS if scheme == "mp-uncorrected" else None
+    notes = read_entries(str(folder / "e.json"), ReadSettings(scheme, assumed, Compositions(), corrections), found)
+    assert len(found.energy) + notes["left_out"] == 2
+    return notes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stated")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.data(), scheme=st.sampled_from(sorted(ALLOWED)), functional=st.sampled_from(sorted(RUN_TYPES)))
+def test_a_stated_functional_beats_the_assumption(
+    folder: Path, drawn: st.DataObject, scheme: str, functional: str
+) -> None:
+    entry = entry_of()
+    put(entry, *drawn.draw(statements(functional)))
+    notes = account_of(folder, entry, scheme, scheme)
+    used = functional in ALLOWED[scheme]
+    assert notes["left_out"] == (0 if used else 1), (entry, notes)
+    if not used:
+        (reason,) = notes["left_out_by_reason"]
+        assert reason.startswith("functional ")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.data(), both=st.tuples(*[st.sampled_from(sorted(RUN_TYPES))] * 2))
+def test_statements_that_contradict_each_other_leave_the_entry_out(
+    folder: Path, drawn: st.DataObject, both: tuple[str, str]
+) -> None:
+    """A name without U or dispersion does not say that there is none; everything else is a contradiction."""
+    entry = entry_of()
+    given = [drawn.draw(statements(functional)) for functional in both]
+    assume_distinct = {(part, key) for part, key, _ in given}
+    for statement in given:
+        put(entry, *statement)
+    notes = account_of(folder, entry, "mp-uncorrected", "mp-uncorrected")
+    bases = {functional.partition("+")[0] for functional in both}
+    if len(assume_distinct) == 2 and len(bases) == 2:
+        assert notes["left_out_by_reason"] == {"two functionals": 1}, entry
+    if both[0] == both[1]:
+        assert notes["left_out"] == (0 if both[0] in ALLOWED["mp-uncorrected"] else 1), (entry, notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "scheme", "reason"),
+    [
+        ({"parameters": {"potcar_symbols": ["PAW Na", "PAW Cl"]}}, "r2scan", "functional LDA"),
+        ({"potcar": {"functional": "LDA_54"}}, "mp-uncorrected", "functional LDA"),
+        ({"input": {"pseudo_potential": {"functional": "PW91"}}, "xc": "PBE"}, "omat24", "pseudopotentials"),
+        ({"data": {"potcar_spec": [{"titel": "PAW_GGA Na_pv"}, None]}, "xc": "PBE"}, "omat24", "pseudopotentials"),
+        ({"parameters": {"potcar_symbols": ["PBE Na_sv", "PBE Cl"]}}, "matpes-pbe", "pseudopotentials"),
+        ({"parameters": {"potcar_symbols": ["PBE Na_pv", "PBE Cl"], "xc": "R2SCAN"}}, "r2scan", None),
+        ({"parameters": {"potcar_symbols": ["PBE Na_pv", "PBE Cl"]}}, "matpes-pbe", None),
+        ({"parameters": {"potcar_symbols": ["PBE Na_pv", "PBE Cl"]}}, "mp-uncorrected", None),
+        ({"parameters": {"hubbards": {"Na": 2.0}}, "functional": "PBE"}, "matpes-pbe", "Hubbard U"),
+        ({"parameters": {"is_hubbard": True}, "functional": "r2SCAN"}, "r2scan", "Hubbard U"),
+        ({"incar": {"LDAU": True, "LDAUU": {"Na": 2}}}, "matpes-pbe", "Hubbard U"),
+        ({"incar": {"LDAU": True, "LDAUU": [0, 0]}}, "matpes-pbe", None),
+        ({"run_type": "GGA", "data": {"run_type": "GGA+U"}}, "mp-uncorrected", "two functionals"),
+        ({"run_type": "GGA+U", "functional": "PBE"}, "mp-uncorrected", None),
+        ({"matpes_id": "matpes-1", "functional": "PBE"}, "mp-uncorrected", "energy scheme matpes-pbe"),
+        ({"data": {"calc_type": "Static"}, "xc": None, "functional": ""}, "mp-uncorrected", None),
+        ({"data": {"xc": 3}}, "mp-uncorrected", "malformed data.xc"),
+        ({"calc_type": ["GGA Static"]}, "mp-uncorrected", "malformed calc_type"),
+    ],
+)
+def test_settings_that_tell_of_another_scheme(
+    tmp_path: Path, more: dict[str, Any], scheme: str, reason: str | None
+) -> None:
+    notes = account_of(tmp_path, entry_of(**more), scheme, scheme)
+    assert [found.startswith(reason or "") for found in notes["left_out_by_reason"]] == ([True] if reason else [])
+
+
+def test_entries_of_matpes_and_r2scan_need_no_assumption(tmp_path: Path) -> None:
+    for scheme, more in (
+        ("matpes-pbe", {"matpes_id": "m", "functional": "PBE"}),
+        ("r2scan", {"calc_type": "R2SCAN Static"}),
+    ):
+        notes = account_of(tmp_path, entry_of(**more), scheme, None)
+        assert notes["left_out_by_reason"] == {"no run type": 1}  # the plain one
+        assert notes["scheme"] == scheme
+
+
+def test_a_network_of_ones_own_follows_one_functional(tmp_path: Path) -> None:
+    entries = [entry_of(xc="PBE"), entry_of(data={"calc_type": "SCAN Static"})]
+    (tmp_path / "e.json").write_text(json.dumps(entries))
+    with pytest.raises(ConfigError, match=r"several functionals \(GGA, SCAN\)"):
+        read_entries(str(tmp_path / "e.json"), ReadSettings("own", "own", Compositions(), None), Gathered())
