@@ -33,6 +33,8 @@ STATING = _RUN_TYPES | {
     "exchange_correlation",
     "func",
 }
+# Parts of a calculation in which a functional is that of the POTCARs. In lower case.
+POTCAR_SECTIONS = frozenset({"potcar", "pseudo_potential"})
 # First words of a calc_type that states no functional ("GGA Static" and "Static" are both written).
 _TASKS = frozenset(
     {"nscf", "dielectric", "dfpt", "nmr", "static", "structure", "deformation", "optic", "unrecognized", "molecular"}
@@ -85,6 +87,16 @@ class Functional:
 
     def __str__(self) -> str:
         return f"{self.name or 'unknown'}{'+U' if self.with_u else ''}{'+vdW' if self.dispersion else ''}"
+
+
+def stating_field(column: str) -> str | None:
+    """The field of a calculation that a column of a table holds, such as ``run_type`` for ``parameters.run_type``.
+
+    Returns:
+        One of `STATING`; None for all other columns.
+    """
+    *sections, name = column.lower().split(".")
+    return name if name in STATING and POTCAR_SECTIONS.isdisjoint(sections) else None
 
 
 @lru_cache(maxsize=4096)

@@ -21,6 +21,7 @@ from ..chemistry.composition import MAX_COUNT, element_of_species
 from ..chemistry.functionals import (
     GGA,
     OF_SCHEME,
+    POTCAR_SECTIONS,
     R2SCAN_FUNCTIONAL,
     STATING,
     ContradictionError,
@@ -38,8 +39,7 @@ from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSe
 MAX_JSON_BYTES = 4 << 30
 # Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
 # which is the last that was run. In lower case.
-_POTCARS = frozenset({"potcar", "pseudo_potential"})
-_SECTIONS = _POTCARS | {
+_SECTIONS = POTCAR_SECTIONS | {
     "parameters",
     "data",
     "input",
@@ -136,7 +136,7 @@ class _Calculation:
         Raises:
             EntryLeftOutError: A statement is malformed.
         """
-        is_potcar = place.rpartition(".")[2].lower() in _POTCARS
+        is_potcar = place.rpartition(".")[2].lower() in POTCAR_SECTIONS
         for key, value in section.items():
             name, where = str(key).lower(), f"{place}.{key}" if place else str(key)
             if name == "matpes_id" and value is not None:

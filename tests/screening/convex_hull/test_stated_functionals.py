@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from equiscreen.pipeline.errors import ConfigError
+from equiscreen.pipeline.errors import ConfigError, SourceError
 from equiscreen.screening.chemistry.composition import Compositions
 from equiscreen.screening.convex_hull.mp2020 import MP2020
 from equiscreen.screening.convex_hull.reference_entries import read_entries
-from equiscreen.screening.convex_hull.references import Gathered, ReadSettings
+from equiscreen.screening.convex_hull.reference_tables import read_table
+from equiscreen.screening.convex_hull.references import Gathered, LeftOut, ReadSettings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import csv
 
 # Each functional as VASP, pymatgen, the Materials Project, MatPES, Alexandria, AFLOW and libxc write it: in fields that
 # tell whether a U was used, in fields that need not, and as tags of VASP.
@@ -175,3 +179,73 @@ def test_a_network_of_ones_own_follows_one_functional(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(json.dumps(entries))
     with pytest.raises(ConfigError, match=r"several functionals \(GGA, SCAN\)"):
         read_entries(str(tmp_path / "e.json"), ReadSettings("own", "own", Compositions(), None), Gathered())
+
+
+def table_account(folder: Path, columns: dict[str, list[Any]], scheme: str, assumed: str | None, kind: str) -> Any:
+    """Account of a table of Na and rows of NaCl, of which the first states nothing."""
+    size = len(next(iter(columns.values())))
+    table = {
+        "formula": ["Na", *["NaCl"] * size],
+        "energy_per_atom": [-1.3, *[-3.4] * size],
+        **{name: [None, *values] for name, values in columns.items()},
+    }
+    path = folder / f"t.{kind}"
+    (pq.write_table if kind == "parquet" else csv.write_csv)(pa.table(table), path)
+    corrections = CORRECTIONS if scheme == "mp-uncorrected" else None
+    left_out, found = LeftOut(), Gathered()
+    read = ReadSettings(scheme, assumed, Compositions(), corrections)
+    notes = read_table(str(path), read, found, [], left_out)
+    assert len(found.energy) + left_out.by_reason.total() == size + 1
+    return {**notes, **left_out.attrs()}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    column=st.sampled_from(["run_type", "functional", "xc", "Functional", "parameters.run_type", "xc_functional"]),
+    stated=st.lists(st.sampled_from([(f, text) for f, texts in RUN_TYPES.items() for text in texts]), min_size=1),
+    scheme=st.sampled_from(sorted(ALLOWED)),
+    kind=st.sampled_from(["csv", "parquet"]),
+)
+def test_tables_are_read_row_by_row_as_entries_are(
+    folder: Path, column: str, stated: list[tuple[str, str]], scheme: str, kind: str
+) -> None:
+    account = table_account(folder, {column: [text for _, text in stated]}, scheme, scheme, kind)
+    assert account["left_out"] == sum(functional not in ALLOWED[scheme] for functional, _ in stated)
+    assert all(reason.startswith("functional ") for reason in account["left_out_by_reason"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "scheme", "reasons"),
+    [
+        ({"run_type": ["GGA"], "calc_type": ["r2SCAN Static"]}, "mp-uncorrected", ["two functionals"]),
+        ({"run_type": ["GGA+U"], "functional": ["PBE"]}, "mp-uncorrected", []),
+        ({"run_type": ["R2SCAN"], "scheme": ["mp-uncorrected"]}, "r2scan", ["energy scheme mp-uncorrected"]),
+        ({"potcar.functional": ["PBE_54"]}, "r2scan", []),
+        ({"run_type": [3.5]}, "mp-uncorrected", ["malformed run_type"]),
+    ],
+)
+def test_odd_rows(tmp_path: Path, columns: dict[str, list[Any]], scheme: str, reasons: list[str]) -> None:
+    assert list(table_account(tmp_path, columns, scheme, scheme, "parquet")["left_out_by_reason"]) == reasons
+
+
+def test_r2scan_is_a_scheme_by_itself_and_gga_is_not(tmp_path: Path) -> None:
+    columns = {"run_type": ["r2SCAN", "GGA"]}
+    account = table_account(tmp_path, columns, "r2scan", None, "csv")
+    assert account["left_out_by_reason"] == {"functional GGA": 1, "no energy scheme": 1}
+    account = table_account(tmp_path, columns, "mp-uncorrected", None, "csv")
+    assert account["left_out_by_reason"] == {"no energy scheme": 2, "functional r2SCAN": 1}
+    with pytest.raises(ConfigError, match="several functionals"):
+        table_account(tmp_path, columns, "own", "own", "csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("name", ["formula", "energy_per_atom", "run_type", "material_id"])
+@pytest.mark.parametrize("second", ["{}", "{}.1"])
+def test_columns_that_are_there_twice_are_refused_by_name(tmp_path: Path, name: str, kind: str, second: str) -> None:
+    names = ["formula", "energy_per_atom", "run_type", "material_id", "note", "note", second.format(name)]
+    row = pa.table([[f"{value}"] for value in ("NaCl", "-3.4", "GGA", "a", "x", "y", "z")], names=names)
+    path = tmp_path / f"t.{kind}"
+    (pq.write_table if kind == "parquet" else csv.write_csv)(row, path)
+    read = ReadSettings("omat24", "omat24", Compositions(), None)
+    with pytest.raises(SourceError, match=rf"t\.{kind}: the column {name} is there 2 times"):
+        read_table(str(path), read, Gathered(), [], LeftOut())
