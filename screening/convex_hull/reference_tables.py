@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.sources.discovery import find_files
 from ..chemistry.composition import Compositions
 from ..chemistry.functionals import OF_SCHEME, R2SCAN_FUNCTIONAL, ContradictionError, agreed, named, stating_field
+from ..dataset.repeated_columns import check_columns
 from .energies import basis
 from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
 
@@ -267,11 +266,8 @@ def _wanted(path: str, names: Sequence[str]) -> list[str]:
     """The columns of a table that are read.
 
     Raises:
-        SourceError: One of them is there twice; pandas appends numbers to the names of such columns.
+        SourceError: One of them is there twice.
     """
     found = [name for name in names if name in _READ or stating_field(name) is not None]
-    counts = Counter(found) + Counter(re.sub(r"\.\d+$", "", name) for name in names if re.search(r"\.\d+$", name))
-    twice = next((name for name in found if counts[name] > 1), None)
-    if twice is not None:
-        raise SourceError(f"{path}: the column {twice} is there {counts[twice]} times; keep one of them")
+    check_columns(path, found, names)
     return found
