@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..pipeline.errors import ConfigError, SourceError, StoreError, detail
 from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
 from .chemistry.composition import Compositions
+from .chemistry.functionals import OF_SCHEME, StatementError, of_row, stating_field
 from .dataset.reader import ScoresReader
 from .dataset.repeated_columns import check_columns
 from .dataset.scores import open_scores
@@ -195,7 +197,8 @@ def join_energies(
     """Add DFT energies to the scores that they were computed for.
 
     The energies have to follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    go with ``mp-uncorrected``.
+    go with ``mp-uncorrected``. Rows that state another functional, in a column ``run_type``, ``functional`` or ``xc``,
+    are left out and counted.
 
     Example:
         >>> found = join_energies("best", "vasp.csv")  # doctest: +SKIP
@@ -226,7 +229,9 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(f"{place}: has no energy_per_atom to compare with")
-    ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column)
+    scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
+    left_out: Counter[str] = Counter()
+    ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column, scheme, left_out)
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
@@ -242,7 +247,6 @@ def join_energies(
         (STRUCTURE,), error, {**units, "description": "energy_per_atom minus dft_energy_per_atom"}
     )
     unknown = [ids[row] for row in np.flatnonzero(found < 0).tolist()]
-    scheme = rows.attrs.get("model", {}).get("energy_scheme", "")
     dataset.attrs["dft"] = {
         "table": str(table),
         "joined_by": key,
@@ -251,6 +255,7 @@ def join_energies(
         "joined": len(joined),
         "compositions_checked": checked,
         **({"note": note} if note else {}),
+        "left_out_by_reason": dict(left_out),
         "unknown_ids": len(unknown),
         "first_unknown_ids": unknown[:_NAMED],
         "mean_absolute_error": float(np.nanmean(np.abs(error))) if np.isfinite(error).any() else None,
@@ -348,9 +353,16 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
 
 
 def _read_energies(
-    path: Path, id_column: str | None, energy_column: str | None
+    path: Path, id_column: str | None, energy_column: str | None, scheme: str, left_out: Counter[str]
 ) -> tuple[list[str], NDArray[np.float64], str, dict[str, list[str]]]:
     """Return the ids and finite energies of a table, the name of the energy column, and the formulas by id, if any.
+
+    Args:
+        path: The table.
+        id_column: See `join_energies`.
+        energy_column: See `join_energies`.
+        scheme: Energy scheme of the model.
+        left_out: Rows of other functionals are counted in it, by reason.
 
     Raises:
         SourceError: The table cannot be read, a column is there twice, or an id has two energies.
@@ -368,27 +380,63 @@ def _read_energies(
         raise SourceError(f"{path}: column {named} holds a value that is not a number ({detail(error)})") from error
     ids = [str(value) for value in table[key].to_pylist()]
     energies: dict[str, float] = {}
-    for one, value in zip(ids, values.tolist(), strict=True):
+    for one, value, reason in zip(ids, values.tolist(), _other_functionals(path, table, scheme), strict=True):
         if not np.isfinite(value):
             continue  # an unfinished calculation
+        if reason:
+            left_out[reason] += 1
+            continue
         if energies.setdefault(one, value) != value:
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
-        raise SourceError(f"{path}: has no finite energy")
-    formulas: dict[str, list[str]] = {}
+        why = "".join(f"; {count:,} {reason}" for reason, count in left_out.items())
+        raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
+    return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
+
+
+def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the formulas of a table by id, as far as it gives any.
+
+    Raises:
+        SourceError: The column is there twice.
+    """
     column = next((name for name in FORMULA_COLUMNS if name in table.column_names), None)
-    if column is not None:
-        check_columns(path, [column], table.column_names)
-        for one, text in zip(ids, table[column].to_pylist(), strict=True):
-            if text is not None and str(text).strip():
-                formulas.setdefault(one, []).append(str(text))
-    return list(energies), np.array(list(energies.values())), named, formulas
+    if column is None:
+        return {}
+    check_columns(path, [column], table.column_names)
+    formulas: dict[str, list[str]] = {}
+    for one, text in zip(ids, table[column].to_pylist(), strict=True):
+        if text is not None and str(text).strip():
+            formulas.setdefault(one, []).append(str(text))
+    return formulas
+
+
+def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
+    """Why each row of a table cannot be compared with energies of a scheme; empty where nothing speaks against it.
+
+    Raises:
+        SourceError: A column is there twice.
+    """
+    names = [name for name in table.column_names if stating_field(name) is not None]
+    check_columns(path, names, table.column_names)
+    rows = table.select(names).to_pylist() if names else [{}] * len(table)
+    reasons = []
+    for row in rows:
+        try:
+            stated = of_row(row)
+        except StatementError as error:
+            reasons.append(error.reason)
+            continue
+        other = stated is not None and str(stated) not in OF_SCHEME.get(scheme, {str(stated)})
+        reasons.append(f"functional {stated}" if other else "")
+    return reasons
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Read a CSV file, with ids and formulas as text even if they look like numbers."""
+    """Read a CSV file, with ids, formulas and functionals as text even if they look like numbers."""
     columns = pyarrow.csv.read_csv(path).column_names
-    kinds = {name: pa.string() for name in columns if name in (*ID_COLUMNS, *FORMULA_COLUMNS)}
+    text = (*ID_COLUMNS, *FORMULA_COLUMNS)
+    kinds = {name: pa.string() for name in columns if name in text or stating_field(name) is not None}
     return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=kinds))
 
 

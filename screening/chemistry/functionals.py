@@ -67,8 +67,17 @@ _SET_OF_POTCARS = re.compile(r"_\d\d(?:_W_HASH)?$", re.IGNORECASE)
 _SHOWN = 40
 
 
-class ContradictionError(ValueError):
-    """Statements about one calculation contradict each other."""
+class StatementError(ValueError):
+    """Statements about one calculation contradict each other, or one of them is none.
+
+    Args:
+        reason: A few words that many calculations share, by which they are counted.
+        detail: What is wrong with this one.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +164,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
     """The functional of a calculation, from everything that is stated about it; None if nothing is.
 
     Raises:
-        ContradictionError: Two statements contradict each other.
+        StatementError: Two statements contradict each other.
     """
     given = list(statements)
     names = {one.name for one in given if one.name}
@@ -163,10 +172,28 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
         names.discard(_HYBRID)  # says the same, less exactly
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
-        raise ContradictionError(" and ".join(sorted({str(one) for one in given})))
+        raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))
     if not given:
         return None
     return Functional(next(iter(names), ""), next(iter(u), None), any(one.dispersion for one in given))
+
+
+def of_row(row: Mapping[str, object]) -> Functional | None:
+    """The functional that a row of a table states; None if it states none.
+
+    Args:
+        row: Content of the columns that state one, by name; lists state several.
+
+    Raises:
+        StatementError: Two statements contradict each other, or one is no text.
+    """
+    found = []
+    for column, value in row.items():
+        for text in value if isinstance(value, list) else [value]:
+            if text is not None and not isinstance(text, str):
+                raise StatementError(f"malformed {column}", f"found {text!r:.80}")
+            found.append(named(stating_field(column) or column, text or ""))
+    return agreed(one for one in found if one is not None)
 
 
 def _key(text: str) -> str:

@@ -24,8 +24,8 @@ from ..chemistry.functionals import (
     POTCAR_SECTIONS,
     R2SCAN_FUNCTIONAL,
     STATING,
-    ContradictionError,
     Functional,
+    StatementError,
     agreed,
     named,
     of_potcar,
@@ -112,9 +112,9 @@ class _Calculation:
         """
         try:
             found = agreed(self.statements.values())
-        except ContradictionError as error:
+        except StatementError as error:
             given = " and ".join(f"{one} in {place}" for place, one in self.statements.items())
-            raise EntryLeftOutError("two functionals", given) from error
+            raise EntryLeftOutError(error.reason, given) from error
         if found is not None and (found.name or found.dispersion):
             return found
         # VASP's default is the functional of the POTCARs; but those of PBE are used with other functionals too.

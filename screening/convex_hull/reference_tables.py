@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...pipeline.energy_schemes import CORRECTED, OWN, R2SCAN, SCHEMES, UNCORREC
 from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.sources.discovery import find_files
 from ..chemistry.composition import Compositions
-from ..chemistry.functionals import OF_SCHEME, R2SCAN_FUNCTIONAL, ContradictionError, agreed, named, stating_field
+from ..chemistry.functionals import OF_SCHEME, R2SCAN_FUNCTIONAL, StatementError, of_row, stating_field
 from ..dataset.repeated_columns import check_columns
 from .energies import basis
 from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
@@ -132,7 +132,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
 
 def _columns(
     path: str, batch: pa.RecordBatch, settings: ReadSettings
-) -> tuple[list[Any], list[Any], list[Any], list[str], list[list[tuple[str, Any]]]]:
+) -> tuple[list[Any], list[Any], list[Any], list[str], list[dict[str, Any]]]:
     """Formula, energy, energy scheme, id, and by column whatever is stated of the functional, of each row.
 
     Raises:
@@ -149,27 +149,20 @@ def _columns(
     schemes = columns.get("scheme", [None] * len(values))
     ids = next((columns[name] for name in _ID_COLUMNS if name in columns), [""] * len(values))
     rows = zip(*(columns[name] for name in stating), strict=True) if stating else [()] * len(values)
-    statements = [list(zip(stating, row, strict=True)) for row in rows]
+    statements = [dict(zip(stating, row, strict=True)) for row in rows]
     return formulas, values, schemes, ["" if name is None else str(name) for name in ids], statements
 
 
-def _functional(statements: Sequence[tuple[str, object]]) -> str | None:
+def _functional(row: Mapping[str, object]) -> str | None:
     """The functional that a row states; None if it states none.
 
     Raises:
         EntryLeftOutError: It states two, or a statement is no text.
     """
-    found = []
-    for column, value in statements:
-        texts = value if isinstance(value, list) else [value]
-        for text in texts:
-            if text is not None and not isinstance(text, str):
-                raise EntryLeftOutError(f"malformed {column}", quoted(value))
-            found.append(named(stating_field(column) or column, text or ""))
     try:
-        stated = agreed(one for one in found if one is not None)
-    except ContradictionError as error:
-        raise EntryLeftOutError("two functionals", str(error)) from error
+        stated = of_row(row)
+    except StatementError as error:
+        raise EntryLeftOutError(error.reason, str(error)) from error
     return None if stated is None else str(stated)
 
 

@@ -127,6 +127,19 @@ def test_rows_that_were_joined_by_their_ids_alone_are_told(
     assert compare(scores, scores).attrs["compositions_checked"] == SIZE
 
 
+def test_energies_of_other_functionals_are_not_compared(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    a, b, c, d, *_ = columns["structure_id"]
+    rows = f"{a},-1.0,GGA\n{b},-1.0,\n{c},-1.0,r2SCAN\n{d},-1.0,PBE+U\n"
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,run_type\n{rows}")
+    scheme = open_scores(scores).attrs["model"]["energy_scheme"]
+    assert scheme == "mp-uncorrected"
+    facts = join_energies(scores, tmp_path / "t.csv").attrs["dft"]
+    assert (facts["joined"], facts["left_out_by_reason"]) == (3, {"functional r2SCAN": 1})
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,xc\n{a},-1.0,HSE06\n")
+    with pytest.raises(SourceError, match=r"no finite energy.*1 functional HSE06"):
+        join_energies(scores, tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("by", ["structure_id", "file_name"])
 @pytest.mark.parametrize("energy", ["dft_energy_per_atom", "energy"])
 def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: Path) -> None:
