@@ -87,8 +87,8 @@ class ConvexHull:
     Attributes:
         references: Phases that span the hull; the candidates of the lowest energies if no references were given.
         starts: int64[n compositions + 1], first reference of each composition.
-        own: Rows whose lowest reference of the same composition is their own phase and is left out, with the places of
-            the other references of their composition, lowest energy first.
+        own: Rows of which a reference is the own phase and is left out, with the places of the other references of
+            their composition, lowest energy first.
         levels: Energy of the hull at each composition.
         missing: Number of rows by element that has no reference, largest number first.
         without_compounds: Number of rows of compounds in whose chemical system no reference is a compound; their
@@ -225,19 +225,26 @@ def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
 
 
 def _lowest_candidates(candidates: CandidateEnergies, lowest: NDArray[np.float64]) -> References:
-    """The candidate of the lowest energy of each composition; of several with the same energy, the first."""
-    gathered = Gathered()
-    waiting = {number: value for number, value in enumerate(lowest.tolist()) if not math.isnan(value)}
+    """The candidates as references: of each composition the lowest energy, and that of each ensemble member.
+
+    Of several candidates with the lowest energy, the one whose id sorts first gives the name.
+    """
+    n_members = candidates.scores.n_members
+    member_lowest = np.full((len(lowest), n_members), np.nan)
+    names: dict[int, str] = {}
     for rows in candidates.chunks():
+        members = candidates.scores.member_energies(rows)
+        if members is not None:
+            np.fmin.at(member_lowest, rows.composition, np.where(rows.competes[:, None], members, np.nan))
         wanted = np.flatnonzero(_competing_energy(rows) == lowest[rows.composition])
-        if len(wanted) == 0:
-            continue
-        ids, members = candidates.scores.ids(rows), candidates.scores.member_energies(rows)
+        ids = candidates.scores.ids(rows) if len(wanted) else np.array([], dtype=object)
         for row in wanted.tolist():
             number = int(rows.composition[row])
-            if number in waiting:
-                gathered.add(number, waiting.pop(number), ids[row], None if members is None else members[row])
-    return References.of(gathered, candidates.scores.n_members, ())
+            names[number] = min(names.get(number, ids[row]), ids[row])
+    gathered = Gathered()
+    for number, name in sorted(names.items()):
+        gathered.add(number, float(lowest[number]), name, member_lowest[number] if n_members else None)
+    return References.of(gathered, n_members, ())
 
 
 def _missing_elements(compositions: Compositions, counts: NDArray[np.int64], references: References) -> dict[str, int]:
@@ -345,6 +352,7 @@ def _decomposition(number: int, compositions: Compositions, hull: ConvexHull, *,
     """Decomposition products at a composition, as text."""
     levels = hull.levels
     products = (levels.products_alone.of(number) if alone else []) or levels.products.of(number)
+    products.sort(key=lambda product: (-round(product[1], 9), compositions.formula(product[0])))
     phases = [_phase(amount, compositions.formula(product), hull.name(product)) for product, amount in products]
     return " + ".join(phases)
 

@@ -144,7 +144,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class References:
-    """Reference entries, sorted by composition and energy.
+    """Reference entries, sorted by composition, energy and name.
 
     Attributes:
         composition: int64[n], numbers of the compositions.
@@ -164,7 +164,7 @@ class References:
 
     @classmethod
     def of(cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]]) -> References:
-        """Sort collected entries.
+        """Sort collected entries; among equal energies by name, so that their order in the files has no effect.
 
         Args:
             found: The entries.
@@ -173,7 +173,8 @@ class References:
             account: Summary of each file.
         """
         composition, energy = np.array(found.composition, dtype=np.int64), np.array(found.energy, dtype=np.float64)
-        order = np.lexsort((energy, composition))
+        by_name = np.array(sorted(range(len(found.names)), key=found.names.__getitem__), dtype=np.int64)
+        order = by_name[np.lexsort((energy[by_name], composition[by_name]))]
         members = None
         if n_members and any(values is not None for values in found.members):
             rows = [np.full(n_members, e) if m is None else m for m, e in zip(found.members, found.energy, strict=True)]
