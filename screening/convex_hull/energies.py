@@ -103,6 +103,14 @@ class ScoredEnergies(ScoresReader):
         """object[n], ids of structures."""
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
+    def not_competing(self) -> dict[str, int]:
+        """Number of rows by status, of those statuses whose energies are measured against hulls but part of none."""
+        meanings = self.meanings("status")
+        counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
+        words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
+        found = {word: int(np.asarray(counts)[meanings[word]]) for word in words if word in meanings}
+        return {word: count for word, count in found.items() if count}
+
     def member_energies(self, rows: EnergyRows) -> NDArray[np.float64] | None:
         """float64[n, members], corrected energies of each ensemble member (eV/atom); None without an ensemble."""
         if not self.n_members:

@@ -157,8 +157,9 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_left_out(attrs)}"
-        f"{_without_compounds(attrs)}; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
+        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}"
+        f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}"
+        f"; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
     )
 
 
@@ -173,6 +174,12 @@ def _compared(attrs: Mapping[str, Any]) -> str:
             f"({attrs['own_phases_left_out']:,} recognised by structure)"
         )
     return f"{attrs['below_hull']:,} below the hull of {phases}, known phases included, to within the model's error"
+
+
+def _not_competing(attrs: Mapping[str, Any]) -> str:
+    """How many structures have an energy that is part of no hull, by status."""
+    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
+    return f"; part of no hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
@@ -239,6 +246,7 @@ def _attrs(
             "corrections": "MP2020" if corrected else "none",
             "pymatgen": corrections.version if corrected and corrections is not None else None,
             "status_counts": dict(zip(HULL_STATUSES, counts, strict=True)),
+            "not_competing": candidates.not_competing(),
             "missing_references": found.missing,
             "below_hull": sum(manifest.notes["below"] for manifest in manifests),
             "members": "own hull of each" if found.levels.members is not None else "one hull for all",

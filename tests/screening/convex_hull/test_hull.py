@@ -352,6 +352,8 @@ def test_an_energy_without_meaning_is_measured_but_pulls_no_hull_down(
     found, expected = (hull(scores, crystals.elements) for scores in (wild, tame))
     below = (found["energy_above_hull"].values < 0) & (found["status"].values == 0)
     assert found.attrs["hull"]["below_hull"] == below.sum()
+    assert found.attrs["hull"]["not_competing"] == {outcome: 1}
+    assert f"; part of no hull: 1 {outcome.replace('_', ' ')}" in summary(found, "h")
     for name in ("energy_above_hull", "energy_above_joint_hull"):
         shift = expected[name].values - found[name].values
         assert shift[2] == pytest.approx(100.0 / crystals.n_atoms[2])
