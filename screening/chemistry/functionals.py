@@ -31,6 +31,7 @@ STATING = _RUN_TYPES | {
     "dft_type",
     "dft_functional",
     "exchange_correlation",
+    "thermo_type",
     "func",
 }
 # Parts of a calculation in which a functional is that of the POTCARs. In lower case.
@@ -39,11 +40,14 @@ POTCAR_SECTIONS = frozenset({"potcar", "pseudo_potential"})
 _TASKS = frozenset(
     {"nscf", "dielectric", "dfpt", "nmr", "static", "structure", "deformation", "optic", "unrecognized", "molecular"}
 )
+# What the Materials Project calls its GGA and GGA+U calculations together, and these and its r2SCAN calculations.
+_EITHER = re.compile(r"GGA(?:_GGA\+U|\(\+U\))", re.IGNORECASE)
+MIXED = "GGA_GGA+U_R2SCAN"
 _NOTHING = frozenset({"", "NONE", "NULL", "NAN", "F", "FALSE"})
 _HYBRID = "hybrid"
 _HYBRIDS = ("HSE", "PBE0", "PB0", "B3LYP", "HF")
 _NAMES = {
-    GGA: "GGA PBE PE GGAPBE PBEGGA PAWPBE PBE52 PBE54 PBE64 PERDEWBURKEERNZERHOF PERDEWBURKEERNZERHOFPBE GGAGGA "
+    GGA: "GGA PBE PE GGAPBE PBEGGA PAWPBE PBE52 PBE54 PBE64 PERDEWBURKEERNZERHOF PERDEWBURKEERNZERHOFPBE "
     "GGAXPBE GGACPBE GGAXPBEGGACPBE GGACPBEGGAXPBE",
     R2SCAN_FUNCTIONAL: "R2SCAN METAGGAR2SCAN R2SCANMETAGGA MGGAXR2SCAN MGGACR2SCAN MGGAXR2SCANMGGACR2SCAN "
     "MGGACR2SCANMGGAXR2SCAN",
@@ -58,7 +62,7 @@ _NAMES = {
     _HYBRID: "HYBRID PBEOOROTHERHYBRIDFUNCTIONAL",
 }
 _BY_KEY = {key: name for name, keys in _NAMES.items() for key in keys.split()}
-_WITH_U = re.compile(r"\(\+u\)|[+_\-\s]\s*u(?:_?eff)?(?![a-z])(?:\s*\([^)]*\))?|(?<=gga)u(?![a-z])", re.IGNORECASE)
+_WITH_U = re.compile(r"[+_\-\s]\s*u(?:_?eff)?(?![a-z])(?:\s*\([^)]*\))?|(?<=gga)u(?![a-z])", re.IGNORECASE)
 _DISPERSION = re.compile(
     r"[+_\-\s]*(?:r?vv10|vdw).*|[+_\-\s]+(?:dft[-_]?)?(?:d[234]|ts|mbd|ddsc)(?![a-z0-9]).*", re.IGNORECASE
 )
@@ -122,6 +126,10 @@ def named(field: str, text: str) -> Functional | None:
         text = words[0] if words and words[0].lower() not in _TASKS else ""
     if _says_nothing(text):
         return None
+    if text.strip().upper() == MIXED:
+        return Functional(MIXED)
+    if _EITHER.fullmatch(text.strip()):
+        return Functional(GGA)
     with_u, rest = _WITH_U.search(text) is not None, _WITH_U.sub("", text)
     found = _DISPERSION.search(rest)
     base = rest[: found.start()].strip() if found is not None else ""

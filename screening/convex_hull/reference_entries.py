@@ -20,6 +20,7 @@ from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import MAX_COUNT, element_of_species
 from ..chemistry.functionals import (
     GGA,
+    MIXED,
     OF_SCHEME,
     POTCAR_SECTIONS,
     R2SCAN_FUNCTIONAL,
@@ -147,9 +148,14 @@ class _Calculation:
                 titles = _titles(where, value)
                 self.titles += titles
                 self.potcar_sets |= {of_potcar(title) for title in titles if len(title.split()) > 1} - {""}
+            elif name in ("hubbards", "is_hubbard") and place != "parameters" and _any_u(value):
+                self.statements[where] = Functional("", with_u=True)
             elif name in STATING:
                 stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                self.statements |= {where: one for where, one in stated.items() if one is not None}
+                # The mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
+                self.statements |= {
+                    where: one for where, one in stated.items() if one is not None and one.name != MIXED
+                }
         by_tags = of_vasp(section)
         if by_tags is not None:
             self.statements[f"{place or 'entry'} (tags of VASP)"] = by_tags
@@ -263,6 +269,11 @@ def _calculation(record: object) -> _Calculation:
     for place, section in _sections(record, "", _MAX_DEPTH):
         found.read(place, section)
     return found
+
+
+def _any_u(value: object) -> bool:
+    """Whether a field says that a Hubbard U was used."""
+    return any(map(bool, value.values())) if isinstance(value, Mapping) else value is True
 
 
 def _sections(record: object, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, object]]]:
