@@ -43,6 +43,7 @@ _TASKS = frozenset(
 # What the Materials Project calls its GGA and GGA+U calculations together, and these and its r2SCAN calculations.
 _EITHER = re.compile(r"GGA(?:_GGA\+U|\(\+U\))", re.IGNORECASE)
 MIXED = "GGA_GGA+U_R2SCAN"
+_TAGS = frozenset({"GGA", "METAGGA", "LHFCALC", "LUSE_VDW", "IVDW", "LDAU"})
 _NOTHING = frozenset({"", "NONE", "NULL", "NAN", "F", "FALSE"})
 _HYBRID = "hybrid"
 _HYBRIDS = ("HSE", "PBE0", "PB0", "B3LYP", "HF")
@@ -142,6 +143,8 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
     Args:
         tags: Content of an INCAR, or of anything that may hold some of its tags.
     """
+    if _TAGS.isdisjoint(tags):
+        return None
     name, dispersion = "", _switched_on(tags.get("LUSE_VDW")) or tags.get("IVDW") not in (None, 0, "0", "", False)
     if _switched_on(tags.get("LHFCALC")):
         name = _HYBRID
@@ -154,6 +157,7 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
     return Functional(name, with_u or None, dispersion) if name or dispersion or with_u else None
 
 
+@lru_cache(maxsize=4096)
 def of_potcar(title: str) -> str:
     """The functional that a POTCAR was made for, by its title or the name of its set; empty if it does not say.
 

@@ -53,6 +53,8 @@ _SECTIONS = POTCAR_SECTIONS | {
     "incar",
 }
 _MAX_DEPTH = 4
+# Fields of these parts that are read. In lower case.
+_READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
 _NO_POTCAR = "pseudopotentials of another scheme"
 _OTHER_U = "Hubbard U of another scheme"
 _WHOLE = 1e-8
@@ -137,12 +139,15 @@ class _Calculation:
         Raises:
             EntryLeftOutError: A statement is malformed.
         """
-        is_potcar = place.rpartition(".")[2].lower() in POTCAR_SECTIONS
+        in_potcar = place.rpartition(".")[2].lower() in POTCAR_SECTIONS
         for key, value in section.items():
-            name, where = str(key).lower(), f"{place}.{key}" if place else str(key)
+            name = str(key).lower()
+            if name not in _READ:
+                continue
+            where = f"{place}.{key}" if place else str(key)
             if name == "matpes_id" and value is not None:
                 self.is_matpes = True
-            elif name == "potcar_functional" or (is_potcar and name == "functional"):
+            elif name == "potcar_functional" or (in_potcar and name == "functional"):
                 self.potcar_sets |= {of_potcar(text) for text in _texts(where, value)} - {""}
             elif name in ("potcar_spec", "potcar_symbols"):
                 titles = _titles(where, value)
@@ -152,10 +157,9 @@ class _Calculation:
                 self.statements[where] = Functional("", with_u=True)
             elif name in STATING:
                 stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                # The mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
-                self.statements |= {
-                    where: one for where, one in stated.items() if one is not None and one.name != MIXED
-                }
+                # A mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
+                known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
+                self.statements |= known
         by_tags = of_vasp(section)
         if by_tags is not None:
             self.statements[f"{place or 'entry'} (tags of VASP)"] = by_tags
