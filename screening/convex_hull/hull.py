@@ -55,8 +55,8 @@ def hull(
     references.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
-    that state another functional or energy scheme than that of the candidates, or no usable energy or composition, are
-    left out and counted by reason.
+    that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
+    POTCARs), contradict themselves, or have no usable energy or composition, are left out and counted by reason.
 
     Example:
         >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP

@@ -55,6 +55,8 @@ _SECTIONS = POTCAR_SECTIONS | {
 _MAX_DEPTH = 4
 # Fields of these parts that are read. In lower case.
 _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
+# OMat24 has the Hubbard U and the POTCARs of the Materials Project, but for these (OMat24StaticSet in FAIRChem).
+_OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
 _OTHER_U = "Hubbard U of another scheme"
 _WHOLE = 1e-8
@@ -128,6 +130,11 @@ class _Calculation:
     def with_u(self) -> bool:
         """Whether any statement says that a Hubbard U was used."""
         return any(one.with_u for one in self.statements.values())
+
+    @property
+    def without_u(self) -> bool:
+        """Whether any statement says that no Hubbard U was used."""
+        return any(one.with_u is False for one in self.statements.values())
 
     def read(self, place: str, section: Mapping[str, object]) -> None:
         """Add what a part of the entry states.
@@ -407,28 +414,41 @@ def _check_settings(
 ) -> None:
     """Check that a calculation has the Hubbard U and the pseudopotentials of its scheme, as far as it states them.
 
-    The scheme r2scan has no set of pseudopotentials of its own, and nobody ships a list of the settings of omat24; both
-    are known to use POTCARs of PBE.
+    The scheme r2scan has no set of pseudopotentials of its own, but its calculations use POTCARs of PBE.
 
     Raises:
         EntryLeftOutError: It has others.
-        ConfigError: The pseudopotentials of the scheme come with pymatgen, which is not installed.
+        ConfigError: The settings of the scheme come with pymatgen, which is not installed.
     """
     if scheme == OWN:
         return
     given = {symbol: value for symbol, value in (parameters.hubbards or {}).items() if value}
     titles = calculation.titles
     if scheme == UNCORRECTED and corrections is not None:
-        expected = corrections.hubbards(symbols) if len(symbols) > 1 else given
-        if given != expected:
-            raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; MP2020 has {expected}")
+        # As in pymatgen, a calculation without `hubbards` has none.
+        _check_u(given, corrections.hubbards(symbols) if len(symbols) > 1 else given, "MP2020")
         _check_potcars(titles, symbols, corrections.potcars, "MP2020")
+    elif scheme == OMAT24:
+        if parameters.hubbards is not None or calculation.without_u:
+            _check_u(given, _mp2020().hubbards(symbols), "OMat24")
+        if titles:
+            _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
     elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
         raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has none")
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
         raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} has those of PBE")
+
+
+def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: str) -> None:
+    """Check the Hubbard U (eV) of each element.
+
+    Raises:
+        EntryLeftOutError: They are not those of the scheme.
+    """
+    if given != expected:
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
 
 
 def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping[str, str], scheme: str) -> None:
@@ -444,6 +464,16 @@ def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping
     if used != wanted or any(len(title.split()) < 2 or of_potcar(title) != GGA for title in titles):
         needed = ", ".join(f"PAW_PBE {symbol}" for symbol in sorted(map(str, wanted)))
         raise EntryLeftOutError(_NO_POTCAR, f"{quoted(sorted(titles))}; {scheme} has {needed}")
+
+
+@lru_cache(maxsize=1)
+def _mp2020() -> MP2020:
+    """The settings of the Materials Project, for schemes that share them.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+    return MP2020()
 
 
 @lru_cache(maxsize=1)

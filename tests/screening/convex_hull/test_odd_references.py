@@ -134,10 +134,13 @@ ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.text(max_size=5),
-    st.sampled_from([float("nan"), float("inf"), -1e300, 10**30, -3.3, 0, [], {}, [1], {"a": 1}, [[]], "GGA", "1.5"]),
+    st.sampled_from(
+        [float("nan"), float("inf"), -1e300, 10**30, -3.3, 0, [], {}, [1], {"a": 1}, [[]], [{}], "GGA", "1.5"]
+    ),
 )
-PLACES = ("composition", "energy", "entry_id", "parameters", "data", "structure", "run_type")
+PLACES = ("composition", "energy", "entry_id", "parameters", "data", "structure", "run_type", "xc", "input", "incar")
 INNER = ("run_type", "hubbards", "potcar_spec", "potcar_symbols", "oxide_type", "sulfide_type", "oxidation_states")
+INNER += ("calc_type", "functional", "incar", "potcar", "METAGGA", "GGA", "LDAU", "LDAUU", "IVDW", "matpes_id")
 
 
 @pytest.fixture(scope="module")

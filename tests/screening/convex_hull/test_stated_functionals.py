@@ -168,6 +168,28 @@ def test_settings_that_tell_of_another_scheme(
     assert [found.startswith(reason or "") for found in notes["left_out_by_reason"]] == ([True] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("composition", "parameters", "reason"),
+    [
+        ({"Fe": 1, "O": 1}, {"run_type": "GGA+U", "hubbards": {"Fe": 5.3}}, None),
+        ({"Fe": 1, "O": 1}, {"run_type": "GGA", "hubbards": {}}, "Hubbard U"),
+        ({"Fe": 1, "O": 1}, {"run_type": "GGA"}, "Hubbard U"),
+        ({"Fe": 1, "O": 1}, {"run_type": "GGA+U", "hubbards": {"Fe": 4.0}}, "Hubbard U"),
+        ({"Fe": 1, "O": 1}, {"functional": "PBE"}, None),  # does not say
+        ({"Fe": 2}, {"run_type": "GGA+U", "hubbards": {"Fe": 5.3}}, "Hubbard U"),
+        ({"Fe": 1, "S": 1}, {"run_type": "GGA", "hubbards": {"Fe": 0}}, None),
+        ({"W": 1, "C": 1}, {"run_type": "GGA", "potcar_symbols": ["PAW_PBE W_sv", "PAW_PBE C"]}, None),
+        ({"W": 1, "C": 1}, {"run_type": "GGA", "potcar_symbols": ["PAW_PBE W_pv", "PAW_PBE C"]}, "pseudopotentials"),
+        ({"Na": 1, "Cl": 1}, {"run_type": "GGA", "potcar_symbols": ["PBE Na_pv", "PBE Cl"]}, None),
+    ],
+)
+def test_omat24_has_the_settings_of_the_materials_project_but_for_two_pseudopotentials(
+    tmp_path: Path, composition: dict[str, int], parameters: dict[str, Any], reason: str | None
+) -> None:
+    notes = account_of(tmp_path, entry_of(composition=composition, parameters=parameters), "omat24", "omat24")
+    assert [found.startswith(reason or "") for found in notes["left_out_by_reason"]] == ([True] if reason else [])
+
+
 def test_entries_of_matpes_and_r2scan_need_no_assumption(tmp_path: Path) -> None:
     for scheme, more in (
         ("matpes-pbe", {"matpes_id": "m", "functional": "PBE"}),
