@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def test_whatever_stands_in_an_entry_it_is_used_or_counted(
 ) -> None:
     entries = json.loads((CASES / "h00_base.json").read_text())
     odd = entries[6]  # NaCl
-    for place, inner, value in changes:
+    for place, inner, sampled in changes:
+        value = deepcopy(sampled)  # else one object would stand in several places
         if inner is not None and isinstance(odd.get(place), dict):
             odd[place][inner] = value
         else:
