@@ -52,7 +52,7 @@ References = Annotated[
     typer.Option(
         help="Competing phases: pymatgen entries (.json, .json.gz), another equiscreen dataset (.zarr), or a table "
         "(.csv, .csv.gz, .parquet) with the columns formula and energy_per_atom or formation_energy_per_atom, in "
-        "eV/atom. Repeatable.",
+        "eV/atom, and optionally scheme and run_type or functional. Repeatable.",
         show_default="none: only the candidates compete, so distances are lower bounds",
     ),
 ]

@@ -11,8 +11,7 @@ import xarray as xr
 from ase.data import chemical_symbols
 
 from ..pipeline import GraphStore
-from ..screening.dataset.scores import OK
-from .composition import element_fractions
+from .composition import element_fractions, formation_energies, reliable_energies
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,8 @@ class PhaseList:
     """All phases.
 
     Attributes:
-        elements: The phase of lowest energy of each element, by symbol; formation energies refer to them.
+        elements: The phase of lowest energy of each element, by symbol; formation energies refer to them. Structures
+            whose status is not ok, and systems of elements of which none is ok, are not in the list.
         systems: Phases by chemical system (sorted symbols), lowest formation energy first.
         n_at_edge: Number of phases whose energy is lowest at the smallest or largest volume of the grid, so that their
             minimum lies outside it.
@@ -66,9 +66,11 @@ def rank_phases(store: Path, scores: xr.Dataset) -> PhaseList:
     block = graphs.block(0, len(graphs), labels=False)
     numbers = np.unique(block.atomic_number)
     fractions = element_fractions(block, numbers)
-    energy = np.where(scores["status"].values == OK, scores["energy_per_atom"].values, np.inf)
-    pure = [int(np.argmin(np.where(share == 1, energy, np.inf))) for share in fractions.T]
-    formation = energy - fractions @ energy[pure]
+    energy = reliable_energies(scores)
+    pure = [int(np.argmin(np.where((share == 1) & np.isfinite(energy), energy, np.inf))) for share in fractions.T]
+    # For an element without a reliable energy, this is any row, which may be another element.
+    elements = np.where(fractions[pure].diagonal() == 1, energy[pure], np.nan)
+    formation = formation_energies(energy, fractions, elements)
     names, formulas, types = (scores[key].values for key in ("structure_id", "formula", "strukturbericht"))
     volumes = scores["relative_volume"].values.astype(np.float64)
 
@@ -85,12 +87,16 @@ def rank_phases(store: Path, scores: xr.Dataset) -> PhaseList:
     best: dict[tuple[str, str], int] = {}
     systems: dict[tuple[str, ...], list[Phase]] = defaultdict(list)
     for row in np.argsort(formation, kind="stable").tolist():
-        if np.isfinite(energy[row]):
+        if np.isfinite(formation[row]):
             best.setdefault((formulas[row], types[row]), row)
     for row in best.values():
         systems[tuple(sorted(chemical_symbols[z] for z in numbers[fractions[row] > 0]))].append(phase(row))
     return PhaseList(
-        elements={chemical_symbols[z]: phase(row) for z, row in zip(numbers.tolist(), pure, strict=True)},
+        elements={
+            chemical_symbols[z]: phase(row)
+            for z, row, reference in zip(numbers.tolist(), pure, elements.tolist(), strict=True)
+            if np.isfinite(reference)
+        },
         systems={key: tuple(systems[key]) for key in sorted(systems, key=lambda key: (len(key), key))},
         n_at_edge=sum(volumes[row] in (volumes.min(), volumes.max()) for row in best.values()),
     )

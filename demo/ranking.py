@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from ..pipeline import GraphStore
+from ..pipeline.errors import StoreError
 from .alloys import METALS
-from .composition import element_fractions
+from .composition import element_fractions, formation_energies, reliable_energies
 
 TOP_FRACTION = 0.02
 SHOWN = 10
@@ -33,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Formation energies of all candidates, and the quality of their ranking.
+    """Formation energies of the candidates that have one, and the quality of their ranking.
 
     Attributes:
         predicted: float64[n], formation energies from the model, eV/atom.
@@ -43,6 +44,8 @@ class Ranking:
         n_top: Length of the model's and EMT's lists of best candidates that are compared.
         n_shared: Number of candidates in both lists.
         best: The model's best candidates.
+        left_out: Number of candidates that are not ranked, since their status, or that of one of their metals, is not
+            ok.
     """
 
     predicted: NDArray[np.float64]
@@ -52,28 +55,36 @@ class Ranking:
     n_top: int
     n_shared: int
     best: tuple[Candidate, ...]
+    left_out: int
 
 
 def compare(store: Path, scores: xr.Dataset) -> Ranking:
     """Rank candidates by their formation energy from the pure metals, for the model and for EMT.
 
-    Each of the two uses its own energies of the metals.
+    Each of the two uses its own energies of the metals. Scores whose status is not ok are no results: what needs them
+    is left out.
 
     Args:
         store: Graph store of the candidates, with the label `emt_energy` and the pure metals as ``reference-*``.
         scores: Scores of that store.
+
+    Raises:
+        StoreError: No candidate has a reliable energy.
     """
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
     fractions = element_fractions(block, [atomic_numbers[metal] for metal in METALS])
     names = scores["structure_id"].values.astype(object)
     pure = np.array([int(np.flatnonzero(names == f"reference-{metal}")[0]) for metal in METALS])
-    predicted = scores["energy_per_atom"].values
+    predicted = reliable_energies(scores)
     emt = block.structure_labels["emt_energy"] / block.n_atoms
-    chosen = np.ones(len(names), dtype=bool)
+    model_formation = formation_energies(predicted, fractions, predicted[pure])
+    emt_formation = formation_energies(emt, fractions, emt[pure])
+    chosen = np.isfinite(model_formation)
     chosen[pure] = False
-    model_formation = (predicted - fractions @ predicted[pure])[chosen]
-    emt_formation = (emt - fractions @ emt[pure])[chosen]
+    if not chosen.any():
+        raise StoreError(f"{store}: no candidate has a score whose status is ok; train on more structures or epochs")
+    model_formation, emt_formation = model_formation[chosen], emt_formation[chosen]
     order = np.argsort(model_formation)
     emt_rank = np.empty(len(order), dtype=np.int64)
     emt_rank[np.argsort(emt_formation)] = np.arange(1, len(order) + 1)
@@ -94,10 +105,11 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
         model_formation,
         emt_formation,
         mae=float(np.abs(model_formation - emt_formation).mean()),
-        spearman=float(spearmanr(model_formation, emt_formation).statistic),
+        spearman=float(spearmanr(model_formation, emt_formation).statistic) if len(order) > 1 else np.nan,
         n_top=n_top,
         n_shared=int((emt_rank[order[:n_top]] <= n_top).sum()),
         best=best,
+        left_out=len(names) - len(pure) - len(order),
     )
 
 

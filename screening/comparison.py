@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ..pipeline.errors import ConfigError, SourceError, StoreError, detail
 from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
 from .chemistry.composition import Compositions
+from .chemistry.functionals import OF_SCHEME, StatementError, of_row, stating_field
 from .dataset.reader import ScoresReader
+from .dataset.repeated_columns import check_columns
 from .dataset.scores import open_scores
 from .selection.outputs import SCORES_FOLDER
 from .selection.ranking import MEASURES
@@ -92,6 +95,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         "a": {"path": str(a), "store_hash": first.hash, "rows": len(first)},
         "b": {"path": str(b), "store_hash": second.hash, "rows": len(second)},
         "joined": len(row_a),
+        "compositions_checked": len(alike),
         "repeated_ids": repeated,
         "other_compositions": int((~alike).sum()),
         "top": top,
@@ -193,7 +197,8 @@ def join_energies(
     """Add DFT energies to the scores that they were computed for.
 
     The energies have to follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    go with ``mp-uncorrected``.
+    go with ``mp-uncorrected``. Rows that state another functional, in a column ``run_type``, ``functional`` or ``xc``,
+    are left out and counted.
 
     Example:
         >>> found = join_energies("best", "vasp.csv")  # doctest: +SKIP
@@ -202,17 +207,20 @@ def join_energies(
     Args:
         scores: Folder of a selection, or a scores dataset.
         table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or
-            ``pretty_formula``), each formula must be that of the structure of its id.
+            ``pretty_formula``), each formula must be that of the structure of its id; without one, ids that meet by
+            chance are not noticed, which the result says.
         id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
         energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
             default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
 
     Returns:
         The scores with `dft_energy_per_atom` and `energy_error_per_atom` (model minus DFT), NaN for structures without
-        a DFT energy. attrs["dft"] holds the number of joined rows and the ids that are not among the scores.
+        a DFT energy. attrs["dft"] holds the number of joined rows, of how many of them the composition was checked,
+        and the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, an id has two energies, or its formula is not that of the structure.
+        SourceError: The table cannot be read, a column is there twice, an id has two energies, or its formula is not
+            that of the structure.
         ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
     """
@@ -221,27 +229,33 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(f"{place}: has no energy_per_atom to compare with")
-    ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column)
+    scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
+    left_out: Counter[str] = Counter()
+    ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column, scheme, left_out)
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
         raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
-    _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
+    checked = _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
     dataset = open_scores(place)
     units = {"units": "eV/atom"}
-    dataset["dft_energy_per_atom"] = xr.Variable((STRUCTURE,), dft, {**units, "description": "energy by DFT"})
+    note = _unchecked(len(joined) - checked, len(joined), key)
+    description = {"description": f"energy by DFT{note and f'; {note}'}"}
+    dataset["dft_energy_per_atom"] = xr.Variable((STRUCTURE,), dft, {**units, **description})
     dataset["energy_error_per_atom"] = xr.Variable(
         (STRUCTURE,), error, {**units, "description": "energy_per_atom minus dft_energy_per_atom"}
     )
     unknown = [ids[row] for row in np.flatnonzero(found < 0).tolist()]
-    scheme = rows.attrs.get("model", {}).get("energy_scheme", "")
     dataset.attrs["dft"] = {
         "table": str(table),
         "joined_by": key,
         "energy_column": energy_name,
         "compared_with": f"energy_per_atom ({scheme})",
         "joined": len(joined),
+        "compositions_checked": checked,
+        **({"note": note} if note else {}),
+        "left_out_by_reason": dict(left_out),
         "unknown_ids": len(unknown),
         "first_unknown_ids": unknown[:_NAMED],
         "mean_absolute_error": float(np.nanmean(np.abs(error))) if np.isfinite(error).any() else None,
@@ -271,24 +285,46 @@ def _check_compositions(
     rows: ScoresReader,
     ids: Sequence[str],
     target: NDArray[np.int64],
-    formulas: Mapping[str, str],
-) -> None:
+    formulas: Mapping[str, Sequence[str]],
+) -> int:
     """Check that calculations are of the structures that they are joined with.
+
+    Args:
+        table: File of the calculations.
+        rows: Reader of the scores.
+        ids: Ids of the calculations.
+        target: int64[n], row of each calculation.
+        formulas: Formulas by id, as far as the table gives any.
+
+    Returns:
+        Number of calculations with a formula.
 
     Raises:
         SourceError: A formula of the table is another one.
     """
-    if not formulas:
-        return
-    given = np.array([formulas[one] for one in ids], dtype=object)
-    stored = rows.rows("formula", target)
-    other = np.flatnonzero(~_same_composition(given, stored))
+    given = [(place, text) for place, one in enumerate(ids) for text in formulas.get(one, ())]
+    if not given:
+        return 0
+    places = np.array([place for place, _ in given], dtype=np.int64)
+    texts = np.array([text for _, text in given], dtype=object)
+    stored = rows.rows("formula", target)[places]
+    other = np.flatnonzero(~_same_composition(texts, stored))
     if len(other):
         one = int(other[0])
+        count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[one]!r} is {given[one]} there, but {stored[one]} in {rows.path}; these are not the same "
-            f"structures ({len(other):,} of {len(ids):,} ids)"
+            f"{table}: {ids[places[one]]!r} is {texts[one]} there, but {stored[one]} in {rows.path}; these are not the "
+            f"same structures ({count:,} of {len(ids):,} ids)"
         )
+    return len(np.unique(places))
+
+
+def _unchecked(count: int, joined: int, key: str) -> str:
+    """What the result says of rows that were joined by their ids alone; empty if there are none."""
+    if not count:
+        return ""
+    which = "the" if count == joined else f"{count:,} of {joined:,}"
+    return f"{which} rows were joined by {key} alone: the table gives no formula, so compositions were not checked"
 
 
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
@@ -317,12 +353,19 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
 
 
 def _read_energies(
-    path: Path, id_column: str | None, energy_column: str | None
-) -> tuple[list[str], NDArray[np.float64], str, dict[str, str]]:
+    path: Path, id_column: str | None, energy_column: str | None, scheme: str, left_out: Counter[str]
+) -> tuple[list[str], NDArray[np.float64], str, dict[str, list[str]]]:
     """Return the ids and finite energies of a table, the name of the energy column, and the formulas by id, if any.
 
+    Args:
+        path: The table.
+        id_column: See `join_energies`.
+        energy_column: See `join_energies`.
+        scheme: Energy scheme of the model.
+        left_out: Rows of other functionals are counted in it, by reason.
+
     Raises:
-        SourceError: The table cannot be read, or an id has two energies.
+        SourceError: The table cannot be read, a column is there twice, or an id has two energies.
         ConfigError: A column is missing.
     """
     try:
@@ -337,22 +380,63 @@ def _read_energies(
         raise SourceError(f"{path}: column {named} holds a value that is not a number ({detail(error)})") from error
     ids = [str(value) for value in table[key].to_pylist()]
     energies: dict[str, float] = {}
-    for one, value in zip(ids, values.tolist(), strict=True):
+    for one, value, reason in zip(ids, values.tolist(), _other_functionals(path, table, scheme), strict=True):
         if not np.isfinite(value):
             continue  # an unfinished calculation
+        if reason:
+            left_out[reason] += 1
+            continue
         if energies.setdefault(one, value) != value:
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
-        raise SourceError(f"{path}: has no finite energy")
+        why = "".join(f"; {count:,} {reason}" for reason, count in left_out.items())
+        raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
+    return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
+
+
+def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the formulas of a table by id, as far as it gives any.
+
+    Raises:
+        SourceError: The column is there twice.
+    """
     column = next((name for name in FORMULA_COLUMNS if name in table.column_names), None)
-    texts = [] if column is None else [str(text) for text in table[column].to_pylist()]
-    return list(energies), np.array(list(energies.values())), named, dict(zip(ids, texts, strict=column is not None))
+    if column is None:
+        return {}
+    check_columns(path, [column], table.column_names)
+    formulas: dict[str, list[str]] = {}
+    for one, text in zip(ids, table[column].to_pylist(), strict=True):
+        if text is not None and str(text).strip():
+            formulas.setdefault(one, []).append(str(text))
+    return formulas
+
+
+def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
+    """Why each row of a table cannot be compared with energies of a scheme; empty where nothing speaks against it.
+
+    Raises:
+        SourceError: A column is there twice.
+    """
+    names = [name for name in table.column_names if stating_field(name) is not None]
+    check_columns(path, names, table.column_names)
+    rows = table.select(names).to_pylist() if names else [{}] * len(table)
+    reasons = []
+    for row in rows:
+        try:
+            stated = of_row(row)
+        except StatementError as error:
+            reasons.append(error.reason)
+            continue
+        other = stated is not None and str(stated) not in OF_SCHEME.get(scheme, {str(stated)})
+        reasons.append(f"functional {stated}" if other else "")
+    return reasons
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Read a CSV file, with ids as text even if they look like numbers."""
+    """Read a CSV file, with ids, formulas and functionals as text even if they look like numbers."""
     columns = pyarrow.csv.read_csv(path).column_names
-    kinds = {name: pa.string() for name in columns if name in ID_COLUMNS}
+    text = (*ID_COLUMNS, *FORMULA_COLUMNS)
+    kinds = {name: pa.string() for name in columns if name in text or stating_field(name) is not None}
     return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=kinds))
 
 
@@ -360,8 +444,10 @@ def _column(path: Path, table: pa.Table, wanted: str | None, known: Sequence[str
     if wanted is not None:
         if wanted not in table.column_names:
             raise ConfigError(f"{path}: {unknown_name('column', wanted, table.column_names)}")
-        return wanted
-    found = next((name for name in known if name in table.column_names), None)
+        found: str | None = wanted
+    else:
+        found = next((name for name in known if name in table.column_names), None)
     if found is None:
         raise ConfigError(f"{path}: has none of the columns {', '.join(known)}; set {argument}")
+    check_columns(path, [found], table.column_names)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -306,6 +307,7 @@ class Plan:
             # Without these two arguments, a column of a row group is read as a whole.
             table = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False)
             first = 0
+            self._check_columns(file, table.schema_arrow.names)
             wanted = self._columns_to_read(table.schema_arrow.names)
             for batch in table.iter_batches(_rows_at_once(table.metadata), columns=wanted):
                 rows = pa.Table.from_batches([batch]).slice(0, self._remaining())
@@ -317,6 +319,16 @@ class Plan:
                 first += rows.num_rows
                 self._bytes_done = done + round(file.size * first / max(table.metadata.num_rows, 1))
                 yield self._partition(SpooledRecords(path, Format.PARQUET), rows.num_rows)
+
+    def _check_columns(self, file: SourceFile, names: list[str]) -> None:
+        """Check that the columns of a table that the run reads are there once.
+
+        Raises:
+            SourceError: One of them is there several times, so that nobody knows which one is meant.
+        """
+        for name, count in Counter(names).items():
+            if count > 1 and self.columns is not None and name in self.columns | STRUCTURE_COLUMNS:
+                raise SourceError(f"{file.name}: the column {name} is there {count} times; keep one of them")
 
     def _columns_to_read(self, names: list[str]) -> list[str]:
         """Columns of a table to read: all, unless its structures are in known columns."""

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -166,12 +166,27 @@ def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
     names, separator = _columns(document.header)
     with _parsing("row does not parse"):
         values = next(csv.reader([_text(document.content)], delimiter=separator))
-    row = dict(zip(names, values, strict=False))
+    row: dict[str, Any] = dict(zip(names, values, strict=False))
+    if len(set(names)) < len(names):
+        row |= _repeated(names, values)
     if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
         raise _UnreadableRecordError(
             f"row of {len(values)} fields, but {len(names)} columns ({', '.join(names[:20])})", row
         )
     return (*_from_mapping(row, options), None)
+
+
+def _repeated(names: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
+    """Columns that are there several times with different values, as lists: whoever reads one is told, as it is none.
+
+    Args:
+        names: Names of the columns of a table.
+        values: Fields of a row.
+    """
+    found: dict[str, list[str]] = {}
+    for name, value in zip(names, values, strict=False):
+        found.setdefault(name, []).append(value)
+    return {name: several for name, several in found.items() if len(set(several)) > 1}
 
 
 def _read_json(document: Document, options: ReadOptions) -> ReadResult:

@@ -15,16 +15,15 @@ from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.store.schema import ArraySpec
 from ..chemistry.composition import Compositions
+from ..chemistry.functionals import GGA, GGA_U
 from ..dataset.labels import LABELLED, label_arrays
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import RELIABLE_STATUSES, USABLE_STATUSES
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 
 RELAXED = "relaxed"
-# Names of the column that states the run type of a labelled structure, and the run types of the Materials Project that
-# have corrections: GGA+U for the compounds for which it uses a Hubbard U, and GGA for all others.
+# Names of the column that states the run type of a labelled structure.
 _RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
-GGA, GGA_U = "GGA", "GGA+U"
 # Structures whose edges are in memory at once.
 _BLOCK = 512
 _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
@@ -120,6 +119,14 @@ class ScoredEnergies(ScoresReader):
         """object[n], ids of structures."""
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
+    def not_competing(self) -> dict[str, int]:
+        """Number of rows by status, of those statuses whose energies are measured against hulls but part of none."""
+        meanings = self.meanings("status")
+        counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
+        words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
+        found = {word: int(np.asarray(counts)[meanings[word]]) for word in words if word in meanings}
+        return {word: count for word, count in found.items() if count}
+
     def member_energies(self, rows: EnergyRows) -> NDArray[np.float64] | None:
         """float64[n, members], corrected energies of each ensemble member (eV/atom); None without an ensemble."""
         if not self.n_members:
@@ -155,7 +162,7 @@ class ScoredEnergies(ScoresReader):
         compositions: Compositions,
         corrections: MP2020 | None,
     ) -> NDArray[np.bool_]:
-        """bool[n], whether labels with a column for their run type have that for which there are corrections."""
+        """bool[n], whether labels with a column for their run type have that of the Materials Project, which has corrections."""
         column = next((name for name in _RUN_TYPES if name in self.specs), None)
         if corrections is None or column is None or not self.labelled:
             return np.ones(len(numbers), dtype=bool)

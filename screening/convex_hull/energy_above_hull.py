@@ -88,8 +88,8 @@ class ConvexHull:
         references: Phases that span the hull; elements and the candidates of the lowest energies if no references were
             given.
         starts: int64[n compositions + 1], first reference of each composition.
-        own: Rows whose lowest reference of the same composition is their own phase and is left out, with the places of
-            the other references of their composition, lowest energy first.
+        own: Rows of which a reference is the own phase and is left out, with the places of the other references of
+            their composition, lowest energy first.
         levels: Energy of the hull at each composition.
         missing: Number of rows by element that has no reference, largest number first.
         elements: The package's own reference energies that are used: their scheme, source and elements.
@@ -240,23 +240,29 @@ def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
 def _with_lowest_candidates(
     elements: References, candidates: CandidateEnergies, lowest: NDArray[np.float64]
 ) -> References:
-    """References of elements, and the candidate of the lowest energy of each other composition.
+    """References of elements, and the candidates as references of all other compositions.
 
-    Of several candidates with the same energy, it is the first.
+    Of each composition it is the lowest energy, and that of each ensemble member. Of several candidates with the lowest
+    energy, the one whose id sorts first gives the name.
     """
     gathered = elements.gathered()
     known = set(gathered.composition)
-    waiting = {n: value for n, value in enumerate(lowest.tolist()) if not math.isnan(value) and n not in known}
+    n_members = candidates.scores.n_members
+    member_lowest = np.full((len(lowest), n_members), np.nan)
+    names: dict[int, str] = {}
     for rows in candidates.chunks():
+        members = candidates.scores.member_energies(rows)
+        if members is not None:
+            np.fmin.at(member_lowest, rows.composition, np.where(rows.competes[:, None], members, np.nan))
         wanted = np.flatnonzero(_competing_energy(rows) == lowest[rows.composition])
-        if len(wanted) == 0:
-            continue
-        ids, members = candidates.scores.ids(rows), candidates.scores.member_energies(rows)
+        ids = candidates.scores.ids(rows) if len(wanted) else np.array([], dtype=object)
         for row in wanted.tolist():
             number = int(rows.composition[row])
-            if number in waiting:
-                gathered.add(number, waiting.pop(number), ids[row], None if members is None else members[row])
-    return References.of(gathered, candidates.scores.n_members, (), elements.elements)
+            names[number] = min(names.get(number, ids[row]), ids[row])
+    for number, name in sorted(names.items()):
+        if number not in known:
+            gathered.add(number, float(lowest[number]), name, member_lowest[number] if n_members else None)
+    return References.of(gathered, n_members, (), elements.elements)
 
 
 def _rows_by_element(compositions: Compositions, counts: NDArray[np.int64]) -> dict[str, int]:
@@ -366,6 +372,7 @@ def _decomposition(number: int, compositions: Compositions, hull: ConvexHull, *,
     """Decomposition products at a composition, as text."""
     levels = hull.levels
     products = (levels.products_alone.of(number) if alone else []) or levels.products.of(number)
+    products.sort(key=lambda product: (-round(product[1], 9), compositions.formula(product[0])))
     phases = [_phase(amount, compositions.formula(product), hull.name(product)) for product, amount in products]
     return " + ".join(phases)
 

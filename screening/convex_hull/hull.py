@@ -57,9 +57,10 @@ def hull(
     references.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
-    that state another functional or energy scheme than that of the candidates, or no usable energy or composition, are
-    left out and counted by reason. Elements of which there is no reference get the energies that the package has for
-    the candidates' scheme (`chemistry.elemental_energies`), so formation energies need no references.
+    that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
+    POTCARs), contradict themselves, or have no usable energy or composition, are left out and counted by reason.
+    Elements of which there is no reference get the energies that the package has for the candidates' scheme
+    (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
         >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP
@@ -177,7 +178,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     timing = attrs["timing"]
     return (
         f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(found.attrs)}{_elements(attrs)}"
-        f"{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
+        f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
         f"{timing['structures_per_second']:,.0f} structures/s"
     )
 
@@ -201,6 +202,12 @@ def _elements(attrs: Mapping[str, Any]) -> str:
     """Which elements are measured against the package's own reference energies."""
     added = attrs["elemental_references"]
     return f"; elements from {added['source']}: {', '.join(added['elements'])}" if added.get("elements") else ""
+
+
+def _not_competing(attrs: Mapping[str, Any]) -> str:
+    """How many structures have an energy that is part of no hull, by status."""
+    counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
+    return f"; part of no hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
@@ -268,6 +275,7 @@ def _attrs(
             "corrections": "MP2020" if corrected else "none",
             "pymatgen": corrections.version if corrected and corrections is not None else None,
             "status_counts": dict(zip(HULL_STATUSES, counts, strict=True)),
+            "not_competing": candidates.not_competing(),
             "missing_references": found.missing,
             "below_hull": sum(manifest.notes["below"] for manifest in manifests),
             "members": "own hull of each" if found.levels.members is not None else "one hull for all",

@@ -45,13 +45,12 @@ class Products:
             self._amounts = [np.concatenate(self._amounts)]
 
     def of(self, composition: int) -> list[tuple[int, float]]:
-        """Products of a composition and the fraction of its atoms in each, largest first."""
+        """Products of a composition and the fraction of its atoms in each."""
         place = int(self.place[composition])
         if place < 0:
             return []
         span = slice(self._begin[place], self._begin[place + 1])
-        pairs = zip(self._numbers[0][span].tolist(), self._amounts[0][span].tolist(), strict=True)
-        return sorted(pairs, key=lambda pair: (-round(pair[1], 9), pair[0]))
+        return list(zip(self._numbers[0][span].tolist(), self._amounts[0][span].tolist(), strict=True))
 
 
 @dataclass

@@ -39,7 +39,7 @@ class OwnPhases:
         self._structure = lru_cache(_CACHED)(self._read)
 
     def of(self, rows: EnergyRows) -> dict[int, list[int]]:
-        """Find the rows whose lowest reference of the same composition is their own phase.
+        """Find the rows of which a reference is the own phase.
 
         Returns:
             For each of these rows, the places of the other references of its composition, lowest energy first.
@@ -53,8 +53,9 @@ class OwnPhases:
         structures = self._scores.structures(rows.start + asked)
         own: dict[int, list[int]] = {}
         for row, structure in zip(asked.tolist(), structures, strict=True):
-            others = list(self._others(structure, range(int(first[row]), int(last[row]))))
-            if not others or others[0] != first[row]:
+            places = range(int(first[row]), int(last[row]))
+            others = list(self._others(structure, places))
+            if len(others) < len(places):
                 own[rows.start + row] = others
         return own
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,33 +13,52 @@ import orjson
 from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...pipeline.energy_schemes import CORRECTED, MATPES_PBE, OMAT24, OWN, R2SCAN, UNCORRECTED
+from ...pipeline.energy_schemes import MATPES_PBE, OMAT24, OWN, R2SCAN, UNCORRECTED
 from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.sources.discovery import find_files
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import MAX_COUNT, element_of_species
+from ..chemistry.functionals import (
+    GGA,
+    MIXED,
+    OF_SCHEME,
+    POTCAR_SECTIONS,
+    R2SCAN_FUNCTIONAL,
+    STATING,
+    Functional,
+    StatementError,
+    agreed,
+    named,
+    of_potcar,
+    of_vasp,
+)
 from .energies import basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
-from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, quoted
+from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
 
 # Size limit of a file of entries, which needs several times as much memory; tables and datasets are read in chunks.
 MAX_JSON_BYTES = 4 << 30
-# Functionals as run types state them. pymatgen calls PBE calculations GGA or PBE, depending on its version and input.
-_GGA, _GGA_U, _R2SCAN = "GGA", "GGA+U", "r2SCAN"
-_FUNCTIONALS = {
-    **dict.fromkeys(("GGA", "PBE"), _GGA),
-    **dict.fromkeys(("GGA+U", "GGA_U", "GGAU", "PBE+U", "PBE_U"), _GGA_U),
-    "R2SCAN": _R2SCAN,
+# Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
+# which is the last that was run. In lower case.
+_SECTIONS = POTCAR_SECTIONS | {
+    "parameters",
+    "data",
+    "input",
+    "inputs",
+    "orig_inputs",
+    "calcs_reversed",
+    "attributes",
+    "metadata",
+    "settings",
+    "incar",
 }
-# Functionals of the energy schemes of models. Networks of one's own may follow any single functional.
-_OF_SCHEME = {
-    UNCORRECTED: {_GGA, _GGA_U},
-    CORRECTED: {_GGA, _GGA_U},
-    OMAT24: {_GGA, _GGA_U},
-    MATPES_PBE: {_GGA},
-    R2SCAN: {_R2SCAN},
-}
-_PBE_POTCARS = frozenset({"PAW_PBE", "PBE"})
+_MAX_DEPTH = 4
+# Fields of these parts that are read. In lower case.
+_READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
+# OMat24 has the Hubbard U and the POTCARs of the Materials Project, but for these (OMat24StaticSet in FAIRChem).
+_OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
+_NO_POTCAR = "pseudopotentials of another scheme"
+_OTHER_U = "Hubbard U of another scheme"
 _WHOLE = 1e-8
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -50,20 +70,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Potcar(_Section):
-    titel: str | None = None
-
-
 class _Parameters(_Section):
-    run_type: str | None = None
-    functional: str | None = None
     hubbards: dict[str, _Number] | None = None
-    potcar_spec: list[_Potcar | None] | None = None
-    potcar_symbols: list[str | None] | None = None
+    is_hubbard: bool | None = None
 
 
 class _Data(_Section):
-    run_type: str | None = None
     material_id: _Name = None
     oxide_type: str | None = None
     sulfide_type: str | None = None
@@ -76,10 +88,88 @@ class _Entry(_Section):
     entry_id: _Name = None
     composition: dict[str, _Number]
     energy: _Number
-    run_type: str | None = None
     parameters: _Parameters | None = None
     data: _Data | None = None
     structure: dict[str, Any] | None = None
+
+
+@dataclass
+class _Calculation:
+    """What an entry states, anywhere, about its calculation.
+
+    Attributes:
+        statements: Its functional, by the place of the statement.
+        titles: Titles of its POTCARs.
+        potcar_sets: Functionals that its POTCARs were made for.
+        is_matpes: Whether the entry is one of MatPES.
+    """
+
+    statements: dict[str, Functional] = field(default_factory=dict)
+    titles: list[str] = field(default_factory=list)
+    potcar_sets: set[str] = field(default_factory=set)
+    is_matpes: bool = False
+
+    def functional(self) -> Functional | None:
+        """The functional that the statements agree on; None if there is none.
+
+        Raises:
+            EntryLeftOutError: They contradict each other.
+        """
+        try:
+            found = agreed(self.statements.values())
+        except StatementError as error:
+            given = " and ".join(f"{one} in {place}" for place, one in self.statements.items())
+            raise EntryLeftOutError(error.reason, given) from error
+        if found is not None and (found.name or found.dispersion):
+            return found
+        # VASP's default is the functional of the POTCARs; but those of PBE are used with other functionals too.
+        other = self.potcar_sets - {GGA}
+        return Functional(min(other)) if other else None
+
+    @property
+    def with_u(self) -> bool:
+        """Whether any statement says that a Hubbard U was used."""
+        return any(one.with_u for one in self.statements.values())
+
+    @property
+    def without_u(self) -> bool:
+        """Whether any statement says that no Hubbard U was used."""
+        return any(one.with_u is False for one in self.statements.values())
+
+    def read(self, place: str, section: Mapping[str, object]) -> None:
+        """Add what a part of the entry states.
+
+        Args:
+            place: Its place in the entry.
+            section: Its content.
+
+        Raises:
+            EntryLeftOutError: A statement is malformed.
+        """
+        in_potcar = place.rpartition(".")[2].lower() in POTCAR_SECTIONS
+        for key, value in section.items():
+            name = str(key).lower()
+            if name not in _READ:
+                continue
+            where = f"{place}.{key}" if place else str(key)
+            if name == "matpes_id" and value is not None:
+                self.is_matpes = True
+            elif name == "potcar_functional" or (in_potcar and name == "functional"):
+                self.potcar_sets |= {of_potcar(text) for text in _texts(where, value)} - {""}
+            elif name in ("potcar_spec", "potcar_symbols"):
+                titles = _titles(where, value)
+                self.titles += titles
+                self.potcar_sets |= {of_potcar(title) for title in titles if len(title.split()) > 1} - {""}
+            elif name in ("hubbards", "is_hubbard") and place != "parameters" and _any_u(value):
+                self.statements[where] = Functional("", with_u=True)
+            elif name in STATING:
+                stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
+                # A mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
+                known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
+                self.statements |= known
+        by_tags = of_vasp(section)
+        if by_tags is not None:
+            self.statements[f"{place or 'entry'} (tags of VASP)"] = by_tags
 
 
 def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str, Any]:
@@ -108,9 +198,13 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
             entry = _parsed(record)
             amounts = _amounts(entry.composition)
             composition = settings.compositions.add(amounts.items())
-            functional = _functional(entry)
-            scheme = _scheme(functional, settings)
+            calculation = _calculation(record)
+            stated = calculation.functional()
+            functional = None if stated is None else str(stated)
+            scheme = _scheme(functional, settings, is_matpes=calculation.is_matpes)
             energy = _energy_per_atom(entry.energy, sum(amounts.values()))
+            symbols = settings.compositions.symbols(composition)
+            _check_settings(scheme, entry.parameters or _Parameters(), calculation, symbols, settings.corrections)
             if scheme == UNCORRECTED and settings.corrections is not None:
                 energy += _correction(entry, composition, settings, settings.corrections)
         except EntryLeftOutError as error:
@@ -121,12 +215,7 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
         functionals.add(functional or "not stated")
         material = entry.data.material_id if entry.data is not None else None
         found.add(composition, energy, str(material) if isinstance(material, str | int) else name, structure=structure)
-    stated = functionals - {"not stated"}
-    if settings.scheme == OWN and len(stated) > 1 and stated != {_GGA, _GGA_U}:
-        raise ConfigError(
-            f"{path}: its entries follow several functionals ({', '.join(sorted(stated))}); keep those that the model "
-            "was trained on"
-        )
+    check_one_functional(path, settings.scheme, functionals - {"not stated"})
     return {
         "kind": "entries",
         "scheme": ", ".join(sorted(schemes)),
@@ -181,23 +270,75 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
     return amounts
 
 
-def _functional(entry: _Entry) -> str | None:
-    """The functional that an entry states; None if it states none.
+def _calculation(record: object) -> _Calculation:
+    """What an entry states about its calculation.
 
     Raises:
-        EntryLeftOutError: It states two.
+        EntryLeftOutError: A statement is malformed.
     """
-    parameters, data = entry.parameters or _Parameters(), entry.data or _Data()
-    given = [text for text in (entry.run_type, parameters.run_type, data.run_type, parameters.functional) if text]
-    stated = {_FUNCTIONALS.get(text.strip().upper(), text.strip()[:40]) for text in given}
-    if {_GGA, _GGA_U} == stated:  # the functional is one; the run type says whether U was used
-        stated = {_GGA_U}
-    if len(stated) > 1:
-        raise EntryLeftOutError("two functionals", " and ".join(sorted(stated)))
-    return next(iter(stated), None)
+    found = _Calculation()
+    for place, section in _sections(record, "", _MAX_DEPTH):
+        found.read(place, section)
+    return found
 
 
-def _scheme(functional: str | None, settings: ReadSettings) -> str:
+def _any_u(value: object) -> bool:
+    """Whether a field says that a Hubbard U was used."""
+    return any(map(bool, value.values())) if isinstance(value, Mapping) else value is True
+
+
+def _sections(record: object, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """An entry and its parts that may describe the calculation, with their places."""
+    if not isinstance(record, Mapping):
+        return
+    yield place, record
+    for key, value in record.items():
+        if depth and str(key).lower() in _SECTIONS:
+            first = value[0] if isinstance(value, list) and value else value
+            yield from _sections(first, f"{place}.{key}" if place else str(key), depth - 1)
+
+
+def _texts(place: str, value: object) -> list[str]:
+    """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
+
+    Raises:
+        EntryLeftOutError: It is no text.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("value", value)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if place.rpartition(".")[2].lower() in ("run_type", "calc_type"):
+        raise EntryLeftOutError(f"malformed {place}", f"found {quoted(value)}")
+    return _list_of_texts(place, value)
+
+
+def _list_of_texts(place: str, value: object) -> list[str]:
+    """Texts of a list, without those that are missing.
+
+    Raises:
+        EntryLeftOutError: It is no list of texts.
+    """
+    items = [] if value is None else value
+    if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
+        raise EntryLeftOutError(f"malformed {place}", f"found {quoted(value)}")
+    return [item for item in items if item]
+
+
+def _titles(place: str, value: object) -> list[str]:
+    """Titles of POTCARs: a list of texts, or of dictionaries that hold one as ``titel``.
+
+    Raises:
+        EntryLeftOutError: It is malformed.
+    """
+    items = value if isinstance(value, list) else []
+    titles = [item.get("titel") if isinstance(item, Mapping) else item for item in items]
+    return _list_of_texts(place, titles if items else value)
+
+
+def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) -> str:
     """Energy scheme of an entry. What it states counts more than what the user assumes.
 
     Raises:
@@ -213,10 +354,12 @@ def _scheme(functional: str | None, settings: ReadSettings) -> str:
                 f"functional {functional}", "use --scheme own if the model was trained on such energies"
             )
         return OWN
-    elif functional not in _OF_SCHEME[settings.scheme]:
+    elif functional not in OF_SCHEME[settings.scheme]:
         raise EntryLeftOutError(f"functional {functional}", f"the candidates follow {settings.scheme}")
-    elif functional == _R2SCAN:
+    elif functional == R2SCAN_FUNCTIONAL:
         scheme = R2SCAN
+    elif is_matpes:
+        scheme = MATPES_PBE
     else:  # the energies of entries are uncorrected, whatever scheme was assumed for them
         scheme = settings.assumed if settings.assumed in (OMAT24, MATPES_PBE) else UNCORRECTED
     if basis(scheme) != basis(settings.scheme):
@@ -240,10 +383,9 @@ def _correction(entry: _Entry, composition: int, settings: ReadSettings, correct
     """MP2020 correction of an entry (eV/atom), by its own data on anions, else by its structure, else by its formula.
 
     Raises:
-        EntryLeftOutError: The scheme does not apply to its settings.
+        EntryLeftOutError: Its structure is malformed.
     """
     symbols, counts = settings.compositions.symbols(composition), settings.compositions.counts(composition)
-    _check_settings(entry.parameters or _Parameters(), symbols, corrections)
     if len(symbols) == 1:
         return 0.0
     data = entry.data or _Data()
@@ -263,27 +405,92 @@ def _correction(entry: _Entry, composition: int, settings: ReadSettings, correct
     return corrections.given(symbols, counts, oxide, sulfide, data.oxidation_states)
 
 
-def _check_settings(parameters: _Parameters, symbols: tuple[str, ...], corrections: MP2020) -> None:
-    """Check that the MP2020 scheme applies to a calculation.
+def _check_settings(
+    scheme: str,
+    parameters: _Parameters,
+    calculation: _Calculation,
+    symbols: tuple[str, ...],
+    corrections: MP2020 | None,
+) -> None:
+    """Check that a calculation has the Hubbard U and the pseudopotentials of its scheme, as far as it states them.
+
+    The scheme r2scan has no set of pseudopotentials of its own, but its calculations use POTCARs of PBE.
 
     Raises:
-        EntryLeftOutError: It has other values of U, or other pseudopotentials.
+        EntryLeftOutError: It has others.
+        ConfigError: The settings of the scheme come with pymatgen, which is not installed.
     """
+    if scheme == OWN:
+        return
     given = {symbol: value for symbol, value in (parameters.hubbards or {}).items() if value}
-    expected = corrections.hubbards(symbols) if len(symbols) > 1 else given
+    titles = calculation.titles
+    if scheme == UNCORRECTED and corrections is not None:
+        # As in pymatgen, a calculation without `hubbards` has none.
+        _check_u(given, corrections.hubbards(symbols) if len(symbols) > 1 else given, "MP2020")
+        _check_potcars(titles, symbols, corrections.potcars, "MP2020")
+    elif scheme == OMAT24:
+        if parameters.hubbards is not None or calculation.without_u:
+            _check_u(given, _mp2020().hubbards(symbols), "OMat24")
+        if titles:
+            _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
+    elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has none")
+    if scheme == MATPES_PBE and titles:
+        _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
+    if other := calculation.potcar_sets - {GGA}:
+        raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} has those of PBE")
+
+
+def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: str) -> None:
+    """Check the Hubbard U (eV) of each element.
+
+    Raises:
+        EntryLeftOutError: They are not those of the scheme.
+    """
     if given != expected:
-        raise EntryLeftOutError("Hubbard U of another scheme", f"{quoted(given)}; MP2020 has {expected}")
-    titles = [item.titel for item in parameters.potcar_spec or () if item is not None and item.titel]
-    titles += [title for title in parameters.potcar_symbols or () if title]
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
+
+
+def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping[str, str], scheme: str) -> None:
+    """Check the titles of POTCARs, such as "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv".
+
+    Raises:
+        EntryLeftOutError: They are not those of the scheme, or do not tell for which functional they were made.
+    """
     if not titles:
         return
-    # "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv": a symbol alone does not tell for which functional it was made.
-    words = [title.split() for title in titles]
-    used = {title[1] for title in words if len(title) > 1 and title[0] in _PBE_POTCARS}
-    wanted = {corrections.potcars.get(symbol) for symbol in symbols}
-    if used != wanted or any(len(title) < 2 or title[0] not in _PBE_POTCARS for title in words):
+    used = {title.split()[1] for title in titles if of_potcar(title) == GGA and len(title.split()) > 1}
+    wanted = {potcars.get(symbol) for symbol in symbols}
+    if used != wanted or any(len(title.split()) < 2 or of_potcar(title) != GGA for title in titles):
         needed = ", ".join(f"PAW_PBE {symbol}" for symbol in sorted(map(str, wanted)))
-        raise EntryLeftOutError("pseudopotentials of another scheme", f"{quoted(sorted(titles))}; MP2020 has {needed}")
+        raise EntryLeftOutError(_NO_POTCAR, f"{quoted(sorted(titles))}; {scheme} has {needed}")
+
+
+@lru_cache(maxsize=1)
+def _mp2020() -> MP2020:
+    """The settings of the Materials Project, for schemes that share them.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+    return MP2020()
+
+
+@lru_cache(maxsize=1)
+def _potcars_of_matpes() -> Mapping[str, str]:
+    """Symbols of the POTCARs of MatPES by element, as pymatgen ships them.
+
+    Raises:
+        ConfigError: pymatgen is not installed.
+    """
+    try:
+        from pymatgen.io.vasp.sets import MatPESStaticSet  # noqa: PLC0415 - an extra, and slow to import
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the pseudopotentials of MatPES need {error.name}, which is not installed: pip install 'equiscreen[hull]'"
+        ) from error
+    potcars: Mapping[str, str] = MatPESStaticSet.CONFIG["POTCAR"]
+    return potcars
 
 
 def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure]:

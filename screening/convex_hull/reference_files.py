@@ -55,7 +55,8 @@ def read_references(
 
     Args:
         paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
-            and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id and ``scheme``.
+            and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id, ``scheme`` and functional
+            (``run_type``, ``functional``, ``xc``).
         candidates: Scores that the references are for.
         compositions: The compositions of the references are added to it.
         corrections: MP2020 corrections, for energies that need them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,22 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ...pipeline.energy_schemes import CORRECTED, SCHEMES, UNCORRECTED
+from ...pipeline.energy_schemes import CORRECTED, OWN, R2SCAN, SCHEMES, UNCORRECTED
 from ...pipeline.errors import ConfigError, SourceError, detail
 from ...pipeline.sources.discovery import find_files
 from ..chemistry.composition import Compositions
+from ..chemistry.functionals import OF_SCHEME, R2SCAN_FUNCTIONAL, StatementError, of_row, stating_field
+from ..dataset.repeated_columns import check_columns
 from .energies import basis
-from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, quoted
+from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
 
 TABLES = (".csv", ".csv.gz", ".parquet", ".parquet.gz")
 _FORMATION, _TOTAL = "formation_energy_per_atom", "energy_per_atom"
 _ID_COLUMNS = ("id", "material_id", "entry_id", "structure_id")
 _FORMULAS = ("formula", "pretty_formula")
 _NO_ENERGY = "no finite energy"
+# Columns that are read, besides those that state a functional.
+_READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, "scheme", *_ID_COLUMNS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def read_table(
 ) -> dict[str, Any]:
     """Read a table.
 
-    A row that cannot be used, such as one of another energy scheme, is left out and counted.
+    A row that cannot be used, such as one of another functional or energy scheme, is left out and counted.
 
     Args:
         path: File or URL of the table.
@@ -60,8 +64,9 @@ def read_table(
         Summary of the file.
 
     Raises:
-        ConfigError: A column is missing, or the table states no energy scheme.
-        SourceError: The table cannot be read.
+        ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
+            own and the rows more than one functional.
+        SourceError: The table cannot be read, or a column is there twice.
     """
     if settings.with_structures:
         raise SourceError(
@@ -69,25 +74,29 @@ def read_table(
             "structures, or leave out --exclude-self"
         )
     schemes: set[str] = set()
+    functionals: set[str] = set()
     number = 0
     for batch in _batches(path):
         columns = _columns(path, batch, settings)
         formation = _TOTAL not in batch.schema.names
-        for formula, value, scheme, name in zip(*columns, strict=True):
+        for formula, value, given, name, statements in zip(*columns, strict=True):
             number += 1
             try:
                 composition = _composition(formula, settings.compositions)
                 energy = _energy(value)
-                _check_scheme(path, scheme, settings.scheme, formation=formation)
+                functional = _functional(statements)
+                scheme = _scheme(path, given, functional, settings, formation=formation)
             except EntryLeftOutError as error:
                 left_out.add(name or f"row {number}", error)
                 continue
             schemes.add(scheme)
+            functionals.add(functional or "not stated")
             if formation:
                 waiting.append(FormationEnergy(composition, energy, name, left_out))
             else:
                 found.add(composition, energy + _correction(composition, scheme, settings), name)
-    return {"kind": "table", "scheme": ", ".join(sorted(schemes))}
+    check_one_functional(path, settings.scheme, functionals - {"not stated"})
+    return {"kind": "table", "scheme": ", ".join(sorted(schemes)), "functionals": sorted(functionals)}
 
 
 def add_formation_energies(waiting: list[FormationEnergy], compositions: Compositions, found: Gathered) -> None:
@@ -121,23 +130,40 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         )
 
 
-def _columns(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> tuple[list[Any], list[Any], list[Any], Any]:
-    """Formula, energy, energy scheme and id of each row.
+def _columns(
+    path: str, batch: pa.RecordBatch, settings: ReadSettings
+) -> tuple[list[Any], list[Any], list[Any], list[str], list[dict[str, Any]]]:
+    """Formula, energy, energy scheme, id, and by column whatever is stated of the functional, of each row.
 
     Raises:
-        ConfigError: A column is missing, or there is no energy scheme.
+        ConfigError: A column is missing, or nothing states an energy scheme.
     """
     columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
     values = columns.get(_TOTAL, columns.get(_FORMATION))
     formulas = next((columns[name] for name in _FORMULAS if name in columns), None)
     if formulas is None or values is None:
         raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
-    if "scheme" not in columns and settings.assumed is None:
+    stating = [name for name in columns if stating_field(name) is not None]
+    if "scheme" not in columns and not stating and settings.assumed is None:
         raise ConfigError(f"{path}: gives no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
-    # An empty field of the column `scheme` states nothing.
-    schemes = [given or settings.assumed for given in columns.get("scheme", [None] * len(values))]
+    schemes = columns.get("scheme", [None] * len(values))
     ids = next((columns[name] for name in _ID_COLUMNS if name in columns), [""] * len(values))
-    return formulas, values, schemes, ["" if name is None else str(name) for name in ids]
+    rows = zip(*(columns[name] for name in stating), strict=True) if stating else [()] * len(values)
+    statements = [dict(zip(stating, row, strict=True)) for row in rows]
+    return formulas, values, schemes, ["" if name is None else str(name) for name in ids], statements
+
+
+def _functional(row: Mapping[str, object]) -> str | None:
+    """The functional that a row states; None if it states none.
+
+    Raises:
+        EntryLeftOutError: It states two, or a statement is no text.
+    """
+    try:
+        stated = of_row(row)
+    except StatementError as error:
+        raise EntryLeftOutError(error.reason, str(error)) from error
+    return None if stated is None else str(stated)
 
 
 def _composition(formula: object, compositions: Compositions) -> int:
@@ -165,21 +191,26 @@ def _energy(value: object) -> float:
     return energy
 
 
-def _check_scheme(path: str, scheme: object, candidates: str, *, formation: bool) -> None:
-    """Check that an energy of a table can be used.
+def _scheme(path: str, given: object, functional: str | None, settings: ReadSettings, *, formation: bool) -> str:
+    """Energy scheme of a row. What it states counts more than what the user assumes; an empty field states nothing.
 
     Raises:
-        EntryLeftOutError: Its energy scheme is another one, or not stated.
+        EntryLeftOutError: Its energy cannot be compared with those of the candidates, or its scheme is not known.
         ConfigError: Formation energies of uncorrected energies.
     """
+    if functional is not None and functional not in OF_SCHEME.get(settings.scheme, {functional}):
+        raise EntryLeftOutError(f"functional {functional}", f"the candidates follow {settings.scheme}")
+    certain = R2SCAN if functional == R2SCAN_FUNCTIONAL and settings.scheme != OWN else None
+    scheme = given or certain or settings.assumed
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state that of such rows")
     if not isinstance(scheme, str):
         raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
-    if scheme not in SCHEMES or basis(scheme) != basis(candidates):
-        raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {candidates}")
+    if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
+        raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {settings.scheme}")
     if formation and scheme == UNCORRECTED:
         raise ConfigError(f"{path}: formation energies of {scheme!r} cannot be used; use --scheme {CORRECTED}")
+    return scheme
 
 
 def _correction(number: int, scheme: str, settings: ReadSettings) -> float:
@@ -191,29 +222,45 @@ def _correction(number: int, scheme: str, settings: ReadSettings) -> float:
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Batches of the rows of a table.
+    """Batches of the rows of a table, with the columns that are read.
 
     Raises:
-        SourceError: The table cannot be read.
+        SourceError: The table cannot be read, or a column is there twice.
     """
-    text = {*_FORMULAS, "scheme", *_ID_COLUMNS}
-    wanted = {*text, _TOTAL, _FORMATION}
     try:
         source = find_files([path])[0] if "://" in path else None
         if ".parquet" in path:
             if path.endswith(".gz"):
                 raise SourceError(f"{path}: gzipped parquet files are not supported; decompress the file first")
             with pq.ParquetFile(path if source is None else source.fs.open(source.path)) as table:
-                names = [name for name in table.schema_arrow.names if name in wanted]
-                yield from table.iter_batches(columns=names)
+                yield from table.iter_batches(columns=_wanted(path, table.schema_arrow.names))
             return
+
+        def opened(options: pacsv.ConvertOptions) -> pacsv.CSVStreamingReader:
+            compression = "gzip" if path.endswith(".gz") else None
+            stream = pa.input_stream(path, compression=compression) if source is None else source.open()
+            return pacsv.open_csv(
+                stream, parse_options=pacsv.ParseOptions(newlines_in_values=True), convert_options=options
+            )
+
+        with opened(pacsv.ConvertOptions()) as reader:
+            names = _wanted(path, reader.schema.names)
         # Energies are read as text too: one that is no number leaves out its row, not the file.
-        options = pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
-        parsing = pacsv.ParseOptions(newlines_in_values=True)
-        compression = "gzip" if path.endswith(".gz") else None
-        stream = pa.input_stream(path, compression=compression) if source is None else source.open()
-        with pacsv.open_csv(stream, parse_options=parsing, convert_options=options) as reader:
-            for batch in reader:
-                yield batch.select([name for name in batch.schema.names if name in wanted])
+        options = pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
+        )
+        with opened(options) as reader:
+            yield from reader
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read as a table ({detail(error)})") from error
+
+
+def _wanted(path: str, names: Sequence[str]) -> list[str]:
+    """The columns of a table that are read.
+
+    Raises:
+        SourceError: One of them is there twice.
+    """
+    found = [name for name in names if name in _READ or stating_field(name) is not None]
+    check_columns(path, found, names)
+    return found

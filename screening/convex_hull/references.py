@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
+from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
+from ...pipeline.errors import ConfigError
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
 from ..chemistry.elemental_energies import SOURCES, elemental_energies
+from ..chemistry.functionals import GGA, GGA_U
 from .mp2020 import MP2020
 
 # Energies beyond this (eV/atom) are mistakes: all-electron energies of the heaviest atoms are a tenth of it.
@@ -40,6 +43,24 @@ def quoted(value: object) -> str:
     """A value of an input file as short text for a message."""
     text = repr(value)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
+def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) -> None:
+    """Check that references for a network of one's own follow one functional.
+
+    Args:
+        path: File of the references.
+        scheme: Energy scheme of the candidates.
+        functionals: Functionals that the references state.
+
+    Raises:
+        ConfigError: They follow several.
+    """
+    if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
+        raise ConfigError(
+            f"{path}: its entries follow several functionals ({', '.join(sorted(functionals))}); keep those that the "
+            "model was trained on"
+        )
 
 
 @dataclass
@@ -146,7 +167,7 @@ def add_elements(found: Gathered, compositions: Compositions, scheme: str) -> di
 
 @dataclass(frozen=True)
 class References:
-    """Reference entries, sorted by composition and energy.
+    """Reference entries, sorted by composition, energy and name.
 
     Attributes:
         composition: int64[n], numbers of the compositions.
@@ -170,7 +191,7 @@ class References:
     def of(
         cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]], elements: Mapping[str, Any]
     ) -> References:
-        """Sort collected entries.
+        """Sort collected entries; among equal energies by name, so that their order in the files has no effect.
 
         Args:
             found: The entries.
@@ -180,7 +201,8 @@ class References:
             elements: Summary of the elements that `add_elements` added.
         """
         composition, energy = np.array(found.composition, dtype=np.int64), np.array(found.energy, dtype=np.float64)
-        order = np.lexsort((energy, composition))
+        by_name = np.array(sorted(range(len(found.names)), key=found.names.__getitem__), dtype=np.int64)
+        order = by_name[np.lexsort((energy[by_name], composition[by_name]))]
         members = None
         if n_members and any(values is not None for values in found.members):
             rows = [np.full(n_members, e) if m is None else m for m, e in zip(found.members, found.energy, strict=True)]

@@ -111,6 +111,16 @@ def test_the_list_is_that_of_the_scored(screened: tuple[Path, xr.Dataset, PhaseL
     assert again.systems[("Al", "Cu")] == tuple(left)
 
 
+def test_an_element_without_a_reliable_energy_takes_its_compounds_along(
+    screened: tuple[Path, xr.Dataset, PhaseList],
+) -> None:
+    graphs, scores, phases = screened
+    lost = scores["formula"].values == "Al"
+    again = rank_phases(graphs, scores.assign(status=scores["status"].where(~lost, 4)))
+    assert again.elements == {"Cu": phases.elements["Cu"]}
+    assert again.systems == {("Cu",): phases.systems[("Cu",)]}
+
+
 @pytest.mark.slow
 def test_published_weights_find_the_compounds_of_nickel_and_aluminium(tmp_path: Path) -> None:
     report = run_published(tmp_path, metals=("Al", "Ni"), scheduler="threads")

@@ -104,6 +104,40 @@ def test_ids_in_common_by_chance_join_nothing(
         join_energies(scores, tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,{formulas[0]}\n")
     assert join_energies(scores, tmp_path / "t.csv").attrs["dft"]["joined"] == 1
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},,Xe7Kr\n{one},-1.0,{formulas[0]}\n")
+    with pytest.raises(SourceError, match=r"is Xe7Kr there, but.*\(1 of 1 ids\)"):
+        join_energies(scores, tmp_path / "t.csv")
+
+
+def test_rows_that_were_joined_by_their_ids_alone_are_told(
+    scores: Path, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    (a, b, *_), (formula, *_) = columns["structure_id"], columns["formula"]
+    for text, checked, says in (
+        (f"structure_id,energy\n{a},-1.0\n{b},-2.0\n", 0, "the rows were joined by structure_id alone"),
+        (f"structure_id,energy,formula\n{a},-1.0,{formula}\n{b},-2.0,\n", 1, "1 of 2 rows were joined by"),
+        (f"structure_id,energy,formula\n{a},-1.0,{formula}\n", 1, ""),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        found = join_energies(scores, tmp_path / "t.csv")
+        assert found.attrs["dft"]["compositions_checked"] == checked
+        assert found.attrs["dft"].get("note", "").startswith(says)
+        assert says in found["dft_energy_per_atom"].attrs["description"]
+    assert "note" not in found.attrs["dft"]
+    assert compare(scores, scores).attrs["compositions_checked"] == SIZE
+
+
+def test_energies_of_other_functionals_are_not_compared(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
+    a, b, c, d, *_ = columns["structure_id"]
+    rows = f"{a},-1.0,GGA\n{b},-1.0,\n{c},-1.0,r2SCAN\n{d},-1.0,PBE+U\n"
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,run_type\n{rows}")
+    scheme = open_scores(scores).attrs["model"]["energy_scheme"]
+    assert scheme == "mp-uncorrected"
+    facts = join_energies(scores, tmp_path / "t.csv").attrs["dft"]
+    assert (facts["joined"], facts["left_out_by_reason"]) == (3, {"functional r2SCAN": 1})
+    (tmp_path / "t.csv").write_text(f"structure_id,energy,xc\n{a},-1.0,HSE06\n")
+    with pytest.raises(SourceError, match=r"no finite energy.*1 functional HSE06"):
+        join_energies(scores, tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("by", ["structure_id", "file_name"])
@@ -131,6 +165,10 @@ def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: P
     [
         ("a,b\n1,2\n", ConfigError, "none of the columns"),
         ("structure_id,energy\nx,1.0\nx,2.0\n", SourceError, "'x' has two energies"),
+        ("structure_id,energy,energy\nx,1.0,2.0\n", SourceError, "the column energy is there 2 times"),
+        ("structure_id,energy,energy.1\nx,1.0,2.0\n", SourceError, "the column energy is there 2 times"),
+        ("id,id,energy\nx,y,2.0\n", SourceError, "the column id is there 2 times"),
+        ("id,energy,formula,formula\nx,2.0,Na,K\n", SourceError, "the column formula is there 2 times"),
         ("structure_id,energy\nx,1.0\n", ConfigError, "none of its 1 ids"),
         ("structure_id,energy\nx,fast\n", SourceError, "not a number"),
         ("structure_id,energy\nx,\n", SourceError, "no finite energy|not a number"),

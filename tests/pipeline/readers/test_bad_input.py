@@ -291,6 +291,22 @@ def test_a_bad_row_costs_only_itself(tmp_path: Path, bad: str, reason: str, plac
     assert reason in why
 
 
+def test_a_column_that_is_there_twice_is_no_label(tmp_path: Path) -> None:
+    """Unless both say the same, or nobody reads it."""
+    rows = [f"{row},1.5,x,y" for row in ROWS[:2]]
+    rows[0] = f"a,{quoted(CIFS[0])},1.5,1.5,x,y"
+    (tmp_path / "s.csv").write_text(csv_text(rows, "name,cif,gap,gap,note,note"))
+    report = run(tmp_path / "s.csv", tmp_path / "g.zarr", labels=LABELS, id_field="name")
+    assert (report.stored, report.failed) == (1, 1)
+    (failure,) = GraphStore(tmp_path / "g.zarr").table("failures.parquet").to_pylist()
+    assert "gap has shape (2,)" in failure["reason"]
+    columns = [["a"], [CIFS[0]], [1.5], [1.5], ["x"], ["y"]]
+    pq.write_table(pa.table(columns, names=["name", "cif", "gap", "gap", "note", "note"]), tmp_path / "s.parquet")
+    with pytest.raises(SourceError, match=r"s\.parquet: the column gap is there 2 times"):
+        run(tmp_path / "s.parquet", tmp_path / "p.zarr", labels=LABELS, id_field="name")
+    assert run(tmp_path / "s.parquet", tmp_path / "p.zarr", id_field="name").stored == 1
+
+
 def test_a_quote_too_many_costs_no_other_row(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text(csv_text([ROWS[0], f'"n9,{quoted(CIFS[5])},7', *ROWS[1:3]]))
     report = run(tmp_path / "s.csv", tmp_path / "g.zarr", labels=LABELS, id_field="name")

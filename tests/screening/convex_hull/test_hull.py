@@ -28,9 +28,12 @@ from equiscreen.screening.convex_hull import energies, energy_above_hull
 from equiscreen.screening.convex_hull import hull as hull_module
 from equiscreen.screening.convex_hull.energy_above_hull import find_hull
 from equiscreen.screening.convex_hull.hull import summary
+from equiscreen.screening.convex_hull.references import Gathered, References
 from equiscreen.screening.dataset import reader
 from equiscreen.screening.dataset.paths import hull_path
 from equiscreen.screening.dataset.reader import ScoresReader
+from hypothesis import given
+from hypothesis import strategies as st
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition
@@ -360,6 +363,8 @@ def test_an_energy_without_meaning_is_measured_but_pulls_no_hull_down(
     found, expected = (hull(scores, crystals.elements) for scores in (wild, tame))
     below = (found["energy_above_hull"].values < 0) & (found["status"].values == 0)
     assert found.attrs["hull"]["below_hull"] == below.sum()
+    assert found.attrs["hull"]["not_competing"] == {outcome: 1}
+    assert f"; part of no hull: 1 {outcome.replace('_', ' ')}" in summary(found, "h")
     for name in ("energy_above_hull", "energy_above_joint_hull"):
         shift = expected[name].values - found[name].values
         assert shift[2] == pytest.approx(100.0 / crystals.n_atoms[2])
@@ -407,6 +412,90 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
     assert fixed.attrs["hull"]["members"] == "one hull for all"
     spread = (members / crystals.n_atoms[:, None]).std(axis=1, ddof=1)
     assert np.allclose(fixed["energy_above_hull_std"].values, spread, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_own_phase_is_left_out_of_the_hulls_of_all_members(crystals: Crystals, tmp_path: Path) -> None:
+    """Also where another phase of the composition is lower for some members, or for all."""
+    size, rng = 9, np.random.default_rng(7)
+    n_atoms = crystals.n_atoms[:size]
+    names = [("Li2O", "Fe2O3", "LiFeO2")[place % 3] for place in range(size)]
+    energy = np.array([-6.0, -7.5, -7.0] * 3)[:, None] + rng.normal(0, 0.05, (2, size, 3))
+    elements = element_scores(crystals, tmp_path)
+
+    def excluded(name: str, members: Any) -> xr.Dataset:
+        candidates, known = (
+            write_scores(
+                tmp_path / f"{name}{part}.zarr",
+                crystals.graphs,
+                values.mean(axis=1) * n_atoms,
+                scheme="mp2020-corrected",
+                names=names,
+                members=values * n_atoms[:, None] if values.shape[1] > 1 else None,
+            )
+            for part, values in zip(("s", "k"), members, strict=True)
+        )
+        return hull(candidates, [elements, known], exclude_self=True)
+
+    found = excluded("all", energy)
+    assert found.attrs["hull"]["own_phases_left_out"] == size
+    each = [excluded(str(member), energy[:, :, member : member + 1]) for member in range(3)]
+    expected = np.std([one["energy_above_hull"].values for one in each], axis=0, ddof=1)
+    assert np.allclose(found["energy_above_hull_std"].values, expected, rtol=0, atol=TOLERANCE)
+
+
+def tied_candidates(crystals: Crystals, path: Path, order: list[int], energy: Any, members: Any) -> Path:
+    """Scores of formulas with equal energies per atom, in an order; their ids go with them."""
+    size = len(order)
+    n_atoms = crystals.n_atoms[:size]
+    return write_scores(
+        path,
+        crystals.graphs,
+        energy[order] * n_atoms,
+        scheme="mp2020-corrected",
+        members=members[order] * n_atoms[:, None],
+        names=[FORMULAS[place % len(FORMULAS)] for place in order],
+        ids=[f"id-{(7 * place) % size}" for place in order],
+    )
+
+
+FORMULAS = ("Li", "O2", "Fe", "Li2O", "LiO", "Fe2O3", "LiFeO2", "LiFe2O4")
+
+
+def test_the_order_of_equal_candidates_changes_no_bit(crystals: Crystals, tmp_path: Path) -> None:
+    """Candidates alone span each member's hull; those of equal energy have other members."""
+    size, rng = 24, np.random.default_rng(6)
+    # Multiples of a power of two, which totals per cell keep to the last bit.
+    energy = np.array([-1.0, -4.5, -8.25, -4.0, -4.0, -7.0, -6.5, -6.75] * 3)
+    energy[2 * len(FORMULAS) :] += rng.integers(0, 2, len(FORMULAS)) / 64
+    members = energy[:, None] + rng.integers(-32, 32, (size, 4)) / 256
+    orders = [list(range(size)), rng.permutation(size).tolist()]
+    found = [
+        hull(tied_candidates(crystals, tmp_path / f"{number}.zarr", order, energy, members))
+        for number, order in enumerate(orders)
+    ]
+    added = [name for name in found[0].variables if name not in open_scores(tmp_path / "0.zarr").variables]
+    assert {"energy_above_hull_std", "probability_below_hull", "decomposition"} <= set(added)
+    for other, order in zip(found[1:], orders[1:], strict=True):
+        for name in added:
+            np.testing.assert_array_equal(other[name].values, found[0][name].values[order], err_msg=str(name))
+    # The candidates as their own references mean the same.
+    scores = tmp_path / "0.zarr"
+    same = hull(scores, scores, tmp_path / "same.zarr")
+    for name in ("energy_above_hull", "energy_above_hull_std", "probability_below_hull", "decomposition"):
+        np.testing.assert_array_equal(same[name].values, found[0][name].values)
+
+
+@given(entries=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([-1.0, -2.0]), st.text(max_size=2)), max_size=8))
+def test_references_are_sorted_whatever_their_order_in_the_files(entries: list[tuple[int, float, str]]) -> None:
+    def sorted_entries(order: list[tuple[int, float, str]]) -> list[tuple[int, float, str]]:
+        gathered = Gathered()
+        for entry in order:
+            gathered.add(*entry)
+        found = References.of(gathered, 0, ())
+        return list(zip(found.composition.tolist(), found.energy.tolist(), found.names, strict=True))
+
+    assert sorted_entries(entries) == sorted_entries(entries[::-1]) == sorted(entries)
 
 
 def test_chunks_change_nothing(crystals: Crystals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

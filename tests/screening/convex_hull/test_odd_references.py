@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,13 @@ ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.text(max_size=5),
-    st.sampled_from([float("nan"), float("inf"), -1e300, 10**30, -3.3, 0, [], {}, [1], {"a": 1}, [[]], "GGA", "1.5"]),
+    st.sampled_from(
+        [float("nan"), float("inf"), -1e300, 10**30, -3.3, 0, [], {}, [1], {"a": 1}, [[]], [{}], "GGA", "1.5"]
+    ),
 )
-PLACES = ("composition", "energy", "entry_id", "parameters", "data", "structure", "run_type")
+PLACES = ("composition", "energy", "entry_id", "parameters", "data", "structure", "run_type", "xc", "input", "incar")
 INNER = ("run_type", "hubbards", "potcar_spec", "potcar_symbols", "oxide_type", "sulfide_type", "oxidation_states")
+INNER += ("calc_type", "functional", "incar", "potcar", "METAGGA", "GGA", "LDAU", "LDAUU", "IVDW", "matpes_id")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,8 @@ def test_whatever_stands_in_an_entry_it_is_used_or_counted(
 ) -> None:
     entries = json.loads((CASES / "h00_base.json").read_text())
     odd = entries[6]  # NaCl
-    for place, inner, value in changes:
+    for place, inner, sampled in changes:
+        value = deepcopy(sampled)  # else one object would stand in several places
         if inner is not None and isinstance(odd.get(place), dict):
             odd[place][inner] = value
         else:
