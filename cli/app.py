@@ -15,6 +15,7 @@ import typer
 from .. import __version__
 from ..pipeline.errors import EquiscreenError, detail
 from ..pipeline.memory import is_out_of_memory
+from ..pipeline.redaction import redact_text
 from .demo import demo
 from .export import export
 from .info import info
@@ -92,7 +93,7 @@ def main() -> None:
         try:
             app()
         except Exception as error:  # noqa: BLE001 - a user gets one line, not a traceback
-            print(f"equiscreen: {_one_line(error)}", file=sys.stderr)
+            print(f"equiscreen: {redact_text(_one_line(error))}", file=sys.stderr)
             sys.exit(1)
 
 

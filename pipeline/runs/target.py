@@ -11,6 +11,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from ..errors import OutputExistsError, detail
+from ..redaction import redact_urls, without_query
 
 ROOT_FILE = "zarr.json"
 # Marks an upload in progress. If the root file is missing beside it, the upload was interrupted.
@@ -23,7 +24,7 @@ class Target:
 
     Attributes:
         path: Local path; None for a URL.
-        url: The path or URL as the user gave it.
+        url: The path or URL as the user gave it; as text, a target shows no secrets.
     """
 
     path: Path | None
@@ -36,14 +37,14 @@ class Target:
         return cls(None, text.rstrip("/")) if "://" in text else cls(Path(text).resolve(), text)
 
     def __str__(self) -> str:
-        return self.url
+        return redact_urls(self.url)
 
     @property
     def working_folder(self) -> Path:
         """Folder of unfinished work: beside a local path; for a URL, in the current folder."""
         if self.path is not None:
             return self.path.parent / f"{self.path.name}.partial"
-        return Path.cwd() / f"{self.url.rsplit('/', maxsplit=1)[-1]}.partial"
+        return Path.cwd() / f"{without_query(str(self)).rsplit('/', maxsplit=1)[-1]}.partial"
 
     def exists(self) -> bool:
         """Whether something exists at the target. An interrupted upload does not count.
@@ -110,4 +111,4 @@ def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OutputExistsError(f"{url}: cannot be written ({detail(error)})") from error
+        raise OutputExistsError(f"{redact_urls(url)}: cannot be written ({detail(error, url)})") from error

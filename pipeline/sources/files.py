@@ -95,7 +95,7 @@ class SourceFile:
             try:
                 return io.BytesIO(self.fs.cat_file(self.path))
             except Exception as error:  # noqa: BLE001 - clients of object stores raise their own errors
-                reason = detail(error)
+                reason = detail(error, self._url)
             # Raised without a cause: errors of those clients cannot always be sent from a worker to the client.
             raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # makes fsspec's HTTP file system stream
@@ -138,8 +138,14 @@ class SourceFile:
                 raise
             raise self._unreadable(error) from error  # clients of object stores raise their own errors
 
+    @property
+    def _url(self) -> str:
+        """URL of the file, with its secrets; only for looking for them in messages."""
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
+        return self.path if "://" in self.path else f"{protocol}://{self.path}"
+
     def _unreadable(self, error: Exception) -> SourceError:
-        return SourceError(f"{self.name}: cannot be read ({detail(error)}); copy or download it again")
+        return SourceError(f"{self.name}: cannot be read ({detail(error, self._url)}); copy or download it again")
 
     def detected(self) -> Format:
         """Return the format set by the user or detected from the content; for an archive, a set format is its members'.

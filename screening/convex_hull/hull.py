@@ -14,6 +14,7 @@ import xarray as xr
 from ...pipeline.energy_schemes import CORRECTED, UNCORRECTED
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
@@ -157,8 +158,9 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(attrs)}{_left_out(attrs)}"
-        f"{_without_compounds(attrs)}; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s"
+        f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
+        f"{_compared(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
+        f"{timing['structures_per_second']:,.0f} structures/s"
     )
 
 

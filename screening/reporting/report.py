@@ -13,6 +13,7 @@ import numpy as np
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.plain_text import one_line
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.staging import check_file
 from ..dataset.paths import report_path
 from ..dataset.reader import ScoresReader
@@ -79,7 +80,7 @@ def report(
         raise ConfigError("a report needs plotly: pip install 'equiscreen[report]'") from error
     rows = ScoresReader(scores, store)
     content = read_content(rows, top)
-    name = title or f"Screen of {Path(str(scores).rstrip('/')).name}"
+    name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
     sections = [
         _summary(content, name),
         _section("From the source to the best candidates", figures.funnel(content.funnel)),

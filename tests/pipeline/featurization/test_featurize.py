@@ -310,9 +310,12 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
         ase.io.write(tmp_path / f"{i}.xyz", [s.to_ase() for s in STRUCTURES[i : i + 3]], format="extxyz")
     plan = Plan(find_files([tmp_path / f"{i}.xyz" for i in range(5)]), tmp_path)
     (partition,) = list(plan)
-    assert partition.names() == [(f"{i}.xyz", k) for i in range(5) for k in range(3)]
+    records = list(partition.unread("no time"))
+    assert [(one.source, one.index) for one in records] == [(f"{i}.xyz", k) for i in range(5) for k in range(3)]
+    assert {(one.structure, one.reason) for one in records} == {(None, "no time")}
     first, second = partition.halves()
-    assert [*first.names(), *second.names()] == partition.names()
+    halves = [*first.unread("no time"), *second.unread("no time")]
+    assert [(one.source, one.index) for one in halves] == [(one.source, one.index) for one in records]
 
 
 @pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
