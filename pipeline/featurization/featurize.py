@@ -184,6 +184,8 @@ def _featurize(
         unread=_unread(manifests),
         not_found=lacking,
     )
+    for store in base:
+        store.check_unchanged()
     run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report
 

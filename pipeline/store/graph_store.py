@@ -60,6 +60,16 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     return root
 
 
+def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
+    """Check that a store still has the content with this hash.
+
+    Raises:
+        StoreError: The store was replaced, appended to or removed.
+    """
+    if open_root(path, schema).attrs.get("store_hash") != store_hash:
+        raise StoreError(f"{path}: has changed during this run; run the command again with --overwrite")
+
+
 def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
     """The root group of a store, and the content of its root file."""
     if not path.exists():
@@ -130,6 +140,14 @@ class GraphStore:
 
     def __len__(self) -> int:
         return self._array("n_atoms").shape[0]
+
+    def check_unchanged(self) -> None:
+        """Check that the store still has the content that it was opened with.
+
+        Raises:
+            StoreError: The store was replaced, appended to or removed.
+        """
+        check_unchanged(self.path, GRAPH_SCHEMA, self.store_hash)
 
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:

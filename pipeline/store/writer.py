@@ -17,7 +17,7 @@ from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
 from .compaction import Compaction, compact, finish_store, write_shards
-from .graph_store import GraphStore, open_root
+from .graph_store import GraphStore, check_unchanged
 from .row_sources import PartRows
 from .schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
 
@@ -49,8 +49,7 @@ class InputStore:
         Raises:
             StoreError: The store was replaced or appended to.
         """
-        if open_root(self.path, self.schema).attrs.get("store_hash") != self.store_hash:
-            raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+        check_unchanged(self.path, self.schema, self.store_hash)
 
 
 @dataclass(frozen=True, slots=True)

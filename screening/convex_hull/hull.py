@@ -21,6 +21,7 @@ from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
+from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
@@ -109,8 +110,10 @@ def hull(
     inputs = [
         InputStore(scores, candidates.hash, SCORES_SCHEMA),
         *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if is_dataset(path)),
+        *(_graphs_of_references(str(path)) for path in paths if exclude_self and is_dataset(path)),
     ]
-    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
+    graphs = place_of_graphs(scores, candidates.attrs, store)
+    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=[*paths, *filter(None, [graphs])])
     if writer.resume_publication() is not None:
         return open_scores(target)
     with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
@@ -134,6 +137,7 @@ def hull(
         manifests = write_distances(energies, found, run.staging, run.bar)
         specs = _specs(candidates, lower_bound=given is None, exclude_self=exclude_self)
         digests = run.concatenate(specs, manifests)
+        candidates.check_unchanged()
         run.publish(
             digests,
             _attrs(
@@ -148,6 +152,12 @@ def hull(
             ),
         )
     return open_scores(target)
+
+
+def _graphs_of_references(path: str) -> InputStore:
+    """The graph store of a dataset of references, whose structures are read."""
+    rows = ScoresReader(path)
+    return InputStore(place_of_graphs(path, rows.attrs, None), str(rows.attrs["graph_store"]["store_hash"]))
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:

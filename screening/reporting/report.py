@@ -69,7 +69,7 @@ def report(
 
     Raises:
         ConfigError: plotly is not installed.
-        StoreError: The dataset cannot be read.
+        StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: The file exists.
     """
     inputs = [scores] if store is None else [scores, store]
@@ -91,6 +91,7 @@ def report(
         _provenance(rows.attrs),
     ]
     page = "".join((HEAD.format(title=escape(name)), f"<script>{get_plotlyjs()}</script>", *sections, SORTING, FOOT))
+    rows.check_unchanged()
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(target, page)
     return target
