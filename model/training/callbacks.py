@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed import FileStore  # type: ignore[attr-defined] # documented, but not in __all__
 
 from ...pipeline.errors import ConfigError, detail
 from ...pipeline.runs.progress import LINE_EVERY_S
@@ -160,7 +161,7 @@ class LocalProcesses(DDPStrategy):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
         torch.distributed.init_process_group(
             self._get_process_group_backend(),
-            store=torch.distributed.FileStore(str(self.rendezvous), self.world_size),
+            store=FileStore(str(self.rendezvous), self.world_size),
             rank=self.global_rank,
             world_size=self.world_size,
             timeout=self._timeout,

@@ -26,7 +26,7 @@ from ..sources.formats import Format
 from ..store.dedup import Dedup
 from ..store.graph_store import GraphStore
 from ..store.schema import GRAPH_SCHEMA, STRUCTURE, graph_schema
-from ..store.writer import StoreRun, StoreWriter
+from ..store.writer import InputFile, StoreRun, StoreWriter
 from ..structures.structure import MAX_ATOMS
 from .assembly import assemble, bytes_of, described
 from .failure_tables import failures, totals
@@ -108,8 +108,9 @@ def featurize(
         "equiscreen": version("equiscreen"),
     }
     run_options = RunOptions(scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress)
-    local = [file.path for file in files if file.local]
-    writer = StoreWriter("featurize", out, identity, run_options, files=local, extend=append)
+    unread = [file.path for file in files if file.local and not file.stamp]
+    inputs: list[str | InputFile] = [*unread, *InputFile.of_sources(files)]
+    writer = StoreWriter("featurize", out, identity, run_options, files=inputs, extend=append)
     finished = writer.resume_publication()
     if finished is not None:
         return FeaturizeReport(**finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,11 @@ class Target:
 
     @property
     def working_folder(self) -> Path:
-        """Folder of unfinished work: beside a local path; for a URL, in the current folder."""
+        """Folder of unfinished work: beside a local path; for a URL, in the current folder, with the URL's digest."""
         if self.path is not None:
             return self.path.parent / f"{self.path.name}.partial"
-        return Path.cwd() / f"{without_query(str(self)).rsplit('/', maxsplit=1)[-1]}.partial"
+        name = without_query(str(self)).rsplit("/", maxsplit=1)[-1]
+        return Path.cwd() / f"{name}-{hashlib.sha256(str(self).encode()).hexdigest()[:8]}.partial"
 
     def exists(self) -> bool:
         """Whether something exists at the target. An interrupted upload does not count.

@@ -19,7 +19,7 @@ from ..errors import SourceError, detail
 from ..provenance import unrecorded_folders, without_folder
 from ..redaction import redact_urls, without_query
 from ..suggestions import unknown_name
-from .files import UNREADABLE, SourceFile, printable
+from .files import SHA256, UNREADABLE, SourceFile, printable, stamp_of
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
@@ -210,10 +210,11 @@ def _source_file(name: str, fs: fsspec.AbstractFileSystem, info: dict[str, Any],
     file = SourceFile(_recorded_name(name), fs, str(info["name"]), size, "", form, seekable)
     if file.local:
         with file.readable(), Path(file.path).open("rb") as raw:
-            version = f"sha256:{hashlib.file_digest(raw, 'sha256').hexdigest()}"
-    else:
-        tokens = {key: str(info[key]) for key in _TOKENS if key in info}
-        version = f"token:{hashlib.sha256(json.dumps([size, tokens], sort_keys=True).encode()).hexdigest()}"
+            stamp = stamp_of(Path(file.path))
+            version = f"{SHA256}{hashlib.file_digest(raw, 'sha256').hexdigest()}"
+        return replace(file, version=version, stamp=stamp)
+    tokens = {key: str(info[key]) for key in _TOKENS if key in info}
+    version = f"token:{hashlib.sha256(json.dumps([size, tokens], sort_keys=True).encode()).hexdigest()}"
     return replace(file, version=version)
 
 

@@ -18,7 +18,7 @@ from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
-from ...pipeline.store.writer import InputStore, StoreWriter
+from ...pipeline.store.writer import InputFile, InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.paths import hull_path
 from ..dataset.reader import ScoresReader, place_of_graphs
@@ -95,12 +95,14 @@ def hull(
             f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
         )
     target = hull_path(scores) if out is None else str(out)
+    # As they are before their content is hashed.
+    files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in paths]
     versions = [content_version(str(path)) for path in paths]
     identity = {
         "schema": SCORES_SCHEMA,
         "kind": "hull",
         "scores_hash": candidates.attrs.get("store_hash"),
-        "references": versions,
+        "references": [[recorded_path(path, target), *version] for path, *version in versions],
         "scheme": scheme,
         "unrelaxed_references": unrelaxed_references,
         "exclude_self": exclude_self,
@@ -113,7 +115,7 @@ def hull(
         *(_graphs_of_references(str(path)) for path in paths if exclude_self and is_dataset(path)),
     ]
     graphs = place_of_graphs(scores, candidates.attrs, store)
-    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=[*paths, *filter(None, [graphs])])
+    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=[*files, *filter(None, [graphs])])
     if writer.resume_publication() is not None:
         return open_scores(target)
     with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
