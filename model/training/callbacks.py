@@ -88,6 +88,13 @@ class Best(ModelCheckpoint):
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent, filename=path.stem, monitor="validation/loss", enable_version_counter=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with names of files instead of their paths on this machine."""
+        found = super().state_dict()
+        named = {name: Path(value).name for name, value in found.items() if name.endswith("_model_path")}
+        best = {Path(path).name: score for path, score in found["best_k_models"].items()}
+        return {**found, **named, "best_k_models": best, "dirpath": ""}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best weights so far; Lightning's own method forgets them if the folder was renamed."""
 
