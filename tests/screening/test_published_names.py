@@ -179,3 +179,33 @@ def test_a_store_in_an_archive_is_recorded_without_its_folder(
     assert recorded["path"] == "zip://g.zarr::../files/g.zip"  # type: ignore[index,call-overload]
     monkeypatch.chdir("/")
     assert len(ScoresReader(tmp_path / "work" / "s.zarr").graphs) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (
+            "screen",
+            "g.zarr",
+            "--model",
+            "m.onnx",
+            "--model",
+            "https://me:SECRET@host/m.onnx?a=SECRET",
+            "--out",
+            "s.zarr",
+        ),
+        ("relax", "g.zarr", "--model", "m.onnx", "--out", "s3://KEY:SECRET@bucket/r.zarr"),
+        ("select", "s.zarr", "--out", "s3://KEY:SECRET@bucket/best"),
+        ("export", "https://me:SECRET@host/m.ckpt", "--out", "m.onnx"),
+        ("train", "g.zarr", "--out", "gs://bucket/run?a=SECRET"),
+    ],
+)
+def test_a_url_where_a_path_must_be_makes_no_folder(
+    words: tuple[str, ...], command_line: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command_line(*words)
+    assert done.returncode == 1
+    assert "is a URL, but this must be a local path" in done.stderr
+    check_clean(done.stdout + done.stderr)
+    assert not list(tmp_path.iterdir())
