@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..pipeline.errors import EquiscreenError, detail
 from ..pipeline.memory import is_out_of_memory
+from ..pipeline.redaction import redact_text
 from .demo import demo
 from .export import export
 from .info import info
@@ -45,6 +49,8 @@ _EXTRAS = {
     "aiohttp": "remote",
 }
 
+# What `Path` makes of the beginning of a URL.
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Environment variable; if it is set, an error shows its traceback.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
@@ -65,8 +71,25 @@ _VERBS: dict[str, Callable[..., None]] = {
     "report": report,
     "info": info,
 }
+
+
+def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that refuses URLs where it takes local paths: `Path` would make folders of them."""
+
+    @wraps(verb)
+    def checked(**options: Any) -> None:
+        given = [one for value in options.values() for one in (value if isinstance(value, list) else [value])]
+        for path in given:
+            if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
+                url = str(path).replace(":/", "://", 1)
+                raise EquiscreenError(f"{url}: is a URL, but this must be a local path; copy the file or folder")
+        verb(**options)
+
+    return checked
+
+
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name)(_with_local_paths(_verb))
 
 
 def _print_version(value: bool) -> None:
@@ -92,7 +115,7 @@ def main() -> None:
         try:
             app()
         except Exception as error:  # noqa: BLE001 - a user gets one line, not a traceback
-            print(f"equiscreen: {_one_line(error)}", file=sys.stderr)
+            print(f"equiscreen: {redact_text(_one_line(error))}", file=sys.stderr)
             sys.exit(1)
 
 

@@ -10,6 +10,7 @@ import zarr
 
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import EquiscreenError, StoreError
+from ..pipeline.redaction import redact_urls
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.schema import GRAPH_SCHEMA
 from ..screening.dataset.scores import SCORES_SCHEMA
@@ -53,7 +54,7 @@ def verify_store(path: str | Path) -> str:
     damaged = GraphStore(path).verify()
     if damaged:
         raise StoreError(f"{path}: damaged: {', '.join(damaged)}")
-    return f"{path}: all checksums match"
+    return f"{redact_urls(str(path))}: all checksums match"
 
 
 def _describe_store(path: str | Path) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _describe_store(path: str | Path) -> dict[str, Any]:
         for name, array in sorted(root.arrays())
         if isinstance(array, zarr.Array)
     }
-    return {"path": str(path), **dict(root.attrs), "arrays": arrays}
+    return {"path": redact_urls(str(path)), **dict(root.attrs), "arrays": arrays}
 
 
 def _describe_model(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..pipeline.redaction import redact_text
 from ..pipeline.store.dedup import Dedup
 
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
@@ -76,4 +77,4 @@ MovedStore = Annotated[
 
 def tell(text: str) -> None:
     """Show what a verb does next, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(redact_text(text), file=sys.stderr, flush=True)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# Longest suffix (bytes) that is taken for the name of a format.
+_SUFFIX = 32
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -26,7 +29,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         The scratch path: a hidden file in the same folder with the same suffix.
     """
     target = Path(os.path.realpath(path))
-    scratch = target.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    # A file name has at most 255 bytes, and `path` may use them all.
+    scratch = target.with_name(f".{uuid.uuid4().hex}{path.suffix if len(os.fsencode(path.suffix)) <= _SUFFIX else ''}")
     try:
         yield scratch
         with scratch.open("rb") as file:

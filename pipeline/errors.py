@@ -1,13 +1,31 @@
 """Errors that users can fix. The command line prints their message as one line, without a traceback."""
 
+from .redaction import redact_text
+
 
 class EquiscreenError(Exception):
-    """Base class of all errors that state what is wrong and what to do about it."""
+    """Base class of all errors that state what is wrong and what to do about it.
+
+    Args:
+        message: One line; the secrets of URLs in it are hidden.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact_text(message))
 
 
-def detail(error: BaseException) -> str:
-    """Text of a library's error on one line, shortened, to be quoted in another message."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def detail(error: BaseException, about: str = "") -> str:
+    """Text of a library's error on one line, shortened, to be quoted in another message.
+
+    It holds no secrets of URLs, and no path where the error is of the system: the message names the file already.
+
+    Args:
+        error: The error.
+        about: URL that was opened; its secrets are hidden wherever the text quotes them.
+    """
+    named = isinstance(error, OSError) and error.filename is not None
+    text = error.strerror if named and isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(redact_text(text, about).split())[:200] or type(error).__name__
 
 
 class SourceError(EquiscreenError):

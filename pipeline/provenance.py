@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from .redaction import redact_urls
 
-_FILE = "file://"
+# What fsspec takes off a local path.
+_FILE = re.compile(r"^(?:file|local):(?://|(?=/))")
 
 
 def unrecorded_folders(sources: Sequence[str]) -> list[str]:
@@ -25,7 +27,7 @@ def unrecorded_folders(sources: Sequence[str]) -> list[str]:
         For each source, the folder that `without_folder` removes; empty if the source is recorded as given.
     """
     here = Path.cwd()
-    paths = [_local_part(source) for source in sources]
+    paths = [_split(source)[1] for source in sources]
     # Everything lies in the root, so a path in it is no shorter.
     inside = [path.is_relative_to(here) and here != Path(here.anchor) for path in paths]
     outside = [path.is_absolute() and not within for path, within in zip(paths, inside, strict=True)]
@@ -41,39 +43,54 @@ def without_folder(source: str, folder: str) -> str:
         source: Path or URL.
         folder: Folder that is not recorded, from `unrecorded_folders`.
     """
-    path = _local_part(source)
+    chain, path = _split(source)
     if not folder or not path.is_relative_to(folder):
         return source
-    chain, separator, _ = source.rpartition("::")
-    return f"{chain}{separator}{path.relative_to(folder).as_posix()}"
+    return f"{chain}{path.relative_to(folder).as_posix()}"
 
 
-def _local_part(source: str) -> PurePath:
-    """The local path that a source is or ends with (``zip://*.cif::/folder/file.zip``); empty for another URL."""
-    path = source.rpartition("::")[2].removeprefix(_FILE)
+def _split(source: str) -> tuple[str, PurePath]:
+    """A source as the URLs chained before a local path, if any, and that path; the path is empty for another URL.
+
+    ``zip://*.cif::/folder/file.zip`` is ``zip://*.cif::`` and ``/folder/file.zip``. The name of a local file may hold
+    "::" too.
+    """
+    whole = _without_file(source)
+    chain, separator, last = ("", "", whole) if whole.startswith("/") else source.rpartition("::")
+    path = _without_file(last)
     # Without this, two slashes at the beginning make another root.
-    return PurePath("" if "://" in path else f"/{path.lstrip('/')}" if path.startswith("/") else path)
+    local = "" if "://" in path else f"/{path.lstrip('/')}" if path.startswith("/") else path
+    return f"{chain}{separator}", PurePath(local)
+
+
+def _without_file(path: str) -> str:
+    """A path without the ``file://`` before it."""
+    return _FILE.sub("", path, count=1)
 
 
 def recorded_path(path: str | Path, dataset: str | Path) -> str:
     """Path under which a dataset records a store that it depends on.
 
     A URL is recorded without its secrets. A path is recorded relative to the folder of the dataset, so that the two can
-    be moved together; if they have no folder in common but the root, only the name of the store is recorded.
+    be moved together; if they have no folder in common but the root, only the name of the store is recorded. The same
+    holds for the path at the end of a chain of URLs (``zip://g.zarr::/folder/g.zip``).
 
     Args:
         path: Path or URL of the store.
         dataset: Path or URL of the dataset.
     """
-    text = str(path).removeprefix(_FILE)
-    if "://" in text:
+    text, at = _without_file(str(path)), _without_file(str(dataset))
+    chain, separator, last = text.rpartition("::") if "://" in text else ("", "", text)
+    if "://" in _without_file(last):
         return redact_urls(text)
-    place, at = Path(text).resolve(), str(dataset).removeprefix(_FILE)
+    place = Path(_without_file(last)).resolve()
     if "://" in at:
-        return place.name
-    folder = Path(at).resolve().parent
-    shared = os.path.commonpath([place, folder])
-    return place.name if shared == place.anchor else PurePath(os.path.relpath(place, folder)).as_posix()
+        name = place.name
+    else:
+        folder = Path(at).resolve().parent
+        alone = os.path.commonpath([place, folder]) == place.anchor
+        name = place.name if alone else PurePath(os.path.relpath(place, folder)).as_posix()
+    return f"{redact_urls(chain)}{separator}{name}"
 
 
 def resolved_path(recorded: str, dataset: str | Path) -> str:
@@ -83,9 +100,11 @@ def resolved_path(recorded: str, dataset: str | Path) -> str:
         recorded: Path as recorded in the attributes of the dataset.
         dataset: Path or URL of the dataset.
     """
-    if not recorded or "://" in recorded or PurePath(recorded).is_absolute():
+    chain, separator, last = recorded.rpartition("::") if "://" in recorded else ("", "", recorded)
+    if not last or "://" in last or PurePath(last).is_absolute():
         return recorded
-    at = str(dataset).removeprefix(_FILE)
+    at = _without_file(str(dataset))
     if "://" in at:
-        return f"{at.rstrip('/').rpartition('/')[0]}/{recorded}"
-    return os.path.normpath(Path(at).resolve().parent / recorded)  # without links, as it was recorded
+        return f"{chain}{separator}{at.rstrip('/').rpartition('/')[0]}/{last}"
+    place = os.path.normpath(Path(at).resolve().parent / last)  # without links, as it was recorded
+    return f"{chain}{separator}{place}"

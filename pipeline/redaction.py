@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from urllib.parse import unquote
 
 HIDDEN = "***"
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
@@ -17,6 +18,21 @@ _NOT_A_PORT = r"[^/?#@:]*:(?!\d*(?:[/?#]|\Z))"
 _USER = re.compile(rf"(?<=://)(?:{_NOT_A_PORT}[^?]*|[^/?#]*|{_NOT_A_PORT}.*)@", re.DOTALL)
 _SEPARATORS = re.compile(r"([&;])")
 _WEB = frozenset({"http", "https"})
+# What stands before the "@" of these is a place: the container of Azure and Oracle, the repository of GitHub.
+_PLACE = re.compile(
+    r"(?:(?:abfss?|az|adl|wasbs?|oci)://[a-z0-9$][a-z0-9-]*|github://[\w.-]+:[\w.-]+)(?=@[^/?#@:]*(?:[/?#]|\Z))",
+    re.IGNORECASE,
+)
+# Parameters of a query to a server of structures, which messages about it need.
+QUERY_PARAMETERS = frozenset(
+    {"filter", "response_fields", "sort", "page_limit", "page_offset", "page_number", "page_above", "page_below"}
+)
+# A word of a text that holds a URL; punctuation at its end belongs to the sentence.
+_WORD = re.compile(r"(\S*://\S*?)([\"'`)\]}>.,:;]*)(?=\s|\Z)")
+# A parameter of a query in another word, of a URL with spaces.
+_PARAMETER = re.compile(rf"((?:\?|(?<=\S)&)([\w.%-]+)=)(?!{re.escape(HIDDEN)})[^\s&;\"']+")
+# Parts of a password that a parser of URLs may quote alone; shorter ones would be found in any text.
+_PIECES, _SHORTEST = re.compile(r"[/?#@:&=]"), 4
 
 
 def redact_urls(text: str, keep: Collection[str] = ()) -> str:
@@ -36,9 +52,51 @@ def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     return _URL.sub(lambda url: _redacted(url, keep), text)
 
 
+def without_query(url: str) -> str:
+    """A URL without query and fragment, which are no part of the name of its file; other text unchanged."""
+    scheme, found, _ = url.partition("://")
+    if not found:
+        return url
+    return re.split(r"[?#]" if scheme.lower() in _WEB else r"\?(?=[^/?]*=)", url, maxsplit=1)[0]
+
+
+def redact_text(text: str, about: str = "") -> str:
+    """Hide the secrets of all URLs in a text, such as the message of an error.
+
+    Example:
+        >>> redact_text("no answer from https://me:secret@host/a?sig=b: timed out")
+        'no answer from https://***@host/a?sig=***: timed out'
+
+    Args:
+        text: Words, some of which may hold URLs.
+        about: URL that the text is about; its secrets are hidden even where they stand alone.
+    """
+    for secret in _secrets(about):
+        text = text.replace(secret, HIDDEN)
+    if "://" not in text:
+        return text
+    clean = _WORD.sub(lambda word: redact_urls(word[1], QUERY_PARAMETERS) + word[2], text)
+    return _PARAMETER.sub(lambda found: found[0] if found[2] in QUERY_PARAMETERS else f"{found[1]}{HIDDEN}", clean)
+
+
+def _secrets(url: str) -> list[str]:
+    """What `redact_urls` hides of a URL, as written and decoded, whole and in pieces; the longest first."""
+    if "://" not in url:
+        return []
+    pattern = re.escape(redact_urls(url, QUERY_PARAMETERS)).replace(re.escape(HIDDEN), "(.*?)")
+    hidden = re.fullmatch(pattern, url, re.DOTALL)
+    found: set[str] = set()
+    for secret in () if hidden is None else hidden.groups():
+        for text in (secret, unquote(secret)):
+            found |= {text, *_PIECES.split(text)}
+    return sorted((text for text in found if len(text) >= _SHORTEST and text != HIDDEN), key=len, reverse=True)
+
+
 def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
     """A URL without secrets."""
-    address, mark, fragment = _USER.sub(f"{HIDDEN}@", url[0]).partition("#")
+    place = _PLACE.match(url[0])
+    named = url[0] if place is not None else _USER.sub(f"{HIDDEN}@", url[0])
+    address, mark, fragment = named.partition("#")
     path, question, query = address.partition("?")
     # On the web, a query without names is a secret as a whole; elsewhere "?" is a wildcard of a file name.
     alone = HIDDEN if url["scheme"].lower() in _WEB else None

@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..pipeline.errors import ConfigError, SourceError, StoreError, detail
+from ..pipeline.redaction import redact_urls
 from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
 from .chemistry.composition import Compositions
@@ -59,7 +60,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         and `top_overlap`, the fraction of the `top` lowest rows that the two have in common.
 
     Raises:
-        StoreError: A dataset cannot be read, or the two have no structure in common.
+        StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
         ConfigError: One of the datasets lacks a column.
     """
     first, second = ScoresReader(a), ScoresReader(b)
@@ -91,9 +92,11 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
             measures.setdefault(measure, []).append(value)
     for measure, each in measures.items():
         found[measure] = ("column", np.array(each, dtype=np.int64 if measure == "count" else np.float64))
+    for one in (first, second):
+        one.check_unchanged()
     found.attrs = {
-        "a": {"path": str(a), "store_hash": first.hash, "rows": len(first)},
-        "b": {"path": str(b), "store_hash": second.hash, "rows": len(second)},
+        "a": {"path": redact_urls(str(a)), "store_hash": first.hash, "rows": len(first)},
+        "b": {"path": redact_urls(str(b)), "store_hash": second.hash, "rows": len(second)},
         "joined": len(row_a),
         "compositions_checked": len(alike),
         "repeated_ids": repeated,
@@ -238,6 +241,7 @@ def join_energies(
         raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
     checked = _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
+    rows.check_unchanged()
     dataset = open_scores(place)
     units = {"units": "eV/atom"}
     note = _unchecked(len(joined) - checked, len(joined), key)

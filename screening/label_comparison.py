@@ -84,6 +84,7 @@ def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Colu
         nothing = np.zeros(0)
         return nothing, nothing.copy(), nothing.copy()
     pieces = list(_chunks(scores, graphs, name, label))
+    graphs.check_unchanged()
     return (
         np.concatenate([piece[0] for piece in pieces]),
         np.concatenate([piece[1] for piece in pieces]),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ..pipeline.provenance import recorded_path
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.target import ROOT_FILE
@@ -141,7 +142,7 @@ def cascade(
     plan = {
         "store_hash": graphs.store_hash,
         "models": [OnnxPotential.load(path, threads=1).sha256 for path in (fast, accurate)],
-        "references": [[content_version(path) for path in _listed(given)] for given in (references, fast_references)],
+        "references": [_versions(given, folder) for given in (references, fast_references)],
         "settings": asdict(chosen),
         "relaxation": asdict(relaxation or RelaxSettings()) if chosen.relax else None,
         "scheme": scheme,
@@ -280,6 +281,12 @@ def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: Cas
     }
     if open_root(path, SCORES_SCHEMA).attrs.get("cascade") != json.loads(json.dumps(about)):
         write_root_attributes(path / ROOT_FILE, {"cascade": about})
+
+
+def _versions(references: Sequence[str | Path] | str | Path | None, folder: Path) -> list[list[str]]:
+    """Name and version of the content of each file of references, as the folder of a cascade records them."""
+    found = [content_version(path) for path in _listed(references)]
+    return [[recorded_path(path, folder / PLAN_FILE), *version] for path, *version in found]
 
 
 def _listed(references: Sequence[str | Path] | str | Path | None) -> list[str]:

@@ -287,6 +287,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
     assert (report.read, report.stored, report.failed) == (4, 3, 1)
     (row,) = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
     assert row["source"].endswith("001.vasp")
+    assert row["structure_id"] == "001"
     assert "the process that read it died" in row["reason"]
     names = GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
     assert names == [f"{i:03d}" for i in range(4) if i != 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import time
 import warnings
@@ -23,12 +25,17 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed import FileStore  # type: ignore[attr-defined] # documented, but not in __all__
 
 from ...pipeline.errors import ConfigError, detail
 from ...pipeline.runs.progress import LINE_EVERY_S
 from ..config.training import TrainingConfig
 from .schedule import RunningMean
 
+# File in the run folder through which the processes of a training find each other.
+RENDEZVOUS = "processes"
+_LOOPBACK = ("lo", "lo0")
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 
 
@@ -81,6 +88,13 @@ class Best(ModelCheckpoint):
     def __init__(self, path: Path) -> None:
         super().__init__(path.parent, filename=path.stem, monitor="validation/loss", enable_version_counter=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with names of files instead of their paths on this machine."""
+        found = super().state_dict()
+        named = {name: Path(value).name for name, value in found.items() if name.endswith("_model_path")}
+        best = {Path(path).name: score for path, score in found["best_k_models"].items()}
+        return {**found, **named, "best_k_models": best, "dirpath": ""}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best weights so far; Lightning's own method forgets them if the folder was renamed."""
 
@@ -131,6 +145,38 @@ class EpochLines(Callback):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log line
 
 
+class LocalProcesses(DDPStrategy):
+    """Several processes on this machine, which nobody else can connect to.
+
+    By default PyTorch lets the processes find each other through a server that listens on all interfaces.
+
+    Args:
+        rendezvous: File through which they find each other instead, on a file system with locks.
+    """
+
+    def __init__(self, rendezvous: Path) -> None:
+        # Spawn processes, since the user's program need not be a script that can be started again.
+        super().__init__(start_method="spawn")
+        self.rendezvous = rendezvous
+
+    def setup_distributed(self) -> None:
+        """Connect this process with the others, over the loopback interface; Lightning keeps an existing group."""
+        self.set_world_ranks()
+        loopback = next((name for _, name in socket.if_nameindex() if name in _LOOPBACK), None)
+        if loopback is not None:  # by default they listen on the address of the machine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
+        torch.distributed.init_process_group(
+            self._get_process_group_backend(),
+            store=FileStore(str(self.rendezvous), self.world_size),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            timeout=self._timeout,
+            device_id=None if self.root_device.type == "cpu" else self.root_device,
+        )
+        super().setup_distributed()
+
+
 def make_trainer(
     folder: Path, config: TrainingConfig, units: Mapping[str, str], *, progress: bool
 ) -> lightning.Trainer:
@@ -173,8 +219,7 @@ def _trainer(
     return lightning.Trainer(
         accelerator=accelerator,
         devices=config.devices,
-        # Spawn processes, since the user's program need not be a script that can be started again.
-        strategy="ddp_spawn" if config.devices > 1 else "auto",
+        strategy=LocalProcesses(folder / RENDEZVOUS) if config.devices > 1 else "auto",
         max_epochs=config.max_epochs,
         max_time=None if config.max_minutes is None else {"minutes": config.max_minutes},  # type: ignore[dict-item]
         inference_mode=False,  # forces are gradients, in validation too

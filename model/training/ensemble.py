@@ -102,6 +102,8 @@ def train_ensemble(
         networks = [network for network, _ in loaded]
         errors, calibration = _calibrate(folder, settings, networks, graphs)
         validation, test = errors["validation"], errors.get("test", {})
+        for store in graphs:
+            store.check_unchanged()
         save_ensemble(folder, names, replace(loaded[0][1], validation=validation, test=test, calibration=calibration))
     return EnsembleReport(folder, members, validation, test, calibration, time.monotonic() - begin)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.redaction import HIDDEN
 from .ensemble import EnsembleReport, train_ensemble
 from .run_folder import read_recipe
 from .train import TrainingReport, make_recipe, open_stores, train
@@ -20,6 +21,11 @@ def repeat(
         OutputExistsError: As in `train`.
     """
     recipe = read_recipe(run)
+    hidden = [store for store in recipe.stores if HIDDEN in store]
+    if hidden:
+        raise ConfigError(
+            f"{hidden[0]}: {run} does not record the secrets of a URL; train again, with the stores' URLs"
+        )
     graphs = open_stores(recipe.stores)
     changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
     if changed:

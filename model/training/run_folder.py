@@ -54,7 +54,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values."""
         return {
-            "stores": list(self.stores),
+            "stores": [redact_urls(store) for store in self.stores],
             "store_hashes": list(self.hashes),
             "config": self.config.model_dump(mode="json"),
             "limit": self.limit,

@@ -24,7 +24,7 @@ from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Parity, Subset, learning_curves, parity_plots
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
-from .callbacks import BEST, LAST, make_trainer, quiet_lightning
+from .callbacks import BEST, LAST, RENDEZVOUS, make_trainer, quiet_lightning
 from .finetune import architecture, starting_network
 from .lightning_module import TrainingModule
 from .run_folder import Recipe, join_logs, opened_run
@@ -157,8 +157,12 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     units = error_units(network)
     with quiet_lightning():
         trainer = make_trainer(folder, config.training, units, progress=progress)
-        last = folder / LAST
-        _fit(trainer, module, last)
+        last, rendezvous = folder / LAST, folder / RENDEZVOUS
+        rendezvous.unlink(missing_ok=True)  # of a run that was killed
+        try:
+            _fit(trainer, module, last)
+        finally:
+            rendezvous.unlink(missing_ok=True)
     module.load_state_dict(_read_state(folder / BEST)["state_dict"])
     module.to(trainer.strategy.root_device)
     state = _read_state(last)
@@ -180,6 +184,8 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         ),
         mirror_structures=MIRROR_STRUCTURES if so3 else 0,
     )
+    for store in graphs:
+        store.check_unchanged()
     save_checkpoint(folder / MODEL_FILE, network, card)
     n_training, n_validation, n_test = (sum(int(x.sum()) for x in getattr(data.split, name)) for name in SUBSETS)
     return TrainingReport(

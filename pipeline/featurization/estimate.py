@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import SourceError
 from ..readers.records import ReadOptions
 from ..runs.cluster import IN_PROCESS
-from ..sources.discovery import OPTIMADE_PREFIX, find_files
+from ..sources.discovery import find_files, is_server
 from .featurize import featurize
 from .partitions import count_records
 
@@ -54,7 +54,7 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
         SourceError: As for `featurize`; or a source is a server, which does not report its number of records.
     """
     form = (settings.get("options") or ReadOptions()).format
-    live = [str(source) for source in sources if str(source).startswith(OPTIMADE_PREFIX)]
+    live = [str(source) for source in sources if is_server(str(source))]
     if live:
         raise SourceError(
             f"{live[0]}: the number of structures on a server is unknown before the download; "

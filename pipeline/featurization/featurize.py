@@ -15,19 +15,18 @@ from ..errors import EquiscreenError, LabelError, SourceError, StoreError
 from ..graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..labels.mapping import LabelMapping
 from ..readers.records import ReadOptions
-from ..redaction import redact_urls
 from ..runs.failure_policy import FailurePolicy
 from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging
-from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
+from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of, is_server, server_name
 from ..sources.files import SourceFile
 from ..sources.formats import Format
 from ..store.dedup import Dedup
 from ..store.graph_store import GraphStore
 from ..store.schema import GRAPH_SCHEMA, STRUCTURE, graph_schema
-from ..store.writer import StoreRun, StoreWriter
+from ..store.writer import InputFile, StoreRun, StoreWriter
 from ..structures.structure import MAX_ATOMS
 from .assembly import assemble, bytes_of, described
 from .failure_tables import failures, totals
@@ -36,8 +35,6 @@ from .preflight import check_fields_exist
 from .report import LISTED_INPUTS, SOFTWARE, FeaturizeReport
 from .task import ID_FIELDS, FeaturizeSettings, FeaturizeTask, featurize_partition
 
-# Parameters of an OPTIMADE query that say what was asked for, and are recorded.
-OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
 DEFAULT_CUTOFF = 5.0
 MAX_CUTOFF = 100.0
 
@@ -106,13 +103,14 @@ def featurize(
     settings = FeaturizeSettings(reach, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
     identity = {
         **_recipe(settings, limit),
-        "inputs": inputs_digest([*inputs_of(files), *((name, 0, "live") for name in servers)]),
+        "inputs": inputs_digest([*inputs_of(files), *((server_name(name), 0, "live") for name in servers)]),
         "append": append,
         "equiscreen": version("equiscreen"),
     }
     run_options = RunOptions(scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress)
-    local = [file.path for file in files if file.local]
-    writer = StoreWriter("featurize", out, identity, run_options, files=local, extend=append)
+    unread = [file.path for file in files if file.local and not file.stamp]
+    inputs: list[str | InputFile] = [*unread, *InputFile.of_sources(files)]
+    writer = StoreWriter("featurize", out, identity, run_options, files=inputs, extend=append)
     finished = writer.resume_publication()
     if finished is not None:
         return FeaturizeReport(**finished)
@@ -133,7 +131,7 @@ def _find_sources(named: Sequence[str], options: ReadOptions) -> tuple[list[Sour
     Raises:
         SourceError: A file does not exist, or no sources are given.
     """
-    servers = [name for name in named if name.startswith(OPTIMADE_PREFIX) and not Path(name).exists()]
+    servers = [name for name in named if is_server(name)]
     others = [name for name in named if name not in servers]
     return find_files(others, options.format) if others or not servers else [], servers
 
@@ -187,6 +185,8 @@ def _featurize(
         unread=_unread(manifests),
         not_found=lacking,
     )
+    for store in base:
+        store.check_unchanged()
     run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report
 
@@ -234,10 +234,10 @@ def _download(source: str, staging: Staging, options: RunOptions) -> SourceFile:
     url = source.removeprefix(OPTIMADE_PREFIX)
     path = staging.work / f"optimade-{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"
     if not path.exists():
-        with ProgressReport(f"download {url}", options.limit or 0, enabled=options.progress) as bar:
+        with ProgressReport(f"download {server_name(url)}", options.limit or 0, enabled=options.progress) as bar:
             fetch(url, path, limit=options.limit, progress=bar.advance)
     (file,) = find_files([path])
-    return replace(file, name=redact_urls(source, OPTIMADE_PARAMETERS), format=Format.JSONL)
+    return replace(file, name=server_name(source), format=Format.JSONL)
 
 
 def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:

@@ -62,7 +62,7 @@ def merge(
         digests, counts = assemble(run, [], base, (), dedup)
         run.bar.advance(size)
         report = FeaturizeReport(
-            path=str(out),
+            path=str(run.staging.out),
             read=counts["read"],
             stored=counts["stored"],
             failed=counts["failed"],

@@ -22,9 +22,19 @@ import pyarrow.parquet as pq
 from ..atomic import atomic_path
 from ..errors import SourceError, UnreachableError
 from ..readers.archives import Reading, documents_of_file
-from ..readers.ase_db import read_rows, row_ids
-from ..readers.records import STRUCTURE_COLUMNS, RawRecord, ReadOptions, has_structure_columns, read_document, read_row
+from ..readers.ase_db import read_rows, row_ids, unread_rows
+from ..readers.records import (
+    STRUCTURE_COLUMNS,
+    RawRecord,
+    ReadOptions,
+    fields_beside,
+    has_structure_columns,
+    read_document,
+    read_row,
+    unread_document,
+)
 from ..readers.splitting import Document
+from ..redaction import without_query
 from ..runs.cluster import check_seen
 from ..runs.parts import PartKey
 from ..sources.files import BUFFER_BYTES, UNREADABLE, SourceFile
@@ -102,16 +112,21 @@ class Partition:
         """The same items in two partitions; nothing if there is only one item."""
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
-    def names(self) -> list[tuple[str, int]]:
-        """Source and index of every record, found without parsing the structures."""
+    def unread(self, reason: str) -> Iterator[RawRecord]:
+        """Yield every record with a reason and with what names it, without parsing its structure."""
         match self.content:
             case FileGroup(files):
-                return [name for file in files[self.begin : self.end] for name in _names_in(file)]
-            case SpooledRecords(path, _):
-                items = read_spooled(path, self.begin, self.end)
-                return [(item.source, item.index) if isinstance(item, Document) else item[:2] for item in items]
-            case RowRange(_, file, _, first):
-                return [(file.name, first + place) for place in range(self.begin, self.end)]
+                for file in files[self.begin : self.end]:
+                    yield from _unread_file(file, reason)
+            case SpooledRecords(path, form):
+                for item in read_spooled(path, self.begin, self.end):
+                    if isinstance(item, Document):
+                        yield unread_document(item, reason)
+                    else:
+                        source, index, row = item
+                        yield RawRecord(source, index, None, fields_beside(row), reason, form)
+            case RowRange(path, file, ids, first):
+                yield from unread_rows(path, file.name, ids[self.begin : self.end], first + self.begin, reason)
 
 
 def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
@@ -132,13 +147,13 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
             yield from read_rows(path, file.name, ids[begin:end], first + begin)
 
 
-def _names_in(file: SourceFile) -> list[tuple[str, int]]:
-    """Source and index of every record of a small file."""
+def _unread_file(file: SourceFile, reason: str) -> list[RawRecord]:
+    """Every record of a small file, with a reason."""
     try:
-        items = [(item.source, item.index) for item in documents_of_file(file, file.detected(), Reading())]
+        found = [unread_document(item, reason) for item in documents_of_file(file, file.detected(), Reading())]
     except SourceError:
-        items = []
-    return items or [(file.name, 0)]
+        found = []
+    return found or [RawRecord(file.name, 0, None, reason=reason)]
 
 
 def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
@@ -153,7 +168,7 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
     except UnreachableError:
         raise  # a later run may reach it
     except SourceError as error:
-        yield RawRecord(file.name, index, None, reason=str(error).removeprefix(f"{file.name}: "))
+        yield RawRecord(file.name, index, None, reason=_reason(file, error))
         index += 1
     if index == 0:
         yield RawRecord(file.name, 0, None, reason="no record in the file")
@@ -238,7 +253,7 @@ class Plan:
             return False  # only the client can count records up to a limit, and tell a file that it cannot read
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
-        return _SMALL_FORMATS.search(file.path) is not None
+        return _SMALL_FORMATS.search(without_query(file.path)) is not None
 
     def _group(self, files: list[SourceFile]) -> Partition:
         self._bytes_done += sum(file.size for file in files)
@@ -369,8 +384,13 @@ def _rows_at_once(table: pq.FileMetaData) -> int:
 
 def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
     """A document with a reason, for a small file that cannot be read; an error in a large file ends the run."""
+    return Document(file.name, index, file.format or Format.JSON, b"", reason=_reason(file, error))
+
+
+def _reason(file: SourceFile, error: SourceError) -> str:
+    """Reason of a failure, in which the file has the name that the store records."""
     reason = str(error).removeprefix(f"{file.name}: ")
-    return Document(file.name, index, file.format or Format.JSON, b"", reason=reason)
+    return reason.replace(file.path, file.name) if file.local else reason
 
 
 def count_records(files: Sequence[SourceFile], limit: int | None) -> int:

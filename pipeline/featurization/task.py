@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..labels.mapping import LabelMapping
 from ..labels.quantities import STRESS
 from ..readers.records import RawRecord, ReadOptions
 from ..runs.parts import PartKey, PartManifest, write_part
+from ..sources.discovery import file_name
 from ..sources.formats import Format
 from ..store.dedup import Dedup
 from ..store.schema import (
@@ -43,6 +44,8 @@ ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id"
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
+_SINGLE_FORMATS = (Format.CIF, Format.POSCAR)
+_SINGLE_NAME = re.compile(r"\.(m?cif|vasp|poscar)(\.(gz|bz2|xz|zst))?$|^(POSCAR|CONTCAR)", re.IGNORECASE)
 _SUFFIXES = re.compile(
     r"(\.(m?cif|csv|tsv|xyz|extxyz|jsonl?|ndjson|vasp|poscar|parquet|db|aselmdb))?(\.(gz|bz2|xz|zst))?$"
 )
@@ -105,8 +108,8 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     """Read one partition and write its part: the body of a Dask task."""
     rows = _Rows(task.settings)
     if task.skip:
-        for source, index in task.partition.names():
-            rows.add(RawRecord(source, index, None, reason="the process that read it died (out of memory, or a crash)"))
+        for record in task.partition.unread("the process that read it died (out of memory, or a crash)"):
+            rows.add(record)
     else:
         for record in read_partition(task.partition, task.settings.options):
             rows.add(record)
@@ -201,9 +204,11 @@ class _Rows:
             value = lookup(record.fields, name)
             if isinstance(value, str | int | np.integer) and value != "":
                 return str(value)
-        stem = _SUFFIXES.sub("", PurePosixPath(record.source.split("::")[-1]).name)
-        alone = record.format in (Format.CIF, Format.POSCAR) and record.index == 0
-        return stem if alone else f"{stem}:{record.index}"
+        file = file_name(record.source)
+        # The format of a file that cannot be read is that of its name.
+        single = record.format in _SINGLE_FORMATS or (record.structure is None and _SINGLE_NAME.search(file))
+        stem = _SUFFIXES.sub("", file)
+        return stem if single and record.index == 0 else f"{stem}:{record.index}"
 
     def arrays(self) -> dict[str, Any]:
         """All arrays of the part by name: those of the store's schema, the failures, and what deduplication needs."""

@@ -41,6 +41,7 @@ def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Struc
         names = map(str, store.column("structure_id"))
         for block in store.blocks(BLOCK, labels=False):
             found += zip(islice(names, len(block)), map(block.structure, range(len(block))), strict=True)
+        store.check_unchanged()
     return found
 
 

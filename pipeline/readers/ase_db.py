@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ def row_ids(path: Path, name: str) -> list[int]:
     try:
         _check_whole(path)
         if _is_sqlite(path):
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            with closing(_read_only(path)) as connection:
                 return [int(row[0]) for row in connection.execute("SELECT id FROM systems ORDER BY id")]
         with _connected(path) as database:
             return sorted(map(int, database.ids))
     except Exception as error:  # sqlite3, lmdb and ASE raise their own errors
-        raise SourceError(f"{name}: not an ASE database, or damaged ({detail(error)})") from error
+        reason = detail(error).replace(str(path), name)
+        raise SourceError(f"{name}: not an ASE database, or damaged ({reason})") from error
 
 
 def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:
@@ -51,16 +53,19 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
             database = stack.enter_context(_connected(path))
         except Exception as error:  # noqa: BLE001 - sqlite3, lmdb and ASE raise their own errors
             for index, row_id in enumerate(ids, start=first):
-                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
+                yield RawRecord(source, index, None, {"id": row_id}, _reason(error, path, source), Format.ASE_DB)
             return
         for index, row_id in enumerate(ids, start=first):
+            fields: dict[str, Any] = {"id": row_id}
             try:
                 row = database.get(id=int(row_id))
+                fields |= {"unique_id": row.unique_id, **row.key_value_pairs}
+                fields = {**row.data, **fields}
                 atoms = row.toatoms()
                 fields = {"id": row.id, "unique_id": row.unique_id, **row.data, **fields_of_atoms(atoms)}
                 fields.update(row.key_value_pairs)
             except Exception as error:  # noqa: BLE001 - a damaged row can make ASE raise anything
-                yield RawRecord(source, index, None, {"id": row_id}, _reason(error), Format.ASE_DB)
+                yield RawRecord(source, index, None, fields, _reason(error, path, source), Format.ASE_DB)
                 continue
             try:
                 yield RawRecord(source, index, Structure.from_ase(atoms), fields, format=Format.ASE_DB)
@@ -68,8 +73,33 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
                 yield RawRecord(source, index, None, fields, str(error), Format.ASE_DB)
 
 
-def _reason(error: Exception) -> str:
-    return f"row does not parse: {detail(error)}"
+def unread_rows(path: Path, source: str, ids: Sequence[int], first: int, reason: str) -> Iterator[RawRecord]:
+    """Yield a record for each of some rows, whose structures must not be read, with the fields that name it.
+
+    Args:
+        path: Path of the database.
+        source: Name of the source, for the records.
+        ids: Ids of the rows.
+        first: Position of the first of these rows in the database.
+        reason: Why the structures are not read.
+    """
+    for index, row_id in enumerate(ids, start=first):
+        fields: dict[str, Any] = {"id": row_id}
+        if _is_sqlite(path):  # to read LMDB may be what has killed the process
+            with suppress(sqlite3.Error, ValueError, TypeError), closing(_read_only(path)) as connection:
+                found = connection.execute("SELECT unique_id, key_value_pairs FROM systems WHERE id = ?", (row_id,))
+                unique_id, pairs = found.fetchone()
+                fields |= {"unique_id": unique_id, **json.loads(pairs)}
+        yield RawRecord(source, index, None, fields, reason, Format.ASE_DB)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
+def _reason(error: Exception, path: Path, source: str) -> str:
+    """Reason of a failure, in which the database has the name of the source."""
+    return f"row does not parse: {detail(error).replace(str(path), source)}"
 
 
 def _check_whole(path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -41,6 +42,8 @@ _EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")
 _SIX_STRESSES = re.compile(r"(?<!\w)stress\s*=\s*[\"{]\s*((?:[-+\d.eE]+\s+){5}[-+\d.eE]+)\s*[\"}]")
 _SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
+# Documents up to this size (bytes) are parsed for their fields even if their structure killed the process.
+_LARGEST_UNREAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,42 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
     return RawRecord(*origin, structure, fields, format=document.format, name=document.name or name)
 
 
+def unread_document(document: Document, reason: str) -> RawRecord:
+    """A record of a document whose structure must not be parsed, with the fields that name it.
+
+    Args:
+        document: The document.
+        reason: Why its structure is not parsed.
+    """
+    fields: Mapping[str, Any] = {}
+    with suppress(Exception):  # whatever is wrong with the document, the reason is another one
+        fields = _fields_alone(document)
+    return RawRecord(document.source, document.index, None, fields, reason, document.format, document.name)
+
+
+def _fields_alone(document: Document) -> Mapping[str, Any]:
+    """Fields of a small document, without its structure."""
+    if len(document.content) > _LARGEST_UNREAD:
+        return {}
+    match document.format:
+        case Format.CSV:
+            return _csv_row(document)
+        case Format.JSON | Format.JSONL:
+            return fields_beside(_parsed_json(document.content))
+        case Format.EXTXYZ:
+            return _comment_fields(_text(document.content).lstrip())
+    return {}
+
+
+def fields_beside(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fields of a record that stand beside its structure, and possibly the structure itself."""
+    if is_structure(record):
+        return {"properties": record.get("properties") or {}}
+    if is_optimade(record):
+        return {**record.get("attributes", record), **({"id": record["id"]} if "id" in record else {})}
+    return record
+
+
 def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, options: ReadOptions) -> RawRecord:
     """Read one row of a table; an error becomes the record's reason."""
     try:
@@ -140,9 +179,22 @@ def _read_extxyz(document: Document, options: ReadOptions) -> ReadResult:  # noq
     from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     text, stress = _canonical_frame(_text(document.content).lstrip())
-    with _parsing("frame does not parse"):
-        atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1))))
-    return Structure.from_ase(atoms), {**fields_of_atoms(atoms), **stress}, None
+    try:
+        with _parsing("frame does not parse"):
+            atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1))))
+        return Structure.from_ase(atoms), {**fields_of_atoms(atoms), **stress}, None
+    except InvalidStructureError as error:
+        raise _UnreadableRecordError(str(error), _comment_fields(text)) from error
+
+
+def _comment_fields(frame: str) -> dict[str, Any]:
+    """Fields in the comment line of a frame of extended XYZ; none if it does not parse."""
+    from ase.io.extxyz import key_val_str_to_dict  # noqa: PLC0415 - ASE takes 0.3 s to import
+
+    with suppress(Exception):  # a bad comment can make ASE raise anything
+        found: dict[str, Any] = key_val_str_to_dict(frame.partition("\n")[2].partition("\n")[0])
+        return found
+    return {}
 
 
 def _canonical_frame(text: str) -> tuple[str, dict[str, Any]]:
@@ -164,8 +216,7 @@ def _canonical_frame(text: str) -> tuple[str, dict[str, Any]]:
 
 def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
     names, separator = _columns(document.header)
-    with _parsing("row does not parse"):
-        values = next(csv.reader([_text(document.content)], delimiter=separator))
+    values = _csv_values(document, separator)
     row: dict[str, Any] = dict(zip(names, values, strict=False))
     if len(set(names)) < len(names):
         row |= _repeated(names, values)
@@ -187,6 +238,16 @@ def _repeated(names: Sequence[str], values: Sequence[str]) -> dict[str, list[str
     for name, value in zip(names, values, strict=False):
         found.setdefault(name, []).append(value)
     return {name: several for name, several in found.items() if len(set(several)) > 1}
+
+
+def _csv_values(document: Document, separator: str) -> list[str]:
+    with _parsing("row does not parse"):
+        return next(csv.reader([_text(document.content)], delimiter=separator))
+
+
+def _csv_row(document: Document) -> dict[str, str]:
+    names, separator = _columns(document.header)
+    return dict(zip(names, _csv_values(document, separator), strict=False))
 
 
 def _read_json(document: Document, options: ReadOptions) -> ReadResult:
@@ -223,11 +284,10 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
                 )
             return structure_from_value(found), fields
         if is_structure(record):
-            return structure_from_pymatgen(record), {"properties": record.get("properties") or {}}
+            return structure_from_pymatgen(record), fields_beside(record)
         if is_optimade(record):
-            attributes = record.get("attributes", record)
-            fields = {**attributes, **({"id": record["id"]} if "id" in record else {})}
-            return structure_from_optimade(attributes), fields
+            fields = fields_beside(record)
+            return structure_from_optimade(record.get("attributes", record)), fields
         names = _structure_fields(record)
         if names:
             fields = {key: value for key, value in record.items() if key not in names}

@@ -10,6 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..redaction import redact_text
+
 LINE_EVERY_S = 10.0
 
 
@@ -24,7 +26,7 @@ class ProgressReport:
     """
 
     def __init__(self, title: str, total: int, unit: str = "structures", *, enabled: bool = True) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = redact_text(title), total, unit
         self.enabled = enabled
         self.done = 0
         self._begin = self._last_line = time.monotonic()
@@ -42,7 +44,7 @@ class ProgressReport:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(title, total=total, rate="")
+            self._task = self._bar.add_task(self.title, total=total, rate="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -79,7 +81,8 @@ class ProgressReport:
             self._bar.update(self._task, total=self.total or None)
 
     def note(self, text: str) -> None:
-        """Show a line of text."""
+        """Show a line of text, without the secrets of URLs in it."""
+        text = redact_text(text)
         if self._bar is not None:
             self._bar.console.print(text)
         elif self.enabled:

@@ -211,10 +211,10 @@ def _digest(identity: Mapping[str, Any]) -> str:
 def _settings_digest(identity: Mapping[str, Any], target: Target) -> str:
     """Digest of an identity without the store that is appended to, and of the URL, if the output has one.
 
-    Outputs with the same last part of their URLs share a working folder.
+    Two URLs may have one working folder in spite of all, and no run finishes the publication of another.
     """
     settings = {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
-    return _digest({**settings, "url": None if target.path is not None else target.url})
+    return _digest({**settings, "url": None if target.path is not None else str(target)})
 
 
 def _restore_replaced(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from ..errors import OutputExistsError, detail
+from ..redaction import redact_urls, without_query
 
 ROOT_FILE = "zarr.json"
 # Marks an upload in progress. If the root file is missing beside it, the upload was interrupted.
@@ -23,7 +25,7 @@ class Target:
 
     Attributes:
         path: Local path; None for a URL.
-        url: The path or URL as the user gave it.
+        url: The path or URL as the user gave it; as text, a target shows no secrets.
     """
 
     path: Path | None
@@ -36,14 +38,15 @@ class Target:
         return cls(None, text.rstrip("/")) if "://" in text else cls(Path(text).resolve(), text)
 
     def __str__(self) -> str:
-        return self.url
+        return redact_urls(self.url)
 
     @property
     def working_folder(self) -> Path:
-        """Folder of unfinished work: beside a local path; for a URL, in the current folder."""
+        """Folder of unfinished work: beside a local path; for a URL, in the current folder, with the URL's digest."""
         if self.path is not None:
             return self.path.parent / f"{self.path.name}.partial"
-        return Path.cwd() / f"{self.url.rsplit('/', maxsplit=1)[-1]}.partial"
+        name = without_query(str(self)).rsplit("/", maxsplit=1)[-1]
+        return Path.cwd() / f"{name}-{hashlib.sha256(str(self).encode()).hexdigest()[:8]}.partial"
 
     def exists(self) -> bool:
         """Whether something exists at the target. An interrupted upload does not count.
@@ -110,4 +113,4 @@ def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OutputExistsError(f"{url}: cannot be written ({detail(error)})") from error
+        raise OutputExistsError(f"{redact_urls(url)}: cannot be written ({detail(error, url)})") from error

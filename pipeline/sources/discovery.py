@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,13 +17,18 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import SourceError, detail
 from ..provenance import unrecorded_folders, without_folder
-from ..redaction import redact_urls
+from ..redaction import redact_urls, without_query
 from ..suggestions import unknown_name
-from .files import UNREADABLE, SourceFile, printable
+from .files import SHA256, UNREADABLE, SourceFile, printable, stamp_of
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
+# Parameters of a query that say what was asked for, and are recorded.
+_OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
 _GLOB = frozenset("*?[")
+# What comes before the place of a file in a chain of URLs, and names of archives.
+_WRAPPER = re.compile(r"(?:zip|tar|libarchive|(?:simple|file|block)?cache|cached)(?:://|\Z)")
+_ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz|txz)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 # File system metadata that change when a file changes.
 _TOKENS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "CRC", "sha")
 _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
@@ -47,37 +53,60 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
     named = [str(source) for source in sources]
     for source, folder in zip(named, unrecorded_folders(named), strict=True):
         found = _resolved(source, chosen)
-        names = [redact_urls(without_folder(file.name, printable(folder))) for file in found]
+        names = [without_folder(file.name, printable(folder)) for file in found]
         files += [replace(file, name=name) for file, name in zip(found, names, strict=True)]
     if not files:
         raise SourceError("no sources given")
     return files
 
 
+def is_server(source: str) -> bool:
+    """Whether a source is an OPTIMADE server, and not a file with such a name."""
+    return source.startswith(OPTIMADE_PREFIX) and not os.path.lexists(source)
+
+
+def server_name(source: str) -> str:
+    """Name under which the structures of a server are recorded: its query without secrets."""
+    return redact_urls(source, _OPTIMADE_PARAMETERS)
+
+
+def file_name(source: str) -> str:
+    """Name of the file, or of the member of an archive, that a recorded source is; without folder and query."""
+    links = source.split("::")
+    last = next((place for place, link in enumerate(links) if not _WRAPPER.match(link)), len(links) - 1)
+    chain, member = links[: last + 1], "::".join(links[last + 1 :])
+    if member and last == 0 and "://" not in source and not _ARCHIVE.search(links[0]):
+        name = source  # of a local file
+    else:
+        name = member or next((link for link in chain if "/" in link or link is chain[-1]), "")
+    return PurePosixPath(without_query(name)).name
+
+
 def _resolved(source: str, form: Format | None) -> list[SourceFile]:
     fs, path = _file_system(source)
+    shown = redact_urls(source)
     try:
-        if _GLOB & set(path) and not fs.exists(path):
+        if _wildcards(fs, path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{source}: matches no file")  # noqa: TRY301 - re-raised unchanged
+                raise SourceError(f"{shown}: matches no file")  # noqa: TRY301 - re-raised unchanged
             return _several(source, path, fs, found, form)
         info = fs.info(path)
         if info["type"] != "directory":
             if info["size"] == 0:
-                raise SourceError(f"{source}: the file is empty")  # noqa: TRY301 - re-raised unchanged
+                raise SourceError(f"{shown}: the file is empty")  # noqa: TRY301 - re-raised unchanged
             return [_source_file(source, fs, info, form)]
         inside = _without_stores(fs.find(path, detail=True))
     except SourceError:
         raise
     except FileNotFoundError as error:
         if isinstance(error.__cause__, OSError):  # fsspec's error for an HTTP server that does not respond
-            raise SourceError(f"{source}: cannot be reached ({detail(error.__cause__)})") from error
-        raise SourceError(f"{source}: no such file or folder") from error
+            raise SourceError(f"{shown}: cannot be reached ({detail(error.__cause__, source)})") from error
+        raise SourceError(f"{shown}: no such file or folder") from error
     except Exception as error:  # each file system raises its own errors
-        raise SourceError(f"{source}: cannot be reached ({detail(error)}){_hint(error)}") from error
+        raise SourceError(f"{shown}: cannot be reached ({detail(error, source)}){_hint(error)}") from error
     if not inside:
-        raise SourceError(f"{source}: no structure files in this folder")
+        raise SourceError(f"{shown}: no structure files in this folder")
     return _several(source, path, fs, inside, form)
 
 
@@ -91,7 +120,9 @@ def _several(
             files.append(_source_file(_found_name(source, path, name), fs, info, form))
         except SourceError:
             files.append(
-                SourceFile(printable(_found_name(source, path, name)), fs, name, 1, UNREADABLE, form, seekable=True)
+                SourceFile(
+                    _recorded_name(_found_name(source, path, name)), fs, name, 1, UNREADABLE, form, seekable=True
+                )
             )
     return files
 
@@ -107,6 +138,11 @@ def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
     }
 
 
+def _wildcards(fs: fsspec.AbstractFileSystem, path: str) -> frozenset[str]:
+    """The wildcards in a path. On the web "?" begins a query, whose values may hold anything."""
+    return _GLOB & set(path.partition("?")[0] if "http" in _protocols(fs) else path)
+
+
 def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would take apart
         local = Path(source).absolute()
@@ -118,11 +154,13 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         protocol = source.split("://", maxsplit=1)[0]
         package = _INSTALL.get(protocol, f"the fsspec backend of {protocol}")
-        raise SourceError(f"{source}: reading {protocol}:// needs {package}: pip install {package}") from error
+        raise SourceError(
+            f"{redact_urls(source)}: reading {protocol}:// needs {package}: pip install {package}"
+        ) from error
     except FileNotFoundError as error:
-        raise SourceError(f"{source}: no such file or folder") from error
+        raise SourceError(f"{redact_urls(source)}: no such file or folder") from error
     except Exception as error:
-        raise SourceError(f"{source}: cannot be reached ({detail(error)})") from error
+        raise SourceError(f"{redact_urls(source)}: cannot be reached ({detail(error, source)})") from error
     return fs, str(path)
 
 
@@ -145,6 +183,8 @@ def _hint(error: Exception) -> str:
 
 def _found_name(source: str, path: str, found: str) -> str:
     """Name of a file found in a folder or by a glob, in the form in which the user wrote the source."""
+    if found.startswith(("http://", "https://")):  # links of a page hold whole URLs
+        return found
     fixed = path if not _GLOB & set(path) else path[: min(path.index(char) for char in _GLOB & set(path))]
     fixed = fixed if fixed.endswith("/") or fixed != path else f"{fixed}/"
     written = source.split("::", maxsplit=1)[0]
@@ -156,19 +196,25 @@ def _found_name(source: str, path: str, found: str) -> str:
     return f"{written}{found.removeprefix(fixed)}{chained}"
 
 
+def _recorded_name(name: str) -> str:
+    """A name that can be stored: UTF-8, and without the secrets of a URL."""
+    return redact_urls(printable(name))
+
+
 def _source_file(name: str, fs: fsspec.AbstractFileSystem, info: dict[str, Any], form: Format | None) -> SourceFile:
     on_the_web = "http" in _protocols(fs)
     if on_the_web and info.get("size") is None:  # a listing has names only
         info = {**info, **fs.info(info["name"])}
     size = -1 if info.get("size") is None else int(info["size"])
     seekable = not on_the_web or bool(info.get("partial"))
-    file = SourceFile(printable(name), fs, str(info["name"]), size, "", form, seekable)
+    file = SourceFile(_recorded_name(name), fs, str(info["name"]), size, "", form, seekable)
     if file.local:
         with file.readable(), Path(file.path).open("rb") as raw:
-            version = f"sha256:{hashlib.file_digest(raw, 'sha256').hexdigest()}"
-    else:
-        tokens = {key: str(info[key]) for key in _TOKENS if key in info}
-        version = f"token:{hashlib.sha256(json.dumps([size, tokens], sort_keys=True).encode()).hexdigest()}"
+            stamp = stamp_of(Path(file.path))
+            version = f"{SHA256}{hashlib.file_digest(raw, 'sha256').hexdigest()}"
+        return replace(file, version=version, stamp=stamp)
+    tokens = {key: str(info[key]) for key in _TOKENS if key in info}
+    version = f"token:{hashlib.sha256(json.dumps([size, tokens], sort_keys=True).encode()).hexdigest()}"
     return replace(file, version=version)
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
@@ -39,8 +40,23 @@ def printable(name: str) -> str:
     return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Facts that change with the content of a local file.
+
+    They are its size (bytes), the time of its last change (ns), device and inode, and the time (ns) of the last change
+    of these or of its permissions, which no program can set.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_dev, facts.st_ino, facts.st_ctime_ns
+
+
 # Version of a file that could not be read when the run began.
 UNREADABLE = "unreadable"
+# What the version of a local file begins with, before the digest of its content.
+SHA256 = "sha256:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,7 @@ class SourceFile:
         version: Token that changes when the content does: the sha256 of a local file, otherwise a digest of metadata.
         format: Format set by the user; None detects it from the content.
         seekable: Whether it can be read from any position; some web servers only send whole files.
+        stamp: `stamp_of` a local file from before its version was found; empty for others.
     """
 
     name: str
@@ -64,6 +81,7 @@ class SourceFile:
     version: str
     format: Format | None = None
     seekable: bool = True
+    stamp: tuple[int, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -95,7 +113,7 @@ class SourceFile:
             try:
                 return io.BytesIO(self.fs.cat_file(self.path))
             except Exception as error:  # noqa: BLE001 - clients of object stores raise their own errors
-                reason = detail(error)
+                reason = detail(error, self._url)
             # Raised without a cause: errors of those clients cannot always be sent from a worker to the client.
             raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # makes fsspec's HTTP file system stream
@@ -138,8 +156,14 @@ class SourceFile:
                 raise
             raise self._unreadable(error) from error  # clients of object stores raise their own errors
 
+    @property
+    def _url(self) -> str:
+        """URL of the file, with its secrets; only for looking for them in messages."""
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
+        return self.path if "://" in self.path else f"{protocol}://{self.path}"
+
     def _unreadable(self, error: Exception) -> SourceError:
-        return SourceError(f"{self.name}: cannot be read ({detail(error)}); copy or download it again")
+        return SourceError(f"{self.name}: cannot be read ({detail(error, self._url)}); copy or download it again")
 
     def detected(self) -> Format:
         """Return the format set by the user or detected from the content; for an archive, a set format is its members'.

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
 
 from ..atomic import write_text_atomically
 from ..errors import OutputExistsError, SourceError
+from ..redaction import QUERY_PARAMETERS, redact_urls
 
 if TYPE_CHECKING:
     import httpx
@@ -101,7 +102,7 @@ def listing_url(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise SourceError(f"{url}: not an http or https URL")
+        raise SourceError(f"{_shown(url)}: not an http or https URL")
     if "@" in parts.netloc:
         raise SourceError(f"{_shown(url)}: remove the user name and password from the URL")
     path = parts.path.rstrip("/")
@@ -292,7 +293,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{url}: not an http or https URL ({error})") from error
+            raise SourceError(f"{_shown(url)}: not an http or https URL ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
@@ -449,9 +450,8 @@ def _error_detail(content: Any) -> str:
 
 
 def _shown(url: httpx.URL | str) -> str:
-    """URL for messages, without the long list of fields and without a password."""
-    text = re.sub(r"([?&])response_fields=[^&]*&?", r"\1", str(url)).rstrip("?&")
-    return re.sub(r"//[^/@]*@", "//", text)
+    """URL for messages, without the long list of fields and without secrets."""
+    return redact_urls(re.sub(r"([?&])response_fields=[^&]*&?", r"\1", str(url)).rstrip("?&"), QUERY_PARAMETERS)
 
 
 def _one_line(text: str) -> str:

@@ -17,9 +17,10 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore
 
-from ..errors import StoreError
+from ..errors import StoreError, detail
 from ..graphs.graph_block import GraphBlock
 from ..graphs.offsets import offsets_of, starts
+from ..redaction import redact_text, redact_urls
 from ..runs.target import ROOT_FILE
 from .checksums import CHECKSUMS_FILE, is_intact, stored_digests
 from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
@@ -59,6 +60,16 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     return root
 
 
+def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
+    """Check that a store still has the content with this hash.
+
+    Raises:
+        StoreError: The store was replaced, appended to or removed.
+    """
+    if open_root(path, schema).attrs.get("store_hash") != store_hash:
+        raise StoreError(f"{path}: has changed during this run; run the command again with --overwrite")
+
+
 def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
     """The root group of a store, and the content of its root file."""
     if not path.exists():
@@ -69,7 +80,7 @@ def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
         return zarr.open_group(path, mode="r"), (path / ROOT_FILE).read_bytes()
     except Exception as error:  # a damaged root file can make zarr raise anything
         if (path / ROOT_FILE).is_file():
-            raise StoreError(_damaged(path, _first_line(error))) from error
+            raise StoreError(_damaged(path, _first_line(error, path))) from error
         raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
 
 
@@ -86,12 +97,13 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise StoreError(f"{url}: no such store") from error
     except Exception as error:  # every file system raises its own errors
-        raise StoreError(f"{url}: cannot be opened ({_first_line(error)})") from error
+        raise StoreError(f"{redact_urls(url)}: cannot be opened ({_first_line(error, url)})") from error
 
 
-def _first_line(error: Exception) -> str:
-    """Type of an error and the first line of its message."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
+def _first_line(error: Exception, path: str | Path) -> str:
+    """Type of an error and the first line of its message, without secrets of the URL that was read."""
+    lines = redact_text(str(error), str(path)).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])[:200]
 
 
 class GraphStore:
@@ -129,6 +141,14 @@ class GraphStore:
     def __len__(self) -> int:
         return self._array("n_atoms").shape[0]
 
+    def check_unchanged(self) -> None:
+        """Check that the store still has the content that it was opened with.
+
+        Raises:
+            StoreError: The store was replaced, appended to or removed.
+        """
+        check_unchanged(self.path, GRAPH_SCHEMA, self.store_hash)
+
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:
         """Arrays of the store by name."""
@@ -150,7 +170,7 @@ class GraphStore:
             with fs.open(f"{path}/{name}", "rb") as file:
                 return pq.read_table(file)
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.path}: {name} cannot be read ({error})") from error
+            raise StoreError(f"{self.path}: {name} cannot be read ({detail(error, str(self.path))})") from error
 
     @cached_property
     def n_atoms(self) -> NDArray[np.int32]:
@@ -289,7 +309,9 @@ class GraphStore:
             return np.asarray(array[start:stop])
         except Exception as error:
             if isinstance(self.path, str):  # the network may have failed
-                raise StoreError(f"{self.path}: array {name!r} cannot be read ({_first_line(error)})") from error
+                raise StoreError(
+                    f"{self.path}: array {name!r} cannot be read ({_first_line(error, self.path)})"
+                ) from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
                 "`equiscreen info --verify` lists all damage; featurize again"

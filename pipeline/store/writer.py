@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
+from ..sources.files import SHA256, SourceFile, stamp_of
 from .compaction import Compaction, compact, finish_store, write_shards
-from .graph_store import GraphStore, open_root
+from .graph_store import GraphStore, check_unchanged
 from .row_sources import PartRows
 from .schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
 
@@ -49,8 +51,7 @@ class InputStore:
         Raises:
             StoreError: The store was replaced or appended to.
         """
-        if open_root(self.path, self.schema).attrs.get("store_hash") != self.store_hash:
-            raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+        check_unchanged(self.path, self.schema, self.store_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +60,24 @@ class InputFile:
 
     Attributes:
         path: Path of the file.
-        stamp: Size (bytes), time of the last change (ns), device and inode.
+        stamp: As from `stamp_of`.
+        sha256: Digest of its content; empty if it is unknown.
     """
 
     path: Path
     stamp: tuple[int, ...]
+    sha256: str = ""
 
     @classmethod
     def of(cls, path: Path) -> Self:
         """A file as an input."""
-        return cls(path, cls._stamp(path))
+        return cls(path, stamp_of(path))
 
-    @staticmethod
-    def _stamp(path: Path) -> tuple[int, ...]:
-        facts = path.stat()
-        return facts.st_size, facts.st_mtime_ns, facts.st_dev, facts.st_ino
+    @classmethod
+    def of_sources(cls, files: Iterable[SourceFile]) -> list[Self]:
+        """The local files among some sources, as they were when their versions were found."""
+        known = [file for file in files if file.local and file.stamp]
+        return [cls(Path(file.path), file.stamp, file.version.removeprefix(SHA256)) for file in known]
 
     def check_unchanged(self) -> None:
         """Check that nobody has written the file since.
@@ -81,8 +85,20 @@ class InputFile:
         Raises:
             StoreError: It was changed, replaced or removed.
         """
-        if not self.path.exists() or self._stamp(self.path) != self.stamp:
+        try:
+            now = stamp_of(self.path)
+            same = now == self.stamp or (now[:-1] == self.stamp[:-1] and self._has_content())
+        except OSError:
+            same = False
+        if not same:
             raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+
+    def _has_content(self) -> bool:
+        """Whether the content is as it was: the times of a file can be set, and permissions are not its content."""
+        if not self.sha256:
+            return True
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +121,8 @@ class StoreWriter:
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
         options: Options of the run.
         inputs: Stores that are read; the run fails if one of them changes before it is complete.
-        files: Other files that are read, which must not change either. The output may neither replace nor contain an
-            input.
+        files: Other files that are read, which must not change either, as they are when the run begins or as they were
+            before. The output may neither replace nor contain an input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.
     """
 
@@ -115,7 +131,7 @@ class StoreWriter:
     identity: Mapping[str, Any]
     options: RunOptions
     inputs: Sequence[InputStore] = ()
-    files: Sequence[str | Path] = ()
+    files: Sequence[str | Path | InputFile] = ()
     extend: bool = False
 
     def resume_publication(self) -> Mapping[str, Any] | None:
@@ -142,14 +158,16 @@ class StoreWriter:
             OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
             EquiscreenError: No cluster answers.
         """
-        named = [str(path).removeprefix("file://") for path in (*(store.path for store in self.inputs), *self.files)]
-        read = [path for path in named if "://" not in path]
+        known = [file for file in self.files if isinstance(file, InputFile)]
+        others = [file for file in self.files if not isinstance(file, InputFile)]
+        named = [str(path).removeprefix("file://") for path in (*(store.path for store in self.inputs), *others)]
+        read = [Path(path) for path in named if "://" not in path]
         with ExitStack() as stack:
             staging = stack.enter_context(
                 staged_run(
                     self.out,
                     self.identity,
-                    [Path(path) for path in read],
+                    [*read, *(file.path for file in known)],
                     overwrite=self.options.overwrite,
                     extend=self.extend,
                 )
@@ -161,7 +179,7 @@ class StoreWriter:
             bar = stack.enter_context(ProgressReport(self.verb, total, unit, enabled=self.options.progress))
             if client is not None and (link := dashboard(client)) is not None:
                 bar.note(f"Dask dashboard: {link}")
-            files = [InputFile.of(Path(path)) for path in read if Path(path).is_file()]
+            files = [*known, *(InputFile.of(path) for path in read if path.is_file())]
             yield StoreRun(staging, client, bar, tuple(self.inputs), tuple(files))
 
 

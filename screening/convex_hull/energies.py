@@ -162,7 +162,7 @@ class ScoredEnergies(ScoresReader):
         compositions: Compositions,
         corrections: MP2020 | None,
     ) -> NDArray[np.bool_]:
-        """bool[n], whether labels with a column for their run type have that of the Materials Project, which has corrections."""
+        """bool[n], whether labels that state their run type have the one for which there are corrections."""
         column = next((name for name in _RUN_TYPES if name in self.specs), None)
         if corrections is None or column is None or not self.labelled:
             return np.ones(len(numbers), dtype=bool)

@@ -14,14 +14,16 @@ import xarray as xr
 from ...pipeline.energy_schemes import CORRECTED, SCHEMES, UNCORRECTED
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
-from ...pipeline.store.writer import InputStore, StoreWriter
+from ...pipeline.store.writer import InputFile, InputStore, StoreWriter
 from ..chemistry.composition import Compositions
 from ..dataset.labels import LABELLED, is_graph_store
 from ..dataset.paths import hull_path
+from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
@@ -98,12 +100,14 @@ def hull(
             f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
         )
     target = hull_path(scores) if out is None else str(out)
+    # As they are before their content is hashed.
+    files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in paths]
     versions = [content_version(str(path)) for path in paths]
     identity = {
         "schema": SCORES_SCHEMA,
         "kind": "hull",
         "scores_hash": candidates.attrs.get("store_hash"),
-        "references": versions,
+        "references": [[recorded_path(path, target), *version] for path, *version in versions],
         "scheme": scheme,
         "unrelaxed_references": unrelaxed_references,
         "exclude_self": exclude_self,
@@ -113,8 +117,10 @@ def hull(
     inputs = [
         InputStore(scores, candidates.hash, GRAPH_SCHEMA if candidates.labelled else SCORES_SCHEMA),
         *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if is_dataset(path)),
+        *(_graphs_of_references(str(path)) for path in paths if exclude_self and is_dataset(path)),
     ]
-    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=paths)
+    graphs = place_of_graphs(scores, candidates.attrs, store)
+    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=[*files, *filter(None, [graphs])])
     if writer.resume_publication() is not None:
         return open_scores(target)
     with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
@@ -134,6 +140,7 @@ def hull(
         manifests = write_distances(energies, found, run.staging, run.bar)
         specs = _specs(candidates, lower_bound=not paths, exclude_self=exclude_self)
         digests = run.concatenate(specs, manifests)
+        candidates.check_unchanged()
         run.publish(
             digests,
             _attrs(

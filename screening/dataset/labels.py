@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.provenance import recorded_path
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import CHUNK_ROWS, GRAPH_SCHEMA, STRUCTURE, ArraySpec
 from ..chemistry.composition import formulas
@@ -72,7 +73,7 @@ def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict
         "schema": SCORES_SCHEMA,
         "kind": LABELLED,
         "store_hash": graphs.store_hash,
-        "graph_store": {"path": str(path), "store_hash": graphs.store_hash},
+        "graph_store": {"path": recorded_path(path, path), "store_hash": graphs.store_hash},
         "model": {"energy_scheme": scheme},
         "software": graphs.attrs.get("software", {}),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...pipeline.redaction import redact_urls, without_query
+
 
 def hull_path(scores: str | Path) -> str:
     """Default path of the hull of scores: ``S.hull.zarr`` for ``S.zarr``."""
@@ -17,5 +19,5 @@ def graphs_path(out: str | Path) -> str:
 
 def report_path(scores: str | Path) -> str:
     """Default path of a report: ``S.report.html`` for ``S.zarr``; in the current folder if the scores are at a URL."""
-    path = str(scores).rstrip("/").removesuffix(".zarr")
+    path = without_query(redact_urls(str(scores))).rstrip("/").removesuffix(".zarr")
     return f"{path.rsplit('/', 1)[-1] if '://' in path else path}.report.html"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
 from ...pipeline.provenance import recorded_path, resolved_path
-from ...pipeline.store.graph_store import GraphStore, location, open_root
+from ...pipeline.store.graph_store import GraphStore, check_unchanged, location, open_root
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
@@ -117,6 +117,16 @@ class ScoresReader:
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
             raise StoreError(f"{place}: is not the graph store that {self.path} was computed from, or has changed")
         return graphs
+
+    def check_unchanged(self) -> None:
+        """Check that the dataset, and its graph store if it was read, still have the content that they had.
+
+        Raises:
+            StoreError: One of them was replaced, appended to or removed.
+        """
+        check_unchanged(self.path, SCORES_SCHEMA, self.hash)
+        if "graphs" in vars(self):  # opened
+            self.graphs.check_unchanged()
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:
         """Attributes for a dataset made from this one, which records the same stores from its own place.

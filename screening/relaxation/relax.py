@@ -355,7 +355,9 @@ def _holds_trajectories(path: Path) -> bool:
     """Whether a folder is missing or holds nothing but trajectories."""
     if not path.exists():
         return True
-    return path.is_dir() and all(re.fullmatch(r"(\..*\.)?part-[0-9-]+\.extxyz", file.name) for file in path.iterdir())
+    return path.is_dir() and all(
+        re.fullmatch(r"(\.[0-9a-f]{32}|(\..*\.)?part-[0-9-]+)\.extxyz", file.name) for file in path.iterdir()
+    )
 
 
 def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.plain_text import one_line
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.staging import check_file
 from ..dataset.paths import report_path
 from ..dataset.reader import ScoresReader
@@ -68,7 +69,7 @@ def report(
 
     Raises:
         ConfigError: plotly is not installed.
-        StoreError: The dataset cannot be read.
+        StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: The file exists.
     """
     inputs = [scores] if store is None else [scores, store]
@@ -79,7 +80,7 @@ def report(
         raise ConfigError("a report needs plotly: pip install 'equiscreen[report]'") from error
     rows = ScoresReader(scores, store)
     content = read_content(rows, top)
-    name = title or f"Screen of {Path(str(scores).rstrip('/')).name}"
+    name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
     sections = [
         _summary(content, name),
         _section("From the source to the best candidates", figures.funnel(content.funnel)),
@@ -90,6 +91,7 @@ def report(
         _provenance(rows.attrs),
     ]
     page = "".join((HEAD.format(title=escape(name)), f"<script>{get_plotlyjs()}</script>", *sections, SORTING, FOOT))
+    rows.check_unchanged()
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(target, page)
     return target

@@ -27,7 +27,7 @@ from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.store.graph_store import GraphStore, location
+from ...pipeline.store.graph_store import GraphStore, check_unchanged, location
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
@@ -151,6 +151,7 @@ def screen_store(
         digests = run.concatenate(plan.specs, manifests)
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}
+        plan.check_base_unchanged()
         run.publish(digests, {**plan.attrs(out), **recorded, "status_counts": statuses, "timing": timing})
     return open_scores(out)
 
@@ -243,6 +244,15 @@ class _ScreenPlan:
             )
         self.base, self.base_path = base, absolute(location(out))
         self._divide()
+
+    def check_base_unchanged(self) -> None:
+        """Check that the dataset whose rows are kept is still the one that was opened.
+
+        Raises:
+            StoreError: It was replaced or removed.
+        """
+        if self.base is not None:
+            check_unchanged(self.base_path, SCORES_SCHEMA, str(self.base.attrs["store_hash"]))
 
     def _names(self) -> set[str]:
         return {spec.name for spec in self.specs}
@@ -395,7 +405,7 @@ def summary(scores: xr.Dataset, path: str | Path) -> str:
     """
     timing = scores.attrs["timing"]
     return (
-        f"{path}: {scores.sizes[STRUCTURE]:,} structures ({listed(scores.attrs['status_counts'])}); "
+        f"{redact_urls(str(path))}: {scores.sizes[STRUCTURE]:,} structures ({listed(scores.attrs['status_counts'])}); "
         f"{timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s, "
         f"{timing['core_hours']:.3g} core-hours, input stall {timing['input_stall']:.1%}"
     )

@@ -22,10 +22,19 @@ from ...pipeline.featurization.featurize import featurize
 from ...pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ...pipeline.labels.mapping import LabelMapping
 from ...pipeline.readers.records import ReadOptions
+from ...pipeline.redaction import redact_urls, without_query
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import ROOT_FILE, Target
-from ...pipeline.sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of
+from ...pipeline.sources.discovery import (
+    OPTIMADE_PREFIX,
+    file_name,
+    find_files,
+    inputs_digest,
+    inputs_of,
+    is_server,
+    server_name,
+)
 from ...pipeline.sources.formats import holds_structures
 from ...pipeline.store.dedup import Dedup
 from ...pipeline.store.graph_store import GraphStore
@@ -231,14 +240,14 @@ def _graph_store(named: Sequence[str]) -> str | None:
 
 def _is_store(source: str) -> bool:
     """Whether a source is a graph store, which may be missing or unfinished."""
-    if source.startswith(OPTIMADE_PREFIX):
+    if source.startswith(OPTIMADE_PREFIX):  # a server, or a file with such a name
         return False
-    if source.split("::", maxsplit=1)[0].rstrip("/").endswith(".zarr"):
+    if without_query(source.split("::", maxsplit=1)[0]).rstrip("/").endswith(".zarr"):
         return True
     if "://" not in source:
         unfinished = Target.of(source).working_folder
         return (Path(source) / ROOT_FILE).exists() or (unfinished.is_dir() and not Path(source).exists())
-    if "*" in source or holds_structures(source):
+    if "*" in source or without_query(source) != source or holds_structures(file_name(source)):
         return False
     try:
         fs, path = url_to_fs(source)
@@ -265,7 +274,7 @@ def _differences(
     try:
         store = GraphStore(path)
     except StoreError as error:
-        return [str(error).removeprefix(f"{path}: ")]
+        return [str(error).removeprefix(f"{redact_urls(path)}: ")]
     recipe = dict(store.attrs.get("recipe", {}))
     differences = []
     if store.cutoff != cutoff:
@@ -283,10 +292,13 @@ def _differences(
 
 def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
     """Name, size and version of every source; for a server, whose answer may change, as recorded in the store."""
-    live = [name for name in named if name.startswith(OPTIMADE_PREFIX)]
+    live = [name for name in named if is_server(name)]
     kept = [name for name in named if name not in live]
     known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}
-    return [*inputs_of(find_files(kept) if kept else []), *(known.get(name, (name, 0, "live")) for name in live)]
+    return [
+        *inputs_of(find_files(kept) if kept else []),
+        *(known.get(server_name(name), (name, 0, "live")) for name in live),
+    ]
 
 
 def _recipe_of(store: GraphStore) -> dict[str, object]:
@@ -310,8 +322,9 @@ def _reused_summary(store: GraphStore) -> str:
     """Counts of an existing store that is reused, as one line of text."""
     counts = store.attrs["counts"]
     return (
-        f"{store.path}: reused the existing store: read {counts['read']:,} = stored {counts['stored']:,} + failed "
-        f"{counts['failed']:,} + duplicate {counts['duplicate']:,}{_failures_note(counts['failed'])}"
+        f"{redact_urls(str(store.path))}: reused the existing store: read {counts['read']:,} = stored "
+        f"{counts['stored']:,} + failed {counts['failed']:,} + duplicate {counts['duplicate']:,}"
+        f"{_failures_note(counts['failed'])}"
     )
 
 

@@ -91,7 +91,8 @@ def select(
 
     Raises:
         ConfigError: The filter, a column or an element is invalid, or a required package is not installed.
-        StoreError: The scores or the graph store cannot be read, or no structure was selected.
+        StoreError: The scores or the graph store cannot be read or have changed meanwhile, or no structure was
+            selected.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
@@ -123,6 +124,9 @@ def select(
         recipe |= {"not_written": writer.left_out, "seconds": round(time.monotonic() - begin, 3)}
         writer.finish(recipe)
         recipe["files_sha256"] = _digests(folder)
+        rows.check_unchanged()
+        if chosen.known is not None:
+            chosen.known.store.check_unchanged()
         write_text_atomically(folder / RECIPE_FILE, json.dumps(recipe, indent=1, default=str) + "\n")
     return open_scores(Path(out) / SCORES_FOLDER) if OutputFormat.ZARR in wanted else writer.dataset(recipe)
 

@@ -30,3 +30,14 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
         write_text_atomically(tmp_path / "a", "\udcff")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 255, "n" * 251 + ".cif", "é" * 127 + "n", "日" * 85, "n." + "s" * 253, "." + "é" * 127]
+)
+def test_the_longest_names_have_room_for_the_scratch_file(name: str, tmp_path: Path) -> None:
+    assert len(name.encode()) == 255
+    for text in ("old", "new"):
+        write_text_atomically(tmp_path / name, text)
+        assert (tmp_path / name).read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -29,6 +29,8 @@ def test_absolute_paths_lose_the_folder_that_they_share(monkeypatch: pytest.Monk
     assert recorded("file:///data/a.cif", "zip://*.cif::/data/z.zip") == ["a.cif", "zip://*.cif::z.zip"]
     assert recorded("/data//mp/a.cif", "/data/./b.cif", "//data/c.cif") == ["mp/a.cif", "b.cif", "c.cif"]
     assert recorded("zip://in/data/b.cif::/data/z.zip") == ["zip://in/data/b.cif::z.zip"]
+    assert recorded("local:///data/a.cif", "file:/data/in/b.cif") == ["a.cif", "in/b.cif"]
+    assert recorded("/data/x::y.cif", "simplecache::/data/b.cif") == ["x::y.cif", "simplecache::b.cif"]
     monkeypatch.chdir("/")
     assert recorded("/data/a.cif", "zip://*.cif::/z.zip") == ["data/a.cif", "zip://*.cif::z.zip"]
 
@@ -68,6 +70,10 @@ def test_a_command_names_no_folder() -> None:
         ("s3://bucket/g.zarr", "/work/s.zarr", "s3://bucket/g.zarr"),
         ("/work/g.zarr", "s3://bucket/s.zarr", "g.zarr"),
         ("/work/a/g.zarr", "file:///work/s.zarr", "a/g.zarr"),
+        ("zip://g.zarr::/work/a/g.zip", "/work/b/s.zarr", "zip://g.zarr::../a/g.zip"),
+        ("zip://g.zarr::file:///work/a/g.zip", "/work/s.zarr", "zip://g.zarr::a/g.zip"),
+        ("zip://g.zarr::/data/g.zip", "/work/s.zarr", "zip://g.zarr::g.zip"),
+        ("zip://g.zarr::https://me:pw@host/g.zip", "/work/s.zarr", "zip://g.zarr::https://***@host/g.zip"),
     ],
 )
 def test_a_dataset_records_where_its_store_is_from_its_own_place(store: str, dataset: str, expected: str) -> None:
@@ -86,5 +92,8 @@ def test_what_is_recorded_is_found_again_from_any_folder(monkeypatch: pytest.Mon
     for dataset in (tmp_path / "elsewhere" / "link" / "s.zarr", f"file://{tmp_path}/scores/s.zarr"):
         assert recorded_path(tmp_path / "graphs" / "g.zarr", dataset) == found
         assert resolved_path(found, dataset) == str(tmp_path / "graphs" / "g.zarr")
+    chained = f"zip://g.zarr::{tmp_path}/graphs/g.zip"
+    dataset = tmp_path / "scores" / "s.zarr"
+    assert resolved_path(recorded_path(chained, dataset), dataset) == chained
     assert resolved_path("g.zarr", "https://host/run/s.zarr") == "https://host/run/g.zarr"
     assert resolved_path("s3://bucket/g.zarr", tmp_path / "s.zarr") == "s3://bucket/g.zarr"

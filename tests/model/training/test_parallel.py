@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from equiscreen.model import load_checkpoint, train
 from equiscreen.model.config.training import LossConfig
 from equiscreen.model.data.batches import StructureBatches
+from equiscreen.model.training.callbacks import RENDEZVOUS
 from equiscreen.model.training.losses import residuals, total_loss
 from equiscreen.pipeline import GraphStore, Structure, featurize
 from equiscreen.pipeline.structures.random_crystals import probe_structures
@@ -26,11 +32,37 @@ from ..conftest import small_config
 TOLERANCE = 1e-10
 
 
+@contextmanager
+def listening() -> Iterator[set[str]]:
+    """The addresses on which this process and its children listen during the block."""
+    found: set[str] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not done.wait(0.1):
+            for process in (me, *me.children(recursive=True)):
+                with suppress(psutil.Error):
+                    sockets = process.net_connections("inet")
+                    found.update(one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
+
+
 def test_two_processes_take_the_steps_of_one(store: Path, tmp_path: Path) -> None:
     # Batches of seven cannot be divided evenly; the last one, of two, leaves one structure to each process.
     settings = {"dtype": "float64", "batch_size": 7, "max_epochs": 2, "accelerator": "cpu"}
     one = train(store, tmp_path / "one", small_config(**settings))
-    two = train(store, tmp_path / "two", small_config(**settings, devices=2))
+    with listening() as hosts:
+        two = train(store, tmp_path / "two", small_config(**settings, devices=2))
+    assert {ipaddress.ip_address(host).is_loopback for host in hosts} == {True}
+    assert not (tmp_path / "two" / RENDEZVOUS).exists()
     for name, value in one.validation.items():
         assert two.validation[name] == pytest.approx(value, rel=1e-8)
     first, second = (load_checkpoint(report.checkpoint)[0].state_dict() for report in (one, two))

@@ -66,6 +66,9 @@ def test_the_last_state_is_that_of_the_last_epoch(store: Path, tmp_path: Path) -
     report = train(store, tmp_path / "run", small_config(max_epochs=4, learning_rate=1e-30))
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["epoch"] == 3
     assert report.epochs == 4
+    checkpoints = list((tmp_path / "run").rglob("*.ckpt"))
+    assert len(checkpoints) == 3
+    assert not any(bytes(tmp_path) in file.read_bytes() for file in checkpoints)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import resource
 from pathlib import Path
@@ -22,7 +23,9 @@ from equiscreen.pipeline.featurization.estimate import estimate
 from equiscreen.pipeline.featurization.partitions import Plan
 from equiscreen.pipeline.runs.marks import write_mark
 from equiscreen.pipeline.sources.discovery import find_files
+from equiscreen.pipeline.store import writer as module
 from equiscreen.pipeline.store.schema import STATUS_ISOLATED_ATOMS
+from equiscreen.pipeline.store.writer import StoreWriter
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ...conftest import ELEMENTS, cif_text, pymatgen_dict, write_extxyz, write_json
@@ -310,9 +313,12 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
         ase.io.write(tmp_path / f"{i}.xyz", [s.to_ase() for s in STRUCTURES[i : i + 3]], format="extxyz")
     plan = Plan(find_files([tmp_path / f"{i}.xyz" for i in range(5)]), tmp_path)
     (partition,) = list(plan)
-    assert partition.names() == [(f"{i}.xyz", k) for i in range(5) for k in range(3)]
+    records = list(partition.unread("no time"))
+    assert [(one.source, one.index) for one in records] == [(f"{i}.xyz", k) for i in range(5) for k in range(3)]
+    assert {(one.structure, one.reason) for one in records} == {(None, "no time")}
     first, second = partition.halves()
-    assert [*first.names(), *second.names()] == partition.names()
+    halves = [*first.unread("no time"), *second.unread("no time")]
+    assert [(one.source, one.index) for one in halves] == [(one.source, one.index) for one in records]
 
 
 @pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
@@ -539,3 +545,37 @@ def test_a_running_cluster_whose_workers_stand_in_another_folder(
         report = featurize("s.extxyz", "g.zarr", cutoff=4.0, scheduler=cluster.scheduler_address)
     assert report.stored == 4
     assert GraphStore("g.zarr").column("source").tolist() == ["s.extxyz"] * 4
+
+
+@pytest.mark.parametrize("when", ["between its hash and the run", "during the run"])
+def test_a_file_that_changes_meanwhile_is_noticed_whatever_its_times(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.cif"
+    source.write_text(cif_text(STRUCTURES[0]))
+
+    def rewrite() -> None:
+        facts, text = source.stat(), source.read_text()
+        source.write_text(text.replace("0", "1", 1))
+        assert source.stat().st_size == facts.st_size
+        os.utime(source, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    place, name = (module, "connect") if when == "during the run" else (StoreWriter, "run")
+    original = getattr(place, name)
+
+    def rewrite_first(*words: object, **settings: object) -> object:
+        rewrite()
+        return original(*words, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, rewrite_first)
+        with pytest.raises(StoreError, match=r"a\.cif: has changed during this run"):
+            run(source, tmp_path / "g.zarr")
+    assert not (tmp_path / "g.zarr").exists()
+
+    def protect(*words: object, **settings: object) -> object:
+        source.chmod(0o400)
+        return original(*words, **settings)
+
+    monkeypatch.setattr(place, name, protect)
+    assert run(source, tmp_path / "g.zarr", overwrite=True).stored == 1

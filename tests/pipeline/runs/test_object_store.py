@@ -16,6 +16,7 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.runs.staging import Staging
+from equiscreen.pipeline.store.writer import StoreRun
 from moto.server import ThreadedMotoServer
 
 from ...conftest import write_extxyz
@@ -56,7 +57,7 @@ def test_from_bucket_to_bucket_is_as_from_disk_to_disk(
     featurize([tmp_path / f"{i}.extxyz" for i in range(3)], tmp_path / "local.zarr", cutoff=4.0, scheduler="threads")
     report = featurize("s3://screening/in/*.extxyz", "s3://screening/g.zarr", cutoff=4.0, scheduler="threads")
     assert (report.read, report.stored) == (15, 15)
-    assert not (tmp_path / "g.zarr.partial").exists()
+    assert not list(tmp_path.glob("*.partial"))
     there, here = GraphStore("s3://screening/g.zarr"), GraphStore(tmp_path / "local.zarr")
     assert there.column("source").tolist()[::5] == [f"s3://screening/in/{i}.extxyz" for i in range(3)]
     for name in here.specs.keys() - {"source"}:
@@ -139,7 +140,7 @@ def test_a_bucket_that_is_not_there_is_one_line(
     source = write_extxyz(tmp_path / "a.extxyz", 2)
     with pytest.raises(OutputExistsError, match="cannot be written"):
         featurize(source, "s3://nowhere/g.zarr", cutoff=4.0, scheduler="threads")
-    assert not (tmp_path / "g.zarr.partial").exists()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_without_credentials_the_command_line_says_what_is_missing(server: str, tmp_path: Path) -> None:
@@ -171,4 +172,22 @@ def test_a_run_killed_while_it_cleans_up_uploads_nothing_again(tmp_path: Path, m
     report = featurize(source, "s3://screening/u.zarr", **words)
     assert report.stored == len(GraphStore("s3://screening/u.zarr")) == 3
     assert GraphStore("s3://screening/u.zarr").verify() == []
-    assert not (tmp_path / "u.zarr.partial").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_two_urls_that_end_alike_do_not_meet(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_extxyz(tmp_path / "a.extxyz", 4, seed=1)
+    with connection_lost_before_the_root(bucket):
+        featurize(source, "s3://screening/one/g.zarr", cutoff=4.0, scheduler="threads")
+    assert featurize(source, "s3://screening/two/g.zarr", cutoff=4.0, scheduler="threads").stored == 4
+    with pytest.raises(StoreError):
+        GraphStore("s3://screening/one/g.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreRun, "make_parts", None)  # its parts are still there
+        assert featurize(source, "s3://screening/one/g.zarr", cutoff=4.0, scheduler="threads").stored == 4
+    for name in ("one", "two"):
+        assert len(GraphStore(f"s3://screening/{name}/g.zarr")) == 4
+    assert not list(tmp_path.glob("*.partial"))

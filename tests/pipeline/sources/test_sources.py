@@ -28,6 +28,7 @@ from equiscreen.pipeline import GraphStore, LabelMapping, ReadOptions, Structure
 from equiscreen.pipeline.errors import SourceError
 from equiscreen.pipeline.readers.splitting import documents
 from equiscreen.pipeline.sources import files as files_module
+from equiscreen.pipeline.sources.discovery import file_name
 from equiscreen.pipeline.sources.files import Stream
 from equiscreen.pipeline.sources.formats import Format
 from hypothesis import HealthCheck, given, settings
@@ -123,6 +124,29 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pat
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield folder, f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a/b.cif", "b.cif"),
+        ("a/b::c.cif", "b::c.cif"),
+        ("optimade:x.cif", "optimade:x.cif"),
+        ("a/z.zip::in/b.cif", "b.cif"),
+        ("z.tar.gz::in/x::b.cif", "x::b.cif"),
+        ("https://host/a/b.cif?X-Amz-Signature=***&x=***", "b.cif"),
+        ("https://host/b.cif#part", "b.cif"),
+        ("https://host/z.zip?sig=***::in/b.cif", "b.cif"),
+        ("zip://in/b.cif::https://host/z.zip?sig=***", "b.cif"),
+        ("zip://in/b.cif::z.zip", "b.cif"),
+        ("zip://in/y.zip::https://host/z.zip::b.cif", "b.cif"),
+        ("simplecache::https://host/b.cif?sig=***", "b.cif"),
+        ("s3://bucket/what?.cif", "what?.cif"),
+        ("s3://bucket/b.cif?versionId=***", "b.cif"),
+    ],
+)
+def test_the_name_of_a_file_in_a_source(source: str, expected: str) -> None:
+    assert file_name(source) == expected
 
 
 def test_every_kind_of_file_from_a_web_server(served: tuple[Path, str], tmp_path: Path) -> None:
