@@ -186,6 +186,7 @@ def _featurize(
         aside=tuple(plan.aside),
         unread=_unread(manifests),
         not_found=lacking,
+        without_volume=sum(manifest.notes.get("without_volume", 0) for manifest in manifests),
     )
     run.publish(digests, {**attrs, "counts": counts}, asdict(report))
     return report

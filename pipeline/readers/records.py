@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,8 +36,6 @@ _PBC = ("pbc", "dimension_types")
 # Columns that may reveal disorder or missing atoms.
 _CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions")
 STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
-_EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")
-_SIX_STRESSES = re.compile(r"(?<!\w)stress\s*=\s*[\"{]\s*((?:[-+\d.eE]+\s+){5}[-+\d.eE]+)\s*[\"}]")
 _SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
 
@@ -137,29 +134,11 @@ def _read_poscar(document: Document, options: ReadOptions) -> ReadResult:  # noq
 
 
 def _read_extxyz(document: Document, options: ReadOptions) -> ReadResult:  # noqa: ARG001
-    from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
+    from .extxyz import atoms_of_frame  # noqa: PLC0415 - ASE takes 0.3 s to import
 
-    text, stress = _canonical_frame(_text(document.content).lstrip())
     with _parsing("frame does not parse"):
-        atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1))))
-    return Structure.from_ase(atoms), {**fields_of_atoms(atoms), **stress}, None
-
-
-def _canonical_frame(text: str) -> tuple[str, dict[str, Any]]:
-    """A frame with the spelling of keys that ASE expects, and a stress of six components, which ASE would not read.
-
-    The six are in ASE's order: xx, yy, zz, yz, xz, xy.
-    """
-    count, _, rest = text.partition("\n")
-    comment, newline, atoms = rest.partition("\n")
-    for key in _EXTXYZ_KEYS:
-        if not re.search(rf"(?<!\w){key}\s*=", comment):
-            comment = re.sub(rf"(?<!\w){key}(\s*=)", rf"{key}\1", comment, count=1, flags=re.IGNORECASE)
-    stress: dict[str, Any] = {}
-    if (six := _SIX_STRESSES.search(comment)) is not None:
-        stress["stress"] = [float(number) for number in six[1].split()]
-        comment = comment[: six.start()] + comment[six.end() :]
-    return f"{count}\n{comment}{newline}{atoms}", stress
+        atoms = atoms_of_frame(_text(document.content).lstrip())
+    return Structure.from_ase(atoms), fields_of_atoms(atoms), None
 
 
 def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
