@@ -120,7 +120,7 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     }
     reasons = Counter(reason.split(" (")[0].split(":")[0] for *_, reason in rows.failures)
     unread = [[*item, count] for item, count in rows.unread.items()]
-    notes = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
+    notes: dict[str, Any] = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
     if rows.without_volume:
         notes["without_volume"] = rows.without_volume
     return write_part(task.folder, task.key, arrays, counts, notes)
