@@ -184,6 +184,7 @@ def _featurize(
         aside=tuple(plan.aside),
         unread=_unread(manifests),
         not_found=lacking,
+        without_volume=sum(manifest.notes.get("without_volume", 0) for manifest in manifests),
     )
     for store in base:
         store.check_unchanged()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..labels.quantities import ENERGY, PER_ATOM_SUFFIX, STRESS
+
 LISTED_INPUTS = 100
 SOFTWARE = ("equiscreen", "numpy", "zarr", "gemmi", "ase", "moyopy")
 
@@ -21,7 +23,9 @@ class FeaturizeReport:
         in_store: Number of structures in the store; more than `stored` after an append.
         aside: Skipped members of archives, whose names are not those of structure files.
         not_found: Labels that were asked for and that no structure has.
-        unread: Fields that look like labels and are not read, with the label's name and the number of structures.
+        unread: Fields that look like labels and are not read, or contradict the label, with the label's name and the
+            number of structures.
+        without_volume: Number of structures whose stress is not stored, since they have no volume.
     """
 
     path: str
@@ -36,6 +40,7 @@ class FeaturizeReport:
     aside: tuple[str, ...] = ()
     unread: tuple[tuple[str, str, int], ...] = ()
     not_found: tuple[str, ...] = ()
+    without_volume: int = 0
 
     def __str__(self) -> str:
         rate = self.read / max(self.seconds, 1e-9)
@@ -45,11 +50,22 @@ class FeaturizeReport:
         aside = f"; {len(self.aside):,} other files skipped ({', '.join(self.aside[:3])})" if self.aside else ""
         lacking = f"; no structure has the labels {', '.join(self.not_found)}" if self.not_found else ""
         unread = "".join(
-            f"; {count:,} structures have {key}, which is not read; use --label {label}={key}"
+            f"; {count:,} structures have {key}, which is not read; use --label {label}={key}{_unit(key, label)}"
             for key, label, count in self.unread
         )
+        if self.without_volume:
+            unread += (
+                f"; {self.without_volume:,} stresses of structures with fewer than three periodic directions skipped"
+            )
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
             f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
             f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}{lacking}{unread}"
         )
+
+
+def _unit(key: str, label: str) -> str:
+    """The unit of a field, in brackets, if its name tells that it is not that of the label."""
+    if label == STRESS and "virial" in key.lower():
+        return "[eV]"
+    return f"[eV{PER_ATOM_SUFFIX}]" if label == ENERGY and "per_atom" in key.lower() else ""

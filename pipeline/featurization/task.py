@@ -123,7 +123,9 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     }
     reasons = Counter(reason.split(" (")[0].split(":")[0] for *_, reason in rows.failures)
     unread = [[*item, count] for item, count in rows.unread.items()]
-    notes = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
+    notes: dict[str, Any] = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
+    if rows.without_volume:
+        notes["without_volume"] = rows.without_volume
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 
@@ -142,6 +144,7 @@ class _Rows:
     failures: list[tuple[str, int, str, str]] = field(default_factory=list)
     labels_found: Counter[str] = field(default_factory=Counter)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
+    without_volume: int = 0
 
     def __post_init__(self) -> None:
         self.mapping_elsewhere = self.settings.mapping.without_ase_defaults()
@@ -168,7 +171,8 @@ class _Rows:
         self.statuses.append(status)
         self.labels_found.update(labels.keys())
         if record.format in ASE_FORMATS:
-            self.unread.update(mapping.unread(record.fields, len(record.structure), labels).items())
+            unread = mapping.unread(record.fields, len(record.structure), labels, _volume(record.structure))
+            self.unread.update(unread.items())
         self.origins.append(origin)
         self.columns.append(tuple(_as_text(record.fields, name) for name in self.settings.mapping.columns))
 
@@ -177,10 +181,10 @@ class _Rows:
     ) -> tuple[int, NeighborList, dict[str, NDArray[np.float64]]]:
         """Status flags, neighbour list and labels of a structure."""
         neighbors = self._neighbors(structure)
-        volume = structure.volume if structure.pbc.all() else math.nan
-        labels = mapping.extract(fields, len(structure), volume) if mapping.labels else {}
+        labels = mapping.extract(fields, len(structure), _volume(structure)) if mapping.labels else {}
         if not structure.pbc.all():
-            labels.pop(STRESS, None)  # stress is per volume, which is undefined here
+            # Stress is per volume, which is undefined here.
+            self.without_volume += labels.pop(STRESS, None) is not None
         return self._status(structure, neighbors, labels), neighbors, labels
 
     def _neighbors(self, structure: Structure) -> NeighborList:
@@ -247,6 +251,11 @@ class _Rows:
             vectors = [crystal_vector(s) for s in self.structures]
             out["crystal_vector"] = np.array(vectors, dtype=np.float64).reshape(n, -1 if n else 0)
         return out
+
+
+def _volume(structure: Structure) -> float:
+    """Volume of a crystal, angstrom^3; NaN unless all three directions are periodic."""
+    return structure.volume if structure.pbc.all() else math.nan
 
 
 def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.uint64]:

@@ -30,6 +30,8 @@ WEAK_STRESS = 5e-3
 SYMMETRY_TOLERANCE = 0.05
 _INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
 _AXES = {"x": 0, "y": 1, "z": 2}
+# Two fields that differ by less hold the same label: files have few digits of stresses and volumes.
+_PRINTED = 1e-4
 
 
 class LabelRule(BaseModel):
@@ -209,23 +211,52 @@ class LabelMapping(BaseModel):
                 return True
         return False
 
-    def unread(self, fields: Mapping[str, Any], n_atoms: int, found: Collection[str]) -> dict[str, str]:
-        """Fields that look like labels which no rule reads, each with the name of that label.
+    def unread(
+        self, fields: Mapping[str, Any], n_atoms: int, found: Mapping[str, NDArray[np.float64]], volume: float
+    ) -> dict[str, str]:
+        """Fields that look like labels and are not read, each with the name of that label.
+
+        They are those that no rule reads, and those of another rule that contradict the label.
 
         Args:
             fields: The record.
             n_atoms: Number of atoms of the structure.
-            found: Names of the labels that were read.
+            found: The labels that were read.
+            volume: Volume of the cell, by which virials are divided (angstrom^3).
         """
         sizes = {ENERGY: {1}, FORCES: {3 * n_atoms}, STRESS: {6, 9}}
         read = {rule.path for rules in self.labels.values() for rule in rules}
-        return {
+        unknown = {
             key: label
             for label, like in _LOOKS_LIKE.items()
             if label not in found
             for key, value in fields.items()
             if key not in read and like.fullmatch(str(key)) and np.size(value) in sizes[label]
         }
+        return unknown | {
+            rule.path: name
+            for name, rules in self.labels.items()
+            if name in found and len(rules) > 1
+            for rule in rules
+            if rule.path in fields and np.size(fields[rule.path]) in sizes[name]
+            if not self._agrees(name, rule, fields, n_atoms, found[name], volume)
+        }
+
+    def _agrees(
+        self,
+        name: str,
+        rule: LabelRule,
+        fields: Mapping[str, Any],
+        n_atoms: int,
+        label: NDArray[np.float64],
+        volume: float,
+    ) -> bool:
+        """Whether a field has the value of a label that was read from another one, as printed."""
+        try:
+            value = self._value(name, rule, fields, n_atoms, volume)
+        except LabelError:
+            return False
+        return value is None or bool(np.allclose(value, label, rtol=_PRINTED, atol=_PRINTED))
 
     def extract(
         self, fields: Mapping[str, Any], n_atoms: int, volume: float = math.nan
@@ -247,15 +278,22 @@ class LabelMapping(BaseModel):
         found: dict[str, NDArray[np.float64]] = {}
         for name, rules in self.labels.items():
             for rule in rules:
-                value = lookup(fields, rule.path) if rule.applies(fields) else None
-                if value is not None and not (isinstance(value, str) and not value.strip()):
-                    numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
-                    if is_virial(name, rule.unit):
-                        numbers = -numbers / volume
+                numbers = self._value(name, rule, fields, n_atoms, volume)
+                if numbers is not None:
                     if not np.isnan(numbers).all():
                         found[name] = numbers
                     break
         return found
+
+    def _value(
+        self, name: str, rule: LabelRule, fields: Mapping[str, Any], n_atoms: int, volume: float
+    ) -> NDArray[np.float64] | None:
+        """Value of a label by one rule, in the store's unit; None if it does not apply or finds nothing."""
+        value = lookup(fields, rule.path) if rule.applies(fields) else None
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
+        return -numbers / volume if is_virial(name, rule.unit) else numbers
 
 
 # Names of labels in files that ASE reads, in its units, order and sign: those of ASE, of GPUMD and QUIP (force, virial)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,8 +37,6 @@ _PBC = ("pbc", "dimension_types")
 # Columns that may reveal disorder or missing atoms.
 _CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions")
 STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
-_EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")
-_SIX_STRESSES = re.compile(r"(?<!\w)stress\s*=\s*[\"{]\s*((?:[-+\d.eE]+\s+){5}[-+\d.eE]+)\s*[\"}]")
 _SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
 # Documents up to this size (bytes) are parsed for their fields even if their structure killed the process.
@@ -176,13 +173,13 @@ def _read_poscar(document: Document, options: ReadOptions) -> ReadResult:  # noq
 
 
 def _read_extxyz(document: Document, options: ReadOptions) -> ReadResult:  # noqa: ARG001
-    from ase.io.extxyz import read_extxyz  # noqa: PLC0415 - ASE takes 0.3 s to import
+    from .extxyz import atoms_of_frame  # noqa: PLC0415 - ASE takes 0.3 s to import
 
-    text, stress = _canonical_frame(_text(document.content).lstrip())
+    text = _text(document.content).lstrip()
     try:
         with _parsing("frame does not parse"):
-            atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1))))
-        return Structure.from_ase(atoms), {**fields_of_atoms(atoms), **stress}, None
+            atoms = atoms_of_frame(text)
+        return Structure.from_ase(atoms), fields_of_atoms(atoms), None
     except InvalidStructureError as error:
         raise _UnreadableRecordError(str(error), _comment_fields(text)) from error
 
@@ -195,23 +192,6 @@ def _comment_fields(frame: str) -> dict[str, Any]:
         found: dict[str, Any] = key_val_str_to_dict(frame.partition("\n")[2].partition("\n")[0])
         return found
     return {}
-
-
-def _canonical_frame(text: str) -> tuple[str, dict[str, Any]]:
-    """A frame with the spelling of keys that ASE expects, and a stress of six components, which ASE would not read.
-
-    The six are in ASE's order: xx, yy, zz, yz, xz, xy.
-    """
-    count, _, rest = text.partition("\n")
-    comment, newline, atoms = rest.partition("\n")
-    for key in _EXTXYZ_KEYS:
-        if not re.search(rf"(?<!\w){key}\s*=", comment):
-            comment = re.sub(rf"(?<!\w){key}(\s*=)", rf"{key}\1", comment, count=1, flags=re.IGNORECASE)
-    stress: dict[str, Any] = {}
-    if (six := _SIX_STRESSES.search(comment)) is not None:
-        stress["stress"] = [float(number) for number in six[1].split()]
-        comment = comment[: six.start()] + comment[six.end() :]
-    return f"{count}\n{comment}{newline}{atoms}", stress
 
 
 def _read_csv(document: Document, options: ReadOptions) -> ReadResult:

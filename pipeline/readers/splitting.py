@@ -25,6 +25,7 @@ _LONGEST_LINE = 1 << 20
 _HEADER_LINES = 7  # of a POSCAR: comment, scale, three lattice vectors, symbols, numbers of atoms
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
 _LINE_OF_A_BLOCK_OR_TEXT = re.compile(rb"^(?:data_|;)", re.IGNORECASE | re.MULTILINE)
+_SYMMETRY_TAG = re.compile(rb"^[ \t]*_(?:symmetry|space_group)_", re.IGNORECASE | re.MULTILINE)
 _CRYSTAL_TAG = re.compile(rb"_cell_length_a|_atom_site_", re.IGNORECASE)
 
 
@@ -68,11 +69,17 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
 
 def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
     """Split a CIF into data blocks with a cell or atoms; the first block if there are none."""
-    first, any_crystal = b"", False
+    first, any_crystal, shared = b"", False, False
     for block in _cif_blocks(stream):
+        symmetry = _SYMMETRY_TAG.search(block) is not None
         if _CRYSTAL_TAG.search(block):
             any_crystal = True
-            yield block
+            if symmetry or not shared:
+                yield block
+            else:
+                yield unreadable("symmetry is given in another data block only")
+        else:
+            shared = shared or symmetry
         first = first or block
     if not any_crystal and first:
         yield first

@@ -176,6 +176,12 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     return ScoredEnergies(scores, labels=scheme)
 
 
+def _graphs_of_references(path: str) -> InputStore:
+    """The graph store of a dataset of references, whose structures are read."""
+    rows = ScoresReader(path)
+    return InputStore(place_of_graphs(path, rows.attrs, None), str(rows.attrs["graph_store"]["store_hash"]))
+
+
 def summary(found: xr.Dataset, path: str | Path) -> str:
     """Summarise a finished hull in one line."""
     attrs = found.attrs["hull"]
@@ -184,7 +190,8 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
     timing = attrs["timing"]
     return (
-        f"{path}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), {_compared(found.attrs)}{_elements(attrs)}"
+        f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
+        f"{_compared(found.attrs)}{_elements(attrs)}"
         f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
         f"{timing['structures_per_second']:,.0f} structures/s"
     )

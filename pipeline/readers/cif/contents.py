@@ -21,6 +21,8 @@ _VOLUME_TOLERANCE = 0.05
 _DENSITY_TOLERANCE = 0.05
 # Of formulas with fractions, which analyses round.
 _FRACTION_TOLERANCE = 0.02
+# Of F(000), which may contain real parts of anomalous scattering.
+_ELECTRON_TOLERANCE = 0.05
 _GRAMS_PER_CM3 = 1.66053907  # of one dalton per cubic angstrom
 
 
@@ -33,12 +35,16 @@ class Contents:
         units: Number of formula units in the cell.
         volume: Volume of the cell, angstrom^3.
         density: Calculated density, g/cm^3.
+        mass: Mass of a formula unit, dalton.
+        electrons: Number of electrons in the cell, to which other scattering may be added.
     """
 
     formula: Mapping[int, float] = field(default_factory=dict)
     units: float = math.nan
     volume: float = math.nan
     density: float = math.nan
+    mass: float = math.nan
+    electrons: float = math.nan
 
     def contradiction(self, numbers: Sequence[int], volume: float) -> str:
         """Return what contradicts the atoms of a cell; an empty text if nothing does.
@@ -60,12 +66,22 @@ class Contents:
             density = _mass(numbers) * _GRAMS_PER_CM3 / volume
             if abs(density / self.density - 1) > _DENSITY_TOLERANCE:
                 return f"the atoms give a density of {density:.3f} g/cm^3, but the file says {self.density:g}"
+        return "" if self.formula else self._of_units(numbers)
+
+    def _of_units(self, numbers: Sequence[int]) -> str:
+        """What contradicts the mass of a formula unit or the number of electrons in the cell."""
+        mass = _mass(numbers) / self.units if self.units > 0 else 0.0
+        if mass and self.mass > 0 and abs(mass / self.mass - 1) > _DENSITY_TOLERANCE:
+            return f"a formula unit has a mass of {mass:.1f}, but the file says {self.mass:g}"
+        if self.electrons > 0 and abs(sum(numbers) / self.electrons - 1) > _ELECTRON_TOLERANCE:
+            return f"the atoms have {sum(numbers)} electrons, but the file says {self.electrons:g} (F_000)"
         return ""
 
     @property
     def confirms(self) -> bool:
         """Whether atoms that do not contradict it are all there are."""
-        return (bool(self.formula) and self.units > 0) or self.density > 0
+        whole = (bool(self.formula) or self.mass > 0) and self.units > 0
+        return whole or self.density > 0 or self.electrons > 0
 
     def _expected(self, found: Mapping[int, int]) -> list[dict[int, float]]:
         if not self.units > 0:
@@ -85,6 +101,8 @@ def read_contents(block: gemmi.cif.Block, tags: Tags) -> Contents:
         tags.number(block, "_cell_formula_units_z"),
         tags.number(block, "_cell_volume"),
         tags.number(block, "_exptl_crystal_density_diffrn"),
+        tags.number(block, "_chemical_formula_weight"),
+        tags.number(block, "_exptl_crystal_f_000"),
     )
 
 

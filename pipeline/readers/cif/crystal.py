@@ -15,7 +15,7 @@ from ...structures.structure import Structure
 from .contents import Contents, multiplicity_contradiction, read_contents
 from .sites import Sites, read_sites
 from .symmetry import Statements, generated, read_symmetry, same_atoms, without_repeats
-from .tags import FRACTIONAL, Tags, tags_of
+from .tags import FRACTIONAL, SYSTEMS, Tags, tags_of
 
 _HYDROGEN = 1
 _CELL_TAGS = (
@@ -30,15 +30,22 @@ _UNQUOTED_GROUP = re.compile(
 
 
 def structure_from_cif(text: str) -> tuple[Structure, str]:
-    """Read the first crystal of a CIF text, and the name of its data block.
+    """Read the only crystal of a CIF text, and the name of its data block.
 
     Raises:
-        InvalidStructureError: The text does not parse, or the crystal is disordered or lacks a cell or sites.
+        InvalidStructureError: The text does not parse, or there are several crystals, or the crystal is disordered or
+            lacks a cell or sites.
     """
     blocks = [block for block in parse_cif(text) if _holds(block, _CELL_TAGS[0])]
     if not blocks:
         raise InvalidStructureError("CIF without a unit cell")
-    block = next((block for block in blocks if _holds(block, FRACTIONAL[0])), blocks[0])
+    crystals = [block for block in blocks if _holds(block, FRACTIONAL[0])]
+    if len(crystals) > 1:
+        names = ", ".join(block.name for block in crystals[:3])
+        raise InvalidStructureError(
+            f"{len(crystals)} crystals in one text (data blocks {names}); begin each on a line of its own in a file"
+        )
+    block = (crystals or blocks)[0]
     return structure_from_block(block), block.name
 
 
@@ -75,6 +82,9 @@ def structure_from_block(block: gemmi.cif.Block) -> Structure:
     contents = read_contents(block, tags)
     sites = read_sites(block, tags, contents.formula)
     symmetry = read_symmetry(block, tags, cell)
+    system = next((text for name in SYSTEMS if (text := tags.text(block, name))), "triclinic")
+    if not (symmetry.stated or contents.confirms or system.lower() == "triclinic"):
+        raise InvalidStructureError(f"the crystal system is {system}, but no symmetry is given")
     numbers, frac = _atoms(symmetry, cell, sites, contents)
     if sites.hydrogens and not (contents.confirms and _HYDROGEN in contents.formula):
         raise InvalidStructureError(f"{sites.hydrogens:g} hydrogen atoms have no coordinates (attached_hydrogens)")

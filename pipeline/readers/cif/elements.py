@@ -25,6 +25,9 @@ _MIXED = re.compile(
 )
 # Where no type symbol says otherwise, any sign between two elements: Fe-Ni, O-H, Ga.In.
 _JOINED = re.compile(rf"({_SYMBOL})[0-9.]*[^A-Za-z0-9]+({_SYMBOL})")
+# A label that counts two elements: Na1K1, H2O1; H2O is the second hydrogen atom of an oxygen atom, or water.
+_COUNTED = re.compile(rf"({_SYMBOL})[0-9]+({_SYMBOL})[0-9]+$|(H)2(O)$")
+_RARE_EARTH = "RE"  # or rhenium
 SUSPECT = re.compile(r"[/,&|;:.]|[0-9][A-Z][a-z]")
 
 
@@ -66,8 +69,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
     """
     where = f"site {label or '(no label)'}"
     text = kind or label
-    joined = None if kind else _JOINED.match(label)
-    if mixed_elements(text) or (joined is not None and is_element(joined[1]) and is_element(joined[2])):
+    if mixed_elements(text) or (not kind and _joined_elements(label, known)):
         raise InvalidStructureError(f"several elements on one site ({where}, {text!r})")
     found = (_TYPE.fullmatch(kind) if kind else _LABEL.match(label)) or [text, text]
     letters = found[1]
@@ -81,12 +83,27 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
     if len(letters) > 2 or not is_element(wanted) or wanted == "D":
         raise InvalidStructureError(f"unknown element, or several on one site ({where}, {text!r})")
     number = int(gemmi.Element(wanted).atomic_number)
+    if letters == _RARE_EARTH and number not in known:
+        raise InvalidStructureError(f"{text!r} is rhenium or any rare earth ({where}); write the element as Re")
     if len(letters) == 1 or _certain(letters.upper(), number, known, of_label=not kind):
         return number
     hint = _LABEL.match(label) if kind else None
     if hint is not None and hint[1] == wanted:
         return number
     raise InvalidStructureError(f"{text!r} has two meanings ({where}); write the element as {wanted} or {letters[0]}")
+
+
+def _joined_elements(label: str, known: Collection[int]) -> bool:
+    """Whether a label, without a type symbol beside it, may name two elements of the formula."""
+    joined, counted = _JOINED.match(label), _COUNTED.match(label)
+    if joined is not None and is_element(joined[1]) and is_element(joined[2]):
+        return True
+    names = [part for part in (counted.groups() if counted is not None else ()) if part is not None]
+    return bool(names) and all(is_element(name) and (not known or _number(name) in known) for name in names)
+
+
+def _number(symbol: str) -> int:
+    return int(gemmi.Element(symbol).atomic_number)
 
 
 def _certain(letters: str, number: int, known: Collection[int], *, of_label: bool) -> bool:

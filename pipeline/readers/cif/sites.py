@@ -47,6 +47,8 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
         InvalidStructureError: There are no sites, or one is disordered, has no coordinates or no known element.
     """
     columns = _atoms_only(tags.site_columns(block))
+    if columns and not any(columns.values()):
+        raise InvalidStructureError("no atoms (the list of sites is empty)")
     _check_columns(tags, columns)
     types, labels = columns.get("type_symbol"), columns.get("label")
     names = labels or types or []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import gemmi
@@ -74,10 +74,12 @@ class Statements:
     Attributes:
         readings: Readings; more than one if what it says is ambiguous or contradicts itself.
         conflict: Why there are several.
+        stated: Whether it says anything; otherwise all atoms are listed.
     """
 
     readings: Sequence[Reading]
     conflict: str = ""
+    stated: bool = True
 
 
 def read_symmetry(block: gemmi.cif.Block, tags: Tags, cell: gemmi.UnitCell) -> Statements:
@@ -90,7 +92,7 @@ def read_symmetry(block: gemmi.cif.Block, tags: Tags, cell: gemmi.UnitCell) -> S
     values = tuple(block.find_value(tags.names[name]) or "?" for name in tags.symmetry)
     magnetic = _magnetic_operations(block, tags) if tags.magnetic else ()
     if not magnetic and _says_nothing(tuple(listed), values):
-        return _NO_SYMMETRY
+        return _ALL_LISTED if listed or values else _NO_SYMMETRY
     plain = (gemmi.cif.as_string(text).strip() for text in listed)
     operations = tuple(text for text in plain if text not in UNKNOWN)
     texts = (gemmi.cif.as_string(value).strip() for value in values)
@@ -282,7 +284,8 @@ def _tabulated(group: gemmi.SpaceGroup) -> Reading:
     return _setting(group.xhm())
 
 
-_NO_SYMMETRY = Statements([_by_operations((_IDENTITY,))])
+_ALL_LISTED = Statements([_by_operations((_IDENTITY,))])
+_NO_SYMMETRY = replace(_ALL_LISTED, stated=False)
 
 
 def generated(

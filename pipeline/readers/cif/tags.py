@@ -24,6 +24,7 @@ SYMBOLS = (
 )
 HALL_SYMBOLS = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+SYSTEMS = ("_space_group_crystal_system", "_symmetry_cell_setting")
 SETTING_CODE = "_space_group_it_coordinate_system_code"
 MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation_xyz", "_space_group_symop_magn_centering_xyz")
 # Columns that change which atoms a list of sites stands for.

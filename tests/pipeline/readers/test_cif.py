@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import InvalidStructureError
 from equiscreen.pipeline.readers.cif import structure_from_cif
 from hypothesis import given
@@ -147,3 +148,46 @@ def test_a_complete_list_is_read_whatever_group_is_named() -> None:
     rows = ("Na1 Na 0 0 0", "Na2 Na 0 .5 .5", "Na3 Na .5 0 .5", "Na4 Na .5 .5 0")
     identity = "loop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'"
     assert formula(cif(named("F m -3 m"), rows)) == formula(cif(f"{named('F m -3 m')}\n{identity}", rows)) == "Na4"
+
+
+def test_a_text_of_several_crystals_is_refused() -> None:
+    """Blocks are split at lines that begin with `data_`; elsewhere the second crystal would vanish."""
+    assert "2 crystals in one text" in reason(cif() + cif().replace("data_x", "data_y"))
+
+
+def test_symmetry_in_another_block_is_no_symmetry(tmp_path: Path) -> None:
+    (tmp_path / "a.cif").write_text(f"data_global\n{named('F m -3 m')}\n" + cif() + cif(named("F m -3 m")))
+    report = featurize(tmp_path / "a.cif", tmp_path / "g.zarr", scheduler="threads")
+    assert (report.read, report.stored, report.failed) == (2, 1, 1)
+    assert report.reasons == {"symmetry is given in another data block only": 1}
+
+
+@pytest.mark.parametrize("tag", ["_symmetry_cell_setting", "_space_group_crystal_system"])
+def test_a_crystal_system_needs_its_symmetry(tag: str) -> None:
+    assert "the crystal system is cubic, but no symmetry is given" in reason(cif(f"{tag} cubic"))
+    assert formula(cif(f"{tag} triclinic")) == "ClNa"
+    assert formula(cif(f"{tag} cubic\n{named('P 1')}")) == "ClNa"
+    assert formula(cif(f"{tag} cubic\n_chemical_formula_sum 'Na Cl'\n_cell_formula_units_Z 1")) == "ClNa"
+
+
+def test_mass_and_electrons_tell_missing_atoms() -> None:
+    head = f"{named('F m -3 m')}\n_cell_formula_units_Z 4\n"
+    assert formula(cif(f"{head}_chemical_formula_weight 58.44\n_exptl_crystal_F_000 112")) == "Cl4Na4"
+    assert "a mass of 58.4, but the file says 94.47" in reason(cif(f"{head}_chemical_formula_weight 94.47"))
+    assert "112 electrons, but the file says 184" in reason(cif(f"{head}_exptl_crystal_F_000 184"))
+
+
+@pytest.mark.parametrize("label", ["H2O1", "H2O", "Na1K1", "Fe2O3"])
+def test_labels_that_count_two_elements_are_refused(label: str) -> None:
+    rows = (f"{label} 0 0 0", "Cl1 0.5 0.5 0.5")
+    assert "several elements" in reason(cif(rows=rows, columns="label fract_x fract_y fract_z"))
+
+
+def test_rare_earths_are_not_rhenium() -> None:
+    rows = ("A1 RE 0 0 0", "Cl1 Cl 0.5 0.5 0.5")
+    assert "rhenium or any rare earth" in reason(cif(rows=rows))
+    assert formula(cif("_chemical_formula_sum 'Re Cl'", rows)) == "ClRe"
+
+
+def test_an_empty_list_of_sites_is_told() -> None:
+    assert "the list of sites is empty" in reason(cif(rows=()))

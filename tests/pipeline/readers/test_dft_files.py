@@ -17,6 +17,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from equiscreen.model.config.config import Config
 from equiscreen.pipeline import FeaturizeReport, GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ConfigError, LabelError, SourceError
+from equiscreen.pipeline.readers.records import RawRecord, ReadOptions, read_document
+from equiscreen.pipeline.readers.splitting import Document
+from equiscreen.pipeline.sources.formats import Format
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +90,7 @@ def test_a_stress_without_a_volume_is_not_told_as_unread(tmp_path: Path) -> None
     report, found = read(tmp_path / "in.extxyz", tmp_path / "g.zarr")
     assert set(found) == {"energy"}
     assert "is not read" not in str(report)
+    assert "1 stresses of structures with fewer than three periodic directions skipped" in str(report)
 
 
 def test_frames_of_xdatcar_and_the_crystal_of_chgcar(tmp_path: Path) -> None:
@@ -161,3 +165,78 @@ def test_energies_of_ase_calculators_are_read(tmp_path: Path) -> None:
     atoms.calc = SinglePointCalculator(atoms, energy=-2.0, forces=np.ones((len(atoms), 3)))
     ase.io.write(tmp_path / "in.extxyz", atoms)
     assert read(tmp_path / "in.extxyz", tmp_path / "g.zarr")[1]["energy"].tolist() == [-2.0]
+
+
+FRAME = "2\n{comment}\nCs 0 0 0\nCl 2 2 2\n"
+CUBE = 'Lattice="4 0 0 0 4 0 0 0 4"'
+STRESSED = np.array([[1.0, 6, 5], [6, 2, 4], [5, 4, 3]])
+
+
+@pytest.mark.parametrize(
+    ("comment", "expected"),
+    [
+        *[
+            (f"{CUBE} {key}={value}", STRESSED * factor)
+            for key, factor in (("stress", 1.0), ("virial", -1 / 64), ("REF_stress", 1.0))
+            for value in (
+                '"1 2 3 4 5 6"',
+                "'1 2 3 4 5 6'",
+                "{1 2 3 4 5 6}",
+                "[1, 2, 3, 4, 5, 6]",
+                '"1 6 5 6 2 4 5 4 3"',
+                "[[1, 6, 5], [6, 2, 4], [5, 4, 3]]",
+            )
+        ],
+        ('name="a stress=\\"9\\"" LATTICE=[[4, 0, 0], [0, 4, 0], [0, 0, 4]] stress="1 2 3 4 5 6"', STRESSED),
+    ],
+)
+def test_a_stress_is_read_in_every_form_of_six_or_nine_numbers(comment: str, expected: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(labels_of(comment)["stress"], expected, atol=1e-12)
+
+
+def labels_of(comment: str) -> Mapping[str, np.ndarray[Any, Any]]:
+    record = frame(comment)
+    assert record.structure is not None, record.reason
+    return LabelMapping().with_ase_defaults().extract(record.fields, 2, record.structure.volume)
+
+
+def frame(comment: str) -> RawRecord:
+    content = FRAME.format(comment=comment).encode()
+    return read_document(Document(source="in.xyz", index=0, content=content, format=Format.EXTXYZ), ReadOptions())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.booleans(), min_size=3, max_size=3), st.sampled_from(["pbc", "PBC"]), st.data())
+def test_periodicity_is_read_in_every_spelling_and_otherwise_refused(
+    axes: list[bool], key: str, data: st.DataObject
+) -> None:
+    words = [
+        data.draw(st.sampled_from(["T", "t", "true", "True", "1"] if x else ["F", "f", "FALSE", "0"])) for x in axes
+    ]
+    value = data.draw(st.sampled_from([" ".join(words), ", ".join(words)]))
+    record = frame(f'{CUBE} {key}="{value}"')
+    assert record.structure is not None, record.reason
+    assert record.structure.pbc.tolist() == axes
+    for odd in ("T T", "T T F F", "yes yes no", "2 0 0", "T T ?"):
+        assert "pbc is neither true nor false" in frame(f'{CUBE} pbc="{odd}"').reason
+
+
+def test_a_frame_whose_comment_contradicts_itself_is_refused() -> None:
+    for comment in ("energy=-1 energy=-2", "Lattice=[[3,0,0],[0,3,0],[0,0,3]] energy=-1", 'stress="1" stress="2"'):
+        assert "the comment line has two values of" in frame(f"{CUBE} {comment}").reason
+    # A cell under a name that is not read would make a molecule with the energy of a crystal.
+    for name in ("cell", "Cell", "unit_cell", "lattice_vectors", "box"):
+        assert f"has {name}, but no Lattice" in frame(f'{name}="4 0 0 0 4 0 0 0 4" energy=-1').reason
+
+
+def test_labels_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    """The first name is read, as always; a stress and its virial agree if their signs and the volume do."""
+    other = 'energy=-1 REF_energy=-2 stress="1 0 0 0 1 0 0 0 1" virial="64 0 0 0 64 0 0 0 64"'
+    (tmp_path / "in.xyz").write_text(FRAME.format(comment=f"{CUBE} {other}"))
+    report, found = read(tmp_path / "in.xyz", tmp_path / "g.zarr")
+    assert found["energy"].tolist() == [-1.0]
+    assert "1 structures have REF_energy, which is not read; use --label energy=REF_energy" in str(report)
+    assert "1 structures have virial, which is not read; use --label stress=virial[eV]" in str(report)
+    same = 'energy=-1 REF_energy=-1 stress="1 0 0 0 1 0 0 0 1" virial="-64 0 0 0 -64 0 0 0 -64"'
+    (tmp_path / "in.xyz").write_text(FRAME.format(comment=f"{CUBE} {same}"))
+    assert "not read" not in str(read(tmp_path / "in.xyz", tmp_path / "s.zarr")[0])

@@ -1,0 +1,91 @@
+"""Frames of extended XYZ, read with ASE; their comment lines come from many codes, which spell them differently."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import ase
+import numpy as np
+from ase.io.extxyz import key_val_str_to_dict, read_extxyz
+from numpy.typing import NDArray
+
+from ..errors import InvalidStructureError
+
+# Keys and columns as ASE spells them.
+_KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+_COLUMNS = frozenset({"species", "pos"})
+# ASE refuses a frame unless these have nine numbers, so that it reads them under another name.
+_TENSORS = ("stress", "virial")
+_HIDDEN = "equiscreen:"
+# A quoted or bracketed value, a matrix as nested lists, or a key.
+_TOKEN = re.compile(
+    r'"(?:\\.|[^"\\])*"|' + r"'(?:\\.|[^'\\])*'|\{[^}]*\}|(?P<rows>\[\s*\[.*?\]\s*\])|\[[^\]]*\]"
+    r"|(?<!\S)(?P<key>[^\s=\"'{}\[\]]+)(?=\s*=)"
+)
+# Two values of one of these cannot both be right.
+_ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
+# What other programs call a cell.
+_CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
+_AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
+
+
+def atoms_of_frame(text: str) -> ase.Atoms:
+    """Read a frame.
+
+    Keys of the cell may have any case. A stress or virial may have nine components or six, in ASE's order (xx, yy, zz,
+    yz, xz, xy), and be a matrix of nested lists.
+
+    Raises:
+        InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false, or
+            a cell under another name than ``Lattice``.
+    """
+    return next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1), properties_parser=_comment)))
+
+
+def _comment(line: str) -> dict[str, Any]:
+    seen: set[str] = set()
+
+    def spelled(found: re.Match[str]) -> str:
+        if found["rows"] is not None:
+            return f"[{re.sub(r'[][]', ' ', found['rows'])}]"
+        key = found["key"]
+        if key is None:
+            return found[0]
+        key = _KEYS.get(key.lower(), key)
+        if key in seen and _ONCE.fullmatch(key):
+            raise InvalidStructureError(f"the comment line has two values of {key}")
+        seen.add(key)
+        return f"{_HIDDEN}{key}" if key in _TENSORS else key
+
+    info: dict[str, Any] = key_val_str_to_dict(_TOKEN.sub(spelled, line))
+    for name in _TENSORS:
+        if (value := info.pop(f"{_HIDDEN}{name}", None)) is not None:
+            info[name] = value.reshape((3, 3), order="F") if np.shape(value) == (9,) else np.asarray(value)
+    if "pbc" in info:
+        info["pbc"] = _axes(info["pbc"])
+    if "Properties" in info:
+        info["Properties"] = _columns(str(info["Properties"]))
+    cells = [key for key, value in info.items() if _CELL.fullmatch(key) and np.size(value) in {3, 6, 9}]
+    if cells and "Lattice" not in info:
+        raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice")
+    return info
+
+
+def _axes(value: Any) -> NDArray[np.bool_]:
+    """Periodic axes, bool[3]: ASE would take the text "f f f" for true."""
+    words = re.findall(r"[^\s,]+", value) if isinstance(value, str) else np.ravel(value).tolist()
+    axes = [_AXIS.get(str(word).lower()) for word in words]
+    if len(axes) not in {1, 3} or None in axes:
+        raise InvalidStructureError(f"pbc is neither true nor false ({value})")
+    return np.broadcast_to(np.array(axes, dtype=bool), 3).copy()
+
+
+def _columns(text: str) -> str:
+    """The names, types and widths of columns, with ASE's names of elements and positions in any case."""
+    words = text.split(":")
+    for place in range(0, len(words), 3):
+        if words[place].lower() in _COLUMNS:
+            words[place] = words[place].lower()
+    return ":".join(words)
