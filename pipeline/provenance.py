@@ -49,7 +49,7 @@ def without_folder(source: str, folder: str) -> str:
 
 
 def _local_part(source: str) -> PurePath:
-    """The local path that a source is or ends with (``zip://*.cif::/folder/file.zip``); empty for another URL."""
+    """The local path that a source is or ends with (``zip://*.cif::/folder/file.zip``); empty for any other URL."""
     path = source.rpartition("::")[2].removeprefix(_FILE)
     # Without this, two slashes at the beginning make another root.
     return PurePath("" if "://" in path else f"/{path.lstrip('/')}" if path.startswith("/") else path)

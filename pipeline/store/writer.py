@@ -139,7 +139,7 @@ class StoreWriter:
             on_workers: Whether to connect to Dask workers; without them, everything is done in this process.
 
         Raises:
-            OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
+            OutputExistsError: The output exists, another run writes it, or an unfinished run had different settings.
             EquiscreenError: No cluster answers.
         """
         named = [str(path).removeprefix("file://") for path in (*(store.path for store in self.inputs), *self.files)]

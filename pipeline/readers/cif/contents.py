@@ -64,7 +64,7 @@ class Contents:
 
     @property
     def confirms(self) -> bool:
-        """Whether atoms that do not contradict it are all there are."""
+        """Whether the content is stated well enough to prove that atoms that do not contradict it are complete."""
         return (bool(self.formula) and self.units > 0) or self.density > 0
 
     def _expected(self, found: Mapping[int, int]) -> list[dict[int, float]]:
