@@ -35,7 +35,7 @@ def parse_yaml(text: str) -> Any:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"has an alias (*{event.anchor}); write the value out")  # noqa: TRY004
+                raise ValueError(f"contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested more than {MAX_DEPTH} deep")

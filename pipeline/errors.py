@@ -49,7 +49,7 @@ class OutputExistsError(EquiscreenError):
 
 
 class StoreError(EquiscreenError):
-    """A store is missing, incomplete, damaged or has another schema."""
+    """A store is missing, incomplete, damaged or has an unsupported schema."""
 
 
 class ConfigError(EquiscreenError):

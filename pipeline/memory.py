@@ -1,4 +1,4 @@
-"""Errors of the machine, above all a lack of memory."""
+"""Machine errors, above all running out of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of unknown origin made fit for text files: on one line, and without control characters."""
+"""Text of unknown origin, made safe for text files: on one line, and without control characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069
 def one_line(text: str) -> str:
     """Return a text on one line; control characters, such as NUL or ESC, become U+FFFD, the replacement character.
 
-    Ids come from foreign files. A NUL makes a CIF unreadable, an escape sequence reprogrammes a terminal, and a line
+    Ids come from foreign files. A NUL makes a CIF unreadable, an escape sequence can reprogram a terminal, and a line
     break starts a new record in many formats.
     """
     return _CONTROL.sub("\ufffd", " ".join(text.split()))

@@ -44,7 +44,7 @@ def select_distinct(
     """Keep the first of each set of equal structures, in the order of the sources.
 
     With ``exact``, identical structures with different labels are kept too, and flagged. With ``crystal``, labels are
-    not compared: the same crystal in another cell and orientation has different numbers as labels.
+    not compared: in a different cell and orientation, the same crystal has different numbers as labels.
 
     The compaction reads which structures are kept, and their status, from ``keep.npy`` and ``status.npy``.
 

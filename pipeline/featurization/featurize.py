@@ -88,7 +88,7 @@ def featurize(
         SourceError: A file does not exist, or none of its structures could be stored.
         LabelError: A mapped label is missing from the data, or its name is taken.
         OutputExistsError: The output exists, or another run is writing it.
-        StoreError: The store to append to cannot be read, or has another cutoff.
+        StoreError: The store to append to cannot be read, or has a different cutoff.
     """
     begin = time.monotonic()
     named = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
@@ -218,7 +218,7 @@ def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]
     """Open the store to append to, as a list of one.
 
     Raises:
-        StoreError: The store cannot be read, or has another cutoff.
+        StoreError: The store cannot be read, or has a different cutoff.
     """
     store = GraphStore(out)
     if cutoff is not None and cutoff != store.cutoff:

@@ -160,7 +160,7 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
     """Yield the records of a small file; if it cannot be read, or is empty, a record with the reason."""
     index = 0
     if file.local:
-        check_seen(file.path)  # or all structures would be lost on a worker with another file system
+        check_seen(file.path)  # or all structures would be lost on a worker with a different file system
     try:
         for record in _records_of_file(file, options):
             yield record

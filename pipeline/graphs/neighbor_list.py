@@ -85,7 +85,7 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
     min_distance: float,
     max_edges: int,
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16], int, int, int]:
-    """Find edges in sorted order: by receiver, then by image a, b, c that its sphere can touch, then by sender.
+    """Find edges in sorted order: by receiver, then by lattice image (a, b, c), then by sender.
 
     Atoms are sorted into bins along the lattice planes, so that in a large cell only those near the sphere are visited.
     """

@@ -14,7 +14,7 @@ from .graph_block import GraphBlock
 from .neighbor_list import MAX_NEIGHBORS
 
 # Largest number of atoms in a table of several structures. ONNX Runtime divides sums in float64 over all atoms of a
-# table into blocks of 1,024 terms: a structure on both sides of a limit would be added up in another order.
+# table into blocks of 1,024 terms: a structure on both sides of a limit would be added up in a different order.
 UNIFORM_ATOMS = 512
 
 _Graph = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]
@@ -24,7 +24,7 @@ def _widths() -> tuple[int, ...]:
     """Possible widths of a table, each some 15 % larger than the one before.
 
     More of them would mean less padding, but more tables, and each costs some 1.6 ms with 7net-0, as much as 60 slots.
-    The first is at least two: products with one row take another path through ONNX Runtime.
+    The first is at least two: products with one row take a different path through ONNX Runtime.
     """
     found = [4]
     while found[-1] < MAX_NEIGHBORS:
@@ -93,7 +93,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         n_atoms = _plain(block.n_atoms, np.int32)
         wrong = fill_slots(n_atoms, *graph, padding, numbered.slot, numbered.edge_start, vectors, neighbors, reverse)
     if wrong >= 0:
-        raise InvalidStructureError(f"structure {wrong} of the block: edges are unsorted or lack their opposites")
+        raise InvalidStructureError(f"structure {wrong} of the block: edges are unsorted or lack their opposite edges")
     pair, pair_slot = slot_pairs(reverse)
     return NeighborTable(
         atomic_number=block.atomic_number.astype(np.int64),
@@ -235,7 +235,7 @@ def evaluation_groups(block: GraphBlock, cutoff: float, slots: int) -> Iterator[
     """Group structures for evaluation, each group in one table with a fixed number of slots per atom.
 
     The bits of a structure's results depend on the number of slots, because matrix products and sums over slots add up
-    their terms in another order if there is more padding. A group therefore holds structures of equal `table_widths`.
+    their terms in a different order if there is more padding. So a group holds structures of equal `table_widths`.
 
     Args:
         block: Graphs with a cutoff of at least `cutoff`.

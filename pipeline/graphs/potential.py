@@ -62,7 +62,7 @@ class Evaluation:
         stress: float64[n_structures, 3, 3], eV/angstrom^3; NaN unless all three directions are periodic.
         properties: Other outputs, by name: float64[n_structures or n_atoms, *shape].
         virial: float64[n_structures, 3, 3], derivative of the energy with respect to strain, eV; for slabs and chains,
-            only its part in the periodic directions means something. None if it is unknown.
+            only its part in the periodic directions is meaningful. None if it is unknown.
     """
 
     energy: NDArray[np.float64]
@@ -134,7 +134,7 @@ def evaluate_in_buckets(
         # A block that already is one bucket is not copied: screens request one bucket at a time.
         bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
         if len(bucket.atomic_number) == 1:
-            # Matrix products with one row take another path through ONNX Runtime, with another order of their sums.
+            # Matrix products with one row take a different path through ONNX Runtime and sum in a different order.
             bucket = bucket.take([0, 0])
         results = run(neighbor_table(bucket, potential.cutoff, dtype, width).arrays())
         for spec in potential.outputs:

@@ -361,7 +361,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
 
 
 def _ase_places(order: tuple[Component, ...]) -> list[int]:
-    """Index of each of ASE's Voigt components in another order."""
+    """Index of each of ASE's Voigt components in the given order."""
     names = ["".join(sorted(component)) for component in order]
     return [names.index("".join(sorted(component))) for component in ASE_VOIGT]
 

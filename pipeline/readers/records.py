@@ -356,7 +356,7 @@ def _axes(pbc: Any) -> NDArray[np.bool_]:
     if values.dtype.kind not in "biu":  # the text "False" is true for Python
         raise InvalidStructureError(f"pbc is neither true nor false ({pbc})")
     if values.shape not in ((), (3,)):
-        raise InvalidStructureError(f"pbc has {values.size} axes")
+        raise InvalidStructureError(f"pbc has {values.size} values instead of 3")
     return np.broadcast_to(values.astype(bool), 3).copy()
 
 

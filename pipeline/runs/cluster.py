@@ -56,7 +56,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         A `distributed.Client`.
 
     Raises:
-        EquiscreenError: No cluster answers at the address, or the workers die while they start.
+        EquiscreenError: No cluster answers at the address, or the workers die while starting.
     """
     import dask  # noqa: PLC0415 - see below
     from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
@@ -86,7 +86,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
                 client = stack.enter_context(Client(cluster))
         except Exception as error:  # Dask wraps what has happened, such as a full disk
             reason = detail(error.__cause__ or error)
-            raise EquiscreenError(f"Dask cannot start ({reason}); its temporary files go where TMPDIR says") from error
+            raise EquiscreenError(f"Dask cannot start ({reason}); set TMPDIR to choose its temporary folder") from error
         if processes:
             stack.enter_context(_main_module_hidden())
             _start_workers(client, os.cpu_count() or 1)
@@ -94,7 +94,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
 
 def dashboard(client: Any) -> str | None:
-    """Address of the client's dashboard; None if there is none, for which the scheduler would need bokeh."""
+    """Address of the client's dashboard; None if there is none, because bokeh is not installed."""
     if client.cluster is not None:  # started by `connect`
         services = client.cluster.scheduler_info.get("services", {})
         here = importlib.util.find_spec("bokeh") is not None and "dashboard" in services
@@ -117,10 +117,10 @@ def restore_workers(client: Any) -> None:
 
 
 def check_seen(path: str | Path) -> None:
-    """Check, on a worker, that a file or folder of the run is there.
+    """Check, on a worker, that a file or folder of the run exists.
 
     Raises:
-        UnreachableError: It is not: this machine has another file system.
+        UnreachableError: It does not: this machine has a different file system.
     """
     if not Path(path).exists():
         raise UnreachableError(
@@ -161,7 +161,7 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
 
 
 async def _check_answers(address: str) -> None:
-    """Check that a scheduler answers at an address; a client would wait for ever for the answer of another server."""
+    """Check that a scheduler answers at an address; a client would wait for ever for any other server."""
     from distributed import Security  # noqa: PLC0415 - see `connect`
     from distributed.comm import connect as open_comm  # noqa: PLC0415
 
@@ -174,7 +174,7 @@ def _start_workers(client: Any, count: int) -> None:
     """Start `count` workers, and wait until they are ready.
 
     Raises:
-        EquiscreenError: Some of them died each time.
+        EquiscreenError: Workers died at every attempt.
     """
     from distributed import Status  # noqa: PLC0415 - see `connect`
 
@@ -194,7 +194,7 @@ def _start_workers(client: Any, count: int) -> None:
             time.sleep(_POLL_S)
     if not client.nthreads():
         raise EquiscreenError(
-            f"the worker processes died {STARTS} times while they started; free some memory, or use --scheduler threads"
+            f"the worker processes died {STARTS} times while starting; free some memory, or use --scheduler threads"
         )
 
 

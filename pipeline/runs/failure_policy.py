@@ -82,7 +82,7 @@ def run_tasks(
         if client.status == "running":
             raise
         raise EquiscreenError(
-            "the connection to the Dask scheduler is lost; start it again if it has ended, and run the same command "
+            "the connection to the Dask scheduler is lost; restart it if it has stopped, and run the same command "
             "again to resume"
         ) from error
     finally:
@@ -184,7 +184,7 @@ class _TasksInFlight(Generic[Item, Result]):
     def _wait_for_restarts(self) -> None:
         """Let dead workers come back before they receive a task that may kill them again.
 
-        A nanny gives up a worker that dies while it starts, and the worker is lost.
+        A nanny gives up on a worker that dies while starting, and that worker is lost.
         """
         with suppress(TimeoutError):
             self.client.wait_for_workers(max(1, self.workers), timeout=RESTART_S)

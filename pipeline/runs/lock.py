@@ -16,7 +16,7 @@ from ..errors import OutputExistsError
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` for the duration of a block.
 
-    The file names its holder. That the file exists means nothing, since a killed run leaves it behind.
+    The file names its holder. Its existence alone means nothing, since a killed run leaves it behind.
 
     Raises:
         OutputExistsError: A running process holds the lock.

@@ -1,4 +1,4 @@
-"""Marks: small JSON files by which a run tells later ones what it has finished. A damaged mark counts as none."""
+"""Marks: small JSON files by which a run tells later ones what it has finished. A damaged mark counts as absent."""
 
 from __future__ import annotations
 

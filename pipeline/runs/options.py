@@ -16,7 +16,7 @@ class RunOptions:
     Attributes:
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Process only the first `limit` structures; None processes all.
-        overwrite: Replace an existing output, and discard an unfinished run with other settings.
+        overwrite: Replace an existing output, and discard an unfinished run with different settings.
         progress: Show progress on standard error.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         slots: Neighbour slots per batch of an evaluation.

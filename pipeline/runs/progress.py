@@ -70,7 +70,7 @@ class ProgressReport:
             self._print_line()
 
     def resume(self, count: int) -> None:
-        """Count `count` items as done by an earlier run: they do not count for the rate."""
+        """Count `count` items as done by an earlier run: they do not count towards the rate."""
         self._resumed += count
         self.advance(count)
 

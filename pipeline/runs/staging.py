@@ -155,7 +155,7 @@ def staged_run(
         extend: The new output contains the rows of the existing one and replaces it.
 
     Raises:
-        OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
+        OutputExistsError: The output exists, another run is writing it, or an unfinished run had different settings.
     """
     target = Target.of(out)
     if target.path is not None:
@@ -183,7 +183,7 @@ def staged_run(
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse to start beside an unfinished run with other settings; with `overwrite`, remove that run."""
+    """Refuse to start beside an unfinished run with different settings; with `overwrite`, remove that run."""
     for other in staging.folder.iterdir():
         if not other.is_dir() or other in (staging.work, staging.folder / _REPLACED):
             continue
@@ -193,9 +193,9 @@ def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: boo
         elif _has_parts(other):
             found = read_mark(other / _PLAN)
             different = sorted(key for key in {*(found or {}), *wanted} if (found or {}).get(key) != wanted.get(key))
-            reason = f"{', '.join(different)} differ" if found is not None else f"its {_PLAN} is damaged"
+            reason = ", ".join(different) if found is not None else f"its {_PLAN} is damaged"
             raise OutputExistsError(
-                f"{staging.folder}: an unfinished run with other settings ({reason}); "
+                f"{staging.folder}: an unfinished run with different settings ({reason}); "
                 "resume it with its own settings, use --overwrite, or remove the folder"
             )
 

@@ -87,7 +87,7 @@ class Target:
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def upload(self, store: Path) -> None:
-        """Copy a finished store to the URL. The root file goes last, since without it nothing there is a store.
+        """Copy a finished store to the URL. The root file goes last, since only that makes it a store.
 
         Raises:
             OutputExistsError: The upload failed.

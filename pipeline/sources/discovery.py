@@ -113,7 +113,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
 def _several(
     source: str, path: str, fs: fsspec.AbstractFileSystem, found: Mapping[str, dict[str, Any]], form: Format | None
 ) -> list[SourceFile]:
-    """The files of a folder or glob; one that cannot be read becomes a failure of the run, and the others go on."""
+    """The files of a folder or glob; one that cannot be read becomes a failure of the run, not its end."""
     files = []
     for name, info in sorted(found.items()):
         try:
@@ -147,7 +147,7 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would take apart
         local = Path(source).absolute()
         if local.exists() and not local.is_file() and not local.is_dir():
-            raise SourceError(f"{source}: is a pipe or a device, which is read only once; write it to a file first")
+            raise SourceError(f"{source}: is a pipe or a device, which can be read only once; write it to a file first")
         return LocalFileSystem(), str(local)
     try:
         fs, path = url_to_fs(source, **_options(source))

@@ -196,7 +196,7 @@ class EpochReader:
         """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
-            raise ValueError(f"{store.path}: {len(chosen)} choices for the {len(store)} structures of the store")
+            raise ValueError(f"{store.path}: `chosen` has length {len(chosen)}, the store {len(store)} structures")
         edge_start = store.offsets[1][:-1]
         key = edge_start // RUN_EDGES + np.arange(len(store)) // RUN_STRUCTURES
         cuts = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(store)]

@@ -41,12 +41,12 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     """Open the root group of a finished store.
 
     Args:
-        path: Local path, or a URL that fsspec supports. Credentials come from where its file system looks for them:
+        path: Local path, or a URL that fsspec supports. Credentials are those that its file system finds:
             for ``s3://`` from the AWS configuration, with AWS_ENDPOINT_URL for other servers.
         schemas: Accepted schemas.
 
     Raises:
-        StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has another schema.
+        StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has an unsupported schema.
     """
     place = location(path)
     root, content = _open_local(place) if isinstance(place, Path) else _open_url(place)

@@ -1,4 +1,4 @@
-"""The files of a store's arrays: which there have to be, since zarr reads a missing one as zeros."""
+"""The files of a store's arrays, which must all exist, since zarr reads a missing one as zeros."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_shards(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> Non
     if missing:
         name, _, shard = missing[0].partition("/c/")
         raise StoreError(
-            f"{path}: damaged: shard {shard.split('/')[0]} of {name!r} is missing or empty; copy the store again from "
-            "where it came, or write it again"
+            f"{path}: damaged: shard {shard.split('/')[0]} of {name!r} is missing or empty; copy the store from its "
+            "source again, or write it again"
         )
 
 
@@ -59,7 +59,7 @@ def _missing(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> list[st
 
 
 def _listing(files: Any, root: str) -> set[str]:
-    """All files below a folder that are not known to be empty; none if the server has no listing."""
+    """All files below a folder that are not known to be empty; none if the folder does not exist."""
     try:
         found: Mapping[str, Mapping[str, Any]] = files.find(root, detail=True)
     except FileNotFoundError:

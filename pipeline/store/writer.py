@@ -155,7 +155,7 @@ class StoreWriter:
             on_workers: Whether to connect to Dask workers; without them, everything is done in this process.
 
         Raises:
-            OutputExistsError: The output exists, another run is writing it, or an unfinished run had other settings.
+            OutputExistsError: The output exists, another run writes it, or an unfinished run had different settings.
             EquiscreenError: No cluster answers.
         """
         known = [file for file in self.files if isinstance(file, InputFile)]

@@ -42,7 +42,7 @@ def pair_numbers(name: str) -> tuple[int, int]:
         name: Two chemical symbols, such as ``Na-Cl``.
 
     Raises:
-        InvalidStructureError: One of the symbols is not an element, or they are not two.
+        InvalidStructureError: One of the symbols is not an element, or there are not exactly two.
     """
     one, _, other = name.partition("-")
     first, second = sorted(atomic_number(symbol, name) for symbol in (one, other))

@@ -149,7 +149,7 @@ class Structure:
     def content_hash(self) -> bytes:
         """Hash (16 bytes) of elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
 
-        Two files that hold the same structure give the same hash; a different order of sites gives another one.
+        Two files that hold the same structure give the same hash; a different order of sites gives a different one.
         """
         cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
         content = b"".join(

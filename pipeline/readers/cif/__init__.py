@@ -1,4 +1,4 @@
-"""CIF, parsed by gemmi: a crystal is read if the file says one thing, and refused, with the reason, if it does not.
+"""CIF, parsed by gemmi: a crystal is read if the file is unambiguous; otherwise it is refused, with the reason.
 
 `tags` finds what a data block holds, `elements` and `sites` read the listed sites, `groups` and `symmetry` the space
 group, `contents` what the file says about the content of its cell, and `crystal` puts them together.

@@ -79,7 +79,7 @@ class Contents:
 
     @property
     def confirms(self) -> bool:
-        """Whether atoms that do not contradict it are all there are."""
+        """Whether the content is stated well enough to prove that atoms that do not contradict it are complete."""
         whole = (bool(self.formula) or self.mass > 0) and self.units > 0
         return whole or self.density > 0 or self.electrons > 0
 

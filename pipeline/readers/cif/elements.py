@@ -45,7 +45,7 @@ def mixed_elements(text: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def plain_type(value: str) -> int:
-    """Atomic number of a type symbol as written in a CIF, if its reading is certain by itself; otherwise 0."""
+    """Atomic number of a type symbol as written in a CIF, if it is unambiguous on its own; otherwise 0."""
     found = _TYPE.fullmatch(gemmi.cif.as_string(value).strip())
     if found is None:
         return 0
@@ -65,7 +65,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
         listed: Elements of other sites.
 
     Raises:
-        InvalidStructureError: The site has several elements, or none that can be told.
+        InvalidStructureError: The site has several elements, or its element cannot be determined.
     """
     where = f"site {label or '(no label)'}"
     text = kind or label
@@ -90,7 +90,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
     hint = _LABEL.match(label) if kind else None
     if hint is not None and hint[1] == wanted:
         return number
-    raise InvalidStructureError(f"{text!r} has two meanings ({where}); write the element as {wanted} or {letters[0]}")
+    raise InvalidStructureError(f"{text!r} is ambiguous ({where}); write the element as {wanted} or {letters[0]}")
 
 
 def _joined_elements(label: str, known: Collection[int]) -> bool:

@@ -84,7 +84,7 @@ def _index() -> dict[str, tuple[gemmi.SpaceGroup, ...]]:
 
 
 def _shortened(symbol: str, kept: int) -> str:
-    """Full symbol without its axes that have a plane, except the first: ``p63/m2/m2/c`` is ``p63/mmc``."""
+    """Full symbol without axes that have a mirror or glide plane, except the first: ``p63/m2/m2/c`` is ``p63/mmc``."""
     axes = list(_AXIS_OF_PLANE.finditer(symbol))[kept:]
     for axis in reversed(axes):
         symbol = symbol[: axis.start()] + symbol[axis.end() :]

@@ -135,7 +135,7 @@ def _texts(values: Sequence[str] | None, count: int) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _occupancy(value: str) -> float:
-    """Occupancy, 1 for the default ``.``, NaN if it is unknown or no number."""
+    """Occupancy, 1 for the default ``.``, NaN if it is unknown or not a number."""
     return 1.0 if value == "." else number(value)
 
 
@@ -146,7 +146,7 @@ def _check_occupancies(texts: Sequence[str], names: Sequence[str]) -> None:
     for text, name in zip(texts, names, strict=True):
         value, where = _occupancy(text), f"site {gemmi.cif.as_string(name)}"
         if math.isnan(value):
-            raise InvalidStructureError(f"occupancy is no number ({where}, {text})")
+            raise InvalidStructureError(f"occupancy is not a number ({where}, {text})")
         if value > MOST_OCCUPANCY:
             raise InvalidStructureError(f"occupancy above 1 ({where}, {text})")
         if value < FULL_OCCUPANCY:
@@ -154,7 +154,7 @@ def _check_occupancies(texts: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _check_disorder(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse alternatives; one alternative alone, with stated full occupancies, is a crystal that was put in order."""
+    """Refuse alternatives; a single one with stated full occupancies is accepted, as a crystal that was ordered."""
     absent = ["."] * len(names)
     groups = map(gemmi.cif.as_string, columns.get("disorder_group", absent))
     assemblies = map(gemmi.cif.as_string, columns.get("disorder_assembly", absent))

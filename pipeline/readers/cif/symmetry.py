@@ -127,7 +127,7 @@ def _operation(text: str) -> gemmi.Op:
     except (RuntimeError, ValueError) as error:
         raise InvalidStructureError(f"symmetry not understood (operation {text!r})") from error
     if abs(operation.det_rot()) != operation.DEN**3:
-        raise InvalidStructureError(f"symmetry not understood (operation {text!r} is no symmetry of a lattice)")
+        raise InvalidStructureError(f"symmetry not understood (operation {text!r} is not a lattice symmetry)")
     return operation
 
 
@@ -173,7 +173,7 @@ def _by_operations(texts: tuple[str, ...]) -> Reading:
     """Reading of a list of operations.
 
     Raises:
-        InvalidStructureError: One does not parse, or they form no group.
+        InvalidStructureError: One does not parse, or they do not form a group.
     """
     operations = list({op.triplet(): op for op in map(_operation, texts)}.values())
     triplets = tuple(op.triplet() for op in operations)
@@ -183,7 +183,7 @@ def _by_operations(texts: tuple[str, ...]) -> Reading:
     moved = (np.einsum("aij,bj->abi", rotations, shifts) + shifts[:, None]) % gemmi.Op.DEN
     known = set(_codes(rotations, shifts % gemmi.Op.DEN).tolist())
     if not known.issuperset(_codes(products.reshape(-1, 3, 3), moved.reshape(-1, 3)).tolist()):
-        raise InvalidStructureError("the symmetry operations form no group (some are missing or wrong)")
+        raise InvalidStructureError("the symmetry operations do not form a group (some are missing or wrong)")
     if len(triplets) == 1:
         return Reading("P 1 (operations)", triplets, rotations, gemmi.SpaceGroup("P 1"))
     group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(operations))
@@ -252,7 +252,7 @@ def _agreeing(group: list[Reading], reading: Reading) -> list[Reading]:
 
 
 def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
-    """Settings of a group that is given by its number; another than the standard one only if the cell needs it."""
+    """Settings of a group that is given by its number; a non-standard one only if the cell requires it."""
     if not text.isdigit() or not 1 <= int(text) <= LARGEST_NUMBER:
         raise InvalidStructureError(f"symmetry not understood (space group number {text})")
     standard = groups_by_number(int(text))
@@ -262,7 +262,7 @@ def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
 
 
 def _of_the_cell(groups: Sequence[gemmi.SpaceGroup], cell: gemmi.UnitCell) -> Sequence[gemmi.SpaceGroup]:
-    """Settings of the axes that fit the cell; of a short monoclinic symbol the most usual one that does."""
+    """Settings of the axes that fit the cell; for a short monoclinic symbol, only the most usual."""
     fitting = [group for group in groups if _tabulated(group).fits(cell)]
     if not fitting:
         return groups

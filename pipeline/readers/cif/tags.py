@@ -1,4 +1,4 @@
-"""Tags of a data block, and whether they describe something that is no plain crystal."""
+"""Tags of a data block, and whether they describe anything but a plain crystal."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Tags:
         return "" if text in UNKNOWN else text
 
     def number(self, block: gemmi.cif.Block, name: str) -> float:
-        """Return a numeric value, without its standard uncertainty; NaN if it is absent or no number."""
+        """Return a numeric value, without its standard uncertainty; NaN if it is absent or not a number."""
         tag = self.names.get(name)
         value = block.find_value(tag) if tag is not None else None
         return number(value) if value is not None else float("nan")
@@ -111,7 +111,7 @@ class Tags:
 
 
 def number(value: str) -> float:
-    """Return a number of a CIF, without its standard uncertainty, also from quotes; NaN if it is none."""
+    """Return a CIF number, quoted or not, without its standard uncertainty; NaN if it is not a number."""
     found: float = gemmi.cif.as_number(value)
     return found if found == found else float(gemmi.cif.as_number(gemmi.cif.as_string(value).strip() or "?"))  # noqa: PLR0124
 
@@ -140,7 +140,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
 
 @lru_cache(maxsize=4096)  # the files of one program have the same tags
 def _tags(groups: tuple[str | tuple[str, ...], ...]) -> Tags | str:
-    """Return the tags of a block by their order in it, or the reason why it is refused."""
+    """Return the tags of a block in their order, or the reason why the block is refused."""
     names: dict[str, str] = {}
     homes, sites = set(), []
     for place, group in enumerate(groups):

@@ -341,10 +341,10 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     (tmp_path / "g.zarr.partial" / "other" / "parts" / "0000000-00000-00009.json").write_text("{}")
     plan = tmp_path / "g.zarr.partial" / "other" / "plan.json"
     write_mark(plan, {"cutoff": 9.0})
-    with pytest.raises(OutputExistsError, match=r"other settings.*cutoff"):
+    with pytest.raises(OutputExistsError, match=r"different settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
     plan.write_bytes(b"\xff" + plan.read_bytes())
-    with pytest.raises(OutputExistsError, match=r"other settings \(its plan\.json is damaged\)"):
+    with pytest.raises(OutputExistsError, match=r"different settings \(its plan\.json is damaged\)"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):
         GraphStore(tmp_path / "g.zarr")

@@ -599,7 +599,7 @@ def test_isolated_atoms_are_stored_and_flagged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"pbc": [True]}, "pbc has 1 axes"),
+        ({"pbc": [True]}, "pbc has 1 values instead of 3"),
         ({"pbc": ["True", "False", "True"]}, "neither true nor false"),
         ({"positions": [[0, 0]]}, "structure does not parse"),
         ({"positions": [[0, 0, 0], [1, 1, 1]]}, "1 elements, but 2 coordinates"),

@@ -98,7 +98,7 @@ LIES = {
         cif(f"{named('F m -3 m')}\n_symmetry_Int_Tables_number 221"),
         cif(f"{named('F m -3 m')}\nloop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'"),
     ],
-    "form no group": [cif("loop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'\n'-y,x,z'")],
+    "do not form a group": [cif("loop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'\n'-y,x,z'")],
     "magnetic space group": [cif("_space_group_magn.number_BNS 136.499"), cif("_space_group_magn_name_OG 'P4'")],
     "modulated": [cif("_cell_modulation_dimension 1")],
     "formula": [cif("_chemical_formula_sum 'H2 Cl Na'"), cif("_chemical_formula_sum 'Na Cl'\n_cell_formula_units_Z 4")],

@@ -84,7 +84,7 @@ def test_labels_and_charges_name_one_element(symbol: str, rest: str, charge: str
 )
 def test_mixed_and_unknown_sites_are_refused(text: str) -> None:
     for label, kind in ((f"'{text}'", "?"), ("A1", f"'{text}'")):
-        with pytest.raises(InvalidStructureError, match=r"element|two meanings"):
+        with pytest.raises(InvalidStructureError, match=r"element|ambiguous"):
             structure_from_cif(cif("", CELLS["triclinic"], f"{label} {kind} 0.1 0.2 0.3\n"))
 
 

@@ -551,7 +551,7 @@ def test_a_killed_hull_goes_on_and_ends_as_if_nothing_had_been(
     # If the references have changed under the same names, a killed run is not resumed.
     with others.open("a") as file:
         file.write(f"mp-new,{crystals.rows[0]['pretty_formula']},-9.0\n")
-    with pytest.raises(OutputExistsError, match=r"an unfinished run with other settings \(references differ\)"):
+    with pytest.raises(OutputExistsError, match=r"an unfinished run with different settings \(references\)"):
         hull(scores, references, out, scheme="mp2020-corrected")
     assert not out.exists()
     shutil.copy(crystals.others, others)

@@ -127,7 +127,7 @@ def test_other_slots_or_another_kind_of_device_do_not_resume_a_run(
         patch.setattr(relax_module, "_until", lambda deadline, tasks: list(until(deadline, tasks))[:1])
         with pytest.raises(EquiscreenError, match="1 of 4 structures are relaxed"):
             relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", budget=1e6)
-    with pytest.raises(OutputExistsError, match=r"unfinished run with other settings \(slots differ\)"):
+    with pytest.raises(OutputExistsError, match=r"unfinished run with different settings \(slots\)"):
         relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", slots=1024)
-    with pytest.raises(OutputExistsError, match=r"unfinished run with other settings \(device differ\)"):
+    with pytest.raises(OutputExistsError, match=r"unfinished run with different settings \(device\)"):
         relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", device="auto")
