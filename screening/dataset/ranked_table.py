@@ -114,7 +114,7 @@ class RankedTable:
         given = criteria.get("pareto") or ()
         asked = [name for text in ([given] if isinstance(given, str) else given) for name in text.split(",")]
         asked = [name.strip().removeprefix("-") for name in (criteria.get("by") or "", *asked)]
-        usual = []
+        usual: list[str] = []
         for name in _ENERGIES:
             found = next((one for one in (name, name + UNRELAXED) if one in self._selection.variables), None)
             is_second = (name == _ENERGY and usual) or (
