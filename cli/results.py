@@ -127,18 +127,19 @@ def select(
     output_format: Annotated[
         str,
         typer.Option(
-            "--format", help="Formats to write, separated by commas: cif, extxyz, parquet, vasp, vasp-static, zarr."
+            "--format",
+            help="Formats to write, separated by commas: cif, csv, extxyz, parquet, vasp, vasp-static, zarr.",
         ),
-    ] = "cif,zarr",
+    ] = "cif,csv,zarr",
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Select the best structures and write them to files.
 
-    Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
-    reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
-    The filter may use them too: they are computed only for rows that meet all other conditions. Needs `pip install
-    'equiscreen[select]'`.
+    Prints the best ten, or --top, as a table; ranked.csv holds it with all rows. Only rows with the status ok are
+    considered, unless the filter refers to status. The number of rows skipped for each reason is printed. Columns for
+    charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use them too:
+    they are computed only for rows that meet all other conditions. Needs `pip install 'equiscreen[select]'`.
 
     \b
     Example:

@@ -32,6 +32,7 @@ class OutputFormat(StrEnum):
     """Format of the output of a selection."""
 
     CIF = "cif"
+    CSV = "csv"
     EXTXYZ = "extxyz"
     PARQUET = "parquet"
     VASP = "vasp"

@@ -20,6 +20,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
+from ..dataset.ranked_table import CSV_FILE, MOST_ROWS, ROWS, RankedTable
 from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import open_scores
 from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
@@ -47,7 +48,7 @@ def select(
     per_prototype: int | None = None,
     uncertainty_weight: float = 0.0,
     known: str | Path | None = None,
-    formats: Sequence[str] = ("cif", "zarr"),
+    formats: Sequence[str] = ("cif", "csv", "zarr"),
     store: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -123,6 +124,9 @@ def select(
             writer.run(recipe, bar)
         recipe |= {"not_written": writer.left_out, "seconds": round(time.monotonic() - begin, 3)}
         writer.finish(recipe)
+        if OutputFormat.CSV in wanted:
+            made = open_scores(folder / SCORES_FOLDER) if OutputFormat.ZARR in wanted else writer.dataset(recipe)
+            RankedTable(made).write_csv(folder / CSV_FILE)
         recipe["files_sha256"] = _digests(folder)
         rows.check_unchanged()
         if chosen.known is not None:
@@ -143,12 +147,12 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
     if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
         raise ConfigError(
             f"{len(chosen.rows):,} structures are too many for files of their own; use `--top`, or `--format "
-            "extxyz,parquet,zarr`"
+            "csv,extxyz,parquet,zarr`"
         )
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Return lines about a finished selection: counts, structures that could not be written, and notes."""
+    """Return lines about a finished selection: the best rows, counts, structures that were not written, and notes."""
     recipe = found.attrs["selection"]
     left_out = _listed(recipe["left_out"])
     lines = [
@@ -158,7 +162,10 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     ]
     for file, names in recipe["not_written"].items():
         lines.append(f"{file}: {len(names)} not written, {names[0][0]}: {names[0][1]}; all are listed in recipe.json")
-    return "\n".join([*lines, *recipe["notes"]])
+    rows = min(recipe["criteria"]["top"] or ROWS, MOST_ROWS)
+    where = f"; all are in {Path(path) / CSV_FILE}" if OutputFormat.CSV in recipe["formats"] else ""
+    beyond = [f"the best {rows:,} of {recipe['selected']:,}{where}"] if rows < recipe["selected"] else []
+    return "\n".join([RankedTable(found).text(rows), *beyond, "", *lines, *recipe["notes"]])
 
 
 def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -75,6 +76,16 @@ def test_the_best_of_those_that_fulfil_the_filter(scores: Path, columns: dict[st
     assert found.attrs["status_counts"]["ok"] == 20
     assert "20 of 150 structures, by energy_above_hull, lowest first; skipped: " in summary(found, "out")
     assert not (tmp_path / "out.partial").exists()
+    with (tmp_path / "out" / "ranked.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["structure_id"] for row in table] == ids(found)
+    assert [float(row["energy_above_hull"]) for row in table] == found["energy_above_hull"].values.tolist()
+    assert {row["space_group_symbol"] for row in table} - {"-"}
+    assert "ranked.csv" in recipe_files(tmp_path / "out")
+
+
+def recipe_files(folder: Path) -> Any:
+    return json.loads((folder / "recipe.json").read_text())["files_sha256"]
 
 
 def test_without_top_rows_stay_in_order(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
@@ -488,9 +499,9 @@ def test_without_the_packages_that_are_no_part_of_the_base(scores: Path, tmp_pat
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("out: 3 of 150 structures")
-    assert len(lines) == 5
-    assert all("pip install 'equiscreen[select]'" in line for line in lines[1:])
+    account = next(place for place, line in enumerate(lines) if line.startswith("out: 3 of 150 structures"))
+    assert len(lines) == account + 5
+    assert all("pip install 'equiscreen[select]'" in line for line in lines[account + 1 :])
     assert not (tmp_path / "out2").exists()
 
 
@@ -502,6 +513,9 @@ def test_the_command_line(
     done = command_line(*words, "--format", "parquet")
     assert done.returncode == 0, done.stderr
     assert "5 of 150 structures, by volume, highest first; skipped: " in done.stdout
+    table = [line.split() for line in done.stdout.splitlines()[2:7]]
+    assert [row[0] for row in table] == ["1", "2", "3", "4", "5"]
+    assert not (tmp_path / "out" / "ranked.csv").exists()
     done = command_line(*words, "--where", "n_atom < 3")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
