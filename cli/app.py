@@ -24,6 +24,7 @@ from .export import export
 from .info import info
 from .model import import_, train
 from .pipeline import featurize, generate, merge
+from .rank import rank
 from .results import hull, report, select
 from .screening import cascade, relax, screen
 
@@ -56,6 +57,7 @@ _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
 # In the order of the workflow, which is that of `--help`.
 _VERBS: dict[str, Callable[..., None]] = {
+    "rank": rank,
     "demo": demo,
     "generate": generate,
     "featurize": featurize,
