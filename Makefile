@@ -21,7 +21,7 @@ DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
-PARTS := pipeline model export screening demo cli
+PARTS := pipeline model export screening campaigns demo cli
 
 .PHONY: demo test lint docs-test slow clean
 

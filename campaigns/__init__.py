@@ -1,0 +1,17 @@
+"""Whole campaigns, from a model's name and a folder of crystals to a ranked list.
+
+`models` turns the name of published weights into an ONNX file. This package is above `screening`, which takes files
+only; it imports PyTorch only where weights are exported.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..pipeline.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .models.resolve import model_file
+
+__all__ = ["model_file"]
+
+if not TYPE_CHECKING:  # or a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(__name__, {"model_file": ".models.resolve"})
