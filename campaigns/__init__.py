@@ -1,17 +1,22 @@
-"""Whole campaigns: what needs both a network and a screen, such as ranking a folder of crystals with one call."""
+"""Whole campaigns, from a model's name and a folder of crystals to a ranked list.
+
+`models` turns the name of published weights into an ONNX file, and `ranking` runs the steps of `screening` one after the
+other. This package is above `screening`, which takes files only; it imports PyTorch only where weights are exported.
+"""
 
 from typing import TYPE_CHECKING
 
 from ..pipeline.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .rank import rank
+    from .models.resolve import model_file
+    from .ranking import rank
     from .settings import RankSettings
 
-__all__ = ["RankSettings", "rank"]
+__all__ = ["RankSettings", "model_file", "rank"]
 
 if not TYPE_CHECKING:  # or a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
-        {"RankSettings": ".settings", "rank": ".rank"},
+        {"RankSettings": ".settings", "model_file": ".models.resolve", "rank": ".ranking"},
     )

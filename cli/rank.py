@@ -54,7 +54,7 @@ def rank(
     Example:
         equiscreen rank candidates/*.cif --references entries.json.gz
     """
-    from ..campaigns.rank import run
+    from ..campaigns.ranking import run
     from ..campaigns.settings import SUFFIXES, RankSettings
     from ..screening.dataset.ranked_table import RankedTable
     from .options import tell

@@ -170,6 +170,12 @@ def check_model_bytes(data: bytes, name: str) -> None:
         raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again")
 
 
+def has_valid_checksum(data: bytes) -> bool:
+    """Whether a file ends with the checksum of the bytes before it."""
+    entry = _checksum_entry(data)
+    return bool(entry) and data.endswith(entry)
+
+
 def with_checksum(data: bytes) -> bytes:
     """The content of a model file with its checksum, as the last of its metadata properties.
 

@@ -58,11 +58,15 @@ def load_pretrained(
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
-    known = REGISTRY.get(str(source))
-    path = _packaged_file(known) if known is not None else Path(source)
+    named = REGISTRY.get(str(source))
+    path = _packaged_file(named) if named is not None else Path(source)
     note(f"import: reading {path.name}")
     network, fidelity = _read(path, modality, trust=trust)
-    known = known or _identify(path)
+    known = _identify(path)
+    if named is not None and known is not named:
+        raise CheckpointError(
+            f"{named.name}: {path} has another SHA-256 than the published file; install sevenn again, or pass the path"
+        )
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})
     if known is not None:
@@ -131,7 +135,7 @@ def _identify(path: Path) -> Published | None:
 def _packaged_file(model: Published) -> Path:
     """Find the file of a model in the package that contains it, without importing the package."""
     if not model.packaged:
-        raise CheckpointError(f"{model.name}: not part of any package; download {model.file} and pass its path")
+        raise CheckpointError(f"{model.name}: not part of any package; download {model.url} and pass its path")
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
         raise CheckpointError(f"{model.name}: needs the package sevenn; pip install 'equiscreen[pretrained]'")

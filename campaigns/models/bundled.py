@@ -1,0 +1,51 @@
+"""ONNX files in the package `equiscreen-models`, if that is installed. `tools/models_wheel/build.py` makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ...pipeline.errors import ModelFileError, detail
+from .catalog import CatalogModel
+
+PACKAGE, DISTRIBUTION = "equiscreen_models", "equiscreen-models"
+MANIFEST, MANIFEST_SCHEMA = "manifest.json", "equiscreen-models/1"
+
+
+def bundled_file(model: CatalogModel) -> Path | None:
+    """The model's ONNX file in the installed package, after its hash was checked.
+
+    Returns:
+        Its path; None if the package is not installed, or does not hold these weights.
+
+    Raises:
+        ModelFileError: The package is damaged.
+    """
+    folder = _folder()
+    if folder is None:
+        return None
+    cure = f"pip install --force-reinstall {DISTRIBUTION}"
+    try:
+        content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        if content["schema"] != MANIFEST_SCHEMA:
+            raise ModelFileError(f"{folder / MANIFEST}: schema {content['schema']!r} is not supported; {cure}")
+        for entry in content["models"]:
+            if entry["name"] == model.name and entry["weights_sha256"] == model.sha256:
+                path = folder / Path(str(entry["file"])).name
+                if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                    raise ModelFileError(f"{path}: damaged: its SHA-256 is another one; {cure}")
+                return path
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{folder}: damaged ({detail(error)}); {cure}") from error
+    return None
+
+
+def _folder() -> Path | None:
+    """Folder of the installed package, which is not imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:  # without origin: any folder of that name
+        return None
+    return Path(spec.origin).parent

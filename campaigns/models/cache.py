@@ -1,0 +1,117 @@
+"""The cache folder: files that are made once, and noticed if they are damaged.
+
+The folder is ``EQUISCREEN_CACHE``, or ``equiscreen`` in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...export.runtime.file_validation import has_valid_checksum
+from ...pipeline.atomic import atomic_path
+from ...pipeline.errors import EquiscreenError, detail
+
+VARIABLE = "EQUISCREEN_CACHE"
+# A full disk is not among them: there another folder need not help, and the command line says what does.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOLCK}
+
+
+def cache_folder() -> Path:
+    """The cache folder, which need not exist yet.
+
+    Raises:
+        EquiscreenError: The user has no home folder, and no variable names another.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not user.is_absolute():  # the standard says to ignore it then
+        try:
+            user = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise EquiscreenError(f"no home folder for the cache; set {VARIABLE} to a folder") from error
+    return user / "equiscreen"
+
+
+def intact_model(path: Path) -> bool:
+    """Whether an ONNX file is there, and has the checksum that equiscreen wrote into it."""
+    try:
+        return has_valid_checksum(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+
+
+def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]) -> Path:
+    """Make an ONNX file of the cache, unless it is there; of several processes one makes it, and the others wait.
+
+    Args:
+        path: The file.
+        make: Makes its content.
+        note: Told of a damaged file, and while another process is awaited.
+
+    Returns:
+        `path`, which is complete and intact.
+
+    Raises:
+        EquiscreenError: The file cannot be read or written.
+    """
+    with writing(path):
+        if intact_model(path):
+            return path
+    with exclusive(path, note):
+        if intact_model(path):
+            return path
+        if path.exists():
+            note(f"{path}: damaged (its checksum is another one); it is made again")
+        data = make()
+        with writing(path), atomic_path(path) as scratch:
+            scratch.write_bytes(data)
+    return path
+
+
+@contextmanager
+def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a file of the cache for the duration of a block; its folder is made.
+
+    Args:
+        path: The file that is going to be written.
+        note: Told if another process holds the lock.
+
+    Raises:
+        EquiscreenError: The folder cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("a")
+    with lock:
+        with writing(path):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note(f"waiting for another process, which makes {path.name}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Report, for the duration of a block, that a file of the cache cannot be used, and how to choose another folder.
+
+    Raises:
+        EquiscreenError: The file system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)
+        raise EquiscreenError(
+            f"{path.parent}: the cache cannot be used ({reason}); set {VARIABLE} to a folder that you can write"
+        ) from error

@@ -1,0 +1,138 @@
+"""Catalogue of the models that are known by name, one entry for each fidelity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...model.pretrained.registry import REGISTRY, Published
+from ...pipeline.errors import ModelFileError
+from ...pipeline.suggestions import unknown_name
+
+# Characters of a hash that `NAME@HASH` must give.
+_MIN_DIGITS = 8
+# Edges per second (energy, forces and stress) on both cores of the machine of tests/benchmarks/pretrained_rate.txt,
+# where the figure comes from. Models that are not listed were not measured.
+_EDGES_PER_SECOND = {"7net-0": 47_000}
+# Largest difference between the energies of 32 random structures and of their mirror images, eV/atom, as `equiscreen
+# import` prints it (torch 2.13): a lower bound for other structures.
+_MIRROR_VIOLATION = {"7net-0": 1e-4, "7net-l3i5": 2e-4, "7net-mf-0/PBE": 9e-4, "7net-mf-0/R2SCAN": 6e-4}
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """A model that is known by name.
+
+    Attributes:
+        published: The published weights.
+        fidelity: Fidelity of the weights; "" if they have only one.
+    """
+
+    published: Published
+    fidelity: str
+
+    @property
+    def name(self) -> str:
+        """Name for `--model`: that of the weights, and the fidelity if there are several."""
+        return f"{self.published.name}/{self.fidelity}" if self.fidelity else self.published.name
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file of the weights."""
+        return self.published.sha256[0]
+
+    @property
+    def scheme(self) -> str:
+        """Energy scheme of the predictions."""
+        return self.published.schemes[self.fidelity]
+
+    @property
+    def mirror_violation(self) -> float | None:
+        """Largest energy difference of mirror images seen, eV/atom; 0 by construction in O(3), None if not measured."""
+        return 0.0 if self.published.symmetry == "o3" else _MIRROR_VIOLATION.get(self.name)
+
+    @property
+    def edges_per_second(self) -> int | None:
+        """Measured speed, edges/s on two cores; None if it was not measured."""
+        return _EDGES_PER_SECOND.get(self.name)
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from: a package, or a URL."""
+        return "package sevenn" if self.published.packaged else self.published.url
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is known of the model, ready for JSON."""
+        weights = self.published
+        return {
+            "name": self.name,
+            "aliases": [*weights.aliases],
+            "good_for": weights.purpose,
+            "licence": weights.licence,
+            "citation": weights.citation,
+            "training_data": weights.training_data,
+            "functional": weights.functionals[self.fidelity],
+            "energy_scheme": self.scheme,
+            "n_elements": weights.n_elements,
+            "cutoff_angstrom": weights.cutoff,
+            "symmetry": weights.symmetry,
+            "mirror_violation_eV_per_atom": self.mirror_violation,
+            "size_bytes": weights.size,
+            "edges_per_second": self.edges_per_second,
+            "source": self.source,
+            "sha256": self.sha256,
+        }
+
+
+CATALOG: Mapping[str, CatalogModel] = {
+    model.name: model
+    for model in (CatalogModel(weights, fidelity) for weights in REGISTRY.values() for fidelity in weights.schemes)
+}
+_WEIGHTS = {name: weights for weights in REGISTRY.values() for name in (weights.name, *weights.aliases)}
+
+
+def is_known(name: str) -> bool:
+    """Whether a name, with or without fidelity and hash, is that of weights in the catalogue."""
+    return name.partition("@")[0].partition("/")[0] in _WEIGHTS
+
+
+def find_model(name: str, modality: str | None = None) -> CatalogModel:
+    """Find a model by ``NAME[/FIDELITY][@HASH]``.
+
+    Args:
+        name: The name; HASH is the begin of the SHA-256 of the weights' file, at least 8 digits.
+        modality: Fidelity, if the name gives none; None chooses the first, which is PBE.
+
+    Raises:
+        ModelFileError: There is no such name or fidelity, or the weights have another hash.
+    """
+    whole, at, digits = name.partition("@")
+    base, slash, stated = whole.partition("/")
+    weights = _WEIGHTS.get(base)
+    if weights is None:
+        raise ModelFileError(unknown_model(name))
+    fidelity = stated if slash else modality
+    if modality is not None and fidelity != modality:
+        raise ModelFileError(f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}")
+    if fidelity is not None and "" in weights.schemes:
+        raise ModelFileError(f"{name}: {base} has only one fidelity; use `{base}`")
+    if fidelity is not None and fidelity not in weights.schemes:
+        raise ModelFileError(f"{name}: {unknown_name('fidelity', fidelity, weights.schemes)}")
+    if at and not re.fullmatch(f"[0-9a-fA-F]{{{_MIN_DIGITS},64}}", digits):
+        raise ModelFileError(
+            f"{name}: after @ belong the first digits of the weights' SHA-256, at least {_MIN_DIGITS}: "
+            f"{base}@{weights.sha256[0][:_MIN_DIGITS]}"
+        )
+    if not weights.sha256[0].startswith(digits.lower()):
+        raise ModelFileError(f"{name}: the SHA-256 of {base} is {weights.sha256[0]}")
+    return CATALOG[CatalogModel(weights, next(iter(weights.schemes)) if fidelity is None else fidelity).name]
+
+
+def unknown_model(name: str) -> str:
+    """Message about a name that is neither in the catalogue nor a file."""
+    names = [*dict.fromkeys([*_WEIGHTS, *CATALOG])]
+    reason = unknown_name("model", name.partition("@")[0], names)
+    known = "" if "; choose " in reason else f"; known are {', '.join(CATALOG)}"
+    return f"{reason}{known} (and there is no such file; `equiscreen models` describes them)"

@@ -1,0 +1,150 @@
+"""The ONNX file of a model: given as a file, by name, or as a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ... import __version__
+from ...pipeline.errors import ModelFileError
+from .bundled import DISTRIBUTION, bundled_file
+from .cache import cache_folder, intact_model, made_once
+from .catalog import CatalogModel, find_model, is_known, unknown_model
+from .downloads import fetch
+
+_ONNX, _CHECKPOINT = ".onnx", ".ckpt"
+_FOREIGN = (".pth", ".pt", ".nqx")  # SevenNet, Nequix
+
+
+def model_file(
+    model: str | Path,
+    *,
+    modality: str | None = None,
+    progress: bool = False,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> Path:
+    """The ONNX file of a model.
+
+    Published weights and checkpoints are exported, with all checks of an export, into the cache folder
+    (`EQUISCREEN_CACHE`, else the user's cache), and found there the next time. The first use needs PyTorch, unless the
+    package `equiscreen-models` holds the model.
+
+    Example:
+        >>> model_file("7net-0")  # doctest: +SKIP
+        PosixPath('/home/me/.cache/equiscreen/models/7net-0.7052cb42b7b3.equiscreen-0.1.0.onnx')
+
+    Args:
+        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
+            the begin of their SHA-256, at least 8 digits; a checkpoint or run folder of equiscreen; or a file of
+            SevenNet or Nequix. A name has precedence over a file: ``./NAME`` is always a file.
+        modality: Fidelity of weights that have several, if the name gives none.
+        progress: Show the progress of downloads on standard error.
+        note: Told what is done next, if it may take a minute.
+
+    Raises:
+        ModelFileError: The name is unknown, its hash is another one, or a package is missing.
+        UnreachableError: The weights cannot be downloaded.
+        CheckpointError: The checkpoint is damaged or unfinished.
+        ExportError: The exported file failed one of its checks.
+        EquiscreenError: The cache folder cannot be written.
+    """
+    if isinstance(model, str) and is_known(model):
+        return _published(find_model(model, modality), progress=progress, note=note)
+    path = Path(model)
+    suffix = path.suffix.lower()
+    if suffix in _FOREIGN and path.is_file():
+        return _foreign(path, modality, note)
+    if modality is not None:
+        raise ModelFileError(f"{model}: has no fidelities to choose from; drop `--modality`")
+    if path.is_dir() or (suffix == _CHECKPOINT and path.is_file()):
+        return _trained(path, note)
+    if not path.exists() and suffix != _ONNX:
+        is_path = isinstance(model, Path) or suffix in (_CHECKPOINT, *_FOREIGN)
+        raise ModelFileError(f"{path}: no such file or folder" if is_path else unknown_model(model))
+    return path
+
+
+def ready_file(model: CatalogModel) -> Path | None:
+    """The model's ONNX file, if it need not be exported: that of the package `equiscreen-models`, or the cache's.
+
+    Raises:
+        ModelFileError: The package is damaged.
+        EquiscreenError: There is no cache folder.
+    """
+    path = _cached(model.name, model.sha256)
+    return bundled_file(model) or (path if intact_model(path) else None)
+
+
+def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], None]) -> Path:
+    bundled = bundled_file(model)
+    if bundled is not None:
+        return bundled
+    weights = model.published
+
+    def make() -> bytes:
+        with _installed(model.name, f" (or `pip install {DISTRIBUTION}`, if that holds the model)"):
+            from .exports import exported_weights  # noqa: PLC0415 - needs PyTorch
+        if weights.packaged:
+            return exported_weights(weights.name, model.fidelity, note)
+        target = cache_folder() / "weights" / weights.file
+        file = fetch(weights.url, target, model.sha256, progress=progress, note=note)
+        return exported_weights(file, model.fidelity, note)
+
+    return made_once(_cached(model.name, model.sha256), make, note)
+
+
+def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
+    """The ONNX file of a file of SevenNet or Nequix, which is imported first."""
+
+    def make() -> bytes:
+        with _installed(str(path)):
+            from .exports import exported_weights  # noqa: PLC0415 - needs PyTorch
+        return exported_weights(path, modality or "", note)
+
+    name = f"{path.stem}/{modality}" if modality else path.stem
+    return made_once(_cached(name, _digest([path])), make, note)
+
+
+def _trained(path: Path, note: Callable[[str], None]) -> Path:
+    """The ONNX file of a checkpoint, or of the network or ensemble in a run folder."""
+    with _installed(str(path)):
+        from .exports import checkpoint_files, exported_checkpoint  # noqa: PLC0415 - needs PyTorch
+    name = path.resolve().parent.name if path.name == "model.ckpt" else path.resolve().name.removesuffix(_CHECKPOINT)
+    return made_once(_cached(name, _digest(checkpoint_files(path))), lambda: exported_checkpoint(path, note), note)
+
+
+def _cached(name: str, digest: str) -> Path:
+    """Path of an export in the cache: weights and the version of equiscreen that exports them make the file."""
+    plain = re.sub(r"[^\w.+-]", "-", name)[:100]
+    return cache_folder() / "models" / f"{plain}.{digest[:12]}.equiscreen-{__version__}.onnx"
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the hashes of several."""
+    digests = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@contextmanager
+def _installed(model: str, otherwise: str = "") -> Iterator[None]:
+    """Report a package that an export needs, and that is not installed.
+
+    Raises:
+        ModelFileError: A package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelFileError(
+            f"{model}: its first use exports the weights, which needs {error.name}: pip install 'equiscreen[rank]'"
+            f"{otherwise}"
+        ) from error
