@@ -20,6 +20,7 @@ from .export import export
 from .info import info
 from .model import import_, train
 from .pipeline import featurize, generate, merge
+from .references import references
 from .results import hull, report, select
 from .screening import cascade, relax, screen
 
@@ -59,6 +60,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "screen": screen,
     "relax": relax,
+    "references": references,
     "hull": hull,
     "cascade": cascade,
     "select": select,

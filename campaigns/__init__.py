@@ -1,0 +1,1 @@
+"""Whole campaigns: from candidates to a ranked list in one step."""
