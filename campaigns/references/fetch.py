@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from ase.data import chemical_symbols
 
 from ...pipeline.atomic import atomic_path
 from ...pipeline.energy_schemes import CORRECTED, OWN, SCHEMES, UNCORRECTED
-from ...pipeline.errors import ConfigError, InvalidStructureError, OutputExistsError, StoreError
+from ...pipeline.errors import ConfigError, EquiscreenError, InvalidStructureError, OutputExistsError, StoreError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
@@ -38,11 +39,12 @@ from ...screening.convex_hull.references import OUTSIDE, EntryLeftOutError, Left
 from ...screening.dataset.parquet import METADATA_KEY
 from .account import ReferencesAccount, SourceAccount
 from .materials_project import entries_of_mp
-from .optimade import download, requests, resource_phases
+from .optimade import download, resource_phases
 from .providers import PROVIDERS, check_scheme, provider_of
 from .systems import ChemicalSystems, system_name
 
 MP = "mp"
+_LOCK = "lock"
 _OPTIONAL = ("formation_energy_per_atom", "mp2020_correction_per_atom", "lattice_vectors")
 _VECTORS = pa.list_(pa.list_(pa.float64()))
 _SCHEMA = pa.schema(
@@ -122,15 +124,25 @@ def fetch_references(
     work = target.with_name(f"{target.name}.partial")
     try:
         work.mkdir(exist_ok=True)
-        with locked(work / "lock"):
+        with locked(work / _LOCK):
             rows: list[dict[str, Any]] = []
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)
             shutil.rmtree(work)
+    except EquiscreenError:
+        _remove_if_empty(work)
+        raise
     except OSError as error:
         raise OutputExistsError(f"{out}: cannot be written ({error.strerror or error})") from error
     return account
+
+
+def _remove_if_empty(work: Path) -> None:
+    """Remove the folder of a run that has downloaded nothing."""
+    with suppress(OSError):
+        if [file.name for file in work.iterdir()] == [_LOCK]:
+            shutil.rmtree(work)
 
 
 class _Counted(LeftOut):
@@ -209,9 +221,8 @@ def _phases(
     if what.startswith(OPTIMADE_PREFIX):
         provider = provider_of(what)
         check_scheme(what, provider, settings.scheme, settings.assumed)
-        urls = requests(provider, systems)
         with ProgressReport(f"download {provider.name}", 0, enabled=progress) as bar:
-            files = download(urls, work, bar.advance)
+            files = download(provider, systems, work, bar.advance)
         when = _time(min(file.stat().st_mtime for file in files))
         return "OPTIMADE", when, resource_phases(provider, files, settings, left_out, counts)
     if what == MP:

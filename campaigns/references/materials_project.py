@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,7 @@ def entries_of_mp(
     key = os.environ.get(KEY, "")
     if not key:
         raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")
-    wanted = sorted(
-        {
-            system_name(part)
-            for system in systems.largest()
-            for size in range(1, len(system) + 1)
-            for part in combinations(system, size)
-        },
-        key=lambda name: (-name.count("-"), name),
-    )
+    wanted = [system_name(part) for part in systems.parts()]
     for start in range(0, len(wanted), _SYSTEMS_AT_ONCE):
         chosen = wanted[start : start + _SYSTEMS_AT_ONCE]
         digest = hashlib.sha256(",".join([_THERMO_TYPES[scheme], *chosen]).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from ...pipeline.energy_schemes import CORRECTED, OWN
 from ...pipeline.errors import ConfigError, InvalidStructureError
 from ...pipeline.readers.optimade import structure_from_optimade
-from ...pipeline.sources.optimade_client import fetch
+from ...pipeline.sources.optimade_client import UnsupportedQueryError, fetch
 from ...pipeline.structures.structure import Structure
 from ...screening.chemistry.composition import parsed
 from ...screening.chemistry.functionals import OF_SCHEME, StatementError, of_row
@@ -40,8 +40,13 @@ _NO_ENERGY = "no energy"
 _MORE_FIELDS = ("chemical_formula_reduced",)
 
 
-def requests(provider: Provider, systems: ChemicalSystems) -> list[str]:
+def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = False) -> list[str]:
     """URLs whose answers together hold all phases in the chemical systems.
+
+    Args:
+        provider: The server.
+        systems: Chemical systems of the candidates.
+        plain: Use only the operators that every server has to know; `HAS ONLY` is optional.
 
     Raises:
         ConfigError: Neither the systems nor the URL restrict the answer: databases have millions of structures.
@@ -58,21 +63,25 @@ def requests(provider: Provider, systems: ChemicalSystems) -> list[str]:
     if not any(item.startswith("page_limit=") for item in kept):
         kept.append(f"page_limit={_PAGE}")
     found = []
-    for chosen in _filters(systems):
+    for chosen in _filters(systems, plain=plain):
         both = f"({given}) AND ({chosen})" if given and chosen else given or chosen
         query = "&".join([f"filter={quote(both)}", *kept, f"response_fields={fields}"])
         found.append(urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")))
     return found
 
 
-def _filters(systems: ChemicalSystems) -> Iterator[str]:
+def _filters(systems: ChemicalSystems, *, plain: bool) -> Iterator[str]:
     """Filters of OPTIMADE, none of them long."""
     if systems.given is None:
         yield ""
         return
+    if plain:
+        wanted = [(_quoted(system), len(system)) for system in systems.parts()]
+        every = [f"(elements HAS ALL {symbols} AND nelements={count})" for symbols, count in wanted]
+    else:
+        every = [f"elements HAS ONLY {_quoted(system)}" for system in systems.largest()]
     clauses: list[str] = []
-    for system in systems.largest():
-        clause = "elements HAS ONLY " + ",".join(f'"{symbol}"' for symbol in system)
+    for clause in every:
         if clauses and len(" OR ".join([*clauses, clause])) > _FILTER_LENGTH:
             yield " OR ".join(clauses)
             clauses = []
@@ -80,17 +89,30 @@ def _filters(systems: ChemicalSystems) -> Iterator[str]:
     yield " OR ".join(clauses)
 
 
-def download(urls: list[str], folder: Path, progress: Callable[[int], None]) -> list[Path]:
+def _quoted(system: Iterable[str]) -> str:
+    return ",".join(f'"{symbol}"' for symbol in system)
+
+
+def download(provider: Provider, systems: ChemicalSystems, folder: Path, progress: Callable[[int], None]) -> list[Path]:
     """Download the answers that are not there yet, each into a file; an unfinished one is resumed.
 
     Raises:
+        ConfigError: Neither the systems nor the URL restrict the answer.
         SourceError: The server does not respond, or refuses the request.
     """
-    files = [folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl" for url in urls]
-    for url, file in zip(urls, files, strict=True):
-        if not file.exists():
-            fetch(url, file, progress=progress)
-    return files
+    try:
+        return [_downloaded(url, folder, progress) for url in requests(provider, systems)]
+    except UnsupportedQueryError:
+        if systems.given is None:
+            raise
+        return [_downloaded(url, folder, progress) for url in requests(provider, systems, plain=True)]
+
+
+def _downloaded(url: str, folder: Path, progress: Callable[[int], None]) -> Path:
+    file = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.jsonl"
+    if not file.exists():
+        fetch(url, file, progress=progress)
+    return file
 
 
 def resource_phases(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 
 from ase.data import atomic_numbers, chemical_symbols
@@ -58,6 +59,16 @@ class ChemicalSystems:
             one for one in systems if len(set.intersection(*(self._holding[number] for number in numbers[one]))) == 1
         ]
         return sorted(sorted(one) for one in alone)
+
+    def parts(self) -> list[tuple[str, ...]]:
+        """Symbols of every chemical system whose phases compete: all parts of all systems, large ones first."""
+        found = {
+            part
+            for system in self.largest()
+            for size in range(1, len(system) + 1)
+            for part in combinations(system, size)
+        }
+        return sorted(found, key=lambda part: (-len(part), part))
 
     def _find(self, system: System) -> bool:
         return bool(set.intersection(*(self._holding.get(number, set()) for number in system)))

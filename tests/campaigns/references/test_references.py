@@ -294,6 +294,7 @@ def test_what_cannot_be_asked_is_refused_in_a_line(
     monkeypatch.delenv("MP_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=message):
         fetch_references(what, SYSTEMS, tmp_path / "a.parquet")
+    assert not names(tmp_path)
 
 
 def test_a_server_without_energies_is_named(tmp_path: Path) -> None:
@@ -320,6 +321,21 @@ def test_many_systems_are_asked_for_in_short_requests(tmp_path: Path) -> None:
     assert account.sources[0].duplicate == 7 * (len(filters) - 1)
     source = account.sources[0]
     assert source.read == source.phases + source.duplicate + source.outside
+
+
+def test_a_server_that_lacks_an_optional_operator_is_asked_with_others(tmp_path: Path) -> None:
+    server = alexandria()
+    server.trouble = lambda request, *_: (
+        "HAS%20ONLY" in request.path and respond(request, 501, error_body(501, "HAS ONLY is not implemented"))
+    )
+    with serving(server) as address:
+        account = fetch_references(f"optimade:alexandria@{address}", systems_of_text("Li-O"), tmp_path / "a.parquet")
+    assert account.phases_by_system == {"Li": 1, "O": 1, "Li-O": 2}
+    (asked,) = {parse_qs(urlsplit(path).query)["filter"][0] for path in server.asked[1:]}
+    assert asked == (
+        '(elements HAS ALL "Li","O" AND nelements=2) OR (elements HAS ALL "Li" AND nelements=1) '
+        'OR (elements HAS ALL "O" AND nelements=1)'
+    )
 
 
 def test_an_interrupted_download_is_resumed_and_what_is_there_is_kept(tmp_path: Path) -> None:
