@@ -25,6 +25,7 @@ from .info import info
 from .model import import_, train
 from .pipeline import featurize, generate, merge
 from .rank import rank
+from .references import references
 from .results import hull, report, select
 from .screening import cascade, relax, screen
 
@@ -67,6 +68,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "screen": screen,
     "relax": relax,
+    "references": references,
     "hull": hull,
     "cascade": cascade,
     "select": select,

@@ -119,17 +119,23 @@ def listing_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
+class UnsupportedQueryError(SourceError):
+    """A server refuses a query before it has sent anything, as servers do that lack an optional part of OPTIMADE."""
+
+
 class _PageError(Exception):
     """A page could not be fetched.
 
     Args:
         message: One line that names the URL.
         transient: Whether the same request may succeed later.
+        unsupported: Whether the server refuses the query.
     """
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False, unsupported: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
+        self.unsupported = unsupported
 
 
 class _RetryError(Exception):
@@ -236,7 +242,8 @@ def _download(
             message += f" ({state.structures:,} structures are kept in {_partial(file)})"
         else:
             _partial(file).unlink()
-        raise SourceError(message) from error
+        kind = UnsupportedQueryError if error.unsupported and not state.structures else SourceError
+        raise kind(message) from error
     _partial(file).rename(file)
     _state_path(file).unlink(missing_ok=True)
     return state.structures
@@ -359,7 +366,7 @@ class _Server:
             message = f"{_shown(url)}: the server responded {reason}{detail and f' ({detail})'}"
             if response.status_code == 429 or (response.status_code >= 500 and response.status_code not in _LASTING):
                 raise _RetryError(message, _retry_after(response.headers.get("retry-after")))
-            raise _PageError(message)
+            raise _PageError(message, unsupported=response.status_code in {400, 501})
         body = self._body(response, self.max_bytes)
         try:
             content = json.loads(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Annotated, Any
@@ -34,7 +34,16 @@ from ..chemistry.functionals import (
 )
 from .energies import basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
-from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
+from .references import (
+    MAX_ENERGY,
+    EntryLeftOutError,
+    Gathered,
+    LeftOut,
+    Phase,
+    ReadSettings,
+    check_one_functional,
+    quoted,
+)
 
 # Size limit of a file of entries, which needs several times as much memory; tables and datasets are read in chunks.
 MAX_JSON_BYTES = 4 << 30
@@ -192,36 +201,58 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
     left_out = LeftOut()
     schemes: set[str] = set()
     functionals: set[str] = set()
-    for number, record in enumerate(_records(path)):
-        name = _name_of(record, number)
-        try:
-            entry = _parsed(record)
-            amounts = _amounts(entry.composition)
-            composition = settings.compositions.add(amounts.items())
-            calculation = _calculation(record)
-            stated = calculation.functional()
-            functional = None if stated is None else str(stated)
-            scheme = _scheme(functional, settings, is_matpes=calculation.is_matpes)
-            energy = _energy_per_atom(entry.energy, sum(amounts.values()))
-            symbols = settings.compositions.symbols(composition)
-            _check_settings(scheme, entry.parameters or _Parameters(), calculation, symbols, settings.corrections)
-            if scheme == UNCORRECTED and settings.corrections is not None:
-                energy += _correction(entry, composition, settings, settings.corrections)
-        except EntryLeftOutError as error:
-            left_out.add(name, error)
-            continue
-        structure = _structure_of(path, name, entry) if settings.with_structures else None
-        schemes.add(scheme)
-        functionals.add(functional or "not stated")
-        material = entry.data.material_id if entry.data is not None else None
-        found.add(composition, energy, str(material) if isinstance(material, str | int) else name, structure=structure)
-    check_one_functional(path, settings.scheme, functionals - {"not stated"})
+    for phase in entry_phases(path, entry_records(path), settings, left_out):
+        schemes.add(phase.scheme)
+        functionals.add(phase.functional or "not stated")
+        found.add(phase.composition, phase.energy + phase.correction, phase.name, structure=phase.structure)
     return {
         "kind": "entries",
         "scheme": ", ".join(sorted(schemes)),
         "functionals": sorted(functionals),
         **left_out.attrs(),
     }
+
+
+def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, left_out: LeftOut) -> Iterator[Phase]:
+    """Turn entries into reference phases; one that cannot be used is left out and counted.
+
+    Args:
+        path: Where the entries come from, for messages.
+        records: The entries, as pymatgen writes them.
+        settings: What the entries are compared with.
+        left_out: Account of the entries that are left out.
+
+    Raises:
+        SourceError: An entry has no structure although every one needs one.
+        ConfigError: The candidates follow a scheme of their own, and the entries more than one functional.
+    """
+    functionals: set[str] = set()
+    for number, record in enumerate(records):
+        name = _name_of(record, number)
+        try:
+            entry = _parsed(record)
+            amounts = _amounts(entry.composition)
+            composition = settings.compositions.add(amounts.items())
+            settings.check_wanted(composition)
+            calculation = _calculation(record)
+            stated = calculation.functional()
+            functional = "" if stated is None else str(stated)
+            scheme = _scheme(functional or None, settings, is_matpes=calculation.is_matpes)
+            energy = _energy_per_atom(entry.energy, sum(amounts.values()))
+            symbols = settings.compositions.symbols(composition)
+            _check_settings(scheme, entry.parameters or _Parameters(), calculation, symbols, settings.corrections)
+            correction = 0.0
+            if scheme == UNCORRECTED and settings.corrections is not None:
+                correction = _correction(entry, composition, settings, settings.corrections)
+        except EntryLeftOutError as error:
+            left_out.add(name, error)
+            continue
+        structure = _structure_if_wanted(path, name, entry, settings)
+        functionals |= {functional} - {""}
+        material = entry.data.material_id if entry.data is not None else None
+        label = str(material) if isinstance(material, str | int) else name
+        yield Phase(composition, energy, label, scheme, functional, correction, structure=structure)
+    check_one_functional(path, settings.scheme, functionals)
 
 
 def _name_of(record: object, number: int) -> str:
@@ -493,6 +524,22 @@ def _potcars_of_matpes() -> Mapping[str, str]:
     return potcars
 
 
+def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSettings) -> Callable[[], Structure] | None:
+    """Function that reads the structure of an entry; None if none is wanted, or it has none that can be read.
+
+    Raises:
+        SourceError: It has none although every entry needs one.
+    """
+    if settings.with_structures:
+        return _structure_of(path, name, entry)
+    if not settings.keep_structures or not entry.structure:
+        return None
+    try:
+        return _structure_of(path, name, entry)
+    except SourceError:  # its energy is no worse for that
+        return None
+
+
 def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure]:
     """Function that reads the structure of an entry.
 
@@ -533,7 +580,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
     return crystal
 
 
-def _records(path: str) -> Iterator[object]:
+def entry_records(path: str) -> Iterator[object]:
     """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
     Raises:

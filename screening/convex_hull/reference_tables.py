@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,24 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ...pipeline.energy_schemes import CORRECTED, OWN, R2SCAN, SCHEMES, UNCORRECTED
-from ...pipeline.errors import ConfigError, SourceError, detail
+from ...pipeline.errors import ConfigError, InvalidStructureError, SourceError, detail
+from ...pipeline.readers.optimade import structure_from_optimade
 from ...pipeline.sources.discovery import find_files
+from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
 from ..chemistry.functionals import OF_SCHEME, R2SCAN_FUNCTIONAL, StatementError, of_row, stating_field
 from ..dataset.repeated_columns import check_columns
 from .energies import basis
-from .references import MAX_ENERGY, EntryLeftOutError, Gathered, LeftOut, ReadSettings, check_one_functional, quoted
+from .references import (
+    MAX_ENERGY,
+    EntryLeftOutError,
+    Gathered,
+    LeftOut,
+    Phase,
+    ReadSettings,
+    check_one_functional,
+    quoted,
+)
 
 TABLES = (".csv", ".csv.gz", ".parquet", ".parquet.gz")
 _FORMATION, _TOTAL = "formation_energy_per_atom", "energy_per_atom"
@@ -26,7 +37,10 @@ _ID_COLUMNS = ("id", "material_id", "entry_id", "structure_id")
 _FORMULAS = ("formula", "pretty_formula")
 _NO_ENERGY = "no finite energy"
 # Columns that are read, besides those that state a functional.
-_READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, "scheme", *_ID_COLUMNS})
+_CORRECTION = "mp2020_correction_per_atom"
+_READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, _CORRECTION, "scheme", *_ID_COLUMNS})
+# Columns of the structure in parquet tables, with the names that OPTIMADE gives them.
+_STRUCTURE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites", "dimension_types")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +52,14 @@ class FormationEnergy:
         energy: Formation energy (eV/atom).
         name: Its id.
         left_out: Account of its file.
+        structure: Reads its structure.
     """
 
     composition: int
     energy: float
     name: str
     left_out: LeftOut
+    structure: Callable[[], Structure] | None = None
 
 
 def read_table(
@@ -68,35 +84,53 @@ def read_table(
             own and the rows more than one functional.
         SourceError: The table cannot be read, or a column is there twice.
     """
-    if settings.with_structures:
-        raise SourceError(
-            f"{path}: a table has no structures, by which --exclude-self recognises a phase; use entries with "
-            "structures, or leave out --exclude-self"
-        )
     schemes: set[str] = set()
     functionals: set[str] = set()
+    for phase in table_phases(path, settings, left_out):
+        schemes.add(phase.scheme)
+        functionals.add(phase.functional or "not stated")
+        if phase.formation:
+            waiting.append(FormationEnergy(phase.composition, phase.energy, phase.name, left_out, phase.structure))
+        else:
+            found.add(phase.composition, phase.energy + phase.correction, phase.name, structure=phase.structure)
+    return {"kind": "table", "scheme": ", ".join(sorted(schemes)), "functionals": sorted(functionals)}
+
+
+def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterator[Phase]:
+    """Turn the rows of a table into reference phases; one that cannot be used is left out and counted.
+
+    A row without a total energy gives its formation energy.
+
+    Args:
+        path: File or URL of the table.
+        settings: What the rows are compared with.
+        left_out: Account of the rows that are left out.
+
+    Raises:
+        ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
+            own and the rows more than one functional.
+        SourceError: The table cannot be read, a column is there twice, or a row has no structure although every one
+            needs one.
+    """
+    functionals: set[str] = set()
     number = 0
-    for batch in _batches(path):
-        columns = _columns(path, batch, settings)
-        formation = _TOTAL not in batch.schema.names
-        for formula, value, given, name, statements in zip(*columns, strict=True):
+    for batch in _batches(path, settings):
+        for row in _rows(path, batch, settings):
             number += 1
             try:
-                composition = _composition(formula, settings.compositions)
-                energy = _energy(value)
-                functional = _functional(statements)
-                scheme = _scheme(path, given, functional, settings, formation=formation)
+                composition = _composition(row.formula, settings.compositions)
+                settings.check_wanted(composition)
+                energy = _energy(row.energy)
+                functional = _functional(row.statements) or ""
+                scheme = _scheme(path, row.scheme, functional or None, settings, formation=row.formation)
+                correction = 0.0 if row.formation else _correction(composition, scheme, row.correction, settings)
             except EntryLeftOutError as error:
-                left_out.add(name or f"row {number}", error)
+                left_out.add(row.name or f"row {number}", error)
                 continue
-            schemes.add(scheme)
-            functionals.add(functional or "not stated")
-            if formation:
-                waiting.append(FormationEnergy(composition, energy, name, left_out))
-            else:
-                found.add(composition, energy + _correction(composition, scheme, settings), name)
-    check_one_functional(path, settings.scheme, functionals - {"not stated"})
-    return {"kind": "table", "scheme": ", ".join(sorted(schemes)), "functionals": sorted(functionals)}
+            functionals |= {functional} - {""}
+            structure = _structure(path, row.name or f"row {number}", row.structure, settings)
+            yield Phase(composition, energy, row.name, scheme, functional, correction, row.formation, structure)
+    check_one_functional(path, settings.scheme, functionals)
 
 
 def add_formation_energies(waiting: list[FormationEnergy], compositions: Compositions, found: Gathered) -> None:
@@ -121,7 +155,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
             entry.left_out.add(entry.name or compositions.formula(entry.composition), error)
             continue
         elemental = sum(elements[z] * count for z, count in zip(system, counts, strict=True)) / sum(counts)
-        found.add(entry.composition, entry.energy + elemental, entry.name)
+        found.add(entry.composition, entry.energy + elemental, entry.name, structure=entry.structure)
         added += 1
     if waiting and not added:
         raise ConfigError(
@@ -130,27 +164,69 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         )
 
 
-def _columns(
-    path: str, batch: pa.RecordBatch, settings: ReadSettings
-) -> tuple[list[Any], list[Any], list[Any], list[str], list[dict[str, Any]]]:
-    """Formula, energy, energy scheme, id, and by column whatever is stated of the functional, of each row.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Fields of a row that are read.
+
+    Attributes:
+        formula: Chemical formula.
+        energy: Total energy or, if the row has none, formation energy.
+        formation: Whether it is a formation energy.
+        scheme: Energy scheme; None if the row states none.
+        name: Its id; empty if it has none.
+        statements: What is stated of the functional, by column.
+        correction: MP2020 correction; None if the row has none.
+        structure: Fields of the structure, with the names that OPTIMADE gives them.
+    """
+
+    formula: object
+    energy: object
+    formation: bool
+    scheme: object
+    name: str
+    statements: Mapping[str, object]
+    correction: object
+    structure: Mapping[str, Any]
+
+
+def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[_Row]:
+    """Rows of a table.
 
     Raises:
         ConfigError: A column is missing, or nothing states an energy scheme.
+        SourceError: The table has no structures although every row needs one.
     """
-    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-    values = columns.get(_TOTAL, columns.get(_FORMATION))
-    formulas = next((columns[name] for name in _FORMULAS if name in columns), None)
-    if formulas is None or values is None:
+    names = batch.schema.names
+    if not any(name in names for name in _FORMULAS) or not {_TOTAL, _FORMATION} & {*names}:
         raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
-    stating = [name for name in columns if stating_field(name) is not None]
-    if "scheme" not in columns and not stating and settings.assumed is None:
+    stating = [name for name in names if stating_field(name) is not None]
+    if "scheme" not in names and not stating and settings.assumed is None:
         raise ConfigError(f"{path}: gives no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
-    schemes = columns.get("scheme", [None] * len(values))
-    ids = next((columns[name] for name in _ID_COLUMNS if name in columns), [""] * len(values))
-    rows = zip(*(columns[name] for name in stating), strict=True) if stating else [()] * len(values)
-    statements = [dict(zip(stating, row, strict=True)) for row in rows]
-    return formulas, values, schemes, ["" if name is None else str(name) for name in ids], statements
+    if settings.with_structures and _STRUCTURE[0] not in names:
+        raise SourceError(
+            f"{path}: a table has no structures, by which --exclude-self recognises a phase; use entries with "
+            "structures, or leave out --exclude-self"
+        )
+    formula = next(name for name in _FORMULAS if name in names)
+    identity = next((name for name in _ID_COLUMNS if name in names), "")
+    for row in batch.to_pylist():
+        formation = _TOTAL not in row or (_is_absent(row[_TOTAL]) and not _is_absent(row.get(_FORMATION)))
+        name = row.get(identity)
+        yield _Row(
+            formula=row[formula],
+            energy=row[_FORMATION] if formation else row[_TOTAL],
+            formation=formation,
+            scheme=row.get("scheme"),
+            name="" if name is None else str(name),
+            statements={column: row[column] for column in stating},
+            correction=row.get(_CORRECTION),
+            structure={column: row[column] for column in _STRUCTURE if row.get(column) is not None},
+        )
+
+
+def _is_absent(value: object) -> bool:
+    """Whether a field holds nothing, as each kind of table writes it."""
+    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
 def _functional(row: Mapping[str, object]) -> str | None:
@@ -213,15 +289,44 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
     return scheme
 
 
-def _correction(number: int, scheme: str, settings: ReadSettings) -> float:
-    """Correction of a composition without a structure (eV/atom)."""
+def _correction(number: int, scheme: str, given: object, settings: ReadSettings) -> float:
+    """MP2020 correction of a row (eV/atom): the one that it gives or, without one, by its composition.
+
+    Raises:
+        EntryLeftOutError: What it gives is no energy.
+    """
     if scheme != UNCORRECTED or settings.corrections is None:
         return 0.0
+    if not _is_absent(given):
+        return _energy(given)
     symbols, counts = settings.compositions.symbols(number), settings.compositions.counts(number)
     return settings.corrections.per_atom(symbols, counts, *settings.corrections.from_formula(symbols, counts))
 
 
-def _batches(path: str) -> Iterator[pa.RecordBatch]:
+def _structure(
+    path: str, name: str, fields: Mapping[str, Any], settings: ReadSettings
+) -> Callable[[], Structure] | None:
+    """Function that reads the structure of a row; None if none is wanted, or it has none that can be read.
+
+    Raises:
+        SourceError: It has none although every row needs one.
+    """
+    if not settings.with_structures and not (settings.keep_structures and fields):
+        return None
+    try:
+        structure = structure_from_optimade(fields)
+    except InvalidStructureError as error:
+        if not settings.with_structures:  # its energy is no worse for that
+            return None
+        reason = f"has one that cannot be read ({error})" if fields else "has none"
+        raise SourceError(
+            f"{path}: --exclude-self recognises a phase by its structure, but {name} {reason}; use entries with "
+            "structures, or leave out --exclude-self"
+        ) from error
+    return lambda: structure
+
+
+def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
     """Batches of the rows of a table, with the columns that are read.
 
     Raises:
@@ -233,7 +338,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
             if path.endswith(".gz"):
                 raise SourceError(f"{path}: gzipped parquet files are not supported; decompress the file first")
             with pq.ParquetFile(path if source is None else source.fs.open(source.path)) as table:
-                yield from table.iter_batches(columns=_wanted(path, table.schema_arrow.names))
+                yield from table.iter_batches(columns=_wanted(path, table.schema_arrow.names, settings))
             return
 
         def opened(options: pacsv.ConvertOptions) -> pacsv.CSVStreamingReader:
@@ -244,7 +349,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
             )
 
         with opened(pacsv.ConvertOptions()) as reader:
-            names = _wanted(path, reader.schema.names)
+            names = _wanted(path, reader.schema.names, settings)
         # Energies are read as text too: one that is no number leaves out its row, not the file.
         options = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
@@ -255,12 +360,14 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
         raise SourceError(f"{path}: cannot be read as a table ({detail(error)})") from error
 
 
-def _wanted(path: str, names: Sequence[str]) -> list[str]:
+def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str]:
     """The columns of a table that are read.
 
     Raises:
         SourceError: One of them is there twice.
     """
-    found = [name for name in names if name in _READ or stating_field(name) is not None]
+    structures = settings.with_structures or settings.keep_structures
+    read = _READ | (frozenset(_STRUCTURE) if structures and ".parquet" in path else frozenset())
+    found = [name for name in names if name in read or stating_field(name) is not None]
     check_columns(path, found, names)
     return found

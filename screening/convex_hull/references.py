@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
 from ...pipeline.errors import ConfigError
 from ...pipeline.structures.structure import Structure
-from ..chemistry.composition import Compositions
+from ..chemistry.composition import Compositions, System
 from ..chemistry.elemental_energies import SOURCES, elemental_energies
 from ..chemistry.functionals import GGA, GGA_U
 from .mp2020 import MP2020
 
 # Energies beyond this (eV/atom) are mistakes: all-electron energies of the heaviest atoms are a tenth of it.
 MAX_ENERGY = 1e7
+# Reason for which a reference that is not needed is left out.
+OUTSIDE = "outside the chemical systems of the candidates"
 _NAMED_AT_MOST = 20
 _QUOTED = 80
 
@@ -101,6 +103,8 @@ class ReadSettings:
         compositions: The compositions of the references are added to it.
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
+        keep_structures: Whether structures are read where there are any.
+        wanted: Whether references of a chemical system are wanted; None for all.
     """
 
     scheme: str
@@ -108,6 +112,42 @@ class ReadSettings:
     compositions: Compositions
     corrections: MP2020 | None
     with_structures: bool = False
+    keep_structures: bool = False
+    wanted: Callable[[System], bool] | None = None
+
+    def check_wanted(self, composition: int) -> None:
+        """Check that a reference can compete with any candidate.
+
+        Raises:
+            EntryLeftOutError: It lies in none of their chemical systems.
+        """
+        if self.wanted is not None and not self.wanted(self.compositions.system(composition)):
+            raise EntryLeftOutError(OUTSIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One reference, as a file gives it.
+
+    Attributes:
+        composition: Number of its composition.
+        energy: Energy as given (eV/atom): the total energy, or the formation energy.
+        name: Its id.
+        scheme: Energy scheme that the energy follows.
+        functional: Functional or run type that is stated; empty if none is.
+        correction: MP2020 correction that the energy still needs (eV/atom).
+        formation: Whether the energy is a formation energy.
+        structure: Reads its structure; None if it has none, or none was asked for.
+    """
+
+    composition: int
+    energy: float
+    name: str
+    scheme: str
+    functional: str = ""
+    correction: float = 0.0
+    formation: bool = False
+    structure: Callable[[], Structure] | None = None
 
 
 @dataclass

@@ -1,0 +1,70 @@
+"""Reference phases from the Materials Project, through its own client.
+
+Written against the documentation of `mp-api` (`MPRester.get_entries`) and not run: it needs a key and the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...pipeline.atomic import write_text_atomically
+from ...pipeline.energy_schemes import CORRECTED, R2SCAN, UNCORRECTED
+from ...pipeline.errors import ConfigError, SourceError
+from ...pipeline.redaction import HIDDEN
+from .systems import ChemicalSystems, system_name
+
+KEY = "MP_API_KEY"
+# The thermo type of each energy scheme; the one that mixes functionals, GGA_GGA+U_R2SCAN, is never taken.
+_THERMO_TYPES = {UNCORRECTED: "GGA_GGA+U", CORRECTED: "GGA_GGA+U", R2SCAN: "R2SCAN"}
+_SYSTEMS_AT_ONCE = 50
+
+
+def entries_of_mp(
+    systems: ChemicalSystems, scheme: str, folder: Path, progress: Callable[[int], None]
+) -> Iterator[dict[str, Any]]:
+    """Fetch the entries of chemical systems; what an interrupted run has fetched is not fetched again.
+
+    Raises:
+        ConfigError: There is no client, no key, no chemical system, or no thermo type that fits.
+        SourceError: The client fails.
+    """
+    if scheme not in _THERMO_TYPES:
+        raise ConfigError(f"mp: the Materials Project has no energies of {scheme}, which the candidates follow")
+    if systems.given is None:
+        raise ConfigError("mp: say which chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE")
+    key = os.environ.get(KEY, "")
+    if not key:
+        raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")
+    wanted = [system_name(part) for part in systems.parts()]
+    for start in range(0, len(wanted), _SYSTEMS_AT_ONCE):
+        chosen = wanted[start : start + _SYSTEMS_AT_ONCE]
+        digest = hashlib.sha256(",".join([_THERMO_TYPES[scheme], *chosen]).encode()).hexdigest()[:16]
+        file = folder / f"mp-{digest}.json"
+        if not file.exists():
+            entries = _asked(chosen, _THERMO_TYPES[scheme], key)
+            write_text_atomically(file, json.dumps(entries))
+            progress(len(entries))
+        yield from json.loads(file.read_text(encoding="utf-8"))
+
+
+def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any]]:
+    """Entries of chemical systems, as dictionaries with uncorrected energies."""
+    try:
+        from mp_api.client import MPRester  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"mp: needs {error.name}, which is not installed: pip install mp-api, or use optimade:mp"
+        ) from error
+    try:
+        with MPRester(key) as client:
+            found = client.get_entries(systems, additional_criteria={"thermo_types": [thermo_type]})
+            return [entry if isinstance(entry, dict) else json.loads(entry.to_json()) for entry in found]
+    except Exception as error:  # noqa: BLE001 - its own errors, and those of its HTTP library
+        reason = " ".join(str(error).replace(key, HIDDEN).split())[:200] or type(error).__name__
+    # Raised without its cause, whose text may hold the key.
+    raise SourceError(f"mp: the Materials Project did not answer ({reason}); run the same command again to resume")
