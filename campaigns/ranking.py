@@ -21,6 +21,7 @@ from ..pipeline.redaction import redact_urls
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
 from ..screening.convex_hull.reference_files import content_version, is_dataset
@@ -34,12 +35,14 @@ from ..screening.scoring.screen_files import prepare_graphs
 from ..screening.selection import select as selection
 from .elements import write_elements
 from .models.resolve import model_file
+from .references.fetch import fetch_references
+from .references.systems import systems_of
 from .settings import RankSettings
 
 PLAN_FILE, LOCK_FILE, SETTINGS_FILE = "campaign.json", "campaign.lock", "campaign.yaml"
 CANDIDATES, SCORES, RELAXED = "candidates.zarr", "scores.zarr", "relaxed.zarr"
 HULL, BEST, REPORT, KNOWN = "hull.zarr", "best", "report.html", "references.graphs.zarr"
-ELEMENTS = "elements.zarr"
+ELEMENTS, FETCHED = "elements.zarr", "references.parquet"
 _STEPS = {
     "sources": "other structures",
     "model": "another model",
@@ -47,7 +50,7 @@ _STEPS = {
     "equiscreen": "another version of equiscreen",
 }
 
-Note = Callable[[str], object]
+Note = Callable[[str], None]
 
 
 def rank(
@@ -101,6 +104,7 @@ def run(
         step = _Steps(settings, model, out, scheduler, progress=progress, note=note)
         step.candidates()
         step.evaluate()
+        step.fetch()
         step.elements()
         step.hull()
         found = step.select()
@@ -132,6 +136,7 @@ class _Steps:
         self.scores = folder / (RELAXED if settings.relax else SCORES)
         self.graphs = ""
         self.references = list(settings.references)
+        self.scheme = OnnxPotential.load(model, threads=1).metadata.energy_scheme
 
     def candidates(self) -> None:
         """Featurize the sources, with the cutoff of the model."""
@@ -156,10 +161,21 @@ class _Steps:
             make = partial(scoring.screen, self.graphs, self.model, self.scores, **common)
             self._once(self.scores, make, scoring.summary)
 
+    def fetch(self) -> None:
+        """Fetch references from servers, of the chemical systems of the candidates."""
+        live = [name for name in self.references if _is_live(name)]
+        if not live:
+            return
+        out = self.folder / FETCHED
+        if not out.exists():
+            systems, _ = systems_of(self.graphs)
+            account = fetch_references(live, systems, out, scheme=self.scheme, progress=self.options.progress)
+            self.note(account.summary(out))
+        self.references = [*(name for name in self.references if name not in live), str(out)]
+
     def elements(self) -> None:
         """Relax crystals of the elements, if nothing else says what the energies of the elements are."""
-        scheme = OnnxPotential.load(self.model, threads=1).metadata.energy_scheme
-        if self.references or elemental_energies(scheme):
+        if self.references or elemental_energies(self.scheme):
             return
         out, crystals = self.folder / ELEMENTS, self.folder / "elements.extxyz"
         if not out.exists():
@@ -174,7 +190,9 @@ class _Steps:
                 device=self.options.device,
                 progress=self.options.progress,
             )
-            self.note(f"{out}: energies of {', '.join(symbols)} from the model, since its scheme {scheme!r} has none")
+            self.note(
+                f"{out}: energies of {', '.join(symbols)} from the model, since its energy scheme, {self.scheme}, has none in this package"
+            )
         self.references = [str(out)]
 
     def hull(self) -> None:
@@ -216,10 +234,11 @@ class _Steps:
 
     def _known(self) -> Path | str | None:
         """Graph store of the references, by which a structure is known or new; None if they have no structures."""
-        for path in self.settings.references:
-            if is_dataset(path):
+        for path in self.references:
+            if is_dataset(path) and path != str(self.folder / ELEMENTS):
                 return place_of_graphs(path, ScoresReader(path).attrs, None)
-        files = [path for path in self.settings.references if ".json" in Path(path).suffixes]
+        fetched = str(self.folder / FETCHED)
+        files = [path for path in self.references if path == fetched or ".json" in Path(path).suffixes]
         out = self.folder / KNOWN
         if not files:
             return None
@@ -236,7 +255,7 @@ class _Steps:
 def _plan(settings: RankSettings, model: Path, folder: Path) -> dict[str, Any]:
     """Everything that the results of a campaign depend on, with the content of model and references."""
     place = folder / PLAN_FILE
-    references = [content_version(path) for path in settings.references]
+    references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
     return {
         "sources": [redact_urls(source) for source in settings.sources],
         "model": OnnxPotential.load(model, threads=1).sha256,
@@ -245,6 +264,11 @@ def _plan(settings: RankSettings, model: Path, folder: Path) -> dict[str, Any]:
         "relaxation": asdict(settings.relaxation) if settings.relax else None,
         "equiscreen": version("equiscreen"),
     }
+
+
+def _is_live(reference: str) -> bool:
+    """Whether references come from a server, whose answer may change."""
+    return reference == "mp" or reference.startswith(OPTIMADE_PREFIX)
 
 
 @contextmanager

@@ -19,13 +19,12 @@ from .. import __version__
 from ..pipeline.errors import EquiscreenError, detail
 from ..pipeline.memory import is_out_of_memory
 from ..pipeline.redaction import redact_text
+from .campaigns import rank, references
 from .demo import demo
 from .export import export
 from .info import info
 from .model import import_, train
 from .pipeline import featurize, generate, merge
-from .rank import rank
-from .references import references
 from .results import hull, report, select
 from .screening import cascade, relax, screen
 

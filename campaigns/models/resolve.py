@@ -63,7 +63,7 @@ def model_file(
         return _trained(path, note)
     if not path.exists() and suffix != _ONNX:
         is_path = isinstance(model, Path) or suffix in (_CHECKPOINT, *_FOREIGN)
-        raise ModelFileError(f"{path}: no such file or folder" if is_path else unknown_model(model))
+        raise ModelFileError(f"{path}: no such file or folder" if is_path else unknown_model(str(model)))
     return path
 
 
