@@ -191,7 +191,8 @@ class _Steps:
                 progress=self.options.progress,
             )
             self.note(
-                f"{out}: energies of {', '.join(symbols)} from the model, since its energy scheme, {self.scheme}, has none in this package"
+                f"{out}: energies of {', '.join(symbols)} from the model, since the package has none of the energy "
+                f"scheme {self.scheme}"
             )
         self.references = [str(out)]
 
