@@ -202,7 +202,7 @@ def cascade(
     fast_references: Annotated[
         list[str] | None,
         typer.Option(
-            help="Competing phases for the fast model, if its energies follow another scheme. Repeatable.",
+            help="Competing phases for the fast model, if its energies follow a different scheme. Repeatable.",
             show_default="--references",
         ),
     ] = None,
@@ -212,11 +212,13 @@ def cascade(
     ] = 0.2,
     target: Annotated[
         float,
-        typer.Option(help="A hit is a structure that the accurate model predicts at most this far above it, eV/atom."),
+        typer.Option(
+            help="A hit is a structure that the accurate model puts at most this far above the hull, eV/atom."
+        ),
     ] = 0.05,
     audit: Annotated[
         int,
-        typer.Option(min=1, help="Number of rejected structures to evaluate as well, which gives the recall."),
+        typer.Option(min=1, help="Number of rejected structures to evaluate as well, to estimate the recall."),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit's sample.")] = 0,
     relax: Annotated[
