@@ -1,14 +1,14 @@
 """Validation of an ONNX file before anything runs it, without the onnx package.
 
-The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, let a field that is
-given twice win once, and cut numbers to their own width, so a file may mean one thing to a check and another to what
+The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, differ on a field that
+is given twice, and cut numbers to their own width, so a file may mean one thing to a check and another to what
 runs it. Here every message must follow the schema of onnx.proto
-(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none twice that is
-not a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
+it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
 functions and operators of other domains have no place in the schema.
 
-The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other tools
-changed, and wrote anew, have no such entry at their end and are read without this check.
+The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other
+tools rewrote have no such entry at their end and are read without this check.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def check_model_bytes(data: bytes, name: str) -> None:
     """
     entry = _checksum_entry(data)
     if entry and data[-len(entry) :] != entry:
-        raise ModelFileError(f"{name}: damaged: its checksum is another one; copy or export the model again")
+        raise ModelFileError(f"{name}: damaged: its checksum does not match; copy or export the model again")
     try:
         fields = _check(memoryview(data), "model", name, depth=0)
     except (IndexError, UnicodeDecodeError, _DamagedError) as error:
