@@ -44,7 +44,7 @@ class ProbeSource:
         elements: Elements to draw from.
         cutoff: Cutoff radius, angstrom.
         spacing: Distance at which neighbours are placed, by atomic numbers: float64[119, 119], angstrom. Pairs that are
-            no neighbours in the training data are placed beyond the cutoff.
+            not neighbours in the training data are placed beyond the cutoff.
         atom_volume: Volume per atom of crystals, angstrom^3; 0 if it is not known.
         crystals: Fraction of the structures that are periodic.
         atoms: Typical number of atoms.

@@ -127,7 +127,7 @@ def test_a_finished_or_other_run_is_not_touched(store: Path, tmp_path: Path) -> 
     with pytest.raises(OutputExistsError, match="finished run"):
         train(store, tmp_path / "run", config(max_epochs=1))
     (tmp_path / "run" / "model.ckpt").unlink()
-    with pytest.raises(OutputExistsError, match="another configuration"):
+    with pytest.raises(OutputExistsError, match="different configuration"):
         train(store, tmp_path / "run", config(max_epochs=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
