@@ -69,7 +69,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
         raise StoreError(
-            f"{a} and {b} have ids in common, but never for the same composition; they hold other structures"
+            f"{a} and {b} have ids in common, but never for the same composition; they hold different structures"
         )
     row_a, row_b = row_a[alike], row_b[alike]
     good = _ok(first, row_a) & _ok(second, row_b)
@@ -128,7 +128,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool[n], whether formulas mean the same reduced composition; nothing else than a formula means any."""
+    """bool[n], whether formulas have the same reduced composition; false for text that is not a formula."""
     compositions = Compositions()
 
     def numbers(texts: NDArray[Any]) -> list[int]:
@@ -192,8 +192,8 @@ def join_energies(
 ) -> xr.Dataset:
     """Add DFT energies to the scores that they were computed for.
 
-    The energies have to follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    go with ``mp-uncorrected``.
+    The energies must follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
+    follow ``mp-uncorrected``.
 
     Example:
         >>> found = join_energies("best", "vasp.csv")  # doctest: +SKIP
@@ -276,7 +276,7 @@ def _check_compositions(
     """Check that calculations are of the structures that they are joined with.
 
     Raises:
-        SourceError: A formula of the table is another one.
+        SourceError: A formula of the table differs from that of the structure.
     """
     if not formulas:
         return

@@ -41,7 +41,7 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self
         relaxed: Whether the structures were relaxed.
         members: Whether the scores have the energies of the members of an ensemble.
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
-        exclude_self: Whether the own phase of each structure is left out of its hull.
+        exclude_self: Whether each structure's own phase is left out of its hull.
     """
     end = suffix(relaxed=relaxed)
 

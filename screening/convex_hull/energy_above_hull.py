@@ -114,7 +114,7 @@ class _RowHulls:
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom).
-        own: bool[n], whether the own phase of the row is left out.
+        own: bool[n], whether the row's own phase is left out.
         others: Other references of the composition by row, lowest energy first, for rows where `own` holds.
         lower: The lowest of the other references by row, where it is below the hull of all other compositions.
     """
@@ -168,7 +168,7 @@ def find_hull(
         candidates: Energies of the candidates.
         references: Reference phases; None uses the candidates themselves.
         bar: Progress.
-        exclude_self: Leave out the own phase of each candidate, recognised by its structure.
+        exclude_self: Leave out each candidate's own phase, recognised by its structure.
 
     Raises:
         ConfigError: pymatgen is needed and not installed.

@@ -85,7 +85,7 @@ class _Entry(_Section):
 def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str, Any]:
     """Read pymatgen entries; their own corrections are ignored, since their energies are uncorrected.
 
-    An entry that cannot be used, such as one of another functional, is left out and counted.
+    An entry that cannot be used, such as one with a different functional, is left out and counted.
 
     Args:
         path: File or URL of the entries.
@@ -267,7 +267,7 @@ def _check_settings(parameters: _Parameters, symbols: tuple[str, ...], correctio
     """Check that the MP2020 scheme applies to a calculation.
 
     Raises:
-        EntryLeftOutError: It has other values of U, or other pseudopotentials.
+        EntryLeftOutError: It has different values of U, or different pseudopotentials.
     """
     given = {symbol: value for symbol, value in (parameters.hubbards or {}).items() if value}
     expected = corrections.hubbards(symbols) if len(symbols) > 1 else given
@@ -294,7 +294,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     """
     if not entry.structure:
         raise SourceError(
-            f"{path}: entry {name} has no structure, by which --exclude-self recognises a phase; use entries with "
+            f"{path}: entry {name} has no structure, which --exclude-self needs to recognise it; use entries with "
             "structures, or leave out --exclude-self"
         )
     try:

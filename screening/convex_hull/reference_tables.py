@@ -47,7 +47,7 @@ def read_table(
 ) -> dict[str, Any]:
     """Read a table.
 
-    A row that cannot be used, such as one of another energy scheme, is left out and counted.
+    A row that cannot be used, such as one with a different energy scheme, is left out and counted.
 
     Args:
         path: File or URL of the table.
@@ -65,7 +65,7 @@ def read_table(
     """
     if settings.with_structures:
         raise SourceError(
-            f"{path}: a table has no structures, by which --exclude-self recognises a phase; use entries with "
+            f"{path}: a table has no structures, which --exclude-self needs to recognise phases; use entries with "
             "structures, or leave out --exclude-self"
         )
     schemes: set[str] = set()
@@ -94,7 +94,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
     """Add entries that are given by formation energies, relative to the elements among the other entries.
 
     Raises:
-        ConfigError: For none of them all elements have an entry.
+        ConfigError: None of them has an entry for each of its elements.
     """
     elements: dict[int, float] = {}
     for number, energy in zip(found.composition, found.energy, strict=True):
@@ -116,7 +116,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         added += 1
     if waiting and not added:
         raise ConfigError(
-            f"formation energies also need references of the elements; there are none of {lacking}; add --references "
+            f"formation energies also need references of the elements, and {lacking} have none; add --references "
             "with the elements"
         )
 
@@ -151,7 +151,7 @@ def _energy(value: object) -> float:
     """An energy of a table as a number.
 
     Raises:
-        EntryLeftOutError: It is none.
+        EntryLeftOutError: It is not a number, or not plausible.
     """
     try:
         # `float` also takes bool, which is no energy, and "1_000", which no program writes.
@@ -169,8 +169,8 @@ def _check_scheme(path: str, scheme: object, candidates: str, *, formation: bool
     """Check that an energy of a table can be used.
 
     Raises:
-        EntryLeftOutError: Its energy scheme is another one, or not stated.
-        ConfigError: Formation energies of uncorrected energies.
+        EntryLeftOutError: Its energy scheme is different, or not stated.
+        ConfigError: It is a formation energy computed from uncorrected energies.
     """
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state that of such rows")
