@@ -19,7 +19,7 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Outputs to keep: energy, forces, stress or the names of heads; energy alone takes less than a "
+            help="Outputs to keep: energy, forces, stress and names of heads; energy alone takes less than a "
             "third of the time.",
             show_default="all",
         ),

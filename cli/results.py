@@ -32,7 +32,7 @@ def hull(
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave each structure's own phase out of its hull, recognised by structure; all references need "
+            help="Leave each structure's own phase, recognised by structure, out of its hull; all references need "
             "structures.",
         ),
     ] = False,

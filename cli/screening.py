@@ -212,9 +212,7 @@ def cascade(
     ] = 0.2,
     target: Annotated[
         float,
-        typer.Option(
-            help="A hit is a structure that the accurate model puts at most this far above the hull, eV/atom."
-        ),
+        typer.Option(help="Largest energy above the hull, by the accurate model, that counts as a hit, eV/atom."),
     ] = 0.05,
     audit: Annotated[
         int,

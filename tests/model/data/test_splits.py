@@ -129,12 +129,10 @@ def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Pat
     two = [np.arange(len(store)) < 1 for store in stores]
     assert joined(split_structures(stores, two, SplitConfig()).validation).sum() == 1
     with pytest.raises(
-        ConfigError, match="only 2 labelled structures, but training, validation, test need at least one each"
+        ConfigError, match="only 2 labelled structures, but training, validation, test need at least one"
     ):
         split_structures(stores, two, SplitConfig(test=0.1))
-    with pytest.raises(
-        ConfigError, match=r"only 1 values of 'source', but training, validation need at least one each"
-    ):
+    with pytest.raises(ConfigError, match=r"only 1 values of 'source', but training, validation need at least one"):
         split_structures(stores[:1], usable[:1], SplitConfig(by="group", key="source"))
     (tmp_path / "split.npz").write_text("nothing")
     for name in ("split.npz", "none.npz"):
