@@ -76,10 +76,10 @@ class InputFile:
         return facts.st_size, facts.st_mtime_ns, facts.st_dev, facts.st_ino
 
     def check_unchanged(self) -> None:
-        """Check that nobody has written the file since.
+        """Check that the file is as it was when the run began.
 
         Raises:
-            StoreError: It was changed, replaced or removed.
+            StoreError: The file was changed, replaced or removed.
         """
         if not self.path.exists() or self._stamp(self.path) != self.stamp:
             raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
