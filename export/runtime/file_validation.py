@@ -196,8 +196,8 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
     """Check a message and all messages in it; returns the numbers of its fields.
 
     Raises:
-        ModelFileError: It holds something that is refused.
-        _DamagedError: It does not follow the schema.
+        ModelFileError: The message holds a field that is refused.
+        _DamagedError: The message does not follow the schema.
     """
     if depth > _MAX_DEPTH:
         raise _DamagedError
@@ -244,10 +244,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number and the place after it.
+    """A number and the position after it.
 
     Raises:
-        _DamagedError: It has more than 64 bits, or is not in its shortest form.
+        _DamagedError: The number has more than 64 bits, or is not in its shortest form.
     """
     value = shift = 0
     while True:
