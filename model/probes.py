@@ -93,7 +93,7 @@ class ProbeSource:
         # Distances between sites, in units of the spacing, up to those across a face.
         shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3))) * box
         apart = np.linalg.norm(places[:, None, None] - places[:, None] + shifts, axis=3)
-        apart = np.where(apart < 0.5, np.inf, apart).min(axis=2)  # an atom is no neighbour of itself
+        apart = np.where(apart < 0.5, np.inf, apart).min(axis=2)  # an atom is not its own neighbour
         chosen, spacing = np.repeat(self.elements[0], len(places)), math.inf
         for _ in range(_TRIES):
             some = rng.choice(self.elements, min(len(self.elements), int(rng.integers(1, 4))), replace=False)

@@ -107,7 +107,7 @@ def _isolated(atoms: Mapping[int, float]) -> list[str]:
     if not atoms:
         return []
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
-    return [f"isolated atoms give the reference energies of {listed}; they are in no part of the split"]
+    return [f"isolated atoms give the reference energies of {listed}; they are left out of the split"]
 
 
 def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:
