@@ -73,7 +73,7 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self
 
 
 def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores that the hull keeps; columns of an earlier hull are computed anew."""
+    """Arrays of the scores that the hull keeps; columns of an earlier hull are recomputed."""
     energies = (*_ENERGY_COLUMNS, *_MEMBER_COLUMNS)
     replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
     return tuple(spec for name, spec in scores.items() if name not in replaced)

@@ -63,7 +63,7 @@ def hull(
         >>> float((found["energy_above_hull"] < 0).mean())  # doctest: +SKIP
 
     Args:
-        scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew.
+        scores: Dataset of a screen or relaxation; or of a hull, whose columns are recomputed.
         references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
             columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
             candidates compete among themselves; their hull is too high where phases are missing, so that energies

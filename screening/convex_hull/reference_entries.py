@@ -185,7 +185,7 @@ def _functional(entry: _Entry) -> str | None:
     """The functional that an entry states; None if it states none.
 
     Raises:
-        EntryLeftOutError: It states two.
+        EntryLeftOutError: The entry states two functionals.
     """
     parameters, data = entry.parameters or _Parameters(), entry.data or _Data()
     given = [text for text in (entry.run_type, parameters.run_type, data.run_type, parameters.functional) if text]
@@ -198,10 +198,10 @@ def _functional(entry: _Entry) -> str | None:
 
 
 def _scheme(functional: str | None, settings: ReadSettings) -> str:
-    """Energy scheme of an entry. What it states counts more than what the user assumes.
+    """Energy scheme of an entry. What the entry states takes precedence over what the user assumes.
 
     Raises:
-        EntryLeftOutError: Its energy cannot be compared with those of the candidates.
+        EntryLeftOutError: The energy cannot be compared with those of the candidates.
     """
     if functional is None:
         if settings.assumed is None:
@@ -267,7 +267,7 @@ def _check_settings(parameters: _Parameters, symbols: tuple[str, ...], correctio
     """Check that the MP2020 scheme applies to a calculation.
 
     Raises:
-        EntryLeftOutError: It has different values of U, or different pseudopotentials.
+        EntryLeftOutError: The calculation used different values of U, or different pseudopotentials.
     """
     given = {symbol: value for symbol, value in (parameters.hubbards or {}).items() if value}
     expected = corrections.hubbards(symbols) if len(symbols) > 1 else given
@@ -290,7 +290,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     """Function that reads the structure of an entry.
 
     Raises:
-        SourceError: It has none.
+        SourceError: The entry has no structure.
     """
     if not entry.structure:
         raise SourceError(
@@ -313,7 +313,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
     """An ordered pymatgen structure.
 
     Raises:
-        EntryLeftOutError: It is malformed or disordered.
+        EntryLeftOutError: The structure is malformed or disordered.
     """
     from pymatgen.core import Structure as Crystal  # noqa: PLC0415 - an extra
 

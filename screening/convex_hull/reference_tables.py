@@ -94,7 +94,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
     """Add entries that are given by formation energies, relative to the elements among the other entries.
 
     Raises:
-        ConfigError: None of them has an entry for each of its elements.
+        ConfigError: No entry has references for all of its elements.
     """
     elements: dict[int, float] = {}
     for number, energy in zip(found.composition, found.energy, strict=True):
@@ -151,10 +151,10 @@ def _energy(value: object) -> float:
     """An energy of a table as a number.
 
     Raises:
-        EntryLeftOutError: It is not a number, or not plausible.
+        EntryLeftOutError: The value is not a number, or not a plausible energy.
     """
     try:
-        # `float` also takes bool, which is no energy, and "1_000", which no program writes.
+        # `float` also takes bool, which is not an energy, and "1_000", which no program writes.
         energy = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         energy = np.nan
@@ -169,8 +169,8 @@ def _check_scheme(path: str, scheme: object, candidates: str, *, formation: bool
     """Check that an energy of a table can be used.
 
     Raises:
-        EntryLeftOutError: Its energy scheme is different, or not stated.
-        ConfigError: It is a formation energy computed from uncorrected energies.
+        EntryLeftOutError: The energy scheme is different, or not stated.
+        ConfigError: The value is a formation energy computed from uncorrected energies.
     """
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state that of such rows")
@@ -207,7 +207,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
                 names = [name for name in table.schema_arrow.names if name in wanted]
                 yield from table.iter_batches(columns=names)
             return
-        # Energies are read as text too: one that is no number leaves out its row, not the file.
+        # Energies are read as text too: one that is not a number leaves out its row, not the file.
         options = pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
         parsing = pacsv.ParseOptions(newlines_in_values=True)
         compression = "gzip" if path.endswith(".gz") else None

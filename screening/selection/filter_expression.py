@@ -119,7 +119,7 @@ class _Parser(ast.NodeVisitor):
         """Return the filter.
 
         Raises:
-            ConfigError: It is empty, or something in it is not allowed.
+            ConfigError: The filter is empty, or something in it is not allowed.
         """
         if not self.text.strip():
             raise self._error(0, "the filter is empty")
