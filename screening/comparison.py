@@ -286,7 +286,7 @@ def _check_compositions(
     if len(other):
         one = int(other[0])
         raise SourceError(
-            f"{table}: {ids[one]!r} is {given[one]} there, but {stored[one]} in {rows.path}; these are not the same "
+            f"{table}: {ids[one]!r} is {given[one]}, but {stored[one]} in {rows.path}; these are not the same "
             f"structures ({len(other):,} of {len(ids):,} ids)"
         )
 

@@ -110,7 +110,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the rows of the scores are those of the store, as they are not for a subset of a dataset.
+    """Check that the rows of the scores are those of the store, which is not so for a subset of a dataset.
 
     Raises:
         ConfigError: The rows differ.

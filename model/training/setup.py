@@ -122,7 +122,10 @@ def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tup
         for name in SUBSETS
     }
     if not any(chosen.any() for chosen in kept["validation"]):
-        raise ConfigError(f"{stores[0].path}: no validation structure consists only of elements in the training set")
+        raise ConfigError(
+            f"{stores[0].path}: no validation structure consists only of elements in the training set; "
+            "change training.split, or add structures"
+        )
     return Split(**kept)
 
 

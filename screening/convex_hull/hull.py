@@ -90,7 +90,7 @@ def hull(
     paths = [references] if isinstance(references, str | Path) else list(references)
     if exclude_self and not paths:
         raise ConfigError(
-            f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
+            f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
     versions = [content_version(str(path)) for path in paths]

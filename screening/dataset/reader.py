@@ -116,7 +116,7 @@ class ScoresReader:
         return graphs
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:
-        """Attributes for a dataset made from this one, which records the same stores from its own place.
+        """Attributes for a dataset made from this one, which records the same stores relative to its own path.
 
         Args:
             other: Path or URL of that dataset.
