@@ -111,7 +111,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Whatever ends a verb prints one line to standard error and exits with code 1."""
+    """Run the command line. An error that ends a verb is printed on one line to standard error; the exit code is 1."""
     if os.environ.get(_TRACEBACK):
         app()
     with _silent_background():
@@ -124,7 +124,7 @@ def main() -> None:
 
 @contextmanager
 def _silent_background() -> Iterator[None]:
-    """Print no traceback from threads and destructors of libraries: what fails there and matters is raised here too."""
+    """Print no traceback from threads and destructors of libraries: errors there that matter are raised here too."""
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook, sys.unraisablehook = lambda _: None, lambda _: None
     try:

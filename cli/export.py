@@ -19,7 +19,7 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Outputs to keep, of energy, forces, stress and the names of heads; energy alone takes less than a "
+            help="Outputs to keep: energy, forces, stress and names of heads; energy alone takes less than a "
             "third of the time.",
             show_default="all",
         ),
@@ -41,7 +41,7 @@ def export(
     """Export a network, with forces and stress, to an ONNX file.
 
     The file is written only if it passes all checks: the graph contains no reducing scatter, agrees with PyTorch on
-    new structures of other sizes, gives bit-identical results with one and two threads (in float64: identical up to
+    new structures of different sizes, gives bit-identical results with one and two threads (in float64: identical up to
     rounding), and obeys the symmetries: rotations, reflections, translations and permutations of atoms. The results are
     stored in the file's metadata; `equiscreen info M.onnx` prints them.
 

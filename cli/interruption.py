@@ -1,4 +1,4 @@
-"""Ctrl-C: one line and exit code 130, whatever goes on and however often it is pressed."""
+"""Ctrl-C: one line and exit code 130, whatever is running and however often it is pressed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _message: ContextVar[str] = ContextVar("message", default=_PLAIN)
 def interruptible() -> Iterator[None]:
     """End the process with one line if Ctrl-C is pressed during this block.
 
-    The first Ctrl-C raises KeyboardInterrupt, so that workers are stopped in good order. The second one ends the
+    The first Ctrl-C raises KeyboardInterrupt, so that workers are stopped cleanly. The second one ends the
     process at once; nothing is lost, since a run can be killed at any time.
     """
     before = signal.getsignal(signal.SIGINT)

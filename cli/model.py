@@ -47,7 +47,7 @@ def train(
     """Train a network, or an ensemble of networks, on graph stores.
 
     The loss covers energies, forces, stresses and the labels of all heads, as far as the stores have them. An
-    interrupted training resumes when you run the same command again, and ends with the same weights. The run folder
+    interrupted run resumes when you run the same command again, and ends with the same weights. The run folder
     keeps the configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
 
     \b

@@ -43,9 +43,9 @@ AllowExtrapolation = Annotated[
     bool,
     typer.Option(
         "--allow-extrapolation",
-        help="Take results for what they are even if atoms are implausibly close (for the model's training data or "
-        "their covalent radii), a force is above 50 eV/angstrom or the energy is implausible. Without it, the status "
-        "of such structures is extrapolating: they are ranked after all others and are part of no convex hull.",
+        help="Accept results even if atoms are implausibly close (for the model's training data or "
+        "their covalent radii), a force is above 50 eV/angstrom or the energy is implausible. Without this option, "
+        "such structures get the status extrapolating: they are ranked after all others and left out of convex hulls.",
     ),
 ]
 References = Annotated[

@@ -106,9 +106,7 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
         float,
-        typer.Option(
-            help="Convergence threshold: largest component of the stress after the external pressure is balanced, GPa."
-        ),
+        typer.Option(help="Convergence threshold: largest component of the stress plus the external pressure, GPa."),
     ] = 0.05,
     max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
@@ -202,7 +200,7 @@ def cascade(
     fast_references: Annotated[
         list[str] | None,
         typer.Option(
-            help="Competing phases for the fast model, if its energies follow another scheme. Repeatable.",
+            help="Competing phases for the fast model, if its energies follow a different scheme. Repeatable.",
             show_default="--references",
         ),
     ] = None,
@@ -212,11 +210,11 @@ def cascade(
     ] = 0.2,
     target: Annotated[
         float,
-        typer.Option(help="A hit is a structure that the accurate model predicts at most this far above it, eV/atom."),
+        typer.Option(help="Largest energy above the hull, by the accurate model, that counts as a hit, eV/atom."),
     ] = 0.05,
     audit: Annotated[
         int,
-        typer.Option(min=1, help="Number of rejected structures to evaluate as well, which gives the recall."),
+        typer.Option(min=1, help="Number of rejected structures to evaluate as well, to estimate the recall."),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit's sample.")] = 0,
     relax: Annotated[

@@ -36,13 +36,13 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Check the graph without running it.
 
     Raises:
-        ExportError: The graph holds a reducing scatter, a forbidden operator or domain, external data, or a fixed size.
+        ExportError: The graph has a reducing scatter, a forbidden operator or domain, external data, or a fixed size.
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:
-            raise ExportError(f"the graph holds {node.op_type} from the domain {node.domain!r}")
+            raise ExportError(f"the graph contains {node.op_type} from the domain {node.domain!r}")
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
-            raise ExportError(f"the graph holds {node.op_type} ({node.name})")
+            raise ExportError(f"the graph contains {node.op_type} ({node.name})")
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise ExportError("the graph stores tensors in other files")
     for value in model.graph.input:

@@ -87,7 +87,7 @@ def export_onnx(
     """Export a checkpoint, with forces, stress and all heads, to one ONNX file.
 
     The file is written only after these checks: the structure of the graph, agreement with PyTorch on new structures
-    of other sizes, equal results with one and two threads, and the symmetries of the model.
+    of different sizes, equal results with one and two threads, and the symmetries of the model.
 
     Args:
         checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble becomes one
@@ -100,7 +100,7 @@ def export_onnx(
             takes twice the time.
         opset: Version of the ONNX operator set, for older or newer runtimes.
         overwrite: Replace an existing file.
-        note: Told what is done next, since each step may take minutes.
+        note: Called with a line about the next step, since each may take minutes.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -138,7 +138,7 @@ def lower_and_check(
         card: Model card of the networks.
         wanted: Names of the outputs to keep; None keeps all.
         opset: Version of the ONNX operator set.
-        note: Told what is done next, since each step may take minutes.
+        note: Called with a line about the next step, since each may take minutes.
 
     Returns:
         The model, which carries its metadata, and the metadata.

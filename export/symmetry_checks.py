@@ -119,7 +119,7 @@ def _with(
     move: NDArray[np.float64] | None = None,
     order: NDArray[np.int64] | None = None,
 ) -> Structure:
-    """A copy of a structure, rotated, translated and with its atoms in another order."""
+    """A copy of a structure, rotated, translated and with its atoms in a different order."""
     order = np.arange(len(s)) if order is None else order
     turn = np.eye(3) if turn is None else turn
     positions = s.positions @ turn.T

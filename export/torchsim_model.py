@@ -92,7 +92,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         pbc = np.broadcast_to(_array(torch.as_tensor(state.pbc)).astype(bool), 3)
         if self.compute_stress and not pbc.all():
             raise ConfigError(
-                "a stress needs systems that are periodic in all three directions; "
+                "stress requires systems that are periodic in all three directions; "
                 "for other systems, use OnnxModel(..., compute_stress=False)"
             )
         # TorchSim keeps the atoms of a system together, but systems may be in any order.

@@ -86,7 +86,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__})") from error
     if damaged:
-        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is another one; copy the file again")
+        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; copy the file again")
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: expected schema {MODEL_SCHEMA!r}, found {found!r}")

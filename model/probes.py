@@ -44,7 +44,7 @@ class ProbeSource:
         elements: Elements to draw from.
         cutoff: Cutoff radius, angstrom.
         spacing: Distance at which neighbours are placed, by atomic numbers: float64[119, 119], angstrom. Pairs that are
-            no neighbours in the training data are placed beyond the cutoff.
+            not neighbours in the training data are placed beyond the cutoff.
         atom_volume: Volume per atom of crystals, angstrom^3; 0 if it is not known.
         crystals: Fraction of the structures that are periodic.
         atoms: Typical number of atoms.
@@ -93,7 +93,7 @@ class ProbeSource:
         # Distances between sites, in units of the spacing, up to those across a face.
         shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3))) * box
         apart = np.linalg.norm(places[:, None, None] - places[:, None] + shifts, axis=3)
-        apart = np.where(apart < 0.5, np.inf, apart).min(axis=2)  # an atom is no neighbour of itself
+        apart = np.where(apart < 0.5, np.inf, apart).min(axis=2)  # an atom is not its own neighbour
         chosen, spacing = np.repeat(self.elements[0], len(places)), math.inf
         for _ in range(_TRIES):
             some = rng.choice(self.elements, min(len(self.elements), int(rng.integers(1, 4))), replace=False)

@@ -18,7 +18,7 @@ _MESSAGES = (
     "failed to launch worker thread",
 )
 
-# Errors for which no record of an input is to blame: memory that is lacking, or a library that cannot be loaded.
+# Errors for which no record of an input is to blame: a lack of memory, or a library that cannot be loaded.
 MACHINE_ERRORS = (MemoryError, ImportError)
 
 

@@ -12,7 +12,7 @@ _NEXT = rf"::{_SCHEME}://"
 # A URL within one argument: `--out=s3://...`, `optimade:https://...`, `zip://*.cif::https://...`. It ends at a "::"
 # before the next URL, which is how fsspec chains them. A query with values lasts to the end: they may contain anything.
 _URL = re.compile(rf"(?P<scheme>{_SCHEME})://.*?(?={_NEXT}|\?(?:(?!{_NEXT})[^=])*=|\Z)(?:\?.*)?", re.DOTALL)
-# User and password end at an "@". A password with a bare "/", "@" or "?" makes no valid URL but is no less a secret, so
+# User and password end at an "@". A password with a bare "/", "@" or "?" makes the URL invalid but stays secret, so
 # it ends at the last "@" that it can. The digits of "host:8080/a@b" are a port.
 _NOT_A_PORT = r"[^/?#@:]*:(?!\d*(?:[/?#]|\Z))"
 _USER = re.compile(rf"(?<=://)(?:{_NOT_A_PORT}[^?]*|[^/?#]*|{_NOT_A_PORT}.*)@", re.DOTALL)

@@ -73,7 +73,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
         raise StoreError(
-            f"{a} and {b} have ids in common, but never for the same composition; they hold other structures"
+            f"{a} and {b} have ids in common, but never for the same composition; they hold different structures"
         )
     row_a, row_b = row_a[alike], row_b[alike]
     good = _ok(first, row_a) & _ok(second, row_b)
@@ -135,7 +135,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool[n], whether formulas mean the same reduced composition; nothing else than a formula means any."""
+    """bool[n], whether formulas have the same reduced composition; false for text that is not a formula."""
     compositions = Compositions()
 
     def numbers(texts: NDArray[Any]) -> list[int]:
@@ -304,7 +304,7 @@ def _check_compositions(
         Number of calculations with a formula.
 
     Raises:
-        SourceError: A formula of the table is another one.
+        SourceError: A formula of the table differs from that of the structure.
     """
     given = [(place, text) for place, one in enumerate(ids) for text in formulas.get(one, ())]
     if not given:

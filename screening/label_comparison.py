@@ -25,7 +25,7 @@ def labels_and_predictions(
 ) -> tuple[Column, Column]:
     """Return labels and predictions of the structures that have both.
 
-    Energies are compared as they are: if the labels follow another energy scheme than the model, the difference
+    Energies are compared as they are: if the labels follow a different energy scheme, the difference
     between the schemes is part of the error.
 
     Args:
@@ -111,7 +111,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the rows of the scores are those of the store, as they are not for a subset of a dataset.
+    """Check that the rows of the scores are those of the store, which is not so for a subset of a dataset.
 
     Raises:
         ConfigError: The rows differ.
@@ -119,7 +119,7 @@ def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
     names = scores["structure_id"][rows].to_numpy().tolist()
     if graphs.column("structure_id", rows.start, rows.stop).tolist() != names:
         raise ConfigError(
-            "the scores are a subset of a dataset, or in another order; use the whole dataset as it was written"
+            "the scores are a subset of a dataset, or in a different order; use the whole dataset as it was written"
         )
 
 

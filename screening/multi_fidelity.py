@@ -114,7 +114,7 @@ def cascade(
         out: Folder to write.
         references: References of the convex hull, see `convex_hull.hull.hull`; their energies have to suit both models.
         settings: Which structures are kept, and which are hits; None for the defaults.
-        fast_references: References for the fast model, if its energies follow another scheme.
+        fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
         scheme: Energy scheme of references given as tables.
         device: Device of the workers, see `export.runtime.providers`.
@@ -308,7 +308,7 @@ def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
         if path.exists():
             if read_mark(path) != json.loads(json.dumps(plan)):
                 raise OutputExistsError(
-                    f"{folder}: holds a cascade of other structures, models or settings, or its {PLAN_FILE} is "
+                    f"{folder}: holds a cascade with different structures, models or settings, or its {PLAN_FILE} is "
                     "damaged; choose another `--out`"
                 )
         elif any(one.name != LOCK_FILE for one in folder.iterdir()):

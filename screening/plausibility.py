@@ -1,4 +1,4 @@
-"""Which results mean something: bounds on distances, forces and energies beyond which a model only extrapolates.
+"""Which results are meaningful: bounds on distances, forces and energies beyond which a model only extrapolates.
 
 Far from its training data, a network may predict anything: for overlapping atoms, energies of -21,000 eV/atom, which
 would lead every ranking and span every hull. Real crystals are far inside these bounds: over 7,140 crystals of the
@@ -35,7 +35,7 @@ _BOX = 30.0  # angstrom, edge of the cell of an isolated atom: larger than twice
 
 @dataclass(frozen=True)
 class Plausibility:
-    """Bounds outside of which the results of a model mean nothing.
+    """Bounds outside of which the results of a model are meaningless.
 
     Attributes:
         minimum_distances: Shortest distance of each pair of elements in the training data, by atomic numbers in

@@ -78,5 +78,5 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
             self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0])
         elif "stress" in properties:
             raise PropertyNotImplementedError(
-                "a stress needs a crystal that is periodic in all three directions, and a model that predicts stress"
+                "stress requires a crystal that is periodic in all three directions, and a model that predicts stress"
             )

@@ -125,7 +125,7 @@ class Ensemble:
             if schemes[0] != schemes[1]:
                 raise ModelFileError(
                     f"{its_name}: its energies follow the scheme {schemes[1]}, those of {name} {schemes[0]}; "
-                    "incompatible schemes have no mean, so screen with each model on its own"
+                    "energies of different schemes cannot be averaged, so screen with each model on its own"
                 )
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]

@@ -1,14 +1,14 @@
 """Validation of an ONNX file before anything runs it, without the onnx package.
 
-The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, let a field that is
-given twice win once, and cut numbers to their own width, so a file may mean one thing to a check and another to what
+The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, differ on a field that
+is given twice, and cut numbers to their own width, so a file may mean one thing to a check and another to what
 runs it. Here every message must follow the schema of onnx.proto
-(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none twice that is
-not a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
+it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
 functions and operators of other domains have no place in the schema.
 
-The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other tools
-changed, and wrote anew, have no such entry at their end and are read without this check.
+The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other
+tools rewrote have no such entry at their end and are read without this check.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def check_model_bytes(data: bytes, name: str) -> None:
     """
     entry = _checksum_entry(data)
     if entry and data[-len(entry) :] != entry:
-        raise ModelFileError(f"{name}: damaged: its checksum is another one; copy or export the model again")
+        raise ModelFileError(f"{name}: damaged: its checksum does not match; copy or export the model again")
     try:
         fields = _check(memoryview(data), "model", name, depth=0)
     except (IndexError, UnicodeDecodeError, _DamagedError) as error:
@@ -202,8 +202,8 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
     """Check a message and all messages in it; returns the numbers of its fields.
 
     Raises:
-        ModelFileError: It holds something that is refused.
-        _DamagedError: It does not follow the schema.
+        ModelFileError: The message holds a field that is refused.
+        _DamagedError: The message does not follow the schema.
     """
     if depth > _MAX_DEPTH:
         raise _DamagedError
@@ -250,10 +250,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number and the place after it.
+    """A number and the position after it.
 
     Raises:
-        _DamagedError: It has more than 64 bits, or is not in its shortest form.
+        _DamagedError: The number has more than 64 bits, or is not in its shortest form.
     """
     value = shift = 0
     while True:

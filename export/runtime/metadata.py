@@ -87,7 +87,7 @@ class ModelMetadata:
             where: Name of the file, for messages.
 
         Raises:
-            ModelFileError: The file was not exported by equiscreen, or has another schema.
+            ModelFileError: The file was not exported by equiscreen, or has an unsupported schema.
         """
         found = {key.removeprefix(_PREFIX): value for key, value in props.items() if key.startswith(_PREFIX)}
         try:

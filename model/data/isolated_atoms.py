@@ -28,7 +28,7 @@ def isolated_atoms(
     """Find structures of one atom that interacts with nothing.
 
     A single atom is isolated if it is not periodic, if its nearest image is at least two cutoffs away, or if the column
-    `config_type` says IsolatedAtom. A crystal with one atom in its cell is not isolated just because the atom has no
+    `config_type` is IsolatedAtom. A crystal with one atom in its cell is not isolated just because the atom has no
     neighbour within the cutoff, as in bcc caesium at 5 angstrom.
 
     Args:

@@ -79,7 +79,7 @@ class Split:
 
 
 def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], config: SplitConfig) -> Split:
-    """Divide the usable structures; the result does not depend on where the stores lie.
+    """Divide the usable structures; the result does not depend on the paths of the stores.
 
     Fractions refer to all usable structures of all stores, and are met as closely as whole structures or groups allow:
 
@@ -129,7 +129,7 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
 def _check_number(number: int, what: str, config: SplitConfig) -> None:
     parts = ["training", "validation", *(["test"] if config.test > 0 else [])]
     if number < len(parts):
-        raise ConfigError(f"training.split: {number} {what}; {', '.join(parts)} need one each")
+        raise ConfigError(f"training.split: only {number} {what}, but {', '.join(parts)} need at least one each")
 
 
 def _numbers(total: int, config: SplitConfig) -> tuple[int, int]:

@@ -227,7 +227,7 @@ def _parity_figure(pairs: Sequence[Parity]) -> Figure | None:
 def _parity_panel(ax: Axes, group: Sequence[Parity]) -> None:
     name, unit = group[0].name, group[0].unit
     if any(pair.unit != unit for pair in group):
-        raise ValueError(f"{name}: units {sorted({pair.unit for pair in group})} in one panel")
+        raise ValueError(f"{name}: several units in one panel: {sorted({pair.unit for pair in group})}")
     points = [pair.points() for pair in group]
     chosen = _select_points([len(label) for label, _ in points])
     n_drawn, total = sum(map(len, chosen)), sum(len(label) for label, _ in points)

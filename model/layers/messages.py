@@ -25,7 +25,7 @@ class Slots:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        # The same indices, computed in another way. Otherwise common-subexpression elimination would merge what the
+        # The same indices, computed differently. Otherwise common-subexpression elimination would merge what the
         # backward pass recomputes with the forward pass's copy, and keep that in memory.
         back = table.reverse.view(-1)[table.reverse]
         self.neighbors_again = table.neighbors.view(-1)[back]

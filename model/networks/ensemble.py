@@ -61,7 +61,7 @@ def check_members(networks: Sequence[Network]) -> None:
     """Check that networks can be members of one ensemble.
 
     Raises:
-        CheckpointError: There are fewer than two, or their elements, cutoff, outputs or dtype differ.
+        CheckpointError: There are fewer than two networks, or their elements, cutoff, outputs or dtype differ.
     """
     if len(networks) < 2:
         raise CheckpointError(f"an ensemble of {len(networks)}; at least two networks are needed")

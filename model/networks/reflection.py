@@ -79,7 +79,7 @@ class MirrorAveraged(Network):
 
     def __init__(self, network: Network) -> None:
         if network.config.symmetry != "so3":
-            raise ConfigError(f"a network of symmetry {network.config.symmetry} is the same as its mirror image")
+            raise ConfigError(f"a network with `symmetry: {network.config.symmetry}` already equals its mirror image")
         if network.config.heads:
             raise ConfigError("networks with heads cannot be averaged with their mirror images")
         super().__init__(network.config, network.elements, network.statistics)

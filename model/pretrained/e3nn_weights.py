@@ -59,7 +59,7 @@ def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
     zero.
 
     Raises:
-        ValueError: The symbols follow another convention.
+        ValueError: The symbols follow a different convention.
     """
     degrees = (path.left.l, path.right.l, path.out.l)
     stored = state.get(f"{prefix}._compiled_main_left_right._w3j_{'_'.join(map(str, degrees))}")
@@ -69,4 +69,4 @@ def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
     for sign in (1.0, -1.0):
         if torch.allclose(stored.double(), sign * ours, atol=1e-5):
             return sign
-    raise ValueError(f"the 3j symbols of {degrees} are not e3nn's")
+    raise ValueError(f"the 3j symbols of {degrees} differ from e3nn's by more than a sign")

@@ -47,7 +47,7 @@ def load_pretrained(
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
         trust: Unpickle everything in the file, which can run arbitrary code.
-        note: Told what is done next, since each step may take a minute.
+        note: Called with a line about the next step, since each may take a minute.
 
     Returns:
         The network, in float32 and evaluation mode, and its model card.
@@ -192,7 +192,7 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
         if not unsafe:
             raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix") from error
         raise CheckpointError(
-            f"{path}: would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
+            f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix ({detail(error)})") from error

@@ -123,7 +123,7 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
 
 
 def _weights(data: bytes) -> Iterator[NDArray[Any]]:
-    """Yield the arrays of a JAX file, without the scalars among and behind them.
+    """Yield the arrays of a JAX file, without the scalars between and after them.
 
     Equinox also writes the Python numbers of a model, as arrays without dimensions: settings of its modules, which
     depend on the version of e3nn-jax. Nequix reads the settings from the first line, too.
@@ -134,9 +134,9 @@ def _weights(data: bytes) -> Iterator[NDArray[Any]]:
         if leaf.ndim:
             yield leaf
         elif leaf.dtype.kind not in "biuf":
-            raise ValueError(f"a scalar of type {leaf.dtype}")
+            raise ValueError(f"unexpected scalar of type {leaf.dtype}")
     if file.read().strip():
-        raise ValueError("more than arrays")
+        raise ValueError("unexpected data after the arrays")
 
 
 def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[str, Tensor]) -> NequipNetwork:

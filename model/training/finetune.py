@@ -52,12 +52,12 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
         stores: Stores to train on.
 
     Raises:
-        ConfigError: The architecture cannot carry a new head.
+        ConfigError: The architecture does not support a new head.
     """
     if isinstance(start.config, NequipConfig):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
-                f"{config.training.fine_tune.checkpoint}: imported weights predict an energy and support no heads"
+                f"{config.training.fine_tune.checkpoint}: imported weights predict only an energy and cannot have heads"
             )
         return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
@@ -67,7 +67,7 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
         checked = NetworkConfig.model_validate(network.model_dump())
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{config.training.fine_tune.checkpoint}: cannot carry a new head: {reason}") from error
+        raise ConfigError(f"{config.training.fine_tune.checkpoint}: cannot add a new head: {reason}") from error
     return config.model_copy(update={"network": checked})
 
 
@@ -116,7 +116,7 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
         for parameter in frozen:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError(f"training.fine_tune.freeze: {', '.join(freeze)} leave nothing to train")
+        raise ConfigError(f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train")
     return others
 
 

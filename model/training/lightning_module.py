@@ -184,7 +184,7 @@ class TrainingModule(lightning.LightningModule):
             where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
         rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
-            return f"{where}, by {self.data.names(batch, rows.tolist())}: check its labels and distances"
+            return f"{where}, caused by {self.data.names(batch, rows.tolist())}: check its labels and distances"
         # A label of 1e30 corrupts references and scales, so that other structures fail before its own turn comes.
         hint = largest_label(self.data, self.network, self.config)
         if not hint and self._before is not None:
@@ -255,7 +255,7 @@ class TrainingModule(lightning.LightningModule):
             if sums[f"{name}/terms"] > 0:
                 loss += term_of(self.config.loss, name).weight * sums[f"{name}/penalty"] / sums[f"{name}/terms"]
         if not torch.isfinite(loss):
-            by = f", by {self._wrong}" if self._wrong else ""
+            by = f", caused by {self._wrong}" if self._wrong else ""
             raise EquiscreenError(
                 f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch}{by}: check the labels"
             )

@@ -137,7 +137,7 @@ def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder}: an unfinished run with another configuration or store; use the same ones to resume it, "
+            f"{folder}: an unfinished run with a different configuration or store; use the same ones to resume it, "
             "or `--overwrite` to discard it"
         )
     _write_recipe(folder, recipe)

@@ -107,7 +107,7 @@ def _isolated(atoms: Mapping[int, float]) -> list[str]:
     if not atoms:
         return []
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
-    return [f"isolated atoms give the reference energies of {listed}; they are in no part of the split"]
+    return [f"isolated atoms give the reference energies of {listed}; they are left out of the split"]
 
 
 def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:
@@ -122,7 +122,10 @@ def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tup
         for name in SUBSETS
     }
     if not any(chosen.any() for chosen in kept["validation"]):
-        raise ConfigError(f"{stores[0].path}: no validation structure consists only of elements in the training set")
+        raise ConfigError(
+            f"{stores[0].path}: no validation structure consists only of elements in the training set; "
+            "change training.split, or add structures"
+        )
     return Split(**kept)
 
 

@@ -92,7 +92,7 @@ def train(
 
     Raises:
         ConfigError: The stores do not fit the configuration.
-        OutputExistsError: The folder holds a finished run, or one with another configuration.
+        OutputExistsError: The folder holds a finished run, or one with a different configuration.
     """
     begin = time.monotonic()
     graphs = open_stores(stores)

@@ -14,7 +14,7 @@ from .graph_block import GraphBlock
 from .neighbor_table import evaluation_groups, neighbor_table
 from .offsets import ragged_rows
 
-# Ending of the output with the standard deviation of another one over the members of an ensemble.
+# Ending of the output with the standard deviation of another output over the members of an ensemble.
 SPREAD = "_std"
 
 Defined = Literal["always", "crystals", "molecules"]

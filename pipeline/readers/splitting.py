@@ -171,7 +171,7 @@ def _cut_poscar(stream: Stream) -> Iterator[RawDocument]:
         mode = b"Cartesian\n" if line.strip()[:1] in b"Cc" else b"Direct\n"
         n_atoms = sum(int(word) for word in head[-1].split() if word.isdigit())
         if not 0 < n_atoms < _LONGEST_LINE:
-            yield unreadable("no numbers of atoms before a configuration")
+            yield unreadable("no atom counts before a configuration")
             return
         yield b"".join([*head, mode, *(stream.readline(_LONGEST_LINE) for _ in range(n_atoms))])
         line = stream.readline(_LONGEST_LINE)

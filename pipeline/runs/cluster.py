@@ -120,7 +120,7 @@ def check_seen(path: str | Path) -> None:
     """Check, on a worker, that a file or folder of the run exists.
 
     Raises:
-        UnreachableError: It does not: this machine has a different file system.
+        UnreachableError: The path does not exist here; this machine has a different file system.
     """
     if not Path(path).exists():
         raise UnreachableError(
@@ -150,7 +150,7 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
         with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
             pool.submit(asyncio.run, _check_answers(str(address))).result()
         client = client_type(address, timeout=f"{_ANSWER_S}s")
-    except Exception as error:  # a server that is no scheduler can cause any error
+    except Exception as error:  # a server that is not a scheduler can cause any error
         if str(address).startswith("tls://") and isinstance(error, TypeError):
             raise EquiscreenError(
                 f"{address}: Dask's configuration names no TLS certificates on this machine; see {_TLS}"

@@ -248,7 +248,7 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
         overwrite: Replace an existing file.
 
     Raises:
-        OutputExistsError: It exists, is a folder or a URL, or overlaps an input.
+        OutputExistsError: The file exists, is a folder or a URL, or overlaps an input.
     """
     if "://" in str(out):
         raise OutputExistsError(f"{out}: can only be written to a local file; write it there, then copy it")

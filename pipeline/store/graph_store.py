@@ -85,7 +85,7 @@ def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
 
 
 def _damaged(path: str | Path, reason: str) -> str:
-    return f"{path}: its {ROOT_FILE} is damaged ({reason}); copy the store again from where it came, or write it again"
+    return f"{path}: its {ROOT_FILE} is damaged ({reason}); copy the store from its source again, or write it again"
 
 
 def _open_url(url: str) -> tuple[zarr.Group, bytes]:

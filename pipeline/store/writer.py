@@ -80,10 +80,10 @@ class InputFile:
         return [cls(Path(file.path), file.stamp, file.version.removeprefix(SHA256)) for file in known]
 
     def check_unchanged(self) -> None:
-        """Check that nobody has written the file since.
+        """Check that the file is as it was when the run began.
 
         Raises:
-            StoreError: It was changed, replaced or removed.
+            StoreError: The file was changed, replaced or removed.
         """
         try:
             now = stamp_of(self.path)

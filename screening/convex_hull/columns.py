@@ -41,7 +41,7 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self
         relaxed: Whether the structures were relaxed.
         members: Whether the scores have the energies of the members of an ensemble.
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
-        exclude_self: Whether the own phase of each structure is left out of its hull.
+        exclude_self: Whether each structure's own phase is left out of its hull.
     """
     end = suffix(relaxed=relaxed)
 
@@ -73,7 +73,7 @@ def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self
 
 
 def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores that the hull keeps; columns of an earlier hull are computed anew."""
+    """Arrays of the scores that the hull keeps; columns of an earlier hull are recomputed."""
     energies = (*_ENERGY_COLUMNS, *_MEMBER_COLUMNS)
     replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
     return tuple(spec for name, spec in scores.items() if name not in replaced)

@@ -117,7 +117,7 @@ class _RowHulls:
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom).
-        own: bool[n], whether the own phase of the row is left out.
+        own: bool[n], whether the row's own phase is left out.
         others: Other references of the composition by row, lowest energy first, for rows where `own` holds.
         lower: The lowest of the other references by row, where it is below the hull of all other compositions.
     """

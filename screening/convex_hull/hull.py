@@ -52,7 +52,7 @@ def hull(
     end in ``_unrelaxed``.
 
     The hull of the references is that of all references as they are, as in pymatgen's `get_e_above_hull`: a structure
-    with the energy of the stable reference of its composition has distance 0, and a known phase that a model scores is
+    with the energy of the stable reference of its composition has distance 0, and the distance of a known phase is
     off by the error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is
     left out for that structure, so that a stable known phase gets the (negative) distance to the hull of all others.
     Phases are recognised by structure alone. Names never matter. Elements are always measured against their own
@@ -79,7 +79,7 @@ def hull(
         scheme: Energy scheme of table rows and entries that state none, and of the energies of a graph store.
         store: Graph store of the candidates, if it is not where the scores say.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: Leave out the own phase of each structure among the references, which all need structures.
+        exclude_self: Leave out each structure's own phase among the references, which all need structures.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error.
 
@@ -87,7 +87,7 @@ def hull(
         The dataset, opened.
 
     Raises:
-        ConfigError: References follow another energy scheme or cannot be used, or an extra is not installed.
+        ConfigError: References follow a different energy scheme or cannot be used, or an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores or their graph store cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -97,7 +97,7 @@ def hull(
     paths = [references] if isinstance(references, str | Path) else list(references)
     if exclude_self and not paths:
         raise ConfigError(
-            f"--exclude-self needs --references; to measure candidates against each other, use {scores} itself"
+            f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
     # As they are before their content is hashed.

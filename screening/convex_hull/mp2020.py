@@ -2,7 +2,7 @@
 
 Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states that the rules need, are those
 that pymatgen ships; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per
-entry, most of it to guess oxidation states anew; here they are looked up in tables.
+entry, most of it to guess oxidation states again; here they are looked up in tables.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class OwnPhases:
         return own
 
     def _others(self, structure: Structure, places: range) -> Iterator[int]:
-        """Places of references that are another phase than a structure."""
+        """Places of references that are a different phase from a structure."""
         for place in places:
             if not self._matcher.same(structure, self._structure(place)):
                 yield place

@@ -184,7 +184,7 @@ class _Calculation:
 def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str, Any]:
     """Read pymatgen entries; their own corrections are ignored, since their energies are uncorrected.
 
-    An entry that cannot be used, such as one of another functional, is left out and counted.
+    An entry that cannot be used, such as one with a different functional, is left out and counted.
 
     Args:
         path: File or URL of the entries.
@@ -373,7 +373,7 @@ def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) 
     """Energy scheme of an entry. What it states counts more than what the user assumes.
 
     Raises:
-        EntryLeftOutError: Its energy cannot be compared with those of the candidates.
+        EntryLeftOutError: The energy cannot be compared with those of the candidates.
     """
     if functional is None:
         if settings.assumed is None:
@@ -544,11 +544,11 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     """Function that reads the structure of an entry.
 
     Raises:
-        SourceError: It has none.
+        SourceError: The entry has no structure.
     """
     if not entry.structure:
         raise SourceError(
-            f"{path}: entry {name} has no structure, by which --exclude-self recognises a phase; use entries with "
+            f"{path}: entry {name} has no structure, which --exclude-self needs to recognise it; use entries with "
             "structures, or leave out --exclude-self"
         )
     try:
@@ -567,7 +567,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
     """An ordered pymatgen structure.
 
     Raises:
-        EntryLeftOutError: It is malformed or disordered.
+        EntryLeftOutError: The structure is malformed or disordered.
     """
     from pymatgen.core import Structure as Crystal  # noqa: PLC0415 - an extra
 

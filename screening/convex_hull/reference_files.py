@@ -144,7 +144,7 @@ def _structure(rows: ScoredEnergies, row: int) -> Structure:
     """Structure of a row of a dataset of references.
 
     Raises:
-        SourceError: It cannot be read.
+        SourceError: The structure cannot be read.
     """
     try:
         return rows.structures(np.array([row]))[0]

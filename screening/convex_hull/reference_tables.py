@@ -137,7 +137,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
     """Add entries that are given by formation energies, relative to the elements among the other entries.
 
     Raises:
-        ConfigError: For none of them all elements have an entry.
+        ConfigError: No entry has references for all of its elements.
     """
     elements: dict[int, float] = {}
     for number, energy in zip(found.composition, found.energy, strict=True):
@@ -159,7 +159,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         added += 1
     if waiting and not added:
         raise ConfigError(
-            f"formation energies also need references of the elements; there are none of {lacking}; add --references "
+            f"formation energies also need references of the elements, and {lacking} have none; add --references "
             "with the elements"
         )
 
@@ -253,10 +253,10 @@ def _energy(value: object) -> float:
     """An energy of a table as a number.
 
     Raises:
-        EntryLeftOutError: It is none.
+        EntryLeftOutError: The value is not a number, or not a plausible energy.
     """
     try:
-        # `float` also takes bool, which is no energy, and "1_000", which no program writes.
+        # `float` also takes bool, which is not an energy, and "1_000", which no program writes.
         energy = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         energy = np.nan

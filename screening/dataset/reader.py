@@ -129,7 +129,7 @@ class ScoresReader:
             self.graphs.check_unchanged()
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:
-        """Attributes for a dataset made from this one, which records the same stores from its own place.
+        """Attributes for a dataset made from this one, which records the same stores relative to its own path.
 
         Args:
             other: Path or URL of that dataset.
@@ -148,7 +148,7 @@ class ScoresReader:
         """Check that structures of the graph store have the numbers of atoms that the scores give for them.
 
         Raises:
-            StoreError: They differ, so the store holds other structures.
+            StoreError: The numbers differ, so the store holds different structures.
         """
         if not np.array_equal(stored, scored):
             raise StoreError(
@@ -254,7 +254,7 @@ def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.inte
 def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places at which to split wanted rows into separate reads.
 
-    To start a read takes longer than to go through one or two chunks without wanted rows.
+    Starting a read takes longer than going through one or two chunks without wanted rows.
 
     Args:
         chunks: int64[n], chunk of each wanted row, ascending.

@@ -116,7 +116,7 @@ class RelaxSettings:
             raise ConfigError(f"unknown cell axes {self.cell_axes!r}; choose some of the letters a, b and c")
         if self.cell_axes and (self.fix_cell or self.fix_symmetry):
             raise ConfigError(
-                "cell_axes let the cell relax in some directions, fix_cell in none, and fix_symmetry only as the space "
+                "cell_axes relaxes the cell in some directions, fix_cell in none, and fix_symmetry only as the space "
                 "group permits; choose one of them"
             )
 
@@ -189,7 +189,7 @@ def relax_structures(
         structures: Pairs of a key and a structure.
         potential: Potential with energy, forces and stress.
         settings: Settings of the relaxation; None uses the defaults.
-        plausibility: Bounds outside of which a result means nothing; None uses those of the potential.
+        plausibility: Bounds outside of which a result is meaningless; None uses those of the potential.
         edges_in_flight: Structures are added to the batch until it has this many edges.
 
     Yields:
@@ -295,7 +295,7 @@ class _Relaxation:
         structure: Initial structure.
         potential: Potential that the structure is relaxed with.
         settings: Settings of the relaxation.
-        plausibility: Bounds outside of which a result means nothing.
+        plausibility: Bounds outside of which a result is meaningless.
         n_steps: Number of evaluations so far.
         last_step: Number of evaluations after which the relaxation stops.
         first: The initial point, once it has been evaluated.
@@ -347,7 +347,7 @@ class _Relaxation:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What has no effect, although it could be expected to."""
+        """Settings that have no effect, although they might be expected to."""
         if self.is_crystal:
             return ()
         kept = self.structure.pbc.any() and not self.moves_cell and not self.settings.fix_cell

@@ -184,7 +184,7 @@ class _RelaxPlan:
         """Check that no graph store or trajectories of another run, and no inputs, are in the way.
 
         Raises:
-            OutputExistsError: One of them exists, and is not to be overwritten; or the run reads it.
+            OutputExistsError: An output exists and may not be overwritten, or the run reads it.
         """
         graphs = Target.of(self.graphs_out)
         for path in (Path(self.graphs_out), self.trajectories_out):

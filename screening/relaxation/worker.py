@@ -38,7 +38,7 @@ class RelaxTask:
         columns: Input columns to copy from the graph store.
         model_sha256: sha256 of the model file, which identifies the worker plugin that holds its session.
         settings: Settings of the relaxation.
-        plausibility: Bounds outside of which a result means nothing.
+        plausibility: Bounds outside of which a result is meaningless.
         folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as
             complete.
         graphs: Folder of the parts of the graph store.

@@ -227,14 +227,14 @@ class _ScreenPlan:
         wrong = []
         known = _hashes(self.graphs.attrs, self.graphs.store_hash)
         if base.attrs["graph_store"]["store_hash"] not in known:
-            wrong.append("other graphs")
+            wrong.append("different graphs")
         if base.attrs.get("model", {}).get("sha256") != self.ensemble.sha256:
-            wrong.append("another model")
+            wrong.append("different model")
         found = {name: value for name, value in base.attrs.get("settings", {}).items() if name != "limit"}
         if found != {name: value for name, value in self.settings.items() if name != "limit"}:
-            wrong.append("other settings")
+            wrong.append("different settings")
         if "kind" in base.attrs or "hull" in base.attrs or set(map(str, base.variables)) != self._names():
-            wrong.append("other variables")
+            wrong.append("different variables")
         if base.sizes[STRUCTURE] > self.size:
             wrong.append(f"{base.sizes[STRUCTURE]} rows for {self.size} structures")
         if wrong:

@@ -115,7 +115,7 @@ def screen_files(
         SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: None of the structures could be scored.
         ModelFileError: A model cannot be used.
-        OutputExistsError: The scores exist, or the graph store beside them has other sources or another cutoff.
+        OutputExistsError: The scores exist, or the graph store beside them has different sources or a different cutoff.
     """
     options = RunOptions(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
@@ -176,7 +176,7 @@ def prepare_graphs(
             return PreparedGraphs(path, _reused_summary(GraphStore(path)))
         if not options.overwrite:
             raise OutputExistsError(
-                f"{path}: holds other graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
+                f"{path}: holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
@@ -280,13 +280,13 @@ def _differences(
     if store.cutoff != cutoff:
         differences.append(f"its cutoff is {store.cutoff} angstrom, that of the model is {cutoff}")
     if store.attrs.get("inputs_sha256") != inputs_digest(_inputs_now(named, store)):
-        differences.append("other sources, or they have changed")
+        differences.append("different or changed sources")
     if recipe.pop("limit", None) != limit:
-        differences.append("another limit")
+        differences.append("different limit")
     if recipe != _recipe_of(store) or {"appended_to", "merged_from"} & set(store.attrs):
-        differences.append("other settings")
+        differences.append("different settings")
     if store.attrs.get("software", {}).get("equiscreen") != version("equiscreen"):
-        differences.append("another version of equiscreen")
+        differences.append("different version of equiscreen")
     return differences or (["damaged"] if verify and store.verify() else [])
 
 

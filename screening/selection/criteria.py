@@ -198,7 +198,7 @@ class _Survivors:
     Attributes:
         rows: int64[n], rows of the scores.
         points: float64[n, 1 + columns of the Pareto front], values that they are ranked by; lower is better.
-        last: bool[n], whether the status of a row says that its values mean little, so that it comes after all others.
+        last: bool[n], whether the status of a row says that its values are unreliable, so that it comes last.
         left_out: Number of dropped rows, by reason.
     """
 
@@ -259,7 +259,7 @@ def _by_front(
     if plan.late.conjuncts:  # a row that does not qualify must not dominate others
         found.keep(_holding(found.rows, plan, derived), "--where")
     enough = len(found.rows) if plan.has_quota else top
-    sound = ~found.last  # what means little must not dominate others
+    sound = ~found.last  # unreliable values must not dominate others
     front = np.zeros(len(sound), dtype=np.int32)
     front[sound] = fronts(found.points[sound, 1:], None if top is None else enough)
     order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))

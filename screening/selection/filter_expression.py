@@ -119,7 +119,7 @@ class _Parser(ast.NodeVisitor):
         """Return the filter.
 
         Raises:
-            ConfigError: It is empty, or something in it is not allowed.
+            ConfigError: The filter is empty, or something in it is not allowed.
         """
         if not self.text.strip():
             raise self._error(0, "the filter is empty")
@@ -298,7 +298,7 @@ class _Parser(ast.NodeVisitor):
         source, place = self._source(node), self._place(node)
         token = _TOKEN.fullmatch(source)
         if token is None:  # Python joins texts that stand next to each other
-            raise self._error(place, "an operator or a comma is missing between two texts")
+            raise self._error(place, "an operator or a comma is missing between two words in quotes")
         if token.lastgroup == "number":
             return constant(Kind.NUMBER, place, float(source))
         return constant(Kind.TEXT, place, source[1:-1])

@@ -76,8 +76,8 @@ def select(
         allowed_elements: Symbols of the only elements that a structure may contain.
         any_elements: Symbols of elements of which a structure must contain at least one.
         excluded_elements: Symbols of elements that a structure must not contain.
-        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other
-            beats in all of them. With `top`, further fronts follow until there are enough structures.
+        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other one
+            dominates. With `top`, further fronts follow until there are enough structures.
         per_system: Largest number of structures of one chemical system; the best ones are kept.
         per_prototype: Largest number of structures of one prototype; the best ones are kept.
         uncertainty_weight: Number of standard deviations by which values are made worse before they are ranked.
@@ -136,7 +136,7 @@ def select(
 
 
 def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | Path) -> None:
-    """Check that there are structures, and not too many for files of their own.
+    """Check that there are structures, and not too many for one file each.
 
     Raises:
         StoreError: No structure was selected.

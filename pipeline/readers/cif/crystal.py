@@ -110,7 +110,7 @@ def _atoms(symmetry: Statements, cell: gemmi.UnitCell, sites: Sites, contents: C
     """Atoms of the cell by the only reading of its symmetry that nothing contradicts.
 
     Raises:
-        InvalidStructureError: There is none, or there are several that give different atoms.
+        InvalidStructureError: No reading fits, or several fit and give different atoms.
     """
     accepted: list[Atoms] = []
     faults = []

@@ -86,7 +86,7 @@ def read_symmetry(block: gemmi.cif.Block, tags: Tags, cell: gemmi.UnitCell) -> S
     """Read the symmetry of a block.
 
     Raises:
-        InvalidStructureError: It is not understood, or contradicts the cell.
+        InvalidStructureError: The symmetry is not understood, or contradicts the cell.
     """
     listed = next((tags.column(block, name) for name in OPERATIONS if name in tags.names), None) or ()
     values = tuple(block.find_value(tags.names[name]) or "?" for name in tags.symmetry)
@@ -137,7 +137,7 @@ def _statements(
     """Return the readings that fit the cell.
 
     Raises:
-        InvalidStructureError: There is none.
+        InvalidStructureError: No reading fits the cell.
     """
     by_operations = [_by_operations(texts) for texts in (magnetic, operations) if texts]
     try:
@@ -173,7 +173,7 @@ def _by_operations(texts: tuple[str, ...]) -> Reading:
     """Reading of a list of operations.
 
     Raises:
-        InvalidStructureError: One does not parse, or they do not form a group.
+        InvalidStructureError: An operation does not parse, or the operations do not form a group.
     """
     operations = list({op.triplet(): op for op in map(_operation, texts)}.values())
     triplets = tuple(op.triplet() for op in operations)
@@ -204,7 +204,7 @@ def _by_names(values: dict[str, str], cell: gemmi.UnitCell) -> list[list[Reading
     """Readings of each name or number of a group.
 
     Raises:
-        InvalidStructureError: One is not understood.
+        InvalidStructureError: A name or number is not understood.
     """
     out = []
     choice = values.get(SETTING_CODE, "").lower()

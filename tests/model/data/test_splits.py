@@ -128,9 +128,11 @@ def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Pat
         split_structures(stores, usable, SplitConfig(by="time", key="family"))
     two = [np.arange(len(store)) < 1 for store in stores]
     assert joined(split_structures(stores, two, SplitConfig()).validation).sum() == 1
-    with pytest.raises(ConfigError, match="2 labelled structures; training, validation, test need one each"):
+    with pytest.raises(
+        ConfigError, match="only 2 labelled structures, but training, validation, test need at least one"
+    ):
         split_structures(stores, two, SplitConfig(test=0.1))
-    with pytest.raises(ConfigError, match=r"1 values of 'source'; training, validation need one each"):
+    with pytest.raises(ConfigError, match=r"only 1 values of 'source', but training, validation need at least one"):
         split_structures(stores[:1], usable[:1], SplitConfig(by="group", key="source"))
     (tmp_path / "split.npz").write_text("nothing")
     for name in ("split.npz", "none.npz"):

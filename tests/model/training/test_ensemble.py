@@ -224,7 +224,7 @@ def test_a_killed_ensemble_goes_on_with_the_members_that_it_lacks(properties: Pa
     before = (first.read_bytes(), first.stat().st_mtime_ns)
     with pytest.raises(CheckpointError, match="run the same `equiscreen train` command again"):
         load_members(run)
-    with pytest.raises(OutputExistsError, match="another configuration"):
+    with pytest.raises(OutputExistsError, match="different configuration"):
         train_ensemble(properties, run, settings_of(max_epochs=12), members=3)
     report = train_ensemble(properties, run, settings_of(max_epochs=12), members=2)
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before

@@ -208,7 +208,7 @@ def test_a_store_that_sees_less_far_than_the_checkpoint_is_refused(start: Path, 
 
 def test_freezing_everything_is_refused(store: Path, start: Path, tmp_path: Path) -> None:
     everything = ["embedding", "radial", "interactions", "readouts"]
-    with pytest.raises(ConfigError, match="leave nothing to train"):
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
         fine_tuned(store, tmp_path / "run", start, max_epochs=1, fine_tune={"freeze": everything})
 
 
@@ -261,5 +261,5 @@ def test_imported_weights_get_a_new_element(silver: Path, imported: Path, tmp_pa
 
 
 def test_imported_weights_take_no_heads(silver: Path, imported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imported weights predict an energy and support no heads"):
+    with pytest.raises(ConfigError, match="imported weights predict only an energy and cannot have heads"):
         fine_tuned(silver, tmp_path / "run", imported, {"heads": {"hardness": {}}}, max_epochs=1)

@@ -1,4 +1,4 @@
-"""A commit mark holds what was written, or it counts as none and its part is made again."""
+"""A commit mark holds what was written, or it counts as absent and its part is made again."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_attributes_may_be_added_and_not_changed(store: Path) -> None:
     zarr.open_group(store, mode="r+").update_attributes({"doi": "10.1000/1"})
     assert GraphStore(store).attrs["doi"] == "10.1000/1"
     zarr.open_group(store, mode="r+").update_attributes({"cutoff": 4.5})
-    with pytest.raises(StoreError, match=r"g\.zarr: its zarr\.json is damaged .*copy the store again"):
+    with pytest.raises(StoreError, match=r"g\.zarr: its zarr\.json is damaged .*copy the store from its source again"):
         GraphStore(store)
 
 

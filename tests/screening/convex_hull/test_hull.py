@@ -243,7 +243,7 @@ def test_the_own_phase_is_left_out_by_structure_alone(crystals: Crystals, tmp_pa
         hull(scores, [elements, table], tmp_path / "t.zarr", exclude_self=True)
     with pytest.raises(SourceError, match=r"entries.*: entry .* has no structure"):
         hull(scores, [known, crystals.elements], tmp_path / "t.zarr", exclude_self=True)
-    with pytest.raises(ConfigError, match=r"needs --references.*s\.zarr itself"):
+    with pytest.raises(ConfigError, match=r"needs --references.*use --references .*s\.zarr"):
         hull(scores, out=tmp_path / "t.zarr", exclude_self=True)
 
 

@@ -120,11 +120,11 @@ def test_what_cannot_be_appended_to_is_told_and_kept(store: Path, model: Path, t
     grow(tmp_path / "other.zarr", 12, seed=225)
     another = altered(model, tmp_path / "m.onnx", 1.1)
     words = {"append": True, "scheduler": "threads"}
-    with pytest.raises(StoreError, match=r"s\.zarr: .* cannot be appended to \(other graphs\)"):
+    with pytest.raises(StoreError, match=r"s\.zarr: .* cannot be appended to \(different graphs\)"):
         screen(tmp_path / "other.zarr", model, out, **words)
-    with pytest.raises(StoreError, match="another model"):
+    with pytest.raises(StoreError, match="different model"):
         screen(store, another, out, **words)
-    with pytest.raises(StoreError, match="other settings"):
+    with pytest.raises(StoreError, match="different settings"):
         screen(store, model, out, min_distance=1.0, **words)
     with pytest.raises(StoreError, match="no such store"):
         screen(store, model, tmp_path / "none.zarr", **words)

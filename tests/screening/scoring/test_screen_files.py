@@ -209,12 +209,12 @@ def merged(sources: list[Path], graphs: Path) -> None:
     ("make", "message"),
     [
         (other_cutoff, r"its cutoff is 5\.5 angstrom, that of the model is 4\.5"),
-        (fewer_sources, "other sources"),
-        (changed_later, "other sources, or they have changed"),
-        (limited, "another limit"),
-        (without_large_ones, "other settings"),
-        (appended_to, "other settings"),
-        (merged, "other settings"),
+        (fewer_sources, "different or changed sources"),
+        (changed_later, "different or changed sources"),
+        (limited, "different limit"),
+        (without_large_ones, "different settings"),
+        (appended_to, "different settings"),
+        (merged, "different settings"),
     ],
 )
 def test_other_graphs_in_that_place_are_refused(
@@ -223,7 +223,7 @@ def test_other_graphs_in_that_place_are_refused(
     graphs = tmp_path / "s.graphs.zarr"
     make(sources, graphs)
     moment = written(graphs)
-    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr: holds other graphs \(.*{message}.*--overwrite"):
+    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr: holds different graphs \(.*{message}.*--overwrite"):
         screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert written(graphs) == moment
     assert not (tmp_path / "s.zarr").exists()

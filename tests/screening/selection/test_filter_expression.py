@@ -120,7 +120,7 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("n_atoms < 3)", r"character 12 .*unmatched '\)'"),
         ("n_atoms in [3)", r"character 14 .*does not match"),
         ("min(n_atoms 3) < 4", "character 5 .*an operator or a comma is missing"),
-        ("formula == 'a' 'b'", "character 12 .*missing between two texts"),
+        ("formula == 'a' 'b'", "character 12 .*missing between two words in quotes"),
         ("formula == r'H2'", "character 12 .*unknown name 'r'|character 13 .*was not expected"),
         ("n_atoms in []", "character 12 .*needs a list"),
         ("n_atoms in (1, 2)", "character 12 .*needs a list"),
