@@ -24,6 +24,7 @@ from .demo import demo
 from .export import export
 from .info import info
 from .model import import_, train
+from .models import models
 from .pipeline import featurize, generate, merge
 from .results import hull, report, select
 from .screening import cascade, relax, screen
@@ -63,6 +64,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "featurize": featurize,
     "merge": merge,
     "train": train,
+    "models": models,
     "import": import_,
     "export": export,
     "screen": screen,

@@ -11,6 +11,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.sources.formats import Format
 from ..pipeline.store.dedup import Dedup
 from .interruption import resumable
+from .models import onnx_file
 from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
 
 
@@ -88,7 +89,13 @@ def featurize(
     cutoff: Annotated[
         float | None, typer.Option(help="Cutoff radius of the neighbour graph, angstrom.", show_default="5.0")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Use the cutoff of this ONNX model instead of --cutoff.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Use the cutoff of this model instead of --cutoff: an ONNX file, the name of published weights such "
+            "as 7net-0, or a checkpoint."
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -162,7 +169,7 @@ def featurize(
     if model is not None:
         from ..export.runtime.onnx_potential import OnnxPotential
 
-        cutoff = OnnxPotential.load(model, threads=1).cutoff
+        cutoff = OnnxPotential.load(onnx_file(model), threads=1).cutoff
     if save_labels is not None:
         check_file(save_labels, [*sources, *([labels] if labels else [])], overwrite=overwrite)
     mapping = (LabelMapping.load(labels) if labels else LabelMapping()).with_inline(label or (), column or ())

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from .interruption import resumable
+from .models import MODEL_HELP, onnx_file
 from .options import AllowExtrapolation, Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
 
 _SECONDS_PER_HOUR = 3600
@@ -25,10 +26,10 @@ def screen(
         ),
     ],
     model: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
-            help="ONNX file from `equiscreen export`. Repeat it to screen with an ensemble of models of the same "
-            "energy scheme; scores are then means and standard deviations."
+            help=f"{MODEL_HELP} Repeat it to screen with an ensemble of models of the same energy scheme; scores are "
+            "then means and standard deviations."
         ),
     ],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
@@ -70,19 +71,20 @@ def screen(
 
     \b
     Example:
-        equiscreen screen candidates.zarr --model model.onnx --out scores.zarr
+        equiscreen screen candidates.zarr --model 7net-0 --out scores.zarr
     """
     from ..screening.scoring import screen as scoring
     from ..screening.scoring import screen_files
     from ..screening.scoring.score import MAX_SCORED_EDGES
 
+    files = [onnx_file(name) for name in model]
     if estimate:
-        print(screen_files.estimate(sources, model, out, limit))
+        print(screen_files.estimate(sources, files, out, limit))
         return
     with resumable():
         scores = screen_files.screen_files(
             sources,
-            model,
+            files,
             out,
             device=device,
             max_edges=max_edges or MAX_SCORED_EDGES,
@@ -101,7 +103,7 @@ def screen(
 
 def relax(
     store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
-    model: Annotated[Path, typer.Option(help="ONNX file from `equiscreen export`, with forces and stress.")],
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} It needs forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
@@ -150,7 +152,7 @@ def relax(
 
     \b
     Example:
-        equiscreen relax candidates.zarr --model model.onnx --out relaxed.zarr
+        equiscreen relax candidates.zarr --model 7net-0 --out relaxed.zarr
     """
     from ..screening.relaxation import relax as relaxation
     from ..screening.relaxation.batched import RelaxSettings
@@ -170,13 +172,14 @@ def relax(
         trajectory=trajectory,
         allow_extrapolation=allow_extrapolation,
     )
+    file = onnx_file(model)
     if estimate:
-        print(relaxation.estimate(store, model, settings, limit))
+        print(relaxation.estimate(store, file, settings, limit))
         return
     with resumable():
         relaxed = relaxation.relax(
             store,
-            model,
+            file,
             out,
             settings,
             device=device,
@@ -191,8 +194,13 @@ def relax(
 
 def cascade(
     store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
-    fast: Annotated[Path, typer.Option(help="ONNX file of the fast model, which scores every structure.")],
-    accurate: Annotated[Path, typer.Option(help="ONNX file of the accurate model, which evaluates what is kept.")],
+    fast: Annotated[
+        str, typer.Option(help="Fast model, which scores every structure: an ONNX file, a name or a checkpoint.")
+    ],
+    accurate: Annotated[
+        str,
+        typer.Option(help="Accurate model, which evaluates what is kept: an ONNX file, a name or a checkpoint."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume in it.")],
     references: Annotated[
         list[str], typer.Option(help="Competing phases, in the formats of `equiscreen hull --references`. Repeatable.")
@@ -234,7 +242,7 @@ def cascade(
 
     \b
     Example:
-        equiscreen cascade candidates.zarr --fast small.onnx --accurate 7net-0.onnx \\
+        equiscreen cascade candidates.zarr --fast small.onnx --accurate 7net-0 \\
             --references entries.json.gz --out cascade
     """
     from .. import screening
@@ -243,8 +251,8 @@ def cascade(
     with resumable():
         found = screening.cascade(
             store,
-            fast,
-            accurate,
+            onnx_file(fast),
+            onnx_file(accurate),
             out,
             references,
             multi_fidelity.CascadeSettings(keep_below, target, audit, seed, relax),

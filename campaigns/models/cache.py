@@ -61,7 +61,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
     Raises:
         EquiscreenError: The file cannot be read or written.
     """
-    with writing(path):
+    with usable(path):
         if intact_model(path):
             return path
     with exclusive(path, note):
@@ -70,7 +70,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
         if path.exists():
             note(f"{path}: damaged (its checksum is another one); it is made again")
         data = make()
-        with writing(path), atomic_path(path) as scratch:
+        with usable(path), atomic_path(path) as scratch:
             scratch.write_bytes(data)
     return path
 
@@ -86,11 +86,11 @@ def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
     Raises:
         EquiscreenError: The folder cannot be written.
     """
-    with writing(path):
+    with usable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("a")
     with lock:
-        with writing(path):
+        with usable(path):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -100,7 +100,7 @@ def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def usable(path: Path) -> Iterator[None]:
     """Report, for the duration of a block, that a file of the cache cannot be used, and how to choose another folder.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...pipeline.errors import ModelFileError, UnreachableError, detail
 from ...pipeline.runs.progress import ProgressReport
-from .cache import exclusive, writing
+from .cache import exclusive, usable
 
 if TYPE_CHECKING:
     import httpx
@@ -56,7 +56,7 @@ def fetch(
         ModelFileError: The URL is not acceptable, the server sends another file, or httpx is not installed.
         EquiscreenError: The folder cannot be written.
     """
-    with writing(target):
+    with usable(target):
         if _digest(target) == sha256:
             return target
     with exclusive(target, note):
@@ -65,7 +65,7 @@ def fetch(
         if target.exists():
             note(f"{target}: not the published file (its SHA-256 is another one); it is fetched again")
         part = target.with_name(f".{target.name}.{sha256[:12]}.part")
-        with writing(target):
+        with usable(target):
             found = _downloaded(url, part, target, sha256, progress=progress)
             if found != sha256:
                 part.unlink(missing_ok=True)

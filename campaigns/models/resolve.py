@@ -11,7 +11,7 @@ from pathlib import Path
 from ... import __version__
 from ...pipeline.errors import ModelFileError
 from .bundled import DISTRIBUTION, bundled_file
-from .cache import cache_folder, intact_model, made_once
+from .cache import cache_folder, intact_model, made_once, usable
 from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
 
@@ -75,7 +75,8 @@ def ready_file(model: CatalogModel) -> Path | None:
         EquiscreenError: There is no cache folder.
     """
     path = _cached(model.name, model.sha256)
-    return bundled_file(model) or (path if intact_model(path) else None)
+    with usable(path):
+        return bundled_file(model) or (path if intact_model(path) else None)
 
 
 def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], None]) -> Path:

@@ -1,0 +1,106 @@
+"""The verb `models`, and models by name for the verbs that take an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import tell
+
+if TYPE_CHECKING:
+    from ..campaigns.models.catalog import CatalogModel
+
+MODEL_HELP = (
+    "ONNX file from `equiscreen export`; or the name of published weights, such as 7net-0 (`equiscreen models` lists "
+    "them), or a checkpoint, which are exported once into the cache."
+)
+
+
+def onnx_file(model: str) -> Path:
+    """The ONNX file of a model that is given by name or as a file; see `campaigns.models.resolve.model_file`."""
+    from ..campaigns.models.resolve import model_file
+
+    return model_file(model, progress=True, note=tell)
+
+
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Show this model only: NAME, NAME/FIDELITY or NAME@HASH, where HASH is the begin of the SHA-256 of "
+            "its weights.",
+            show_default=False,
+        ),
+    ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="Prepare the model for use: download its weights if needed, and export them to the cache."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the models that are known by name.
+
+    For each: what it is good for, which energies it predicts, what it was trained on, its licence, elements, cutoff,
+    symmetry, size and speed, where its weights come from, and whether it is ready for use, in the package
+    equiscreen-models or in the cache folder (EQUISCREEN_CACHE). Wherever a verb takes a model, it takes such a name.
+    The first use of a name exports the weights, which takes half a minute and needs `pip install 'equiscreen[rank]'`.
+
+    \b
+    Example:
+        equiscreen models 7net-0
+    """
+    from ..campaigns.models.cache import cache_folder
+    from ..campaigns.models.catalog import CATALOG, find_model
+
+    if fetch:
+        if name is None:
+            raise typer.BadParameter("--fetch needs the NAME of a model")
+        find_model(name)
+        onnx_file(name)
+    chosen = [*CATALOG.values()] if name is None else [find_model(name)]
+    if as_json:
+        described = [_described(model) for model in chosen]
+        print(
+            json.dumps(
+                described[0] if name is not None else {"cache": str(cache_folder()), "models": described}, indent=2
+            )
+        )
+    else:
+        print("\n\n".join(_text(model) for model in chosen))
+        if name is None:
+            print(f"\nThe cache is {cache_folder()}.")
+
+
+def _described(model: CatalogModel) -> dict[str, object]:
+    from ..campaigns.models.resolve import ready_file
+
+    ready = ready_file(model)
+    return {**model.to_dict(), "ready": ready is not None, "file": None if ready is None else str(ready)}
+
+
+def _text(model: CatalogModel) -> str:
+    from ..campaigns.models.resolve import ready_file
+
+    weights, ready = model.published, ready_file(model)
+    speed = "speed not measured" if model.edges_per_second is None else f"{model.edges_per_second:,} edges/s on 2 cores"
+    mirror = {
+        None: "mirror images differ",
+        0.0: "mirror images have equal energies",
+    }.get(model.mirror_violation, f"mirror images differ by {model.mirror_violation:.0e} eV/atom or more")
+    also = f" (also {', '.join(weights.aliases)})" if weights.aliases else ""
+    rows = {
+        "good for": weights.purpose,
+        "energies": f"{weights.functionals[model.fidelity]}, scheme {model.scheme}; trained on {weights.training_data}",
+        "network": f"{weights.n_elements} elements, cutoff {weights.cutoff:g} angstrom, {speed}",
+        "symmetry": f"{'SO(3)' if weights.symmetry == 'so3' else 'O(3)'}: {mirror}",
+        "licence": f"{weights.licence}; {weights.citation}",
+        "source": f"{model.source}, {weights.size / 1e6:.1f} MB, SHA-256 {model.sha256}",
+        "ready": f"yes, {ready}" if ready is not None else "no, the first use exports it",
+    }
+    return "\n".join([f"{model.name}{also}", *(f"  {title:<9} {text}" for title, text in rows.items())])
