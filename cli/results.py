@@ -89,7 +89,8 @@ def select(
     by: Annotated[
         str | None,
         typer.Option(
-            help="Column to rank by, lowest first; -COLUMN ranks highest first.", show_default="energy_above_hull"
+            help="Column to rank by, lowest first; -COLUMN ranks highest first.",
+            show_default="energy_above_hull, else formation_energy_per_atom",
         ),
     ] = None,
     allowed_elements: Annotated[
@@ -171,7 +172,11 @@ def select(
 def report(
     scores: Annotated[
         str,
-        typer.Argument(metavar="S.zarr", help="Scores of a screen, a relaxation, a hull or a selection, or their URL."),
+        typer.Argument(
+            metavar="S.zarr|FOLDER",
+            help="Scores of a screen, a relaxation, a hull or a selection, or their URL; or the folder of a selection "
+            "or a cascade.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
@@ -183,14 +188,21 @@ def report(
 
     It shows counts, distributions, elements, the best candidates with pictures, and cost. The page is
     self-contained: it opens offline and needs no other file. The best candidates are those with the lowest energy
-    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest energy per atom.
+    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest formation energy.
+    Energies per atom rank structures of one composition only.
     Needs `pip install 'equiscreen[report]'`.
 
     \b
     Example:
         equiscreen report relaxed.hull.zarr --top 20
     """
-    from .. import screening
+    from ..screening.dataset.default_ranking import NOT_COMPARABLE, default_ranking
+    from ..screening.dataset.paths import dataset_in
+    from ..screening.dataset.reader import ScoresReader
+    from ..screening.reporting import report as reporting
 
-    page = screening.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    scores = str(dataset_in(scores))
+    page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    if default_ranking(ScoresReader(scores)) is None:
+        print(f"no candidates are ranked: {NOT_COMPARABLE}")
