@@ -150,7 +150,7 @@ def _summary(content: ReportContent, title: str) -> str:
 def _without_hull(content: ReportContent) -> str:
     """Return what the candidates are ranked by without a hull."""
     if not content.is_ranking:
-        return f"The candidates are not ranked: {NOT_COMPARABLE}."
+        return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
     column = (
         "formation energy"
         if content.value.startswith("formation")

@@ -144,7 +144,15 @@ def test_screening_from_the_command_line(folder: Path, exported: Callable[[str],
     done = equiscreen("screen", folder / "g.zarr", "--model", exported("float32"), "--out", out)
     assert done.returncode == 0, done.stderr
     assert "6 structures (6 ok)" in done.stdout
-    assert '"equiscreen-scores/1"' in in_this_process("info", out).stdout
+    assert '"equiscreen-scores/1"' in in_this_process("info", out, "--json").stdout
+    for path, parts in (
+        (out, ("6 structures: 6 ok", "eV/atom", "model: ", "energies: own")),
+        (folder / "g.zarr", ("graph store, 6 structures", "read 6 = stored 6", "from s.extxyz")),
+        (exported("float32"), ("ONNX model", "predicts energy (eV)", "Al, Cu, Au", "cutoff 4.5")),
+    ):
+        lines = in_this_process("info", path).stdout
+        assert all(part in lines for part in parts), lines
+        assert len(lines.splitlines()) <= 12
     verified = in_this_process("info", folder / "g.zarr", "--verify")
     assert "all checksums match" in verified.stdout
 
@@ -180,7 +188,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
     out = folder / "short.zarr"
     words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
     assert in_this_process(*words).returncode == 0
-    assert '"cutoff": 4.5' in in_this_process("info", out).stdout
+    assert '"cutoff": 4.5' in in_this_process("info", out, "--json").stdout
     assert_one_line(in_this_process(*words, "--cutoff", "3"), "--cutoff and --model")
 
 
@@ -232,7 +240,7 @@ def test_training_and_fine_tuning_from_the_command_line(folder: Path, tmp_path: 
     tuned = equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "tuned", "--from", run)
     assert tuned.returncode == 0, tuned.stderr
     assert f"checkpoint: {run}" in (tmp_path / "tuned" / "config.yaml").read_text()
-    about = equiscreen("info", tmp_path / "tuned").stdout
+    about = equiscreen("info", tmp_path / "tuned", "--json").stdout
     assert '"equiscreen-model/1"' in about
     assert '"members": 1' in about
 
@@ -244,10 +252,10 @@ def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_pa
     trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run, "--seeds", "2")
     assert trained.returncode == 0, trained.stderr
     assert "2 members" in trained.stdout
-    assert '"members": 2' in equiscreen("info", run).stdout
+    assert '"members": 2' in equiscreen("info", run, "--json").stdout
     exported = equiscreen("export", run, "--out", tmp_path / "m.onnx")
     assert exported.returncode == 0, exported.stderr
-    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx").stdout
+    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx", "--json").stdout
     again = equiscreen("train", "--repeat", run / "member-1", "--out", tmp_path / "again")
     assert again.returncode == 0, again.stderr
     assert_one_line(
