@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -22,6 +23,8 @@ from .model import import_, train
 from .pipeline import featurize, generate, merge
 from .results import hull, report, select
 from .screening import cascade, relax, screen
+from .terminal.account import shows_tracebacks, with_messages
+from .terminal.help_pages import Verb, Verbs
 
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
@@ -30,7 +33,8 @@ app = typer.Typer(
     "them with `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example in a few minutes; "
     "`equiscreen VERB --help` explains each verb.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -48,25 +52,17 @@ _EXTRAS = {
 # Environment variable; if it is set, an error shows its traceback.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# In the order of the workflow, which is that of `--help`.
-_VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "generate": generate,
-    "featurize": featurize,
-    "merge": merge,
-    "train": train,
-    "import": import_,
-    "export": export,
-    "screen": screen,
-    "relax": relax,
-    "hull": hull,
-    "cascade": cascade,
-    "select": select,
-    "report": report,
-    "info": info,
+# By the part of the work that they belong to, in the order of `--help`.
+_VERBS: dict[str, dict[str, Callable[..., None]]] = {
+    "The whole job": {"demo": demo},
+    "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
+    "Models": {"train": train, "import": import_, "export": export},
+    "Screening": {"screen": screen, "relax": relax, "hull": hull, "cascade": cascade},
+    "Results": {"select": select, "report": report, "info": info},
 }
-for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+for _panel, _verbs in _VERBS.items():
+    for _name, _verb in _verbs.items():
+        app.command(_name, cls=Verb, rich_help_panel=_panel)(with_messages(_verb))
 
 
 def _print_version(value: bool) -> None:
@@ -78,7 +74,8 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -92,6 +89,8 @@ def main() -> None:
         try:
             app()
         except Exception as error:  # noqa: BLE001 - a user gets one line, not a traceback
+            if shows_tracebacks():
+                traceback.print_exception(error)
             print(f"equiscreen: {_one_line(error)}", file=sys.stderr)
             sys.exit(1)
 

@@ -31,14 +31,14 @@ def info(
     Example:
         equiscreen info candidates.zarr --verify
     """
-    from .describe import describe, verify_store
+    from .terminal.describe import describe, verify_store
 
     found = describe(path)
     checked = verify_store(path) if verify else None
     if as_json:
         print(json.dumps(found | ({"verified": checked} if checked else {}), indent=2))
         return
-    from .about import about
+    from .terminal.about import about
 
     print(about(found))
     if checked:

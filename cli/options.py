@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -71,8 +70,3 @@ MovedStore = Annotated[
         show_default="the path recorded in the scores",
     ),
 ]
-
-
-def tell(text: str) -> None:
-    """Show what a verb does next, on standard error."""
-    print(text, file=sys.stderr, flush=True)

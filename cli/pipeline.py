@@ -12,6 +12,7 @@ from ..pipeline.sources.formats import Format
 from ..pipeline.store.dedup import Dedup
 from .interruption import resumable
 from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
+from .terminal.account import account, shows_progress
 
 
 def generate(
@@ -68,9 +69,9 @@ def generate(
         max_atoms=max_atoms,
         min_probability=min_probability,
         overwrite=overwrite,
-        progress=True,
+        progress=shows_progress(),
     )
-    print(report)
+    account(report)
 
 
 def featurize(
@@ -178,7 +179,7 @@ def featurize(
         "max_edges": max_edges or MAX_EDGES,
     }
     if estimate:
-        print(estimation.estimate(sources, limit=limit, **settings))
+        account(estimation.estimate(sources, limit=limit, **settings))
         return
     with resumable():
         report = featurization.featurize(
@@ -188,10 +189,10 @@ def featurize(
             append=append,
             overwrite=overwrite,
             scheduler=scheduler,
-            progress=True,
+            progress=shows_progress(),
             **settings,
         )
-    print(report)
+    account(report)
 
 
 def merge(
@@ -216,5 +217,7 @@ def merge(
     from ..pipeline.featurization import merge as merging
 
     with resumable():
-        report = merging.merge(stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=True)
-    print(report)
+        report = merging.merge(
+            stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=shows_progress()
+        )
+    account(report)

@@ -9,6 +9,7 @@ import typer
 
 from .interruption import resumable
 from .options import MovedStore, Overwrite, References, Scheme
+from .terminal.account import account, shows_progress
 
 
 def hull(
@@ -67,9 +68,9 @@ def hull(
             unrelaxed_references=unrelaxed_references,
             exclude_self=exclude_self,
             overwrite=overwrite,
-            progress=True,
+            progress=shows_progress(),
         )
-    print(convex_hull.summary(found, target))
+    account(convex_hull.summary(found, target), found, path=target)
 
 
 def select(
@@ -164,9 +165,9 @@ def select(
         formats=(output_format,),
         store=store,
         overwrite=overwrite,
-        progress=True,
+        progress=shows_progress(),
     )
-    print(selection.summary(found, out))
+    account(selection.summary(found, out), found, path=out)
 
 
 def report(
@@ -203,6 +204,7 @@ def report(
 
     scores = str(dataset_in(scores))
     page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    text = f"{page}: {page.stat().st_size / 1e6:.1f} MB"
     if default_ranking(ScoresReader(scores)) is None:
-        print(f"no candidates are ranked: {NOT_COMPARABLE}")
+        text += f"\nno candidates are ranked: {NOT_COMPARABLE}"
+    account(text, path=page)

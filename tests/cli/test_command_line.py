@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,7 +136,7 @@ def test_a_mistake_is_one_line_of_the_program(folder: Path) -> None:
 def test_every_error_is_one_line_with_a_reason(
     error: Exception, part: str, command_line: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    with patch("equiscreen.cli.describe.describe", side_effect=error):  # whatever a library may raise
+    with patch("equiscreen.cli.terminal.describe.describe", side_effect=error):  # whatever a library may raise
         assert_one_line(command_line("info", "x"), part)
 
 
@@ -205,7 +206,10 @@ def test_help_teaches(verb: str) -> None:
     assert len(done.stdout.splitlines()) > 10
     assert "  Example" in done.stdout
     assert f"      equiscreen {verb} " in done.stdout
-    overview = in_this_process("--help").stdout.partition("Commands:")[2]
+    page = done.stdout.splitlines()
+    assert page.index(next(line for line in page if line.startswith("  Example"))) == 4  # usage, what it does, example
+    assert page == in_this_process(verb, "-h").stdout.splitlines()
+    overview = in_this_process("--help").stdout.partition("The whole job:")[2]
     assert verb in overview
     assert "..." not in overview  # click cuts a summary that is longer than a line
 
@@ -219,7 +223,23 @@ def test_every_verb_and_option_is_explained() -> None:
             assert getattr(parameter, "help", ""), f"{name}: {parameter.name}"
 
 
+def test_a_slip_in_a_verb_or_option_is_told_with_the_right_word() -> None:
+    assert "Did you mean 'screen'?" in in_this_process("scren").stderr
+    assert "--model" in in_this_process("screen", "--modl", "x").stderr
+
+
+def test_accounts_are_json_for_machines_and_nothing_on_request(folder: Path, tmp_path: Path) -> None:
+    words = ("featurize", folder / "s.extxyz", "--scheduler", "threads")
+    done = in_this_process(*words, "--out", tmp_path / "a.zarr", "--json")
+    assert json.loads(done.stdout)["stored"] == 6, done.stdout
+    quiet = in_this_process(*words, "--out", tmp_path / "b.zarr", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert_one_line(in_this_process(*words, "--out", tmp_path / "b.zarr", "--json"), "b.zarr", "exists")
+    assert "Traceback" in in_this_process(*words, "--out", tmp_path / "b.zarr", "--verbose").stderr
+
+
 def test_version() -> None:
+    assert in_this_process("-V").stdout.strip() == __version__
     assert equiscreen("--version").stdout.strip() == __version__  # the one real process that only prints
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import zarr
 
-from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import EquiscreenError, StoreError
-from ..pipeline.store.graph_store import GraphStore, open_root
-from ..pipeline.store.schema import GRAPH_SCHEMA
-from ..screening.dataset.paths import dataset_in
-from ..screening.dataset.scores import SCORES_SCHEMA
+from ...export.runtime.onnx_potential import OnnxPotential
+from ...pipeline.errors import EquiscreenError, StoreError
+from ...pipeline.store.graph_store import GraphStore, open_root
+from ...pipeline.store.schema import GRAPH_SCHEMA
+from ...screening.dataset.paths import dataset_in
+from ...screening.dataset.scores import SCORES_SCHEMA
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -77,6 +77,6 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from ..model.checkpoint import describe_checkpoint  # needs PyTorch, which scoring does not
+    from ...model.checkpoint import describe_checkpoint  # needs PyTorch, which scoring does not
 
     return describe_checkpoint(path)

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from ase.data import chemical_symbols
 
-from ..pipeline.plain_text import one_line
-from ..pipeline.store.schema import GRAPH_SCHEMA
-from ..pipeline.store.tables import FAILURES_FILE
-from ..screening.dataset.reader import ScoresReader
-from ..screening.dataset.scores import SCORES_SCHEMA
+from ...pipeline.plain_text import one_line
+from ...pipeline.store.schema import GRAPH_SCHEMA
+from ...pipeline.store.tables import FAILURES_FILE
+from ...screening.dataset.reader import ScoresReader
+from ...screening.dataset.scores import SCORES_SCHEMA
 
 # Reasons and statuses that are printed, names for each, and inputs.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
