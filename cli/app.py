@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -28,6 +29,8 @@ from .models import models
 from .pipeline import featurize, generate, merge
 from .results import hull, report, select
 from .screening import cascade, relax, screen
+from .terminal.account import shows_tracebacks, with_messages
+from .terminal.help_pages import Verb, Verbs
 
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
@@ -36,7 +39,8 @@ app = typer.Typer(
     "them with `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example in a few minutes; "
     "`equiscreen VERB --help` explains each verb.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -56,25 +60,13 @@ _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Environment variable; if it is set, an error shows its traceback.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# In the order of the workflow, which is that of `--help`.
-_VERBS: dict[str, Callable[..., None]] = {
-    "rank": rank,
-    "demo": demo,
-    "generate": generate,
-    "featurize": featurize,
-    "merge": merge,
-    "train": train,
-    "models": models,
-    "import": import_,
-    "export": export,
-    "screen": screen,
-    "relax": relax,
-    "references": references,
-    "hull": hull,
-    "cascade": cascade,
-    "select": select,
-    "report": report,
-    "info": info,
+# By the part of the work that they belong to, in the order of `--help`.
+_VERBS: dict[str, dict[str, Callable[..., None]]] = {
+    "The whole job": {"rank": rank, "demo": demo},
+    "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
+    "Models": {"models": models, "train": train, "import": import_, "export": export},
+    "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
+    "Results": {"select": select, "report": report, "info": info},
 }
 
 
@@ -93,8 +85,9 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-for _name, _verb in _VERBS.items():
-    app.command(_name)(_with_local_paths(_verb))
+for _panel, _verbs in _VERBS.items():
+    for _name, _verb in _verbs.items():
+        app.command(_name, cls=Verb, rich_help_panel=_panel)(with_messages(_with_local_paths(_verb)))
 
 
 def _print_version(value: bool) -> None:
@@ -106,7 +99,8 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -120,6 +114,8 @@ def main() -> None:
         try:
             app()
         except Exception as error:  # noqa: BLE001 - a user gets one line, not a traceback
+            if shows_tracebacks():
+                traceback.print_exception(error)
             print(f"equiscreen: {redact_text(_one_line(error))}", file=sys.stderr)
             sys.exit(1)
 

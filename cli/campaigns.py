@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from .interruption import resumable
-from .options import Device, Limit, Overwrite, References, Scheduler, Scheme, tell
+from .options import Device, Limit, Overwrite, References, Scheduler, Scheme
+from .terminal.account import tell
 
 
 def rank(
@@ -75,9 +76,9 @@ def rank(
     if save_config is not None:
         settings.save(save_config)
     with resumable():
-        found = run(settings, out, scheduler=scheduler, progress=True, note=tell)
-    print(RankedTable(found).text())
-    print(f"{out}: report.html is the report, and best holds the {found.sizes['structure']:,} best structures")
+        found = run(settings, out, scheduler=scheduler, progress=shows_progress(), note=tell)
+    best = f"{out}: report.html is the report, and best holds the {found.sizes['structure']:,} best structures"
+    account(f"{RankedTable(found).text()}\n{best}", found, path=out)
 
 
 def references(
@@ -129,7 +130,13 @@ def references(
         found, given = systems_of(candidates)
         chosen = found | (chosen or set())
     with resumable():
-        account = fetch_references(
-            what, chosen, out, scheme=given or scheme or UNCORRECTED, assumed=scheme, overwrite=overwrite, progress=True
+        fetched = fetch_references(
+            what,
+            chosen,
+            out,
+            scheme=given or scheme or UNCORRECTED,
+            assumed=scheme,
+            overwrite=overwrite,
+            progress=shows_progress(),
         )
-    print(account.summary(out))
+    account(fetched.summary(out), fetched, path=out)

@@ -10,6 +10,7 @@ import typer
 
 from ..demo.acts import Act
 from .options import Overwrite, Scheduler
+from .terminal.account import account
 
 
 def demo(
@@ -49,7 +50,10 @@ def demo(
         scheduler=scheduler,
     ):
         skipped = isinstance(report, SkippedAct)
-        print(report, file=sys.stderr if skipped else sys.stdout, flush=True)  # the next act takes minutes
+        if skipped:
+            print(report, file=sys.stderr, flush=True)
+        else:
+            account(report)
         complete &= not skipped
     if not complete:
         raise typer.Exit(1)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Overwrite, tell
+from .options import Overwrite
+from .terminal.account import account, tell
 
 
 def export(
@@ -62,4 +63,4 @@ def export(
         overwrite=overwrite,
         note=tell,
     )
-    print(report)
+    account(report)

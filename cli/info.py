@@ -11,23 +11,35 @@ import typer
 def info(
     path: Annotated[
         str,
-        typer.Argument(help="Graph store or scores dataset (a path or a URL), run folder, checkpoint or ONNX model."),
+        typer.Argument(
+            help="Graph store or scores dataset (a path or a URL), folder of results, run folder, checkpoint or ONNX "
+            "model."
+        ),
     ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Also recompute the checksums of a graph store and compare them.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that is stored as one JSON object.")] = False,
 ) -> None:
     """Describe a store, scores, run folder, checkpoint or model.
 
-    The description is JSON and holds everything that is stored about the file: arrays with units, settings,
-    versions, where the data came from, and the results of checks.
+    Prints what it is, how many structures it holds, what failed and why, the model, and where the data came from. With
+    --json, prints everything that is stored about the file: arrays with units, settings, versions, and the results of
+    checks.
 
     \b
     Example:
         equiscreen info candidates.zarr --verify
     """
-    from .describe import describe, verify_store
+    from .terminal.describe import describe, verify_store
 
-    print(json.dumps(describe(path), indent=2))
-    if verify:
-        print(verify_store(path))
+    found = describe(path)
+    checked = verify_store(path) if verify else None
+    if as_json:
+        print(json.dumps(found | ({"verified": checked} if checked else {}), indent=2))
+        return
+    from .terminal.about import about
+
+    print(about(found))
+    if checked:
+        print(checked)

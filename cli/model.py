@@ -9,7 +9,8 @@ import typer
 
 from ..pipeline.errors import ConfigError
 from .interruption import resumable
-from .options import Limit, Overwrite, tell
+from .options import Limit, Overwrite
+from .terminal.account import account, shows_progress, tell
 
 
 def train(
@@ -63,7 +64,7 @@ def train(
                 "and --seeds"
             )
         with resumable():
-            print(model.repeat(repeat, out, overwrite=overwrite, progress=True))
+            account(model.repeat(repeat, out, overwrite=overwrite, progress=shows_progress()))
         return
     if not stores:
         raise ConfigError("no graph stores to train on; give at least one G.zarr")
@@ -72,13 +73,13 @@ def train(
         settings = settings.starting_from(start)
     with resumable():
         if seeds > 1:
-            print(
+            account(
                 model.train_ensemble(
-                    stores, out, settings, members=seeds, limit=limit, overwrite=overwrite, progress=True
+                    stores, out, settings, members=seeds, limit=limit, overwrite=overwrite, progress=shows_progress()
                 )
             )
         else:
-            print(model.train(stores, out, settings, limit=limit, overwrite=overwrite, progress=True))
+            account(model.train(stores, out, settings, limit=limit, overwrite=overwrite, progress=shows_progress()))
 
 
 def import_(
@@ -125,7 +126,7 @@ def import_(
         return
     if source is None or out is None:
         raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
-    print(
+    account(
         import_weights(
             source,
             out,

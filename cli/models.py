@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import tell
+from .terminal.account import tell
 
 if TYPE_CHECKING:
     from ..campaigns.models.catalog import CatalogModel

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from ..pipeline.redaction import redact_text
 from ..pipeline.store.dedup import Dedup
 
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
@@ -73,8 +71,3 @@ MovedStore = Annotated[
         show_default="the path recorded in the scores",
     ),
 ]
-
-
-def tell(text: str) -> None:
-    """Show what a verb does next, on standard error."""
-    print(redact_text(text), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from ..pipeline.store.dedup import Dedup
 from .interruption import resumable
 from .models import onnx_file
 from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
+from .terminal.account import account, shows_progress
 
 
 def generate(
@@ -69,9 +70,9 @@ def generate(
         max_atoms=max_atoms,
         min_probability=min_probability,
         overwrite=overwrite,
-        progress=True,
+        progress=shows_progress(),
     )
-    print(report)
+    account(report)
 
 
 def featurize(
@@ -185,7 +186,7 @@ def featurize(
         "max_edges": max_edges or MAX_EDGES,
     }
     if estimate:
-        print(estimation.estimate(sources, limit=limit, **settings))
+        account(estimation.estimate(sources, limit=limit, **settings))
         return
     with resumable():
         report = featurization.featurize(
@@ -195,10 +196,10 @@ def featurize(
             append=append,
             overwrite=overwrite,
             scheduler=scheduler,
-            progress=True,
+            progress=shows_progress(),
             **settings,
         )
-    print(report)
+    account(report)
 
 
 def merge(
@@ -223,5 +224,7 @@ def merge(
     from ..pipeline.featurization import merge as merging
 
     with resumable():
-        report = merging.merge(stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=True)
-    print(report)
+        report = merging.merge(
+            stores, out, dedup=dedup, overwrite=overwrite, scheduler=scheduler, progress=shows_progress()
+        )
+    account(report)

@@ -9,6 +9,7 @@ import typer
 
 from .interruption import resumable
 from .options import MovedStore, Overwrite, References, Scheme
+from .terminal.account import account, shows_progress
 
 
 def hull(
@@ -69,9 +70,9 @@ def hull(
             unrelaxed_references=unrelaxed_references,
             exclude_self=exclude_self,
             overwrite=overwrite,
-            progress=True,
+            progress=shows_progress(),
         )
-    print(convex_hull.summary(found, target))
+    account(convex_hull.summary(found, target), found, path=target)
 
 
 def select(
@@ -91,7 +92,8 @@ def select(
     by: Annotated[
         str | None,
         typer.Option(
-            help="Column to rank by, lowest first; -COLUMN ranks highest first.", show_default="energy_above_hull"
+            help="Column to rank by, lowest first; -COLUMN ranks highest first.",
+            show_default="energy_above_hull, else formation_energy_per_atom",
         ),
     ] = None,
     allowed_elements: Annotated[
@@ -165,15 +167,19 @@ def select(
         formats=(output_format,),
         store=store,
         overwrite=overwrite,
-        progress=True,
+        progress=shows_progress(),
     )
-    print(selection.summary(found, out))
+    account(selection.summary(found, out), found, path=out)
 
 
 def report(
     scores: Annotated[
         str,
-        typer.Argument(metavar="S.zarr", help="Scores of a screen, a relaxation, a hull or a selection, or their URL."),
+        typer.Argument(
+            metavar="S.zarr|FOLDER",
+            help="Scores of a screen, a relaxation, a hull or a selection, or their URL; or the folder of a selection "
+            "or a cascade.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
@@ -185,14 +191,22 @@ def report(
 
     It shows counts, distributions, elements, the best candidates with pictures, and cost. The page is
     self-contained: it opens offline and needs no other file. The best candidates are those with the lowest energy
-    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest energy per atom.
+    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest formation energy.
+    Energies per atom rank structures of one composition only.
     Needs `pip install 'equiscreen[report]'`.
 
     \b
     Example:
         equiscreen report relaxed.hull.zarr --top 20
     """
-    from .. import screening
+    from ..screening.dataset.default_ranking import NOT_COMPARABLE, default_ranking
+    from ..screening.dataset.paths import dataset_in
+    from ..screening.dataset.reader import ScoresReader
+    from ..screening.reporting import report as reporting
 
-    page = screening.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    scores = str(dataset_in(scores))
+    page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    text = f"{page}: {page.stat().st_size / 1e6:.1f} MB"
+    if default_ranking(ScoresReader(scores)) is None:
+        text += f"\nno candidates are ranked: {NOT_COMPARABLE}"
+    account(text, path=page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ import typer
 from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
 from .options import AllowExtrapolation, Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+from .terminal.account import account, shows_progress, tell
 
 _SECONDS_PER_HOUR = 3600
 
@@ -79,7 +79,7 @@ def screen(
 
     files = [onnx_file(name) for name in model]
     if estimate:
-        print(screen_files.estimate(sources, files, out, limit))
+        account(screen_files.estimate(sources, files, out, limit))
         return
     with resumable():
         scores = screen_files.screen_files(
@@ -94,11 +94,11 @@ def screen(
             limit=limit,
             append=append,
             overwrite=overwrite,
-            progress=True,
+            progress=shows_progress(),
             command=scoring.command_line(sys.argv[1:]),
-            announce=partial(print, flush=True),  # scoring may take hours
+            announce=tell,
         )
-    print(scoring.summary(scores, out))
+    account(scoring.summary(scores, out), scores, path=out)
 
 
 def relax(
@@ -174,7 +174,7 @@ def relax(
     )
     file = onnx_file(model)
     if estimate:
-        print(relaxation.estimate(store, file, settings, limit))
+        account(relaxation.estimate(store, file, settings, limit))
         return
     with resumable():
         relaxed = relaxation.relax(
@@ -187,9 +187,9 @@ def relax(
             limit=limit,
             budget=None if budget is None else budget * _SECONDS_PER_HOUR,
             overwrite=overwrite,
-            progress=True,
+            progress=shows_progress(),
         )
-    print(relaxation.summary(relaxed, out))
+    account(relaxation.summary(relaxed, out), relaxed, path=out)
 
 
 def cascade(
@@ -261,6 +261,6 @@ def cascade(
             device=device,
             scheduler=scheduler,
             budget=None if budget is None else budget * _SECONDS_PER_HOUR,
-            progress=True,
+            progress=shows_progress(),
         )
-    print(multi_fidelity.summary(found, out))
+    account(multi_fidelity.summary(found, out), found, path=out)

@@ -10,6 +10,7 @@ from ..pipeline.lazy_names import lazy_names
 if TYPE_CHECKING:
     from .comparison import compare, join_energies
     from .convex_hull.hull import hull
+    from .dataset.dataframe import to_dataframe
     from .dataset.parquet import to_parquet
     from .dataset.scores import open_scores
     from .label_comparison import calibration, labels_and_predictions
@@ -37,6 +38,7 @@ __all__ = [
     "screen",
     "screen_files",
     "select",
+    "to_dataframe",
     "to_parquet",
 ]
 
@@ -59,6 +61,7 @@ if not TYPE_CHECKING:  # or a type checker would accept any name
             "screen": ".scoring.screen",
             "screen_files": ".scoring.screen_files",
             "select": ".selection.select",
+            "to_dataframe": ".dataset.dataframe",
             "to_parquet": ".dataset.parquet",
         },
     )

@@ -21,15 +21,15 @@ from ..pipeline.store.schema import STRUCTURE
 from ..pipeline.suggestions import unknown_name
 from .chemistry.composition import Compositions
 from .chemistry.functionals import OF_SCHEME, StatementError, of_row, stating_field
+from .dataset.default_ranking import ENERGY_PER_ATOM, RANKINGS
 from .dataset.reader import ScoresReader
 from .dataset.repeated_columns import check_columns
 from .dataset.scores import open_scores
 from .selection.outputs import SCORES_FOLDER
-from .selection.ranking import MEASURES
 from .selection.variables import numeric_column
 
 # Columns that are compared by default: energies, and quantities that summarise forces.
-COMPARED = (*MEASURES, "corrected_energy_per_atom", "max_force", "volume", "volume_change")
+COMPARED = (*RANKINGS, ENERGY_PER_ATOM, "corrected_energy_per_atom", "max_force", "volume", "volume_change")
 ID_COLUMNS = ("structure_id", "id", "material_id", "file_name", "name")
 PER_ATOM_COLUMNS = ("dft_energy_per_atom", "energy_per_atom")
 TOTAL_COLUMNS = ("dft_energy", "energy", "total_energy")

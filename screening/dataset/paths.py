@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from ...pipeline.errors import StoreError
 from ...pipeline.redaction import redact_urls, without_query
+from .scores import SCORES_SCHEMA
+
+# Names of the last dataset in a folder of results, the most complete first.
+_LAST = ("result.zarr", "hull.zarr", "relaxed.hull.zarr", "scores.hull.zarr", "relaxed.zarr", "scores.zarr")
+_ROOT = "zarr.json"
+
+
+def dataset_in(path: str | Path) -> str | Path:
+    """Scores dataset at a path: the path itself, or the last dataset in a folder of results.
+
+    Such a folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
+
+    Args:
+        path: Path of a dataset or a folder, or the URL of a dataset, which is returned as it is.
+
+    Raises:
+        StoreError: The folder holds no scores dataset, or several without any of the usual names.
+    """
+    folder = Path(path)
+    if "://" in str(path) or not folder.is_dir() or (folder / _ROOT).exists():
+        return path
+    found = [one for one in sorted(folder.iterdir()) if _is_scores(one)]
+    names = [one.name for one in found]
+    usual = next((folder / name for name in _LAST if name in names), None)
+    if usual is not None:
+        return usual
+    found = [one for one in found if Path(hull_path(one)) not in found]  # a hull holds all of its scores
+    if len(found) > 1:
+        raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
+    if not found:
+        raise StoreError(f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`")
+    return found[0]
+
+
+def _is_scores(path: Path) -> bool:
+    """Whether a path looks like a finished scores dataset."""
+    try:
+        attrs = json.loads((path / _ROOT).read_bytes())["attributes"]
+        return attrs.get("schema") == SCORES_SCHEMA and attrs.get("complete") is True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def hull_path(scores: str | Path) -> str:

@@ -128,11 +128,17 @@ def _property_array(spec: OutputSpec) -> ArraySpec:
 
 
 def open_scores(path: str | Path) -> xr.Dataset:
-    """Open a scores dataset.
+    """Open a scores dataset, lazily.
+
+    Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
+    turns the dataset into a table.
 
     Raises:
         StoreError: The dataset is missing, unfinished or damaged, or not a scores dataset.
     """
     check_shards(location(path), dict(open_root(path, SCORES_SCHEMA).arrays()))
     scores: xr.Dataset = xr.open_zarr(path)
+    for array in scores.variables.values():
+        if "description" in array.attrs:
+            array.attrs.setdefault("long_name", str(array.attrs["description"]).partition(";")[0].partition(",")[0])
     return scores

@@ -12,6 +12,7 @@ from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
+from ..dataset.default_ranking import ENERGY_PER_ATOM, default_ranking
 from ..dataset.reader import ScoresReader
 
 # Energies above hull (eV/atom) that define a hit and a close hit.
@@ -20,7 +21,6 @@ _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
 # bin. Otherwise a few nonsense structures would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
-_HULL = ("energy_above_hull", "energy_above_hull_unrelaxed")
 _SHOWN = (
     "energy_above_hull",
     "energy_above_hull_std",
@@ -54,7 +54,8 @@ class ReportContent:
     """Numbers of a report.
 
     Attributes:
-        value: Column that candidates are ranked by, lowest first.
+        value: Column of the energies that are shown; candidates are ranked by it, lowest first, if `is_ranking`.
+        is_ranking: Whether the candidates are comparable by that column.
         has_hull: Whether that column is an energy above hull.
         lower_bound: Whether the hull consists of candidates only.
         scored: Number of rows with a value.
@@ -69,6 +70,7 @@ class ReportContent:
     """
 
     value: str
+    is_ranking: bool
     has_hull: bool
     lower_bound: bool
     scored: int
@@ -103,10 +105,11 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
     Raises:
         StoreError: The dataset is damaged, or has no energies.
     """
-    value = next((name for name in (*_HULL, "energy_per_atom") if name in rows.specs), None)
-    if value is None:
+    ranking = default_ranking(rows)
+    value = ranking or ENERGY_PER_ATOM
+    if value not in rows.specs:
         raise StoreError(f"{rows.path}: has neither energies above hull nor energies; there is nothing to report")
-    has_hull = value in _HULL
+    has_hull = value.startswith("energy_above_")
     tally, formulas = _Tally(), Counter[str]()
     best, best_values = np.zeros(0, dtype=np.int64), np.zeros(0)
     for start, stop, values in _values(rows, value):
@@ -116,7 +119,7 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
         formulas.update(rows.column("formula", start, stop)[hits].tolist())
         if has_hull:
             _count_distances(rows, start, stop, np.where(usable, values, np.inf), tally)
-        taken = np.flatnonzero(usable)
+        taken = np.flatnonzero(usable if ranking else np.zeros_like(usable))
         best = np.concatenate([best, taken + start])
         best_values = np.concatenate([best_values, values[taken]])
         order = np.argsort(best_values, kind="stable")[:top]
@@ -126,6 +129,7 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
     spread = f"energy_above_hull_std{suffix}" if f"energy_above_hull_std{suffix}" in rows.specs else "energy_std"
     return ReportContent(
         value=value,
+        is_ranking=ranking is not None,
         has_hull=has_hull,
         lower_bound=bool((rows.attrs.get("hull") or {}).get("lower_bound")),
         scored=tally.scored,

@@ -15,7 +15,8 @@ from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.plain_text import one_line
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.staging import check_file
-from ..dataset.paths import report_path
+from ..dataset.default_ranking import NOT_COMPARABLE
+from ..dataset.paths import dataset_in, report_path
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import open_scores
 from ..label_comparison import calibration, labels_and_predictions
@@ -56,8 +57,9 @@ def report(
         PosixPath('relaxed.hull.report.html')
 
     Args:
-        scores: Path or URL of the dataset. Without a hull, the best candidates are those with the lowest energy per
-            atom.
+        scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, the best
+            candidates are those with the lowest formation energy; without one, those with the lowest energy per atom
+            if all have one composition, else none.
         out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
         title: Title of the page.
         top: Number of candidates to show.
@@ -72,6 +74,7 @@ def report(
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: The file exists.
     """
+    scores = dataset_in(scores)
     inputs = [scores] if store is None else [scores, store]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
     try:
@@ -139,21 +142,32 @@ def _summary(content: ReportContent, title: str) -> str:
                 "equiscreen hull --references."
             )
     else:
-        sentences.append(
-            "There is no convex hull yet: energies per atom are comparable within one composition only. Run "
-            "equiscreen hull to add energies above hull."
-        )
+        sentences.append(_without_hull(content))
     if content.recall:
         sentences.append(content.recall)
     text = escape(" ".join(sentences))
     return f"<h1>{escape(title)}</h1><p class='date'>{datetime.now(UTC):%Y-%m-%d}</p><p class='lead'>{text}</p>"
 
 
+def _without_hull(content: ReportContent) -> str:
+    """Return what the candidates are ranked by without a hull."""
+    if not content.is_ranking:
+        return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
+    column = (
+        "formation energy"
+        if content.value.startswith("formation")
+        else "energy per atom, since all have one composition"
+    )
+    return f"There is no convex hull yet: the candidates are ranked by {column}. Run equiscreen hull to add one."
+
+
 def _candidates(content: ReportContent, rows: ScoresReader) -> str:
     """Return the best candidates as a sortable table."""
     best = content.best
     if len(best) == 0:
-        return _section("Best candidates", "<p>None.</p>")
+        return _section(
+            "Best candidates", "<p>None.</p>" if content.is_ranking else f"<p>Not ranked: {escape(NOT_COMPARABLE)}.</p>"
+        )
     try:
         pictures = [picture(structure) for structure in rows.structures(best)]
         note = ""

@@ -26,10 +26,6 @@ from .variables import variable_of, variables_of
 _BATCH = 512
 # If the rank alone decides, this many rows beyond `top` are kept in memory before the worst ones are dropped.
 _SLACK = 1_000_000
-OF_OTHER_COMPOSITIONS = (
-    "ranked by energy_per_atom, which is not comparable between structures of different compositions; `equiscreen "
-    "hull` computes energies above hull"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +35,8 @@ class SelectionCriteria:
     Attributes:
         where: Filter expression.
         top: Number of rows; None for all.
-        by: Column to rank by, with a minus in front if higher is better; None for the first of `ranking.MEASURES`.
+        by: Column to rank by, with a minus in front if higher is better; None for that of
+            `default_ranking`.
         allowed_elements: Symbols of the only elements that a structure may contain; empty for any.
         any_elements: Symbols of elements of which a structure must contain at least one; empty for none.
         excluded_elements: Symbols of elements that a structure must not contain.
@@ -91,7 +88,6 @@ class SelectionPlan:
         required: Atomic numbers of `any_elements`.
         excluded: Atomic numbers of `excluded_elements`.
         only_ok: Whether rows need the status ok; false if the filter has a condition on the status.
-        notes: Remarks for the user.
     """
 
     criteria: SelectionCriteria
@@ -103,7 +99,6 @@ class SelectionPlan:
     required: frozenset[int]
     excluded: frozenset[int]
     only_ok: bool
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, scores: ScoresReader, criteria: SelectionCriteria) -> SelectionPlan:
@@ -123,7 +118,6 @@ class SelectionPlan:
         if pareto and weight:
             raise ConfigError("an uncertainty weight needs a single ranking column; drop it or --pareto")
         measure = pareto[0] if pareto and criteria.by is None else Measure.of(scores, criteria.by, weight)
-        by_default = criteria.by is None and not pareto and measure.name == "energy_per_atom"
         return cls(
             criteria=criteria,
             early=early,
@@ -134,7 +128,6 @@ class SelectionPlan:
             required=parse_elements(_sequence(criteria.any_elements)),
             excluded=parse_elements(_sequence(criteria.excluded_elements)),
             only_ok="status" not in condition.names,
-            notes=(OF_OTHER_COMPOSITIONS,) if by_default else (),
         )
 
     @property

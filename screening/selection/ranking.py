@@ -10,20 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
+from ..dataset.default_ranking import NOT_COMPARABLE, default_ranking
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import UNRELAXED
 from .variables import numeric_column
 
-# Default ranking column: the first of these that the dataset has.
-MEASURES = (
-    "energy_above_hull",
-    "energy_above_hull_unrelaxed",
-    "energy_above_joint_hull",
-    "energy_above_joint_hull_unrelaxed",
-    "formation_energy_per_atom",
-    "formation_energy_per_atom_unrelaxed",
-    "energy_per_atom",
-)
 # Energies that differ from the total energy per atom by a term without uncertainty.
 _SHIFTED = ("energy_per_atom", "corrected_energy_per_atom", "formation_energy_per_atom")
 
@@ -52,16 +43,17 @@ class Measure:
 
         Args:
             scores: The dataset.
-            column: Name of the column, with a minus in front if higher is better; None for the first of `MEASURES`.
+            column: Name of the column, with a minus in front if higher is better; None for that of
+                `default_ranking`.
             weight: Number of standard deviations by which values are made worse.
 
         Raises:
-            ConfigError: The dataset has no such column, or no standard deviation of it.
+            ConfigError: The dataset has no such column, no standard deviation of it, or none that ranks it by default.
         """
         if column is None:
-            column = next((name for name in MEASURES if name in scores.specs), None)
+            column = default_ranking(scores)
             if column is None:
-                raise ConfigError(f"{scores.path}: has none of the usual columns to rank by; choose one with --by")
+                raise ConfigError(f"{scores.path}: {NOT_COMPARABLE}; or choose a column with `--by`")
         name, descending = column.strip().removeprefix("-"), column.strip().startswith("-")
         numeric_column(scores, name)
         if not np.isfinite(weight) or weight < 0.0:

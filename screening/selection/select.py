@@ -20,6 +20,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import check_place
+from ..dataset.paths import dataset_in
 from ..dataset.ranked_table import CSV_FILE, MOST_ROWS, ROWS, RankedTable
 from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import open_scores
@@ -67,12 +68,12 @@ def select(
         >>> select("hull.zarr", "best", "energy_above_hull < 0.05 and n_atoms <= 20", top=100)  # doctest: +SKIP
 
     Args:
-        scores: Path or URL of the dataset.
+        scores: Path or URL of the dataset, or of a results folder that holds it.
         out: Folder to write.
         where: Filter expression, see `filter_expression`.
         top: Number of structures; None for all.
-        by: Column to rank by, lowest first, or highest first with a minus in front; by default the first of
-            `ranking.MEASURES` that the dataset has.
+        by: Column to rank by, lowest first, or highest first with a minus in front; by default the
+            energy above hull, else the formation energy, else, of one composition, the energy per atom.
         allowed_elements: Symbols of the only elements that a structure may contain.
         any_elements: Symbols of elements of which a structure must contain at least one.
         excluded_elements: Symbols of elements that a structure must not contain.
@@ -98,6 +99,7 @@ def select(
     """
     begin = time.monotonic()
     wanted = _formats(formats)
+    scores = dataset_in(scores)
     rows = ScoresReader(scores, store)
     criteria = SelectionCriteria(
         where=where,
@@ -197,7 +199,7 @@ def _recipe(
         "rows": len(scores),
         "left_out": chosen.left_out,
         "selected": len(chosen.rows),
-        "notes": [*plan.notes, *chosen.derived.notes],
+        "notes": list(chosen.derived.notes),
         "software": {name: found for name in _PACKAGES if (found := _version(name))},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,7 +136,7 @@ def test_a_mistake_is_one_line_of_the_program(folder: Path) -> None:
 def test_every_error_is_one_line_with_a_reason(
     error: Exception, part: str, command_line: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    with patch("equiscreen.cli.describe.describe", side_effect=error):  # whatever a library may raise
+    with patch("equiscreen.cli.terminal.describe.describe", side_effect=error):  # whatever a library may raise
         assert_one_line(command_line("info", "x"), part)
 
 
@@ -144,7 +145,15 @@ def test_screening_from_the_command_line(folder: Path, exported: Callable[[str],
     done = equiscreen("screen", folder / "g.zarr", "--model", exported("float32"), "--out", out)
     assert done.returncode == 0, done.stderr
     assert "6 structures (6 ok)" in done.stdout
-    assert '"equiscreen-scores/1"' in in_this_process("info", out).stdout
+    assert '"equiscreen-scores/1"' in in_this_process("info", out, "--json").stdout
+    for path, parts in (
+        (out, ("6 structures: 6 ok", "eV/atom", "model: ", "energies: own")),
+        (folder / "g.zarr", ("graph store, 6 structures", "read 6 = stored 6", "from s.extxyz")),
+        (exported("float32"), ("ONNX model", "predicts energy (eV)", "Al, Cu, Au", "cutoff 4.5")),
+    ):
+        lines = in_this_process("info", path).stdout
+        assert all(part in lines for part in parts), lines
+        assert len(lines.splitlines()) <= 12
     verified = in_this_process("info", folder / "g.zarr", "--verify")
     assert "all checksums match" in verified.stdout
 
@@ -180,7 +189,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
     out = folder / "short.zarr"
     words = ("featurize", folder / "s.extxyz", "--out", out, "--model", exported("float32"), "--scheduler", "threads")
     assert in_this_process(*words).returncode == 0
-    assert '"cutoff": 4.5' in in_this_process("info", out).stdout
+    assert '"cutoff": 4.5' in in_this_process("info", out, "--json").stdout
     assert_one_line(in_this_process(*words, "--cutoff", "3"), "--cutoff and --model")
 
 
@@ -197,7 +206,10 @@ def test_help_teaches(verb: str) -> None:
     assert len(done.stdout.splitlines()) > 10
     assert "  Example" in done.stdout
     assert f"      equiscreen {verb} " in done.stdout
-    overview = in_this_process("--help").stdout.partition("Commands:")[2]
+    page = done.stdout.splitlines()
+    assert page.index(next(line for line in page if line.startswith("  Example"))) == 4  # usage, what it does, example
+    assert page == in_this_process(verb, "-h").stdout.splitlines()
+    overview = in_this_process("--help").stdout.partition("The whole job:")[2]
     assert verb in overview
     assert "..." not in overview  # click cuts a summary that is longer than a line
 
@@ -211,7 +223,23 @@ def test_every_verb_and_option_is_explained() -> None:
             assert getattr(parameter, "help", ""), f"{name}: {parameter.name}"
 
 
+def test_a_slip_in_a_verb_or_option_is_told_with_the_right_word() -> None:
+    assert "Did you mean 'screen'?" in in_this_process("scren").stderr
+    assert "--model" in in_this_process("screen", "--modl", "x").stderr
+
+
+def test_accounts_are_json_for_machines_and_nothing_on_request(folder: Path, tmp_path: Path) -> None:
+    words = ("featurize", folder / "s.extxyz", "--scheduler", "threads")
+    done = in_this_process(*words, "--out", tmp_path / "a.zarr", "--json")
+    assert json.loads(done.stdout)["stored"] == 6, done.stdout
+    quiet = in_this_process(*words, "--out", tmp_path / "b.zarr", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert_one_line(in_this_process(*words, "--out", tmp_path / "b.zarr", "--json"), "b.zarr", "exists")
+    assert "Traceback" in in_this_process(*words, "--out", tmp_path / "b.zarr", "--verbose").stderr
+
+
 def test_version() -> None:
+    assert in_this_process("-V").stdout.strip() == __version__
     assert equiscreen("--version").stdout.strip() == __version__  # the one real process that only prints
 
 
@@ -232,7 +260,7 @@ def test_training_and_fine_tuning_from_the_command_line(folder: Path, tmp_path: 
     tuned = equiscreen("train", folder / "g.zarr", "--config", config, "--out", tmp_path / "tuned", "--from", run)
     assert tuned.returncode == 0, tuned.stderr
     assert f"checkpoint: {run}" in (tmp_path / "tuned" / "config.yaml").read_text()
-    about = equiscreen("info", tmp_path / "tuned").stdout
+    about = equiscreen("info", tmp_path / "tuned", "--json").stdout
     assert '"equiscreen-model/1"' in about
     assert '"members": 1' in about
 
@@ -244,10 +272,10 @@ def test_an_ensemble_and_a_repetition_from_the_command_line(folder: Path, tmp_pa
     trained = equiscreen("train", folder / "g.zarr", "--config", config, "--out", run, "--seeds", "2")
     assert trained.returncode == 0, trained.stderr
     assert "2 members" in trained.stdout
-    assert '"members": 2' in equiscreen("info", run).stdout
+    assert '"members": 2' in equiscreen("info", run, "--json").stdout
     exported = equiscreen("export", run, "--out", tmp_path / "m.onnx")
     assert exported.returncode == 0, exported.stderr
-    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx").stdout
+    assert '"members": 2' in equiscreen("info", tmp_path / "m.onnx", "--json").stdout
     again = equiscreen("train", "--repeat", run / "member-1", "--out", tmp_path / "again")
     assert again.returncode == 0, again.stderr
     assert_one_line(

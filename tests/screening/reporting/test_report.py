@@ -134,7 +134,7 @@ def test_labels_and_uncertainties_have_plots(exported: Callable[[str], Path], tm
     assert "<h2>Predictions beside labels</h2>" in text
     assert "<h2>Errors beside predicted uncertainties</h2>" in text
     assert "14 structures: mean error" in text
-    assert "There is no convex hull yet" in text
+    assert "There is no convex hull yet, and the candidates are not ranked" in text
 
 
 def test_without_its_graphs_it_has_no_pictures_but_is_there(found: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_no_scores(tmp_path: Path) -> None:
 
 
 def test_the_verb(found: Path, tmp_path: Path) -> None:
-    answer = CliRunner().invoke(app, ["report", str(found), "--out", str(tmp_path / "r.html"), "--top", "3"])
+    answer = CliRunner().invoke(app, ["report", str(found.parent), "--out", str(tmp_path / "r.html"), "--top", "3"])
     assert answer.exit_code == 0, answer.output
     assert "r.html: " in answer.output
     assert "<h2>The best 3</h2>" in (tmp_path / "r.html").read_text()

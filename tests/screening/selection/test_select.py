@@ -283,10 +283,29 @@ def test_pareto(scores: Path, columns: dict[str, Any], tmp_path: Path) -> None:
         chosen(scores, tmp_path, pareto="volume")
 
 
-def test_a_ranking_that_means_little_is_told(graphs: GraphStore, columns: dict[str, Any], tmp_path: Path) -> None:
+def test_energies_per_atom_rank_one_composition_only(
+    graphs: GraphStore, columns: dict[str, Any], tmp_path: Path
+) -> None:
     few = {name: values for name, values in columns.items() if "hull" not in name}
-    found = chosen(write_dataset(tmp_path / "s.zarr", graphs, few), tmp_path, top=3)
-    assert "different compositions" in summary(found, "out")
+    scores = write_dataset(tmp_path / "s.zarr", graphs, few)
+    with pytest.raises(ConfigError, match=r"not comparable between compositions.*equiscreen hull.*--by"):
+        chosen(scores, tmp_path, top=3)
+    assert chosen(scores, tmp_path, top=3, by="energy_per_atom").sizes["structure"] == 3
+    formation = few | {"formation_energy_per_atom": -few["energy_per_atom"]}
+    found = chosen(write_dataset(tmp_path / "f.zarr", graphs, formation), tmp_path, top=3)
+    assert found.attrs["selection"]["ranked_by"] == "formation_energy_per_atom, lowest first"
+    one = few | {"formula": ["SiO2"] * SIZE}
+    found = chosen(write_dataset(tmp_path / "one.zarr", graphs, one), tmp_path, top=3)
+    assert found.attrs["selection"]["ranked_by"] == "energy_per_atom, lowest first"
+
+
+def test_a_folder_of_results_stands_for_its_dataset(scores: Path, tmp_path: Path) -> None:
+    first = select(scores, tmp_path / "best", top=9, formats=["zarr"])
+    again = select(tmp_path / "best", tmp_path / "better", top=3, formats=["parquet"])
+    assert ids(again) == ids(first)[:3]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StoreError, match="none: holds no scores dataset"):
+        select(tmp_path / "none", tmp_path / "x", top=3)
 
 
 def test_files_hold_the_structures(scores: Path, graphs: GraphStore, tmp_path: Path) -> None:

@@ -8,16 +8,17 @@ from typing import Any
 
 import zarr
 
-from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import EquiscreenError, StoreError
-from ..pipeline.redaction import redact_urls
-from ..pipeline.store.graph_store import GraphStore, open_root
-from ..pipeline.store.schema import GRAPH_SCHEMA
-from ..screening.dataset.scores import SCORES_SCHEMA
+from ...export.runtime.onnx_potential import OnnxPotential
+from ...pipeline.errors import EquiscreenError, StoreError
+from ...pipeline.redaction import redact_urls
+from ...pipeline.store.graph_store import GraphStore, open_root
+from ...pipeline.store.schema import GRAPH_SCHEMA
+from ...screening.dataset.paths import dataset_in
+from ...screening.dataset.scores import SCORES_SCHEMA
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe a graph store, scores dataset, run folder, checkpoint or ONNX model.
+    """Describe a graph store, scores dataset, folder of results, run folder, checkpoint or ONNX model.
 
     Args:
         path: Path of the file or folder; graph stores and scores datasets may also be URLs.
@@ -39,7 +40,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return _describe_checkpoint(target)
     if target.is_file():
         raise EquiscreenError(f"{path}: neither a store, nor a .ckpt, nor an .onnx file")
-    return _describe_store(target)
+    return _describe_store(dataset_in(target))
 
 
 def verify_store(path: str | Path) -> str:
@@ -77,6 +78,6 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from ..model.checkpoint import describe_checkpoint  # needs PyTorch, which scoring does not
+    from ...model.checkpoint import describe_checkpoint  # needs PyTorch, which scoring does not
 
     return describe_checkpoint(path)

@@ -1,0 +1,114 @@
+"""What a verb prints: its account on standard output, as text or as JSON, and notes on standard error."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ...pipeline.redaction import redact_text
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What the user wants to see.
+
+    Attributes:
+        as_json: Whether the account is one JSON object.
+        quiet: Whether only errors are shown.
+        verbose: Whether an error shows its traceback.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+_wanted: ContextVar[Messages] = ContextVar("wanted", default=Messages())  # noqa: B039 - it is frozen
+_OPTIONS = {
+    "as_json": Annotated[
+        bool, typer.Option("--json", help="Print the account of the run as one JSON object, and nothing else.")
+    ],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors: no progress, no account.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
+}
+
+
+def with_messages(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options --json, --quiet and --verbose, unless it has one of its own."""
+    own = inspect.signature(verb)
+    added = {name: kind for name, kind in _OPTIONS.items() if name not in own.parameters}
+
+    @wraps(verb)
+    def run(**words: Any) -> None:
+        _wanted.set(Messages(**{name: words.pop(name) for name in added}))
+        verb(**words)
+
+    hints = get_type_hints(verb, include_extras=True) | added
+    run.__annotations__ = hints
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [one.replace(kind=keyword, annotation=hints[name]) for name, one in own.parameters.items()]
+    parameters += [inspect.Parameter(name, keyword, default=False, annotation=kind) for name, kind in added.items()]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def shows_progress() -> bool:
+    """Whether a verb shows its progress."""
+    return not _wanted.get().quiet
+
+
+def shows_tracebacks() -> bool:
+    """Whether an error shows its traceback."""
+    return _wanted.get().verbose
+
+
+def tell(text: str) -> None:
+    """Show what a verb does next, on standard error."""
+    if not _wanted.get().quiet:
+        print(redact_text(text), file=sys.stderr, flush=True)
+
+
+def account(text: object, found: object = None, **more: Any) -> None:
+    """Print the account of a finished run on standard output.
+
+    Args:
+        text: The account for a person.
+        found: What the run returned: a dataset, whose attributes and number of rows are printed as JSON, or a report.
+        more: Further entries of the JSON object, such as the path of the output.
+    """
+    wanted = _wanted.get()
+    if wanted.as_json:
+        facts = {name: redact_text(str(value)) for name, value in more.items()} | _facts(
+            text if found is None else found
+        )
+        print(json.dumps(_plain({**facts, "summary": str(text)}), default=str))
+    elif not wanted.quiet:
+        print(text, flush=True)
+
+
+def _facts(found: Any) -> dict[str, Any]:
+    if is_dataclass(found) and not isinstance(found, type):
+        return asdict(found)
+    if hasattr(found, "attrs") and hasattr(found, "sizes"):
+        return {"rows": int(found.sizes["structure"]), **found.attrs}
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _plain(value: Any) -> Any:
+    """A value with strings as keys, and None for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value

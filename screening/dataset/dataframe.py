@@ -1,0 +1,88 @@
+"""Scores as a pandas DataFrame."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ...pipeline.store.schema import STRUCTURE
+from .parquet import as_words
+from .reader import flag_meanings
+from .scores import open_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ID = "structure_id"
+# Names of the places along a dim of a tensor; those of other dims are numbers from 0.
+_PLACES = {"cartesian": "xyz", "voigt": ("xx", "yy", "zz", "yz", "xz", "xy")}
+
+
+def to_dataframe(scores: xr.Dataset | str | Path) -> pd.DataFrame:
+    """Return scores as a table with one row per structure, the whole of it in memory.
+
+    The index is the `structure_id`. Flags such as `status` are categories of words. Each component of a vector or
+    tensor is a column of its own: ``stress_xx``, ``stress_xy`` and so on, and ``energy_members_0`` for the
+    members of an ensemble. Units are in ``attrs["units"]`` and descriptions in ``attrs["descriptions"]``, by column.
+
+    Example:
+        >>> import xarray
+        >>> flags = {"flag_values": [0, 1], "flag_meanings": "ok not_finite"}
+        >>> scores = xarray.Dataset(
+        ...     {
+        ...         "structure_id": ("structure", ["NaCl", "MgO"]),
+        ...         "energy_per_atom": ("structure", [-3.4, -6.0], {"units": "eV/atom"}),
+        ...         "status": ("structure", [0, 0], flags),
+        ...     }
+        ... )
+        >>> table = to_dataframe(scores)
+        >>> table.loc["MgO", "status"], table.attrs["units"]["energy_per_atom"]
+        ('ok', 'eV/atom')
+
+    Args:
+        scores: Dataset of a screen, relaxation, hull or selection, or its path or URL.
+
+    Returns:
+        The table.
+
+    Raises:
+        StoreError: The scores cannot be read.
+    """
+    import pandas as pd  # noqa: PLC0415 - takes 0.3 s
+
+    dataset = scores if isinstance(scores, xr.Dataset) else open_scores(scores)
+    columns = {}
+    units, descriptions = {}, {}
+    for name, array in dataset.variables.items():
+        if name == _ID or array.dims[:1] != (STRUCTURE,):
+            continue
+        values = np.asarray(array)
+        meanings = flag_meanings(array.attrs)
+        if meanings:
+            values = pd.Categorical(as_words(values, meanings).tolist(), categories=list(meanings))
+        elif values.dtype.kind in "TUO":
+            values = values.astype(object)
+        for place in product(*map(range, array.shape[1:])):
+            label = _component(str(name), [str(dim) for dim in array.dims[1:]], place)
+            columns[label] = values[(slice(None), *place)] if place else values
+            units[label] = array.attrs.get("units")
+            descriptions[label] = array.attrs.get("description")
+    table = pd.DataFrame(columns, index=pd.Index(np.asarray(dataset[_ID].values, dtype=object), name=_ID))
+    table.attrs["units"] = {label: unit for label, unit in units.items() if unit}
+    table.attrs["descriptions"] = {label: text for label, text in descriptions.items() if text}
+    return table
+
+
+def _component(name: str, dims: list[str], place: tuple[int, ...]) -> str:
+    """Name of the column of a component; that of a scalar is the name itself."""
+    if not place:
+        return name
+    texts = [
+        _PLACES[dim.partition("_")[0]][index] if dim.partition("_")[0] in _PLACES else f"_{index}"
+        for dim, index in zip(dims, place, strict=True)
+    ]
+    return f"{name}_{''.join(texts).lstrip('_')}"
