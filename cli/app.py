@@ -34,10 +34,10 @@ from .terminal.help_pages import Verb, Verbs
 
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
-    "The usual workflow: `featurize` structure files into a graph store, `train` a network on it (or `import` "
-    "published weights), `export` the network to ONNX, `screen` or `relax` candidates with the ONNX file, then rank "
-    "them with `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example in a few minutes; "
-    "`equiscreen VERB --help` explains each verb.",
+    "`rank` does the whole job: from structure files to a ranked list with a report. Step by step, `featurize` structure "
+    "files into a graph store, `screen` or `relax` them with a model (published weights by name, or your own after "
+    "`train` and `export`), then `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example in a "
+    "few minutes; `equiscreen VERB --help` explains each verb.",
     no_args_is_help=True,
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,7 +9,7 @@ import typer
 
 from .interruption import resumable
 from .options import Device, Limit, Overwrite, References, Scheduler, Scheme
-from .terminal.account import tell
+from .terminal.account import account, shows_progress, tell
 
 
 def rank(

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
-from ...pipeline.store.schema import ArraySpec
+from ...pipeline.store.schema import GRAPH_SCHEMA, ArraySpec
 from ..chemistry.composition import Compositions
 from ..chemistry.functionals import GGA, GGA_U
 from ..dataset.labels import LABELLED, label_arrays
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import RELIABLE_STATUSES, USABLE_STATUSES
+from ..dataset.scores import RELIABLE_STATUSES, SCORES_SCHEMA, USABLE_STATUSES
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 
 RELAXED = "relaxed"
@@ -74,6 +74,7 @@ class ScoredEnergies(ScoresReader):
 
     def __init__(self, path: str | Path, store: str | Path | None = None, *, labels: str | None = None) -> None:
         self._scheme_of_labels = labels
+        self._schema = SCORES_SCHEMA if labels is None else GRAPH_SCHEMA
         super().__init__(path, store)
         if "energy" not in self.specs:
             raise StoreError(f"{path}: has no energy; a hull needs a screen with energies")

@@ -44,6 +44,8 @@ class ScoresReader:
         StoreError: The dataset is missing, unfinished, or not a scores dataset.
     """
 
+    _schema = SCORES_SCHEMA
+
     def __init__(self, path: str | Path, store: str | Path | None = None) -> None:
         self.path = path
         self._given_store = store
@@ -124,7 +126,7 @@ class ScoresReader:
         Raises:
             StoreError: One of them was replaced, appended to or removed.
         """
-        check_unchanged(self.path, SCORES_SCHEMA, self.hash)
+        check_unchanged(self.path, self._schema, self.hash)
         if "graphs" in vars(self):  # opened
             self.graphs.check_unchanged()
 

@@ -71,7 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("featurize", "{}/s.extxyz", "--out", "{}/g.zarr"), ("g.zarr", "exists", "--overwrite")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x=y[eV]"), ("label 'x'", "'y'", "keys found")),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--label", "x"), ("NAME[:SHAPE]=KEY.PATH[unit]",)),
-        (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"), ("shipped mapping (mlearn)",)),
+        (
+            ("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--labels", "none"),
+            ("shipped mapping (mlearn, pymatgen-entries)",),
+        ),
         (("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--cutoff", "-1"), ("cutoff of -1",)),
         (
             ("featurize", "{}/s.extxyz", "--out", "{}/o.zarr", "--scheduler", "tcp://127.0.0.1:1"),

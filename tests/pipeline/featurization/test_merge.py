@@ -193,7 +193,7 @@ def test_parts_of_workers_whose_client_is_dead_stay_out_of_a_run_with_other_sett
         with pytest.raises(ConnectionError):
             run(*paths, labels=LabelMapping().with_inline(["energy=a[eV]"]))
     featurize_partition(late[0])
-    with pytest.raises(OutputExistsError, match="labels differ"):
+    with pytest.raises(OutputExistsError, match=r"different settings \(labels\)"):
         run(*paths, labels=LabelMapping().with_inline(["energy=b[eV]"]))
     run(*paths, labels=LabelMapping().with_inline(["energy=b[eV]"]), overwrite=True)
     assert set(GraphStore(tmp_path / "g.zarr").column("energy").tolist()) == {2.0}

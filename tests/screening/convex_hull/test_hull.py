@@ -492,7 +492,7 @@ def test_references_are_sorted_whatever_their_order_in_the_files(entries: list[t
         gathered = Gathered()
         for entry in order:
             gathered.add(*entry)
-        found = References.of(gathered, 0, ())
+        found = References.of(gathered, 0, (), {})
         return list(zip(found.composition.tolist(), found.energy.tolist(), found.names, strict=True))
 
     assert sorted_entries(entries) == sorted_entries(entries[::-1]) == sorted(entries)
