@@ -452,7 +452,7 @@ def tied_candidates(crystals: Crystals, path: Path, order: list[int], energy: An
         path,
         crystals.graphs,
         energy[order] * n_atoms,
-        scheme="mp2020-corrected",
+        scheme="omat24",
         members=members[order] * n_atoms[:, None],
         names=[FORMULAS[place % len(FORMULAS)] for place in order],
         ids=[f"id-{(7 * place) % size}" for place in order],
