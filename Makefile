@@ -3,6 +3,7 @@
 # make lint       ruff, mypy and the import contracts (import-linter)
 # make docs-test  run the examples in the README and in docstrings
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
+# make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
 # make clean      remove the virtual environments and all caches
 #
 # PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
@@ -23,7 +24,7 @@ DEMO_OUT ?= equiscreen-demo
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns demo cli
 
-.PHONY: demo test lint docs-test slow clean
+.PHONY: demo test lint docs-test slow models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -54,6 +55,9 @@ slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/hull_rate.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/select_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
+
+models-wheel: $(VENV)/installed
+	$(BIN)/python tools/models_wheel/build.py --out dist
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(INTERPRETER)" || { echo "no interpreter $(PYTHON): install it, or name another with PYTHON=" >&2; exit 1; }

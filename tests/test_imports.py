@@ -35,7 +35,7 @@ assert int((scores["status"] == 0).sum()) == 4
 assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)
 print("clean")
 """
-PACKAGES = ("pipeline", "model", "export", "screening")
+PACKAGES = ("pipeline", "model", "export", "screening", "campaigns")
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:

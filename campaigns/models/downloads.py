@@ -21,7 +21,6 @@ MAX_BYTES = 64 << 20
 # Attempts in a row that bring nothing, and the pause after the first of them, which doubles (s).
 _ATTEMPTS, _PAUSE = 3, 0.5
 _TIMEOUT = 30.0
-_CHUNK = 1 << 16
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -150,7 +149,7 @@ def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: P
         if not report.done:
             report.resume(size)
         with part.open("ab" if continues else "wb") as file:
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 size += len(chunk)
                 _check_size(size, url, part)
                 file.write(chunk)
