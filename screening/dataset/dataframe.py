@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -60,7 +60,7 @@ def to_dataframe(scores: xr.Dataset | str | Path) -> pd.DataFrame:
     for name, array in dataset.variables.items():
         if name == _ID or array.dims[:1] != (STRUCTURE,):
             continue
-        values = np.asarray(array)
+        values: Any = np.asarray(array)
         meanings = flag_meanings(array.attrs)
         if meanings:
             values = pd.Categorical(as_words(values, meanings).tolist(), categories=list(meanings))
