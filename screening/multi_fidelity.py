@@ -92,7 +92,7 @@ def cascade(
     device: str = "cpu",
     scheduler: str | None = None,
     budget: float | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
@@ -120,7 +120,7 @@ def cascade(
         device: Device of the workers, see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Time in seconds after which a relaxation starts no more parts.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         The last dataset, ``result.zarr``; ``attrs["cascade"]`` holds counts and the recall.

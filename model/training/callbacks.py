@@ -29,7 +29,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import FileStore  # type: ignore[attr-defined] # documented, but not in __all__
 
 from ...pipeline.errors import ConfigError, detail
-from ...pipeline.runs.progress import LINE_EVERY_S
+from ...pipeline.runs.progress import LINE_EVERY_S, shows_progress
 from ..config.training import TrainingConfig
 from .schedule import RunningMean
 
@@ -124,24 +124,27 @@ class Patience(EarlyStopping):
 
 
 class EpochLines(Callback):
-    """Prints a line of validation errors from time to time, for logs.
+    """Prints a line of the validation loss and errors: after every epoch on a terminal, now and then in a log.
 
     Args:
         units: Units of the outputs, by name.
+        every_s: Least time between two lines, in seconds.
     """
 
-    def __init__(self, units: Mapping[str, str]) -> None:
-        self.units = dict(units)
+    def __init__(self, units: Mapping[str, str], every_s: float = LINE_EVERY_S) -> None:
+        self.units, self.every_s = dict(units), every_s
         self._last = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         """Print if a line is due."""
-        if not trainer.is_global_zero or time.monotonic() - self._last < LINE_EVERY_S:
+        if not trainer.is_global_zero or time.monotonic() - self._last < self.every_s:
             return
         self._last = time.monotonic()
         found = {name: float(trainer.callback_metrics[f"validation/{name}_mae"]) for name in self.units}
         errors = ", ".join(f"{name} {found[name]:.4g} {unit}".rstrip() for name, unit in self.units.items())
-        line = f"train: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; validation MAE {errors}"
+        loss = float(trainer.callback_metrics["validation/loss"])
+        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        line = f"train: {epoch}; validation loss {loss:.4g}, MAE {errors}"
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log line
 
 
@@ -178,7 +181,7 @@ class LocalProcesses(DDPStrategy):
 
 
 def make_trainer(
-    folder: Path, config: TrainingConfig, units: Mapping[str, str], *, progress: bool
+    folder: Path, config: TrainingConfig, units: Mapping[str, str], *, progress: bool | None
 ) -> lightning.Trainer:
     """Build Lightning's trainer for a run.
 
@@ -186,7 +189,7 @@ def make_trainer(
         folder: Run folder.
         config: Settings of the training.
         units: Units of the outputs, for log lines.
-        progress: Whether to show progress.
+        progress: Whether to show progress; None for a terminal or a notebook only.
 
     Raises:
         ConfigError: The machine does not have the requested devices.
@@ -199,11 +202,12 @@ def make_trainer(
     ]
     if config.early_stop_epochs is not None:
         callbacks.append(Patience(config.early_stop_epochs))
-    bar = progress and sys.stderr.isatty()
+    shown = shows_progress(progress)
+    bar = shown and sys.stderr.isatty()
     if bar:
         callbacks.append(RichProgressBar())
-    elif progress:
-        callbacks.append(EpochLines(units))
+    if shown:
+        callbacks.append(EpochLines(units, every_s=0.0 if bar else LINE_EVERY_S))
     cuda = torch.cuda.is_available()  # Lightning's "auto" would pick a GPU without float64 on some machines
     accelerator = ("cuda" if cuda else "cpu") if config.accelerator == "auto" else config.accelerator
     try:

@@ -65,7 +65,7 @@ def train_ensemble(
     members: int = 4,
     limit: int | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> EnsembleReport:
     """Train several networks that differ only in their random numbers; resumes like `train`.
 

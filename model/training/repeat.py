@@ -12,7 +12,7 @@ from .train import TrainingReport, make_recipe, open_stores, train
 
 
 def repeat(
-    run: str | Path, out: str | Path, *, overwrite: bool = False, progress: bool = False
+    run: str | Path, out: str | Path, *, overwrite: bool = False, progress: bool | None = None
 ) -> TrainingReport | EnsembleReport:
     """Repeat the run that a run folder describes, with the same number of threads, to get the same weights.
 

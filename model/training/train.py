@@ -15,6 +15,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from ...pipeline.errors import ConfigError, EquiscreenError
+from ...pipeline.runs.progress import shows_progress
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
 from ..checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
@@ -75,7 +76,7 @@ def train(
     *,
     limit: int | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainingReport:
     """Train a network on graph stores with energies, forces and stresses, or labels of its heads.
 
@@ -88,7 +89,7 @@ def train(
         config: Configuration of network and training.
         limit: Use only the first `limit` structures of each store.
         overwrite: Replace an existing run.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Raises:
         ConfigError: The stores do not fit the configuration.
@@ -145,12 +146,12 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
     return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members, digest)
 
 
-def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: bool) -> TrainingReport:
+def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: bool | None) -> TrainingReport:
     config = recipe.config
     lightning.seed_everything(config.training.seed, verbose=False)
     torch.set_num_threads(recipe.threads)
     data, network, notes = prepare(graphs, recipe)
-    for note in notes if progress else ():
+    for note in notes if shows_progress(progress) else ():
         print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
     data.split.save(folder / "split.npz")
     module = TrainingModule(network, config.training, data)

@@ -54,7 +54,7 @@ def featurize(
     limit: int | None = None,
     append: bool = False,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> FeaturizeReport:
     """Turn structure files into a store of periodic neighbour graphs.
 
@@ -79,7 +79,7 @@ def featurize(
         limit: Read only the first `limit` records.
         append: Add to an existing store.
         overwrite: Replace an existing store.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         Numbers of records read, stored, failed and duplicate.

@@ -28,7 +28,7 @@ def merge(
     dedup: Dedup | str = Dedup.EXACT,
     scheduler: str | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> FeaturizeReport:
     """Merge graph stores, in the given order.
 
@@ -38,7 +38,7 @@ def merge(
         dedup: Which structures count as duplicates; the first of them is kept.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         Numbers of records read, stored, failed and duplicate.

@@ -76,7 +76,7 @@ def generate(
     max_atoms: int | None = None,
     min_probability: float = MIN_PROBABILITY,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> GenerateReport:
     """Write `count` candidates to a parquet file, as ``equiscreen generate`` does.
 
@@ -89,7 +89,7 @@ def generate(
         max_atoms: Largest number of atoms in a cell.
         min_probability: Smallest probability of a substitution.
         overwrite: Replace an existing file.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Raises:
         SourceError: For the reasons of `load_prototypes` and `substitute`.

@@ -17,7 +17,7 @@ class RunOptions:
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Process only the first `limit` structures; None processes all.
         overwrite: Replace an existing output, and discard an unfinished run with different settings.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         slots: Neighbour slots per batch of an evaluation.
     """
@@ -25,6 +25,6 @@ class RunOptions:
     scheduler: str | None = None
     limit: int | None = None
     overwrite: bool = False
-    progress: bool = False
+    progress: bool | None = None
     device: str = "cpu"
     slots: int = DEFAULT_SLOTS

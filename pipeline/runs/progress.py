@@ -8,11 +8,24 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ..redaction import redact_text
 
 LINE_EVERY_S = 10.0
+# A rate means nothing before a run has lasted so long, and a time left nothing beyond so many days.
+_FIRST_S, _MOST_DAYS = 2.0, 100
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
+
+
+def shows_progress(wanted: bool | None) -> bool:
+    """Whether a run shows its progress; without a wish, it does on a terminal and in a notebook.
+
+    Args:
+        wanted: True for a bar, or plain lines where there is no terminal; False for nothing; None to decide here.
+    """
+    return Console(stderr=True).is_terminal if wanted is None else wanted  # rich counts notebooks as terminals
 
 
 class ProgressReport:
@@ -22,26 +35,26 @@ class ProgressReport:
         title: Name of the run, such as "featurize".
         total: Number of items.
         unit: Name of an item, in the plural.
-        enabled: Whether to show anything.
+        enabled: Whether to show anything, see `shows_progress`.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "structures", *, enabled: bool = True) -> None:
+    def __init__(self, title: str, total: int, unit: str = "structures", *, enabled: bool | None = True) -> None:
         self.title, self.total, self.unit = redact_text(title), total, unit
-        self.enabled = enabled
+        self.enabled = shows_progress(enabled)
         self.done = 0
         self._begin = self._last_line = time.monotonic()
         self._resumed = 0  # items that were done before this run
         self._last_done: int | None = None  # items that the last line has counted
         console = Console(stderr=True)
         self._bar: Progress | None = None
-        if enabled and console.is_terminal:
+        if self.enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                _TimeLeft(self),
                 console=console,
             )
             self._task = self._bar.add_task(self.title, total=total, rate="")
@@ -88,6 +101,12 @@ class ProgressReport:
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
+    def time_left(self) -> str:
+        """Time left at the rate of this run, such as "12 min left"; empty while nothing is known about it."""
+        if time.monotonic() - self._begin < _FIRST_S or self.done <= self._resumed or self.total <= self.done:
+            return ""
+        return duration((self.total - self.done) / self._rate()) + " left"
+
     def _rate(self) -> float:
         """Items per second in this run."""
         return (self.done - self._resumed) / max(time.monotonic() - self._begin, 1e-9)
@@ -99,5 +118,30 @@ class ProgressReport:
         if rate > 0:  # else nothing is known about the time that is left
             parts.append(f"{rate:,.0f}/s" if rate >= 1 else f"{rate:.2g}/s")
             if self.total > self.done:
-                parts.append(f"{(self.total - self.done) / rate:,.0f} s left")
+                parts.append(duration((self.total - self.done) / rate) + " left")
         print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)  # noqa: T201 - this is the log line
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left of a report, computed anew whenever the bar is drawn.
+
+    Rich's own column takes the items of the last seconds, among them those that earlier runs have done.
+    """
+
+    def __init__(self, report: ProgressReport) -> None:
+        super().__init__()
+        self._report = report
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002
+        return Text(self._report.time_left(), style="progress.remaining")
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that suits it: "45 s", "12 min", "5 h", "3 days"; "over 100 days" from there on."""
+    if seconds < 2 * _MINUTE:
+        return f"{seconds:,.0f} s"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / _MINUTE:,.0f} min"
+    if seconds < 2 * _DAY:
+        return f"{seconds / _HOUR:,.0f} h"
+    return f"{seconds / _DAY:,.0f} days" if seconds < _MOST_DAYS * _DAY else f"over {_MOST_DAYS} days"

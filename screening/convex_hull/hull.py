@@ -42,7 +42,7 @@ def hull(
     unrelaxed_references: bool = False,
     exclude_self: bool = False,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Compute the energy above hull of each structure.
 
@@ -81,7 +81,7 @@ def hull(
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         exclude_self: Leave out each structure's own phase among the references, which all need structures.
         overwrite: Replace an existing dataset.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         The dataset, opened.

@@ -64,7 +64,7 @@ def relax(
     limit: int | None = None,
     budget: float | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Relax every structure of a graph store.
 
@@ -90,7 +90,7 @@ def relax(
         limit: Relax only the first `limit` structures.
         budget: Time after which no more parts are started, seconds; None sets no limit.
         overwrite: Replace existing outputs.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         The opened scores; `screening.relaxation.output.relaxed_arrays` lists their variables.

@@ -61,7 +61,7 @@ def screen(
     limit: int | None = None,
     append: bool = False,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     command: str | None = None,
 ) -> xr.Dataset:
     """Score every structure of a graph store.
@@ -87,7 +87,7 @@ def screen(
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
             (`featurize --append`), or that a limit had excluded.
         overwrite: Replace an existing dataset.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
         command: Command line of the user, recorded in the attributes of the dataset.
 
     Returns:

@@ -75,7 +75,7 @@ def screen_files(
     limit: int | None = None,
     append: bool = False,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     command: str | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> xr.Dataset:
@@ -103,7 +103,7 @@ def screen_files(
         append: Keep the scores in `out`, and score what the store has gained since, see
             `equiscreen.screening.screen`; only for a graph store.
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
         command: Command of the user, for the dataset's attributes.
         announce: Called before scoring begins, with a one-line summary of the featurization.
 

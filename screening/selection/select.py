@@ -52,7 +52,7 @@ def select(
     formats: Sequence[str] = ("cif", "csv", "zarr"),
     store: str | Path | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Choose the best structures of a screen, relaxation or hull, and write them.
 
@@ -86,7 +86,7 @@ def select(
         formats: Output formats, see `OutputFormat`.
         store: Graph store of the scores, if it was moved.
         overwrite: Replace an earlier selection.
-        progress: Show progress on standard error.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
         The selected rows.

@@ -11,7 +11,7 @@ from equiscreen.pipeline.runs.progress import ProgressReport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-LINE = re.compile(r"screen: [\d,]+( of [\d,]+)? structures(, [\d,.e-]+/s)?(, ([\d,]+) s left)?")
+LINE = re.compile(r"screen: [\d,]+( of [\d,]+)? structures(, [\d,.e-]+/s)?(, (\d+ (s|min|h|days)|over 100 days) left)?")
 
 
 def lines(capsys: pytest.CaptureFixture[str], total: int, steps: Sequence[int], resumed: int = 0) -> list[str]:
@@ -43,3 +43,24 @@ def test_without_a_rate_no_time_is_left(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_last_line_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     found = lines(capsys, 3, [1, 2])
     assert [line.split(" structures")[0] for line in found] == ["screen: 0 of 3", "screen: 1 of 3", "screen: 3 of 3"]
+
+
+def test_the_time_left_is_never_absurd(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    report = ProgressReport("screen", 1_000_000, enabled=False)
+    report.resume(999_000)
+    assert report.time_left() == ""  # earlier runs say nothing about the rate of this one
+    now[0] = 10.0
+    report.advance(10)
+    assert report.time_left() == "16 min left"
+    now[0] = 1000.0  # nothing has come since: the time left grows
+    assert report.time_left() == "28 h left"
+    now[0] = 1e9
+    assert report.time_left() == "over 100 days left"
+
+
+def test_progress_is_off_where_nobody_looks_unless_it_is_asked_for() -> None:
+    assert not progress.shows_progress(None)  # standard error of a test is no terminal
+    assert progress.shows_progress(True)
+    assert not progress.shows_progress(False)
