@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from equiscreen.campaigns.references.account import read_account
-from equiscreen.campaigns.references.fetch import fetch_references
-from equiscreen.campaigns.references.systems import ChemicalSystems, systems_of, systems_of_text
+from equiscreen.campaigns.references import fetch_references, read_account, systems_of
+from equiscreen.campaigns.references.systems import ChemicalSystems, systems_of_text
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError
 from equiscreen.screening import hull
