@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...pipeline.energy_schemes import MATPES_PBE, OMAT24, OWN, R2SCAN, UNCORRECTED
 from ...pipeline.errors import ConfigError, SourceError, detail
+from ...pipeline.readers.splitting import documents
 from ...pipeline.sources.discovery import find_files
+from ...pipeline.sources.files import SourceFile
+from ...pipeline.sources.formats import Format
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import MAX_COUNT, element_of_species
 from ..chemistry.functionals import (
@@ -45,8 +48,11 @@ from .references import (
     quoted,
 )
 
-# Size limit of a file of entries, which needs several times as much memory; tables and datasets are read in chunks.
+# Size limit of a file that is a dictionary of entries, which needs several times as much memory; lists of entries,
+# tables and datasets are read bit by bit.
 MAX_JSON_BYTES = 4 << 30
+_HEAD_BYTES = 1 << 10
+_NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
 # Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
 # which is the last that was run. In lower case.
 _SECTIONS = POTCAR_SECTIONS | {
@@ -588,6 +594,11 @@ def entry_records(path: str) -> Iterator[object]:
     """
     source = find_files([path])[0]
     with source.open() as stream:
+        listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
+    if listed:
+        yield from _elements(path, source)
+        return
+    with source.open() as stream:
         text = stream.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
         raise SourceError(f"{path}: more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)")
@@ -600,8 +611,29 @@ def entry_records(path: str) -> Iterator[object]:
     if isinstance(content, dict):
         content = [content] if "composition" in content and "energy" in content else list(content.values())
     if not isinstance(content, list) or not any(isinstance(record, dict) for record in content):
-        raise SourceError(f"{path}: not a file of pymatgen entries (a list of records with composition and energy)")
+        raise SourceError(f"{path}: {_NO_ENTRIES}")
     yield from content
+
+
+def _elements(path: str, source: SourceFile) -> Iterator[object]:
+    """Elements of a JSON array, with one of them in memory at a time.
+
+    Raises:
+        SourceError: The file is not valid JSON, or no element is a record.
+    """
+    any_record = False
+    with source.open() as stream:
+        for document in documents(stream, Format.JSON):
+            try:
+                record = _json(document.content) if not document.reason else None
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+            if document.reason:
+                raise SourceError(f"{path}: {document.reason}")
+            any_record = any_record or isinstance(record, dict)
+            yield record
+    if not any_record:
+        raise SourceError(f"{path}: {_NO_ENTRIES}")
 
 
 def _json(text: bytes) -> Any:

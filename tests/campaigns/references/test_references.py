@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from equiscreen.campaigns.references.account import read_account
-from equiscreen.campaigns.references.fetch import fetch_references
-from equiscreen.campaigns.references.systems import ChemicalSystems, systems_of, systems_of_text
+from equiscreen.campaigns.references import fetch_references, read_account, systems_of
+from equiscreen.campaigns.references.systems import ChemicalSystems, systems_of_text
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, SourceError
 from equiscreen.screening import hull
@@ -176,6 +175,35 @@ def test_a_table_of_entries_gives_the_hull_of_the_entries(
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-20], "not valid JSON"),
+        (lambda text: text[:-1], "not valid JSON"),
+        (lambda text: text + " more", "not valid JSON: text after the end"),
+        (lambda text: "[1, 2]" + text[:0], "not a file of pymatgen entries"),
+        (lambda text: "[]" + text[:0], "not a file of pymatgen entries"),
+    ],
+)
+def test_a_damaged_list_of_entries_is_refused_as_a_whole(
+    change: Callable[[str], str], message: str, entries: Path, tmp_path: Path
+) -> None:
+    """Although its entries are read one by one."""
+    (tmp_path / "damaged.json").write_text(change(entries.read_text()))
+    with pytest.raises(SourceError, match=message):
+        fetch_references(tmp_path / "damaged.json", SYSTEMS, tmp_path / "refs.parquet")
+    assert names(tmp_path) == ["damaged.json"]
+
+
+def test_a_list_and_a_dictionary_of_entries_give_one_table(entries: Path, tmp_path: Path) -> None:
+    content = json.loads(entries.read_text())
+    (tmp_path / "dictionary.json").write_text(json.dumps({one["entry_id"]: one for one in content}))
+    fetch_references(tmp_path / "dictionary.json", SYSTEMS, tmp_path / "a.parquet")
+    fetch_references(entries, SYSTEMS, tmp_path / "b.parquet")
+    one, other = (pq.read_table(tmp_path / name).drop_columns("source") for name in ("a.parquet", "b.parquet"))
+    assert one.equals(other)
 
 
 def test_own_phases_are_recognised_by_the_structures_of_a_table(
