@@ -21,6 +21,7 @@ from ..pipeline.redaction import redact_urls
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
+from ..pipeline.runs.progress import shows_progress
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
@@ -169,7 +170,9 @@ class _Steps:
         out = self.folder / FETCHED
         if not out.exists():
             systems, _ = systems_of(self.graphs)
-            account = fetch_references(live, systems, out, scheme=self.scheme, progress=self.options.progress)
+            account = fetch_references(
+                live, systems, out, scheme=self.scheme, progress=shows_progress(self.options.progress)
+            )
             self.note(account.summary(out))
         self.references = [*(name for name in self.references if name not in live), str(out)]
 
