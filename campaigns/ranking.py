@@ -23,6 +23,7 @@ from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX
+from ..screening.candidate_graphs import prepare_graphs
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
 from ..screening.convex_hull.reference_files import content_version, is_dataset
@@ -32,7 +33,6 @@ from ..screening.dataset.scores import UNRELAXED, open_scores
 from ..screening.relaxation import relax as relaxation
 from ..screening.reporting.report import report
 from ..screening.scoring import screen as scoring
-from ..screening.scoring.screen_files import prepare_graphs
 from ..screening.selection import select as selection
 from .elements import write_elements
 from .models.resolve import model_file

@@ -13,8 +13,6 @@ from .models import MODEL_HELP, onnx_file
 from .options import AllowExtrapolation, Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
 from .terminal.account import account, shows_progress, tell
 
-_SECONDS_PER_HOUR = 3600
-
 
 def screen(
     sources: Annotated[
@@ -102,7 +100,14 @@ def screen(
 
 
 def relax(
-    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
+            "`equiscreen featurize` reads.",
+        ),
+    ],
     model: Annotated[str, typer.Option(help=f"{MODEL_HELP} It needs forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
@@ -143,18 +148,20 @@ def relax(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Relax every structure of a graph store.
+    """Relax every structure of a graph store, or of structure files.
 
     Atoms and cell relax together. For --out R.zarr, R.zarr has one row per structure: the energy before and after, the
     largest remaining force and stress, the change in volume and space group, and a status that says why a structure
-    could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows. An
-    interrupted run resumes when you run the same command again.
+    could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows.
+    Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted run resumes
+    when you run the same command again.
 
     \b
     Example:
         equiscreen relax candidates.zarr --model 7net-0 --out relaxed.zarr
     """
     from ..screening.relaxation import relax as relaxation
+    from ..screening.relaxation import relax_files
     from ..screening.relaxation.batched import RelaxSettings
     from ..screening.relaxation.optimizers import Optimizer
 
@@ -174,20 +181,21 @@ def relax(
     )
     file = onnx_file(model)
     if estimate:
-        account(relaxation.estimate(store, file, settings, limit))
+        account(relax_files.estimate(sources, file, settings, limit))
         return
     with resumable():
-        relaxed = relaxation.relax(
-            store,
+        relaxed = relax_files.relax_files(
+            sources,
             file,
             out,
             settings,
             device=device,
             scheduler=scheduler,
             limit=limit,
-            budget=None if budget is None else budget * _SECONDS_PER_HOUR,
+            budget=budget,
             overwrite=overwrite,
             progress=shows_progress(),
+            announce=tell,
         )
     account(relaxation.summary(relaxed, out), relaxed, path=out)
 
@@ -260,7 +268,7 @@ def cascade(
             scheme=scheme,
             device=device,
             scheduler=scheduler,
-            budget=None if budget is None else budget * _SECONDS_PER_HOUR,
+            budget=budget,
             progress=shows_progress(),
         )
     account(multi_fidelity.summary(found, out), found, path=out)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .multi_fidelity import CascadeSettings, cascade
     from .relaxation.batched import RelaxSettings, relax_structures
     from .relaxation.relax import relax
+    from .relaxation.relax_files import relax_files
     from .reporting.report import report
     from .scoring.screen import screen
     from .scoring.screen_files import screen_files
@@ -33,6 +34,7 @@ __all__ = [
     "labels_and_predictions",
     "open_scores",
     "relax",
+    "relax_files",
     "relax_structures",
     "report",
     "screen",
@@ -56,6 +58,7 @@ if not TYPE_CHECKING:  # or a type checker would accept any name
             "labels_and_predictions": ".label_comparison",
             "open_scores": ".dataset.scores",
             "relax": ".relaxation.relax",
+            "relax_files": ".relaxation.relax_files",
             "relax_structures": ".relaxation.batched",
             "report": ".reporting.report",
             "screen": ".scoring.screen",

@@ -119,7 +119,7 @@ def cascade(
         scheme: Energy scheme of references given as tables.
         device: Device of the workers, see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
-        budget: Time in seconds after which a relaxation starts no more parts.
+        budget: Time after which a relaxation starts no more parts, hours.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:

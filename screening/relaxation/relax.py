@@ -49,6 +49,7 @@ GRAPH_PARTS, GRAPHS, TRAJECTORIES = "graph_parts", "graphs", "trajectories"
 # one core.
 PART_EDGES = 5_000
 PART_STRUCTURES = 256
+_SECONDS_PER_HOUR = 3600
 SAMPLE = 8
 
 
@@ -88,7 +89,7 @@ def relax(
         device: Device that evaluates the model, see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
-        budget: Time after which no more parts are started, seconds; None sets no limit.
+        budget: Time after which no more parts are started, hours; None sets no limit.
         overwrite: Replace existing outputs.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
@@ -117,7 +118,7 @@ def relax(
     with writer.run(plan.size) as run:
         with run.staging.discarded_if_new():
             plan.check_free(overwrite=overwrite)
-        manifests = plan.make_parts(run, None if budget is None else begin + budget)
+        manifests = plan.make_parts(run, None if budget is None else begin + _SECONDS_PER_HOUR * budget)
         plan.check_all_done(manifests, budget)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(RELAX_STATUSES, counts.tolist(), strict=True))
@@ -266,7 +267,7 @@ class _RelaxPlan:
         done = sum(manifest.counts["read"] for manifest in manifests)
         if done < self.size:
             raise EquiscreenError(
-                f"{self.out}: {done:,} of {self.size:,} structures are relaxed, and the budget of {budget:,.0f} s is "
+                f"{self.out}: {done:,} of {self.size:,} structures are relaxed, and the budget of {budget:g} h is "
                 "spent; run the same command again to resume"
             )
 
@@ -424,7 +425,12 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
 
 
 def estimate(
-    store: str | Path, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
+    store: str | Path,
+    model: str | Path,
+    settings: RelaxSettings | None = None,
+    limit: int | None = None,
+    *,
+    sample_of: int | None = None,
 ) -> str:
     """Estimate the cost of a relaxation: relax some structures in this process and scale up by edges.
 
@@ -433,6 +439,7 @@ def estimate(
         model: ONNX file.
         settings: Settings of the relaxation; None uses the defaults.
         limit: Scale up to the first `limit` structures only.
+        sample_of: Scale up to this many structures, of which the store is a sample.
 
     Returns:
         One line of text.
@@ -452,6 +459,8 @@ def estimate(
     seconds = time.monotonic() - begin
     edges = int(graphs.n_edges[rows].sum())
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
+    if sample_of is not None:
+        total, size = total * sample_of / size, sample_of
     return (
         f"{size:,} structures: about {total:,.0f} s on one core, {steps / len(rows):.0f} evaluations per structure "
         f"(from a sample of {len(rows)})"

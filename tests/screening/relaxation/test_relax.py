@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Pa
 
 def test_a_budget_ends_a_run_and_the_next_one_goes_on(graphs: Path, sevennet_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.zarr"
-    with pytest.raises(EquiscreenError, match=f"0 of {SOME} structures are relaxed, and the budget of 0 s"):
+    with pytest.raises(EquiscreenError, match=f"0 of {SOME} structures are relaxed, and the budget of 0 h"):
         relax(graphs, sevennet_model, out, scheduler="threads", limit=SOME, budget=0.0)
     assert not out.exists()
     assert relax(graphs, sevennet_model, out, scheduler="threads", limit=SOME).sizes["structure"] == SOME

@@ -13,8 +13,8 @@ from equiscreen.pipeline.errors import ConfigError, StoreError
 from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.screening import screen
+from equiscreen.screening.candidate_graphs import prepare_graphs
 from equiscreen.screening.scoring import worker
-from equiscreen.screening.scoring.screen_files import prepare_graphs
 
 from ...conftest import CUTOFF, write_extxyz
 from ...export.runtime.altered_models import altered

@@ -19,9 +19,10 @@ from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores, screen, screen_files
+from equiscreen.screening.candidate_graphs import prepare_graphs
 from equiscreen.screening.dataset.paths import graphs_path
 from equiscreen.screening.scoring import screen_files as screen_files_module
-from equiscreen.screening.scoring.screen_files import estimate, prepare_graphs
+from equiscreen.screening.scoring.screen_files import estimate
 
 from ...conftest import CUTOFF, ELEMENTS, cif_text, write_extxyz
 from ...pipeline.featurization.test_featurize import same_files

@@ -1,0 +1,226 @@
+"""Graphs of the structures that a verb is given: a graph store as it is, or files that are featurized first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+
+from ..export.runtime.ensemble import Ensemble, Models
+from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ..pipeline.featurization.featurize import featurize
+from ..pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
+from ..pipeline.labels.mapping import LabelMapping
+from ..pipeline.readers.records import ReadOptions
+from ..pipeline.redaction import redact_urls, without_query
+from ..pipeline.runs.options import RunOptions
+from ..pipeline.runs.target import ROOT_FILE, Target
+from ..pipeline.sources.discovery import (
+    OPTIMADE_PREFIX,
+    file_name,
+    find_files,
+    inputs_digest,
+    inputs_of,
+    is_server,
+    server_name,
+)
+from ..pipeline.sources.formats import holds_structures
+from ..pipeline.store.dedup import Dedup
+from ..pipeline.store.graph_store import GraphStore
+from ..pipeline.store.tables import FAILURES_FILE
+from ..pipeline.structures.structure import MAX_ATOMS
+from .dataset.paths import graphs_path
+
+Sources = Sequence[str | Path] | str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGraphs:
+    """A graph store that is ready to be screened.
+
+    Attributes:
+        path: Path or URL of the graph store.
+        summary: Counts of the featurization, as one line of text; empty if the user gave a graph store.
+    """
+
+    path: str
+    summary: str
+
+
+def prepare_graphs(
+    sources: Sources, model: Models, out: str | Path, options: RunOptions, *, append: bool = False
+) -> PreparedGraphs:
+    """Featurize the sources into a graph store beside the scores: the first step of `scoring.screen_files`.
+
+    An existing store is reused if it equals the one that this would write. If the source is a graph store, there is
+    nothing to do.
+
+    Args:
+        sources: Sources, as for `screen_files`.
+        model: ONNX file, or several; the largest cutoff is used.
+        out: Scores dataset that will be written.
+        options: How the run is carried out; `limit` counts records, and `overwrite` also replaces a graph store that is
+            damaged or holds other graphs.
+        append: Whether the screen will append to existing scores, for which the source must be a graph store.
+
+    Raises:
+        ConfigError: As for `screen_files`; or the screen appends and the source is not a graph store.
+        SourceError: As for `screen_files`.
+        ModelFileError: As for `screen_files`.
+        OutputExistsError: As for `screen_files`.
+    """
+    named = source_names(sources)
+    store = graph_store_of(named)
+    if store is not None:
+        return PreparedGraphs(store, "")
+    if append:
+        raise ConfigError(
+            "append requires a graph store; add the files to one with `equiscreen featurize --append`, then screen it"
+        )
+    cutoff = Ensemble.load(model, threads=1).cutoff
+    scores, path = Target.of(out), graphs_path(out)
+    # Check this before the work. If a run was killed while it published the scores, `screen` finishes it.
+    if not options.overwrite and scores.exists() and not scores.working_folder.exists():
+        raise OutputExistsError(f"{scores}: already exists; choose another --out, or use --overwrite")
+    limit = options.limit
+    run = partial(
+        featurize, named, path, cutoff=cutoff, scheduler=options.scheduler, limit=limit, progress=options.progress
+    )
+    place = Target.of(path)
+    if place.exists():
+        differences = differences_of(path, named, cutoff, limit, verify=options.overwrite)
+        if not differences:
+            if place.working_folder.exists():
+                with suppress(OutputExistsError):  # raised unless an earlier run was killed while it cleaned up
+                    run()
+            return PreparedGraphs(path, reused_summary(GraphStore(path)))
+        if not options.overwrite:
+            raise OutputExistsError(
+                f"{path}: holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
+            )
+    report = run(overwrite=options.overwrite)
+    return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
+
+
+def source_names(sources: Sources) -> list[str]:
+    """The sources as text, in a list."""
+    return [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+
+
+def graph_store_of(named: Sequence[str]) -> str | None:
+    """The graph store to screen, if the source is one; None for files.
+
+    Raises:
+        ConfigError: The sources are several graph stores, or a graph store among files.
+    """
+    stores = [source for source in named if _is_store(source)]
+    if stores and len(named) > 1:
+        if len(stores) == len(named):
+            raise ConfigError(
+                f"{len(stores)} graph stores; screen each on its own, or combine them with `equiscreen merge`"
+            )
+        raise ConfigError(
+            f"{stores[0]}: a graph store among files; screen it on its own, or run `equiscreen featurize` on the files "
+            "and combine the two stores with `equiscreen merge`"
+        )
+    return stores[0] if stores else None
+
+
+def _is_store(source: str) -> bool:
+    """Whether a source is a graph store, which may be missing or unfinished."""
+    if source.startswith(OPTIMADE_PREFIX):  # a server, or a file with such a name
+        return False
+    if without_query(source.split("::", maxsplit=1)[0]).rstrip("/").endswith(".zarr"):
+        return True
+    if "://" not in source:
+        unfinished = Target.of(source).working_folder
+        return (Path(source) / ROOT_FILE).exists() or (unfinished.is_dir() and not Path(source).exists())
+    if "*" in source or without_query(source) != source or holds_structures(file_name(source)):
+        return False
+    try:
+        fs, path = url_to_fs(source)
+        return bool(fs.exists(f"{path}/{ROOT_FILE}"))
+    except Exception:  # noqa: BLE001 - file systems have errors of their own; reading the source reports them
+        return False
+
+
+def differences_of(
+    path: str, named: Sequence[str], cutoff: float, limit: int | None, *, verify: bool = False
+) -> list[str]:
+    """How a graph store differs from the one that featurizing the sources would write.
+
+    Args:
+        path: Path or URL of the graph store.
+        named: Sources, as given by the user.
+        cutoff: Cutoff of the model, angstrom.
+        limit: Number of records to read; None reads all.
+        verify: Also verify the checksums of the store.
+
+    Returns:
+        Each difference, as text; nothing if there is none.
+    """
+    try:
+        store = GraphStore(path)
+    except StoreError as error:
+        return [str(error).removeprefix(f"{redact_urls(path)}: ")]
+    recipe = dict(store.attrs.get("recipe", {}))
+    differences = []
+    if store.cutoff != cutoff:
+        differences.append(f"its cutoff is {store.cutoff} angstrom, that of the model is {cutoff}")
+    if store.attrs.get("inputs_sha256") != inputs_digest(_inputs_now(named, store)):
+        differences.append("different or changed sources")
+    if recipe.pop("limit", None) != limit:
+        differences.append("different limit")
+    if recipe != _recipe_of(store) or {"appended_to", "merged_from"} & set(store.attrs):
+        differences.append("different settings")
+    if store.attrs.get("software", {}).get("equiscreen") != version("equiscreen"):
+        differences.append("different version of equiscreen")
+    return differences or (["damaged"] if verify and store.verify() else [])
+
+
+def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
+    """Name, size and version of every source; for a server, whose answer may change, as recorded in the store."""
+    live = [name for name in named if is_server(name)]
+    kept = [name for name in named if name not in live]
+    known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}
+    return [
+        *inputs_of(find_files(kept) if kept else []),
+        *(known.get(server_name(name), (name, 0, "live")) for name in live),
+    ]
+
+
+def _recipe_of(store: GraphStore) -> dict[str, object]:
+    """The recipe of a store that was featurized with default settings, apart from cutoff and limit.
+
+    Of the labels that ASE provides, a recipe names those that the data have.
+    """
+    found = {name for names in store.label_names for name in names}
+    return {
+        "min_distance": MIN_DISTANCE,
+        "labels": LabelMapping().with_ase_defaults().only(found).model_dump(mode="json"),
+        "options": asdict(ReadOptions()),
+        "id_field": None,
+        "max_atoms": MAX_ATOMS,
+        "max_edges": MAX_EDGES,
+        "dedup": Dedup.EXACT.value,
+    }
+
+
+def reused_summary(store: GraphStore) -> str:
+    """Counts of an existing store that is reused, as one line of text."""
+    counts = store.attrs["counts"]
+    return (
+        f"{redact_urls(str(store.path))}: reused the existing store: read {counts['read']:,} = stored "
+        f"{counts['stored']:,} + failed {counts['failed']:,} + duplicate {counts['duplicate']:,}"
+        f"{_failures_note(counts['failed'])}"
+    )
+
+
+def _failures_note(failed: int) -> str:
+    """Where to find the structures that failed; empty if none did."""
+    return f"; see {FAILURES_FILE} in the store for the failures" if failed else ""

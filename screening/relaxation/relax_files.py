@@ -1,0 +1,121 @@
+"""Relaxation of structure files: featurize them into a graph store beside the result, then relax the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import xarray as xr
+
+from ...export.runtime.ensemble import Ensemble
+from ...pipeline.errors import OutputExistsError
+from ...pipeline.featurization.estimate import ESTIMATE_RECORDS
+from ...pipeline.featurization.estimate import estimate as estimate_featurization
+from ...pipeline.featurization.featurize import featurize
+from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.options import RunOptions
+from ...pipeline.runs.target import Target
+from ..candidate_graphs import Sources, graph_store_of, prepare_graphs, source_names
+from .batched import RelaxSettings
+from .relax import estimate as estimate_relaxation
+from .relax import relax
+
+
+def candidates_path(out: str | Path) -> str:
+    """Path from which that of the featurized files is made: ``R.candidates.zarr`` for ``R.zarr``.
+
+    Their graph store is ``R.candidates.graphs.zarr``, since ``R.graphs.zarr`` holds the relaxed structures.
+    """
+    return f"{str(out).rstrip('/').removesuffix('.zarr')}.candidates.zarr"
+
+
+def relax_files(
+    sources: Sources,
+    model: str | Path,
+    out: str | Path,
+    settings: RelaxSettings | None = None,
+    *,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Relax the structures in files.
+
+    The files are featurized with the model's cutoff into ``R.candidates.graphs.zarr`` for ``R.zarr``, which is kept.
+
+    Example:
+        >>> relaxed = relax_files("candidates/*.cif", "model.onnx", "relaxed.zarr")  # doctest: +SKIP
+
+    Args:
+        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is relaxed directly.
+        model: ONNX file with energy, forces and stress.
+        out: Scores dataset to write.
+        settings: Settings of the relaxation; None uses the defaults.
+        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        limit: Read only the first `limit` records.
+        overwrite: Replace existing outputs, and a graph store of the files that is damaged or holds other graphs.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        announce: Called before the relaxation begins, with a one-line summary of the featurization.
+        options: Other arguments of `equiscreen.screening.relax`.
+
+    Returns:
+        The opened scores, as from `equiscreen.screening.relax`.
+
+    Raises:
+        ConfigError: The sources are several graph stores, or a graph store among files.
+        SourceError: A file does not exist, or none of the structures could be stored.
+        EquiscreenError: As for `equiscreen.screening.relax`.
+    """
+    target = Target.of(out)
+    if not overwrite and target.exists() and not target.working_folder.exists():
+        raise OutputExistsError(f"{out}: already exists; choose another --out, or use --overwrite")
+    run = RunOptions(scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress)
+    graphs = prepare_graphs(sources, model, candidates_path(out), run)
+    if announce is not None and graphs.summary:
+        announce(graphs.summary)
+    return relax(
+        graphs.path,
+        model,
+        out,
+        settings,
+        scheduler=scheduler,
+        limit=None if graphs.summary else limit,
+        overwrite=overwrite,
+        progress=progress,
+        **options,
+    )
+
+
+def estimate(
+    sources: Sources, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
+) -> str:
+    """Estimate the cost of `relax_files` from a sample.
+
+    Args:
+        sources: Sources, as for `relax_files`.
+        model: ONNX file.
+        settings: Settings of the relaxation; None uses the defaults.
+        limit: Read only the first `limit` records.
+
+    Returns:
+        One line of text per step.
+
+    Raises:
+        EquiscreenError: As for `relax_files`.
+    """
+    named = source_names(sources)
+    store = graph_store_of(named)
+    if store is not None:
+        return estimate_relaxation(store, model, settings, limit)
+    cutoff = Ensemble.load(model, threads=1).cutoff
+    whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
+    with TemporaryDirectory() as scratch:
+        sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
+        report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
+        expected = round(report.stored * whole.records / report.read)
+        return f"{whole}\n{estimate_relaxation(sample, model, settings, sample_of=expected)}"
