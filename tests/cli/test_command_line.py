@@ -185,7 +185,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
 
 
 VERBS = [
-    *("demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"),
+    *("demo", "generate", "featurize", "merge", "train", "models", "import", "export", "screen", "info"),
     *("relax", "hull", "cascade", "select", "report"),
 ]
 
