@@ -25,7 +25,7 @@ from equiscreen.pipeline.runs.parts import PartManifest
 from equiscreen.pipeline.store.schema import ArraySpec
 from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.pipeline.structures.random_crystals import probe_structures
-from equiscreen.screening import RelaxSettings, open_scores, relax, relax_structures, screen
+from equiscreen.screening import RelaxSettings, open_scores, relax, relax_files, relax_structures, screen
 from equiscreen.screening.relaxation import relax as relax_module
 from equiscreen.screening.relaxation import worker
 from equiscreen.screening.relaxation.batched import RELAX_STATUSES, TOO_LARGE, Relaxed
@@ -363,3 +363,14 @@ def test_each_trajectory_is_published_once(
             shutil.copy(folder / "part-0000000.extxyz", folder / name)
     relax(metals, exported("float32"), tmp_path / "r.zarr", settings, scheduler="threads")
     assert [file.name for file in (tmp_path / "r.trajectories").iterdir()] == ["part-0000000.extxyz"]
+
+
+def test_files_are_relaxed_as_the_store_that_they_make(data: Path, sevennet_model: Path, tmp_path: Path) -> None:
+    graphs = store_of(data, tmp_path, 2)
+    settings = RelaxSettings(max_steps=2)
+    expected = relax(graphs, sevennet_model, tmp_path / "a.zarr", settings, scheduler="threads")
+    found = relax_files(tmp_path / "mp.csv", sevennet_model, tmp_path / "b.zarr", settings, scheduler="threads")
+    xr.testing.assert_identical(values(found).drop_vars("source"), values(expected).drop_vars(["source", "band_gap"]))
+    assert len(GraphStore(tmp_path / "b.candidates.graphs.zarr")) == 2
+    with pytest.raises(OutputExistsError, match=r"b\.zarr: already exists"):
+        relax_files(tmp_path / "mp.csv", sevennet_model, tmp_path / "b.zarr", settings, scheduler="threads")
