@@ -132,5 +132,4 @@ def test_what_cannot_be_appended_to_is_told_and_kept(store: Path, model: Path, t
         screen(store, model, out, overwrite=True, **words)
     with pytest.raises(ConfigError, match="append requires a graph store"):
         prepare_graphs(tmp_path / "220.extxyz", model, out, RunOptions(scheduler="threads"), append=True)
-    now = xr.open_zarr(out).load()
-    assert now.identical(before)
+    assert open_scores(out).load().identical(before)

@@ -302,19 +302,21 @@ def test_the_command_line_and_a_kill_between_the_halves(
 ) -> None:
     out, graphs = tmp_path / "s.zarr", tmp_path / "s.graphs.zarr"
     words = command(*sources, "--model", model, "--out", out, "--scheduler", "threads")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-    assert process.stdout is not None
-    counts = process.stdout.readline().decode()  # printed before the scoring begins
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stderr is not None
+    # Printed before the scoring begins.
+    counts = next(line for line in map(bytes.decode, process.stderr) if line.startswith(str(graphs)))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stdout.close()
+    process.stderr.close()
     assert "read 12 = stored 11 + failed 1 + duplicate 0" in counts
     assert not out.exists()
     moment = written(graphs)
 
     done = command_line(*words[3:])
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first = next(line for line in done.stderr.splitlines() if line.startswith(str(graphs)))
+    (second,) = done.stdout.splitlines()
     assert first.startswith(f"{graphs}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0")
     assert second.startswith(f"{out}: 11 structures (11 ok)")
     assert written(graphs) == moment
