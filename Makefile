@@ -55,6 +55,7 @@ slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/hull_rate.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/select_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
+	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 
 models-wheel: $(VENV)/installed
 	$(BIN)/python tools/models_wheel/build.py --out dist

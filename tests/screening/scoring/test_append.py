@@ -12,7 +12,7 @@ from equiscreen.pipeline import GraphStore, LabelMapping, featurize
 from equiscreen.pipeline.errors import ConfigError, StoreError
 from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
-from equiscreen.screening import screen
+from equiscreen.screening import open_scores, screen
 from equiscreen.screening.candidate_graphs import prepare_graphs
 from equiscreen.screening.scoring import worker
 
