@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.export.checks import all_nodes, check_agreement, check_structure, is_reducing_scatter
 from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.export.probes import Probes

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.export.checks import all_nodes, check_structure
 from equiscreen.export.ensemble_graph import join

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import export_onnx
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import export_onnx, lower_and_check
 from equiscreen.export.runtime.file_validation import check_model_bytes, with_checksum

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.model import Config, load_checkpoint, load_members, train_ensemble
 from equiscreen.model.checkpoint import find_checkpoints
 from equiscreen.model.networks.ensemble import EnsemblePotential, check_members

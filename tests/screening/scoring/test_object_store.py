@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import s3fs
 import xarray as xr
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.screening import labels_and_predictions, open_scores, screen

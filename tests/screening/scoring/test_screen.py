@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from equiscreen.cli.describe import describe
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.export import OnnxPotential
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
