@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...pipeline.errors import ModelFileError
+from ...pipeline.redaction import redact_urls
 from .bundled import DISTRIBUTION, bundled_file
 from .cache import cache_folder, intact_model, made_once, usable
 from .catalog import CatalogModel, find_model, is_known, unknown_model
@@ -51,6 +52,8 @@ def model_file(
         ExportError: The exported file failed one of its checks.
         EquiscreenError: The cache folder cannot be written.
     """
+    if "://" in str(model):
+        raise ModelFileError(f"{redact_urls(str(model))}: is a URL, but this must be a local path; copy the file")
     if isinstance(model, str) and is_known(model):
         return _published(find_model(model, modality), progress=progress, note=note)
     path = Path(model)

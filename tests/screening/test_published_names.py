@@ -95,7 +95,7 @@ def test_presigned_urls_from_files_to_the_report(
     words = ("screen", *sources, "--model", exported("float32"), "--allow-extrapolation", "--scheduler", "threads")
     screened = command_line(*words, "--out", work / "s.zarr")
     assert screened.returncode == 0, screened.stderr
-    assert "read 7 = stored 4 + failed 2 + duplicate 1" in screened.stdout
+    assert "read 7 = stored 4 + failed 2 + duplicate 1" in screened.stderr
     done = [screened, command_line("hull", work / "s.zarr")]
     select = command_line(
         "select",
