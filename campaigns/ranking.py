@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 
 from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import OutputExistsError, SourceError
+from ..pipeline.errors import EquiscreenError, OutputExistsError, SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
 from ..pipeline.redaction import redact_urls
@@ -44,7 +44,8 @@ PLAN_FILE, LOCK_FILE, SETTINGS_FILE = "campaign.json", "campaign.lock", "campaig
 CANDIDATES, SCORES, RELAXED = "candidates.zarr", "scores.zarr", "relaxed.zarr"
 HULL, BEST, REPORT, KNOWN = "hull.zarr", "best", "report.html", "references.graphs.zarr"
 ELEMENTS, FETCHED = "elements.zarr", "references.parquet"
-_STEPS = {
+# What differs if one of these parts of a plan does.
+_DIFFERENCES = {
     "sources": "other structures",
     "model": "another model",
     "references": "other references",
@@ -59,7 +60,7 @@ def rank(
     out: str | Path = "results",
     *,
     scheduler: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     note: Note = lambda text: None,  # noqa: ARG005
     **settings: Any,
 ) -> xr.Dataset:
@@ -76,8 +77,8 @@ def rank(
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
-        progress: Show progress on standard error.
-        note: Told one line about each step when it ends.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with one line about each step when it ends.
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -96,10 +97,10 @@ def rank(
 
 
 def run(
-    settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool = False, note: Note
+    settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool | None = None, note: Note
 ) -> xr.Dataset:
     """Run a campaign, or what is missing of it; arguments and errors as for `rank`."""
-    model = model_file(settings.model, progress=progress, note=note)
+    model = model_file(settings.model, progress=shows_progress(progress), note=note)
     with _folder(out, _plan(settings, model, out)):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, out, scheduler, progress=progress, note=note)
@@ -129,7 +130,7 @@ class _Steps:
         folder: Path,
         scheduler: str | None,
         *,
-        progress: bool,
+        progress: bool | None,
         note: Note,
     ) -> None:
         self.settings, self.model, self.folder, self.note = settings, model, folder, note
@@ -300,7 +301,19 @@ def _folder(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
             raise OutputExistsError(f"{folder}: already exists and is not a campaign; choose another `--out`")
         else:
             write_mark(path, plan)
-        yield
+        try:
+            yield
+        except EquiscreenError:
+            _forget(folder)
+            raise
+
+
+def _forget(folder: Path) -> None:
+    """Let a folder in which no step has begun take another campaign, such as one whose mistake is mended."""
+    records = {PLAN_FILE, LOCK_FILE, SETTINGS_FILE}
+    if {one.name for one in folder.iterdir()} <= records:
+        for name in (PLAN_FILE, SETTINGS_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _differences(found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
@@ -312,8 +325,8 @@ def _differences(found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]
             continue
         if name == "relaxation" and None in (old, new):
             continue  # `relax` differs too
-        if name in _STEPS:
-            differences.append(_STEPS[name])
+        if name in _DIFFERENCES:
+            differences.append(_DIFFERENCES[name])
         elif isinstance(old, Mapping) and isinstance(new, Mapping):
             differences += [
                 f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in new if old.get(key) != new[key]

@@ -36,7 +36,7 @@ def entries_of_mp(
     if scheme not in _THERMO_TYPES:
         raise ConfigError(f"mp: the Materials Project has no energies of {scheme}, which the candidates follow")
     if systems.given is None:
-        raise ConfigError("mp: say which chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE")
+        raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")
     key = os.environ.get(KEY, "")
     if not key:
         raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")

@@ -111,6 +111,8 @@ def test_sources_without_a_structure_are_told(sevennet_model: Path, tmp_path: Pa
     (tmp_path / "x.cif").write_text("data_x\n_cell_length_a 1\n")
     with pytest.raises(SourceError, match=r"x\.cif"):
         rank(tmp_path / "x.cif", tmp_path / "out", model=str(sevennet_model), scheduler="threads")
+    with pytest.raises(SourceError, match=r"y\.cif"):  # other sources are welcome, since nothing was done
+        rank(tmp_path / "y.cif", tmp_path / "out", model=str(sevennet_model), scheduler="threads")
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_labels_of_a_graph_store_get_the_distances_of_pymatgen(data: Path, tmp_p
     (tmp_path / "entries.json").write_text(json.dumps([entry.as_dict() for entry in entries], default=str))
     labels = LabelMapping.load("pymatgen-entries")
     featurize(tmp_path / "entries.json", tmp_path / "g.zarr", labels=labels, scheduler="threads")
-    with pytest.raises(ConfigError, match=r"g\.zarr: a graph store does not say.*--scheme"):
+    with pytest.raises(ConfigError, match=r"g\.zarr: a graph store states no energy scheme.*--scheme"):
         hull(tmp_path / "g.zarr", tmp_path / "entries.json")
     found = hull(tmp_path / "g.zarr", tmp_path / "entries.json", scheme="mp-uncorrected")
     with warnings.catch_warnings():
