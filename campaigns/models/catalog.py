@@ -102,7 +102,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
     """Find a model by ``NAME[/FIDELITY][@HASH]``.
 
     Args:
-        name: The name; HASH is the begin of the SHA-256 of the weights' file, at least 8 digits.
+        name: The name; HASH stands for the first digits of the SHA-256 of the weights' file, at least 8.
         modality: Fidelity, if the name gives none; None chooses the first, which is PBE.
 
     Raises:

@@ -37,9 +37,9 @@ def model_file(
         PosixPath('/home/me/.cache/equiscreen/models/7net-0.7052cb42b7b3.equiscreen-0.1.0.onnx')
 
     Args:
-        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
-            the begin of their SHA-256, at least 8 digits; a checkpoint or run folder of equiscreen; or a file of
-            SevenNet or Nequix. A name has precedence over a file: ``./NAME`` is always a file.
+        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
+            stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
+            file of SevenNet or Nequix. A name has precedence over a file: ``./NAME`` is always a file.
         modality: Fidelity of weights that have several, if the name gives none.
         progress: Show the progress of downloads on standard error.
         note: Told what is done next, if it may take a minute.

@@ -101,7 +101,7 @@ def read_account(path: str | Path) -> Mapping[str, Any]:
     """The account that a table of references holds, as `ReferencesAccount.attrs` gives it.
 
     Raises:
-        SourceError: The file is no table of references.
+        SourceError: The file is not a table of references.
     """
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])

@@ -213,7 +213,7 @@ def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | N
     try:
         reduced = parsed(str(formula or ""))
     except ConfigError as error:
-        raise EntryLeftOutError("no composition of whole numbers of atoms", quoted(formula)) from error
+        raise EntryLeftOutError("no composition with whole numbers of atoms", quoted(formula)) from error
     if not isinstance(sites, int) or sites < 1 or sites % sum(reduced.values()):
         raise EntryLeftOutError("no number of sites", f"{formula} with nsites {quoted(sites)}")
     return {number: count * sites // sum(reduced.values()) for number, count in reduced.items()}, None

@@ -35,9 +35,9 @@ class Messages:
 _wanted: ContextVar[Messages] = ContextVar("wanted", default=Messages())  # noqa: B039 - it is frozen
 _OPTIONS = {
     "as_json": Annotated[
-        bool, typer.Option("--json", help="Print the account of the run as one JSON object, and nothing else.")
+        bool, typer.Option("--json", help="Print a summary of the run as one JSON object, and nothing else.")
     ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors: no progress, no account.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors: no progress and no summary.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
 }
 

@@ -197,7 +197,7 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
         row: Content of the columns that state one, by name; lists state several.
 
     Raises:
-        StatementError: Two statements contradict each other, or one is no text.
+        StatementError: Two statements contradict each other, or one is not text.
     """
     found = []
     for column, value in row.items():

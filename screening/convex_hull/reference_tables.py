@@ -233,7 +233,7 @@ def _functional(row: Mapping[str, object]) -> str | None:
     """The functional that a row states; None if it states none.
 
     Raises:
-        EntryLeftOutError: It states two, or a statement is no text.
+        EntryLeftOutError: It states two, or a statement is not text.
     """
     try:
         stated = of_row(row)
@@ -246,7 +246,7 @@ def _composition(formula: object, compositions: Compositions) -> int:
     try:
         return compositions.of_formula(str(formula or ""))
     except ConfigError as error:
-        raise EntryLeftOutError("no composition of whole numbers of atoms", quoted(formula)) from error
+        raise EntryLeftOutError("no composition with whole numbers of atoms", quoted(formula)) from error
 
 
 def _energy(value: object) -> float:
@@ -293,7 +293,7 @@ def _correction(number: int, scheme: str, given: object, settings: ReadSettings)
     """MP2020 correction of a row (eV/atom): the one that it gives or, without one, by its composition.
 
     Raises:
-        EntryLeftOutError: What it gives is no energy.
+        EntryLeftOutError: The value is not an energy.
     """
     if scheme != UNCORRECTED or settings.corrections is None:
         return 0.0
@@ -350,7 +350,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
 
         with opened(pacsv.ConvertOptions()) as reader:
             names = _wanted(path, reader.schema.names, settings)
-        # Energies are read as text too: one that is no number leaves out its row, not the file.
+        # Energies are read as text too: one that is not a number leaves out its row, not the file.
         options = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
         )

@@ -737,7 +737,9 @@ def test_parquet_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     assert "cannot be read" in refusal(tmp_path / "damaged.parquet", tmp_path)
     (tmp_path / "s.parquet.gz").write_bytes(gzip.compress(whole))
-    assert "a compressed parquet file; decompress it first" in refusal(tmp_path / "s.parquet.gz", tmp_path)
+    assert "compressed parquet files cannot be read; decompress it first" in refusal(
+        tmp_path / "s.parquet.gz", tmp_path
+    )
     bad = pa.array([CIFS[0].encode(), b"caf\xe9" * 10, CIFS[1].encode()]).view(pa.string())
     pq.write_table(pa.table({"cif": bad}), tmp_path / "latin.parquet")
     report, rows = beside(tmp_path / "latin.parquet", tmp_path)
