@@ -65,9 +65,9 @@ def rank(
 ) -> xr.Dataset:
     """Rank crystals by their energy above the hull of references, or by their formation energy.
 
-    The structures become graphs, are relaxed (or scored as they are), and get their formation energies and energies
-    above hull; the best are written as CIF files and as a table. The folder holds the store of each step. To resume an
-    interrupted campaign, call the function again with the same arguments.
+    The structures are converted to graphs and relaxed (or scored as they are); their formation energies and energies
+    above hull are computed, and the best structures are written as CIF files and as a table. The folder holds the store
+    of each step. To resume an interrupted campaign, call the function again with the same arguments.
 
     Example:
         >>> best = rank("candidates/*.cif", references=["entries.json.gz"])  # doctest: +SKIP
@@ -77,7 +77,7 @@ def rank(
         out: Folder to write.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error.
-        note: Told one line about each step when it ends.
+        note: Called with a line about each step when it ends.
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -98,7 +98,7 @@ def rank(
 def run(
     settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool = False, note: Note
 ) -> xr.Dataset:
-    """Run a campaign, or what is missing of it; arguments and errors as for `rank`."""
+    """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
     model = model_file(settings.model, progress=progress, note=note)
     with _folder(out, _plan(settings, model, out)):
         settings.save(out / SETTINGS_FILE)
@@ -120,7 +120,7 @@ def ranking_column(settings: RankSettings) -> str:
 
 
 class _Steps:
-    """The steps of a campaign. A step whose output exists is finished, since outputs appear when they are complete."""
+    """The steps of a campaign. A step whose output exists is finished, since only complete outputs appear."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Steps:
 
     def evaluate(self) -> None:
         """Relax the structures, or score them as they are."""
-        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # whose records no earlier step has limited
+        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
         common: dict[str, Any] = {
             "device": self.options.device,
             "scheduler": self.options.scheduler,
@@ -163,7 +163,7 @@ class _Steps:
             self._once(self.scores, make, scoring.summary)
 
     def fetch(self) -> None:
-        """Fetch references from servers, of the chemical systems of the candidates."""
+        """Fetch references in the chemical systems of the candidates from servers."""
         live = [name for name in self.references if _is_live(name)]
         if not live:
             return
@@ -177,7 +177,7 @@ class _Steps:
         self.references = [*(name for name in self.references if name not in live), str(out)]
 
     def elements(self) -> None:
-        """Relax crystals of the elements, if nothing else says what the energies of the elements are."""
+        """Relax crystals of the elements, if nothing else provides the energies of the elements."""
         if self.references or elemental_energies(self.scheme):
             return
         out, crystals = self.folder / ELEMENTS, self.folder / "elements.extxyz"
@@ -194,7 +194,7 @@ class _Steps:
                 progress=self.options.progress,
             )
             self.note(
-                f"{out}: energies of {', '.join(symbols)} from the model, since the package has none of the energy "
+                f"{out}: energies of {', '.join(symbols)} from the model, since equiscreen has none for the energy "
                 f"scheme {self.scheme}"
             )
         self.references = [str(out)]
@@ -228,7 +228,7 @@ class _Steps:
         return open_scores(out / "scores.zarr")
 
     def report(self) -> None:
-        """Write the page."""
+        """Write the HTML report."""
         out = self.folder / REPORT
         if not out.exists():
             report(self.folder / HULL, out, title=f"Crystals ranked by {self.settings.model}")
@@ -237,7 +237,7 @@ class _Steps:
         self.note(summary(open_scores(out) if out.exists() else make(), out))
 
     def _known(self) -> Path | str | None:
-        """Graph store of the references, by which a structure is known or new; None if they have no structures."""
+        """Graph store of the references, to tell known structures from new ones; None if they have no structures."""
         for path in self.references:
             if is_dataset(path) and path != str(self.folder / ELEMENTS):
                 return place_of_graphs(path, ScoresReader(path).attrs, None)
@@ -257,7 +257,7 @@ class _Steps:
 
 
 def _plan(settings: RankSettings, model: Path, folder: Path) -> dict[str, Any]:
-    """Everything that the results of a campaign depend on, with the content of model and references."""
+    """Everything that the results of a campaign depend on, including the content of the model and the references."""
     place = folder / PLAN_FILE
     references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
     return {

@@ -101,6 +101,6 @@ def _text(model: CatalogModel) -> str:
         "symmetry": f"{'SO(3)' if weights.symmetry == 'so3' else 'O(3)'}: {mirror}",
         "licence": f"{weights.licence}; {weights.citation}",
         "source": f"{model.source}, {weights.size / 1e6:.1f} MB, SHA-256 {model.sha256}",
-        "ready": f"yes, {ready}" if ready is not None else "no, the first use exports it",
+        "ready": f"yes, {ready}" if ready is not None else "no; it is exported on first use",
     }
     return "\n".join([f"{model.name}{also}", *(f"  {title:<9} {text}" for title, text in rows.items())])

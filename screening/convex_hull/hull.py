@@ -170,7 +170,7 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
         raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"{scores}: a graph store does not say which scheme its energies follow; use --scheme with one of "
+            f"{scores}: a graph store does not record which scheme its energies follow; use --scheme with one of "
             f"{', '.join(SCHEMES)}"
         )
     return ScoredEnergies(scores, labels=scheme)
