@@ -61,7 +61,7 @@ def hull(
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
     POTCARs), contradict themselves, or have no usable energy or composition, are left out and counted by reason.
-    Elements of which there is no reference get the energies that the package has for the candidates' scheme
+    Elements without a reference get the tabulated energies of the candidates' scheme
     (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:

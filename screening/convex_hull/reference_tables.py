@@ -82,7 +82,7 @@ def read_table(
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
             own and the rows more than one functional.
-        SourceError: The table cannot be read, or a column is there twice.
+        SourceError: The table cannot be read, or a column appears twice.
     """
     schemes: set[str] = set()
     functionals: set[str] = set()
@@ -109,7 +109,7 @@ def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterat
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
             own and the rows more than one functional.
-        SourceError: The table cannot be read, a column is there twice, or a row has no structure although every one
+        SourceError: The table cannot be read, a column appears twice, or a row has no structure although every one
             needs one.
     """
     functionals: set[str] = set()
@@ -330,7 +330,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
     """Batches of the rows of a table, with the columns that are read.
 
     Raises:
-        SourceError: The table cannot be read, or a column is there twice.
+        SourceError: The table cannot be read, or a column appears twice.
     """
     try:
         source = find_files([path])[0] if "://" in path else None
@@ -364,7 +364,7 @@ def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str
     """The columns of a table that are read.
 
     Raises:
-        SourceError: One of them is there twice.
+        SourceError: One of them appears twice.
     """
     structures = settings.with_structures or settings.keep_structures
     read = _READ | (frozenset(_STRUCTURE) if structures and ".parquet" in path else frozenset())

@@ -100,7 +100,7 @@ def test_ids_in_common_by_chance_join_nothing(
         compare(scores, strangers)
     one = columns["structure_id"][0]
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,Xe7Kr\n")
-    with pytest.raises(SourceError, match="is Xe7Kr, but"):
+    with pytest.raises(SourceError, match="is Xe7Kr there, but"):
         join_energies(scores, tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,{formulas[0]}\n")
     assert join_energies(scores, tmp_path / "t.csv").attrs["dft"]["joined"] == 1
@@ -165,10 +165,10 @@ def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: P
     [
         ("a,b\n1,2\n", ConfigError, "none of the columns"),
         ("structure_id,energy\nx,1.0\nx,2.0\n", SourceError, "'x' has two energies"),
-        ("structure_id,energy,energy\nx,1.0,2.0\n", SourceError, "the column energy is there 2 times"),
-        ("structure_id,energy,energy.1\nx,1.0,2.0\n", SourceError, "the column energy is there 2 times"),
-        ("id,id,energy\nx,y,2.0\n", SourceError, "the column id is there 2 times"),
-        ("id,energy,formula,formula\nx,2.0,Na,K\n", SourceError, "the column formula is there 2 times"),
+        ("structure_id,energy,energy\nx,1.0,2.0\n", SourceError, "the column energy appears 2 times"),
+        ("structure_id,energy,energy.1\nx,1.0,2.0\n", SourceError, "the column energy appears 2 times"),
+        ("id,id,energy\nx,y,2.0\n", SourceError, "the column id appears 2 times"),
+        ("id,energy,formula,formula\nx,2.0,Na,K\n", SourceError, "the column formula appears 2 times"),
         ("structure_id,energy\nx,1.0\n", ConfigError, "none of its 1 ids"),
         ("structure_id,energy\nx,fast\n", SourceError, "not a number"),
         ("structure_id,energy\nx,\n", SourceError, "no finite energy|not a number"),

@@ -337,7 +337,7 @@ def test_wrong_words_are_told(data: Path) -> None:
         CheckpointError, match="no such file, and no published model of that name; choose one of 7net-0"
     ):
         load_pretrained("7net-9")
-    with pytest.raises(CheckpointError, match=r"download nequix-omat-1\.nqx and pass its path"):
+    with pytest.raises(CheckpointError, match=r"download https://\S+/nequix-omat-1\.nqx and pass its path"):
         load_pretrained("nequix-omat-1")
     with pytest.raises(CheckpointError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
         load_pretrained("7net-0", energy_scheme="pbe")

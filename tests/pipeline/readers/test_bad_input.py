@@ -302,7 +302,7 @@ def test_a_column_that_is_there_twice_is_no_label(tmp_path: Path) -> None:
     assert "gap has shape (2,)" in failure["reason"]
     columns = [["a"], [CIFS[0]], [1.5], [1.5], ["x"], ["y"]]
     pq.write_table(pa.table(columns, names=["name", "cif", "gap", "gap", "note", "note"]), tmp_path / "s.parquet")
-    with pytest.raises(SourceError, match=r"s\.parquet: the column gap is there 2 times"):
+    with pytest.raises(SourceError, match=r"s\.parquet: the column gap appears 2 times"):
         run(tmp_path / "s.parquet", tmp_path / "p.zarr", labels=LABELS, id_field="name")
     assert run(tmp_path / "s.parquet", tmp_path / "p.zarr", id_field="name").stored == 1
 
