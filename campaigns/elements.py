@@ -1,4 +1,4 @@
-"""Crystals of the elements, for formation energies with models whose energy scheme has no energies of elements.
+"""Crystals of the elements, for formation energies with models whose energy scheme has no elemental energies.
 
 `elements.extxyz` beside this module holds the stable phase of 89 elements in PBE, with its id in the Materials Project:
 the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
@@ -15,7 +15,7 @@ from ..pipeline.atomic import atomic_path
 from ..pipeline.store.graph_store import GraphStore
 
 _CRYSTALS = Path(__file__).with_name("elements.extxyz")
-# Atoms of a graph store that are in memory at once.
+# Number of atoms of a graph store that are in memory at once.
 _ATOMS = 1 << 22
 
 

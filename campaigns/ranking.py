@@ -66,9 +66,9 @@ def rank(
 ) -> xr.Dataset:
     """Rank crystals by their energy above the hull of references, or by their formation energy.
 
-    The structures become graphs, are relaxed (or scored as they are), and get their formation energies and energies
-    above hull; the best are written as CIF files and as a table. The folder holds the store of each step. To resume an
-    interrupted campaign, call the function again with the same arguments.
+    The structures are converted to graphs and relaxed (or scored as they are); their formation energies and energies
+    above hull are computed, and the best structures are written as CIF files and as a table. The folder holds the store
+    of each step. To resume an interrupted campaign, call the function again with the same arguments.
 
     Example:
         >>> best = rank("candidates/*.cif", references=["entries.json.gz"])  # doctest: +SKIP
@@ -77,8 +77,13 @@ def rank(
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+<<<<<<< HEAD
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
         note: Called with one line about each step when it ends.
+=======
+        progress: Show progress on standard error.
+        note: Called with a line about each step when it ends.
+>>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -99,8 +104,13 @@ def rank(
 def run(
     settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool | None = None, note: Note
 ) -> xr.Dataset:
+<<<<<<< HEAD
     """Run a campaign, or what is missing of it; arguments and errors as for `rank`."""
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
+=======
+    """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
+    model = model_file(settings.model, progress=progress, note=note)
+>>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
     with _folder(out, _plan(settings, model, out)):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, out, scheduler, progress=progress, note=note)
@@ -121,7 +131,7 @@ def ranking_column(settings: RankSettings) -> str:
 
 
 class _Steps:
-    """The steps of a campaign. A step whose output exists is finished, since outputs appear when they are complete."""
+    """The steps of a campaign. A step whose output exists is finished, since only complete outputs appear."""
 
     def __init__(
         self,
@@ -149,7 +159,7 @@ class _Steps:
 
     def evaluate(self) -> None:
         """Relax the structures, or score them as they are."""
-        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # whose records no earlier step has limited
+        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
         common: dict[str, Any] = {
             "device": self.options.device,
             "scheduler": self.options.scheduler,
@@ -164,7 +174,7 @@ class _Steps:
             self._once(self.scores, make, scoring.summary)
 
     def fetch(self) -> None:
-        """Fetch references from servers, of the chemical systems of the candidates."""
+        """Fetch references in the chemical systems of the candidates from servers."""
         live = [name for name in self.references if _is_live(name)]
         if not live:
             return
@@ -178,7 +188,7 @@ class _Steps:
         self.references = [*(name for name in self.references if name not in live), str(out)]
 
     def elements(self) -> None:
-        """Relax crystals of the elements, if nothing else says what the energies of the elements are."""
+        """Relax crystals of the elements, if nothing else provides the energies of the elements."""
         if self.references or elemental_energies(self.scheme):
             return
         out, crystals = self.folder / ELEMENTS, self.folder / "elements.extxyz"
@@ -195,7 +205,7 @@ class _Steps:
                 progress=self.options.progress,
             )
             self.note(
-                f"{out}: energies of {', '.join(symbols)} from the model, since the package has none of the energy "
+                f"{out}: energies of {', '.join(symbols)} from the model, since equiscreen has none for the energy "
                 f"scheme {self.scheme}"
             )
         self.references = [str(out)]
@@ -229,7 +239,7 @@ class _Steps:
         return open_scores(out / "scores.zarr")
 
     def report(self) -> None:
-        """Write the page."""
+        """Write the HTML report."""
         out = self.folder / REPORT
         if not out.exists():
             report(self.folder / HULL, out, title=f"Crystals ranked by {self.settings.model}")
@@ -238,7 +248,7 @@ class _Steps:
         self.note(summary(open_scores(out) if out.exists() else make(), out))
 
     def _known(self) -> Path | str | None:
-        """Graph store of the references, by which a structure is known or new; None if they have no structures."""
+        """Graph store of the references, to tell known structures from new ones; None if they have no structures."""
         for path in self.references:
             if is_dataset(path) and path != str(self.folder / ELEMENTS):
                 return place_of_graphs(path, ScoresReader(path).attrs, None)
@@ -258,7 +268,7 @@ class _Steps:
 
 
 def _plan(settings: RankSettings, model: Path, folder: Path) -> dict[str, Any]:
-    """Everything that the results of a campaign depend on, with the content of model and references."""
+    """Everything that the results of a campaign depend on, including the content of the model and the references."""
     place = folder / PLAN_FILE
     references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
     return {

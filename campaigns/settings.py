@@ -98,7 +98,7 @@ class RankSettings(BaseModel):
         return settings.model_copy(update={**paths, "model": moved})
 
     def save(self, path: Path) -> None:
-        """Write a campaign file, with paths relative to its folder and without secrets of URLs."""
+        """Write a campaign file, with paths relative to its folder and without secrets in URLs."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
         for name in _PATHS:
@@ -110,7 +110,7 @@ class RankSettings(BaseModel):
 
 
 def _moved(source: str, move: Any) -> str:
-    """A source whose path, if it is one, is given relative to another folder."""
+    """A source; if it is a relative path, relative to another folder."""
     if "://" in source or source.startswith("optimade:"):
         return redact_urls(source)
     return source if Path(source).is_absolute() else str(move(source))

@@ -26,7 +26,7 @@ def rank(
         typer.Option(help="Published weights by name, or an ONNX file, checkpoint or run folder."),
     ] = "7net-0",
     references: References = None,
-    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder to write; to resume, run the same command again.")] = Path(
         "results"
     ),
     relax: Annotated[
@@ -47,9 +47,9 @@ def rank(
 ) -> None:
     """Rank crystals: the whole job in one command.
 
-    The structures become graphs, are relaxed with the model, and get their formation energies and, with --references,
-    their energies above the convex hull. The best are printed, and written as CIF files and as a table; OUT/report.html
-    shows all of it. An interrupted campaign resumes when you run the same command again.
+    The structures are converted to graphs and relaxed with the model; their formation energies and, with --references,
+    their energies above the convex hull are computed. The best are printed, and written as CIF files and as a table;
+    OUT/report.html shows all results. An interrupted campaign resumes when you run the same command again.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def rank(
         settings.save(save_config)
     with resumable():
         found = run(settings, out, scheduler=scheduler, progress=shows_progress(), note=tell)
-    best = f"{out}: report.html is the report, and best holds the {found.sizes['structure']:,} best structures"
+    best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"
     account(f"{RankedTable(found).text()}\n{best}", found, path=out)
 
 
@@ -100,8 +100,8 @@ def references(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Take the chemical systems from candidates: a scores dataset, whose energy scheme counts too, a graph "
-            "store, or structure files.",
+            help="Take the chemical systems from candidates: a scores dataset (its energy scheme is used too), a "
+            "graph store, or structure files.",
         ),
     ] = None,
     scheme: Scheme = None,
@@ -111,10 +111,10 @@ def references(
 
     Only energies that can be compared with those of the candidates are taken: the energy scheme is that of the
     --candidates if these are scores, else --scheme, else mp-uncorrected. What is left out is counted by reason. The
-    table keeps where each phase comes from, its functional and its structure, and an account: run types, phases per
-    chemical system, and what is missing. An interrupted download resumes when you run the same command again; files are
-    read anew. Servers need `pip install 'equiscreen[remote]'`. Providers marked untried could not be asked when this
-    was written.
+    table records the source, functional and structure of each phase, and an account: run types, phases per chemical
+    system, and what is missing. An interrupted download resumes when you run the same command again; files are
+    read again. Servers need `pip install 'equiscreen[remote]'`. Providers marked untried could not be reached when
+    this was written.
 
     \b
     Example:

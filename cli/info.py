@@ -19,7 +19,9 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Also recompute the checksums of a graph store and compare them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all that is stored as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything that is stored as one JSON object.")
+    ] = False,
 ) -> None:
     """Describe a store, scores, run folder, checkpoint or model.
 

@@ -31,8 +31,8 @@ def models(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="Show this model only: NAME, NAME/FIDELITY or NAME@HASH, where HASH is the begin of the SHA-256 of "
-            "its weights.",
+            help="Show this model only: NAME, NAME/FIDELITY or NAME@HASH, where HASH stands for the first digits of "
+            "the SHA-256 of its weights.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +48,7 @@ def models(
 
     For each: what it is good for, which energies it predicts, what it was trained on, its licence, elements, cutoff,
     symmetry, size and speed, where its weights come from, and whether it is ready for use, in the package
-    equiscreen-models or in the cache folder (EQUISCREEN_CACHE). Wherever a verb takes a model, it takes such a name.
+    equiscreen-models or in the cache folder (EQUISCREEN_CACHE). Every verb that takes a model accepts these names.
     The first use of a name exports the weights, which takes half a minute and needs `pip install 'equiscreen[rank]'`.
 
     \b
@@ -101,6 +101,6 @@ def _text(model: CatalogModel) -> str:
         "symmetry": f"{'SO(3)' if weights.symmetry == 'so3' else 'O(3)'}: {mirror}",
         "licence": f"{weights.licence}; {weights.citation}",
         "source": f"{model.source}, {weights.size / 1e6:.1f} MB, SHA-256 {model.sha256}",
-        "ready": f"yes, {ready}" if ready is not None else "no, the first use exports it",
+        "ready": f"yes, {ready}" if ready is not None else "no; it is exported on first use",
     }
     return "\n".join([f"{model.name}{also}", *(f"  {title:<9} {text}" for title, text in rows.items())])

@@ -138,10 +138,10 @@ def select(
 ) -> None:
     """Select the best structures and write them to files.
 
-    Prints the best ten, or --top, as a table; ranked.csv holds it with all rows. Only rows with the status ok are
-    considered, unless the filter refers to status. The number of rows skipped for each reason is printed. Columns for
-    charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use them too:
-    they are computed only for rows that meet all other conditions. Needs `pip install 'equiscreen[select]'`.
+    Prints the best ten rows (or --top, up to 100) as a table; ranked.csv holds all rows. Only rows with the status ok
+    are considered, unless the filter refers to status. The number of rows skipped for each reason is printed. Columns
+    for charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use them
+    too: they are computed only for rows that meet all other conditions. Needs `pip install 'equiscreen[select]'`.
 
     \b
     Example:
@@ -192,7 +192,7 @@ def report(
     It shows counts, distributions, elements, the best candidates with pictures, and cost. The page is
     self-contained: it opens offline and needs no other file. The best candidates are those with the lowest energy
     above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest formation energy.
-    Energies per atom rank structures of one composition only.
+    Without either, candidates are ranked by energy per atom if all have the same composition, and otherwise not at all.
     Needs `pip install 'equiscreen[report]'`.
 
     \b

@@ -41,7 +41,7 @@ class PhaseList:
 
     Attributes:
         elements: The phase of lowest energy of each element, by symbol; formation energies refer to them. Structures
-            whose status is not ok, and systems of elements of which none is ok, are not in the list.
+            whose status is not ok are not in the list, nor are systems of elements without a structure that is ok.
         systems: Phases by chemical system (sorted symbols), lowest formation energy first.
         n_at_edge: Number of phases whose energy is lowest at the smallest or largest volume of the grid, so that their
             minimum lies outside it.

@@ -32,8 +32,8 @@ class GeometryStatistics:
     Attributes:
         minimum_distances: Smallest distance of each pair of elements that are neighbours within the cutoff (angstrom),
             under both symbols in the order of atomic numbers, such as ``Na-Cl``.
-        atom_volume: Mean volume per atom of the crystals, of which all directions are periodic (angstrom^3); None
-            without crystals.
+        atom_volume: Mean volume per atom of the structures that are periodic in all directions (angstrom^3); None
+            without such crystals.
         crystals: Fraction of the structures that are crystals.
         atoms: Median number of atoms of a structure.
     """

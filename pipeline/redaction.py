@@ -53,7 +53,7 @@ def redact_urls(text: str, keep: Collection[str] = ()) -> str:
 
 
 def without_query(url: str) -> str:
-    """A URL without query and fragment, which are no part of the name of its file; other text unchanged."""
+    """A URL without query and fragment, which are not part of the name of its file; other text unchanged."""
     scheme, found, _ = url.partition("://")
     if not found:
         return url

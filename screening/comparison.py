@@ -222,7 +222,7 @@ def join_energies(
         and the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, a column is there twice, an id has two energies, or its formula is not
+        SourceError: The table cannot be read, a column appears twice, an id has two energies, or its formula is not
             that of the structure.
         ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
@@ -369,7 +369,7 @@ def _read_energies(
         left_out: Rows of other functionals are counted in it, by reason.
 
     Raises:
-        SourceError: The table cannot be read, a column is there twice, or an id has two energies.
+        SourceError: The table cannot be read, a column appears twice, or an id has two energies.
         ConfigError: A column is missing.
     """
     try:
@@ -402,7 +402,7 @@ def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list
     """Return the formulas of a table by id, as far as it gives any.
 
     Raises:
-        SourceError: The column is there twice.
+        SourceError: The column appears twice.
     """
     column = next((name for name in FORMULA_COLUMNS if name in table.column_names), None)
     if column is None:
@@ -416,10 +416,10 @@ def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list
 
 
 def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
-    """Why each row of a table cannot be compared with energies of a scheme; empty where nothing speaks against it.
+    """Why each row of a table cannot be compared with energies of a scheme; empty where it can.
 
     Raises:
-        SourceError: A column is there twice.
+        SourceError: A column appears twice.
     """
     names = [name for name in table.column_names if stating_field(name) is not None]
     check_columns(path, names, table.column_names)

@@ -16,7 +16,7 @@ MANIFEST, MANIFEST_SCHEMA = "manifest.json", "equiscreen-models/1"
 
 
 def bundled_file(model: CatalogModel) -> Path | None:
-    """The model's ONNX file in the installed package, after its hash was checked.
+    """The model's ONNX file in the installed package, once its hash has been checked.
 
     Returns:
         Its path; None if the package is not installed, or does not hold these weights.
@@ -36,7 +36,7 @@ def bundled_file(model: CatalogModel) -> Path | None:
             if entry["name"] == model.name and entry["weights_sha256"] == model.sha256:
                 path = folder / Path(str(entry["file"])).name
                 if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                    raise ModelFileError(f"{path}: damaged: its SHA-256 is another one; {cure}")
+                    raise ModelFileError(f"{path}: damaged: its SHA-256 does not match; {cure}")
                 return path
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{folder}: damaged ({detail(error)}); {cure}") from error
@@ -44,8 +44,8 @@ def bundled_file(model: CatalogModel) -> Path | None:
 
 
 def _folder() -> Path | None:
-    """Folder of the installed package, which is not imported."""
+    """Folder of the installed package, found without importing it."""
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:  # without origin: any folder of that name
+    if spec is None or spec.origin is None:  # a folder of that name that is not a package
         return None
     return Path(spec.origin).parent

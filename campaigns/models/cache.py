@@ -17,7 +17,7 @@ from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import EquiscreenError, detail
 
 VARIABLE = "EQUISCREEN_CACHE"
-# A full disk is not among them: there another folder need not help, and the command line says what does.
+# A full disk is not among them: another folder need not help, and the command line has its own message for it.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOLCK}
 
 
@@ -40,7 +40,7 @@ def cache_folder() -> Path:
 
 
 def intact_model(path: Path) -> bool:
-    """Whether an ONNX file is there, and has the checksum that equiscreen wrote into it."""
+    """Whether an ONNX file exists and matches the checksum that equiscreen wrote into it."""
     try:
         return has_valid_checksum(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -48,12 +48,12 @@ def intact_model(path: Path) -> bool:
 
 
 def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]) -> Path:
-    """Make an ONNX file of the cache, unless it is there; of several processes one makes it, and the others wait.
+    """Make an ONNX file in the cache unless it exists; of several processes, one makes it and the others wait.
 
     Args:
         path: The file.
         make: Makes its content.
-        note: Told of a damaged file, and while another process is awaited.
+        note: Called with a message if the file is damaged or another process is making it.
 
     Returns:
         `path`, which is complete and intact.
@@ -68,7 +68,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
         if intact_model(path):
             return path
         if path.exists():
-            note(f"{path}: damaged (its checksum is another one); it is made again")
+            note(f"{path}: damaged (its checksum does not match); making it again")
         data = make()
         with usable(path), atomic_path(path) as scratch:
             scratch.write_bytes(data)
@@ -77,11 +77,11 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
 
 @contextmanager
 def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a file of the cache for the duration of a block; its folder is made.
+    """Hold the lock of a file in the cache for the duration of a block, and create its folder.
 
     Args:
-        path: The file that is going to be written.
-        note: Told if another process holds the lock.
+        path: The file to write.
+        note: Called with a message if another process holds the lock.
 
     Raises:
         EquiscreenError: The folder cannot be written.
@@ -94,17 +94,17 @@ def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                note(f"waiting for another process, which makes {path.name}")
+                note(f"waiting for another process, which is making {path.name}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Report, for the duration of a block, that a file of the cache cannot be used, and how to choose another folder.
+    """Within a block, report that a file in the cache cannot be used and how to choose another folder.
 
     Raises:
-        EquiscreenError: The file system refuses.
+        EquiscreenError: The file cannot be read or written.
     """
     try:
         yield

@@ -13,8 +13,8 @@ from ...pipeline.suggestions import unknown_name
 
 # Characters of a hash that `NAME@HASH` must give.
 _MIN_DIGITS = 8
-# Edges per second (energy, forces and stress) on both cores of the machine of tests/benchmarks/pretrained_rate.txt,
-# where the figure comes from. Models that are not listed were not measured.
+# Edges per second (energy, forces and stress) on both cores of the machine in tests/benchmarks/pretrained_rate.txt, the
+# source of the figure. Models that are not listed have not been measured.
 _EDGES_PER_SECOND = {"7net-0": 47_000}
 # Largest difference between the energies of 32 random structures and of their mirror images, eV/atom, as `equiscreen
 # import` prints it (torch 2.13): a lower bound for other structures.
@@ -50,7 +50,7 @@ class CatalogModel:
 
     @property
     def mirror_violation(self) -> float | None:
-        """Largest energy difference of mirror images seen, eV/atom; 0 by construction in O(3), None if not measured."""
+        """Largest energy difference seen between mirror images, eV/atom; 0 for O(3), None if not measured."""
         return 0.0 if self.published.symmetry == "o3" else _MIRROR_VIOLATION.get(self.name)
 
     @property
@@ -64,7 +64,7 @@ class CatalogModel:
         return "package sevenn" if self.published.packaged else self.published.url
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is known of the model, ready for JSON."""
+        """Everything that is known about the model, ready for JSON."""
         weights = self.published
         return {
             "name": self.name,
@@ -102,7 +102,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
     """Find a model by ``NAME[/FIDELITY][@HASH]``.
 
     Args:
-        name: The name; HASH is the begin of the SHA-256 of the weights' file, at least 8 digits.
+        name: The name; HASH stands for the first digits of the SHA-256 of the weights' file, at least 8.
         modality: Fidelity, if the name gives none; None chooses the first, which is PBE.
 
     Raises:
@@ -122,7 +122,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
         raise ModelFileError(f"{name}: {unknown_name('fidelity', fidelity, weights.schemes)}")
     if at and not re.fullmatch(f"[0-9a-fA-F]{{{_MIN_DIGITS},64}}", digits):
         raise ModelFileError(
-            f"{name}: after @ belong the first digits of the weights' SHA-256, at least {_MIN_DIGITS}: "
+            f"{name}: @ must be followed by the first digits (at least {_MIN_DIGITS}) of the weights' SHA-256: "
             f"{base}@{weights.sha256[0][:_MIN_DIGITS]}"
         )
     if not weights.sha256[0].startswith(digits.lower()):
@@ -134,5 +134,5 @@ def unknown_model(name: str) -> str:
     """Message about a name that is neither in the catalogue nor a file."""
     names = [*dict.fromkeys([*_WEIGHTS, *CATALOG])]
     reason = unknown_name("model", name.partition("@")[0], names)
-    known = "" if "; choose " in reason else f"; known are {', '.join(CATALOG)}"
+    known = "" if "; choose " in reason else f"; known models: {', '.join(CATALOG)}"
     return f"{reason}{known} (and there is no such file; `equiscreen models` describes them)"

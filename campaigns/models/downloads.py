@@ -16,9 +16,9 @@ from .cache import exclusive, usable
 if TYPE_CHECKING:
     import httpx
 
-# The largest published file has 3 MB.
+# The largest published file is 3 MB.
 MAX_BYTES = 64 << 20
-# Attempts in a row that bring nothing, and the pause after the first of them, which doubles (s).
+# Consecutive attempts that may receive nothing, and the pause after the first of them, which doubles (s).
 _ATTEMPTS, _PAUSE = 3, 0.5
 _TIMEOUT = 30.0
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -45,7 +45,7 @@ def fetch(
         target: File to write, in a folder of the cache.
         sha256: SHA-256 that the file must have.
         progress: Show progress on standard error.
-        note: Told of files that are replaced, and while another process is awaited.
+        note: Called with a message if a file is replaced or another process is downloading it.
 
     Returns:
         `target`, which has the expected hash.
@@ -62,15 +62,15 @@ def fetch(
         if _digest(target) == sha256:
             return target
         if target.exists():
-            note(f"{target}: not the published file (its SHA-256 is another one); it is fetched again")
+            note(f"{target}: not the published file (its SHA-256 does not match); fetching it again")
         part = target.with_name(f".{target.name}.{sha256[:12]}.part")
         with usable(target):
             found = _downloaded(url, part, target, sha256, progress=progress)
             if found != sha256:
                 part.unlink(missing_ok=True)
                 raise ModelFileError(
-                    f"{url}: its SHA-256 is {found} instead of {sha256}: another file, or one that was damaged on its "
-                    f"way; it is not used{_by_hand(target)}"
+                    f"{url}: its SHA-256 is {found} instead of {sha256}, so it is another file or was damaged in "
+                    f"transit; it is not used{_by_hand(target)}"
                 )
             part.replace(target)
     return target
@@ -91,7 +91,7 @@ def _downloaded(url: str, part: Path, target: Path, sha256: str, *, progress: bo
 
 
 def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
-    """Try until the whole file is there, or until several attempts in a row brought nothing."""
+    """Try until the whole file is there, or until several attempts in a row have received nothing."""
     try:
         import httpx  # noqa: PLC0415 - an optional dependency, only needed for downloads
     except ModuleNotFoundError as error:

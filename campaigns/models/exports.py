@@ -18,7 +18,7 @@ def exported_weights(source: str | Path, fidelity: str, note: Callable[[str], No
     Args:
         source: A name in the registry, or a file.
         fidelity: Fidelity to use; "" takes the default of the file.
-        note: Told what is done next.
+        note: Called with a message about the next step.
 
     Returns:
         Content of the ONNX file.

@@ -30,7 +30,7 @@ def model_file(
     """The ONNX file of a model.
 
     Published weights and checkpoints are exported, with all checks of an export, into the cache folder
-    (`EQUISCREEN_CACHE`, else the user's cache), and found there the next time. The first use needs PyTorch, unless the
+    (`EQUISCREEN_CACHE`, else the user's cache), and reused from there. The first use needs PyTorch, unless the
     package `equiscreen-models` holds the model.
 
     Example:
@@ -38,15 +38,15 @@ def model_file(
         PosixPath('/home/me/.cache/equiscreen/models/7net-0.7052cb42b7b3.equiscreen-0.1.0.onnx')
 
     Args:
-        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
-            the begin of their SHA-256, at least 8 digits; a checkpoint or run folder of equiscreen; or a file of
-            SevenNet or Nequix. A name has precedence over a file: ``./NAME`` is always a file.
+        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
+            stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
+            file of SevenNet or Nequix. A name takes precedence over a file: ``./NAME`` is always a file.
         modality: Fidelity of weights that have several, if the name gives none.
         progress: Show the progress of downloads on standard error.
-        note: Told what is done next, if it may take a minute.
+        note: Called with a message about the next step, if that may take a minute.
 
     Raises:
-        ModelFileError: The name is unknown, its hash is another one, or a package is missing.
+        ModelFileError: The name is unknown, its hash does not match, or a package is missing.
         UnreachableError: The weights cannot be downloaded.
         CheckpointError: The checkpoint is damaged or unfinished.
         ExportError: The exported file failed one of its checks.
@@ -71,7 +71,7 @@ def model_file(
 
 
 def ready_file(model: CatalogModel) -> Path | None:
-    """The model's ONNX file, if it need not be exported: that of the package `equiscreen-models`, or the cache's.
+    """The model's ONNX file, if it need not be exported: from the package `equiscreen-models` or the cache.
 
     Raises:
         ModelFileError: The package is damaged.
@@ -121,7 +121,7 @@ def _trained(path: Path, note: Callable[[str], None]) -> Path:
 
 
 def _cached(name: str, digest: str) -> Path:
-    """Path of an export in the cache: weights and the version of equiscreen that exports them make the file."""
+    """Path of an export in the cache, which depends on the weights and on the version of equiscreen."""
     plain = re.sub(r"[^\w.+-]", "-", name)[:100]
     return cache_folder() / "models" / f"{plain}.{digest[:12]}.equiscreen-{__version__}.onnx"
 
@@ -140,7 +140,7 @@ def _digest(paths: Sequence[Path]) -> str:
 
 @contextmanager
 def _installed(model: str, otherwise: str = "") -> Iterator[None]:
-    """Report a package that an export needs, and that is not installed.
+    """Within a block, report a missing package that an export needs.
 
     Raises:
         ModelFileError: A package is missing.

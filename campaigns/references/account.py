@@ -19,7 +19,7 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class SourceAccount:
-    """What one source gave: read = phases + duplicate + outside + left_out.
+    """What one source contributed: read = phases + duplicate + outside + left_out.
 
     Attributes:
         source: Name of the source, without secrets.
@@ -30,7 +30,7 @@ class SourceAccount:
         duplicate: Number of structures that the server sent twice.
         outside: Number of references outside the chemical systems of the candidates.
         left_out: Number of references that cannot be used, by reason.
-        left_out_because: Reasons of the first ones, by name.
+        left_out_because: Reasons for the first few, by name.
         run_types: Number of phases by functional or run type.
     """
 
@@ -56,8 +56,8 @@ class ReferencesAccount:
         run_types: Number of phases by functional or run type.
         systems: Chemical systems of the candidates; empty if the references were not restricted.
         phases_by_system: Number of phases by their own chemical system.
-        missing_elements: Elements of the candidates (or of the phases) without a total energy of the element.
-        empty_systems: Chemical systems of candidates of which there is no phase with all of their elements.
+        missing_elements: Elements of the candidates (or of the phases) for which the table has no total energy.
+        empty_systems: Chemical systems of candidates for which no phase contains all elements.
         sources: Account of each source.
         equiscreen: Version that wrote the table.
         schema: Version of this record.
@@ -101,7 +101,7 @@ def read_account(path: str | Path) -> Mapping[str, Any]:
     """The account that a table of references holds, as `ReferencesAccount.attrs` gives it.
 
     Raises:
-        SourceError: The file is no table of references.
+        SourceError: The file is not a table of references.
     """
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])

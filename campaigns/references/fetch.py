@@ -94,7 +94,7 @@ def fetch_references(
         progress: Show progress on standard error.
 
     Returns:
-        The account, which the metadata of the table hold too.
+        The account, which is also stored in the metadata of the table.
 
     Raises:
         ConfigError: A source has no references that fit, is unknown or needs a setting.
@@ -146,7 +146,7 @@ def _remove_if_empty(work: Path) -> None:
 
 
 class _Counted(LeftOut):
-    """Account of references that are left out, apart from those that nobody asked for.
+    """Account of references that are left out, counting those outside the chemical systems separately.
 
     Attributes:
         outside: Number of references outside the chemical systems of the candidates.
@@ -216,7 +216,7 @@ def _phases(
     *,
     progress: bool,
 ) -> tuple[str, str, Iterator[Phase]]:
-    """Kind of a source, the time that its content is of (UTC), and its phases."""
+    """Kind of a source, the time of its content (UTC), and its phases."""
     now = _time(datetime.now(UTC).timestamp())
     if what.startswith(OPTIMADE_PREFIX):
         provider = provider_of(what)
@@ -347,7 +347,7 @@ def _account(
 
 
 def _write(path: Path, rows: list[dict[str, Any]], account: ReferencesAccount) -> None:
-    """Write the table, sorted by chemical system, formula and id, without columns that are empty."""
+    """Write the table, sorted by chemical system, formula and id, without empty columns."""
     rows.sort(key=lambda row: (len(row["system"]), row["system"], row["formula"], row["source"], row["id"]))
     absent = {name for name in _OPTIONAL if all(row.get(name) is None for row in rows)}
     if "lattice_vectors" in absent:

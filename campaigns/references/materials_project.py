@@ -1,6 +1,7 @@
 """Reference phases from the Materials Project, through its own client.
 
-Written against the documentation of `mp-api` (`MPRester.get_entries`) and not run: it needs a key and the network.
+Written against the documentation of `mp-api` (`MPRester.get_entries`) but never run, since it needs a key and the
+network.
 """
 
 from __future__ import annotations
@@ -34,9 +35,15 @@ def entries_of_mp(
         SourceError: The client fails.
     """
     if scheme not in _THERMO_TYPES:
-        raise ConfigError(f"mp: the Materials Project has no energies of {scheme}, which the candidates follow")
+        raise ConfigError(
+            f"mp: the Materials Project has no energies that follow {scheme}, the scheme of the candidates"
+        )
     if systems.given is None:
+<<<<<<< HEAD
         raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")
+=======
+        raise ConfigError("mp: choose the chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE")
+>>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
     key = os.environ.get(KEY, "")
     if not key:
         raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")
@@ -66,5 +73,5 @@ def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any
             return [entry if isinstance(entry, dict) else json.loads(entry.to_json()) for entry in found]
     except Exception as error:  # noqa: BLE001 - its own errors, and those of its HTTP library
         reason = " ".join(str(error).replace(key, HIDDEN).split())[:200] or type(error).__name__
-    # Raised without its cause, whose text may hold the key.
+    # Raised without its cause, whose text may contain the key.
     raise SourceError(f"mp: the Materials Project did not answer ({reason}); run the same command again to resume")

@@ -41,22 +41,26 @@ _MORE_FIELDS = ("chemical_formula_reduced",)
 
 
 def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = False) -> list[str]:
-    """URLs whose answers together hold all phases in the chemical systems.
+    """URLs whose responses together hold all phases in the chemical systems.
 
     Args:
         provider: The server.
         systems: Chemical systems of the candidates.
-        plain: Use only the operators that every server has to know; `HAS ONLY` is optional.
+        plain: Use only operators that every server must support; `HAS ONLY` is optional.
 
     Raises:
-        ConfigError: Neither the systems nor the URL restrict the answer: databases have millions of structures.
+        ConfigError: Neither the systems nor the URL restrict the response; databases have millions of structures.
     """
     parts = urlsplit(provider.url)
     items = [item for item in parts.query.split("&") if item]
     given = next((unquote_plus(item[7:]) for item in items if item.startswith("filter=")), "")
     if systems.given is None and not given:
         raise ConfigError(
+<<<<<<< HEAD
             f"{provider.name}: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE"
+=======
+            f"{provider.name}: choose the chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE"
+>>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
         )
     fields = ",".join([*provider.response_fields(), *_MORE_FIELDS])
     kept = [item for item in items if not item.startswith(("filter=", "response_fields="))]
@@ -71,7 +75,7 @@ def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = Fals
 
 
 def _filters(systems: ChemicalSystems, *, plain: bool) -> Iterator[str]:
-    """Filters of OPTIMADE, none of them long."""
+    """OPTIMADE filters, each short enough for a URL."""
     if systems.given is None:
         yield ""
         return
@@ -94,10 +98,10 @@ def _quoted(system: Iterable[str]) -> str:
 
 
 def download(provider: Provider, systems: ChemicalSystems, folder: Path, progress: Callable[[int], None]) -> list[Path]:
-    """Download the answers that are not there yet, each into a file; an unfinished one is resumed.
+    """Download the responses that are still missing, each into a file; an unfinished one is resumed.
 
     Raises:
-        ConfigError: Neither the systems nor the URL restrict the answer.
+        ConfigError: Neither the systems nor the URL restrict the response.
         SourceError: The server does not respond, or refuses the request.
     """
     try:
@@ -122,14 +126,14 @@ def resource_phases(
 
     Args:
         provider: The server.
-        files: Its answers, one structure per line.
+        files: Its responses, one structure per line.
         settings: What the phases are compared with.
         left_out: Account of the structures that are left out.
         counts: Numbers of structures that are ``read`` and of those that are ``duplicate``.
 
     Raises:
-        ConfigError: No structure has an energy, or the candidates follow a scheme of their own and the structures more
-            than one functional.
+        ConfigError: No structure has an energy; or the candidates follow the scheme `own`, and the structures more than
+            one functional.
     """
     seen: set[str] = set()
     functionals: set[str] = set()
@@ -165,7 +169,7 @@ def _phase(
     settings: ReadSettings,
     left_out: LeftOut,
 ) -> Iterator[Phase]:
-    """The phase that a structure is; nothing if it cannot be used."""
+    """The phase that a structure represents; nothing if it cannot be used."""
     try:
         counts, structure = _atoms(attributes)
         composition = settings.compositions.add(counts.items())
@@ -213,7 +217,7 @@ def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | N
     try:
         reduced = parsed(str(formula or ""))
     except ConfigError as error:
-        raise EntryLeftOutError("no composition of whole numbers of atoms", quoted(formula)) from error
+        raise EntryLeftOutError("no composition with whole numbers of atoms", quoted(formula)) from error
     if not isinstance(sites, int) or sites < 1 or sites % sum(reduced.values()):
         raise EntryLeftOutError("no number of sites", f"{formula} with nsites {quoted(sites)}")
     return {number: count * sites // sum(reduced.values()) for number, count in reduced.items()}, None
@@ -223,7 +227,7 @@ def _functional(attributes: Mapping[str, Any], provider: Provider, field: Energy
     """The functional of an energy: what the structure states or, if it states nothing, that of the field.
 
     Raises:
-        EntryLeftOutError: The statement is malformed, or not that of the database.
+        EntryLeftOutError: The statement is malformed, or contradicts itself.
     """
     stated = attributes.get(provider.functional_field) if provider.functional_field else None
     if stated is None or not field.name.startswith(provider.functional_field.rsplit("_xc_", 1)[0]):
@@ -255,7 +259,7 @@ def _entry(
     structure: Structure | None,
     settings: ReadSettings,
 ) -> dict[str, Any]:
-    """A total energy as an entry, so that it is checked and corrected as entries are.
+    """A total energy as an entry, so that it is checked and corrected like any entry.
 
     Servers do not state the Hubbard U. Alexandria calculates with that of the Materials Project.
     """

@@ -1,7 +1,7 @@
 """OPTIMADE providers that serve energies: their addresses, fields and energy schemes.
 
-The names of the fields are those that public clients ask for. None of these servers could be asked when this was
-written, so they are untried: `Provider.fields` is where a difference has to be mended.
+The names of the fields are those that public clients ask for. None of these servers could be reached when this was
+written, so they are untried: if a name proves wrong, correct it in `Provider.fields`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class EnergyField:
     Attributes:
         name: Name of the field in OPTIMADE responses.
         scheme: Energy scheme that its energies follow; `OWN` for one that has no name here.
-        functional: Functional of its energies, where the structure does not state one; empty if it must.
+        functional: Functional of its energies if the structure does not state one; empty if the structure must.
         formation: Whether it is a formation energy (eV/atom) rather than the total energy of the cell (eV).
-        keys: Keys that lead to the number, if the field is an object; upper and lower case are the same.
+        keys: Keys that lead to the number, if the field is an object; case is ignored.
     """
 
     name: str
@@ -36,7 +36,7 @@ class EnergyField:
     keys: tuple[str, ...] = ()
 
     def value(self, attributes: Mapping[str, Any]) -> Any:
-        """What a structure has in this field; None if it has nothing."""
+        """Value of this field in a structure; None if it has none."""
         found: Any = attributes.get(self.name)
         for key in self.keys:
             if not isinstance(found, Mapping):
@@ -54,7 +54,7 @@ class Provider:
         url: Base URL.
         fields: Fields with energies; of several that fit the candidates, the first that a structure has is taken.
         functional_field: Field that states the functional of a structure; empty if there is none.
-        note: Why there is nothing to take, where there are no fields.
+        note: Why there are no fields, if there are none.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Provider:
     def fitting(self, scheme: str) -> tuple[EnergyField, ...]:
         """Fields whose energies can be compared with those of an energy scheme."""
         if scheme == OWN:
-            # A network of one's own may be trained on whatever a provider serves, but on corrected energies rarely.
+            # A user's own network may be trained on anything that a provider serves, but rarely on corrected energies.
             return tuple(field for field in self.fields if field.scheme != CORRECTED or field.keys)
         fitting = {UNCORRECTED, CORRECTED} if scheme in (UNCORRECTED, CORRECTED) else {scheme}
         return tuple(field for field in self.fields if field.scheme in fitting)
 
     def response_fields(self) -> list[str]:
-        """Names of the fields to ask for: custom fields come only then."""
+        """Names of the fields to ask for; servers send custom fields only on request."""
         names = [field.name for field in self.fields]
         return list(dict.fromkeys([*names, self.functional_field] if self.functional_field else names))
 
@@ -128,7 +128,7 @@ PROVIDERS = {
             "gnome",
             "https://optimade-gnome.odbx.science",
             (),
-            note="it serves distances to a hull (_gnome_hull_distance), which are no energies",
+            note="it serves distances to a hull (_gnome_hull_distance), which are not energies",
         ),
     )
 }
@@ -137,8 +137,8 @@ PROVIDERS = {
 def provider_of(what: str) -> Provider:
     """The provider that ``optimade:PROVIDER``, ``optimade:URL`` or ``optimade:PROVIDER@URL`` (a mirror) names.
 
-    An unknown server is asked for the fields of all providers. Where its structures do not state their functional, it
-    is unknown, since the PBE and the PBEsol database of Alexandria use the same names.
+    An unknown server is asked for the fields of all providers. If its structures do not state their functional, the
+    functional is unknown, since Alexandria's PBE and PBEsol databases use the same names.
 
     Raises:
         ConfigError: The provider is unknown, or serves no energies.
@@ -177,7 +177,7 @@ def check_scheme(what: str, provider: Provider, scheme: str, assumed: str | None
 
 
 def _leads_to(url: str, base: str) -> bool:
-    """Whether a URL leads to the database of a base URL."""
+    """Whether a URL points into the database at a base URL."""
     one, other = urlsplit(url), urlsplit(base)
     path = one.path.rstrip("/") + "/"
     return one.hostname == other.hostname and path.startswith(other.path.rstrip("/") + "/")

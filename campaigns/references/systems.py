@@ -52,7 +52,7 @@ class ChemicalSystems:
         return self.given is None or self._within(system)
 
     def largest(self) -> list[list[str]]:
-        """Symbols of the systems that are part of no other, sorted."""
+        """Symbols of the systems that are not contained in another one, sorted."""
         systems = self.given or []
         numbers = {one: {atomic_numbers[symbol] for symbol in one} for one in systems}
         alone = [
@@ -61,7 +61,7 @@ class ChemicalSystems:
         return sorted(sorted(one) for one in alone)
 
     def parts(self) -> list[tuple[str, ...]]:
-        """Symbols of every chemical system whose phases compete: all parts of all systems, large ones first."""
+        """Symbols of every chemical system whose phases compete: all subsystems of all systems, largest first."""
         found = {
             part
             for system in self.largest()
@@ -75,7 +75,7 @@ class ChemicalSystems:
 
 
 def systems_of_text(text: str) -> set[frozenset[str]]:
-    """Chemical systems such as ``Li-Fe-O,Na-Cl``."""
+    """Parse chemical systems such as ``Li-Fe-O,Na-Cl``."""
     return {frozenset(filter(None, map(str.strip, one.split("-")))) for one in text.split(",") if one.strip()}
 
 

@@ -1,1 +1,1 @@
-"""What people see of the command line: help pages, accounts of finished runs, and descriptions of files."""
+"""What the user of the command line sees: help pages, accounts of finished runs, and descriptions of files."""

@@ -35,15 +35,15 @@ class Messages:
 _wanted: ContextVar[Messages] = ContextVar("wanted", default=Messages())  # noqa: B039 - it is frozen
 _OPTIONS = {
     "as_json": Annotated[
-        bool, typer.Option("--json", help="Print the account of the run as one JSON object, and nothing else.")
+        bool, typer.Option("--json", help="Print a summary of the run as one JSON object, and nothing else.")
     ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors: no progress, no account.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors: no progress and no summary.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
 }
 
 
 def with_messages(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options --json, --quiet and --verbose, unless it has one of its own."""
+    """Give a verb the options --json, --quiet and --verbose, except for those that it defines itself."""
     own = inspect.signature(verb)
     added = {name: kind for name, kind in _OPTIONS.items() if name not in own.parameters}
 
@@ -81,7 +81,7 @@ def account(text: object, found: object = None, **more: Any) -> None:
     """Print the account of a finished run on standard output.
 
     Args:
-        text: The account for a person.
+        text: The account as readable text.
         found: What the run returned: a dataset, whose attributes and number of rows are printed as JSON, or a report.
         more: Further entries of the JSON object, such as the path of the output.
     """
@@ -104,7 +104,7 @@ def _facts(found: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value with strings as keys, and None for numbers that JSON has not."""
+    """A value with strings as keys, and None for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

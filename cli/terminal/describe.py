@@ -47,7 +47,7 @@ def verify_store(path: str | Path) -> str:
     """Recompute the checksums of a graph store and compare them with the stored ones.
 
     Returns:
-        One line that says that all of them match.
+        A line stating that all of them match.
 
     Raises:
         StoreError: A checksum does not match; the message names the damaged files.

@@ -8,7 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 _EXAMPLE = "\b\nExample"
 _INPUT_AND_OUTPUT, _RUN, _MESSAGES = "Input and output", "The run", "Messages"
-# Group of each option that is not special to its verb, by the name of its parameter.
+# Group of each option that several verbs share or that concerns files, by the name of its parameter.
 _GROUPS = {
     **dict.fromkeys(("out", "overwrite", "append", "store", "references", "output_format"), _INPUT_AND_OUTPUT),
     **dict.fromkeys(("file_format", "id_field", "structure_field", "save_labels", "title"), _INPUT_AND_OUTPUT),
@@ -29,7 +29,7 @@ class Verb(TyperCommand):
         self.help = "\n\n".join([*others[:1], *examples, *others[1:]])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, then the options by group; those that must be given come first."""
+        """Write the arguments, then the options by group; required ones come first."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Required": [], **{name: [] for name in _ORDER}}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

@@ -191,7 +191,7 @@ def _groups(values: NDArray[np.generic]) -> NDArray[np.int64]:
 
 
 def _as_numbers(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Convert texts to numbers if all of them are finite numbers."""
+    """Convert strings to numbers if each of them represents a finite number."""
     try:
         numbers = np.array([float(text) for text in values.tolist()])
     except ValueError:

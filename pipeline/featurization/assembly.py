@@ -39,7 +39,7 @@ def assemble(
         append: Whether to keep every structure of `base`, duplicates included.
 
     Returns:
-        sha256 of every shard, and the numbers of records read, stored, failed and duplicate, those of `base` included.
+        SHA-256 of every shard, and the numbers of records read, stored, failed and duplicate, those of `base` included.
 
     Raises:
         StoreError: Two stores have arrays with the same name and different shapes or units.

@@ -336,14 +336,14 @@ class Plan:
                 yield self._partition(SpooledRecords(path, Format.PARQUET), rows.num_rows)
 
     def _check_columns(self, file: SourceFile, names: list[str]) -> None:
-        """Check that the columns of a table that the run reads are there once.
+        """Check that each column of a table that the run reads appears only once.
 
         Raises:
-            SourceError: One of them is there several times, so that nobody knows which one is meant.
+            SourceError: One of them appears several times, so it is unclear which one is meant.
         """
         for name, count in Counter(names).items():
             if count > 1 and self.columns is not None and name in self.columns | STRUCTURE_COLUMNS:
-                raise SourceError(f"{file.name}: the column {name} is there {count} times; keep one of them")
+                raise SourceError(f"{file.name}: the column {name} appears {count} times; keep one of them")
 
     def _columns_to_read(self, names: list[str]) -> list[str]:
         """Columns of a table to read: all, unless its structures are in known columns."""

@@ -48,13 +48,13 @@ def neighbor_list(
 ) -> NeighborList:
     """Find all pairs closer than `cutoff`.
 
-    The displacements of an edge and its opposite are exactly opposite, so the list is symmetric even for pairs whose
-    distance equals the cutoff to the last bit.
+    The displacement along an edge is exactly the negative of that along the reverse edge, so the list is symmetric even
+    for pairs whose distance equals the cutoff to the last bit.
 
     Args:
         structure: A structure with any cell, however small or skewed, and any periodicity.
         cutoff: Cutoff in angstrom.
-        min_distance: Distance in angstrom below which two atoms are an error in the data.
+        min_distance: Distance in angstrom below which two atoms are taken to overlap.
         max_edges: Number of edges above which an error is raised.
 
     Raises:

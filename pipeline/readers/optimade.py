@@ -118,7 +118,7 @@ def _lattice(given: Any) -> NDArray[np.float64] | None:
         return None
     lattice = np.array([[None] * 3 if row is None else list(row) for row in given], dtype=np.float64)
     if lattice.shape != (3, 3):
-        raise InvalidStructureError(f"lattice vectors of shape {lattice.shape}")
+        raise InvalidStructureError(f"lattice vectors have shape {lattice.shape} instead of (3, 3)")
     return lattice
 
 
@@ -129,7 +129,7 @@ def _periodic_axes(attributes: Mapping[str, Any], lattice: NDArray[np.float64] |
     if given is not None:
         types = list(given)
         if len(types) != 3 or any(kind not in {0, 1} for kind in types):
-            raise InvalidStructureError(f"dimension_types {types} are not three values of 0 or 1")
+            raise InvalidStructureError(f"dimension_types must hold three values, each 0 or 1; found {types}")
         axes = np.array(types, dtype=bool)
     elif count == 0:
         axes = np.zeros(3, dtype=bool)

@@ -102,7 +102,7 @@ def unread_document(document: Document, reason: str) -> RawRecord:
         reason: Why its structure is not parsed.
     """
     fields: Mapping[str, Any] = {}
-    with suppress(Exception):  # whatever is wrong with the document, the reason is another one
+    with suppress(Exception):  # whatever is wrong with the document, the reason to record is the given one
         fields = _fields_alone(document)
     return RawRecord(document.source, document.index, None, fields, reason, document.format, document.name)
 
@@ -208,7 +208,7 @@ def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
 
 
 def _repeated(names: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
-    """Columns that are there several times with different values, as lists: whoever reads one is told, as it is none.
+    """Columns that appear several times with different values, as lists, which a reader of one value refuses.
 
     Args:
         names: Names of the columns of a table.

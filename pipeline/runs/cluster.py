@@ -234,9 +234,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_resource_tracker() -> None:
-    """Start the process in which `multiprocessing` cleans up after this one.
+    """Start the process in which `multiprocessing` cleans up after this one, with its warnings switched off.
 
-    It would warn of semaphores that are left when a run is killed; removing them is its job.
+    It warns of every semaphore that a killed run leaves behind, although removing them is its job.
     """
     filters = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, "ignore:resource_tracker")))

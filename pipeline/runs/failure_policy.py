@@ -147,7 +147,10 @@ class _TasksInFlight(Generic[Item, Result]):
                 result = future.result()
             except KilledWorker as error:
                 if self.failure_policy is None:
-                    raise EquiscreenError(f"a task killed its workers (out of memory, or a crash): {error}") from error
+                    raise EquiscreenError(
+                        f"a task killed its workers, which ran out of memory or crashed ({error}); run the same "
+                        "command again with more memory per worker"
+                    ) from error
                 self._recover(item, self.failure_policy, alone=alone)
             else:
                 yield result

@@ -68,7 +68,7 @@ class SourceFile:
         fs: The fsspec file system of the file; sent to workers with the task.
         path: Path in that file system.
         size: Size in bytes before decompression; -1 if unknown.
-        version: Token that changes when the content does: the sha256 of a local file, otherwise a digest of metadata.
+        version: Token that changes when the content does: the SHA-256 of a local file, otherwise a digest of metadata.
         format: Format set by the user; None detects it from the content.
         seekable: Whether it can be read from any position; some web servers only send whole files.
         stamp: `stamp_of` a local file from before its version was found; empty for others.
@@ -175,7 +175,7 @@ class SourceFile:
             found = stream.binary() if self.format in TEXTS else None
             form = (found if found in ARCHIVES else self.format) or stream.detected()
             if stream.compressed and form in RANDOM_ACCESS:
-                raise SourceError(f"{self.name}: a compressed {form} file; decompress it first")
+                raise SourceError(f"{self.name}: compressed {form} files cannot be read; decompress it first")
         return form
 
 

@@ -21,7 +21,7 @@ SEAL = "seal"
 
 
 def rows_digest(values: NDArray[Any]) -> str:
-    """sha256 of the values of rows, independent of their compression."""
+    """SHA-256 of the values in some rows, independent of how the rows are compressed."""
     if values.dtype.kind == "T":
         return hashlib.sha256("\0".join(values.tolist()).encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
@@ -31,7 +31,7 @@ def stored_digests(root: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str
     """Compute the checksums of a store from its rows.
 
     Yields:
-        ``name/shard`` and its sha256, for every shard of the arrays `names`.
+        ``name/shard`` and its SHA-256, for every shard of the arrays `names`.
 
     Raises:
         StoreError: A name does not belong to an array.
@@ -68,7 +68,7 @@ def is_intact(content: bytes) -> bool:
 
 
 def _metadata_digest(document: Mapping[str, Any], names: Iterable[str]) -> str:
-    """sha256 of the attributes `names` and of the metadata of all arrays."""
+    """SHA-256 of the attributes `names` and of the metadata of all arrays."""
     covered = {name: document["attributes"][name] for name in names}
     content = json.dumps([covered, document["consolidated_metadata"]], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()

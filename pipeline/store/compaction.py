@@ -100,7 +100,7 @@ def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
     """Gather the rows of one shard from the parts and write them.
 
     Returns:
-        sha256 of the rows of each array, by ``name/shard``.
+        SHA-256 of the rows of each array, by ``name/shard``.
     """
     offsets = compaction.source_rows[task.dim]
     begin, end = task.shard * task.rows, min((task.shard + 1) * task.rows, int(offsets[-1]))
@@ -160,7 +160,7 @@ def write_shards(compaction: Compaction) -> dict[str, str]:
     """Write all shards of the store in this process, in order; `compact` writes them on workers.
 
     Returns:
-        sha256 of the rows of every shard, by ``name/shard``.
+        SHA-256 of the rows of every shard, by ``name/shard``.
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}
@@ -225,7 +225,7 @@ def compact(client: Any, compaction: Compaction) -> dict[str, str]:
     """Write all shards of the store on Dask workers.
 
     Returns:
-        sha256 of the rows of every shard, by ``name/shard``.
+        SHA-256 of the rows of every shard, by ``name/shard``.
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}

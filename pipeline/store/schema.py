@@ -195,7 +195,7 @@ def _reserve(name: str, taken: set[str]) -> None:
 
 
 def empty_rows(spec: ArraySpec, length: int) -> Any:
-    """Rows without data: a list of empty texts, or an array of NaN or zeros."""
+    """Rows without data: a list of empty strings, or an array of NaN or zeros."""
     if spec.dtype == TEXT:
         return [""] * length
     fill = np.nan if spec.dtype.startswith("float") else 0

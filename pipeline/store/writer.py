@@ -262,7 +262,7 @@ class StoreRun:
             parts: Folder of the parts; the run's own if None.
 
         Returns:
-            sha256 of the rows of every shard, by ``name/shard``.
+            SHA-256 of the rows of every shard, by ``name/shard``.
         """
         compaction = concatenation(store or self.staging.store, parts or self.staging.parts, specs, manifests)
         return self.compact(compaction)
@@ -293,7 +293,7 @@ class StoreRun:
         """Check the inputs, write the root attributes of the store, and give it its name.
 
         Args:
-            digests: sha256 of every shard.
+            digests: SHA-256 of every shard.
             attrs: Root attributes.
             report: Returned by `StoreWriter.resume_publication` if the run is killed on its last steps.
             publish_others: Publishes further outputs of the run; called once the store is complete, before it gets its

@@ -125,7 +125,7 @@ def parsed(text: str) -> dict[int, int]:
 
 
 def _term_of(text: str) -> re.Pattern[str] | None:
-    """Pattern of the terms of a formula without brackets; None for other texts."""
+    """Pattern of the terms of a formula without brackets; None for other strings."""
     if _PLAIN.fullmatch(text):
         return _TERM
     words = text.split()

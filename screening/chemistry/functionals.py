@@ -11,7 +11,7 @@ from ...pipeline.energy_schemes import CORRECTED, MATPES_PBE, OMAT24, R2SCAN, UN
 
 # pymatgen calls PBE calculations GGA or PBE, depending on its version and input.
 GGA, GGA_U, R2SCAN_FUNCTIONAL = "GGA", "GGA+U", "r2SCAN"
-# Functionals of the energy schemes of models. Networks of one's own may follow any single functional.
+# Functionals of the energy schemes of models. A user's own network may follow any one functional.
 OF_SCHEME = {
     UNCORRECTED: frozenset({GGA, GGA_U}),
     CORRECTED: frozenset({GGA, GGA_U}),
@@ -73,10 +73,10 @@ _SHOWN = 40
 
 
 class StatementError(ValueError):
-    """Statements about one calculation contradict each other, or one of them is none.
+    """Statements about one calculation contradict each other, or one of them is malformed.
 
     Args:
-        reason: A few words that many calculations share, by which they are counted.
+        reason: A short reason that many calculations share and under which they are counted.
         detail: What is wrong with this one.
     """
 
@@ -90,9 +90,9 @@ class Functional:
     """What is stated about the functional of a calculation.
 
     Attributes:
-        name: Functional, without what is added to it; empty if only additions are stated.
+        name: Functional, without additions such as +U; empty if only additions are stated.
         with_u: Whether a Hubbard U was used; None if that is not stated.
-        dispersion: Whether a correction of dispersion is stated.
+        dispersion: Whether a dispersion correction is stated.
     """
 
     name: str
@@ -151,7 +151,7 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
     elif not _says_nothing(tags.get("METAGGA")):
         name = _name(str(tags["METAGGA"]))
     elif not _says_nothing(tags.get("GGA")) and not _switched_on(tags.get("LUSE_VDW")):
-        # Functionals with nonlocal correlation use the tag for one part of them.
+        # Functionals with nonlocal correlation use this tag for only a part of the functional.
         name = _name(str(tags["GGA"]))
     with_u = _switched_on(tags.get("LDAU")) and _any_u(tags.get("LDAUU"))
     return Functional(name, with_u or None, dispersion) if name or dispersion or with_u else None
@@ -159,7 +159,7 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
 
 @lru_cache(maxsize=4096)
 def of_potcar(title: str) -> str:
-    """The functional that a POTCAR was made for, by its title or the name of its set; empty if it does not say.
+    """The functional that a POTCAR was made for, by its title or the name of its set; empty if it states none.
 
     Args:
         title: Such as ``PAW_PBE Fe_pv 06Sep2000``, ``PBE Fe_pv``, ``PAW Fe 03Mar1998`` or ``PBE_54``.
@@ -181,7 +181,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
     given = list(statements)
     names = {one.name for one in given if one.name}
     if any(name.upper().startswith(_HYBRIDS) for name in names):
-        names.discard(_HYBRID)  # says the same, less exactly
+        names.discard(_HYBRID)  # states the same less precisely
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
         raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))
@@ -197,7 +197,7 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
         row: Content of the columns that state one, by name; lists state several.
 
     Raises:
-        StatementError: Two statements contradict each other, or one is no text.
+        StatementError: Two statements contradict each other, or one is not text.
     """
     found = []
     for column, value in row.items():
@@ -209,12 +209,12 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
 
 
 def _key(text: str) -> str:
-    """Letters and digits of a name, in upper case, since spellings differ in all else."""
+    """Letters and digits of a name in upper case; spellings differ in everything else."""
     return re.sub(r"[^A-Z0-9]", "", text.upper())
 
 
 def _name(text: str) -> str:
-    """A functional by its name here, if it has one; spellings of one functional give one name."""
+    """Name of a functional in this module, if it has one; all spellings of a functional give the same name."""
     key = _key(text)
     return _BY_KEY.get(key, (key or text.strip())[:_SHOWN])
 
@@ -228,7 +228,7 @@ def _switched_on(value: object) -> bool:
 
 
 def _any_u(values: object) -> bool:
-    """Whether any U is not zero; without values there is one."""
+    """Whether any U is non-zero; this is assumed if there are no values."""
     items = values.values() if isinstance(values, Mapping) else values
     if isinstance(items, str):
         items = items.split()

@@ -88,7 +88,7 @@ class ConvexHull:
         references: Phases that span the hull; elements and the candidates of the lowest energies if no references were
             given.
         starts: int64[n compositions + 1], first reference of each composition.
-        own: Rows of which a reference is the own phase and is left out, with the places of the other references of
+        own: Rows whose own phase is a reference that is left out, with the places of the other references of
             their composition, lowest energy first.
         levels: Energy of the hull at each composition.
         missing: Number of rows by element that has no reference, largest number first.

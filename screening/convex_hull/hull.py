@@ -61,7 +61,7 @@ def hull(
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
     POTCARs), contradict themselves, or have no usable energy or composition, are left out and counted by reason.
-    Elements of which there is no reference get the energies that the package has for the candidates' scheme
+    Elements without a reference get the tabulated energies of the candidates' scheme
     (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
@@ -170,7 +170,11 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
         raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
+<<<<<<< HEAD
             f"{scores}: a graph store states no energy scheme; give that of its energies with --scheme: "
+=======
+            f"{scores}: a graph store does not record which scheme its energies follow; use --scheme with one of "
+>>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
             f"{', '.join(SCHEMES)}"
         )
     return ScoredEnergies(scores, labels=scheme)

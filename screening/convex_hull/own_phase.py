@@ -39,7 +39,7 @@ class OwnPhases:
         self._structure = lru_cache(_CACHED)(self._read)
 
     def of(self, rows: EnergyRows) -> dict[int, list[int]]:
-        """Find the rows of which a reference is the own phase.
+        """Find the rows whose own phase is among the references.
 
         Returns:
             For each of these rows, the places of the other references of its composition, lowest energy first.

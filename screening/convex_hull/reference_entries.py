@@ -278,7 +278,7 @@ def _parsed(record: object) -> _Entry:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        reason = {"energy": "no finite energy", "composition": "no composition of whole numbers of atoms"}.get(
+        reason = {"energy": "no finite energy", "composition": "no composition with whole numbers of atoms"}.get(
             place.partition(".")[0], f"malformed {place}" if place else "not an entry"
         )
         raise EntryLeftOutError(reason, f"{first['msg']}, found {quoted(first['input'])}") from error
@@ -293,7 +293,7 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
     Raises:
         EntryLeftOutError: An element is unknown, or a number of atoms is not whole.
     """
-    reason = "no composition of whole numbers of atoms"
+    reason = "no composition with whole numbers of atoms"
     amounts: dict[int, int] = {}
     for species, count in composition.items():
         symbol = element_of_species(species)
@@ -339,7 +339,7 @@ def _texts(place: str, value: object) -> list[str]:
     """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
 
     Raises:
-        EntryLeftOutError: It is no text.
+        EntryLeftOutError: It is not text.
     """
     if isinstance(value, Mapping):
         value = value.get("value", value)
@@ -356,7 +356,7 @@ def _list_of_texts(place: str, value: object) -> list[str]:
     """Texts of a list, without those that are missing.
 
     Raises:
-        EntryLeftOutError: It is no list of texts.
+        EntryLeftOutError: It is not a list of strings.
     """
     items = [] if value is None else value
     if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
@@ -365,7 +365,7 @@ def _list_of_texts(place: str, value: object) -> list[str]:
 
 
 def _titles(place: str, value: object) -> list[str]:
-    """Titles of POTCARs: a list of texts, or of dictionaries that hold one as ``titel``.
+    """Titles of POTCARs: a list of strings, or of dictionaries that hold one as ``titel``.
 
     Raises:
         EntryLeftOutError: It is malformed.

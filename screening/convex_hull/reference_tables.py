@@ -82,7 +82,7 @@ def read_table(
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
             own and the rows more than one functional.
-        SourceError: The table cannot be read, or a column is there twice.
+        SourceError: The table cannot be read, or a column appears twice.
     """
     schemes: set[str] = set()
     functionals: set[str] = set()
@@ -109,7 +109,7 @@ def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterat
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
             own and the rows more than one functional.
-        SourceError: The table cannot be read, a column is there twice, or a row has no structure although every one
+        SourceError: The table cannot be read, a column appears twice, or a row has no structure although every one
             needs one.
     """
     functionals: set[str] = set()
@@ -233,7 +233,7 @@ def _functional(row: Mapping[str, object]) -> str | None:
     """The functional that a row states; None if it states none.
 
     Raises:
-        EntryLeftOutError: It states two, or a statement is no text.
+        EntryLeftOutError: It states two, or a statement is not text.
     """
     try:
         stated = of_row(row)
@@ -246,7 +246,7 @@ def _composition(formula: object, compositions: Compositions) -> int:
     try:
         return compositions.of_formula(str(formula or ""))
     except ConfigError as error:
-        raise EntryLeftOutError("no composition of whole numbers of atoms", quoted(formula)) from error
+        raise EntryLeftOutError("no composition with whole numbers of atoms", quoted(formula)) from error
 
 
 def _energy(value: object) -> float:
@@ -293,7 +293,7 @@ def _correction(number: int, scheme: str, given: object, settings: ReadSettings)
     """MP2020 correction of a row (eV/atom): the one that it gives or, without one, by its composition.
 
     Raises:
-        EntryLeftOutError: What it gives is no energy.
+        EntryLeftOutError: The value is not an energy.
     """
     if scheme != UNCORRECTED or settings.corrections is None:
         return 0.0
@@ -330,7 +330,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
     """Batches of the rows of a table, with the columns that are read.
 
     Raises:
-        SourceError: The table cannot be read, or a column is there twice.
+        SourceError: The table cannot be read, or a column appears twice.
     """
     try:
         source = find_files([path])[0] if "://" in path else None
@@ -350,7 +350,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
 
         with opened(pacsv.ConvertOptions()) as reader:
             names = _wanted(path, reader.schema.names, settings)
-        # Energies are read as text too: one that is no number leaves out its row, not the file.
+        # Energies are read as text too: one that is not a number leaves out its row, not the file.
         options = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
         )
@@ -364,7 +364,7 @@ def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str
     """The columns of a table that are read.
 
     Raises:
-        SourceError: One of them is there twice.
+        SourceError: One of them appears twice.
     """
     structures = settings.with_structures or settings.keep_structures
     read = _READ | (frozenset(_STRUCTURE) if structures and ".parquet" in path else frozenset())

@@ -48,7 +48,7 @@ def quoted(value: object) -> str:
 
 
 def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) -> None:
-    """Check that references for a network of one's own follow one functional.
+    """Check that references for a user's own network follow one functional.
 
     Args:
         path: File of the references.

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ID = "structure_id"
-# Names of the places along a dim of a tensor; those of other dims are numbers from 0.
+# Labels of the components along a dimension of a tensor; other dimensions are numbered from 0.
 _PLACES = {"cartesian": "xyz", "voigt": ("xx", "yy", "zz", "yz", "xz", "xy")}
 
 
 def to_dataframe(scores: xr.Dataset | str | Path) -> pd.DataFrame:
-    """Return scores as a table with one row per structure, the whole of it in memory.
+    """Return scores as a table in memory, with one row per structure.
 
-    The index is the `structure_id`. Flags such as `status` are categories of words. Each component of a vector or
-    tensor is a column of its own: ``stress_xx``, ``stress_xy`` and so on, and ``energy_members_0`` for the
-    members of an ensemble. Units are in ``attrs["units"]`` and descriptions in ``attrs["descriptions"]``, by column.
+    The index is the `structure_id`. Flags such as `status` are categorical columns of words. Each component of a vector
+    or tensor is a column of its own: ``stress_xx``, ``stress_xy`` and so on, and ``energy_members_0`` for the members
+    of an ensemble. Units are in ``attrs["units"]`` and descriptions in ``attrs["descriptions"]``, by column.
 
     Example:
         >>> import xarray

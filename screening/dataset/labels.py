@@ -1,4 +1,4 @@
-"""A graph store whose labels are energies, read as if it were a scores dataset: results of calculations come back."""
+"""A graph store with labelled energies, such as results of calculations, read as if it were a scores dataset."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .parts import carried_columns
 from .scores import ENERGY_ARRAYS, NOT_FINITE, OK, SCORES_SCHEMA, STRUCTURE_ARRAYS
 
 ENERGY = "energy"
-# Kind of such a dataset, in the attributes of what is made from it.
+# Kind of such a dataset, in the attributes of datasets that are made from it.
 LABELLED = "labelled"
 _SPECS = {spec.name: spec for spec in (*ENERGY_ARRAYS, *STRUCTURE_ARRAYS)}
 
 
 class _ComputedArray:
-    """An array whose rows are computed from those of a graph store, when they are read."""
+    """An array whose rows are computed from a graph store when they are read."""
 
     chunks = (CHUNK_ROWS[STRUCTURE],)
 
@@ -46,7 +46,7 @@ def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict
         scheme: Energy scheme of its energies.
 
     Returns:
-        Attributes as of a scores dataset; arrays that are read by slices; their definitions.
+        Attributes like those of a scores dataset; arrays, to be read in slices; and their definitions.
 
     Raises:
         StoreError: The store cannot be read, or has no energies.

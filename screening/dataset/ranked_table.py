@@ -1,4 +1,4 @@
-"""The table of a ranked list for a person: as aligned text and as a CSV file."""
+"""A ranked list as a table for people to read: as aligned text and as a CSV file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scores import UNRELAXED
 CSV_FILE = "ranked.csv"
 # Rows of the printed table, and the most that are printed on request.
 ROWS, MOST_ROWS = 10, 100
-# Columns of numbers in the order of the table, each with its heading. The last is shown if there is none before it.
+# Columns of numbers in the order of the table, each with its heading. The last is shown only if the others are absent.
 _ENERGIES = {
     "energy_above_hull": "above hull",
     "energy_above_hull_std": "+-",
@@ -27,7 +27,7 @@ _ENERGIES = {
     "energy_per_atom": "energy",
 }
 _HULL, _JOINT_HULL, _ENERGY = "energy_above_hull", "energy_above_joint_hull", "energy_per_atom"
-# Words of flag columns that a reader should know of, each with what is printed.
+# Values of flag columns that deserve the reader's attention, each with the text to print.
 _FLAGS = {
     "charge_neutral": {"no": "not charge-neutral"},
     "electronegativity_ok": {"no": "electronegativities"},
@@ -38,7 +38,7 @@ _STATUSES = ("status", "hull_status")
 
 
 class RankedTable:
-    """The rows of a selection, best first, with the columns that a person looks at.
+    """The rows of a selection, best first, with the columns that matter most to a reader.
 
     Example:
         >>> print(RankedTable(open_scores("best/scores.zarr")).text())  # doctest: +SKIP
@@ -98,8 +98,8 @@ class RankedTable:
     def write_csv(self, path: Path) -> None:
         """Write all rows as a CSV file, whose headings are the names of the columns.
 
-        Numbers have all their digits and the units of the dataset: eV/atom for energies per atom, and a fraction for
-        `volume_change`. What is missing is empty.
+        Numbers are written with all digits, in the units of the dataset: eV/atom for energies per atom, a fraction for
+        `volume_change`. Missing values are empty.
         """
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
@@ -108,7 +108,7 @@ class RankedTable:
                 table.writerow("" if value != value else value for value in row)  # noqa: PLR0124 - NaN
 
     def _shown_numbers(self) -> list[str]:
-        """Names of the columns of numbers: those of the ranking, then the usual ones."""
+        """Names of the numeric columns: those used for ranking, then the usual ones."""
         recipe = self._selection.attrs.get("selection") or {}
         criteria = recipe.get("criteria") or {}
         given = criteria.get("pareto") or ()
@@ -131,7 +131,7 @@ class RankedTable:
         return values
 
     def _words(self, name: str) -> list[str]:
-        """Words of a flag column, or of truth values."""
+        """Values of a flag column or a boolean column, as words."""
         array = self._selection[name]
         meanings = flag_meanings(array.attrs)
         values = array.values[self._order]
@@ -159,7 +159,7 @@ class RankedTable:
         return [", ".join(flags) for flags in found]
 
     def _is_right(self, name: str) -> bool:
-        """Whether a column is aligned at its right."""
+        """Whether a column is right-aligned."""
         return name in ("rank", "volume_change") or name in self._numbers
 
     def _printed(self, rows: int) -> dict[str, list[str]]:

@@ -36,7 +36,7 @@ class RelaxTask:
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
-        model_sha256: sha256 of the model file, which identifies the worker plugin that holds its session.
+        model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
         settings: Settings of the relaxation.
         plausibility: Bounds outside of which a result is meaningless.
         folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as

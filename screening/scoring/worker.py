@@ -36,7 +36,7 @@ class ScreenTask:
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
-        models: sha256 of each model file, which identifies the worker plugin that holds its session.
+        models: SHA-256 of each model file, which identifies the worker plugin that holds its session.
         limits: Limits on what is scored.
         plausibility: Bounds outside of which a structure is extrapolating.
         folder: Folder of the parts.

@@ -297,7 +297,7 @@ class _Parser(ast.NodeVisitor):
     def visit_Constant(self, node: ast.Constant) -> Term:
         source, place = self._source(node), self._place(node)
         token = _TOKEN.fullmatch(source)
-        if token is None:  # Python joins texts that stand next to each other
+        if token is None:  # Python joins adjacent strings
             raise self._error(place, "an operator or a comma is missing between two words in quotes")
         if token.lastgroup == "number":
             return constant(Kind.NUMBER, place, float(source))

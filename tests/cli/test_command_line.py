@@ -179,6 +179,7 @@ def test_stores_grow_and_join_from_the_command_line(folder: Path, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_candidates_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "candidates.parquet"
     done = in_this_process("generate", "--out", out, "--count", "50", "--seed", "1", "--elements", "Li,Na,O,Cl,F")

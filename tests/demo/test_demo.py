@@ -47,6 +47,7 @@ def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_the_weights")
+@pytest.mark.slow
 def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     with traced_once():

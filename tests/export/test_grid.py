@@ -50,7 +50,7 @@ HANDFUL = [
     pytest.param("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20, marks=pytest.mark.slow),
     ("small", "o3", "tensor", ("forces", "stress"), "float64", 18),
     pytest.param("sevennet", "so3", "none", ("energy", "forces"), "float32", 23, marks=pytest.mark.slow),
-    ("nequix", "natural", "none", ("energy",), "float64", 17),
+    pytest.param("nequix", "natural", "none", ("energy",), "float64", 17, marks=pytest.mark.slow),
 ]
 
 

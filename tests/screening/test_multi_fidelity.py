@@ -123,6 +123,7 @@ def test_steps_that_are_there_are_not_made_again(run: Run, done: Path, tmp_path:
     assert run(tmp_path / "c").equals(again)
 
 
+@pytest.mark.slow
 def test_relaxed_by_the_verb_killed_and_said_again(
     graphs: GraphStore,
     fast: Path,

@@ -115,7 +115,7 @@ def _coordinates(texts: Sequence[str], names: Sequence[str]) -> list[float]:
 def _elements(
     numbers: Sequence[int], types: Sequence[str] | None, labels: Sequence[str] | None, known: Collection[int]
 ) -> list[int]:
-    """Elements of sites of which some are not certain from their type symbols alone."""
+    """Elements of sites, for some of which the type symbol alone leaves the element uncertain."""
     kinds, names = _texts(types, len(numbers)), _texts(labels, len(numbers))
     listed = {*numbers, *(plain_type(name.rstrip("0123456789")) for name in names)}
     out = []

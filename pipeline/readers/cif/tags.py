@@ -125,7 +125,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
     """
     groups: list[str | tuple[str, ...]] = []
     for item in block:
-        pair: Any = item.pair  # untyped in gemmi: two texts, or None
+        pair: Any = item.pair  # untyped in gemmi: two strings, or None
         if pair is not None:
             groups.append(pair[0])
         elif item.loop is not None:

@@ -247,7 +247,7 @@ def test_total_energies_of_a_server_give_the_hull_of_entries(
 def test_formation_energies_of_a_server_are_measured_from_the_elements(
     candidates: Path, expected: xr.Dataset, tmp_path: Path
 ) -> None:
-    """Thermo types stay apart, and distances to a hull are no energies."""
+    """Thermo types stay apart, and distances to a hull are not energies."""
     plain = {str(s.composition.elements[0]): e / len(s) for _, s, e in WITHIN if len(s.composition) == 1}
     corrected = hull_energies(expected)
     elements = tmp_path / "elements.csv"

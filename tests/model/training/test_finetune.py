@@ -232,6 +232,7 @@ def imported(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_imported_weights_learn_but_for_what_is_frozen(store: Path, imported: Path, tmp_path: Path) -> None:
     freeze = ["sent", "interactions.0"]
     network = fine_tuned(

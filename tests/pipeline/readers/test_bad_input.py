@@ -302,7 +302,7 @@ def test_a_column_that_is_there_twice_is_no_label(tmp_path: Path) -> None:
     assert "gap has shape (2,)" in failure["reason"]
     columns = [["a"], [CIFS[0]], [1.5], [1.5], ["x"], ["y"]]
     pq.write_table(pa.table(columns, names=["name", "cif", "gap", "gap", "note", "note"]), tmp_path / "s.parquet")
-    with pytest.raises(SourceError, match=r"s\.parquet: the column gap is there 2 times"):
+    with pytest.raises(SourceError, match=r"s\.parquet: the column gap appears 2 times"):
         run(tmp_path / "s.parquet", tmp_path / "p.zarr", labels=LABELS, id_field="name")
     assert run(tmp_path / "s.parquet", tmp_path / "p.zarr", id_field="name").stored == 1
 
@@ -737,7 +737,9 @@ def test_parquet_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     assert "cannot be read" in refusal(tmp_path / "damaged.parquet", tmp_path)
     (tmp_path / "s.parquet.gz").write_bytes(gzip.compress(whole))
-    assert "a compressed parquet file; decompress it first" in refusal(tmp_path / "s.parquet.gz", tmp_path)
+    assert "compressed parquet files cannot be read; decompress it first" in refusal(
+        tmp_path / "s.parquet.gz", tmp_path
+    )
     bad = pa.array([CIFS[0].encode(), b"caf\xe9" * 10, CIFS[1].encode()]).view(pa.string())
     pq.write_table(pa.table({"cif": bad}), tmp_path / "latin.parquet")
     report, rows = beside(tmp_path / "latin.parquet", tmp_path)

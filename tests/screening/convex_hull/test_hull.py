@@ -692,6 +692,7 @@ def test_a_limited_screen_has_the_first_rows(crystals: Crystals, tmp_path: Path)
     assert np.allclose(first["energy_above_hull"], all_rows["energy_above_hull"][:9], atol=TOLERANCE)
 
 
+@pytest.mark.slow  # tests/test_imports.py imports it without them, always
 def test_a_hull_needs_no_framework(crystals: Crystals, tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     script = (

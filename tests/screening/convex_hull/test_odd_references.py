@@ -51,7 +51,7 @@ def above(found: xr.Dataset) -> dict[str, float]:
         ("h02_R2SCAN", "functional r2SCAN"),
         ("h12b_UnoHub", "Hubbard U of another scheme"),
         ("h13_nan", "no finite energy"),
-        ("h18_formula_str", "no composition of whole numbers of atoms"),
+        ("h18_formula_str", "no composition with whole numbers of atoms"),
         ("h19_potcar", "pseudopotentials of another scheme"),
         ("h19d_spec", "malformed parameters.potcar_spec"),
         ("h19h_runlist", "malformed parameters.run_type"),
@@ -89,7 +89,7 @@ def test_a_bad_row_leaves_out_itself(scores: Path, tmp_path: Path) -> None:
     found = hull(scores, CASES / "h20b_frac.csv", tmp_path / "b.zarr", scheme="mp-uncorrected")
     assert above(found) == pytest.approx(above(whole), nan_ok=True)
     assert found.attrs["hull"]["references"][0]["left_out_because"] == {
-        "h": "no composition of whole numbers of atoms: 'Fe0.95O'"
+        "h": "no composition with whole numbers of atoms: 'Fe0.95O'"
     }
 
 

@@ -275,5 +275,5 @@ def test_columns_that_are_there_twice_are_refused_by_name(tmp_path: Path, name: 
     path = tmp_path / f"t.{kind}"
     (pq.write_table if kind == "parquet" else csv.write_csv)(row, path)
     read = ReadSettings("omat24", "omat24", Compositions(), None)
-    with pytest.raises(SourceError, match=rf"t\.{kind}: the column {name} is there 2 times"):
+    with pytest.raises(SourceError, match=rf"t\.{kind}: the column {name} appears 2 times"):
         read_table(str(path), read, Gathered(), [], LeftOut())
