@@ -77,13 +77,8 @@ def rank(
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
-<<<<<<< HEAD
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
-        note: Called with one line about each step when it ends.
-=======
-        progress: Show progress on standard error.
         note: Called with a line about each step when it ends.
->>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -104,13 +99,8 @@ def rank(
 def run(
     settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool | None = None, note: Note
 ) -> xr.Dataset:
-<<<<<<< HEAD
-    """Run a campaign, or what is missing of it; arguments and errors as for `rank`."""
-    model = model_file(settings.model, progress=shows_progress(progress), note=note)
-=======
     """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
-    model = model_file(settings.model, progress=progress, note=note)
->>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
+    model = model_file(settings.model, progress=shows_progress(progress), note=note)
     with _folder(out, _plan(settings, model, out)):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, out, scheduler, progress=progress, note=note)

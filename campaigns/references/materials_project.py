@@ -39,11 +39,7 @@ def entries_of_mp(
             f"mp: the Materials Project has no energies that follow {scheme}, the scheme of the candidates"
         )
     if systems.given is None:
-<<<<<<< HEAD
         raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")
-=======
-        raise ConfigError("mp: choose the chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE")
->>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
     key = os.environ.get(KEY, "")
     if not key:
         raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")

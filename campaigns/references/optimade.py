@@ -56,11 +56,7 @@ def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = Fals
     given = next((unquote_plus(item[7:]) for item in items if item.startswith("filter=")), "")
     if systems.given is None and not given:
         raise ConfigError(
-<<<<<<< HEAD
             f"{provider.name}: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE"
-=======
-            f"{provider.name}: choose the chemical systems to fetch, with --systems Li-Fe-O or --candidates SOURCE"
->>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
         )
     fields = ",".join([*provider.response_fields(), *_MORE_FIELDS])
     kept = [item for item in items if not item.startswith(("filter=", "response_fields="))]

@@ -170,11 +170,7 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
         raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
-<<<<<<< HEAD
             f"{scores}: a graph store states no energy scheme; give that of its energies with --scheme: "
-=======
-            f"{scores}: a graph store does not record which scheme its energies follow; use --scheme with one of "
->>>>>>> 5d4b5b6e0bbd87110b1f1666a1339998aae60e9d
             f"{', '.join(SCHEMES)}"
         )
     return ScoredEnergies(scores, labels=scheme)
