@@ -56,6 +56,7 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/select_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
+	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
 
 models-wheel: $(VENV)/installed
 	$(BIN)/python tools/models_wheel/build.py --out dist

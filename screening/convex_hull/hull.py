@@ -31,6 +31,9 @@ from .energy_above_hull import ConvexHull, find_hull, read_energies, write_dista
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
+# Elements that a summary names.
+_NAMED = 10
+
 
 def hull(
     scores: str | Path,
@@ -215,7 +218,9 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
 def _elements(attrs: Mapping[str, Any]) -> str:
     """Which elements are measured against the package's own reference energies."""
     added = attrs["elemental_references"]
-    return f"; elements from {added['source']}: {', '.join(added['elements'])}" if added.get("elements") else ""
+    symbols = added.get("elements", ())
+    more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
+    return f"; elements from {added['source']}: {', '.join(symbols[:_NAMED])}{more}" if symbols else ""
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
