@@ -16,6 +16,7 @@ from ..errors import InvalidStructureError
 # Keys and columns as ASE spells them.
 _KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _COLUMNS = frozenset({"species", "pos"})
+_MAX_COLUMNS, _DIGITS = 10_000, 9
 # ASE refuses a frame unless these have nine numbers, so that it reads them under another name.
 _TENSORS = ("stress", "virial")
 _HIDDEN = "equiscreen:"
@@ -83,8 +84,15 @@ def _axes(value: Any) -> NDArray[np.bool_]:
 
 
 def _columns(text: str) -> str:
-    """The names, types and widths of columns, with ASE's names of elements and positions in any case."""
+    """The names, types and widths of columns, with ASE's names of elements and positions in any case.
+
+    Raises:
+        InvalidStructureError: There are too many columns, for each of which ASE would take memory.
+    """
     words = text.split(":")
+    widths = [int(word) for word in words[2::3] if word.strip().isdecimal() and len(word) <= _DIGITS]
+    if len(widths) < len(words[2::3]) or sum(widths) > _MAX_COLUMNS:
+        raise InvalidStructureError(f"Properties must give whole numbers of columns, {_MAX_COLUMNS:,} at most")
     for place in range(0, len(words), 3):
         if words[place].lower() in _COLUMNS:
             words[place] = words[place].lower()
