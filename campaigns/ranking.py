@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +23,7 @@ from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX
-from ..screening.candidate_graphs import prepare_graphs
+from ..screening.candidate_graphs import Sources, prepare_graphs, source_names
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
 from ..screening.convex_hull.reference_files import content_version, is_dataset
@@ -56,7 +56,7 @@ Note = Callable[[str], None]
 
 
 def rank(
-    sources: Sequence[str | Path] | str | Path,
+    sources: Sources,
     out: str | Path = "results",
     *,
     scheduler: str | None = None,
@@ -91,8 +91,7 @@ def rank(
         StoreError: None of the structures could be evaluated or selected.
         OutputExistsError: The folder holds a campaign with other settings, or something else.
     """
-    names = [str(sources)] if isinstance(sources, str | Path) else [str(source) for source in sources]
-    chosen = RankSettings.of(sources=names, **settings)
+    chosen = RankSettings.of(sources=source_names(sources), **settings)
     return run(chosen, Path(out), scheduler=scheduler, progress=progress, note=note)
 
 
@@ -101,9 +100,10 @@ def run(
 ) -> xr.Dataset:
     """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
-    with _folder(out, _plan(settings, model, out)):
+    potential = OnnxPotential.load(model, threads=1)
+    with _folder(out, _plan(settings, potential.sha256, out)):
         settings.save(out / SETTINGS_FILE)
-        step = _Steps(settings, model, out, scheduler, progress=progress, note=note)
+        step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)
         step.candidates()
         step.evaluate()
         step.fetch()
@@ -127,6 +127,7 @@ class _Steps:
         self,
         settings: RankSettings,
         model: Path,
+        potential: OnnxPotential,
         folder: Path,
         scheduler: str | None,
         *,
@@ -138,7 +139,7 @@ class _Steps:
         self.scores = folder / (RELAXED if settings.relax else SCORES)
         self.graphs = ""
         self.references = list(settings.references)
-        self.scheme = OnnxPotential.load(model, threads=1).metadata.energy_scheme
+        self.scheme, self.cutoff = potential.metadata.energy_scheme, potential.cutoff
 
     def candidates(self) -> None:
         """Featurize the sources, with the cutoff of the model."""
@@ -248,22 +249,23 @@ class _Steps:
         if not files:
             return None
         if not out.exists():
-            cutoff = OnnxPotential.load(self.model, threads=1).cutoff
             try:
-                featurize(files, out, cutoff=cutoff, scheduler=self.options.scheduler, progress=self.options.progress)
+                featurize(
+                    files, out, cutoff=self.cutoff, scheduler=self.options.scheduler, progress=self.options.progress
+                )
             except SourceError as error:
                 self.note(f"no structure is marked as known or new: {error}")
                 return None
         return out
 
 
-def _plan(settings: RankSettings, model: Path, folder: Path) -> dict[str, Any]:
+def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, Any]:
     """Everything that the results of a campaign depend on, including the content of the model and the references."""
     place = folder / PLAN_FILE
     references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
     return {
         "sources": [redact_urls(source) for source in settings.sources],
-        "model": OnnxPotential.load(model, threads=1).sha256,
+        "model": model_sha256,
         "references": [[recorded_path(path, place), *versions] for path, *versions in references],
         **settings.model_dump(mode="json", exclude={"sources", "model", "references", "relaxation"}),
         "relaxation": asdict(settings.relaxation) if settings.relax else None,

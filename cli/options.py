@@ -8,6 +8,14 @@ import typer
 
 from ..pipeline.store.dedup import Dedup
 
+CandidateSources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
+        "`equiscreen featurize` reads.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N structures.", show_default="all")]
 Estimate = Annotated[

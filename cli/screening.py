@@ -10,19 +10,12 @@ import typer
 
 from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
-from .options import AllowExtrapolation, Budget, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+from .options import AllowExtrapolation, Budget, CandidateSources, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
 from .terminal.account import account, shows_progress, tell
 
 
 def screen(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
-            "`equiscreen featurize` reads.",
-        ),
-    ],
+    sources: CandidateSources,
     model: Annotated[
         list[str],
         typer.Option(
@@ -100,14 +93,7 @@ def screen(
 
 
 def relax(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
-            "`equiscreen featurize` reads.",
-        ),
-    ],
+    sources: CandidateSources,
     model: Annotated[str, typer.Option(help=f"{MODEL_HELP} It needs forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,

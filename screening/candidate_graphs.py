@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fsspec.core import url_to_fs
 
 from ..export.runtime.ensemble import Ensemble, Models
 from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ..pipeline.featurization.estimate import ESTIMATE_RECORDS
+from ..pipeline.featurization.estimate import estimate as estimate_featurization
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
 from ..pipeline.labels.mapping import LabelMapping
 from ..pipeline.readers.records import ReadOptions
 from ..pipeline.redaction import redact_urls, without_query
+from ..pipeline.runs.cluster import IN_PROCESS
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.target import ROOT_FILE, Target
 from ..pipeline.sources.discovery import (
@@ -105,6 +109,26 @@ def prepare_graphs(
             )
     report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
+
+
+@contextmanager
+def sampled_graphs(named: Sequence[str], cutoff: float, limit: int | None) -> Iterator[tuple[str, Path, int]]:
+    """A graph store of the first records of some files, from which the cost of all of them can be estimated.
+
+    Args:
+        named: Sources, as text.
+        cutoff: Cutoff of the model, angstrom.
+        limit: Number of records that would be read; None reads all.
+
+    Yields:
+        One line on the cost of featurizing all records; the graph store; the number of structures that all records are
+        expected to give.
+    """
+    whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
+    with TemporaryDirectory() as scratch:
+        sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
+        report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
+        yield str(whole), sample, round(report.stored * whole.records / report.read)
 
 
 def source_names(sources: Sources) -> list[str]:

@@ -13,7 +13,7 @@ from ...pipeline.errors import StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.provenance import recorded_path
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.schema import CHUNK_ROWS, GRAPH_SCHEMA, STRUCTURE, ArraySpec
+from ...pipeline.store.schema import CHUNK_ROWS, STRUCTURE, ArraySpec
 from ..chemistry.composition import formulas
 from .parts import carried_columns
 from .scores import ENERGY_ARRAYS, NOT_FINITE, OK, SCORES_SCHEMA, STRUCTURE_ARRAYS
@@ -83,9 +83,10 @@ def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict
 def is_graph_store(path: str | Path) -> bool:
     """Whether a path or URL is a finished graph store."""
     try:
-        return bool(GraphStore(path).attrs["schema"] == GRAPH_SCHEMA)
+        GraphStore(path)
     except StoreError:
         return False
+    return True
 
 
 def _reader(graphs: GraphStore, name: str) -> Callable[[int, int], NDArray[Any]]:

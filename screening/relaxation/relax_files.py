@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
-from ...pipeline.featurization.estimate import ESTIMATE_RECORDS
-from ...pipeline.featurization.estimate import estimate as estimate_featurization
-from ...pipeline.featurization.featurize import featurize
-from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
-from ..candidate_graphs import Sources, graph_store_of, prepare_graphs, source_names
+from ..candidate_graphs import Sources, graph_store_of, prepare_graphs, sampled_graphs, source_names
 from .batched import RelaxSettings
 from .relax import estimate as estimate_relaxation
 from .relax import relax
@@ -113,9 +108,5 @@ def estimate(
     if store is not None:
         return estimate_relaxation(store, model, settings, limit)
     cutoff = Ensemble.load(model, threads=1).cutoff
-    whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
-    with TemporaryDirectory() as scratch:
-        sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
-        report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
-        expected = round(report.stored * whole.records / report.read)
-        return f"{whole}\n{estimate_relaxation(sample, model, settings, sample_of=expected)}"
+    with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
+        return f"{featurizing}\n{estimate_relaxation(sample, model, settings, sample_of=expected)}"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
-from ...pipeline.featurization.estimate import ESTIMATE_RECORDS
-from ...pipeline.featurization.estimate import estimate as estimate_featurization
-from ...pipeline.featurization.featurize import featurize
-from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.store.graph_store import GraphStore
-from ..candidate_graphs import Sources, differences_of, graph_store_of, prepare_graphs, reused_summary, source_names
+from ..candidate_graphs import (
+    Sources,
+    differences_of,
+    graph_store_of,
+    prepare_graphs,
+    reused_summary,
+    sampled_graphs,
+    source_names,
+)
 from ..dataset.paths import graphs_path
 from .score import MAX_SCORED_EDGES, ScoreLimits
 from .screen import estimate as estimate_screen
@@ -115,9 +118,5 @@ def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None
     path = graphs_path(out)
     if Target.of(path).exists() and not differences_of(path, named, cutoff, limit):
         return f"{reused_summary(GraphStore(path))}\n{estimate_screen(path, model, limit)}"
-    whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
-    with TemporaryDirectory() as scratch:
-        sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
-        report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
-        expected = round(report.stored * whole.records / report.read)
-        return f"{whole}\n{estimate_screen(sample, model, sample_of=expected)}"
+    with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
+        return f"{featurizing}\n{estimate_screen(sample, model, sample_of=expected)}"

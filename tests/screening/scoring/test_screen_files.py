@@ -18,10 +18,9 @@ from equiscreen.pipeline.featurization import estimate as featurization_estimate
 from equiscreen.pipeline.runs.options import RunOptions
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.pipeline.structures.random_crystals import probe_structures
-from equiscreen.screening import open_scores, screen, screen_files
+from equiscreen.screening import candidate_graphs, open_scores, screen, screen_files
 from equiscreen.screening.candidate_graphs import prepare_graphs
 from equiscreen.screening.dataset.paths import graphs_path
-from equiscreen.screening.scoring import screen_files as screen_files_module
 from equiscreen.screening.scoring.screen_files import estimate
 
 from ...conftest import CUTOFF, ELEMENTS, cif_text, write_extxyz
@@ -258,7 +257,7 @@ def test_a_limit_holds_for_both_halves(sources: list[Path], model: Path, tmp_pat
 def test_an_estimate_scales_both_halves_to_all_records(
     sources: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (featurization_estimate, screen_files_module):
+    for module in (featurization_estimate, candidate_graphs):
         monkeypatch.setattr(module, "ESTIMATE_RECORDS", 4)
     records, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
     assert records.startswith("12 records: ")
