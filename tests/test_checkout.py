@@ -1,4 +1,4 @@
-"""A checkout passes the linter whatever its folder is called."""
+"""What a checkout holds, and that it passes the linter whatever its folder is called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ import pytest
 
 from .conftest import ROOT
 
+FILES_AT_THE_ROOT = {
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "__init__.py",
+    "__main__.py",
+    "constraints.txt",
+    "py.typed",
+    "pyproject.toml",
+}
+
 
 def tracked_files() -> list[str]:
     """Paths of the tracked files that exist in the working tree, relative to its root."""
@@ -18,6 +31,10 @@ def tracked_files() -> list[str]:
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+
+
+def test_no_stray_file_lies_at_the_root() -> None:
+    assert {name for name in tracked_files() if "/" not in name} == FILES_AT_THE_ROOT
 
 
 @pytest.mark.parametrize("folder", ["equiscreen", "Another-name.2"])
