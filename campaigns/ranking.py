@@ -233,7 +233,8 @@ class _Steps:
         """Write the HTML report."""
         out = self.folder / REPORT
         if not out.exists():
-            report(self.folder / HULL, out, title=f"Crystals ranked by {self.settings.model}")
+            title = f"Crystals ranked by {self.settings.model}"
+            report(self.folder / HULL, out, title=title, by=ranking_column(self.settings))
 
     def _once(self, out: Path, make: Callable[[], xr.Dataset], summary: Callable[[xr.Dataset, Path], str]) -> None:
         self.note(summary(open_scores(out) if out.exists() else make(), out))

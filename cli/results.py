@@ -183,17 +183,20 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
-    top: Annotated[int, typer.Option(min=1, max=500, help="Number of best candidates to show.")] = 50,
+    top: Annotated[int, typer.Option(min=1, max=100_000, help="Largest number of candidates in the table.")] = 10_000,
+    by: Annotated[
+        str | None, typer.Option(help="Column to rank by, lowest first.", show_default="energy above hull")
+    ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write an HTML report on a screen.
 
-    It shows counts, distributions, elements, the best candidates with pictures, and cost. The page is
-    self-contained: it opens offline and needs no other file. The best candidates are those with the lowest energy
-    above the hull, so run `equiscreen hull` first; without a hull they are those with the lowest formation energy.
+    It shows the best candidates with pictures, a table that can be sorted and filtered, structures to turn around
+    and to download, counts, distributions, elements, and cost. The page needs no other file and no network. Candidates
+    are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by formation energy.
     Without either, candidates are ranked by energy per atom if all have the same composition, and otherwise not at all.
-    Needs `pip install 'equiscreen[report]'`.
+    Candidates that are the same crystal share one row of the table, which opens to show all of them.
 
     \b
     Example:
@@ -205,8 +208,8 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, overwrite=overwrite)
     text = f"{page}: {page.stat().st_size / 1e6:.1f} MB"
-    if default_ranking(ScoresReader(scores)) is None:
+    if by is None and default_ranking(ScoresReader(scores)) is None:
         text += f"\nno candidates are ranked: {NOT_COMPARABLE}"
     account(text, path=page)

@@ -65,7 +65,7 @@ class RankedTable:
         groups = self._space_groups()
         if groups is not None:
             self.columns["space_group"] = groups
-            self.columns["space_group_symbol"] = [_symbol(number) for number in groups]
+            self.columns["space_group_symbol"] = [space_group_symbol(number) for number in groups]
         if "novelty" in selection.variables:
             self.columns["known"] = [
                 name if word == "known" else word.replace("_", " ")
@@ -191,7 +191,7 @@ def _number(value: float, digits: int = 3) -> str:
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
-def _symbol(number: int) -> str:
+def space_group_symbol(number: int) -> str:
     """Hermann-Mauguin symbol of a space group in its standard setting, such as Fm-3m; "-" for none."""
     found = gemmi.find_spacegroup_by_number(number) if number else None
     if found is None:

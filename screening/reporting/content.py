@@ -11,7 +11,12 @@ import numpy as np
 from ase.formula import Formula
 from numpy.typing import NDArray
 
-from ...pipeline.errors import StoreError
+from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.plain_text import one_line
+from ...pipeline.provenance import resolved_path
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.tables import FAILURES_FILE
+from ...pipeline.suggestions import unknown_name
 from ..dataset.default_ranking import ENERGY_PER_ATOM, default_ranking
 from ..dataset.reader import ScoresReader
 
@@ -21,15 +26,8 @@ _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
 # bin. Otherwise a few nonsense structures would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
-_SHOWN = (
-    "energy_above_hull",
-    "energy_above_hull_std",
-    "probability_below_hull",
-    "energy_above_joint_hull",
-    "formation_energy_per_atom",
-    "energy_per_atom",
-)
-_SHOWN_LAST = ("max_force", "volume_change", "space_group", "decomposition", "novelty", "known_as", "charge_neutral")
+# Reasons why structures of a source are no graphs that are named on their own; all others are counted together.
+_REASONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class ReportContent:
         distributions: Histograms of energies and uncertainties.
         element_hits: Number of structures near the hull that contain each element.
         best: int64[at most top], rows of the best candidates.
-        shown: Columns of the table of candidates.
+        losses: Why structures of the source are not ranked, each with their number.
         recall: Sentence about the recall of a cascade; empty for other datasets.
     """
 
@@ -80,7 +78,7 @@ class ReportContent:
     distributions: tuple[Distribution, ...]
     element_hits: Mapping[str, int]
     best: NDArray[np.int64]
-    shown: tuple[str, ...]
+    losses: tuple[tuple[str, int], ...]
     recall: str
 
 
@@ -95,17 +93,22 @@ class _Tally:
     new: int = 0
 
 
-def read_content(rows: ScoresReader, top: int) -> ReportContent:
+def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportContent:
     """Read the content of a report.
 
     Args:
         rows: Reader of the dataset.
-        top: Number of candidates to show.
+        top: Largest number of candidates in the table.
+        by: Column to rank by, lowest first; by default that of `default_ranking`.
 
     Raises:
+        ConfigError: The dataset has no such column of numbers.
         StoreError: The dataset is damaged, or has no energies.
     """
-    ranking = default_ranking(rows)
+    if by is not None and not (by in rows.specs and rows.specs[by].dtype.startswith("float")):
+        numbers = [name for name, spec in rows.specs.items() if spec.dtype.startswith("float") and len(spec.dims) == 1]
+        raise ConfigError(f"{rows.path}: {unknown_name('column of numbers', by, numbers)}")
+    ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
     if value not in rows.specs:
         raise StoreError(f"{rows.path}: has neither energies above hull nor energies; there is nothing to report")
@@ -125,7 +128,7 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
         order = np.argsort(best_values, kind="stable")[:top]
         best, best_values = best[order], best_values[order]
     suffix = "_unrelaxed" if value.endswith("_unrelaxed") else ""
-    shown = [name + (suffix if name + suffix in rows.specs else "") for name in _SHOWN]
+    source = _source(rows)
     spread = f"energy_above_hull_std{suffix}" if f"energy_above_hull_std{suffix}" in rows.specs else "energy_std"
     return ReportContent(
         value=value,
@@ -135,11 +138,11 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
         scored=tally.scored,
         near=tally.near,
         below=tally.below,
-        funnel=tuple(_funnel(rows, tally, has_hull=has_hull)),
+        funnel=tuple(_funnel(rows, tally, source, has_hull=has_hull)),
         distributions=tuple(_distribution(rows, name) for name in (value, spread) if name in rows.specs),
         element_hits=_elements(formulas),
         best=best,
-        shown=(*shown, *_SHOWN_LAST),
+        losses=(*_not_stored(source), *_not_ok(rows)),
         recall=_recall(rows.attrs),
     )
 
@@ -161,14 +164,17 @@ def _count_distances(rows: ScoresReader, start: int, stop: int, above: NDArray[n
         tally.new += int(((above <= CLOSE) & (rows.column("novelty", start, stop) != known)).sum())
 
 
-def _funnel(rows: ScoresReader, tally: _Tally, *, has_hull: bool) -> Iterator[tuple[str, int]]:
+def _funnel(
+    rows: ScoresReader, tally: _Tally, source: GraphStore | None, *, has_hull: bool
+) -> Iterator[tuple[str, int]]:
     """Yield the steps from the source to the best candidates."""
     cascade = rows.attrs.get("cascade")
     if cascade:
         yield "screened by the fast model", int(cascade["screened"])
         yield "kept by it, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
-    else:
-        yield from _stored(rows)
+    elif source is not None and "read" in source.attrs.get("counts", {}):
+        yield "read", int(source.attrs["counts"]["read"])
+        yield "stored as graphs", int(source.attrs["counts"]["stored"])
     yield "rows of this dataset", len(rows)
     yield "scored", tally.scored
     if has_hull:
@@ -178,15 +184,42 @@ def _funnel(rows: ScoresReader, tally: _Tally, *, has_hull: bool) -> Iterator[tu
             yield f"within {CLOSE} eV/atom and not known", tally.new
 
 
-def _stored(rows: ScoresReader) -> Iterator[tuple[str, int]]:
-    """Yield the counts of the featurization, if the graph store can be found."""
+def _source(rows: ScoresReader) -> GraphStore | None:
+    """The graph store that structures were read into; None if it cannot be found."""
     try:
-        counts = rows.graphs.attrs.get("counts", {})
+        if "relaxed_from" not in rows.attrs:
+            return rows.graphs
+        origin = rows.attrs["relaxed_from"]
+        store = GraphStore(resolved_path(str(origin["path"]), rows.path))
+        return store if store.store_hash == origin["store_hash"] else None
     except StoreError:
-        return
-    if "read" in counts:
-        yield "read", int(counts["read"])
-        yield "stored as graphs", int(counts["stored"])
+        return None
+
+
+def _not_stored(source: GraphStore | None) -> Iterator[tuple[str, int]]:
+    """Yield why structures of the source are no graphs, the most frequent reasons first."""
+    counts = {} if source is None else source.attrs.get("counts", {})
+    if source is not None and counts.get("failed"):
+        reasons = Counter(source.table(FAILURES_FILE)["reason"].to_pylist())
+        named = reasons.most_common(_REASONS)
+        yield from ((f"not read: {one_line(reason)}", count) for reason, count in named)
+        rest = int(counts["failed"]) - sum(count for _, count in named)
+        if rest > 0:
+            yield "not read: other reasons, listed in the store's failures.parquet", rest
+    if counts.get("duplicate"):
+        yield "duplicates of other structures", int(counts["duplicate"])
+
+
+def _not_ok(rows: ScoresReader) -> Iterator[tuple[str, int]]:
+    """Yield the outcomes other than ok of the score or relaxation and of the hull."""
+    for name in ("status", "hull_status"):
+        if name not in rows.specs:
+            continue
+        words = {value: word.replace("_", " ") for word, value in rows.meanings(name).items()}
+        found = Counter[str]()
+        for start, stop in rows.chunks():
+            found.update(words.get(value, "?") for value in rows.column(name, start, stop).tolist())
+        yield from (one for one in found.most_common() if one[0] != "ok")
 
 
 def _distribution(rows: ScoresReader, name: str) -> Distribution:

@@ -1,22 +1,21 @@
-"""Figures of a report as HTML."""
+"""Figures of a report: elements of the page, and data for plotly in the browser.
+
+Colours are names of variables in page.css, so that figures follow the colours of the page.
+"""
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from .content import Distribution
+from .page import data
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-_INK, _BLUE, _GREY = "#222222", "#2a5f9e", "#9aa5b1"
+_INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accent", "--low", "--high"
 # Largest number of points in a plot; more only make the page slow.
 _MAX_POINTS = 5_000
 _SEED = 0
@@ -30,71 +29,65 @@ _F_LENGTH = 15
 
 def funnel(steps: Sequence[tuple[str, int]]) -> str:
     """Return a funnel of counts, one bar per step."""
-    from plotly import graph_objects as go  # noqa: PLC0415 - an extra, and slow to import
-
-    figure = go.Figure(
-        go.Bar(
-            x=[max(count, 0) for _, count in steps],
-            y=[name for name, _ in steps],
-            orientation="h",
-            marker_color=_BLUE,
-            text=[f"{count:,}" for _, count in steps],
-            textposition="auto",
-            cliponaxis=False,
-            hoverinfo="skip",
-        )
-    )
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title="structures")
-    return _html(figure, 80 + 40 * len(steps))
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [max(count, 0) for _, count in steps],
+        "y": [name for name, _ in steps],
+        "text": [f"{count:,}" for _, count in steps],
+        "textposition": "auto",
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+        "marker": {"color": _ACCENT},
+    }
+    y = {"autorange": "reversed", "automargin": True}
+    return _figure("funnel", [bars], 80 + 40 * len(steps), x={"title": {"text": "structures"}}, y=y)
 
 
 def distribution(spread: Distribution) -> str:
     """Return a histogram."""
-    from plotly import graph_objects as go  # noqa: PLC0415 - as above
-
-    centers = (spread.edges[1:] + spread.edges[:-1]) / 2
-    figure = go.Figure(
-        go.Bar(x=centers, y=spread.counts, width=np.diff(spread.edges), marker_color=_BLUE, marker_line_width=0)
-    )
-    figure.update_xaxes(title=f"{spread.name.replace('_', ' ')}, {spread.units}")
-    figure.update_yaxes(title="structures")
+    bars = {
+        "type": "bar",
+        "x": ((spread.edges[1:] + spread.edges[:-1]) / 2).tolist(),
+        "y": spread.counts.tolist(),
+        "width": np.diff(spread.edges).tolist(),
+        "marker": {"color": _ACCENT, "line": {"width": 0}},
+    }
+    layout: dict[str, Any] = {}
     if spread.name.startswith("energy_above_hull") and "std" not in spread.name:
-        figure.add_vline(x=0, line_color=_INK, line_dash="dot")
+        zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1}
+        layout["shapes"] = [{**zero, "line": {"color": _INK, "dash": "dot", "width": 1.5}}]
+    title = f"{spread.name.replace('_', ' ')}, {spread.units}"
+    axes = _axes(title, "structures")
     note = "Values beyond either end are counted in the last bar at that end."
-    return f"{_html(figure, 320)}<p class='note'>{note}</p>"
+    return f"{_figure(f'distribution-{spread.name}', [bars], 320, **axes, **layout)}<p class='note'>{note}</p>"
 
 
 def periodic_table(hits: Mapping[str, int]) -> str:
     """Return a periodic table coloured by the number of hits that contain each element."""
-    from plotly import graph_objects as go  # noqa: PLC0415 - as above
-
     places = {place: symbol for symbol, place in element_places().items()}
     height = max(row for row, _ in places) + 1
-    counts = np.full((height, _COLUMNS), np.nan)
+    counts: list[list[float | None]] = [[None] * _COLUMNS for _ in range(height)]
     text = [[""] * _COLUMNS for _ in range(height)]
     for (row, column), symbol in places.items():
-        counts[row, column] = hits.get(symbol, 0)
+        counts[row][column] = float(np.log10(1 + hits.get(symbol, 0)))
         text[row][column] = f"{symbol}<br>{hits[symbol]:,}" if symbol in hits else symbol
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.log10(1 + counts),
-            text=text,
-            texttemplate="%{text}",
-            textfont_size=10,
-            colorscale=[[0, "#f2f4f7"], [1, "#7fb0e6"]],
-            showscale=False,
-            hoverinfo="text",
-            xgap=1,
-            ygap=1,
-        )
-    )
-    figure.update_yaxes(autorange="reversed", visible=False)
-    figure.update_xaxes(visible=False)
-    return (
-        _html(figure, 430)
-        + "<p class='note'>Numbers count structures that contain the element; the colour scale is logarithmic.</p>"
-    )
+    tiles = {
+        "type": "heatmap",
+        "z": counts,
+        "text": text,
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10, "color": _INK},
+        "colorscale": [[0, _LOW], [1, _HIGH]],
+        "showscale": False,
+        "hoverinfo": "text",
+        "xgap": 1,
+        "ygap": 1,
+    }
+    axes: dict[str, Any] = {"x": {"visible": False}, "y": {"autorange": "reversed", "visible": False}}
+    note = "Numbers count structures that contain the element; the colour scale is logarithmic."
+    drawn = _figure("elements", [tiles], 430, margin={"l": 5, "r": 5, "t": 5, "b": 5}, least_width=640, **axes)
+    return f"<div class='scroll'>{drawn}</div><p class='note'>{note}</p>"
 
 
 def element_places() -> dict[str, tuple[int, int]]:
@@ -123,30 +116,23 @@ def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> 
         label: float64[n], labels, eV/atom.
         prediction: float64[n], predictions, eV/atom.
     """
-    from plotly import graph_objects as go  # noqa: PLC0415 - as above
-
     error = prediction - label
     chosen = np.random.default_rng(_SEED).permutation(len(label))[:_MAX_POINTS]
     ends = [float(min(label.min(), prediction.min())), float(max(label.max(), prediction.max()))]
-    figure = go.Figure(
-        [
-            go.Scatter(x=ends, y=ends, mode="lines", line_color=_GREY, hoverinfo="skip"),
-            go.Scatter(
-                x=label[chosen],
-                y=prediction[chosen],
-                mode="markers",
-                marker={"size": 4, "color": _BLUE, "opacity": 0.5},
-            ),
-        ]
-    )
-    figure.update_xaxes(title="label, eV/atom")
-    figure.update_yaxes(title="prediction, eV/atom")
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": label[chosen].tolist(),
+        "y": prediction[chosen].tolist(),
+        "marker": {"size": 4, "color": _ACCENT, "opacity": 0.5},
+    }
+    axes = _axes("label, eV/atom", "prediction, eV/atom")
     text = (
         f"{len(label):,} structures: mean error {error.mean():+.4f}, mean absolute error {np.abs(error).mean():.4f}, "
         f"root mean square error {np.sqrt((error**2).mean()):.4f} eV/atom. Energies are not shifted."
     )
     drawn = f" Only {len(chosen):,} of them are drawn." if len(chosen) < len(label) else ""
-    return f"{_html(figure, 420)}<p class='note'>{text}{drawn}</p>"
+    return f"{_figure('parity', [_diagonal(ends), points], 420, **axes)}<p class='note'>{text}{drawn}</p>"
 
 
 def calibration_plot(error: NDArray[np.float64], spread: NDArray[np.float64]) -> str:
@@ -156,36 +142,62 @@ def calibration_plot(error: NDArray[np.float64], spread: NDArray[np.float64]) ->
         error: float64[n], prediction minus label, eV/atom.
         spread: float64[n], standard deviation among the members of the ensemble, eV/atom.
     """
-    from plotly import graph_objects as go  # noqa: PLC0415 - as above
-
     bins = [rows for rows in np.array_split(np.argsort(spread, kind="stable"), _CALIBRATION_BINS) if len(rows)]
     predicted = [float(np.sqrt((spread[rows] ** 2).mean())) for rows in bins]
     found = [float(np.sqrt((error[rows] ** 2).mean())) for rows in bins]
-    end = max(*predicted, *found)
-    figure = go.Figure(
-        [
-            go.Scatter(x=[0, end], y=[0, end], mode="lines", line_color=_GREY, hoverinfo="skip"),
-            go.Scatter(x=predicted, y=found, mode="lines+markers", line_color=_BLUE),
-        ]
-    )
-    figure.update_xaxes(title="predicted standard deviation, eV/atom")
-    figure.update_yaxes(title="root mean square error, eV/atom")
+    points = {"type": "scatter", "mode": "lines+markers", "x": predicted, "y": found, "line": {"color": _ACCENT}}
+    axes = _axes("predicted standard deviation, eV/atom", "root mean square error, eV/atom")
     note = (
         "Each point is a tenth of the structures, grouped by predicted uncertainty; above the line, errors are larger "
         "than predicted."
     )
-    return f"{_html(figure, 380)}<p class='note'>{note}</p>"
+    diagonal = _diagonal([0.0, max(*predicted, *found)])
+    return f"{_figure('calibration', [diagonal, points], 380, **axes)}<p class='note'>{note}</p>"
 
 
-def _html(figure: go.Figure, height: int) -> str:
-    figure.update_layout(
-        height=height,
-        template="plotly_white",
-        showlegend=False,
-        margin={"l": 60, "r": 20, "t": 10, "b": 50},
-        font={"color": _INK, "family": "system-ui, sans-serif", "size": 13},
-    )
-    settings: dict[str, Any] = {"displayModeBar": False, "responsive": True}
-    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=settings)
-    # plotly gives the element a random name, but two reports of one dataset have to be identical.
-    return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", f"figure-{zlib.crc32(figure.to_json().encode())}", text)
+def _axes(x: str, y: str) -> dict[str, Any]:
+    """Axes with titles."""
+    return {"x": {"title": {"text": x}}, "y": {"title": {"text": y}}}
+
+
+def _diagonal(ends: Sequence[float]) -> dict[str, Any]:
+    """The line of equal values."""
+    return {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": _SOFT}, "hoverinfo": "skip"}
+
+
+def _figure(
+    name: str,
+    traces: Sequence[Mapping[str, Any]],
+    height: int,
+    *,
+    x: Mapping[str, Any],
+    y: Mapping[str, Any],
+    least_width: int = 0,
+    **layout: Any,
+) -> str:
+    """Return a figure as an element of the page and its data.
+
+    Args:
+        name: Id of the element.
+        traces: Traces of plotly.
+        height: Height in pixels.
+        x: Horizontal axis.
+        y: Vertical axis.
+        least_width: Width in pixels below which the figure scrolls.
+        layout: Further keys of plotly's layout.
+    """
+    lines = {"gridcolor": _LINE, "zerolinecolor": _LINE, "linecolor": _LINE}
+    full = {
+        "height": height,
+        "showlegend": False,
+        "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
+        "font": {"color": _INK, "family": "system-ui, sans-serif", "size": 13},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {**lines, **x},
+        "yaxis": {**lines, **y},
+        **layout,
+    }
+    width = f";min-width:{least_width}px" if least_width else ""
+    element = f"<div class='figure' id='{name}' style='height:{height}px{width}'></div>"
+    return element + data(f"{name}-data", {"data": list(traces), "layout": full})

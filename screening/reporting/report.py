@@ -8,33 +8,33 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...pipeline.atomic import write_text_atomically
-from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
-from ...pipeline.plain_text import one_line
+from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.staging import check_file
-from ..dataset.default_ranking import NOT_COMPARABLE
+from ..dataset.default_ranking import ENERGY_PER_ATOM, NOT_COMPARABLE
 from ..dataset.paths import dataset_in, report_path
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import open_scores
+from ..dataset.scores import UNRELAXED, open_scores
 from ..label_comparison import calibration, labels_and_predictions
 from . import figures
+from .candidate_table import CandidateTable, candidate_table
 from .content import NEAR, ReportContent, read_content
+from .page import data, page, section
 from .structure_svg import picture
-from .template import FOOT, HEAD, SORTING
 
-_COLUMN_HEADINGS = {
-    "energy_above_hull": "above hull, eV/atom",
-    "energy_above_joint_hull": "above hull with candidates, eV/atom",
-    "energy_above_hull_std": "its standard deviation, eV/atom",
-    "probability_below_hull": "probability below hull",
-    "formation_energy_per_atom": "formation energy, eV/atom",
-    "energy_per_atom": "energy, eV/atom",
-    "max_force": "largest force, eV/angstrom",
-    "volume_change": "volume change",
-}
+# Rows of the table by default, and cards with pictures above it.
+TOP = 10_000
+_CARDS = 12
+_FILTERS = (
+    "<div class='filters'><input id='filter' type='search' aria-label='Filter candidates' "
+    "placeholder='Filter: Li O -F, or any text'><button id='csv' type='button'>Download CSV</button></div>"
+)
+_DETAIL = (
+    "<aside class='detail' id='detail' hidden><h3></h3><div class='viewer'></div>"
+    "<div class='buttons'><button class='structure' type='button'></button>"
+    "<button id='close' type='button'>Close</button></div><table class='facts'><tbody></tbody></table></aside>"
+)
 
 
 def report(
@@ -42,15 +42,17 @@ def report(
     out: str | Path | None = None,
     *,
     title: str | None = None,
-    top: int = 50,
+    top: int = TOP,
+    by: str | None = None,
     store: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a report of a screen, a relaxation, a hull or a selection.
 
-    The page shows a funnel of counts, distributions of energies and uncertainties, a periodic table of the hits, the
-    best candidates with pictures, predictions against labels if the graph store has any, cost and provenance.
-    Its size does not grow with the dataset, since distributions are stored as histograms.
+    The page shows the best candidates with pictures, a table of candidates that can be sorted and filtered, the
+    structures of the best 200 to turn around and to download, a funnel of counts, distributions of energies and
+    uncertainties, a periodic table of the hits, predictions against labels if the graph store has any, cost and
+    provenance. It needs no network. Candidates that are the same crystal are folded into one row of the table.
 
     Example:
         >>> report("relaxed.hull.zarr")  # doctest: +SKIP
@@ -62,46 +64,39 @@ def report(
             if all have one composition, else none.
         out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
         title: Title of the page.
-        top: Number of candidates to show.
-        store: Graph store of the structures, if it was moved. Without it the report has no pictures.
+        top: Largest number of candidates in the table.
+        by: Column to rank by, lowest first; by default the energy above hull, else the formation energy.
+        store: Graph store of the structures, if it was moved. Without it the report has no structures.
         overwrite: Replace an existing file.
 
     Returns:
         Path of the HTML file.
 
     Raises:
-        ConfigError: plotly is not installed.
+        ConfigError: The dataset has no such column.
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: The file exists.
     """
     scores = dataset_in(scores)
     inputs = [scores] if store is None else [scores, store]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
-    try:
-        from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise ConfigError("a report needs plotly: pip install 'equiscreen[report]'") from error
     rows = ScoresReader(scores, store)
-    content = read_content(rows, top)
+    content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
+    table = candidate_table(rows, content.best, content.value)
     sections = [
-        _summary(content, name),
-        _section("From the source to the best candidates", figures.funnel(content.funnel)),
-        *(_section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
-        _section(_hits_heading(content), figures.periodic_table(content.element_hits)),
-        _candidates(content, rows),
+        _summary(content, name, rows.attrs),
+        *_candidates(content, table),
+        section("From the source to the best candidates", figures.funnel(content.funnel) + _losses(content)),
+        *(section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
+        section(_hits_heading(content), figures.periodic_table(content.element_hits)),
         *_labels(scores, store),
         _provenance(rows.attrs),
     ]
-    page = "".join((HEAD.format(title=escape(name)), f"<script>{get_plotlyjs()}</script>", *sections, SORTING, FOOT))
     rows.check_unchanged()
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(target, page)
+    write_text_atomically(target, page(name, sections))
     return target
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
 
 
 def _heading(column: str) -> str:
@@ -122,7 +117,7 @@ def _hits_heading(content: ReportContent) -> str:
     )
 
 
-def _summary(content: ReportContent, title: str) -> str:
+def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> str:
     """Return the title and a summary in words."""
     first, last = content.funnel[0], content.funnel[-1]
     sentences = [f"Of {first[1]:,} structures, {content.scored:,} have a score."]
@@ -142,68 +137,74 @@ def _summary(content: ReportContent, title: str) -> str:
                 "equiscreen hull --references."
             )
     else:
-        sentences.append(_without_hull(content))
+        sentences.append(_without_hull(content, has_phases="hull" in attrs))
     if content.recall:
         sentences.append(content.recall)
     text = escape(" ".join(sentences))
     return f"<h1>{escape(title)}</h1><p class='date'>{datetime.now(UTC):%Y-%m-%d}</p><p class='lead'>{text}</p>"
 
 
-def _without_hull(content: ReportContent) -> str:
-    """Return what the candidates are ranked by without a hull."""
+def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
+    """Return what the candidates are ranked by if not by the energy above hull.
+
+    Args:
+        content: Content of the report.
+        has_phases: Whether the dataset has energies above hull all the same.
+    """
     if not content.is_ranking:
         return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
-    column = (
-        "formation energy"
-        if content.value.startswith("formation")
-        else "energy per atom, since all have one composition"
+    if content.value == ENERGY_PER_ATOM:
+        column = "energy per atom, since all have one composition"
+    else:
+        column = content.value.removesuffix(UNRELAXED).removesuffix("_per_atom").replace("_", " ")
+    ranked = f"The candidates are ranked by {column}."
+    if has_phases and content.lower_bound:
+        return f"{ranked} No references were given, so nothing tells yet which of them are stable."
+    return ranked if has_phases else f"{ranked} There is no convex hull yet; run equiscreen hull to add one."
+
+
+def _candidates(content: ReportContent, table: CandidateTable) -> list[str]:
+    """Return the best candidates as cards with pictures, and all candidates as a table."""
+    if len(table.rows) == 0:
+        text = "None." if content.is_ranking else f"Not ranked: {escape(NOT_COMPARABLE)}."
+        return [section("Candidates", f"<p>{text}</p>")]
+    best = [place for place in table.distinct[:_CARDS].tolist() if place in table.structures]
+    cards = "".join(_card(content, table, place) for place in best)
+    found = [section("The best candidates", f"<div class='best'>{cards}</div>")] if cards else []
+    folded = len(table.rows) - len(table.distinct)
+    notes = [
+        f"The best {len(table.rows):,} of {content.scored:,}." if len(table.rows) < content.scored else "",
+        f"{folded:,} duplicates are folded below the crystal that they repeat." if folded else "",
+        "Click a row for its structure, a heading to sort.",
+        escape(table.note),
+    ]
+    body = (
+        f"<p class='note'>{' '.join(filter(None, notes))}</p>{_FILTERS}"
+        f"<div class='explorer'><div id='candidates'></div>{_DETAIL}</div>{data('candidates-data', table.as_json())}"
     )
-    return f"There is no convex hull yet: the candidates are ranked by {column}. Run equiscreen hull to add one."
+    return [*found, section("All candidates", body)]
 
 
-def _candidates(content: ReportContent, rows: ScoresReader) -> str:
-    """Return the best candidates as a sortable table."""
-    best = content.best
-    if len(best) == 0:
-        return _section(
-            "Best candidates", "<p>None.</p>" if content.is_ranking else f"<p>Not ranked: {escape(NOT_COMPARABLE)}.</p>"
-        )
-    try:
-        pictures = [picture(structure) for structure in rows.structures(best)]
-        note = ""
-    except EquiscreenError as error:
-        pictures, note = [""] * len(best), f"<p>No pictures: {escape(str(error))}</p>"
-    names = [name for name in content.shown if name in rows.specs]
-    columns = {name: rows.rows(name, best) for name in ("structure_id", "formula", "n_atoms", *names)}
-    words = {name: _words(rows, name, columns[name]) for name in columns}
-    headings = ["", "id", "formula", "atoms", *(_COLUMN_HEADINGS.get(n.removesuffix("_unrelaxed"), n) for n in names)]
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join(
-        f"<tr><td class='picture'>{drawing}</td>"
-        + "".join(_cell(columns[name][place], words[name][place]) for name in columns)
-        + "</tr>"
-        for place, drawing in enumerate(pictures)
+def _card(content: ReportContent, table: CandidateTable, place: int) -> str:
+    """Return the picture of a candidate with the numbers that matter most."""
+    column = next(one for one in table.columns if one.name == content.value)
+    value = table.values[content.value][place]
+    group = table.values.get("space_group", [None] * len(table.rows))[place]
+    known = table.values.get("novelty", [None] * len(table.rows))[place]
+    facts = [f"{value:.{column.decimals}f} {column.unit} {column.heading}", group, known]
+    lines = "".join(f"<small>{escape(str(fact))}</small>" for fact in facts if fact)
+    return (
+        f"<button class='card' data-place='{place}'>{picture(table.structures[place])}"
+        f"<h3>{place + 1}. {escape(str(table.values['formula'][place]))}</h3>{lines}</button>"
     )
-    table = (
-        f"<div class='scroll'><table class='sortable'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-    return _section(f"The best {len(best)}", f"{note}{table}<p class='note'>Click a heading to sort by it.</p>")
 
 
-def _words(rows: ScoresReader, name: str, values: Any) -> list[str]:
-    """Return values as text for a reader."""
-    if "flag_values" in rows.specs[name].attrs:
-        meanings = {value: word for word, value in rows.meanings(name).items()}
-        return [meanings.get(int(value), "?").replace("_", " ") for value in values]
-    if values.dtype.kind == "f":
-        return ["" if np.isnan(value) else f"{value:.3f}" for value in values]
-    return [one_line(str(value)) for value in values]
-
-
-def _cell(value: Any, text: str) -> str:
-    is_number = isinstance(value, (np.floating, np.integer))
-    attr = f" class='number' data-value='{float(value)!r}'" if is_number else ""
-    return f"<td{attr}>{escape(text)}</td>"
+def _losses(content: ReportContent) -> str:
+    """Return what became of the structures that are not ranked, as a table."""
+    if not content.losses:
+        return ""
+    body = "".join(f"<tr><th>{escape(reason)}</th><td>{count:,}</td></tr>" for reason, count in content.losses)
+    return f"<table class='facts losses'>{body}</table>"
 
 
 def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
@@ -213,15 +214,15 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
     try:
         label, prediction = labels_and_predictions(dataset, store=store)
         if len(label):
-            out.append(_section("Predictions beside labels", figures.parity_plot(label, prediction)))
+            out.append(section("Predictions beside labels", figures.parity_plot(label, prediction)))
         if len(label) and "energy_std" in dataset:
             error, spread = calibration(dataset, store=store)
-            out.append(_section("Errors beside predicted uncertainties", figures.calibration_plot(error, spread)))
+            out.append(section("Errors beside predicted uncertainties", figures.calibration_plot(error, spread)))
     except (
         ConfigError,
         StoreError,
     ) as error:  # for example a selection, or a missing store: the rest of the page is still valid
-        out.append(_section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
+        out.append(section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
     return out
 
 
@@ -247,7 +248,7 @@ def _provenance(attrs: Mapping[str, Any]) -> str:
         for name, value in lines
         if value not in (None, "")
     )
-    return _section("Cost and provenance", f"<table class='facts'>{body}</table>")
+    return section("Cost and provenance", f"<table class='facts'>{body}</table>")
 
 
 def _cost(timing: Mapping[str, Any]) -> str:
