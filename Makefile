@@ -1,4 +1,4 @@
-# make demo       rank new crystals with published weights, then train a network; in a virtual environment of its own
+# make demo       rank crystals with published weights, then train a network; in a virtual environment of its own
 # make test       lint, then the tests, on all cores
 # make lint       ruff, mypy and the import contracts (import-linter)
 # make docs-test  run the examples in the README and in docstrings

@@ -10,7 +10,7 @@ import typer
 
 from ..demo.acts import Act
 from .options import Overwrite, Scheduler
-from .terminal.account import account
+from .terminal.account import account, shows_progress, tell
 
 
 def demo(
@@ -26,9 +26,10 @@ def demo(
 ) -> None:
     """Run the whole workflow on an example, in two acts.
 
-    Act one, `published`: imports the published weights 7net-0, exports them to ONNX, and ranks intermetallics of
-    Al, Ti, Co and Ni built on real prototypes. It needs `pip install 'equiscreen[demo]'`. If the package that
-    carries the weights is not installed, act one is skipped, act two still runs, and the exit code is 1.
+    Act one, `published`: `equiscreen rank` relaxes and ranks 75 intermetallics of the Materials Project with the
+    published weights 7net-0, and compares their formation energies with those from DFT. It needs
+    `pip install 'equiscreen[demo]'`. If the package that carries the weights is not installed, act one is skipped, act
+    two still runs, and the exit code is 1.
 
     Act two, `train`: labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
@@ -48,12 +49,13 @@ def demo(
         epochs=epochs,
         overwrite=overwrite,
         scheduler=scheduler,
+        progress=shows_progress(),
+        note=tell,
     ):
-        skipped = isinstance(report, SkippedAct)
-        if skipped:
+        if isinstance(report, SkippedAct):
             print(report, file=sys.stderr, flush=True)
+            complete = False
         else:
             account(report)
-        complete &= not skipped
     if not complete:
         raise typer.Exit(1)

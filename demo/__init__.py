@@ -1,4 +1,4 @@
-"""The demo: published weights rank intermetallics, then a new network learns alloys with known energies.
+"""The demo: published weights rank known crystals, then a new network learns alloys with known energies.
 
 `published` and `trained` are its two acts; `job` runs them.
 """

@@ -8,7 +8,6 @@ takes milliseconds, and plays the role of DFT in this demo.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +110,7 @@ def write_alloys(task: AlloyTask) -> int:
 
 
 def prototypes() -> dict[str, Atoms]:
-    """The prototypes by AFLOW label: primitive cells, with the structure type in `info["strukturbericht"]`."""
+    """Primitive cells of the prototypes by AFLOW label."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
@@ -122,32 +121,24 @@ def prototypes() -> dict[str, Atoms]:
             if label in PROTOTYPES:
                 structure = entry["snl"].structure
                 numbers = [site.specie.Z for site in structure]
-                symbol = str(entry["tags"]["strukturbericht"])
                 found[label] = Atoms(
                     numbers=numbers,
                     scaled_positions=structure.frac_coords,
                     cell=structure.lattice.matrix,
                     pbc=True,
-                    info={"strukturbericht": label if symbol == "None" else symbol},
                 )
     return found
 
 
 def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
     """Put random metals on the sites of a prototype, scale it to their radii, then strain and rattle it."""
-    n_species = len(np.unique(prototype.numbers))
-    atoms = with_elements(prototype, [atomic_numbers[m] for m in rng.choice(METALS, n_species, replace=False)])
+    atoms = prototype.copy()
+    species, sites = np.unique(prototype.numbers, return_inverse=True)
+    atoms.numbers = np.array([atomic_numbers[m] for m in rng.choice(METALS, len(species), replace=False)])[sites]
     scale = rng.uniform(*SPACING) / nearest_contact(atoms)
     strain = rng.uniform(-MAX_STRAIN, MAX_STRAIN, (3, 3))
     atoms.set_cell(atoms.cell.array @ (np.eye(3) * scale + (strain + strain.T) / 2), scale_atoms=True)
     atoms.positions += rng.normal(0, rng.uniform(0, MAX_RATTLE), atoms.positions.shape)
-    return atoms
-
-
-def with_elements(prototype: Atoms, numbers: Sequence[int]) -> Atoms:
-    """Replace the elements of a prototype, in order of atomic number, with these atomic numbers."""
-    atoms = prototype.copy()
-    atoms.numbers = np.array(numbers)[np.searchsorted(np.unique(prototype.numbers), prototype.numbers)]
     return atoms
 
 

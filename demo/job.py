@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ def run_demo(
     epochs: int = 40,
     overwrite: bool = False,
     scheduler: str | None = None,
+    progress: bool | None = None,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Iterator[ActReport | SkippedAct]:
     """Run the demo's acts.
 
@@ -53,6 +55,8 @@ def run_demo(
         epochs: Number of training epochs in act two.
         overwrite: Replace the folders of the acts.
         scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with a line about each step.
 
     Returns:
         The report of each act, as soon as the act ends. If the package that carries the weights is not installed, act
@@ -70,10 +74,16 @@ def run_demo(
         folder = _emptied(folders[act])
         if act is Act.TRAIN:
             return run_trained(
-                folder, n_candidates=n_candidates, n_training=n_training, epochs=epochs, scheduler=scheduler
+                folder,
+                n_candidates=n_candidates,
+                n_training=n_training,
+                epochs=epochs,
+                scheduler=scheduler,
+                progress=progress,
+                note=note,
             )
         try:
-            return run_published(folder, scheduler=scheduler)
+            return run_published(folder, scheduler=scheduler, progress=progress, note=note)
         except CheckpointError as error:
             return SkippedAct(act, str(error))
 

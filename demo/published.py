@@ -1,27 +1,33 @@
-"""Act one: published weights are imported, exported, and rank intermetallics built on real prototypes."""
+"""Act one: `rank` relaxes and ranks known crystals with published weights, and DFT tells how well.
+
+`crystals.extxyz` beside this module holds the intermetallics of Al and the metals from Sc to Zn in the data set
+`mp_20_val` (Xie et al., arXiv:2110.06197), with their ids and formation energies in the Materials Project (Jain et al.,
+APL Mater. 1, 011002 (2013); CC BY 4.0). PBE energies of metals need no corrections.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export.exporter import export_onnx
-from ..model.pretrained.load import import_weights
-from ..pipeline import LabelMapping, featurize
-from ..pipeline.store.dedup import Dedup
-from ..screening import screen
-from .acts import Act
-from .intermetallics import RELATIVE_VOLUMES, write_intermetallics
-from .phases import Phase, PhaseList, rank_phases
-from .report import HULL, PAGE, SCORES, ActReport, Steps, write_page
+import ase.io
+import numpy as np
+from scipy.stats import spearmanr
 
+from ..campaigns import rank
+from ..screening import open_scores
+from ..screening.dataset.paths import dataset_in
+from ..screening.dataset.ranked_table import RankedTable
+from ..screening.dataset.scores import OK
+from .acts import Act
+from .report import ActReport, Steps
+
+CRYSTALS = Path(__file__).with_name("crystals.extxyz")
 WEIGHTS = "7net-0"
-# Metals of superalloys and Heusler alloys, with many known compounds. PBE needs no corrections for metals, so formation
-# energies can be taken from the model as they are.
-METALS = ("Al", "Ti", "Co", "Ni")
-SHOWN = 3
-COLUMNS = ("strukturbericht", "relative_volume")
+RESULTS = "results"
+_DFT = "materials_project_eV_per_atom"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,100 +35,67 @@ class PublishedReport(ActReport):
     """Report of act one; as text, its summary.
 
     Attributes:
-        phases: The ranked phases.
+        crystals: Number of crystals.
+        relaxed: Number of crystals whose relaxation has converged.
+        mae: Mean absolute difference between the formation energies and those of the Materials Project, eV/atom.
+        spearman: Spearman correlation of the two.
+        table: The best crystals, as text.
     """
 
-    phases: PhaseList
+    crystals: int
+    relaxed: int
+    mae: float
+    spearman: float
+    table: str
 
     def __str__(self) -> str:
-        metadata = self.exported.metadata
-        origin = metadata.origin
-        low, high = RELATIVE_VOLUMES[0], RELATIVE_VOLUMES[-1]
-        metals = ", ".join(self.phases.elements)
-        elements = ", ".join(f"{metal} {phase.strukturbericht}" for metal, phase in self.phases.elements.items())
         return "\n".join(
             [
                 "",
-                f"equiscreen demo, act one: published weights rank intermetallics of {metals}.",
-                f"The model is {origin['name']} ({origin['citation']}), trained on {origin['training_data']}; its "
-                f"energies are {origin['functional']}, {metadata.energy_scheme}.",
+                f"equiscreen demo, act one: {WEIGHTS}, trained on DFT by its authors, relaxes and ranks "
+                f"{self.crystals} intermetallics of the Materials Project.",
+                f"The act is one command: equiscreen rank {CRYSTALS.name} --out {RESULTS}",
                 "",
-                f"  candidates   {len(self.phases)} phases (a formula in a structure type), each at "
-                f"{len(RELATIVE_VOLUMES)} volumes and in all site orders ({self.summary()})",
-                *self.lines_on_scoring(),
-                f"  elements     lowest energy in {elements}",
+                *(f"  {line}" for line in self.table.splitlines()),
                 "",
-                f"  {'system':<10}{'rank':>4}  {'formula':<10}{'structure':<18}{'volume':>7}{'eV/atom':>10}"
-                f"{'formation':>11}",
-                *(
-                    _row(system, place, phase)
-                    for system, phases in self.phases.systems.items()
-                    for place, phase in enumerate(phases[:SHOWN], start=1)
-                    if len(system) > 1
-                ),
-                "  (formation: energy relative to the elements of this list, from the same model, eV/atom; volume: "
-                "relative to the sum of the elemental volumes)",
-                f"  Nothing is relaxed: shape and coordinates are the prototype's, and the volume is the best of "
-                f"{low:.2f} to {high:.2f}{self._edge()}.",
-                f"  Ranks, and the hull in {PAGE}, compare these candidates only; other known phases of these metals "
-                "are not included.",
-                *self.last_lines(
-                    f"{WEIGHTS}.ckpt", f"{WEIGHTS}.onnx", "candidates.extxyz", "candidates.zarr", SCORES, HULL, PAGE
-                ),
+                f"  relaxed      {self.relaxed} of {self.crystals}",
+                f"  DFT          formation energies of the Materials Project: MAE {1e3 * self.mae:.0f} meV/atom, "
+                f"Spearman {self.spearman:.3f} ({WEIGHTS} was trained on crystals like these)",
+                *self.last_lines(CRYSTALS.name, f"{RESULTS}/report.html", f"{RESULTS}/best"),
             ]
         )
 
-    def _edge(self) -> str:
-        count = self.phases.n_at_edge
-        return f"; {count} phases have their lowest energy at an end of this range" if count else ""
 
-
-def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: str | None = None) -> PublishedReport:
+def run_published(
+    folder: Path, *, scheduler: str | None = None, progress: bool | None = None, note: Callable[[str], None]
+) -> PublishedReport:
     """Run act one in a folder.
 
     Args:
         folder: An existing, empty folder.
-        metals: Elements of the candidates.
         scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with a line about each step.
 
     Raises:
         CheckpointError: The package that carries the weights is not installed.
     """
-    clock = Steps(Act.PUBLISHED)
-    checkpoint, model = folder / f"{WEIGHTS}.ckpt", folder / f"{WEIGHTS}.onnx"
-    with clock.step("import"):
-        import_weights(WEIGHTS, checkpoint)
-    with clock.step("export"):
-        exported = export_onnx(checkpoint, model)
-    with clock.step("candidates"):
-        write_intermetallics(folder / "candidates.extxyz", metals)
-    with clock.step("featurize"):
-        candidates = featurize(
-            folder / "candidates.extxyz",
-            folder / "candidates.zarr",
-            cutoff=exported.metadata.cutoff,
-            labels=LabelMapping(columns=COLUMNS),
-            dedup=Dedup.CRYSTAL,  # AlNi and NiAl are the same crystal in some prototypes
-            scheduler=scheduler,
-            progress=True,
-        )
-    with clock.step("screen"):
-        scores = screen(folder / "candidates.zarr", model, folder / SCORES, scheduler=scheduler, progress=True)
-    with clock.step("report"):
-        write_page(folder, f"Intermetallics of {', '.join(metals)}, ranked by {WEIGHTS}")
+    clock = Steps(Act.PUBLISHED, note)
+    crystals = folder / CRYSTALS.name
+    shutil.copyfile(CRYSTALS, crystals)
+    with clock.step("rank"):
+        best = rank(crystals, folder / RESULTS, model=WEIGHTS, scheduler=scheduler, progress=progress, note=note)
+    found = open_scores(dataset_in(folder / RESULTS))
+    dft = {atoms.info["structure_id"]: atoms.info[_DFT] for atoms in ase.io.read(crystals, index=":")}
+    expected = np.array([dft[str(name)] for name in found["structure_id"].values])
+    energy = found["formation_energy_per_atom"].values
+    known = np.isfinite(energy)
     return PublishedReport(
         out=folder,
-        candidates=candidates,
-        exported=exported,
-        structures_per_second=float(scores.attrs["timing"]["structures_per_second"]),
         seconds=clock.seconds,
-        phases=rank_phases(folder / "candidates.zarr", scores),
-    )
-
-
-def _row(system: Sequence[str], place: int, phase: Phase) -> str:
-    name = "-".join(system) if place == 1 else ""
-    return (
-        f"  {name:<10}{place:>4}  {phase.formula:<10}{phase.strukturbericht:<18}{phase.relative_volume:>7.2f}"
-        f"{phase.energy:>10.3f}{phase.formation_energy:>z11.3f}"
+        crystals=len(dft),
+        relaxed=int((found["status"].values == OK).sum()),
+        mae=float(np.abs(energy - expected)[known].mean()),
+        spearman=float(spearmanr(energy[known], expected[known]).statistic),
+        table=RankedTable(best).text(),
     )

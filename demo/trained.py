@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export.exporter import export_onnx
+from ..export.exporter import ExportReport, export_onnx
 from ..model import Config, TrainingReport, train
 from ..pipeline import FeaturizeReport, LabelMapping, featurize
 from ..pipeline.labels.mapping import LabelRule
 from ..pipeline.runs.cluster import connect
 from ..pipeline.runs.failure_policy import run_tasks
 from ..pipeline.runs.progress import ProgressReport
-from ..screening import screen
+from ..screening import hull, report, screen
 from .acts import Act
 from .alloys import METALS, AlloyTask, write_alloys, write_references
 from .ranking import Ranking, compare, draw
-from .report import HULL, PAGE, SCORES, ActReport, Steps, write_page
+from .report import ActReport, Steps
 
 CUTOFF = 5.0
 ALLOYS_PER_FILE = 250
 TRAINING_SEED, CANDIDATE_SEED = 1, 2
 NETWORK = {"hidden_irreps": "16x0e + 16x1o + 16x2e", "n_interactions": 2, "correlation": 2}
 COLUMNS = ("prototype",)
+SCORES, HULL, PAGE = "scores.zarr", "hull.zarr", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +33,38 @@ class TrainedReport(ActReport):
 
     Attributes:
         training: Report of featurizing the training structures.
+        candidates: Report of featurizing the candidates.
         model: Report of the training.
+        exported: Report of the export.
+        structures_per_second: Rate of the screen, structures/s.
         ranking: The model's ranking compared with EMT's.
     """
 
     training: FeaturizeReport
+    candidates: FeaturizeReport
     model: TrainingReport
+    exported: ExportReport
+    structures_per_second: float
     ranking: Ranking
 
     def __str__(self) -> str:
-        mae, r = self.model.validation, self.ranking
+        mae, r, found, parity = self.model.validation, self.ranking, self.candidates, self.exported.metadata.parity
         return "\n".join(
             [
                 "",
                 f"equiscreen demo, act two: a network learns alloys of {', '.join(METALS)} and ranks new ones.",
                 "The energies come from ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
                 "",
-                f"  structures   {self.training.stored:,} to train on, {self.candidates.stored:,} candidates "
-                f"({self.summary()})",
+                f"  structures   {self.training.stored:,} to train on, {found.stored:,} candidates (read "
+                f"{found.read:,} = stored {found.stored:,} + failed {found.failed:,} + duplicate {found.duplicate:,})",
                 f"  network      E(3)-equivariant, {NETWORK['hidden_irreps']}, {self.model.epochs} epochs",
                 f"  validation   MAE energy {1e3 * mae['energy']:.1f} meV/atom, forces {1e3 * mae['forces']:.0f} "
                 f"meV/angstrom, stress {1e3 * mae['stress']:.2f} meV/angstrom^3",
-                *self.lines_on_scoring(),
+                f"  ONNX         {self.exported.nodes:,} nodes, {self.exported.size_bytes / 1e6:.2f} MB; largest "
+                f"difference from PyTorch: energy {parity['energy/float32']:.0e} eV/atom, forces "
+                f"{parity['forces/float32']:.0e} eV/angstrom, stress {parity['stress/float32']:.0e} eV/angstrom^3",
+                f"  screen       {self.structures_per_second:,.0f} structures/s with energy, forces and stress, "
+                "including the start of the workers",
                 f"  ranking      formation energy against EMT's: MAE {1e3 * r.mae:.1f} meV/atom, Spearman "
                 f"{r.spearman:.3f}; of EMT's best {r.n_top}, {r.n_shared} are among the model's best {r.n_top}",
                 "",
@@ -80,7 +92,14 @@ class TrainedReport(ActReport):
 
 
 def run_trained(
-    folder: Path, *, n_candidates: int, n_training: int, epochs: int, scheduler: str | None = None
+    folder: Path,
+    *,
+    n_candidates: int,
+    n_training: int,
+    epochs: int,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+    note: Callable[[str], None],
 ) -> TrainedReport:
     """Run act two in a folder.
 
@@ -90,29 +109,34 @@ def run_trained(
         n_training: Number of structures to train on.
         epochs: Number of training epochs.
         scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with a line about each step.
     """
-    clock = Steps(Act.TRAIN)
+    clock = Steps(Act.TRAIN, note)
     graphs, candidate_graphs, model_file = folder / "training.zarr", folder / "candidates.zarr", folder / "model.onnx"
     with clock.step("alloys"):
-        training_files, candidate_files = _make_alloys(folder / "structures", n_training, n_candidates, scheduler)
+        training_files, candidate_files = _make_alloys(
+            folder / "structures", n_training, n_candidates, scheduler, progress=progress
+        )
     with clock.step("featurize"):
-        training = featurize(training_files, graphs, cutoff=CUTOFF, scheduler=scheduler, progress=True)
+        training = featurize(training_files, graphs, cutoff=CUTOFF, scheduler=scheduler, progress=progress)
         truth = LabelMapping(labels={"emt_energy": (LabelRule(path="emt_energy", unit="eV"),)}, columns=COLUMNS)
         candidates = featurize(
-            candidate_files, candidate_graphs, cutoff=CUTOFF, labels=truth, scheduler=scheduler, progress=True
+            candidate_files, candidate_graphs, cutoff=CUTOFF, labels=truth, scheduler=scheduler, progress=progress
         )
     with clock.step("train"):
         config = Config.parse({"network": NETWORK, "training": {"max_epochs": epochs}}, "demo")
-        model = train(graphs, folder / "run", config, progress=True)
+        model = train(graphs, folder / "run", config, progress=progress)
     with clock.step("export"):
         exported = export_onnx(folder / "run", model_file)
     with clock.step("screen"):
-        scores = screen(candidate_graphs, model_file, folder / SCORES, scheduler=scheduler, progress=True)
+        scores = screen(candidate_graphs, model_file, folder / SCORES, scheduler=scheduler, progress=progress)
     with clock.step("compare"):
         ranking = compare(candidate_graphs, scores)
         draw(ranking, folder / "ranking.png")
     with clock.step("report"):
-        write_page(folder, "Alloys ranked by a newly trained network")
+        hull(folder / SCORES, out=folder / HULL, progress=progress)  # the candidates include each pure metal
+        report(folder / HULL, folder / PAGE, title="Alloys ranked by a newly trained network")
     return TrainedReport(
         out=folder,
         candidates=candidates,
@@ -126,7 +150,7 @@ def run_trained(
 
 
 def _make_alloys(
-    folder: Path, n_training: int, n_candidates: int, scheduler: str | None
+    folder: Path, n_training: int, n_candidates: int, scheduler: str | None, *, progress: bool | None
 ) -> tuple[list[Path], list[Path]]:
     """Write all structures on the workers; returns the training files and the candidate files."""
     folder.mkdir()
@@ -137,7 +161,7 @@ def _make_alloys(
             tasks[teach].append(AlloyTask(path, first, min(ALLOYS_PER_FILE, total - first), seed, teach))
     references = folder / "references.extxyz"
     write_references(references)
-    with connect(scheduler) as client, ProgressReport("alloys", n_training + n_candidates) as bar:
+    with connect(scheduler) as client, ProgressReport("alloys", n_training + n_candidates, enabled=progress) as bar:
         for count in run_tasks(client, write_alloys, [*tasks[True], *tasks[False]]):
             bar.advance(count)
     names = {teach: [folder / task.path.name for task in some] for teach, some in tasks.items()}

@@ -1,10 +1,11 @@
-"""The demo as a whole, and act two: a small run of it, and its parts."""
+"""The demo as a whole, its acts, and their parts."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
@@ -12,6 +13,7 @@ from equiscreen.cli.app import app
 from equiscreen.demo.acts import Act
 from equiscreen.demo.alloys import METALS, PROTOTYPES, AlloyTask, make_alloy, nearest_contact, prototypes, write_alloys
 from equiscreen.demo.job import SkippedAct, run_demo
+from equiscreen.demo.published import CRYSTALS, PublishedReport
 from equiscreen.demo.trained import TrainedReport
 from equiscreen.pipeline import GraphStore
 from equiscreen.pipeline.errors import OutputExistsError
@@ -41,9 +43,10 @@ def test_alloys_depend_on_their_number_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the extra `pretrained` were not installed."""
+def without_the_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if the extra `pretrained` were not installed, and the weights had never been used."""
     monkeypatch.setitem(sys.modules, "sevenn", None)
+    monkeypatch.setenv("EQUISCREEN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.usefixtures("without_the_weights")
@@ -79,6 +82,35 @@ def test_an_act_that_is_left_out_shows_in_the_exit_code(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "skipped" in done.stderr
     assert not done.stdout
+
+
+def test_the_crystals_of_act_one_are_distinct_and_have_energies_from_dft() -> None:
+    crystals = ase.io.read(CRYSTALS, index=":")
+    assert len({atoms.info["structure_id"] for atoms in crystals}) == len(crystals) == 75
+    assert all(-1 < atoms.info["materials_project_eV_per_atom"] < 0.1 for atoms in crystals)
+    metals = {"Al", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn"}
+    assert {symbol for atoms in crystals for symbol in atoms.symbols} == metals
+
+
+@pytest.mark.slow
+def test_published_weights_rank_known_crystals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sevenn", reason="the sevenn package contains the weights")
+    monkeypatch.setenv("EQUISCREEN_CACHE", str(tmp_path / "cache"))
+    notes: list[str] = []
+    (report,) = run_demo(tmp_path / "demo", only=Act.PUBLISHED, scheduler="threads", note=notes.append)
+    assert isinstance(report, PublishedReport)
+    assert report.crystals == 75
+    assert report.relaxed >= 74
+    assert report.mae < 0.02
+    assert report.spearman > 0.97
+    # The Materials Project has -0.659 eV/atom for B2 AlNi (mp-1487).
+    best = open_scores(tmp_path / "demo/published/results/best/scores.zarr").isel(structure=0)
+    assert str(best["structure_id"].values) == "mp-1487"
+    assert float(best["formation_energy_per_atom"]) == pytest.approx(-0.66, abs=0.03)
+    assert (tmp_path / "demo/published/results/report.html").is_file()
+    assert notes[0] == "published: rank"
+    assert "  1  AlNi " in str(report)
+    assert "equiscreen rank crystals.extxyz --out results" in str(report)
 
 
 @pytest.mark.parametrize("act", list(Act))
