@@ -17,8 +17,8 @@ from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import EquiscreenError, detail
 
 VARIABLE = "EQUISCREEN_CACHE"
-# A full disk is not among them: another folder need not help, and the command line has its own message for it.
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOLCK}
+# Not errors of the cache folder: the command line has its own message for a full disk.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_folder() -> Path:
@@ -109,7 +109,7 @@ def usable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno in _FULL:
             raise
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)
         raise EquiscreenError(

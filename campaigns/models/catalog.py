@@ -134,5 +134,4 @@ def unknown_model(name: str) -> str:
     """Message about a name that is neither in the catalogue nor a file."""
     names = [*dict.fromkeys([*_WEIGHTS, *CATALOG])]
     reason = unknown_name("model", name.partition("@")[0], names)
-    known = "" if "; choose " in reason else f"; known models: {', '.join(CATALOG)}"
-    return f"{reason}{known} (and there is no such file; `equiscreen models` describes them)"
+    return f"{reason} (there is no such file either; `equiscreen models` lists the models)"

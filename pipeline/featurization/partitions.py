@@ -266,7 +266,7 @@ class Plan:
         return partition
 
     def _remaining(self) -> int | None:
-        return None if self.limit is None else self.limit - self.n_records - len(self._queue)
+        return None if self.limit is None else min(self.limit, sys.maxsize) - self.n_records - len(self._queue)
 
     def _partition_file(self, file: SourceFile) -> Iterator[Partition]:
         try:

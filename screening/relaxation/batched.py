@@ -8,8 +8,9 @@ with some 15 eV/atom, and the displacement of one atom with some 10 eV/angstrom^
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,8 +105,12 @@ class RelaxSettings:
     allow_extrapolation: bool = False
 
     def __post_init__(self) -> None:
-        if self.fmax <= 0 or (self.smax is not None and self.smax <= 0) or self.max_steps < 1:
-            raise ConfigError("fmax, smax and max_steps must be positive")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{one.name} is {value}; it must be a finite number")
+        if min(self.fmax, 1.0 if self.smax is None else self.smax, self.max_steps, self.symprec) <= 0:
+            raise ConfigError("fmax, smax, max_steps and symprec must be positive")
         if self.rattle < 0 or self.skin < 0:
             raise ConfigError("rattle and skin must not be negative")
         if self.rattle and self.fix_symmetry:

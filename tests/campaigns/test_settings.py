@@ -1,0 +1,53 @@
+"""Campaign files: each mistake is one line that names the setting, and what is written is read again as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from equiscreen.campaigns import RankSettings
+from equiscreen.pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: 5", "sources: must be a list of texts"),
+        ("sources: [[a.cif]]", "sources.0: must be text"),
+        ('sources: [""]', "sources.0: must not be empty"),
+        ("sources: [a.cif]\nsources: [b.cif]", "line 2: 'sources' is given twice"),
+        ("sources: [a.cif]\nrelaxation: {fmax: 1, fmax: 2}", "line 2: 'fmax' is given twice"),
+        ("sources: [a.cif]\nlimit: 99999999999999999999", "limit: input should be less than or equal to"),
+        ("sources: [a.cif]\nmodel: 7", "model: must be text"),
+        ("sources: [a.cif]\nscheme: mp-uncorected", "did you mean 'mp-uncorrected'"),
+        ("sources: [a.cif]\nrelaxation: 5", "relaxation: must hold settings"),
+        ("sources: [a.cif]\nrelaxation: {fmx: 0.1}", "relaxation: unknown setting 'fmx'; did you mean 'fmax'"),
+        ("sources: [a.cif]\nrelaxation: {fmax: .nan}", "fmax is nan; it must be a finite number"),
+        ("sources: [a.cif]\nrelaxation: {pressure: .inf}", "pressure is inf; it must be a finite number"),
+    ],
+)
+def test_a_mistake_in_a_campaign_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        RankSettings.load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_campaign_file_keeps_the_names_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7net-0").mkdir()  # the name of the weights comes first
+    (tmp_path / "results").mkdir()
+    references = ["mp", "optimade:mp", "https://host/a.json", "/abs/b.json", "c.json"]
+    settings = RankSettings.of(sources=["a.cif", "/abs/d.cif"], references=references)
+    settings.save(tmp_path / "results/campaign.yaml")
+    again = RankSettings.load("results/campaign.yaml")
+    assert again.model == "7net-0"
+    assert [*again.references[:4]] == references[:4]
+    assert [Path(one).resolve() for one in (again.references[4], again.sources[0])] == [
+        tmp_path / "c.json",
+        tmp_path / "a.cif",
+    ]
+    assert again.sources[1] == "/abs/d.cif"
