@@ -1,7 +1,7 @@
 """Crystal structures to neighbour graphs in a Zarr store, computed in parallel with Dask.
 
 `sources`, `readers` and `labels` turn files into labelled structures, `graphs` finds their neighbours, and `store`
-keeps both. `runs` makes long jobs resumable; `featurization` puts the steps together.
+holds the structures with their graphs. `runs` makes long jobs resumable; `featurization` puts the steps together.
 """
 
 from typing import TYPE_CHECKING

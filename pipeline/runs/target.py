@@ -25,7 +25,7 @@ class Target:
 
     Attributes:
         path: Local path; None for a URL.
-        url: The path or URL as the user gave it; as text, a target shows no secrets.
+        url: The path or URL as the user gave it; `str` of a target hides its secrets.
     """
 
     path: Path | None

@@ -41,10 +41,10 @@ def printable(name: str) -> str:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Facts that change with the content of a local file.
+    """Metadata that change with the content of a local file.
 
-    They are its size (bytes), the time of its last change (ns), device and inode, and the time (ns) of the last change
-    of these or of its permissions, which no program can set.
+    They are its size (bytes), modification time (ns), device, inode and status-change time (ns). No program can set the
+    status-change time, which any change of the content or of the other metadata updates.
 
     Raises:
         OSError: There is no such file.
@@ -55,7 +55,7 @@ def stamp_of(path: Path) -> tuple[int, ...]:
 
 # Version of a file that could not be read when the run began.
 UNREADABLE = "unreadable"
-# What the version of a local file begins with, before the digest of its content.
+# Prefix of the version of a local file; the digest of its content follows.
 SHA256 = "sha256:"
 
 
@@ -64,7 +64,7 @@ class SourceFile:
     """One input file.
 
     Attributes:
-        name: Name as given by the user (or based on the given folder); the store records this name.
+        name: Name as given by the user (or derived from the given folder); the store records this name.
         fs: The fsspec file system of the file; sent to workers with the task.
         path: Path in that file system.
         size: Size in bytes before decompression; -1 if unknown.
@@ -158,7 +158,7 @@ class SourceFile:
 
     @property
     def _url(self) -> str:
-        """URL of the file, with its secrets; only for looking for them in messages."""
+        """URL of the file, with its secrets; used only to find the secrets in messages."""
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         return self.path if "://" in self.path else f"{protocol}://{self.path}"
 
@@ -175,7 +175,7 @@ class SourceFile:
             found = stream.binary() if self.format in TEXTS else None
             form = (found if found in ARCHIVES else self.format) or stream.detected()
             if stream.compressed and form in RANDOM_ACCESS:
-                raise SourceError(f"{self.name}: compressed {form} files cannot be read; decompress it first")
+                raise SourceError(f"{self.name}: compressed {form} files cannot be read; decompress the file first")
         return form
 
 

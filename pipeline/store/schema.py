@@ -186,7 +186,7 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Add a name to those that are taken, or refuse it."""
+    """Reserve a name, or raise if it is taken or not allowed."""
     if name in taken:
         raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken or given twice")
     if not name or "/" in name or name.startswith((".", "__")):

@@ -1,7 +1,8 @@
 """Crystal symmetry, and whether it allows a tensor that is given as a label.
 
 Published data sets contain tensors in a different frame from their structure, which usually break the symmetry of the
-crystal. Not always: a crystal without symmetry allows any tensor, and a cubic one any rotated isotropic tensor.
+crystal. There are exceptions: a crystal without symmetry allows any tensor, and a cubic crystal any rotated isotropic
+tensor.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...pipeline.errors import SourceError
 
-# pandas appends such numbers to the names of columns that appear several times.
+# pandas appends a number like this to a column name that appears several times.
 _NUMBERED = re.compile(r"\.\d+$")
 
 

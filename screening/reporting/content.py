@@ -19,7 +19,7 @@ from ..dataset.reader import ScoresReader
 NEAR, CLOSE = 0.1, 0.05
 _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
-# bin. Otherwise a few nonsense structures would squeeze all others into one bin.
+# bin. Otherwise, a few absurd values would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
 _SHOWN = (
     "energy_above_hull",
@@ -166,7 +166,7 @@ def _funnel(rows: ScoresReader, tally: _Tally, *, has_hull: bool) -> Iterator[tu
     cascade = rows.attrs.get("cascade")
     if cascade:
         yield "screened by the fast model", int(cascade["screened"])
-        yield "kept by it, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
+        yield "kept by the fast model, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
     else:
         yield from _stored(rows)
     yield "rows of this dataset", len(rows)

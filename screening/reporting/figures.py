@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _INK, _BLUE, _GREY = "#222222", "#2a5f9e", "#9aa5b1"
-# Largest number of points in a plot; more only make the page slow.
+# Largest number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
 _CALIBRATION_BINS = 10

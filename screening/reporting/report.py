@@ -57,13 +57,13 @@ def report(
         PosixPath('relaxed.hull.report.html')
 
     Args:
-        scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, the best
-            candidates are those with the lowest formation energy; without one, those with the lowest energy per atom
-            if all have one composition, else none.
+        scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, candidates are
+            ranked by formation energy; without formation energies, by energy per atom if all have the same composition;
+            otherwise they are not ranked.
         out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
         title: Title of the page.
         top: Number of candidates to show.
-        store: Graph store of the structures, if it was moved. Without it the report has no pictures.
+        store: Graph store of the structures, if it was moved. Without a graph store, the report has no pictures.
         overwrite: Replace an existing file.
 
     Returns:
@@ -150,13 +150,13 @@ def _summary(content: ReportContent, title: str) -> str:
 
 
 def _without_hull(content: ReportContent) -> str:
-    """Return what the candidates are ranked by without a hull."""
+    """Return a sentence on how the candidates are ranked without a hull."""
     if not content.is_ranking:
         return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
     column = (
         "formation energy"
         if content.value.startswith("formation")
-        else "energy per atom, since all have one composition"
+        else "energy per atom, since all have the same composition"
     )
     return f"There is no convex hull yet: the candidates are ranked by {column}. Run equiscreen hull to add one."
 
@@ -220,7 +220,7 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
     except (
         ConfigError,
         StoreError,
-    ) as error:  # for example a selection, or a missing store: the rest of the page is still valid
+    ) as error:  # for example a selection or a missing store; the rest of the page is still valid
         out.append(_section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
     return out
 

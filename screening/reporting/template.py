@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Everything is in the file itself: the content security policy keeps the browser from fetching anything.
+# The file is self-contained: the content security policy keeps the browser from fetching anything.
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

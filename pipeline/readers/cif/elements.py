@@ -23,7 +23,7 @@ _SYMBOL = r"(?:[A-Z][a-z]?)"
 _MIXED = re.compile(
     rf"({_SYMBOL})[0-9.+-]*\s*[/,&|;:]\s*({_SYMBOL})|({_SYMBOL})[0-9]*\.[0-9]+({_SYMBOL})|([A-Z][a-z])[0-9]+([A-Z][a-z])"
 )
-# Where no type symbol says otherwise, any sign between two elements: Fe-Ni, O-H, Ga.In.
+# Two elements with any separator between them, unless a type symbol decides otherwise: Fe-Ni, O-H, Ga.In.
 _JOINED = re.compile(rf"({_SYMBOL})[0-9.]*[^A-Za-z0-9]+({_SYMBOL})")
 # A label that counts two elements: Na1K1, H2O1; H2O is the second hydrogen atom of an oxygen atom, or water.
 _COUNTED = re.compile(rf"({_SYMBOL})[0-9]+({_SYMBOL})[0-9]+$|(H)2(O)$")

@@ -159,7 +159,7 @@ def test_symmetry_in_another_block_is_no_symmetry(tmp_path: Path) -> None:
     (tmp_path / "a.cif").write_text(f"data_global\n{named('F m -3 m')}\n" + cif() + cif(named("F m -3 m")))
     report = featurize(tmp_path / "a.cif", tmp_path / "g.zarr", scheduler="threads")
     assert (report.read, report.stored, report.failed) == (2, 1, 1)
-    assert report.reasons == {"symmetry is given in another data block only": 1}
+    assert report.reasons == {"symmetry is given only in another data block": 1}
 
 
 @pytest.mark.parametrize("tag", ["_symmetry_cell_setting", "_space_group_crystal_system"])
