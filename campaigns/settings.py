@@ -1,4 +1,4 @@
-"""Settings of a campaign: as arguments, and as a YAML file that repeats it."""
+"""Settings of a campaign, given as arguments or as a YAML file that repeats the campaign."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..pipeline.suggestions import unknown_name
 from ..screening.relaxation.batched import RelaxSettings
 
 DEFAULT_MODEL = "7net-0"
-# Endings of a campaign file.
+# Suffixes of a campaign file.
 SUFFIXES = (".yaml", ".yml")
 _PATHS = ("sources", "references")
 
 
 class RankSettings(BaseModel):
-    """What a campaign ranks, with what, and against what.
+    """Settings of a campaign: what it ranks, with which model, and against which references.
 
     Example:
         >>> RankSettings(sources=["candidates.extxyz"]).model
@@ -32,13 +32,13 @@ class RankSettings(BaseModel):
 
     Attributes:
         sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store.
-        model: Name of published weights, ONNX file, checkpoint or run folder, see `campaigns.models`.
+        model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
-        scheme: Energy scheme of references that state none.
-        relax: Whether to relax the structures, or to score them as they are.
+        scheme: Energy scheme of references that do not state one.
+        relax: Whether to relax the structures or to score them without relaxation.
         relaxation: Settings of the relaxation.
-        where: Filter of the selection, see `equiscreen.screening.select`.
+        where: Filter of the selection; see `equiscreen.screening.select`.
         top: Number of structures to select.
         limit: Read only the first `limit` records; None reads all.
         device: Device that evaluates the model.
@@ -110,7 +110,7 @@ class RankSettings(BaseModel):
 
 
 def _moved(source: str, move: Any) -> str:
-    """A source; if it is a relative path, relative to another folder."""
+    """A source; a relative path is made relative to another folder."""
     if "://" in source or source.startswith("optimade:"):
         return redact_urls(source)
     return source if Path(source).is_absolute() else str(move(source))

@@ -32,7 +32,7 @@ def write_intermetallics(path: Path, metals: Sequence[str]) -> int:
         Number of candidates.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ASE warns about keys that might be its own
+        warnings.simplefilter("ignore")  # ASE warns about keys that might clash with its own
         images = list(intermetallics(metals))
         write(path, images, format="extxyz")
     return len(images)
@@ -41,7 +41,7 @@ def write_intermetallics(path: Path, metals: Sequence[str]) -> int:
 def intermetallics(metals: Sequence[str]) -> Iterator[Atoms]:
     """Put metals on the sites of every prototype in every order, and scale each result to every volume.
 
-    Cell shape and fractional coordinates stay those of the prototype. Orders that give the same crystal are all
+    Cell shape and fractional coordinates are those of the prototype. Orders that give the same crystal are all
     included; `featurize` recognises them as duplicates.
     """
     numbers = [atomic_numbers[metal] for metal in metals]

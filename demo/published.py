@@ -1,4 +1,4 @@
-"""Act one: published weights are imported, exported, and rank intermetallics built on real prototypes."""
+"""Act one: import and export published weights, and rank intermetallics built on real prototypes with them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def run_published(folder: Path, *, metals: Sequence[str] = METALS, scheduler: st
     Args:
         folder: An existing, empty folder.
         metals: Elements of the candidates.
-        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
 
     Raises:
         CheckpointError: The package that carries the weights is not installed.

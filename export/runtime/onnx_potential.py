@@ -36,7 +36,7 @@ class OnnxPotential:
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
         slots: Number of neighbour slots per batch.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file is not a model exported by equiscreen, or ONNX Runtime is not installed.
@@ -94,7 +94,7 @@ class OnnxPotential:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
             slots: Number of neighbour slots per batch.
-            device: Device that evaluates the model, see `export.runtime.providers.providers`.
+            device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
         Raises:
             ModelFileError: The file is missing, damaged, or was not exported by equiscreen.
