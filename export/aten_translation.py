@@ -1,7 +1,7 @@
 """Translation of a traced graph of ATen operators to ONNX.
 
-Everything that depends only on weights is computed now (constant folding). Tensors that PyTorch expands stay unexpanded
-where ONNX broadcasts.
+Everything that depends only on weights is computed during translation (constant folding). Tensors that PyTorch expands
+stay unexpanded where ONNX broadcasts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def translate(
         opset: Version of the ONNX operator set.
 
     Raises:
-        ExportError: An operation, dtype or size has no translation here.
+        ExportError: An operation, dtype or size cannot be translated.
     """
     graph = Graph()
     values: dict[fx.Node, Any] = {}

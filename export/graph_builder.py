@@ -19,8 +19,8 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ..pipeline.errors import ExportError
 
-# Supported opsets. The operators used here exist since opset 13, Shape of some axes since 15; 17 is the oldest that was
-# tested.
+# Supported opsets. The operators used here have existed since opset 13, and Shape of selected axes since 15; 17 is the
+# oldest tested.
 OPSETS = range(17, 24)
 OPSET = 20
 ONNX_TYPES = {

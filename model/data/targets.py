@@ -201,7 +201,7 @@ def usable_structures(
         bool[n_structures] for each store.
 
     Raises:
-        ConfigError: No structure has one.
+        ConfigError: No structure has such a label.
     """
     usable = []
     for store in stores:

@@ -47,7 +47,7 @@ def load_pretrained(
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
         trust: Unpickle everything in the file, which can run arbitrary code.
-        note: Called with a line about the next step, since each may take a minute.
+        note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
         The network, in float32 and evaluation mode, and its model card.

@@ -242,6 +242,6 @@ def check_same_basis(candidates: str, other: str, where: str) -> None:
     """
     if basis(candidates) != basis(other):
         raise ConfigError(
-            f"{where}: its energies follow the scheme {other!r}, those of the candidates {candidates!r}, and the "
-            "two cannot be compared; use references of the candidates' scheme"
+            f"{where}: its energies follow the scheme {other!r}, but those of the candidates follow {candidates!r}; "
+            "the two cannot be compared; use references of the candidates' scheme"
         )
