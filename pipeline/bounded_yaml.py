@@ -16,7 +16,8 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is too large, too deep, has aliases, or is not YAML; the message says which, on one line.
+        ValueError: The file is too large, too deep, has aliases, or is not YAML; the message, on one line, gives the
+            reason.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)

@@ -39,7 +39,7 @@ def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     """Hide passwords and the values of query parameters in all URLs of a word.
 
     User, password and the value of every query parameter, secret or harmless, become ``***``; names of parameters are
-    kept. Text that is not part of a URL is returned as it is.
+    kept. Text that is not part of a URL is returned unchanged.
 
     Example:
         >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")

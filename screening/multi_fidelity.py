@@ -48,7 +48,7 @@ class CascadeSettings:
         target: Largest energy above hull by the accurate model at which a structure is a hit, eV/atom.
         audit: Number of rejected structures that the accurate model evaluates too.
         seed: Random seed of the choice of rejected structures.
-        relax: Whether the accurate model relaxes structures or scores them as they are.
+        relax: Whether the accurate model relaxes structures or scores them without relaxation.
     """
 
     keep_below: float = 0.2

@@ -85,7 +85,7 @@ class ReferencesAccount:
             f"scheme {self.scheme} ({_counted(self.run_types)})"
         ]
         for one in self.sources:
-            parts = [f"{one.phases:,} of {one.read:,} taken"]
+            parts = [f"{one.phases:,} of {one.read:,} kept"]
             parts += [f"{one.outside:,} outside the chemical systems"] if one.outside else []
             parts += [f"{one.duplicate:,} sent twice"] if one.duplicate else []
             parts += [f"{count:,} left out: {reason}" for reason, count in one.left_out.items()]

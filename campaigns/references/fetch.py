@@ -86,7 +86,7 @@ def fetch_references(
     Args:
         what: Files of pymatgen entries, tables, scores datasets, ``mp`` (through `mp-api`), ``optimade:PROVIDER``,
             ``optimade:URL`` or, for a mirror, ``optimade:PROVIDER@URL``.
-        systems: Elements of each candidate; only phases within one of these chemical systems are taken. None takes all.
+        systems: Elements of each candidate; only phases within one of these chemical systems are kept. None keeps all.
         out: Table to write.
         scheme: Energy scheme of the candidates; references that cannot be compared with it are left out and counted.
         assumed: Energy scheme of entries and rows that do not state one.

@@ -98,7 +98,7 @@ def download(provider: Provider, systems: ChemicalSystems, folder: Path, progres
 
     Raises:
         ConfigError: Neither the systems nor the URL restrict the response.
-        SourceError: The server does not respond, or refuses the request.
+        SourceError: The server does not respond, or rejects the request.
     """
     try:
         return [_downloaded(url, folder, progress) for url in requests(provider, systems)]

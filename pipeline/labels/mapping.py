@@ -332,7 +332,7 @@ def is_virial(name: str, unit: str) -> bool:
         return True
     try:
         return bool(_units().Quantity(1.0, unit).check("[energy]"))
-    except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` tells
+    except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` reports
         return False
 
 

@@ -146,7 +146,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Refuse an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
+    """Reject an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
 
     Raises:
         tarfile.ReadError: Anything but zeros follows the block that ends the archive.

@@ -103,7 +103,7 @@ def _reason(error: Exception, path: Path, source: str) -> str:
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse files that are not databases, and truncated LMDB files, which would crash the process when read.
+    """Reject files that are not databases, and truncated LMDB files, which would crash the process when read.
 
     The offsets are those of the structs `MDB_page` and `MDB_meta` in LMDB's source (mdb.c) on 64-bit machines.
     """

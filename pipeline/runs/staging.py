@@ -183,7 +183,7 @@ def staged_run(
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse to start beside an unfinished run with different settings; with `overwrite`, remove that run."""
+    """Raise an error if there is an unfinished run with different settings; with `overwrite`, remove that run."""
     for other in staging.folder.iterdir():
         if not other.is_dir() or other in (staging.work, staging.folder / _REPLACED):
             continue

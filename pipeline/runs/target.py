@@ -66,7 +66,7 @@ class Target:
         """Check, before any work is done, that an object store accepts uploads.
 
         Raises:
-            OutputExistsError: The object store refuses the upload.
+            OutputExistsError: The object store rejects the upload.
         """
         if self.path is None:
             with _one_line_errors(self.url):

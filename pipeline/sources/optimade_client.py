@@ -76,7 +76,7 @@ def fetch(
         The number of structures in the file.
 
     Raises:
-        SourceError: The server does not respond, refuses the request, or does not follow OPTIMADE.
+        SourceError: The server does not respond, rejects the request, or does not follow OPTIMADE.
         OutputExistsError: The file exists, cannot be written, or belongs to another unfinished download.
     """
     first = listing_url(url)
@@ -120,7 +120,7 @@ def listing_url(url: str) -> str:
 
 
 class UnsupportedQueryError(SourceError):
-    """A server refused a query before sending any data, as servers without an optional part of OPTIMADE do."""
+    """A server rejected a query before sending any data, as servers without an optional part of OPTIMADE do."""
 
 
 class _PageError(Exception):
@@ -129,7 +129,7 @@ class _PageError(Exception):
     Args:
         message: One line that names the URL.
         transient: Whether the same request may succeed later.
-        unsupported: Whether the server refuses the query.
+        unsupported: Whether the server rejects the query.
     """
 
     def __init__(self, message: str, *, transient: bool = False, unsupported: bool = False) -> None:

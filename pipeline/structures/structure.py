@@ -137,7 +137,7 @@ class Structure:
 
         Formats that hold a cell as lengths and angles, and programs that require a right-handed basis, would otherwise
         turn a left-handed cell into its mirror image. Negating the three lattice vectors, and with them the fractional
-        coordinates, leaves the lattice, its lengths and angles, and all positions (up to lattice vectors) as they are.
+        coordinates, leaves the lattice, its lengths and angles, and all positions (up to lattice vectors) unchanged.
         """
         if np.linalg.det(self.cell) > 0:
             return self

@@ -200,7 +200,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _compared(dataset_attrs: Mapping[str, Any]) -> str:
-    """What the structures were measured against."""
+    """Note on what the structures were measured against."""
     attrs = dataset_attrs["hull"]
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
@@ -215,7 +215,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
 
 
 def _elements(attrs: Mapping[str, Any]) -> str:
-    """Which elements are measured against the package's own reference energies."""
+    """Note on the elements that are measured against the package's own reference energies."""
     added = attrs["elemental_references"]
     symbols = added.get("elements", ())
     more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
@@ -223,13 +223,13 @@ def _elements(attrs: Mapping[str, Any]) -> str:
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
-    """How many structures have an energy that is part of no hull, by status."""
+    """Note on structures whose energy is part of no hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
     return f"; part of no hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
-    """How many references were left out, by reason."""
+    """Note on references that were left out, by reason."""
     counts: Counter[str] = Counter()
     for entry in attrs["references"]:
         counts.update(entry.get("left_out_by_reason", {}))

@@ -20,7 +20,7 @@ def dataset_in(path: str | Path) -> str | Path:
     Such a folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
 
     Args:
-        path: Path of a dataset or a folder, or the URL of a dataset, which is returned as it is.
+        path: Path of a dataset or a folder, or the URL of a dataset, which is returned unchanged.
 
     Raises:
         StoreError: The folder holds no scores dataset, or several without any of the usual names.

@@ -76,7 +76,7 @@ def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
         variables: Variables that the filter may refer to, by name.
 
     Raises:
-        ConfigError: The text is not a valid filter; the message says where and why.
+        ConfigError: The text is not a valid filter; the message gives the position and the reason.
     """
     return _Parser(text, variables).parse()
 

@@ -62,20 +62,20 @@ class Contents:
         elif self.units > 0 and any(count % self.units for count in found.values()):
             return f"the cell holds {_text(found)}, which are not {self.units:g} formula units (Z)"
         if self.volume > 0 and abs(self.volume / volume - 1) > _VOLUME_TOLERANCE:
-            return f"the cell has a volume of {volume:.2f} angstrom^3, but the file says {self.volume:g}"
+            return f"the cell has a volume of {volume:.2f} angstrom^3, but the file states {self.volume:g}"
         if self.density > 0:
             density = _mass(numbers) * _GRAMS_PER_CM3 / volume
             if abs(density / self.density - 1) > _DENSITY_TOLERANCE:
-                return f"the atoms give a density of {density:.3f} g/cm^3, but the file says {self.density:g}"
+                return f"the atoms give a density of {density:.3f} g/cm^3, but the file states {self.density:g}"
         return "" if self.formula else self._of_units(numbers)
 
     def _of_units(self, numbers: Sequence[int]) -> str:
         """What contradicts the mass of a formula unit or the number of electrons in the cell."""
         mass = _mass(numbers) / self.units if self.units > 0 else 0.0
         if mass and self.mass > 0 and abs(mass / self.mass - 1) > _DENSITY_TOLERANCE:
-            return f"a formula unit has a mass of {mass:.1f}, but the file says {self.mass:g}"
+            return f"a formula unit has a mass of {mass:.1f}, but the file states {self.mass:g}"
         if self.electrons > 0 and abs(sum(numbers) / self.electrons - 1) > _ELECTRON_TOLERANCE:
-            return f"the atoms have {sum(numbers)} electrons, but the file says {self.electrons:g} (F_000)"
+            return f"the atoms have {sum(numbers)} electrons, but the file states {self.electrons:g} (F_000)"
         return ""
 
     @property

@@ -1,4 +1,4 @@
-"""Elements of sites, from their type symbols or labels; a symbol that has another possible meaning is refused."""
+"""Elements of sites, from their type symbols or labels; a symbol that has another possible meaning is rejected."""
 
 from __future__ import annotations
 

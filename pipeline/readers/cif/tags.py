@@ -140,7 +140,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
 
 @lru_cache(maxsize=4096)  # the files of one program have the same tags
 def _tags(groups: tuple[str | tuple[str, ...], ...]) -> Tags | str:
-    """Return the tags of a block in their order, or the reason why the block is refused."""
+    """Return the tags of a block in their order, or the reason why the block is rejected."""
     names: dict[str, str] = {}
     homes, sites = set(), []
     for place, group in enumerate(groups):

@@ -442,7 +442,7 @@ def test_the_verb_prints_the_account(
     done = command_line("references", entries, "--candidates", candidates, "--out", tmp_path / "refs.parquet")
     assert done.returncode == 0, done.stderr
     assert "6 phases in 5 chemical systems" in done.stdout
-    assert "6 of 7 taken; 1 outside the chemical systems" in done.stdout
+    assert "6 of 7 kept; 1 outside the chemical systems" in done.stdout
     done = command_line("references", entries, "--systems", "Ag-Au", "--out", tmp_path / "b.parquet")
     assert done.returncode == 1
     assert "no reference lies in the chemical systems" in done.stderr
