@@ -72,7 +72,7 @@ class Plausibility:
 
         Args:
             block: The structures.
-            found: Their evaluation; None to judge distances alone.
+            found: Evaluation of the structures; None to judge distances alone.
         """
         out = self._of_distances(block)
         if found is None:

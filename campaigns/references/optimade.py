@@ -122,7 +122,7 @@ def resource_phases(
 
     Args:
         provider: The server.
-        files: Its responses, one structure per line.
+        files: Responses of the server, one structure per line.
         settings: What the phases are compared with.
         left_out: Counts of the structures that are left out.
         counts: Updated with the numbers of structures that are ``read`` and ``duplicate``.

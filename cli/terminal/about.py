@@ -26,7 +26,7 @@ def about(description: Mapping[str, Any]) -> str:
     """Lines about a file or folder.
 
     Args:
-        description: Its description from `describe.describe`.
+        description: Description of the file or folder, from `describe.describe`.
     """
     schema = description.get("schema")
     if schema == GRAPH_SCHEMA:

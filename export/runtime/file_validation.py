@@ -32,9 +32,10 @@ class _Field:
     """A field that a message may have.
 
     Attributes:
-        kinds: Wire types that it may be encoded in.
-        repeated: Whether it may be given more than once.
-        message: Message that its bytes hold; None for text, numbers, and messages that hold nothing but those.
+        kinds: Wire types in which the field may be encoded.
+        repeated: Whether the field may be given more than once.
+        message: Message that the bytes of the field hold; None for text, numbers, and messages that hold nothing but
+            those.
         refusal: Why a file with this field is rejected; empty for allowed fields.
         domain: Whether the field names a domain of operators.
     """

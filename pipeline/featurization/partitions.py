@@ -339,7 +339,7 @@ class Plan:
         """Check that each column of a table that the run reads appears only once.
 
         Raises:
-            SourceError: One of them appears several times, so it is unclear which of them is meant.
+            SourceError: A column appears several times, so it is unclear which one to read.
         """
         for name, count in Counter(names).items():
             if count > 1 and self.columns is not None and name in self.columns | STRUCTURE_COLUMNS:

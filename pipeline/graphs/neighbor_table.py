@@ -150,7 +150,7 @@ def _numbered(block: GraphBlock, graph: _Graph, cutoff: float) -> _Numbered:
 
     Args:
         block: The graphs.
-        graph: Their arrays, from `_checked_arrays`.
+        graph: Arrays of the graphs, from `_checked_arrays`.
         cutoff: Cutoff, angstrom.
     """
     from .neighbor_table_kernels import number_slots  # noqa: PLC0415 - numba takes half a second to import

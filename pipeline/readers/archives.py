@@ -35,7 +35,7 @@ def documents_of_file(file: SourceFile, form: Format, reading: Reading) -> Itera
 
     Args:
         file: File to read.
-        form: Its format; a text format or an archive, not a table or database.
+        form: Format of the file: a text format or an archive, not a table or database.
         reading: Progress, updated while reading.
 
     Raises:

@@ -171,7 +171,7 @@ def staged_run(
         raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
     with locked(folder / _LOCK):
         _restore_replaced(target)
-        _check_free(target, replace=staging.replaces)  # again: another run may have finished meanwhile
+        _check_free(target, replace=staging.replaces)  # checked again, since another run may have finished meanwhile
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)

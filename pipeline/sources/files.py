@@ -70,7 +70,7 @@ class SourceFile:
         size: Size in bytes before decompression; -1 if unknown.
         version: Token that changes when the content does: the SHA-256 of a local file, otherwise a digest of metadata.
         format: Format set by the user; None detects it from the content.
-        seekable: Whether it can be read from any position; some web servers only send whole files.
+        seekable: Whether the file can be read from any position; some web servers only send whole files.
         stamp: `stamp_of` a local file from before its version was found; empty for others.
     """
 

@@ -87,7 +87,7 @@ def structure_array(
     Args:
         name: Name of the array.
         dtype: A numpy type name, or `TEXT`.
-        description: Its description.
+        description: Description of the array.
         dims: Names of the dims of one row.
         inner: Sizes of these dims; may be omitted for those in `FIXED_DIMS`.
         attrs: Further attributes, such as units and CF flags, in the order in which they are written.

@@ -118,8 +118,8 @@ def named(field: str, text: str) -> Functional | None:
     """The functional that a field or column states; None if it states none.
 
     Args:
-        field: Its name, one of `STATING` in any case.
-        text: Its content, such as ``PBE``, ``GGA+U``, ``PAW_PBE`` or ``r2SCAN Static``.
+        field: Name of the field or column: one of `STATING`, in upper or lower case.
+        text: Content of the field, such as ``PBE``, ``GGA+U``, ``PAW_PBE`` or ``r2SCAN Static``.
     """
     is_run_type = field.lower() in _RUN_TYPES
     words = text.split()

@@ -156,8 +156,8 @@ class _Calculation:
         """Add what a part of the entry states.
 
         Args:
-            place: Its place in the entry.
-            section: Its content.
+            place: Place of the part in the entry.
+            section: Content of the part.
 
         Raises:
             EntryLeftOutError: A statement is malformed.

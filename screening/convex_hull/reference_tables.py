@@ -48,9 +48,9 @@ class FormationEnergy:
     """An entry that is given by its formation energy, which needs the energies of the elements.
 
     Attributes:
-        composition: Number of its composition.
+        composition: Number of the composition.
         energy: Formation energy (eV/atom).
-        name: Its id.
+        name: Id of the entry.
         left_out: Counts of the entries left out of the file.
         structure: Function that reads the structure.
     """
@@ -173,7 +173,7 @@ class _Row:
         energy: Total energy or, if the row has none, formation energy.
         formation: Whether `energy` is a formation energy.
         scheme: Energy scheme; None if the row states none.
-        name: Its id; empty if it has none.
+        name: Id of the row; empty if it has none.
         statements: What the row states about the functional, by column.
         correction: MP2020 correction; None if the row has none.
         structure: Fields of the structure, with the names that OPTIMADE gives them.

@@ -130,9 +130,9 @@ class Phase:
     """One reference, as given in a file.
 
     Attributes:
-        composition: Number of its composition.
+        composition: Number of the composition.
         energy: Energy as given (eV/atom): the total energy, or the formation energy.
-        name: Its id.
+        name: Id of the reference.
         scheme: Energy scheme that the energy follows.
         functional: Functional or run type, if stated; otherwise empty.
         correction: MP2020 correction that the energy still needs (eV/atom).
@@ -171,9 +171,9 @@ class Gathered:
         """Add an entry.
 
         Args:
-            composition: Number of its composition.
+            composition: Number of the composition.
             energy: Corrected energy (eV/atom).
-            name: Its id, for the decomposition products.
+            name: Id of the entry, for the decomposition products.
             members: float64[members], corrected energies of the members of an ensemble (eV/atom).
             structure: Function that reads the structure when it is needed.
         """

@@ -124,7 +124,7 @@ class ScoresReader:
         """Check that the dataset, and its graph store if it was read, have not changed since they were opened.
 
         Raises:
-            StoreError: One of them was replaced, appended to or removed.
+            StoreError: The dataset or the store was replaced, appended to or removed.
         """
         check_unchanged(self.path, self._schema, self.hash)
         if "graphs" in vars(self):  # it has been opened

@@ -22,7 +22,7 @@ def check_columns(path: str | Path, used: Sequence[str], names: Sequence[str]) -
         names: Names of all columns.
 
     Raises:
-        SourceError: One of them appears several times, under its own name or with a number appended.
+        SourceError: A used column appears several times, under its own name or with a number appended.
     """
     counts = Counter(names) + Counter(_NUMBERED.sub("", name) for name in names if _NUMBERED.search(name))
     for name in used:

@@ -51,11 +51,11 @@ class Term:
     """A checked part of an expression.
 
     Attributes:
-        kind: Kind of its values.
-        place: Position of its first character in the text.
-        names: Variables that it needs.
-        values: Function that computes it from the columns of these variables.
-        literal: Its value, if it is a number or text literal.
+        kind: Kind of the term's values.
+        place: Position of the term's first character in the text.
+        names: Variables that the term needs.
+        values: Function that computes the term from the columns of these variables.
+        literal: Value of the term, if it is a number or text literal.
         meanings: Value that each word stands for, if it is a flag.
     """
 

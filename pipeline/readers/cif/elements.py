@@ -27,7 +27,7 @@ _MIXED = re.compile(
 _JOINED = re.compile(rf"({_SYMBOL})[0-9.]*[^A-Za-z0-9]+({_SYMBOL})")
 # A label that counts two elements: Na1K1, H2O1; H2O is the second hydrogen atom of an oxygen atom, or water.
 _COUNTED = re.compile(rf"({_SYMBOL})[0-9]+({_SYMBOL})[0-9]+$|(H)2(O)$")
-_RARE_EARTH = "RE"  # or rhenium
+_RARE_EARTH = "RE"  # any rare earth, or rhenium
 SUSPECT = re.compile(r"[/,&|;:.]|[0-9][A-Z][a-z]")
 
 

@@ -40,7 +40,7 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
 
     Args:
         block: Data block.
-        tags: Its tags.
+        tags: Tags of the block.
         known: Elements of the chemical formula; empty if it is not given.
 
     Raises:

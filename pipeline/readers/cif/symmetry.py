@@ -40,7 +40,7 @@ class Reading:
     Attributes:
         name: Group as named in messages.
         triplets: All operations, including lattice centrings.
-        rotations: Their distinct rotation matrices: int64[n, 3, 3].
+        rotations: Distinct rotation matrices of the operations: int64[n, 3, 3].
         group: Group in the tables; None for a setting that is not tabulated.
     """
 
