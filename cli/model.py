@@ -109,9 +109,9 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Reads SevenNet's .pth files and Nequix's
-    .pt and .nqx files, whatever their names; the architecture is taken from the file. The energy scheme, which is
-    stored in the checkpoint, determines which energies the model's predictions may be compared with.
+    `equiscreen export` and `equiscreen train --from` accept the checkpoint. A weights file may be SevenNet's .pth or
+    Nequix's .pt or .nqx, under any name; the architecture is taken from the file. The energy scheme, which is stored in
+    the checkpoint, determines which energies the model's predictions may be compared with.
 
     \b
     Example:

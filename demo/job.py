@@ -23,7 +23,7 @@ class SkippedAct:
 
     Attributes:
         act: The act.
-        reason: Why it was skipped, and how to change that.
+        reason: Why the act was skipped, and how to run it.
     """
 
     act: Act

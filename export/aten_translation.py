@@ -32,7 +32,8 @@ def translate(
     Args:
         traced: Traced graph; its placeholders are the inputs, in order.
         inputs: Names of the inputs, each with the names of its axes of variable size.
-        output_names: Names of the outputs; an output named None is dropped, with everything that only it needs.
+        output_names: Names of the outputs; an output named None is dropped, together with everything that no other
+            output needs.
         opset: Version of the ONNX operator set.
 
     Raises:

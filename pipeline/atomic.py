@@ -44,6 +44,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file that appears under its name only when complete."""
+    """Write a UTF-8 text file that appears under its name only once it is complete."""
     with atomic_path(path) as scratch:
         scratch.write_text(text, encoding="utf-8")

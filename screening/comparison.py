@@ -317,7 +317,7 @@ def _check_compositions(
         one = int(other[0])
         count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[places[one]]!r} is {texts[one]} there, but {stored[one]} in {rows.path}; these are not the "
+            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these are not the "
             f"same structures ({count:,} of {len(ids):,} ids)"
         )
     return len(np.unique(places))
@@ -366,7 +366,7 @@ def _read_energies(
         id_column: See `join_energies`.
         energy_column: See `join_energies`.
         scheme: Energy scheme of the model.
-        left_out: Rows of other functionals are counted in it, by reason.
+        left_out: Updated with the number of rows of other functionals, by reason.
 
     Raises:
         SourceError: The table cannot be read, a column appears twice, or an id has two energies.

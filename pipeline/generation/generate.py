@@ -42,7 +42,7 @@ class GenerateReport:
 
     Attributes:
         path: The parquet file.
-        written: Number of candidates in it.
+        written: Number of candidates in the file.
         read: Number of prototypes.
         usable: Number of prototypes with likely substitutions.
         substitutions: Number of distinct substitutions; further candidates are strained and rattled copies.

@@ -134,7 +134,7 @@ class _CheckedHeader(tarfile.TarInfo):
         """Read the next header.
 
         Raises:
-            tarfile.EOFHeaderError: The block is the block of zeros that ends an archive.
+            tarfile.EOFHeaderError: The block consists of zeros, which end an archive.
             tarfile.ReadError: The header is damaged, truncated or missing.
         """
         try:

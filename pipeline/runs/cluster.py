@@ -110,7 +110,7 @@ def dashboard(client: Any) -> str | None:
 def restore_workers(client: Any) -> None:
     """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies at once.
+    A nanny gives up if the worker that it restarts dies immediately.
     """
     if client.cluster is not None:
         client.cluster.scale(len(client.cluster.worker_spec))

@@ -88,7 +88,7 @@ class ProgressReport:
         self.advance(count)
 
     def expect(self, total: int) -> None:
-        """Set the total number of items, once it is known; zero if it is not."""
+        """Set the total number of items once it is known; zero means unknown."""
         self.total = max(total, self.done)
         if self._bar is not None:
             self._bar.update(self._task, total=self.total or None)

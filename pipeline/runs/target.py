@@ -87,7 +87,8 @@ class Target:
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def upload(self, store: Path) -> None:
-        """Copy a finished store to the URL. The root file goes last, since only that makes it a store.
+        """Copy a finished store to the URL. The root file is uploaded last, because only a folder with a root file is a
+        store.
 
         Raises:
             OutputExistsError: The upload failed.

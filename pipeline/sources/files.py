@@ -28,7 +28,7 @@ BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 20
 # Smaller files are opened by the workers, many per partition, or share a partition when the client splits them.
 SMALL_FILE_BYTES = 1 << 18
-# No text compresses this well: a file beyond both limits was made to fill a disk.
+# No text compresses this well: a file that exceeds both limits was made to fill a disk.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 # Errors that libraries raise on truncated or damaged files.
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException)

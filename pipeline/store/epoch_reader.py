@@ -26,10 +26,10 @@ from ..graphs.neighbor_table import groups_by_size
 from .graph_store import GraphStore
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE
 
-# Most edges of a run. In runs of this many chunks (1.6 million edges, 13 MB), the partly used chunks at both ends
-# matter little.
+# Largest number of edges in a run. In runs of this many chunks (1.6 million edges, 13 MB), the partly used chunks at
+# both ends matter little.
 RUN_EDGES = 24 * CHUNK_ROWS[EDGE]
-# Most structures of a run; this limit applies when structures have few edges.
+# Largest number of structures in a run, which matters if structures have few edges.
 RUN_STRUCTURES = 2 * CHUNK_ROWS[STRUCTURE]
 # Runs that are shuffled together: 19,000 structures of 500 edges, from six places.
 WINDOW_RUNS = 6

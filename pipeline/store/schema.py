@@ -115,7 +115,7 @@ _GRAPH_ARRAYS = (
         {"description": "issues found in the structure, as a bit mask; 0 = no issues", **masks(STATUS_MASKS)},
     ),
     _spec("source", (STRUCTURE,), TEXT, "file that the structure was read from"),
-    _spec("source_index", (STRUCTURE,), "int64", "index of the record in that file, from 0", "1"),
+    _spec("source_index", (STRUCTURE,), "int64", "index of the record in its source file, from 0", "1"),
     _spec("atomic_number", (ATOM,), "uint8", "atomic number", "1"),
     _spec(
         "frac_coord",

@@ -26,7 +26,8 @@ HASH_QUANTUM = 1e-8
 HASH_SHIFT = 0.118033988749895
 # A cell with a smaller ratio of the volume to the product of its edges is flat for all practical purposes.
 FLAT_CELL = 1e-6
-# Largest coordinate (angstrom). No structure is as large, and in units of the quantum the value still fits in 64 bits.
+# Largest coordinate (angstrom). No real structure is this large, and in units of the quantum the value still fits in 64
+# bits.
 MAX_EXTENT = 1e9
 
 

@@ -33,7 +33,7 @@ def find_symmetry(structure: Structure, symprec: float) -> moyopy.MoyoDataset | 
     """Search for the space group of a crystal with moyopy.
 
     Args:
-        structure: Periodic in three directions.
+        structure: A structure that is periodic in three directions.
         symprec: Largest distance of a site from its symmetric position, angstrom.
 
     Returns:

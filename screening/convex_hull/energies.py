@@ -107,7 +107,7 @@ class ScoredEnergies(ScoresReader):
         """Read all rows, chunk by chunk.
 
         Args:
-            compositions: The compositions of the rows are added to it.
+            compositions: Updated with the compositions of the rows.
             corrections: MP2020 corrections; they are added to energies of scheme ``mp-uncorrected`` only.
 
         Raises:

@@ -135,7 +135,7 @@ def read_energies(
 
     Args:
         scores: The dataset of the candidates.
-        compositions: The compositions of the candidates are added to it.
+        compositions: Updated with the compositions of the candidates.
         corrections: MP2020 corrections, for energies that need them.
         folder: Folder for the files.
         bar: Progress.
@@ -325,7 +325,7 @@ def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
 def _member_distances(
     members: NDArray[np.float64], composition: NDArray[np.int64], row_hulls: _RowHulls, hull: ConvexHull
 ) -> NDArray[np.float64]:
-    """float64[n, members], energy of each member above its own hull, or above the one hull of all (eV/atom)."""
+    """float64[n, members], energy of each member above its own hull, or above the hull shared by all (eV/atom)."""
     levels, energies = hull.levels, hull.references.members
     if levels.members is None or levels.members_alone is None or energies is None:
         return members - row_hulls.energy[:, None]

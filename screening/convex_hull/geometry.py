@@ -180,7 +180,7 @@ class Hulls:
         return _Entries(numbers[low], fractions[low], energy[low])
 
     def _stable_of(self, system: System) -> _Entries:
-        """Entries with all elements of a system on its hull; no others can be on the hull of a larger system."""
+        """Entries on a system's hull with all of its elements; no others can be on the hull of a larger system."""
         if system not in self._stable:
             entries = self._entries(system)
             facets = _facets(entries)

@@ -197,7 +197,7 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
     Args:
         path: File or URL of the entries.
         settings: What the entries are compared with.
-        found: The entries are added to it.
+        found: Updated with the entries.
 
     Returns:
         Summary of the file.

@@ -58,7 +58,7 @@ def read_references(
             and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id, ``scheme`` and functional
             (``run_type``, ``functional``, ``xc``).
         candidates: Scores that are compared with the references.
-        compositions: The compositions of the references are added to it.
+        compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
         scheme: Energy scheme of table rows that do not state one, and of entries without a run type.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.

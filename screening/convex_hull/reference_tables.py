@@ -72,8 +72,8 @@ def read_table(
     Args:
         path: File or URL of the table.
         settings: What the rows are compared with.
-        found: Rows with energies are added to it.
-        waiting: Rows with formation energies are added to it.
+        found: Updated with the rows that have total energies.
+        waiting: Updated with the rows that have formation energies.
         left_out: Counts of the rows that are left out.
 
     Returns:

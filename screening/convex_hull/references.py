@@ -100,7 +100,7 @@ class ReadSettings:
     Attributes:
         scheme: Energy scheme of the candidates.
         assumed: Energy scheme of entries and rows that state none; None if the user gave none.
-        compositions: The compositions of the references are added to it.
+        compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
         keep_structures: Whether structures are read where they exist.
@@ -189,7 +189,7 @@ def add_elements(found: Gathered, compositions: Compositions, scheme: str) -> di
 
     Args:
         found: The other references.
-        compositions: The compositions of the elements are added to it.
+        compositions: Updated with the compositions of the elements.
         scheme: Energy scheme of the candidates.
 
     Returns:

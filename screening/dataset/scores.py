@@ -96,7 +96,7 @@ STRUCTURE_ARRAYS = (
     ),
     structure_array("status", "uint8", "outcome of scoring", **flags(STATUS_MEANINGS)),
     structure_array("source", TEXT, "file that the structure came from"),
-    structure_array("source_index", "int64", "index in that file, from 0", units="1"),
+    structure_array("source_index", "int64", "index of the record in its source file, from 0", units="1"),
 )
 
 

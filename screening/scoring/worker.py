@@ -178,7 +178,7 @@ def _score(task: ScreenTask) -> PartManifest:
 
 
 def _skipped_rows(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
-    """Rows of structures that killed their worker; their status is that of too large structures."""
+    """Rows of structures that killed their worker; their status is that of structures that are too large."""
     return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # every structure has more edges
 
 

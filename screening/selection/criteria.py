@@ -362,9 +362,9 @@ def _walk(
             if not holds:
                 found.left_out["--where"] += 1
             elif systems.full(system):
-                found.left_out[f"more than {plan.criteria.per_system} of a chemical system"] += 1
+                found.left_out[f"more than {plan.criteria.per_system} per chemical system"] += 1
             elif prototypes.full(label):
-                found.left_out[f"more than {plan.criteria.per_prototype} of a prototype"] += 1
+                found.left_out[f"more than {plan.criteria.per_prototype} per prototype"] += 1
             else:
                 systems.take(system)
                 prototypes.take(label)

@@ -35,7 +35,7 @@ OF_FORMULA = (
     derived_array(
         "charge_neutral",
         "uint8",
-        "whether one known oxidation state per element makes it charge-neutral (SMACT); metals need none",
+        "whether known oxidation states, one per element, make the formula charge-neutral (SMACT); metals need none",
         **flags(BALANCE),
     ),
     derived_array(

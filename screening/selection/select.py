@@ -144,7 +144,7 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
 
     Raises:
         StoreError: No structure was selected.
-        ConfigError: There are more than `MAX_FILES`.
+        ConfigError: There are more than `MAX_FILES` structures.
     """
     if len(chosen.rows) == 0:
         raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
