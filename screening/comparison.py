@@ -317,8 +317,8 @@ def _check_compositions(
         one = int(other[0])
         count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these are not the "
-            f"same structures ({count:,} of {len(ids):,} ids)"
+            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these "
+            f"are not the same structures ({count:,} of {len(ids):,} ids)"
         )
     return len(np.unique(places))
 

@@ -87,8 +87,9 @@ class Target:
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def upload(self, store: Path) -> None:
-        """Copy a finished store to the URL. The root file is uploaded last, because only a folder with a root file is a
-        store.
+        """Copy a finished store to the URL.
+
+        The root file is uploaded last, because only a folder with a root file is a store.
 
         Raises:
             OutputExistsError: The upload failed.
