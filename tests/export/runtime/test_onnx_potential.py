@@ -1,4 +1,4 @@
-"""Loading model files: bad files are refused, and a good one gives the results of its network."""
+"""Loading model files: bad files are rejected, and a good one gives the results of its network."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_external_data_and_other_domains_are_refused(exported: Callable[[str], P
 
 
 def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) -> None:
-    """Encodings that a check may read in another way than ONNX Runtime does."""
+    """Encodings that a check may read differently from ONNX Runtime."""
     whole = exported("float32").read_bytes()
     OnnxPotential(whole)
     model = onnx.load_model_from_string(whole)

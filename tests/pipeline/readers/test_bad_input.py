@@ -292,7 +292,7 @@ def test_a_bad_row_costs_only_itself(tmp_path: Path, bad: str, reason: str, plac
 
 
 def test_a_column_that_is_there_twice_is_no_label(tmp_path: Path) -> None:
-    """Unless both say the same, or nobody reads it."""
+    """A repeated column is accepted if both have the same values, or if nothing reads it."""
     rows = [f"{row},1.5,x,y" for row in ROWS[:2]]
     rows[0] = f"a,{quoted(CIFS[0])},1.5,1.5,x,y"
     (tmp_path / "s.csv").write_text(csv_text(rows, "name,cif,gap,gap,note,note"))

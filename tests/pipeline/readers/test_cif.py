@@ -1,4 +1,4 @@
-"""CIFs: what they certainly say is read; what contradicts itself or leaves atoms open is refused with the reason."""
+"""CIFs: unambiguous files are read; files that contradict themselves or leave atoms open are rejected with a reason."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def test_neither_an_input_nor_what_is_no_output_is_overwritten(
 def test_the_graph_store_is_that_of_the_scores(
     metals: Path, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is repeated may end otherwise: a structure that was too large may fit into another machine."""
+    """A repeated run may end differently: a structure that was too large may fit into the memory of another machine."""
     words = {"scheduler": "threads", "overwrite": True}
     with monkeypatch.context() as patch:
         patch.setattr(

@@ -1,4 +1,4 @@
-"""Several models at once: mean, spread and energies are those of the members; incompatible models are refused."""
+"""Several models at once: mean, spread and energies are those of the members; incompatible models are rejected."""
 
 from __future__ import annotations
 
