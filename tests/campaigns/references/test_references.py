@@ -149,8 +149,7 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset, tolerance: float = 0.0)
 def test_a_table_of_entries_gives_the_hull_of_the_entries(
     candidates: Path, entries: Path, expected: xr.Dataset, tmp_path: Path
 ) -> None:
-    """The peroxide is recognised by its structure, and FeO has a Hubbard U; a table without corrections would lose
-    both."""
+    """The structure reveals the peroxide, and FeO has a Hubbard U; a table without corrections would lose both."""
     out = tmp_path / "refs.parquet"
     account = fetch_references(entries, SYSTEMS, out)
     assert (account.phases, account.run_types) == (6, {"GGA": 5, "GGA+U": 1})
