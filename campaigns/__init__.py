@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RankSettings", "model_file", "rank"]
 
-if not TYPE_CHECKING:  # or a type checker would accept any name
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
         {"RankSettings": ".settings", "model_file": ".models.resolve", "rank": ".ranking"},

@@ -44,7 +44,7 @@ PLAN_FILE, LOCK_FILE, SETTINGS_FILE = "campaign.json", "campaign.lock", "campaig
 CANDIDATES, SCORES, RELAXED = "candidates.zarr", "scores.zarr", "relaxed.zarr"
 HULL, BEST, REPORT, KNOWN = "hull.zarr", "best", "report.html", "references.graphs.zarr"
 ELEMENTS, FETCHED = "elements.zarr", "references.parquet"
-# What differs if one of these parts of a plan does.
+# What to report if one of these parts of a plan differs.
 _DIFFERENCES = {
     "sources": "other structures",
     "model": "another model",
@@ -66,9 +66,9 @@ def rank(
 ) -> xr.Dataset:
     """Rank crystals by their energy above the hull of references, or by their formation energy.
 
-    The structures are converted to graphs and relaxed (or scored as they are); their formation energies and energies
-    above hull are computed, and the best structures are written as CIF files and as a table. The folder holds the store
-    of each step. To resume an interrupted campaign, call the function again with the same arguments.
+    The structures are converted to graphs and relaxed (or scored without relaxation); their formation energies and
+    energies above hull are computed, and the best structures are written as CIF files and as a table. The folder holds
+    the store of each step. To resume an interrupted campaign, call the function again with the same arguments.
 
     Example:
         >>> best = rank("candidates/*.cif", references=["entries.json.gz"])  # doctest: +SKIP
@@ -76,9 +76,9 @@ def rank(
     Args:
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
-        note: Called with a line about each step when it ends.
+        note: Called with a line about each step when the step ends.
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -149,8 +149,8 @@ class _Steps:
             self.note(prepared.summary)
 
     def evaluate(self) -> None:
-        """Relax the structures, or score them as they are."""
-        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
+        """Relax the structures, or score them without relaxation."""
+        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has applied the limit
         common: dict[str, Any] = {
             "device": self.options.device,
             "scheduler": self.options.scheduler,
@@ -312,7 +312,7 @@ def _folder(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _forget(folder: Path) -> None:
-    """Let a folder in which no step has begun take another campaign, such as one whose mistake is mended."""
+    """Free a folder in which no step has begun for another campaign, such as a corrected one."""
     records = {PLAN_FILE, LOCK_FILE, SETTINGS_FILE}
     if {one.name for one in folder.iterdir()} <= records:
         for name in (PLAN_FILE, SETTINGS_FILE):
@@ -327,7 +327,7 @@ def _differences(found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]
         if old == new:
             continue
         if name == "relaxation" and None in (old, new):
-            continue  # `relax` differs too
+            continue  # `relax` is listed too
         if name in _DIFFERENCES:
             differences.append(_DIFFERENCES[name])
         elif isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -1,4 +1,4 @@
-"""Settings of a campaign: as arguments, and as a YAML file that repeats it."""
+"""Settings of a campaign, given as arguments or as a YAML file that repeats the campaign."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .models.catalog import is_known
 from .references.fetch import MP
 
 DEFAULT_MODEL = "7net-0"
-# Endings of a campaign file.
+# Suffixes of a campaign file.
 SUFFIXES = (".yaml", ".yml")
 _PATHS = ("sources", "references")
 # Largest number of structures: that of 64 bits.
@@ -39,7 +39,7 @@ _EXPECTED = {
 
 
 class RankSettings(BaseModel):
-    """What a campaign ranks, with what, and against what.
+    """Settings of a campaign: what it ranks, with which model, and against which references.
 
     Example:
         >>> RankSettings(sources=["candidates.extxyz"]).model
@@ -47,13 +47,13 @@ class RankSettings(BaseModel):
 
     Attributes:
         sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store.
-        model: Name of published weights, ONNX file, checkpoint or run folder, see `campaigns.models`.
+        model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
-        scheme: Energy scheme of references that state none.
-        relax: Whether to relax the structures, or to score them as they are.
+        scheme: Energy scheme of references that do not state one.
+        relax: Whether to relax the structures or to score them without relaxation.
         relaxation: Settings of the relaxation.
-        where: Filter of the selection, see `equiscreen.screening.select`.
+        where: Filter of the selection; see `equiscreen.screening.select`.
         top: Number of structures to select.
         limit: Read only the first `limit` records; None reads all.
         device: Device that evaluates the model.

@@ -55,12 +55,12 @@ _EXTRAS = {
     "aiohttp": "remote",
 }
 
-# What `Path` makes of the beginning of a URL.
+# What `Path` turns the beginning of a URL into.
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Environment variable; if it is set, an error shows its traceback.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# By the part of the work that they belong to, in the order of `--help`.
+# Verbs by the part of the work that they belong to, in the order of `--help`.
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
@@ -71,7 +71,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that refuses URLs where it takes local paths: `Path` would make folders of them."""
+    """Make a verb reject URLs where it takes local paths: `Path` would turn them into folders."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:
@@ -122,7 +122,7 @@ def main() -> None:
 
 @contextmanager
 def _silent_background() -> Iterator[None]:
-    """Print no traceback from threads and destructors of libraries: errors there that matter are raised here too."""
+    """Suppress tracebacks from threads and destructors of libraries: errors that matter are also raised here."""
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook, sys.unraisablehook = lambda _: None, lambda _: None
     try:
@@ -132,7 +132,7 @@ def _silent_background() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """What has happened, and what to do about it."""
+    """Describe an error and its cure in one line."""
     if isinstance(error, EquiscreenError):
         return str(error) or type(error).__name__
     if is_out_of_memory(error):

@@ -30,7 +30,7 @@ def rank(
         "results"
     ),
     relax: Annotated[
-        bool, typer.Option("--relax/--no-relax", help="Relax the structures, or score them as they are.")
+        bool, typer.Option("--relax/--no-relax", help="Relax the structures, or score them without relaxation.")
     ] = True,
     where: Annotated[
         str | None, typer.Option(help="Filter expression, as for `equiscreen select --where`.", show_default="all")
@@ -48,8 +48,8 @@ def rank(
     """Rank crystals: the whole job in one command.
 
     The structures are converted to graphs and relaxed with the model; their formation energies and, with --references,
-    their energies above the convex hull are computed. The best are printed, and written as CIF files and as a table;
-    OUT/report.html shows all results. An interrupted campaign resumes when you run the same command again.
+    their energies above the convex hull are computed. The best structures are printed, and written as CIF files and as
+    a table; OUT/report.html shows all results. An interrupted campaign resumes when you run the same command again.
 
     \b
     Example:
@@ -87,14 +87,14 @@ def references(
         typer.Argument(
             metavar="WHAT...",
             help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .parquet), equiscreen datasets (.zarr), "
-            "mp (Materials Project, through mp-api and MP_API_KEY; untried), optimade:PROVIDER (alexandria, "
-            "alexandria-pbesol, mp, oqmd, jarvis; all untried), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
+            "mp (Materials Project, through mp-api and MP_API_KEY; untested), optimade:PROVIDER (alexandria, "
+            "alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write (.parquet).")],
     systems: Annotated[
         str | None,
-        typer.Option(metavar="Li-Fe-O,...", help="Chemical systems; only phases within one of them are taken."),
+        typer.Option(metavar="Li-Fe-O,...", help="Chemical systems; only phases within one of them are kept."),
     ] = None,
     candidates: Annotated[
         str | None,
@@ -109,12 +109,12 @@ def references(
 ) -> None:
     """Fetch reference phases into a table for `equiscreen hull`.
 
-    Only energies that can be compared with those of the candidates are taken: the energy scheme is that of the
-    --candidates if these are scores, else --scheme, else mp-uncorrected. What is left out is counted by reason. The
-    table records the source, functional and structure of each phase, and an account: run types, phases per chemical
-    system, and what is missing. An interrupted download resumes when you run the same command again; files are
-    read again. Servers need `pip install 'equiscreen[remote]'`. Providers marked untried could not be reached when
-    this was written.
+    Only energies that can be compared with those of the candidates are kept. The energy scheme is that of the
+    scores given as --candidates, else --scheme, else mp-uncorrected. References that are left out are counted by
+    reason. The table records the source, functional and structure of each phase, and a summary: run types, phases per
+    chemical system, and missing elements and systems. An interrupted download resumes when you run the same command
+    again; files are read again. Servers need `pip install 'equiscreen[remote]'`. Providers marked untested could not be
+    reached when this was written.
 
     \b
     Example:

@@ -25,9 +25,9 @@ def info(
 ) -> None:
     """Describe a store, scores, run folder, checkpoint or model.
 
-    Prints what it is, how many structures it holds, what failed and why, the model, and where the data came from. With
-    --json, prints everything that is stored about the file: arrays with units, settings, versions, and the results of
-    checks.
+    Prints the kind of file, the number of structures, failures and their reasons, the model, and the source of the
+    data. With --json, prints everything that is stored about the file: arrays with units, settings, versions, and the
+    results of checks.
 
     \b
     Example:

@@ -57,4 +57,4 @@ def resumable() -> Iterator[None]:
     """Tell the user, if this block is interrupted, that the run can be resumed."""
     before = _message.set(_RESUMABLE)
     yield
-    _message.reset(before)  # not after an error, which ends the process
+    _message.reset(before)  # but not after an error, which ends the process

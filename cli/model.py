@@ -47,9 +47,9 @@ def train(
 ) -> None:
     """Train a network, or an ensemble of networks, on graph stores.
 
-    The loss covers energies, forces, stresses and the labels of all heads, as far as the stores have them. An
-    interrupted run resumes when you run the same command again, and ends with the same weights. The run folder
-    keeps the configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
+    The loss includes energies, forces, stresses and the labels of all heads, where the stores have them. An interrupted
+    run resumes when you run the same command again, and ends with the same weights. The run folder keeps the
+    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
 
     \b
     Example:
@@ -109,9 +109,9 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Reads SevenNet's .pth files and Nequix's
-    .pt and .nqx files, whatever their names; the architecture is taken from the file. The energy scheme determines
-    which energies the model's predictions may be compared with, and is stored in the checkpoint.
+    `equiscreen export` and `equiscreen train --from` accept the checkpoint. A weights file may be SevenNet's .pth or
+    Nequix's .pt or .nqx, under any name; the architecture is taken from the file. The energy scheme, which is stored in
+    the checkpoint, determines which energies the model's predictions may be compared with.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verb `models`, and models by name for the verbs that take an ONNX file."""
+"""The verb `models`, and model names for the verbs that take an ONNX file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ..campaigns.models.catalog import CatalogModel
 
 MODEL_HELP = (
-    "ONNX file from `equiscreen export`; or the name of published weights, such as 7net-0 (`equiscreen models` lists "
-    "them), or a checkpoint, which are exported once into the cache."
+    "ONNX file from `equiscreen export`, the name of published weights such as 7net-0 (`equiscreen models` lists "
+    "them), or a checkpoint. Weights and checkpoints are exported once into the cache."
 )
 
 
 def onnx_file(model: str) -> Path:
-    """The ONNX file of a model that is given by name or as a file; see `campaigns.models.resolve.model_file`."""
+    """The ONNX file of a model, which is given by name or as a file; see `campaigns.models.resolve.model_file`."""
     from ..campaigns.models.resolve import model_file
 
     return model_file(model, progress=True, note=tell)
@@ -31,7 +31,7 @@ def models(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="Show this model only: NAME, NAME/FIDELITY or NAME@HASH, where HASH stands for the first digits of "
+            help="Show only this model: NAME, NAME/FIDELITY or NAME@HASH, where HASH stands for the first digits of "
             "the SHA-256 of its weights.",
             show_default=False,
         ),
@@ -46,10 +46,10 @@ def models(
 ) -> None:
     """List the models that are known by name.
 
-    For each: what it is good for, which energies it predicts, what it was trained on, its licence, elements, cutoff,
-    symmetry, size and speed, where its weights come from, and whether it is ready for use, in the package
-    equiscreen-models or in the cache folder (EQUISCREEN_CACHE). Every verb that takes a model accepts these names.
-    The first use of a name exports the weights, which takes half a minute and needs `pip install 'equiscreen[rank]'`.
+    For each model, the list gives its purpose, energy scheme, training data, licence, elements, cutoff, symmetry, size
+    and speed, the source of its weights, and whether it is ready for use in the package equiscreen-models or in the
+    cache folder (EQUISCREEN_CACHE). Every verb that takes a model accepts these names. The first use of a name exports
+    the weights, which takes half a minute and requires `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

@@ -22,7 +22,7 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROTOTYPES.zarr",
-            help="Graph stores of crystals to start from; run `equiscreen featurize` on structure files first.",
+            help="Graph stores of crystals to start from. For structure files, run `equiscreen featurize` first.",
             show_default="the AFLOW prototypes that ship with pymatgen",
         ),
     ] = None,
@@ -43,12 +43,12 @@ def generate(
     ] = 1e-4,
     overwrite: Overwrite = False,
 ) -> None:
-    """Generate candidate crystals by ion substitution into real ones.
+    """Generate candidate crystals by ion substitution in known ones.
 
     Each prototype is assigned oxidation states; prototypes without any (metals and alloys) are skipped. Ions are
     replaced with the probabilities that Hautier et al. (2011) mined from known compounds, most likely first. Charge
-    neutrality is kept, and the volume follows the ionic radii. When all likely substitutions are used up, slightly
-    strained and rattled copies follow until --count is reached; no two candidates are equal.
+    neutrality is preserved, and the volume is scaled with the ionic radii. When all likely substitutions are used up,
+    slightly strained and rattled copies follow until --count is reached; no two candidates are equal.
 
     The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
     substitution_probability. `equiscreen featurize` and `equiscreen screen` read it. Needs `pip install
@@ -213,9 +213,9 @@ def merge(
 ) -> None:
     """Merge graph stores into one, without duplicates.
 
-    Of two equal structures the first is kept. Labels and columns that only some stores have are empty for the
-    structures of the others; labels of the same name must agree in shape and unit. An interrupted run resumes when
-    you run the same command again.
+    Of several equal structures, the first is kept. Labels and columns that only some stores have are empty for
+    structures from the other stores; labels of the same name must agree in shape and unit. An interrupted run resumes
+    when you run the same command again.
 
     \b
     Example:

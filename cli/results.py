@@ -35,8 +35,8 @@ def hull(
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave each structure's own phase, recognised by structure, out of its hull; all references need "
-            "structures.",
+            help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. All "
+            "references need structures.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -46,11 +46,11 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates themselves. The output
     holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
-    and the decomposition products. The distance of a known phase is off by the model's error, in either direction.
-    References with a different functional or scheme are left out and counted. Energies in the mp-uncorrected scheme,
-    of candidates and references alike, receive the MP2020 corrections exactly once. For unrelaxed structures, the
-    column names end in _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the
-    same command again.
+    and the decomposition products. The distance of a known phase deviates by the model's error, in either direction.
+    References with a different functional or scheme are left out and counted. Energies in the mp-uncorrected scheme, of
+    candidates and references alike, receive the MP2020 corrections exactly once. For unrelaxed structures, the column
+    names end in _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same
+    command again.
 
     \b
     Example:

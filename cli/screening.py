@@ -19,8 +19,8 @@ def screen(
     model: Annotated[
         list[str],
         typer.Option(
-            help=f"{MODEL_HELP} Repeat it to screen with an ensemble of models of the same energy scheme; scores are "
-            "then means and standard deviations."
+            help=f"{MODEL_HELP} Repeat the option to screen with an ensemble of models that share one energy "
+            "scheme; scores are then means and standard deviations."
         ),
     ],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
@@ -38,7 +38,7 @@ def screen(
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms closer than this (in angstrom), of any elements, as extrapolating.",
+            help="Mark structures with two atoms (of any elements) closer than this, in angstrom, as extrapolating.",
             show_default="a bound for each pair of elements",
         ),
     ] = None,
@@ -53,12 +53,12 @@ def screen(
     """Score every structure of a graph store, or of structure files.
 
     Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr for
-    --out S.zarr. Its failures.parquet lists what could not be read. To keep extra columns or set the format, run
-    `equiscreen featurize` first and screen its store.
+    --out S.zarr. Its failures.parquet lists structures that could not be read. To keep extra columns or set the format,
+    run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
-    with units, and a status that says why a structure could not be scored. With several models, it also holds
-    energy_std and energy_members. An interrupted run resumes when you run the same command again.
+    with units, and a status that gives the reason if a structure could not be scored. With several models, it also
+    holds energy_std and energy_members. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -94,7 +94,7 @@ def screen(
 
 def relax(
     sources: CandidateSources,
-    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} It needs forces and stress.")],
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
@@ -108,9 +108,9 @@ def relax(
         str,
         typer.Option(
             metavar="AXES",
-            help="Relax the cell only in the directions of these lattice vectors, such as ab. Slabs and chains keep "
-            "their cell without this option; with it, they relax in those of these directions that are periodic.",
-            show_default="all of a crystal, none of a slab or chain",
+            help="Relax the cell only in the directions of these lattice vectors, such as ab; non-periodic directions "
+            "are ignored. Without this option, slabs and chains keep their cell.",
+            show_default="all for a crystal, none for a slab or chain",
         ),
     ] = "",
     fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Preserve the space group.")] = False,
@@ -118,7 +118,7 @@ def relax(
         float,
         typer.Option(
             help="After relaxing, displace the atoms at random with this standard deviation in angstrom (0.05 works "
-            "well) and relax again, since a symmetric structure may sit on a saddle point. 0 skips this."
+            "well) and relax again, since a symmetric structure may be at a saddle point. 0 skips this step."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,
@@ -137,10 +137,10 @@ def relax(
     """Relax every structure of a graph store, or of structure files.
 
     Atoms and cell relax together. For --out R.zarr, R.zarr has one row per structure: the energy before and after, the
-    largest remaining force and stress, the change in volume and space group, and a status that says why a structure
-    could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same rows.
-    Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted run resumes
-    when you run the same command again.
+    largest remaining force and stress, the change in volume and space group, and a status that gives the reason if a
+    structure could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same
+    rows. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted run
+    resumes when you run the same command again.
 
     \b
     Example:
@@ -193,9 +193,11 @@ def cascade(
     ],
     accurate: Annotated[
         str,
-        typer.Option(help="Accurate model, which evaluates what is kept: an ONNX file, a name or a checkpoint."),
+        typer.Option(
+            help="Accurate model, which evaluates the structures that are kept: an ONNX file, a name or a checkpoint."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume in it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume.")],
     references: Annotated[
         list[str], typer.Option(help="Competing phases, in the formats of `equiscreen hull --references`. Repeatable.")
     ],
@@ -218,7 +220,7 @@ def cascade(
         int,
         typer.Option(min=1, help="Number of rejected structures to evaluate as well, to estimate the recall."),
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit's sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit sample.")] = 0,
     relax: Annotated[
         bool, typer.Option("--relax/--no-relax", help="Relax with the accurate model, or only score with it.")
     ] = True,
@@ -229,10 +231,10 @@ def cascade(
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    The accurate model evaluates what the fast one keeps, and a random sample of what the fast model rejects. The
-    printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
-    FOLDER/result.zarr holds the kept structures and then the audited ones, relaxed and with their energies above
-    the hull. An interrupted run resumes when you run the same command again.
+    The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the rejected
+    ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
+    FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
+    hull. An interrupted run resumes when you run the same command again.
 
     \b
     Example:

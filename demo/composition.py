@@ -18,14 +18,14 @@ def element_fractions(block: GraphBlock, numbers: ArrayLike) -> NDArray[np.float
 
 
 def reliable_energies(scores: xr.Dataset) -> NDArray[np.float64]:
-    """float64[n], energies of all rows (eV/atom); NaN where the status is not ok, since such energies mean nothing."""
+    """float64[n], energies of all rows (eV/atom); NaN where the status is not ok and the energy thus unreliable."""
     return np.where(scores["status"].values == OK, scores["energy_per_atom"].values, np.nan)
 
 
 def formation_energies(
     energy: NDArray[np.float64], fractions: NDArray[np.float64], elements: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """float64[n], energies relative to the elements (eV/atom); NaN where one that takes part has no energy.
+    """float64[n], energies relative to the elements (eV/atom); NaN if a constituent element has no energy.
 
     Args:
         energy: float64[n], energies, eV/atom.

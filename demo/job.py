@@ -23,7 +23,7 @@ class SkippedAct:
 
     Attributes:
         act: The act.
-        reason: Why it was skipped, and how to change that.
+        reason: Why the act was skipped, and how to run it.
     """
 
     act: Act
@@ -48,13 +48,13 @@ def run_demo(
     """Run the demo's acts.
 
     Args:
-        out: Folder to write; each act writes to a sub-folder of its name.
+        out: Folder to write; each act writes to a sub-folder with the name of the act.
         only: The act to run; None runs all.
         n_candidates: Number of new structures that act two screens.
         n_training: Number of structures that act two trains on.
         epochs: Number of training epochs in act two.
         overwrite: Replace the folders of the acts.
-        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
         note: Called with a line about each step.
 
@@ -91,7 +91,7 @@ def run_demo(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a folder, unless it is a demo's and `overwrite` is set."""
+    """Raise an error if a folder exists, unless a demo made it and `overwrite` is set."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:

@@ -62,7 +62,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     """Rank candidates by their formation energy from the pure metals, for the model and for EMT.
 
     Each of the two uses its own energies of the metals. Scores whose status is not ok are not used, and candidates that
-    need them are left out.
+    depend on them are left out.
 
     Args:
         store: Graph store of the candidates, with the label `emt_energy` and the pure metals as ``reference-*``.

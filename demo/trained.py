@@ -53,7 +53,7 @@ class TrainedReport(ActReport):
             [
                 "",
                 f"equiscreen demo, act two: a network learns alloys of {', '.join(METALS)} and ranks new ones.",
-                "The energies come from ASE's EMT, a classical potential: teacher and judge of this act, not DFT.",
+                "EMT, a classical potential in ASE, replaces DFT: it labels the training data and checks the ranking.",
                 "",
                 f"  structures   {self.training.stored:,} to train on, {found.stored:,} candidates (read "
                 f"{found.read:,} = stored {found.stored:,} + failed {found.failed:,} + duplicate {found.duplicate:,})",
@@ -108,7 +108,7 @@ def run_trained(
         n_candidates: Number of new structures to screen.
         n_training: Number of structures to train on.
         epochs: Number of training epochs.
-        scheduler: Where the work runs, see `pipeline.runs.cluster.connect`.
+        scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
         note: Called with a line about each step.
     """

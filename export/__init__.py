@@ -21,7 +21,7 @@ __all__ = [
     "export_onnx",
 ]
 
-if not TYPE_CHECKING:  # or a type checker would accept any name
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
         {

@@ -1,7 +1,7 @@
 """Translation of a traced graph of ATen operators to ONNX.
 
-Everything that depends only on weights is computed now (constant folding). Tensors that PyTorch expands stay unexpanded
-where ONNX broadcasts.
+Everything that depends only on weights is computed during translation (constant folding). Tensors that PyTorch expands
+stay unexpanded where ONNX broadcasts.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def translate(
     Args:
         traced: Traced graph; its placeholders are the inputs, in order.
         inputs: Names of the inputs, each with the names of its axes of variable size.
-        output_names: Names of the outputs; an output named None is dropped, with everything that only it needs.
+        output_names: Names of the outputs; an output named None is dropped, together with everything that no other
+            output needs.
         opset: Version of the ONNX operator set.
 
     Raises:
-        ExportError: An operation, dtype or size has no translation here.
+        ExportError: An operation, dtype or size cannot be translated.
     """
     graph = Graph()
     values: dict[fx.Node, Any] = {}

@@ -25,7 +25,7 @@ from .runtime.onnx_potential import OnnxPotential
 FORBIDDEN = frozenset({"Einsum", "If", "Loop", "Scan", "NonZero", "Sin", "Cos"})
 SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 
-# Limit for the other outputs, relative to the largest value and to the spread of the labels.
+# Limit for all other outputs, relative to the largest value and to the spread of the labels.
 PROPERTY_LIMIT = 1e-4
 REPEATS = 3
 # In float64, Sigmoid and Exp behave like Sin and Cos: their last bits may change with the number of threads.

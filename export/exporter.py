@@ -90,8 +90,8 @@ def export_onnx(
     of different sizes, equal results with one and two threads, and the symmetries of the model.
 
     Args:
-        checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble becomes one
-            file too.
+        checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble also becomes a
+            single file.
         out: ONNX file to write.
         outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
             forces and stress no gradient is computed, and 7net-0 takes 0.28 of the time.
@@ -100,7 +100,7 @@ def export_onnx(
             takes twice the time.
         opset: Version of the ONNX operator set, for older or newer runtimes.
         overwrite: Replace an existing file.
-        note: Called with a line about the next step, since each may take minutes.
+        note: Called with a line about the next step, since each step may take minutes.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -138,7 +138,7 @@ def lower_and_check(
         card: Model card of the networks.
         wanted: Names of the outputs to keep; None keeps all.
         opset: Version of the ONNX operator set.
-        note: Called with a line about the next step, since each may take minutes.
+        note: Called with a line about the next step, since each step may take minutes.
 
     Returns:
         The model, which carries its metadata, and the metadata.

@@ -1,7 +1,6 @@
 """Builder of an ONNX graph that computes nothing twice and merges consecutive reshapes.
 
-Sizes are never the numbers of an example: each is a symbolic expression of the input sizes, and is computed from them
-at run time.
+No size is fixed to that of an example: each is a symbolic expression of the input sizes, and is computed at run time.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ..pipeline.errors import ExportError
 
-# Supported opsets. The operators used here exist since opset 13, Shape of some axes since 15; 17 is the oldest that was
-# tested.
+# Supported opsets. The operators used here have existed since opset 13, and Shape of selected axes since 15; 17 is the
+# oldest tested.
 OPSETS = range(17, 24)
 OPSET = 20
 ONNX_TYPES = {
@@ -95,14 +94,14 @@ class Graph:
         return found
 
     def emit(self, kind: str, inputs: Sequence[Value], shape: Shape, dtype: torch.dtype, **attributes: Any) -> Value:
-        """Add a node with one output, or reuse the node that already computes the same."""
+        """Add a node with one output, or reuse a node that already computes the same result."""
         (out,) = self.emit_many(kind, inputs, [shape], dtype, **attributes)
         return out
 
     def emit_many(
         self, kind: str, inputs: Sequence[Value], shapes: Sequence[Shape], dtype: torch.dtype, **attributes: Any
     ) -> list[Value]:
-        """Add a node with several outputs, or reuse the node that already computes the same."""
+        """Add a node with several outputs, or reuse a node that already computes the same result."""
         names = [x.name for x in inputs]
         key = (kind, *names, *(f"{name}={value}" for name, value in sorted(attributes.items())))
         if key not in self.known:

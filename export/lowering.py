@@ -27,8 +27,8 @@ from .graph_builder import OPSET
 # The inputs and their axes of variable size.
 _ATOMS, _SLOTS, _PAIRS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("pairs",), ("structures",)
 INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _SLOTS, _PAIRS, _ATOMS, _STRUCTURES), strict=True))
-# Two tables whose numbers of atoms, slots and structures all differ: make_fx merges sizes that are equal. Each is a
-# number of structures and a seed.
+# Two tables whose numbers of atoms, slots and structures all differ: make_fx merges sizes that are equal. Each table is
+# given by a number of structures and a seed.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 

@@ -1,4 +1,4 @@
-"""Structures on which an export is tested, and how much rounding errors may change the results on them."""
+"""Structures on which an export is tested, and by how much rounding errors may change their results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ..pipeline.structures.structure import Structure
 # Rounding errors in float32: eV/atom, eV/angstrom and eV/angstrom^3. 7net-0 differs by 8e-7, 5e-6 and 9e-7.
 LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
 UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
-# The limits hold for training data with forces of this root mean square, eV/angstrom, and grow for larger ones.
+# The limits hold for training data whose forces have this root mean square, eV/angstrom, and grow with larger forces.
 _USUAL_FORCE = 2.0
-# Sizes other than the traced ones: numbers of structures to choose and to choose from, seed, largest number of atoms.
+# One entry per block: number of structures to choose, number to choose from, seed, and largest number of atoms. The
+# sizes of the blocks differ from the traced ones.
 _SIZES = ((1, 8, 11, 4), (3, 8, 12, 27), (24, 40, 13, 12))
 _SEED, _POOL = 14, 12
 
@@ -28,9 +29,9 @@ class Probes:
     """Structures with the distances, density and size of the training data, with forces as in real data.
 
     Attributes:
-        structures: Structures that are periodic or not as the training data are.
-        blocks: The same and others in three blocks of different sizes, each with an atom and, if they have forces
-            as in real data, a crystal and a molecule.
+        structures: Structures, of which as many are periodic as in the training data.
+        blocks: Three blocks of such structures, of different sizes. Each block also has an isolated atom, and a crystal
+            and a molecule if their forces are as small as in real data.
         force: Largest force on an atom, eV/angstrom; 0 without forces.
         scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if no structure
             has forces below `TAME`.
@@ -54,7 +55,7 @@ class Probes:
         others, force = [Structure.from_cartesian(network.elements[:1], [[0.0, 0.0, 0.0]])], 0.0
         for make in (source.crystal if source.crystals else source.boxed_molecule, source.molecule):
             chosen, largest = tame(potential, [make(rng, 8) for _ in range(_POOL)], 1)
-            if largest <= TAME:  # else it is unlike any training data
+            if largest <= TAME:  # larger forces are unlike any training data
                 others, force = [*chosen, *others], max(force, largest)
         structures: list[Structure] = []
         blocks = []

@@ -84,7 +84,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
 
         Raises:
             ConfigError: A stress is requested for a system that is not periodic in all three directions.
-            InvalidStructureError: A system is invalid: two atoms at one position, a flat cell, and so on.
+            InvalidStructureError: A system is invalid, for example with two atoms at one position or a flat cell.
             UnknownElementError: The model does not cover an element.
         """
         if isinstance(state, dict):

@@ -1,7 +1,7 @@
 """Equivariant networks, trained on graph stores.
 
-`layers` and `networks` hold the architectures, `data`, `training` and `evaluation` what fits and tests them, and
-`pretrained` the import of published weights.
+`layers` and `networks` hold the architectures, `data`, `training` and `evaluation` fit and test them, and `pretrained`
+imports published weights.
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ __all__ = [
     "train_ensemble",
 ]
 
-if not TYPE_CHECKING:  # or a type checker would accept any name
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
         {

@@ -36,7 +36,7 @@ class ModelCard:
         test: Mean absolute errors on the test structures, if there are any.
         mirror_violation: Largest difference of each output between structures and their mirror images, keyed by name
             and unit, for a network without parity: a lower bound for other structures.
-        mirror_structures: Number of structures that `mirror_violation` is the largest of.
+        mirror_structures: Number of structures on which `mirror_violation` was measured.
         calibration: Calibration of an ensemble's spread, by output: root mean square of error over spread.
         origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
@@ -80,7 +80,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
     if not file.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(file) as archive:  # torch writes a checksum of each tensor, but does not look at it
+        with zipfile.ZipFile(file) as archive:  # torch writes a checksum of each tensor but does not verify it
             damaged = archive.testzip()
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
@@ -108,7 +108,7 @@ def _statistics(content: Mapping[str, Any]) -> DataStatistics:
         )
         for name, head in content["heads"].items()
     }
-    geometry = content.get("geometry")  # checkpoints before 0.2 lack it
+    geometry = content.get("geometry")  # checkpoints before 0.2 lack this entry
     return DataStatistics(
         tuple(content["reference_energies"]),
         tuple(content["energy_scales"]),
@@ -158,7 +158,7 @@ def find_checkpoints(path: str | Path) -> list[Path]:
 
 
 def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None:
-    """Declare the runs inside a folder an ensemble; without this file it is not one."""
+    """Mark the runs inside a folder as an ensemble; without this file, the folder is not one."""
     content = {"schema": ENSEMBLE_SCHEMA, "members": list(members), "card": asdict(card)}
     write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
 

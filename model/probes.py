@@ -19,7 +19,8 @@ from ..pipeline.structures.structure import Structure
 from .statistics import GeometryStatistics
 
 # Neighbours are placed at this multiple of the smallest distance in the training data or, if that is not known, of the
-# sum of covalent radii: about where forces vanish, in thermal motion as well as in relaxed crystals.
+# sum of covalent radii. There, forces nearly vanish for training data from thermal motion and from relaxed crystals
+# alike.
 _SPACING = 1.15
 # Noble gases have no bonds, and two atoms of hydrogen, nitrogen, oxygen or a halogen have one at most: neighbours of
 # the same element are placed at the sum of van der Waals radii.
@@ -30,7 +31,7 @@ _SHORTEST = 1.5
 # 1 eV/angstrom.
 _JITTER = 0.04
 _SHEAR = 0.04
-# Random choices of elements of which the densest is taken: ions of one kind end up apart.
+# Number of random arrangements of the elements, of which the densest is used: it keeps ions of one kind apart.
 _TRIES = 12
 # Structures with larger forces (eV/angstrom) are unlike any training data, and rounding errors grow with the forces.
 TAME = 10.0
@@ -79,7 +80,7 @@ class ProbeSource:
             max_atoms: Largest number of atoms in a structure; there are never more than 27.
         """
         rng = np.random.default_rng(seed)
-        whole = [math.floor(place * self.crystals) for place in range(count + 1)]  # crystals so far, evenly spread
+        whole = [math.floor(place * self.crystals) for place in range(count + 1)]  # number of crystals so far
         return [
             self.crystal(rng, max_atoms) if after > before else self.molecule(rng, max_atoms)
             for before, after in itertools.pairwise(whole)
@@ -156,7 +157,7 @@ def tame(potential: Potential, structures: Sequence[Structure], count: int) -> t
     forces = potential.evaluate(block).forces
     sizes = np.linalg.norm(forces, axis=1)
     largest = np.maximum.reduceat(np.where(np.isnan(sizes), 0.0, sizes), block.atom_start)
-    # Without neighbours nothing is tested, and with forces that are not finite neither.
+    # Structures without neighbours, or with forces that are not finite, would test nothing.
     cost = np.where(np.isfinite(largest) & (block.n_edges > 0), np.maximum(largest, TAME), math.inf)
     chosen = np.sort(np.argsort(cost, kind="stable")[:count])
     return [structures[place] for place in chosen.tolist()], float(largest[chosen].max(initial=0.0))

@@ -27,7 +27,7 @@ class HeadStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GeometryStatistics:
-    """What the training structures look like.
+    """Geometric statistics of the training structures.
 
     Attributes:
         minimum_distances: Smallest distance of each pair of elements that are neighbours within the cutoff (angstrom),
@@ -68,7 +68,7 @@ def joint_minimum_distances(geometries: Sequence[GeometryStatistics | None]) -> 
     """Smallest distance of each pair of elements in any of several training sets, angstrom.
 
     Returns:
-        As `GeometryStatistics.minimum_distances`; None if one of the sets is not known.
+        As `GeometryStatistics.minimum_distances`; None if it is unknown for one of the sets.
     """
     joint: dict[str, float] = {}
     for geometry in geometries:

@@ -1,7 +1,7 @@
 """Crystal structures to neighbour graphs in a Zarr store, computed in parallel with Dask.
 
 `sources`, `readers` and `labels` turn files into labelled structures, `graphs` finds their neighbours, and `store`
-keeps both. `runs` makes long jobs resumable; `featurization` puts the steps together.
+holds the structures with their graphs. `runs` makes long jobs resumable; `featurization` puts the steps together.
 """
 
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ __all__ = [
     "substitute",
 ]
 
-if not TYPE_CHECKING:  # or a type checker would accept any name
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
         {

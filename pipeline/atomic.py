@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Longest suffix (bytes) that is taken for the name of a format.
+# Longest suffix (bytes) that is kept as a file extension.
 _SUFFIX = 32
 
 
@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Readers see either the old file or the complete new one, even after a crash: the content is flushed to disk before
     the rename. Each block has its own scratch name, so two processes can safely write the same file. If the block
     raises, the scratch file is removed and `path` stays as it was. An existing file keeps its permissions. If `path`
-    is a symbolic link, the file that it leads to is replaced.
+    is a symbolic link, the file that it points to is replaced.
 
     Args:
         path: File to write; its folder exists.
@@ -44,6 +44,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file that appears under its name only when complete."""
+    """Write a UTF-8 text file that appears under its name only once it is complete."""
     with atomic_path(path) as scratch:
         scratch.write_text(text, encoding="utf-8")

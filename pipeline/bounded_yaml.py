@@ -1,4 +1,4 @@
-"""YAML of bounded size and depth, without aliases: a file of a few lines could otherwise fill the memory."""
+"""YAML with limits on size and depth and without aliases; otherwise a file of a few lines could exhaust the memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ValueError(f"nested more than {MAX_DEPTH} deep")
+                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from error

@@ -1,7 +1,7 @@
-"""Energy schemes: the calculations that the energies of a model, a dataset or a table of references follow.
+"""Energy schemes: the DFT settings and corrections behind the energies of a model, dataset or table of references.
 
-Only energies of one scheme can be compared; those of `UNCORRECTED` become comparable with `CORRECTED` ones by their
-corrections.
+Only energies of the same scheme can be compared. The MP2020 corrections turn `UNCORRECTED` energies into `CORRECTED`
+ones.
 
 - ``mp-uncorrected``: PBE and PBE+U with the settings of the Materials Project, before its corrections.
 - ``mp2020-corrected``: the same energies with the MP2020 corrections (Wang et al., Scientific Reports 11, 15496,
@@ -9,8 +9,8 @@ corrections.
 - ``omat24``: PBE and PBE+U with the settings and pseudopotentials of OMat24.
 - ``matpes-pbe``: PBE with the settings of MatPES.
 - ``r2scan``: calculations with the r2SCAN functional.
-- ``own``: a scheme without a name. Such energies are compared only with those of the same model, or where the user says
-  that two models were trained on the same energies.
+- ``own``: a scheme without a name. Such energies are compared only with energies of the same model, or when the user
+states that two models were trained on the same energies.
 """
 
 from __future__ import annotations

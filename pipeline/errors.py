@@ -7,7 +7,7 @@ class EquiscreenError(Exception):
     """Base class of all errors that state what is wrong and what to do about it.
 
     Args:
-        message: One line; the secrets of URLs in it are hidden.
+        message: One line; secrets in its URLs are hidden.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -15,9 +15,10 @@ class EquiscreenError(Exception):
 
 
 def detail(error: BaseException, about: str = "") -> str:
-    """Text of a library's error on one line, shortened, to be quoted in another message.
+    """Shorten the text of a library's error to one line, to be quoted in another message.
 
-    It holds no secrets of URLs, and no path where the error is of the system: the message names the file already.
+    Secrets in URLs are hidden. The path in an operating-system error is left out, because the message that quotes the
+    error already names the file.
 
     Args:
         error: The error.

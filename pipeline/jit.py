@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile a function at its first call, and cache the machine code for other processes.
+    """Compile a function on its first call, and cache the machine code for other processes.
 
     `fastmath` is off: sums are taken in the order in which they are written, so that results are identical to the last
     bit wherever they are computed. The GIL is released, so other threads keep running. The code is cached beside the

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# Neither PyTorch (for the CPU) nor ONNX Runtime has an error type for it. PyTorch's allocator for the CPU says "can't
-# allocate memory", the arenas of ONNX Runtime "Failed to allocate memory for requested buffer"
+# Neither PyTorch (on the CPU) nor ONNX Runtime has an error type for running out of memory. PyTorch's allocator for the
+# CPU says "can't allocate memory", the arenas of ONNX Runtime "Failed to allocate memory for requested buffer"
 # (core/framework/bfc_arena.cc), the C++ library "bad_alloc", and CUDA's libraries "out of memory" and "ALLOC_FAILED".
-# Under a limit of the address space (ulimit -v), the dynamic loader says "failed to map segment", Python "can't start
+# Under a limit on the address space (ulimit -v), the dynamic loader says "failed to map segment", Python "can't start
 # new thread", and Arrow "Failed to launch worker thread".
 _MESSAGES = (
     "allocate memory",

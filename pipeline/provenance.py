@@ -1,4 +1,4 @@
-"""Names under which stores record the user's files, so that a published store reveals no paths of their machine."""
+"""Names under which stores record the user's files, so that a published store reveals no local paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from .redaction import redact_urls
 
-# What fsspec takes off a local path.
+# The prefix that fsspec strips from a local path.
 _FILE = re.compile(r"^(?:file|local):(?://|(?=/))")
 
 
@@ -28,7 +28,7 @@ def unrecorded_folders(sources: Sequence[str]) -> list[str]:
     """
     here = Path.cwd()
     paths = [_split(source)[1] for source in sources]
-    # Everything lies in the root, so a path in it is no shorter.
+    # Every absolute path lies inside the root folder, and a path relative to it would be no shorter.
     inside = [path.is_relative_to(here) and here != Path(here.anchor) for path in paths]
     outside = [path.is_absolute() and not within for path, within in zip(paths, inside, strict=True)]
     parents = {str(path.parent) for path, out in zip(paths, outside, strict=True) if out}
@@ -50,21 +50,21 @@ def without_folder(source: str, folder: str) -> str:
 
 
 def _split(source: str) -> tuple[str, PurePath]:
-    """A source as the URLs chained before a local path, if any, and that path; the path is empty for another URL.
+    """Split a source into the URLs chained before a local path, if any, and the path; for other URLs the path is empty.
 
-    ``zip://*.cif::/folder/file.zip`` is ``zip://*.cif::`` and ``/folder/file.zip``. The name of a local file may hold
-    "::" too.
+    ``zip://*.cif::/folder/file.zip`` becomes ``zip://*.cif::`` and ``/folder/file.zip``. The name of a local file may
+    also contain "::".
     """
     whole = _without_file(source)
     chain, separator, last = ("", "", whole) if whole.startswith("/") else source.rpartition("::")
     path = _without_file(last)
-    # Without this, two slashes at the beginning make another root.
+    # pathlib treats two leading slashes as a different root.
     local = "" if "://" in path else f"/{path.lstrip('/')}" if path.startswith("/") else path
     return f"{chain}{separator}", PurePath(local)
 
 
 def _without_file(path: str) -> str:
-    """A path without the ``file://`` before it."""
+    """A path without a leading ``file://``."""
     return _FILE.sub("", path, count=1)
 
 
@@ -106,5 +106,5 @@ def resolved_path(recorded: str, dataset: str | Path) -> str:
     at = _without_file(str(dataset))
     if "://" in at:
         return f"{chain}{separator}{at.rstrip('/').rpartition('/')[0]}/{last}"
-    place = os.path.normpath(Path(at).resolve().parent / last)  # without links, as it was recorded
+    place = os.path.normpath(Path(at).resolve().parent / last)  # with links resolved, as in the recorded path
     return f"{chain}{separator}{place}"

@@ -18,20 +18,20 @@ _NOT_A_PORT = r"[^/?#@:]*:(?!\d*(?:[/?#]|\Z))"
 _USER = re.compile(rf"(?<=://)(?:{_NOT_A_PORT}[^?]*|[^/?#]*|{_NOT_A_PORT}.*)@", re.DOTALL)
 _SEPARATORS = re.compile(r"([&;])")
 _WEB = frozenset({"http", "https"})
-# What stands before the "@" of these is a place: the container of Azure and Oracle, the repository of GitHub.
+# URLs in which the text before the "@" is a location: a container of Azure or Oracle, or a repository of GitHub.
 _PLACE = re.compile(
     r"(?:(?:abfss?|az|adl|wasbs?|oci)://[a-z0-9$][a-z0-9-]*|github://[\w.-]+:[\w.-]+)(?=@[^/?#@:]*(?:[/?#]|\Z))",
     re.IGNORECASE,
 )
-# Parameters of a query to a server of structures, which messages about it need.
+# Query parameters of OPTIMADE servers, which messages about a query need.
 QUERY_PARAMETERS = frozenset(
     {"filter", "response_fields", "sort", "page_limit", "page_offset", "page_number", "page_above", "page_below"}
 )
 # A word of a text that holds a URL; punctuation at its end belongs to the sentence.
 _WORD = re.compile(r"(\S*://\S*?)([\"'`)\]}>.,:;]*)(?=\s|\Z)")
-# A parameter of a query in another word, of a URL with spaces.
+# A query parameter that is in a later word because the URL contains spaces.
 _PARAMETER = re.compile(rf"((?:\?|(?<=\S)&)([\w.%-]+)=)(?!{re.escape(HIDDEN)})[^\s&;\"']+")
-# Parts of a password that a parser of URLs may quote alone; shorter ones would be found in any text.
+# Parts of a password that a URL parser may quote alone; shorter parts would match in any text.
 _PIECES, _SHORTEST = re.compile(r"[/?#@:&=]"), 4
 
 
@@ -39,7 +39,7 @@ def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     """Hide passwords and the values of query parameters in all URLs of a word.
 
     User, password and the value of every query parameter, secret or harmless, become ``***``; names of parameters are
-    kept. Text that is not part of a URL is returned as it is.
+    kept. Text that is not part of a URL is returned unchanged.
 
     Example:
         >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")
@@ -69,7 +69,7 @@ def redact_text(text: str, about: str = "") -> str:
 
     Args:
         text: Words, some of which may hold URLs.
-        about: URL that the text is about; its secrets are hidden even where they stand alone.
+        about: URL that the text is about; its secrets are hidden even where they appear on their own.
     """
     for secret in _secrets(about):
         text = text.replace(secret, HIDDEN)
@@ -80,7 +80,7 @@ def redact_text(text: str, about: str = "") -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """What `redact_urls` hides of a URL, as written and decoded, whole and in pieces; the longest first."""
+    """The texts that `redact_urls` hides in a URL, as written and decoded, whole and in pieces; the longest first."""
     if "://" not in url:
         return []
     pattern = re.escape(redact_urls(url, QUERY_PARAMETERS)).replace(re.escape(HIDDEN), "(.*?)")

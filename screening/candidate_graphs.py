@@ -1,4 +1,4 @@
-"""Graphs of the structures that a verb is given: a graph store as it is, or files that are featurized first."""
+"""Graphs of the structures given to a command: a graph store is used directly, files are featurized first."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def prepare_graphs(
 ) -> PreparedGraphs:
     """Featurize the sources into a graph store beside the scores: the first step of `scoring.screen_files`.
 
-    An existing store is reused if it equals the one that this would write. If the source is a graph store, there is
-    nothing to do.
+    An existing store is reused if it equals the one that this function would write. If the source is a graph store,
+    there is nothing to do.
 
     Args:
         sources: Sources, as for `screen_files`.
@@ -88,7 +88,7 @@ def prepare_graphs(
         )
     cutoff = Ensemble.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
-    # Check this before the work. If a run was killed while it published the scores, `screen` finishes it.
+    # Check before doing any work. If a run was killed while it published the scores, `screen` finishes that run.
     if not options.overwrite and scores.exists() and not scores.working_folder.exists():
         raise OutputExistsError(f"{scores}: already exists; choose another --out, or use --overwrite")
     limit = options.limit
@@ -100,7 +100,7 @@ def prepare_graphs(
         differences = differences_of(path, named, cutoff, limit, verify=options.overwrite)
         if not differences:
             if place.working_folder.exists():
-                with suppress(OutputExistsError):  # raised unless an earlier run was killed while it cleaned up
+                with suppress(OutputExistsError):  # raised unless there is a clean-up to finish
                     run()
             return PreparedGraphs(path, reused_summary(GraphStore(path)))
         if not options.overwrite:
@@ -113,7 +113,7 @@ def prepare_graphs(
 
 @contextmanager
 def sampled_graphs(named: Sequence[str], cutoff: float, limit: int | None) -> Iterator[tuple[str, Path, int]]:
-    """A graph store of the first records of some files, from which the cost of all of them can be estimated.
+    """Make a graph store of the first records of some files, to estimate the cost of all records.
 
     Args:
         named: Sources, as text.
@@ -157,7 +157,7 @@ def graph_store_of(named: Sequence[str]) -> str | None:
 
 def _is_store(source: str) -> bool:
     """Whether a source is a graph store, which may be missing or unfinished."""
-    if source.startswith(OPTIMADE_PREFIX):  # a server, or a file with such a name
+    if source.startswith(OPTIMADE_PREFIX):  # a server, or a file named like one
         return False
     if without_query(source.split("::", maxsplit=1)[0]).rstrip("/").endswith(".zarr"):
         return True
@@ -176,7 +176,7 @@ def _is_store(source: str) -> bool:
 def differences_of(
     path: str, named: Sequence[str], cutoff: float, limit: int | None, *, verify: bool = False
 ) -> list[str]:
-    """How a graph store differs from the one that featurizing the sources would write.
+    """List how a graph store differs from the one that featurizing the sources would write.
 
     Args:
         path: Path or URL of the graph store.
@@ -186,7 +186,7 @@ def differences_of(
         verify: Also verify the checksums of the store.
 
     Returns:
-        Each difference, as text; nothing if there is none.
+        Each difference, as text; empty if there is none.
     """
     try:
         store = GraphStore(path)
@@ -219,9 +219,9 @@ def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int,
 
 
 def _recipe_of(store: GraphStore) -> dict[str, object]:
-    """The recipe of a store that was featurized with default settings, apart from cutoff and limit.
+    """The recipe of a store that was featurized with default settings except for cutoff and limit.
 
-    Of the labels that ASE provides, a recipe names those that the data have.
+    A recipe lists only those of ASE's labels that the data contain.
     """
     found = {name for names in store.label_names for name in names}
     return {

@@ -50,7 +50,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     Args:
         a: Path or URL of a dataset.
         b: Path or URL of another dataset.
-        columns: Columns to compare; by default those of `COMPARED` that both have.
+        columns: Columns to compare; by default all columns in `COMPARED` that both datasets have.
         top: Number of lowest rows whose overlap is computed.
 
     Returns:
@@ -126,7 +126,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
         rows = np.arange(len(ids_a), dtype=np.int64)
         return rows, rows, 0
     repeated = pa.concat_arrays([_repeated(ids_a), _repeated(ids_b)]).unique()
-    # `index_in` returns the first of equal ids, so repeated ids are removed.
+    # `index_in` returns the first of several equal ids, so repeated ids are removed.
     found = pc.index_in(ids_a, value_set=ids_b)
     keep = pc.and_(found.is_valid(), pc.invert(pc.is_in(ids_a, value_set=repeated)))
     row_a = np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
@@ -135,7 +135,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool[n], whether formulas have the same reduced composition; false for text that is not a formula."""
+    """bool[n], whether two formulas have the same reduced composition; false for text that is not a formula."""
     compositions = Compositions()
 
     def numbers(texts: NDArray[Any]) -> list[int]:
@@ -199,9 +199,9 @@ def join_energies(
 ) -> xr.Dataset:
     """Add DFT energies to the scores that they were computed for.
 
-    The energies have to follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    go with ``mp-uncorrected``. Rows that state another functional, in a column ``run_type``, ``functional`` or ``xc``,
-    are left out and counted.
+    The energies must follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
+    belong to ``mp-uncorrected``. Rows that state another functional, in a column ``run_type``, ``functional`` or
+    ``xc``, are left out and counted.
 
     Example:
         >>> found = join_energies("best", "vasp.csv")  # doctest: +SKIP
@@ -210,15 +210,15 @@ def join_energies(
     Args:
         scores: Folder of a selection, or a scores dataset.
         table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or
-            ``pretty_formula``), each formula must be that of the structure of its id; without one, ids that meet by
-            chance are not noticed, which the result says.
+            ``pretty_formula``), each formula must be that of the structure of its id; without this column, ids that
+            agree by chance go unnoticed, and the result states this.
         id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
         energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
             default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
 
     Returns:
         The scores with `dft_energy_per_atom` and `energy_error_per_atom` (model minus DFT), NaN for structures without
-        a DFT energy. attrs["dft"] holds the number of joined rows, of how many of them the composition was checked,
+        a DFT energy. attrs["dft"] holds the number of joined rows, the number of those whose composition was checked,
         and the ids that are not among the scores.
 
     Raises:
@@ -291,14 +291,14 @@ def _check_compositions(
     target: NDArray[np.int64],
     formulas: Mapping[str, Sequence[str]],
 ) -> int:
-    """Check that calculations are of the structures that they are joined with.
+    """Check that calculations belong to the structures that they are joined with.
 
     Args:
         table: File of the calculations.
         rows: Reader of the scores.
         ids: Ids of the calculations.
         target: int64[n], row of each calculation.
-        formulas: Formulas by id, as far as the table gives any.
+        formulas: Formulas by id, where the table gives them.
 
     Returns:
         Number of calculations with a formula.
@@ -317,14 +317,14 @@ def _check_compositions(
         one = int(other[0])
         count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[places[one]]!r} is {texts[one]} there, but {stored[one]} in {rows.path}; these are not the "
-            f"same structures ({count:,} of {len(ids):,} ids)"
+            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these "
+            f"are not the same structures ({count:,} of {len(ids):,} ids)"
         )
     return len(np.unique(places))
 
 
 def _unchecked(count: int, joined: int, key: str) -> str:
-    """What the result says of rows that were joined by their ids alone; empty if there are none."""
+    """The note about rows that were joined by their ids alone; empty if there are none."""
     if not count:
         return ""
     which = "the" if count == joined else f"{count:,} of {joined:,}"
@@ -334,7 +334,7 @@ def _unchecked(count: int, joined: int, key: str) -> str:
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
     """Return the column that ids were found in, and the row of each id or -1.
 
-    Ids are looked up in structure_id, or in file_name if that finds more.
+    Ids are looked up in structure_id, or in file_name if more of them are found there.
 
     Raises:
         SourceError: Several rows have the same id.
@@ -366,7 +366,7 @@ def _read_energies(
         id_column: See `join_energies`.
         energy_column: See `join_energies`.
         scheme: Energy scheme of the model.
-        left_out: Rows of other functionals are counted in it, by reason.
+        left_out: Updated with the number of rows of other functionals, by reason.
 
     Raises:
         SourceError: The table cannot be read, a column appears twice, or an id has two energies.
@@ -399,7 +399,7 @@ def _read_energies(
 
 
 def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Return the formulas of a table by id, as far as it gives any.
+    """Return the formulas of a table by id, where the table gives them.
 
     Raises:
         SourceError: The column appears twice.

@@ -25,14 +25,14 @@ def labels_and_predictions(
 ) -> tuple[Column, Column]:
     """Return labels and predictions of the structures that have both.
 
-    Energies are compared as they are: if the labels follow a different energy scheme, the difference
-    between the schemes is part of the error.
+    Energies are compared without any correction: if the labels follow a different energy scheme, the difference between
+    the schemes is part of the error.
 
     Args:
         scores: Scores from `open_scores`.
         name: ``energy_per_atom``, or an output with one number per structure for which the store has a label.
-        store: Path of the graph store; by default the one recorded in the scores, or one of the same name beside them
-            if the two were moved together.
+        store: Path of the graph store; by default the one recorded in the scores, or a store of the same name beside
+            them if both were moved together.
 
     Returns:
         float64[n], float64[n]: labels and predictions; energies in eV/atom. Empty if the store has no such label.
@@ -111,7 +111,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the rows of the scores are those of the store, which is not so for a subset of a dataset.
+    """Check that the rows of the scores are those of the store; for a subset of a dataset, they are not.
 
     Raises:
         ConfigError: The rows differ.

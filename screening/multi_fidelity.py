@@ -47,8 +47,8 @@ class CascadeSettings:
         keep_below: Largest energy above hull by the fast model at which a structure is kept, eV/atom.
         target: Largest energy above hull by the accurate model at which a structure is a hit, eV/atom.
         audit: Number of rejected structures that the accurate model evaluates too.
-        seed: Random seed of the choice of these structures.
-        relax: Whether the accurate model relaxes structures or scores them as they are.
+        seed: Random seed of the choice of rejected structures.
+        relax: Whether the accurate model relaxes structures or scores them without relaxation.
     """
 
     keep_below: float = 0.2
@@ -96,9 +96,9 @@ def cascade(
 ) -> xr.Dataset:
     """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
-    Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. A random sample of the
-    rejected ones is evaluated by the accurate model too; the hits among them show how many the cascade misses. These
-    rows are at the end of the result, after the kept ones, and can be selected like them.
+    Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. The accurate model also
+    evaluates a random sample of the rejected structures; the hits among these show how many the cascade misses. The
+    sample is at the end of the result, after the kept structures, and can be selected from like them.
 
     The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.
@@ -112,14 +112,14 @@ def cascade(
         fast: ONNX file of the model that screens everything.
         accurate: ONNX file of the model that decides.
         out: Folder to write.
-        references: References of the convex hull, see `convex_hull.hull.hull`; their energies have to suit both models.
+        references: References of the convex hull, as for `convex_hull.hull.hull`; their energies must suit both models.
         settings: Which structures are kept, and which are hits; None for the defaults.
         fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
         scheme: Energy scheme of references given as tables.
-        device: Device of the workers, see `export.runtime.providers`.
+        device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
-        budget: Time after which a relaxation starts no more parts, hours.
+        budget: Hours after which a relaxation starts no more parts.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Returns:
@@ -175,13 +175,13 @@ def summary(found: xr.Dataset, out: str | Path) -> str:
     about = found.attrs["cascade"]
     recall = about["recall"]
     line = (
-        f"no hit among {about['kept']:,} kept and {recall['audited']:,} audited structures"
+        f"no hits among {about['kept']:,} kept and {recall['audited']:,} audited structures"
         if recall["value"] is None
         else f"recall {recall['value']:.1%}, {recall['confidence']:.0%} interval {recall['low']:.1%} to "
         f"{recall['high']:.1%} (Clopper-Pearson; {recall['missed']:,} hits among {recall['audited']:,} audited)"
     )
     return (
-        f"{Path(out) / RESULT}: of {about['screened']:,} structures {about['kept']:,} were kept and "
+        f"{Path(out) / RESULT}: of {about['screened']:,} structures, {about['kept']:,} were kept and "
         f"{about['rejected']:,} rejected by the fast model; {about['hits']:,} of the kept are within "
         f"{about['settings']['target']} eV/atom of the hull\n{line}"
     )

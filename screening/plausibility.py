@@ -1,7 +1,7 @@
 """Which results are meaningful: bounds on distances, forces and energies beyond which a model only extrapolates.
 
 Far from its training data, a network may predict anything: for overlapping atoms, energies of -21,000 eV/atom, which
-would lead every ranking and span every hull. Real crystals are far inside these bounds: over 7,140 crystals of the
+would top every ranking and span every hull. Real crystals are well within these bounds: over 7,140 crystals of the
 Materials Project (mp_20_val.csv.gz), the shortest pair is 0.65 times the sum of its covalent radii long; with 7net-0,
 energies are between 8.4 eV/atom below and 0.01 above those of isolated atoms, and no force is above 2.2 eV/angstrom.
 """
@@ -22,13 +22,13 @@ from ..pipeline.graphs.neighbor_list import MIN_DISTANCE
 from ..pipeline.graphs.potential import Evaluation, Potential
 from ..pipeline.structures.structure import Structure
 
-# Shortest distance of two atoms: in units of the shortest in the training data, where the model records it; otherwise
-# of the sum of the covalent radii (Cordero et al., Dalton Trans. 2832 (2008)).
+# Shortest plausible distance of two atoms: relative to the shortest in the training data if the model records it,
+# otherwise relative to the sum of the covalent radii (Cordero et al., Dalton Trans. 2832 (2008)).
 SHORTEST_OF_TRAINING, SHORTEST_OF_RADII = 0.9, 0.55
 LARGEST_FORCE = 50.0  # eV/angstrom
-# Energy relative to isolated atoms, eV/atom. The most strongly bound solids (W, C, TaC) have -9.
+# Bounds of the energy relative to isolated atoms, eV/atom. The most strongly bound solids (W, C, TaC) are at -9.
 LOWEST_ENERGY, HIGHEST_ENERGY = -12.0, 50.0
-# Energy relative to isolated atoms from which no descent leads back, eV/atom.
+# Energy relative to isolated atoms (eV/atom) below which a relaxation cannot recover.
 BOTTOMLESS = -1000.0
 _BOX = 30.0  # angstrom, edge of the cell of an isolated atom: larger than twice any cutoff
 
@@ -68,11 +68,11 @@ class Plausibility:
         return np.asarray(bounds, dtype=np.float64)
 
     def doubts(self, block: GraphBlock, found: Evaluation | None = None) -> list[str]:
-        """What makes each structure implausible, as text; empty where nothing does.
+        """What makes each structure implausible, as text; empty for plausible structures.
 
         Args:
             block: The structures.
-            found: Their evaluation; None to judge distances alone.
+            found: Evaluation of the structures; None to judge distances alone.
         """
         out = self._of_distances(block)
         if found is None:
@@ -118,7 +118,7 @@ class Plausibility:
 
 
 def atomic_volume(atomic_number: NDArray[np.integer]) -> float:
-    """Volume of the spheres of the covalent radii of some atoms, angstrom^3.
+    """Total volume of spheres with the covalent radii of some atoms, angstrom^3.
 
     The crystals of the Materials Project have 0.7 to 36 times this volume, and half of them less than 1.5 times.
     """

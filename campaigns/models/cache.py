@@ -1,4 +1,4 @@
-"""The cache folder: files that are made once, and noticed if they are damaged.
+"""The cache folder: files that are made once, and made again if they are damaged.
 
 The folder is ``EQUISCREEN_CACHE``, or ``equiscreen`` in the user's cache (``XDG_CACHE_HOME`` or ``~/.cache``).
 """
@@ -25,13 +25,13 @@ def cache_folder() -> Path:
     """The cache folder, which need not exist yet.
 
     Raises:
-        EquiscreenError: The user has no home folder, and no variable names another.
+        EquiscreenError: The user has no home folder, and no environment variable sets a cache folder.
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
     user = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not user.is_absolute():  # the standard says to ignore it then
+    if not user.is_absolute():  # the XDG standard requires a relative path to be ignored
         try:
             user = Path.home() / ".cache"
         except RuntimeError as error:
@@ -52,7 +52,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
 
     Args:
         path: The file.
-        make: Makes its content.
+        make: Returns its content.
         note: Called with a message if the file is damaged or another process is making it.
 
     Returns:

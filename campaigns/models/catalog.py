@@ -11,7 +11,7 @@ from ...model.pretrained.registry import REGISTRY, Published
 from ...pipeline.errors import ModelFileError
 from ...pipeline.suggestions import unknown_name
 
-# Characters of a hash that `NAME@HASH` must give.
+# Smallest number of hash digits in `NAME@HASH`.
 _MIN_DIGITS = 8
 # Edges per second (energy, forces and stress) on both cores of the machine in tests/benchmarks/pretrained_rate.txt, the
 # source of the figure. Models that are not listed have not been measured.
@@ -35,7 +35,7 @@ class CatalogModel:
 
     @property
     def name(self) -> str:
-        """Name for `--model`: that of the weights, and the fidelity if there are several."""
+        """Name for `--model`: the name of the weights, with the fidelity if there are several."""
         return f"{self.published.name}/{self.fidelity}" if self.fidelity else self.published.name
 
     @property
@@ -94,7 +94,7 @@ _WEIGHTS = {name: weights for weights in REGISTRY.values() for name in (weights.
 
 
 def is_known(name: str) -> bool:
-    """Whether a name, with or without fidelity and hash, is that of weights in the catalogue."""
+    """Whether a name, with or without fidelity and hash, refers to weights in the catalogue."""
     return name.partition("@")[0].partition("/")[0] in _WEIGHTS
 
 
@@ -103,7 +103,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
 
     Args:
         name: The name; HASH stands for the first digits of the SHA-256 of the weights' file, at least 8.
-        modality: Fidelity, if the name gives none; None chooses the first, which is PBE.
+        modality: Fidelity, if the name does not give one; None chooses the first, which is PBE.
 
     Raises:
         ModelFileError: There is no such name or fidelity, or the weights have another hash.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # The largest published file is 3 MB.
 MAX_BYTES = 64 << 20
-# Consecutive attempts that may receive nothing, and the pause after the first of them, which doubles (s).
+# Number of consecutive attempts that may receive nothing, and the pause after the first of them, which then doubles
+# (s).
 _ATTEMPTS, _PAUSE = 3, 0.5
 _TIMEOUT = 30.0
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -36,9 +37,9 @@ def fetch(
     progress: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Path:
-    """Download a file, unless it is there already.
+    """Download a file, unless it exists already.
 
-    What an interrupted download has received stays beside `target`, and the next one resumes there.
+    An interrupted download leaves what it has received beside `target`, and the next download resumes from there.
 
     Args:
         url: An https URL; http is accepted only on this machine.
@@ -83,7 +84,7 @@ def _downloaded(url: str, part: Path, target: Path, sha256: str, *, progress: bo
         return sha256
     _receive_all(url, part, target, progress=progress)
     found = _digest(part)
-    if found != sha256 and resumed:  # what an earlier process left was damaged
+    if found != sha256 and resumed:  # the data left by an earlier process were damaged
         part.unlink()
         _receive_all(url, part, target, progress=progress)
         found = _digest(part)

@@ -35,7 +35,7 @@ def exported_checkpoint(path: Path, note: Callable[[str], None]) -> bytes:
     """Export a checkpoint, or the network or ensemble in a run folder; returns the content of the ONNX file.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The checkpoint cannot be read.
         ExportError: A check failed.
     """
     networks, card = load_members(path)

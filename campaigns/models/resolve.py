@@ -38,12 +38,12 @@ def model_file(
         PosixPath('/home/me/.cache/equiscreen/models/7net-0.7052cb42b7b3.equiscreen-0.1.0.onnx')
 
     Args:
-        model: An ONNX file, which is returned as it is; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
+        model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
             stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
             file of SevenNet or Nequix. A name takes precedence over a file: ``./NAME`` is always a file.
-        modality: Fidelity of weights that have several, if the name gives none.
+        modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
-        note: Called with a message about the next step, if that may take a minute.
+        note: Called with a message about the next step, if the step may take a minute.
 
     Raises:
         ModelFileError: The name is unknown, its hash does not match, or a package is missing.

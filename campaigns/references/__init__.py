@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch_references", "read_account", "systems_of"]
 
-if not TYPE_CHECKING:  # or a type checker would accept any name
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
     __getattr__, __dir__ = lazy_names(
         __name__,
         {"fetch_references": ".fetch", "read_account": ".account", "systems_of": ".systems"},

@@ -1,4 +1,4 @@
-"""The account of a table of references: where they come from, and what is missing."""
+"""The account of a table of references: where the references come from, and what is missing."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class SourceAccount:
         source: Name of the source, without secrets.
         kind: Kind of source: entries, table, dataset, OPTIMADE or mp-api.
         when: Time of the download or of reading, UTC.
-        read: Number of references in it.
-        phases: Number of those that entered the table.
+        read: Number of references in the source.
+        phases: Number of references that entered the table.
         duplicate: Number of structures that the server sent twice.
         outside: Number of references outside the chemical systems of the candidates.
         left_out: Number of references that cannot be used, by reason.
-        left_out_because: Reasons for the first few, by name.
+        left_out_because: Reasons for the first few of these, by name.
         run_types: Number of phases by functional or run type.
     """
 
@@ -48,10 +48,10 @@ class SourceAccount:
 
 @dataclass(frozen=True)
 class ReferencesAccount:
-    """What a table of references holds.
+    """Summary of a table of references.
 
     Attributes:
-        scheme: Energy scheme of the candidates that the references are for.
+        scheme: Energy scheme of the candidates that the references are compared with.
         phases: Number of phases.
         run_types: Number of phases by functional or run type.
         systems: Chemical systems of the candidates; empty if the references were not restricted.
@@ -85,7 +85,7 @@ class ReferencesAccount:
             f"scheme {self.scheme} ({_counted(self.run_types)})"
         ]
         for one in self.sources:
-            parts = [f"{one.phases:,} of {one.read:,} taken"]
+            parts = [f"{one.phases:,} of {one.read:,} kept"]
             parts += [f"{one.outside:,} outside the chemical systems"] if one.outside else []
             parts += [f"{one.duplicate:,} sent twice"] if one.duplicate else []
             parts += [f"{count:,} left out: {reason}" for reason, count in one.left_out.items()]
@@ -98,7 +98,7 @@ class ReferencesAccount:
 
 
 def read_account(path: str | Path) -> Mapping[str, Any]:
-    """The account that a table of references holds, as `ReferencesAccount.attrs` gives it.
+    """The account stored in a table of references, in the form of `ReferencesAccount.attrs`.
 
     Raises:
         SourceError: The file is not a table of references.

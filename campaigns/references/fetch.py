@@ -75,9 +75,9 @@ def fetch_references(
     overwrite: bool = False,
     progress: bool = False,
 ) -> ReferencesAccount:
-    """Gather reference phases into a parquet table that `equiscreen hull --references` takes as it is.
+    """Gather reference phases into a parquet table for `equiscreen hull --references`.
 
-    Downloads of an interrupted run are kept in ``OUT.partial`` and resumed by the same call; files are read again.
+    Downloads of an interrupted run are kept in ``OUT.partial``, and the same call resumes them; files are read again.
 
     Example:
         >>> found = fetch_references(["entries.json.gz"], {frozenset({"Li", "O"})}, "refs.parquet")  # doctest: +SKIP
@@ -86,10 +86,10 @@ def fetch_references(
     Args:
         what: Files of pymatgen entries, tables, scores datasets, ``mp`` (through `mp-api`), ``optimade:PROVIDER``,
             ``optimade:URL`` or, for a mirror, ``optimade:PROVIDER@URL``.
-        systems: Elements of each candidate; only phases within one of these chemical systems are taken. None takes all.
+        systems: Elements of each candidate; only phases within one of these chemical systems are kept. None keeps all.
         out: Table to write.
         scheme: Energy scheme of the candidates; references that cannot be compared with it are left out and counted.
-        assumed: Energy scheme of entries and rows that state none.
+        assumed: Energy scheme of entries and rows that do not state one.
         overwrite: Replace an existing table.
         progress: Show progress on standard error.
 
@@ -97,7 +97,7 @@ def fetch_references(
         The account, which is also stored in the metadata of the table.
 
     Raises:
-        ConfigError: A source has no references that fit, is unknown or needs a setting.
+        ConfigError: A source has no suitable references, is unknown or needs a setting.
         SourceError: A source cannot be read, or a server fails.
         OutputExistsError: The table exists, cannot be written, or another run is writing it.
     """
@@ -106,7 +106,7 @@ def fetch_references(
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))
     if not given:
-        raise ConfigError("no references named: give files, mp or optimade:PROVIDER")
+        raise ConfigError("no references given: name files, mp or optimade:PROVIDER")
     if target.suffix != ".parquet":
         raise ConfigError(f"{out}: the table is a parquet file; give it a name that ends in .parquet")
     if target.is_dir() or (target.exists() and not overwrite):
@@ -146,7 +146,7 @@ def _remove_if_empty(work: Path) -> None:
 
 
 class _Counted(LeftOut):
-    """Account of references that are left out, counting those outside the chemical systems separately.
+    """Counts of the references that are left out; references outside the chemical systems are counted separately.
 
     Attributes:
         outside: Number of references outside the chemical systems of the candidates.
@@ -174,7 +174,7 @@ def _gather(
     """Add the phases of one source to the rows of the table.
 
     Raises:
-        ConfigError: None of its references fits.
+        ConfigError: None of the source's references is suitable.
     """
     left_out, counts = _Counted(), Counter[str]()
     kind, when, phases = _phases(what, settings, systems, work, left_out, counts, progress=progress)
@@ -252,7 +252,7 @@ def _dataset_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Ite
     """Phases of a scores dataset.
 
     Raises:
-        ConfigError: Its energies cannot be compared with those of the candidates, or are of unrelaxed structures.
+        ConfigError: The energies cannot be compared with those of the candidates, or belong to unrelaxed structures.
     """
     scores = ScoredEnergies(path)
     check_same_basis(settings.scheme, scores.scheme, path)
@@ -273,7 +273,7 @@ def _dataset_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Ite
             except EntryLeftOutError as error:
                 left_out.add(str(names[row]), error)
                 continue
-            # Its correction follows from its structure, so the corrected energy is written.
+            # The correction depends on the structure, so the corrected energy is written.
             scheme = CORRECTED if scores.scheme == UNCORRECTED else scores.scheme
             structure = partial(_structure_of_row, scores, chunk.start + row)
             yield Phase(composition, float(chunk.energy[row]), str(names[row]), scheme, structure=structure)
@@ -299,7 +299,7 @@ def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any
     }
     try:
         structure = None if phase.structure is None else phase.structure()
-    except (InvalidStructureError, StoreError):  # the graph store is gone: the energy is no worse for that
+    except (InvalidStructureError, StoreError):  # the graph store is gone, but the energy can still be used
         structure = None
     if structure is not None:
         row |= {
@@ -317,7 +317,7 @@ def _account(
     """The account of a whole table.
 
     Raises:
-        ConfigError: It has no row.
+        ConfigError: The table has no rows.
     """
     if not rows:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Reference phases from the Materials Project, through its own client.
 
-Written against the documentation of `mp-api` (`MPRester.get_entries`) but never run, since it needs a key and the
-network.
+This module follows the documentation of `mp-api` (`MPRester.get_entries`) but has never been run, since that needs a
+key and network access.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...pipeline.redaction import HIDDEN
 from .systems import ChemicalSystems, system_name
 
 KEY = "MP_API_KEY"
-# The thermo type of each energy scheme; the one that mixes functionals, GGA_GGA+U_R2SCAN, is never taken.
+# The thermo type of each energy scheme; GGA_GGA+U_R2SCAN, which mixes functionals, is never used.
 _THERMO_TYPES = {UNCORRECTED: "GGA_GGA+U", CORRECTED: "GGA_GGA+U", R2SCAN: "R2SCAN"}
 _SYSTEMS_AT_ONCE = 50
 
@@ -28,10 +28,10 @@ _SYSTEMS_AT_ONCE = 50
 def entries_of_mp(
     systems: ChemicalSystems, scheme: str, folder: Path, progress: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """Fetch the entries of chemical systems; what an interrupted run has fetched is not fetched again.
+    """Fetch the entries of chemical systems; entries that an interrupted run has fetched are not fetched again.
 
     Raises:
-        ConfigError: There is no client, no key, no chemical system, or no thermo type that fits.
+        ConfigError: There is no client, no key, no chemical system, or no suitable thermo type.
         SourceError: The client fails.
     """
     if scheme not in _THERMO_TYPES:

@@ -33,7 +33,7 @@ from ...screening.convex_hull.references import (
 from .providers import EnergyField, Provider
 from .systems import ChemicalSystems
 
-# Longest filter of a request: servers and proxies refuse long URLs.
+# Longest filter of a request: servers and proxies reject long URLs.
 _FILTER_LENGTH = 1200
 _PAGE = 100
 _NO_ENERGY = "no energy"
@@ -98,7 +98,7 @@ def download(provider: Provider, systems: ChemicalSystems, folder: Path, progres
 
     Raises:
         ConfigError: Neither the systems nor the URL restrict the response.
-        SourceError: The server does not respond, or refuses the request.
+        SourceError: The server does not respond, or rejects the request.
     """
     try:
         return [_downloaded(url, folder, progress) for url in requests(provider, systems)]
@@ -122,14 +122,14 @@ def resource_phases(
 
     Args:
         provider: The server.
-        files: Its responses, one structure per line.
+        files: Responses of the server, one structure per line.
         settings: What the phases are compared with.
-        left_out: Account of the structures that are left out.
-        counts: Numbers of structures that are ``read`` and of those that are ``duplicate``.
+        left_out: Counts of the structures that are left out.
+        counts: Updated with the numbers of structures that are ``read`` and ``duplicate``.
 
     Raises:
-        ConfigError: No structure has an energy; or the candidates follow the scheme `own`, and the structures more than
-            one functional.
+        ConfigError: No structure has an energy; or the candidates follow the scheme `own`, and the structures follow
+            more than one functional.
     """
     seen: set[str] = set()
     functionals: set[str] = set()
@@ -220,7 +220,7 @@ def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | N
 
 
 def _functional(attributes: Mapping[str, Any], provider: Provider, field: EnergyField) -> str:
-    """The functional of an energy: what the structure states or, if it states nothing, that of the field.
+    """The functional of an energy: that stated by the structure or, if it states none, that of the field.
 
     Raises:
         EntryLeftOutError: The statement is malformed, or contradicts itself.
@@ -255,9 +255,9 @@ def _entry(
     structure: Structure | None,
     settings: ReadSettings,
 ) -> dict[str, Any]:
-    """A total energy as an entry, so that it is checked and corrected like any entry.
+    """Convert a total energy into an entry, so that it is checked and corrected like any other entry.
 
-    Servers do not state the Hubbard U. Alexandria calculates with that of the Materials Project.
+    Servers do not state the Hubbard U. Alexandria uses the values of the Materials Project.
     """
     symbols = [chemical_symbols[number] for number in sorted(counts)]
     corrections = settings.corrections

@@ -1,7 +1,7 @@
 """OPTIMADE providers that serve energies: their addresses, fields and energy schemes.
 
-The names of the fields are those that public clients ask for. None of these servers could be reached when this was
-written, so they are untried: if a name proves wrong, correct it in `Provider.fields`.
+The names of the fields are those that public clients request. None of these servers could be reached when this module
+was written, so the names are untested; if one proves wrong, correct it in `Provider.fields`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class EnergyField:
 
     Attributes:
         name: Name of the field in OPTIMADE responses.
-        scheme: Energy scheme that its energies follow; `OWN` for one that has no name here.
+        scheme: Energy scheme that its energies follow; `OWN` for a scheme without a name.
         functional: Functional of its energies if the structure does not state one; empty if the structure must.
-        formation: Whether it is a formation energy (eV/atom) rather than the total energy of the cell (eV).
+        formation: Whether the field holds a formation energy (eV/atom) rather than the total energy of the cell (eV).
         keys: Keys that lead to the number, if the field is an object; case is ignored.
     """
 
@@ -36,7 +36,7 @@ class EnergyField:
     keys: tuple[str, ...] = ()
 
     def value(self, attributes: Mapping[str, Any]) -> Any:
-        """Value of this field in a structure; None if it has none."""
+        """Value of this field in a structure; None if the field is absent."""
         found: Any = attributes.get(self.name)
         for key in self.keys:
             if not isinstance(found, Mapping):
@@ -52,7 +52,8 @@ class Provider:
     Attributes:
         name: Name after ``optimade:``.
         url: Base URL.
-        fields: Fields with energies; of several that fit the candidates, the first that a structure has is taken.
+        fields: Fields with energies; if several are comparable with the candidates, the first that a structure has is
+            used.
         functional_field: Field that states the functional of a structure; empty if there is none.
         note: Why there are no fields, if there are none.
     """
@@ -72,7 +73,7 @@ class Provider:
         return tuple(field for field in self.fields if field.scheme in fitting)
 
     def response_fields(self) -> list[str]:
-        """Names of the fields to ask for; servers send custom fields only on request."""
+        """Names of the fields to request; servers send custom fields only on request."""
         names = [field.name for field in self.fields]
         return list(dict.fromkeys([*names, self.functional_field] if self.functional_field else names))
 
@@ -105,7 +106,7 @@ PROVIDERS = {
             "mp",
             "https://optimade.materialsproject.org",
             (
-                # The mixed thermo type, gga_gga+u_r2scan, follows no scheme of a model: it is never taken.
+                # The mixed thermo type, gga_gga+u_r2scan, follows no energy scheme and is never used.
                 EnergyField(
                     "_mp_stability",
                     CORRECTED,
@@ -135,7 +136,7 @@ PROVIDERS = {
 
 
 def provider_of(what: str) -> Provider:
-    """The provider that ``optimade:PROVIDER``, ``optimade:URL`` or ``optimade:PROVIDER@URL`` (a mirror) names.
+    """The provider named by ``optimade:PROVIDER``, ``optimade:URL`` or ``optimade:PROVIDER@URL`` (a mirror).
 
     An unknown server is asked for the fields of all providers. If its structures do not state their functional, the
     functional is unknown, since Alexandria's PBE and PBEsol databases use the same names.
@@ -161,7 +162,7 @@ def check_scheme(what: str, provider: Provider, scheme: str, assumed: str | None
     """Check that a provider has energies that can be compared with those of the candidates.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: The provider has no comparable energies.
     """
     if scheme == OWN and assumed != OWN:
         raise ConfigError(

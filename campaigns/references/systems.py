@@ -25,13 +25,13 @@ _BLOCK = 4096
 
 
 class ChemicalSystems:
-    """The chemical systems of candidates: phases within any of them compete.
+    """The chemical systems of candidates; a phase competes if it lies within one of these systems.
 
     Args:
         systems: Symbols of the elements of each candidate; None if everything is wanted.
 
     Raises:
-        ConfigError: There are none, or an element is unknown.
+        ConfigError: There are no chemical systems, or an element is unknown.
     """
 
     def __init__(self, systems: Iterable[frozenset[str]] | None) -> None:
@@ -85,7 +85,7 @@ def system_name(symbols: Iterable[str]) -> str:
 
 
 def systems_of(source: str | Path) -> tuple[set[frozenset[str]], str | None]:
-    """Chemical systems of candidates, and the energy scheme of their energies if they have any.
+    """Chemical systems of candidates, and the energy scheme of their energies, if they have energies.
 
     Args:
         source: Scores dataset, graph store, or structure files.

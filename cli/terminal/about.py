@@ -17,7 +17,7 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...screening.dataset.reader import ScoresReader
 from ...screening.dataset.scores import SCORES_SCHEMA
 
-# Number of reasons that are printed, of names for each reason or status, and of inputs.
+# Largest numbers of printed reasons, of names for each reason or status, and of inputs.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
 _ALL_SYMBOLS = 12
 
@@ -26,7 +26,7 @@ def about(description: Mapping[str, Any]) -> str:
     """Lines about a file or folder.
 
     Args:
-        description: Its description from `describe.describe`.
+        description: Description of the file or folder, from `describe.describe`.
     """
     schema = description.get("schema")
     if schema == GRAPH_SCHEMA:
@@ -35,7 +35,7 @@ def about(description: Mapping[str, Any]) -> str:
         lines = _scores(description)
     else:
         lines = _model(description)
-    return "\n".join(filter(None, (*lines, "for everything that is stored: equiscreen info PATH --json")))
+    return "\n".join(filter(None, (*lines, "to see everything that is stored: equiscreen info PATH --json")))
 
 
 def _graphs(found: Mapping[str, Any]) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _graphs(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(path: str) -> Iterator[str]:
-    """Lines on what failed: the most common reasons, each with some names."""
+    """Lines on failures: the most common reasons, each with some names."""
     table = Path(path) / FAILURES_FILE
     if "://" in path or not table.is_file():
         return

@@ -19,7 +19,7 @@ from ...pipeline.redaction import redact_text
 
 @dataclass(frozen=True)
 class Messages:
-    """What the user wants to see.
+    """Which messages the user wants to see.
 
     Attributes:
         as_json: Whether the account is one JSON object.
@@ -72,7 +72,7 @@ def shows_tracebacks() -> bool:
 
 
 def tell(text: str) -> None:
-    """Show what a verb does next, on standard error."""
+    """Announce the next step of a verb on standard error."""
     if not _wanted.get().quiet:
         print(redact_text(text), file=sys.stderr, flush=True)
 

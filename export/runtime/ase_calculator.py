@@ -57,7 +57,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         Raises:
             PropertyNotImplementedError: A stress is requested for a structure that is not periodic in all three
                 directions, or from a model without stress.
-            InvalidStructureError: The structure is invalid: two atoms at one position, a flat cell, and so on.
+            InvalidStructureError: The structure is invalid, for example with two atoms at one position or a flat cell.
             UnknownElementError: The model does not cover an element.
         """
         super().calculate(atoms, properties, system_changes)

@@ -17,7 +17,7 @@ Batch = tuple[NDArray[np.int64], Evaluation | None]
 
 
 def evaluate_batches(block: GraphBlock, rows: NDArray[np.int64], potential: Potential) -> Iterator[Batch]:
-    """Evaluate some structures of a block; the results of one do not depend on the others.
+    """Evaluate some structures of a block; the results of a structure do not depend on the others.
 
     Args:
         block: Block of structures.

@@ -18,8 +18,8 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
     Args:
         model: Path of the ONNX file.
         sha256: SHA-256 of the file when the run began.
-        slots: Number of neighbour slots per batch, see `OnnxPotential`.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        slots: Number of neighbour slots per batch; see `OnnxPotential`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
     """
 
     idempotent = True

@@ -23,8 +23,8 @@ Models = str | Path | Sequence[str | Path]
 class Ensemble:
     """One or several models as one potential.
 
-    A single model is evaluated as it is. Several models give the mean of every output, its standard deviation (divided
-    by n - 1) as ``NAME_std``, as the exported file of an ensemble does, and the energies of all members as
+    A single model is evaluated on its own. Several models give the mean of every output, its standard deviation
+    (divided by n - 1) as ``NAME_std``, as the exported file of an ensemble does, and the energies of all members as
     ``energy_members``. The ensemble covers the elements that all members cover.
 
     Args:
@@ -63,7 +63,7 @@ class Ensemble:
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float]:
-        """Smallest distance of each pair of elements in the training data, angstrom; of several members, the largest.
+        """Smallest distance of each pair of elements in the training data, angstrom; the largest value of all members.
 
         A structure beyond the training data of one member is beyond that of the ensemble.
         """
@@ -99,7 +99,7 @@ class Ensemble:
         return Evaluation(**own, properties=found, virial=virial)
 
     def provenance(self) -> dict[str, Any]:
-        """Which models the results come from; several are listed under ``files``."""
+        """The models that the results come from; several models are listed under ``files``."""
         each = [model_provenance(name, member) for name, member in zip(self.names, self.members, strict=True)]
         if len(each) == 1:
             return each[0]
@@ -124,8 +124,8 @@ class Ensemble:
             schemes = [member.metadata.energy_scheme for member in (first, other)]
             if schemes[0] != schemes[1]:
                 raise ModelFileError(
-                    f"{its_name}: its energies follow the scheme {schemes[1]}, those of {name} {schemes[0]}; "
-                    "energies of different schemes cannot be averaged, so screen with each model on its own"
+                    f"{its_name}: its energies follow the scheme {schemes[1]}, but those of {name} follow "
+                    f"{schemes[0]}; energies of different schemes cannot be averaged; screen with each model on its own"
                 )
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]

@@ -1,14 +1,14 @@
 """Validation of an ONNX file before anything runs it, without the onnx package.
 
 The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, differ on a field that
-is given twice, and cut numbers to their own width, so a file may mean one thing to a check and another to what
-runs it. Here every message must follow the schema of onnx.proto
-(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
-it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
-functions and operators of other domains have no place in the schema.
+is given twice, and cut numbers to their own width, so a file may mean one thing to a check and another to the runtime.
+Here every message must follow the schema of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known
+fields only, in their own encoding, none repeated unless it is a list, and numbers in their shortest form. Such a file
+has one meaning. Tensors in other files, sparse tensors, functions and operators of other domains have no place in the
+schema.
 
-The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is noticed. Files that other
-tools rewrote have no such entry at their end and are read without this check.
+The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is detected. Files rewritten by
+other tools have no such entry at the end and are read without this check.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class _Field:
     """A field that a message may have.
 
     Attributes:
-        kinds: Wire types that it may be encoded in.
-        repeated: Whether it may be given more than once.
-        message: Message that its bytes hold; None for text, numbers, and messages that hold nothing but those.
-        refusal: Why a file with this field is refused; empty for fields that are allowed.
-        domain: Whether it names a domain of operators.
+        kinds: Wire types in which the field may be encoded.
+        repeated: Whether the field may be given more than once.
+        message: Message that the bytes of the field hold; None for text, numbers, and messages that hold nothing but
+            those.
+        refusal: Why a file with this field is rejected; empty for allowed fields.
+        domain: Whether the field names a domain of operators.
     """
 
     kinds: tuple[int, ...]
@@ -150,7 +151,7 @@ _SCHEMA: Mapping[str, Mapping[int, _Field]] = {
 
 
 def check_model_bytes(data: bytes, name: str) -> None:
-    """Refuse a file unless it is one self-contained model of standard operators.
+    """Reject a file unless it is one self-contained model of standard operators.
 
     Args:
         data: Content of the file.
@@ -202,7 +203,7 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
     """Check a message and all messages in it; returns the numbers of its fields.
 
     Raises:
-        ModelFileError: The message holds a field that is refused.
+        ModelFileError: The message holds a field that is not allowed.
         _DamagedError: The message does not follow the schema.
     """
     if depth > _MAX_DEPTH:
@@ -213,14 +214,14 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
         if known is None:
             raise _DamagedError
         if known.refusal:
-            raise ModelFileError(f"{name}: refused: {known.refusal}")
+            raise ModelFileError(f"{name}: not accepted: {known.refusal}")
         if encoding not in known.kinds or (number in seen and not known.repeated):
             raise _DamagedError
         seen.add(number)
         if known.message is not None:
             _check(value, known.message, name, depth + 1)
         elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
-            raise ModelFileError(f"{name}: refused: it uses operators from the domain {domain!r}")
+            raise ModelFileError(f"{name}: not accepted: it uses operators from the domain {domain!r}")
     return seen
 
 

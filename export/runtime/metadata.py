@@ -14,7 +14,7 @@ from ...pipeline.structures.elements import pair_numbers
 
 ONNX_SCHEMA = "equiscreen-onnx/1"
 _PREFIX = "equiscreen."
-# Fields that files of earlier versions lack.
+# Fields that files from earlier versions lack.
 _ADDED = {"minimum_distances", "mirror_structures", "limits", "probes"}
 
 
@@ -28,7 +28,7 @@ class ModelMetadata:
         dtype: Data type of inputs and outputs, "float32" or "float64".
         outputs: Outputs of the model.
         symmetry: Group under which the model is equivariant.
-        energy_scheme: Energy scheme of the model (which DFT settings its energies follow).
+        energy_scheme: Energy scheme of the model (the DFT settings that its energies follow).
         training_data: Hash of the graph store that the model was trained on.
         weights_sha256: SHA-256 of all constants of the graph.
         parity: Largest differences from PyTorch, by output and dtype, measured at export.
@@ -38,12 +38,12 @@ class ModelMetadata:
         members: Number of networks in the ensemble; with more than one, the model also predicts their spread.
         mirror_violation: Largest differences between structures and their mirror images, by output and unit, for a
             network that is only SO(3)-equivariant: a lower bound for other structures.
-        mirror_structures: Number of structures that `mirror_violation` is the largest of.
+        mirror_structures: Number of structures on which `mirror_violation` was measured.
         calibration: Root mean square of error over spread, by output, for an ensemble.
         laws: Largest violations of symmetry, by output and operation, measured at export.
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
-        probes: Number of structures (``structures``) that `laws` was measured on, and the largest force on an atom of
-            them or of those of `parity` (``forces eV/angstrom``).
+        probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the
+            largest force on an atom in the measurements of `laws` and `parity`.
         origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data

@@ -36,7 +36,7 @@ class OnnxPotential:
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
         slots: Number of neighbour slots per batch.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file is not a model exported by equiscreen, or ONNX Runtime is not installed.
@@ -68,9 +68,9 @@ class OnnxPotential:
         # Idle threads that spin take CPU time from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            # From bytes: given a path, ONNX Runtime would follow references to other files.
+            # Load from bytes: given a path, ONNX Runtime would follow references to other files.
             self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
-        except Exception as error:  # its exceptions have no common base
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {detail(error)}") from error
         check_providers(self._session.get_providers(), chosen, device)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
@@ -94,7 +94,7 @@ class OnnxPotential:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
             slots: Number of neighbour slots per batch.
-            device: Device that evaluates the model, see `export.runtime.providers.providers`.
+            device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
         Raises:
             ModelFileError: The file is missing, damaged, or was not exported by equiscreen.
@@ -163,7 +163,7 @@ def read_model(path: str | Path) -> bytes:
 
 
 def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:
-    """Refuse a model whose cutoff is larger than that of a graph store.
+    """Reject a model whose cutoff is larger than that of a graph store.
 
     Raises:
         ModelFileError: The cutoff of the model is larger.
@@ -176,7 +176,7 @@ def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path
 
 
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
-    """Which model the results come from, for the attributes of a dataset: its name and hashes, not its folder."""
+    """The model that results come from, for the attributes of a dataset: its name and hashes, not its folder."""
     return {
         "path": Path(model).name,
         "sha256": potential.sha256,

@@ -76,7 +76,7 @@ class Config(Section):
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
     """One line about a mistake; for an unknown key it suggests the most similar one."""
     if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
-        place = (*place[:1], *place[2:])  # which of the kinds of networks it is
+        place = (*place[:1], *place[2:])  # drop the kind of network, which is not a key
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")

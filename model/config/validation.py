@@ -12,7 +12,7 @@ from .head import HeadConfig
 
 
 def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
-    """Return a preset's features: channels halve with each degree; the other parity gets a quarter of its degree's."""
+    """Return a preset's features: channels halve with each degree; the other parity gets a quarter of the channels."""
     parts = []
     for degree in range(l_max + 1):
         natural = Irrep(degree, (-1) ** degree)
@@ -33,7 +33,7 @@ def check_network(symmetry: str, hidden: str, l_max: int, heads: Mapping[str, He
     if len(set(kinds)) != len(kinds):
         raise ValueError(f"hidden_irreps {hidden}: list each irrep only once")
     if Irrep("0e") not in kinds:
-        raise ValueError(f"hidden_irreps {hidden}: scalars (0e) are required, since the energy is one")
+        raise ValueError(f"hidden_irreps {hidden}: scalars (0e) are required, since the energy is a scalar")
     wrong = [str(ir) for ir in kinds if ir not in all_irreps(ir.l, symmetry)]
     if wrong:
         raise ValueError(

@@ -31,9 +31,10 @@ _LEAST_COMPONENTS = 100
 # pure element (intensive head) or of one atom (extensive head). Without this ridge, elements that always occur together
 # could have any shifts.
 _RIDGE = 1e-2
-# If the residual is at most this fraction of the labels' size, the head is fitted up to rounding, ...
+# If the residual is at most this fraction of the size of the labels, the head is fitted up to rounding.
 _ROUNDING = 1e-9
-# ... and an irrep whose scale is at most this fraction of the head's largest is noise.
+# If a head is fitted up to rounding, an irrep whose scale is at most this fraction of the head's largest scale is
+# noise.
 _NOISE = 1e-3
 
 

@@ -33,7 +33,7 @@ def isolated_atoms(
 
     Args:
         stores: Graph stores.
-        usable: bool[n_structures] for each store, structures to look at.
+        usable: bool[n_structures] for each store, structures to examine.
         cutoff: Cutoff radius of the network (angstrom).
 
     Returns:
@@ -55,7 +55,7 @@ def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[
     """Energy of each element that has an isolated atom (eV), by atomic number.
 
     Raises:
-        ConfigError: An element has two energies.
+        ConfigError: An element has two different energies.
     """
     found: dict[int, tuple[float, str]] = {}
     for store, rows in zip(stores, isolated, strict=True):

@@ -79,7 +79,7 @@ class TensorProperty(Protocol):
 
     @property
     def pseudo(self) -> bool:
-        """Whether a mirror changes its sign beyond what its indices do."""
+        """Whether a mirror flips the sign in addition to the transformation of the indices."""
         ...
 
 

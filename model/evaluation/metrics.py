@@ -20,7 +20,7 @@ class Comparison:
     """Predictions of one quantity with their labels, where there are labels.
 
     Attributes:
-        unit: Unit of both.
+        unit: Unit of predictions and labels.
         found: float64[n], predicted components.
         label: float64[n], labelled components.
     """

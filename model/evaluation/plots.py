@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Subset = Literal["training", "validation", "test"]
 
-# More points per panel only make it slower and darker.
+# More points would only make a panel slower and darker.
 MAX_DRAWN = 20_000
 # Errors can be arbitrarily small, and would stretch a logarithmic axis without adding information.
 SMALLEST_OF_MEDIAN = 1e-3
@@ -42,7 +42,7 @@ class Parity:
 
     Attributes:
         name: Name of the quantity; pairs with the same name share a panel.
-        unit: Unit of both; empty if dimensionless.
+        unit: Unit of labels and predictions; empty if dimensionless.
         label: float[...], NaN where missing.
         found: float[...], predictions, of the same shape.
         subset: Subset that the structures belong to.
@@ -146,7 +146,7 @@ def calibration_plot(
     Args:
         error: float[...], mean of the ensemble minus the label; NaN where the label is missing.
         spread: float[...], standard deviation of the members, of the same shape.
-        unit: Unit of both.
+        unit: Unit of errors and standard deviations.
         out: Path of the PNG.
 
     Returns:

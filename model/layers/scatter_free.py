@@ -1,9 +1,9 @@
 """Gathers along a neighbour table whose gradients are gathers again.
 
-The gradient of indexing is a scatter. On a symmetric neighbour table it need not be: the slots that read atom j are the
-opposites of the slots of atom j, so the gradient is gathered through ``reverse`` and summed over the slots. This keeps
-scatters out of the exported graph, where ScatterND of ONNX Runtime 1.32 gives wrong sums when indices repeat and
-several threads run. It also makes training faster.
+The gradient of indexing is a scatter. On a symmetric neighbour table, it can be a gather instead: the slots that read
+atom j are the opposites of the slots of atom j, so the gradient is gathered through ``reverse`` and summed over the
+slots. This keeps scatters out of the exported graph, where ScatterND of ONNX Runtime 1.32 gives wrong sums when indices
+repeat and several threads run. It also makes training faster.
 """
 
 from __future__ import annotations

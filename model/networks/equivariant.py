@@ -34,7 +34,7 @@ class EquivariantNetwork(Network):
         elements: Supported atomic numbers, in ascending order.
         statistics: Statistics of the training set; heads without statistics get zero shifts and unit scales.
         dtype: Data type of weights and features. The constants of the algebra are computed in float64 and rounded to
-            it; they stay rounded if the network is cast to float64 later.
+            this type; they stay rounded if the network is later cast to float64.
 
     Raises:
         ConfigError: A head needs irreps that the network never produces.

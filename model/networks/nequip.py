@@ -191,7 +191,7 @@ class Convolution(nn.Module):
         Args:
             features: Features of all atoms.
             basis: float[P, n_basis], radial basis functions of each pair.
-            couplings: Coupling matrices of each path, see `Couplings`.
+            couplings: Coupling matrices of each path; see `Couplings`.
             slots: Maps from atoms and pairs to slots.
         """
         hidden = basis

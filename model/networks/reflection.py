@@ -30,9 +30,9 @@ def mirror_violation(
 ) -> dict[str, float]:
     """Measure the largest difference between structures and their inverted images, keyed by output and unit.
 
-    Energies are compared per atom. The `MIRROR_STRUCTURES` structures are random, without symmetry, of the network's
-    elements, with the distances, density and size of the training data or, if they are not known, at about the sums of
-    covalent radii. Other structures can differ more: the result is a lower bound.
+    Energies are compared per atom. The `MIRROR_STRUCTURES` structures are random, have no symmetry, and consist of the
+    network's elements. Their distances, density and size are those of the training data; if these are not known,
+    distances are about the sums of covalent radii. Other structures can differ more, so the result is a lower bound.
 
     Args:
         potential: The network as a potential.

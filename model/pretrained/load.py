@@ -47,7 +47,7 @@ def load_pretrained(
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
         trust: Unpickle everything in the file, which can run arbitrary code.
-        note: Called with a line about the next step, since each may take a minute.
+        note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
         The network, in float32 and evaluation mode, and its model card.
@@ -65,7 +65,7 @@ def load_pretrained(
     known = _identify(path)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: {path} differs in SHA-256 from the published file; install sevenn again, or pass the path"
+            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path"
         )
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})

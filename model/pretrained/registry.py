@@ -36,7 +36,7 @@ class Published:
         cutoff: Cutoff radius, angstrom.
         n_elements: Number of elements that the model covers.
         symmetry: Group under which the model is equivariant: ``so3`` or ``o3``.
-        size: Size of the file, bytes; that of Nequix's files is known to 1 %.
+        size: Size of the file, bytes; accurate to 1 % for Nequix's files.
         sha256: Hashes of `file`, and then of the same weights in other formats; a file with any other hash is not
             recognised.
         url: Address of the file, if no package contains it.
@@ -83,7 +83,7 @@ REGISTRY = {
             sha256=("a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",),
             training_data="MPtrj",
             citation=_SEVENNET,
-            purpose="as 7net-0, with harmonics up to degree 3: slower, and more accurate by its authors' account",
+            purpose="like 7net-0, but with harmonics up to degree 3: slower but, say its authors, more accurate",
             size=14_345_754,
             **_MP,
             **_SEVENNET_NETWORK,
@@ -162,7 +162,7 @@ REGISTRY = {
                 (
                     "nequix-oam-1-pft",
                     "OMat24, then sAlex and MPtrj, and phonons",
-                    "as nequix-oam-1, and phonons",
+                    "like nequix-oam-1, and also phonons",
                     _NEQUIX_OMAT,
                     ("4ce693d68886512aab50c84ea2400efd68163e11155f7c7babe98e695177e809",),
                     {},

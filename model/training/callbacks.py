@@ -33,7 +33,7 @@ from ...pipeline.runs.progress import LINE_EVERY_S, shows_progress
 from ..config.training import TrainingConfig
 from .schedule import RunningMean
 
-# File in the run folder through which the processes of a training find each other.
+# File in the run folder through which the processes of a training run find each other.
 RENDEZVOUS = "processes"
 _LOOPBACK = ("lo", "lo0")
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
@@ -124,7 +124,7 @@ class Patience(EarlyStopping):
 
 
 class EpochLines(Callback):
-    """Prints a line of the validation loss and errors: after every epoch on a terminal, now and then in a log.
+    """Prints a line of the validation loss and errors: after every epoch on a terminal, at intervals in a log.
 
     Args:
         units: Units of the outputs, by name.
@@ -149,12 +149,12 @@ class EpochLines(Callback):
 
 
 class LocalProcesses(DDPStrategy):
-    """Several processes on this machine, which nobody else can connect to.
+    """Several processes on this machine, to which no other machine can connect.
 
     By default PyTorch lets the processes find each other through a server that listens on all interfaces.
 
     Args:
-        rendezvous: File through which they find each other instead, on a file system with locks.
+        rendezvous: File through which the processes find each other instead, on a file system with locks.
     """
 
     def __init__(self, rendezvous: Path) -> None:
@@ -166,7 +166,7 @@ class LocalProcesses(DDPStrategy):
         """Connect this process with the others, over the loopback interface; Lightning keeps an existing group."""
         self.set_world_ranks()
         loopback = next((name for _, name in socket.if_nameindex() if name in _LOOPBACK), None)
-        if loopback is not None:  # by default they listen on the address of the machine
+        if loopback is not None:  # by default, processes listen on the address of the machine
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
         torch.distributed.init_process_group(
@@ -189,7 +189,7 @@ def make_trainer(
         folder: Run folder.
         config: Settings of the training.
         units: Units of the outputs, for log lines.
-        progress: Whether to show progress; None for a terminal or a notebook only.
+        progress: Whether to show progress; None shows it on a terminal and in a notebook.
 
     Raises:
         ConfigError: The machine does not have the requested devices.

@@ -1,4 +1,4 @@
-"""Training of an ensemble: members share data and split, and differ in initial weights and order."""
+"""Training of an ensemble: members share data and split, and differ in initial weights and batch order."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _calibrate(
         both = {name: _mean_and_spread([x[name] for x in found]) for name in error_units(networks[0])}
         errors[subset] = mae_by_name({name: mean for name, (mean, _) in both.items()})
         for name, (mean, spread) in both.items():
-            if len(mean.label):  # the test comes last and overwrites the validation's
+            if len(mean.label):  # the test set comes last and overwrites the validation results
                 plot = folder / f"calibration_{name}.png"
                 calibration[name] = calibration_plot(mean.found - mean.label, spread, mean.unit, plot)["ratio"]
     return errors, calibration

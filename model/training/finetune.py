@@ -24,7 +24,7 @@ from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 from ..statistics import DataStatistics, GeometryStatistics, joint_minimum_distances
 
-# Number of structures that reference energies are fitted to, and the smallest number that contain each element.
+# Number of structures to which reference energies are fitted, and the smallest number that contain each element.
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 
@@ -170,7 +170,7 @@ def merged_statistics(
 
 
 def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
-    """Density and size of the new data, and the smallest distances of both; None if one of them is not known."""
+    """Density and size of the new data, and the smallest distances in old and new data; None if either is not known."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)
 

@@ -28,12 +28,12 @@ from .callbacks import silence_lightning
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
-# A label this many times the median is a mistake.
+# A label this many times as large as the median is a mistake.
 BY_FAR = 1e6
 
 
 class _Loader:
-    """Batches of one epoch; a run that was stopped mid-epoch skips the batches it has already done."""
+    """Batches of one epoch; a run that was stopped in mid-epoch skips the batches that it has already processed."""
 
     def __init__(self, batches: StructureBatches, length: int) -> None:
         self.batches, self.length = batches, length
@@ -46,7 +46,7 @@ class _Loader:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Training with manual optimisation: a batch too large for the memory is done in parts whose gradients add up.
+    """Training with manual optimisation: a batch that does not fit into memory is processed in parts.
 
     Args:
         network: Network to train.
@@ -285,7 +285,7 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["batch_parts"] = self.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume after the batches that were done."""
+        """Resume after the batches that have been processed."""
         self._skip = int(checkpoint["batches_done"])
         self.parts = int(checkpoint["batch_parts"])
 

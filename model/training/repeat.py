@@ -24,7 +24,7 @@ def repeat(
     hidden = [store for store in recipe.stores if HIDDEN in store]
     if hidden:
         raise ConfigError(
-            f"{hidden[0]}: {run} does not record the secrets of a URL; train again, with the stores' URLs"
+            f"{hidden[0]}: {run} does not record the secrets of a URL; train again with the full URLs of the stores"
         )
     graphs = open_stores(recipe.stores)
     changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]

@@ -38,7 +38,7 @@ class Recipe:
         hashes: Hashes of the stores' contents.
         config: Configuration of network and training.
         limit: Number of structures to use from the beginning of each store; None uses all.
-        threads: Number of PyTorch threads; only with the same number are sums equal to the last bit.
+        threads: Number of PyTorch threads; sums are equal to the last bit only for the same number of threads.
         members: Number of members of the ensemble; 1 is a single network.
         start_sha256: Hash of the checkpoint that is fine-tuned; empty without one.
     """

@@ -45,7 +45,7 @@ class Schedule:
 
 
 class RunningMean:
-    """Exponential moving average that forgets faster at first, so as not to hold back a short training.
+    """Exponential moving average that forgets faster at first, so that it does not lag behind in a short training run.
 
     Args:
         decay: Fraction that is kept at each step.

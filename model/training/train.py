@@ -80,8 +80,8 @@ def train(
 ) -> TrainingReport:
     """Train a network on graph stores with energies, forces and stresses, or labels of its heads.
 
-    An interrupted run resumes when `train` is called again with the same arguments. With the same number of threads it
-    ends in the same weights, to the last bit. PyTorch's seed and number of threads are set for the whole process.
+    An interrupted run resumes when `train` is called again with the same arguments. With the same number of threads, it
+    ends with the same weights to the last bit. PyTorch's seed and number of threads are set for the whole process.
 
     Args:
         stores: One graph store or several.
@@ -159,7 +159,7 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     with quiet_lightning():
         trainer = make_trainer(folder, config.training, units, progress=progress)
         last, rendezvous = folder / LAST, folder / RENDEZVOUS
-        rendezvous.unlink(missing_ok=True)  # of a run that was killed
+        rendezvous.unlink(missing_ok=True)  # left by a run that was killed
         try:
             _fit(trainer, module, last)
         finally:
@@ -212,7 +212,7 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None
         _read_state(last)
     try:
         trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-    except SystemExit as error:  # Lightning turns Ctrl-C into this
+    except SystemExit as error:  # Lightning converts Ctrl-C to this exception
         raise KeyboardInterrupt from error
     except ProcessRaisedException as error:
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")

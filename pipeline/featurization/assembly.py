@@ -39,7 +39,8 @@ def assemble(
         append: Whether to keep every structure of `base`, duplicates included.
 
     Returns:
-        SHA-256 of every shard, and the numbers of records read, stored, failed and duplicate, those of `base` included.
+        SHA-256 of every shard, and the numbers of records read, stored, failed and duplicate, including the records of
+        `base`.
 
     Raises:
         StoreError: Two stores have arrays with the same name and different shapes or units.

@@ -44,7 +44,7 @@ def select_distinct(
     """Keep the first of each set of equal structures, in the order of the sources.
 
     With ``exact``, identical structures with different labels are kept too, and flagged. With ``crystal``, labels are
-    not compared: in a different cell and orientation, the same crystal has different numbers as labels.
+    not compared, because their values depend on the cell and the orientation of the crystal.
 
     The compaction reads which structures are kept, and their status, from ``keep.npy`` and ``status.npy``.
 
@@ -52,8 +52,8 @@ def select_distinct(
         staging: Folders of the run.
         sources: Sources of rows, in order.
         dedup: Which structures count as duplicates.
-        settled: Number of leading structures that are always kept, because the store that is appended to already holds
-            them.
+        settled: Number of leading structures that are always kept, because they are already in the store that is being
+            extended.
     """
     offsets = offsets_of([source.counts[STRUCTURE] for source in sources])
     identities = [_identities(source, dedup) for source in sources]
@@ -70,7 +70,7 @@ def select_distinct(
         labels = np.concatenate([item["label_digest"] for item in identities])
         first = first_equal(hashes)
         first_with_labels = first_equal(np.concatenate([hashes, labels], axis=1))
-        # A duplicate without labels adds nothing, even if the first structure has some.
+        # A duplicate without labels adds nothing, even if the first structure has labels.
         other_labels = (first != here) & (first_with_labels == here) & labels.any(axis=1)
         keep = (first == here) | other_labels
         status[other_labels] |= STATUS_OTHER_LABELS
@@ -95,7 +95,7 @@ def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
 
 
 def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """Digests and keys of a store, computed again: they are not stored, because only comparisons need them."""
+    """Digests and keys of a store, recomputed because stores do not hold them: only comparisons need them."""
     store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items()}

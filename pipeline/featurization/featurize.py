@@ -62,11 +62,11 @@ def featurize(
     graphs are listed in ``failures.parquet`` in the store, duplicates in ``duplicates.parquet``.
 
     Args:
-        sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) with CIF, POSCAR, CSV,
-            parquet, extended XYZ, JSON, JSON lines, ASE databases, and zip and tar archives of such files;
+        sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) that contain CIF, POSCAR,
+            CSV, parquet, extended XYZ, JSON, JSON lines, ASE databases, and zip and tar archives of such files;
             ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
-        cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is appended to.
+        cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is being extended.
         labels: Where to find labels in the records. By default, files that ASE reads give energy, forces and stress;
             in other formats no label is guessed.
         options: How files are read.
@@ -75,7 +75,7 @@ def featurize(
             the same crystal in any cell, origin, order and orientation.
         max_atoms: Structures with more atoms fail.
         max_edges: Structures with more edges fail.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Add to an existing store.
         overwrite: Replace an existing store.
@@ -152,7 +152,7 @@ def _featurize(
         settings: Settings of the run.
         base: Store to append to, if any.
         limit: Number of records to read; None reads all.
-        begin: Time of the monotonic clock when the run began, seconds.
+        begin: Reading of the monotonic clock at the start of the run, seconds.
     """
     with run.staging.discarded_if_new():
         check_fields_exist(run.client, files, settings)
@@ -252,7 +252,7 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
 
 
 def _labels_not_found(mapping: LabelMapping, found: Collection[str]) -> tuple[str, ...]:
-    """Names of the labels that were asked for and that no structure has.
+    """Names of the requested labels that no structure has.
 
     Args:
         mapping: Labels to read.
@@ -264,7 +264,7 @@ def _labels_not_found(mapping: LabelMapping, found: Collection[str]) -> tuple[st
 
 
 def _unread(manifests: Sequence[PartManifest]) -> tuple[tuple[str, str, int], ...]:
-    """Fields that look like labels and are not read: name, label and number of structures."""
+    """Fields that look like labels but are not read: name, label and number of structures."""
     counts: Counter[tuple[str, str]] = Counter()
     for manifest in manifests:
         counts.update({(key, label): count for key, label, count in manifest.notes["unread"]})

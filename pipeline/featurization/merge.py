@@ -36,7 +36,7 @@ def merge(
         stores: Finished graph stores with the same cutoff.
         out: Path or URL of the store to write.
         dedup: Which structures count as duplicates; the first of them is kept.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 

@@ -63,7 +63,7 @@ class SpooledRecords:
     """Documents or rows that the client has cut from streams.
 
     Attributes:
-        path: Spool file, see `pipeline.featurization.spool`.
+        path: Spool file; see `pipeline.featurization.spool`.
         format: Format of the source, if the file holds rows of a table.
     """
 
@@ -113,7 +113,7 @@ class Partition:
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
     def unread(self, reason: str) -> Iterator[RawRecord]:
-        """Yield every record with a reason and with what names it, without parsing its structure."""
+        """Yield every record with `reason` and the fields that identify it, without parsing its structure."""
         match self.content:
             case FileGroup(files):
                 for file in files[self.begin : self.end]:
@@ -148,7 +148,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
 
 
 def _unread_file(file: SourceFile, reason: str) -> list[RawRecord]:
-    """Every record of a small file, with a reason."""
+    """Every record of a small file, with `reason` in place of its structure."""
     try:
         found = [unread_document(item, reason) for item in documents_of_file(file, file.detected(), Reading())]
     except SourceError:
@@ -160,13 +160,13 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
     """Yield the records of a small file; if it cannot be read, or is empty, a record with the reason."""
     index = 0
     if file.local:
-        check_seen(file.path)  # or all structures would be lost on a worker with a different file system
+        check_seen(file.path)  # a worker with a different file system would otherwise lose all structures
     try:
         for record in _records_of_file(file, options):
             yield record
             index += 1
     except UnreachableError:
-        raise  # a later run may reach it
+        raise  # a later run may be able to fetch it
     except SourceError as error:
         yield RawRecord(file.name, index, None, reason=_reason(file, error))
         index += 1
@@ -198,7 +198,7 @@ class Plan:
             finished it, so that no spool file is needed.
 
     Attributes:
-        aside: Skipped members of archives, whose names are not those of structure files.
+        aside: Members of archives that were skipped because their names are not those of structure files.
         n_records: Number of records in the partitions yielded so far.
     """
 
@@ -248,9 +248,9 @@ class Plan:
         yield from self._flush()
 
     def _is_single(self, file: SourceFile) -> bool:
-        """Whether a file is small and, by its name, holds a single structure, so that a worker can open it itself."""
+        """Whether a worker can open a file itself: it is small and, judging by its name, holds a single structure."""
         if self.limit is not None or not file.small or file.version == UNREADABLE:
-            return False  # only the client can count records up to a limit, and tell a file that it cannot read
+            return False  # only the client can count up to a limit, or recognise a file that it cannot read
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
         return _SMALL_FORMATS.search(without_query(file.path)) is not None
@@ -339,7 +339,7 @@ class Plan:
         """Check that each column of a table that the run reads appears only once.
 
         Raises:
-            SourceError: One of them appears several times, so it is unclear which one is meant.
+            SourceError: A column appears several times, so it is unclear which one to read.
         """
         for name, count in Counter(names).items():
             if count > 1 and self.columns is not None and name in self.columns | STRUCTURE_COLUMNS:
@@ -388,7 +388,7 @@ def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
 
 
 def _reason(file: SourceFile, error: SourceError) -> str:
-    """Reason of a failure, in which the file has the name that the store records."""
+    """Reason for a failure, in which the file has the name that the store records."""
     reason = str(error).removeprefix(f"{file.name}: ")
     return reason.replace(file.path, file.name) if file.local else reason
 

@@ -50,7 +50,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
     some = any(what.startswith("label ") and what not in absent for what in wanted)
     for what, paths in absent.items():
         if some and what.startswith("label "):
-            continue  # other labels are there; the report tells which were not found
+            continue  # other labels were found; the report lists the missing ones
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
             f"keys found: {', '.join(keys)} (if later structures have it, set `optional: true` in a YAML mapping)"

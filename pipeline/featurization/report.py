@@ -21,10 +21,10 @@ class FeaturizeReport:
         seconds: Wall time of this run.
         bytes_on_disk: Size of the store.
         in_store: Number of structures in the store; more than `stored` after an append.
-        aside: Skipped members of archives, whose names are not those of structure files.
-        not_found: Labels that were asked for and that no structure has.
-        unread: Fields that look like labels and are not read, or contradict the label, with the label's name and the
-            number of structures.
+        aside: Members of archives that were skipped because their names are not those of structure files.
+        not_found: Requested labels that no structure has.
+        unread: Fields that look like a label but are not read, or whose values contradict the label, with the label's
+            name and the number of structures.
         without_volume: Number of structures whose stress is not stored, since they have no volume.
     """
 
@@ -65,7 +65,7 @@ class FeaturizeReport:
 
 
 def _unit(key: str, label: str) -> str:
-    """The unit of a field, in brackets, if its name tells that it is not that of the label."""
+    """The unit of a field, in brackets, if the field's name shows that it differs from the label's unit."""
     if label == STRESS and "virial" in key.lower():
         return "[eV]"
     return f"[eV{PER_ATOM_SUFFIX}]" if label == ENERGY and "per_atom" in key.lower() else ""

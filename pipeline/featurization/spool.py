@@ -39,7 +39,7 @@ def write_rows(path: Path, rows: pa.Table, source: str, first: int) -> None:
 
     Args:
         path: Spool file to write.
-        rows: Rows, as they are in the source.
+        rows: Rows, unchanged from the source.
         source: Name of the source file.
         first: Index of the first row in the source.
     """

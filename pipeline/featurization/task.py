@@ -96,7 +96,7 @@ class FeaturizeTask:
         return self.partition.key
 
     def split(self) -> list[FeaturizeTask]:
-        """The same records in two tasks; nothing for a single record."""
+        """The same records in two tasks; empty for a single record."""
         return [replace(self, partition=half) for half in self.partition.halves()]
 
     def skipped(self) -> FeaturizeTask:
@@ -162,8 +162,8 @@ class _Rows:
         except (InvalidStructureError, LabelError) as error:
             self.failures.append((*origin, str(error)))
             return
-        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:  # an odd record must not end the run
-            self.failures.append((*origin, f"record not understood ({type(error).__name__}: {str(error)[:200]})"))
+        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:  # must not end the run
+            self.failures.append((*origin, f"malformed record ({type(error).__name__}: {str(error)[:200]})"))
             return
         self.structures.append(record.structure)
         self.neighbors.append(neighbors)
@@ -209,7 +209,7 @@ class _Rows:
             if isinstance(value, str | int | np.integer) and value != "":
                 return str(value)
         file = file_name(record.source)
-        # The format of a file that cannot be read is that of its name.
+        # The format of an unreadable file is the one that its name suggests.
         single = record.format in _SINGLE_FORMATS or (record.structure is None and _SINGLE_NAME.search(file))
         stem = _SUFFIXES.sub("", file)
         return stem if single and record.index == 0 else f"{stem}:{record.index}"

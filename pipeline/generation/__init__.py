@@ -1,4 +1,5 @@
 """Candidate crystals made by ion substitution in prototypes.
 
-To add a source of prototypes, extend `prototypes`; for another method, write a module like `substitution`.
+To add a source of prototypes, extend `prototypes`; to add another method of generation, write a module like
+`substitution`.
 """

@@ -42,12 +42,12 @@ class GenerateReport:
 
     Attributes:
         path: The parquet file.
-        written: Number of candidates in it.
+        written: Number of candidates in the file.
         read: Number of prototypes.
         usable: Number of prototypes with likely substitutions.
         substitutions: Number of distinct substitutions; further candidates are strained and rattled copies.
         setup_seconds: Time until the first candidate: prototypes, oxidation states and probabilities.
-        seconds: Time from then on.
+        seconds: Time from the first candidate to the end.
     """
 
     path: Path
@@ -92,8 +92,8 @@ def generate(
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
     Raises:
-        SourceError: For the reasons of `load_prototypes` and `substitute`.
-        ConfigError: For the reasons of `substitute`.
+        SourceError: As for `load_prototypes` and `substitute`.
+        ConfigError: As for `substitute`.
         OutputExistsError: The file exists.
     """
     begin = time.monotonic()

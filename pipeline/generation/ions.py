@@ -41,7 +41,7 @@ def ion_table() -> IonTable:
     """Load the 230 ions of Hautier et al., with the matrix of conditional probabilities.
 
     p(new | old) = exp(lambda[old, new]) / sum_j exp(lambda[old, j]), with the weights lambda shipped with pymatgen,
-    which has -5 for pairs that were never observed.
+    which sets lambda to -5 for pairs that were never observed.
     """
     from pymatgen.analysis.structure_prediction.substitution_probability import (  # noqa: PLC0415 - slow to import
         SubstitutionProbability,
@@ -66,8 +66,8 @@ def ion_table() -> IonTable:
 def _radius(ion: Any) -> float:
     """Ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), from pymatgen).
 
-    For an ion without a radius, the radius of the element's nearest charge of the same sign is used. H+ and Kr2+ lack
-    that too, and the covalent radius is used (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
+    An ion without a tabulated radius takes that of the element's ion with the nearest charge of the same sign. H+ and
+    Kr2+ have no such ion and take the covalent radius (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns about radii of one spin state
@@ -88,7 +88,7 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
         formula: Atomic number and amount of each element, reduced.
 
     Returns:
-        Indices into the ion table; None if there is no guess, or it has a mixed or unknown oxidation state.
+        Indices into the ion table; None if there is no guess, or if an oxidation state is mixed or unknown.
     """
     from pymatgen.core import Composition, Element  # noqa: PLC0415 - slow to import
 
@@ -110,7 +110,7 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
         guesses = composition.oxi_state_guesses(oxi_states_override=states, max_sites=-1)
     if not guesses:
         return None
-    found = [known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula]  # 2.5 is not in the table
+    found = [known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula]  # 2.5 is not tabulated
     return None if None in found else tuple(index for index in found if index is not None)
 
 

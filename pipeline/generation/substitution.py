@@ -79,7 +79,7 @@ class SubstitutionPlan:
         hosts: The prototypes with oxidation states.
         host: int32[n], index into `hosts` of each substitution.
         ions: int16[n, widest], new ions of each substitution, padded with -1.
-        probability: float64[n], see `Candidate`.
+        probability: float64[n]; see `Candidate`.
         scale: float64[n], scaling factor of the lattice vectors.
     """
 

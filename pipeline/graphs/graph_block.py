@@ -50,7 +50,7 @@ class GraphBlock:
         """Build the graphs of structures in memory, without a store.
 
         Raises:
-            InvalidStructureError: For the reasons of `neighbor_list`.
+            InvalidStructureError: As for `neighbor_list`.
         """
         lists = [neighbor_list(structure, cutoff) for structure in structures]
         return cls(

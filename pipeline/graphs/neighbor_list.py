@@ -102,7 +102,7 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
         return count, neighbor, image, _TOO_MANY_IMAGES, 0, 0
     low, width, bins = _bins(frac, reach)
     n_bins, first, members = _sorted_into_bins(frac, low, width, bins)
-    # A margin, so that rounding never loses a pair at the end of the reach; the distance itself decides.
+    # The margin keeps rounding from losing a pair at the edge of the search range; the exact distance decides.
     margin = reach * (1 + 1e-9) + 1e-9
 
     begin, end = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)

@@ -13,18 +13,18 @@ from ..errors import InvalidStructureError
 from .graph_block import GraphBlock
 from .neighbor_list import MAX_NEIGHBORS
 
-# Largest number of atoms in a table of several structures. ONNX Runtime divides sums in float64 over all atoms of a
-# table into blocks of 1,024 terms: a structure on both sides of a limit would be added up in a different order.
+# Largest number of atoms in a table of several structures. ONNX Runtime divides float64 sums over all atoms of a table
+# into blocks of 1,024 terms: a structure that straddled two blocks would be summed in a different order.
 UNIFORM_ATOMS = 512
 
 _Graph = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16]]
 
 
 def _widths() -> tuple[int, ...]:
-    """Possible widths of a table, each some 15 % larger than the one before.
+    """Possible widths of a table, each some 15 % larger than the previous one.
 
-    More of them would mean less padding, but more tables, and each costs some 1.6 ms with 7net-0, as much as 60 slots.
-    The first is at least two: products with one row take a different path through ONNX Runtime.
+    More widths would mean less padding but more tables, and each table costs some 1.6 ms with 7net-0, as much as 60
+    slots. The smallest width is at least two: products with one row take a different path through ONNX Runtime.
     """
     found = [4]
     while found[-1] < MAX_NEIGHBORS:
@@ -110,7 +110,8 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
 def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
     """Number of slots of each atom in the tables that a structure is evaluated in: int64[n_structures].
 
-    It is the largest number of neighbours of an atom, rounded up to one of few sizes, so that many structures share it.
+    The width is the largest number of neighbours of an atom, rounded up to one of a few values, so that many structures
+    share a width.
 
     Args:
         block: Graphs with a cutoff of at least `cutoff`.
@@ -149,7 +150,7 @@ def _numbered(block: GraphBlock, graph: _Graph, cutoff: float) -> _Numbered:
 
     Args:
         block: The graphs.
-        graph: Their arrays, from `_checked_arrays`.
+        graph: Arrays of the graphs, from `_checked_arrays`.
         cutoff: Cutoff, angstrom.
     """
     from .neighbor_table_kernels import number_slots  # noqa: PLC0415 - numba takes half a second to import
@@ -166,7 +167,7 @@ def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     """Number the pairs of an edge and its opposite by the first of their slots.
 
     Args:
-        reverse: int64[N, K], see `NeighborTable`.
+        reverse: int64[N, K]; see `NeighborTable`.
 
     Returns:
         The pair of each slot, int64[N, K], and the first slot of each pair, int64[P].
@@ -235,7 +236,8 @@ def evaluation_groups(block: GraphBlock, cutoff: float, slots: int) -> Iterator[
     """Group structures for evaluation, each group in one table with a fixed number of slots per atom.
 
     The bits of a structure's results depend on the number of slots, because matrix products and sums over slots add up
-    their terms in a different order if there is more padding. So a group holds structures of equal `table_widths`.
+    their terms in a different order if there is more padding. Therefore a group holds structures of equal
+    `table_widths`.
 
     Args:
         block: Graphs with a cutoff of at least `cutoff`.

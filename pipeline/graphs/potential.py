@@ -14,7 +14,7 @@ from .graph_block import GraphBlock
 from .neighbor_table import evaluation_groups, neighbor_table
 from .offsets import ragged_rows
 
-# Ending of the output with the standard deviation of another output over the members of an ensemble.
+# Suffix of an output that holds the standard deviation of another output over the members of an ensemble.
 SPREAD = "_std"
 
 Defined = Literal["always", "crystals", "molecules"]
@@ -48,7 +48,7 @@ ENERGY_OUTPUTS = (
 
 
 def with_spread(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-    """Outputs of an ensemble: each mean, then the standard deviation (of a sample, so over n - 1) of each."""
+    """Outputs of an ensemble: all means, followed by their sample standard deviations (divided by n - 1)."""
     return (*outputs, *(replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs))
 
 
@@ -112,7 +112,7 @@ def evaluate_in_buckets(
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
     The results of a structure have the same bits whatever else is in the block, on one kind of device and instruction
-    set: it is only ever in tables of one width, see `pipeline.graphs.neighbor_table.evaluation_groups`.
+    set, because its table always has the same width; see `pipeline.graphs.neighbor_table.evaluation_groups`.
 
     Args:
         block: Graphs to evaluate.
@@ -131,7 +131,7 @@ def evaluate_in_buckets(
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
     for rows, width in evaluation_groups(block, potential.cutoff, slots):
         atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])
-        # A block that already is one bucket is not copied: screens request one bucket at a time.
+        # A block that is already one bucket is not copied: screens request one bucket at a time.
         bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
         if len(bucket.atomic_number) == 1:
             # Matrix products with one row take a different path through ONNX Runtime and sum in a different order.

@@ -25,12 +25,12 @@ from .quantities import ASE_VOIGT, AXES, ENERGY, FORCES, KNOWN_QUANTITIES, PER_A
 
 # Stresses below this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
-# A tensor with a larger symmetry violation does not belong to this crystal, or not in this frame. Of 1,056 published
+# A tensor with a larger symmetry violation belongs to another crystal or is given in another frame. Of 1,056 published
 # dielectric tensors, 0.1 % exceed this value in the frame in which they were computed, and 11 % in another.
 SYMMETRY_TOLERANCE = 0.05
 _INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
 _AXES = {"x": 0, "y": 1, "z": 2}
-# Two fields that differ by less hold the same label: files have few digits of stresses and volumes.
+# Two fields that differ by less hold the same label: files give stresses and volumes to only a few digits.
 _PRINTED = 1e-4
 
 
@@ -214,9 +214,9 @@ class LabelMapping(BaseModel):
     def unread(
         self, fields: Mapping[str, Any], n_atoms: int, found: Mapping[str, NDArray[np.float64]], volume: float
     ) -> dict[str, str]:
-        """Fields that look like labels and are not read, each with the name of that label.
+        """Fields that look like labels but are not used, each with the name of the label.
 
-        They are those that no rule reads, and those of another rule that contradict the label.
+        A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 
         Args:
             fields: The record.
@@ -251,7 +251,7 @@ class LabelMapping(BaseModel):
         label: NDArray[np.float64],
         volume: float,
     ) -> bool:
-        """Whether a field has the value of a label that was read from another one, as printed."""
+        """Whether the value of a field equals, to the printed digits, a label that was read from another field."""
         try:
             value = self._value(name, rule, fields, n_atoms, volume)
         except LabelError:
@@ -288,7 +288,7 @@ class LabelMapping(BaseModel):
     def _value(
         self, name: str, rule: LabelRule, fields: Mapping[str, Any], n_atoms: int, volume: float
     ) -> NDArray[np.float64] | None:
-        """Value of a label by one rule, in the store's unit; None if it does not apply or finds nothing."""
+        """Value of a label by one rule, in the store's unit; None if the rule does not apply or finds no value."""
         value = lookup(fields, rule.path) if rule.applies(fields) else None
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
@@ -296,8 +296,8 @@ class LabelMapping(BaseModel):
         return -numbers / volume if is_virial(name, rule.unit) else numbers
 
 
-# Names of labels in files that ASE reads, in its units, order and sign: those of ASE, of GPUMD and QUIP (force, virial)
-# and of MACE (REF_...). The first that a record has is used.
+# Names of labels in files that ASE reads, in ASE's units, order and sign. They come from ASE, from GPUMD and QUIP
+# (force, virial) and from MACE (REF_...); the first one that a record contains is used.
 _ASE_NAMES = {
     ENERGY: {"energy": "eV", "REF_energy": "eV"},
     FORCES: dict.fromkeys(("forces", "force", "REF_forces"), "eV/angstrom"),
@@ -332,7 +332,7 @@ def is_virial(name: str, unit: str) -> bool:
         return True
     try:
         return bool(_units().Quantity(1.0, unit).check("[energy]"))
-    except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` tells
+    except Exception:  # noqa: BLE001 - an unknown unit, which `_factor` reports
         return False
 
 

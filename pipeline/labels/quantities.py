@@ -24,7 +24,7 @@ class Quantity(BaseModel):
         per: Whether there is one value per structure or per atom.
         shape: Shape of one value: [] for a number, [3] for a vector, [3, 3], or [6, 6] for an elastic tensor in Voigt
             notation.
-        unit: Unit in the store; by default that of the first rule.
+        unit: Unit in the store; by default the unit of the first rule.
         tensor: Whether axes of length 3 and 6 rotate with the crystal, so that its symmetry constrains the values.
         description: Description written to the store.
     """

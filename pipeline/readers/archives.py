@@ -35,7 +35,7 @@ def documents_of_file(file: SourceFile, form: Format, reading: Reading) -> Itera
 
     Args:
         file: File to read.
-        form: Its format; a text format or an archive, not a table or database.
+        form: Format of the file: a text format or an archive, not a table or database.
         reading: Progress, updated while reading.
 
     Raises:
@@ -134,7 +134,7 @@ class _CheckedHeader(tarfile.TarInfo):
         """Read the next header.
 
         Raises:
-            tarfile.EOFHeaderError: The block is the block of zeros that ends an archive.
+            tarfile.EOFHeaderError: The block consists of zeros, which end an archive.
             tarfile.ReadError: The header is damaged, truncated or missing.
         """
         try:
@@ -146,7 +146,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Refuse an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
+    """Reject an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
 
     Raises:
         tarfile.ReadError: Anything but zeros follows the block that ends the archive.

@@ -74,7 +74,7 @@ def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterat
 
 
 def unread_rows(path: Path, source: str, ids: Sequence[int], first: int, reason: str) -> Iterator[RawRecord]:
-    """Yield a record for each of some rows, whose structures must not be read, with the fields that name it.
+    """Yield a record for each of the given rows without reading its structure, with the fields that identify it.
 
     Args:
         path: Path of the database.
@@ -85,7 +85,7 @@ def unread_rows(path: Path, source: str, ids: Sequence[int], first: int, reason:
     """
     for index, row_id in enumerate(ids, start=first):
         fields: dict[str, Any] = {"id": row_id}
-        if _is_sqlite(path):  # to read LMDB may be what has killed the process
+        if _is_sqlite(path):  # reading LMDB may be what killed the process
             with suppress(sqlite3.Error, ValueError, TypeError), closing(_read_only(path)) as connection:
                 found = connection.execute("SELECT unique_id, key_value_pairs FROM systems WHERE id = ?", (row_id,))
                 unique_id, pairs = found.fetchone()
@@ -98,12 +98,12 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _reason(error: Exception, path: Path, source: str) -> str:
-    """Reason of a failure, in which the database has the name of the source."""
+    """Reason for a failure, in which the database has the name of the source."""
     return f"row does not parse: {detail(error).replace(str(path), source)}"
 
 
 def _check_whole(path: Path) -> None:
-    """Refuse files that are not databases, and truncated LMDB files, which would crash the process when read.
+    """Reject files that are not databases, and truncated LMDB files, which would crash the process when read.
 
     The offsets are those of the structs `MDB_page` and `MDB_meta` in LMDB's source (mdb.c) on 64-bit machines.
     """

@@ -1,4 +1,4 @@
-"""Frames of extended XYZ, read with ASE; their comment lines come from many codes, which spell them differently."""
+"""Frames of extended XYZ, read with ASE; their comment lines come from many codes, which spell keys differently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import InvalidStructureError
 _KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _COLUMNS = frozenset({"species", "pos"})
 _MAX_COLUMNS, _DIGITS = 10_000, 9
-# ASE refuses a frame unless these have nine numbers, so that it reads them under another name.
+# ASE rejects a frame if one of these does not have nine numbers, so it is given them under another name.
 _TENSORS = ("stress", "virial")
 _HIDDEN = "equiscreen:"
 # A quoted or bracketed value, a matrix as nested lists, or a key.
@@ -25,9 +25,9 @@ _TOKEN = re.compile(
     r'"(?:\\.|[^"\\])*"|' + r"'(?:\\.|[^'\\])*'|\{[^}]*\}|(?P<rows>\[\s*\[.*?\]\s*\])|\[[^\]]*\]"
     r"|(?<!\S)(?P<key>[^\s=\"'{}\[\]]+)(?=\s*=)"
 )
-# Two values of one of these cannot both be right.
+# Keys that may appear only once: two values cannot both be right.
 _ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
-# What other programs call a cell.
+# Names that other programs give the cell.
 _CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
 _AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
 
@@ -75,7 +75,7 @@ def _comment(line: str) -> dict[str, Any]:
 
 
 def _axes(value: Any) -> NDArray[np.bool_]:
-    """Periodic axes, bool[3]: ASE would take the text "f f f" for true."""
+    """Periodic axes, bool[3]: ASE would read the text "f f f" as true."""
     words = re.findall(r"[^\s,]+", value) if isinstance(value, str) else np.ravel(value).tolist()
     axes = [_AXIS.get(str(word).lower()) for word in words]
     if len(axes) not in {1, 3} or None in axes:
@@ -84,15 +84,18 @@ def _axes(value: Any) -> NDArray[np.bool_]:
 
 
 def _columns(text: str) -> str:
-    """The names, types and widths of columns, with ASE's names of elements and positions in any case.
+    """The names, types and widths of columns, with the names of species and positions spelled as ASE does.
 
     Raises:
-        InvalidStructureError: There are too many columns, for each of which ASE would take memory.
+        InvalidStructureError: There are so many columns that ASE could exhaust the memory, or their numbers are
+            malformed.
     """
     words = text.split(":")
     widths = [int(word) for word in words[2::3] if word.strip().isdecimal() and len(word) <= _DIGITS]
     if len(widths) < len(words[2::3]) or sum(widths) > _MAX_COLUMNS:
-        raise InvalidStructureError(f"Properties must give whole numbers of columns, {_MAX_COLUMNS:,} at most")
+        raise InvalidStructureError(
+            f"Properties must give column counts as integers, {_MAX_COLUMNS:,} in total at most"
+        )
     for place in range(0, len(words), 3):
         if words[place].lower() in _COLUMNS:
             words[place] = words[place].lower()

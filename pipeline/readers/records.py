@@ -95,7 +95,7 @@ def read_document(document: Document, options: ReadOptions) -> RawRecord:
 
 
 def unread_document(document: Document, reason: str) -> RawRecord:
-    """A record of a document whose structure must not be parsed, with the fields that name it.
+    """Make a record of a document without parsing its structure, with the fields that identify it.
 
     Args:
         document: The document.
@@ -122,7 +122,7 @@ def _fields_alone(document: Document) -> Mapping[str, Any]:
 
 
 def fields_beside(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fields of a record that stand beside its structure, and possibly the structure itself."""
+    """Fields of a record besides its structure; for some records the structure is among them."""
     if is_structure(record):
         return {"properties": record.get("properties") or {}}
     if is_optimade(record):
@@ -154,7 +154,7 @@ class _UnreadableRecordError(InvalidStructureError):
 
 
 def _reason(error: Exception) -> str:
-    """Reason of a failure, on one line that can be written as UTF-8."""
+    """Reason for a failure, on one line that can be written as UTF-8."""
     text = str(error) if isinstance(error, InvalidStructureError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
@@ -208,7 +208,7 @@ def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
 
 
 def _repeated(names: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
-    """Columns that appear several times with different values, as lists, which a reader of one value refuses.
+    """Columns that appear several times with different values, as lists, which readers of a single value reject.
 
     Args:
         names: Names of the columns of a table.
@@ -279,7 +279,7 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
         return _structure_from_columns(record), fields
     except (_UnreadableRecordError, *MACHINE_ERRORS):
         raise
-    except Exception as error:  # including NumPy's, for numbers of 400 digits or deeply nested lists
+    except Exception as error:  # including errors of NumPy, for numbers of 400 digits or deeply nested lists
         raise _UnreadableRecordError(_reason(error), fields) from error
 
 
@@ -353,7 +353,7 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
 def _axes(pbc: Any) -> NDArray[np.bool_]:
     """Periodic axes, bool[3]; all true if not given."""
     values = np.array(True if pbc is None else _listed(pbc))
-    if values.dtype.kind not in "biu":  # the text "False" is true for Python
+    if values.dtype.kind not in "biu":  # Python treats the text "False" as true
         raise InvalidStructureError(f"pbc is neither true nor false ({pbc})")
     if values.shape not in ((), (3,)):
         raise InvalidStructureError(f"pbc has {values.size} values instead of 3")

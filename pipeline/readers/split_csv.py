@@ -16,7 +16,7 @@ from .split_json import MAX_DOCUMENT_BYTES, RawDocument, unreadable
 SEPARATORS = ",;\t"
 _UNCLOSED = "not valid CSV: unclosed quote"
 _NO_NAMES = "no line of column names"
-_STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of many lines
+_STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of several lines
 _TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # a quoted field that continues on the next line
 
 
@@ -94,7 +94,7 @@ def _fields(row: bytes, separator: str) -> list[str]:
 
 
 def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
-    """Iterate over rows, and whether their quotes are closed."""
+    """Yield each row, and whether its quotes are closed."""
     rest, in_quotes = b"", False
     for chunk in iter(stream.chunk, b""):
         data = rest + chunk
@@ -105,7 +105,7 @@ def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
             begin = abs(end)
         rest = data[begin:]
         if len(rest) > MAX_DOCUMENT_BYTES:
-            yield rest, True  # the reported reason is its size
+            yield rest, True  # its size is the reported reason
             rest, in_quotes = b"", False
     if rest:
         yield rest, not in_quotes

@@ -126,7 +126,7 @@ def _cut_object(scanner: _JsonScanner) -> Iterator[RawDocument]:
 
 
 def _rest_of_object(scanner: _JsonScanner, members: list[bytes], end: bytes) -> bytes:
-    """Read the rest of an object whose first members have been read; the rest of a too large one is discarded."""
+    """Read the rest of an object whose first members have been read; if the object is too large, discard the rest."""
     size = sum(map(len, members))
     while end == b",":
         member, end = scanner.run()
@@ -158,7 +158,7 @@ def _are_records(members: list[bytes]) -> bool:
 
 
 def _named(member: bytes) -> RawDocument:
-    """Make a document of a member of an object of records, with its key as the name."""
+    """Make a document from one member of an object of records, with its key as the name."""
     match = _KEY.match(member)
     try:
         name = json.loads(match[1]) if match else None
@@ -253,7 +253,7 @@ class _JsonScanner:
                 byte = self._data[end : end + 1]
                 self._at = end + 1
                 return b"".join(kept), byte
-            if size <= MAX_DOCUMENT_BYTES:  # larger records are refused, so they need not be kept
+            if size <= MAX_DOCUMENT_BYTES:  # larger records are rejected, so they need not be kept
                 kept.append(self._data[self._at :])
             size += len(self._data) - self._at
             self._at = len(self._data)

@@ -77,7 +77,7 @@ def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
             if symmetry or not shared:
                 yield block
             else:
-                yield unreadable("symmetry is given in another data block only")
+                yield unreadable("symmetry is given only in another data block")
         else:
             shared = shared or symmetry
         first = first or block
@@ -97,7 +97,7 @@ def _cif_blocks(stream: Stream) -> Iterator[bytes]:
         rest = content[bounds[-1] :]
         if (
             len(rest) > MAX_DOCUMENT_BYTES
-        ):  # it is refused, so it need not be kept, except for a possible beginning of the next block
+        ):  # it is rejected, so it need not be kept, except for a possible beginning of the next block
             rest = rest[: MAX_DOCUMENT_BYTES + 1] + rest[-len(b"\ndata_") :]
     starts, in_text = _block_starts(rest)
     if in_text:  # an unclosed text field may have hidden the blocks after it
@@ -142,7 +142,7 @@ def _frame(stream: Stream, head: bytes, n_atoms: int) -> tuple[bytes, bytes]:
         line = stream.readline(_LONGEST_LINE)
         if not line or (place and _number_alone(line)):
             return frame.getvalue(), line
-        if frame.tell() <= MAX_DOCUMENT_BYTES:  # larger records are refused, so they need not be kept
+        if frame.tell() <= MAX_DOCUMENT_BYTES:  # larger records are rejected, so they need not be kept
             frame.write(line)
     return frame.getvalue(), stream.readline(_LONGEST_LINE)
 
@@ -181,7 +181,7 @@ def _cut_poscar(stream: Stream) -> Iterator[RawDocument]:
 
 
 class _NamedText(io.StringIO):
-    """Text for ASE's reader of OUTCAR, which looks for a CONTCAR beside the file; there is none in this folder."""
+    """Text for ASE's reader of OUTCAR, which looks for a CONTCAR beside the file; this path has none."""
 
     name = str(Path(os.devnull) / "OUTCAR")
 

@@ -77,14 +77,14 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
                         processes=processes,
                         host=LOOPBACK if processes else None,
                         dashboard_address=f"{LOOPBACK}:0",
-                        # By default it listens on the address of the worker: in this process, that of the machine.
+                        # By default, the dashboard of a worker in this process listens on the machine's address.
                         worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
                         memory_limit="auto",
-                        silence_logs=_SILENT,  # of the workers too
+                        silence_logs=_SILENT,  # also silences the workers
                     )
                 )
                 client = stack.enter_context(Client(cluster))
-        except Exception as error:  # Dask wraps what has happened, such as a full disk
+        except Exception as error:  # Dask wraps the original error, such as a full disk
             reason = detail(error.__cause__ or error)
             raise EquiscreenError(f"Dask cannot start ({reason}); set TMPDIR to choose its temporary folder") from error
         if processes:
@@ -94,7 +94,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
 
 def dashboard(client: Any) -> str | None:
-    """Address of the client's dashboard; None if there is none, because bokeh is not installed."""
+    """Address of the client's dashboard; None if there is no dashboard because bokeh is not installed."""
     if client.cluster is not None:  # started by `connect`
         services = client.cluster.scheduler_info.get("services", {})
         here = importlib.util.find_spec("bokeh") is not None and "dashboard" in services
@@ -108,9 +108,9 @@ def dashboard(client: Any) -> str | None:
 
 
 def restore_workers(client: Any) -> None:
-    """Start workers in place of those that are gone for good, if `connect` has started the cluster.
+    """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies at once.
+    A nanny gives up if the worker that it restarts dies immediately.
     """
     if client.cluster is not None:
         client.cluster.scale(len(client.cluster.worker_spec))
@@ -125,7 +125,7 @@ def check_seen(path: str | Path) -> None:
     if not Path(path).exists():
         raise UnreachableError(
             f"{path}: not found on {socket.gethostname()} by {_worker()}; inputs and outputs must be in folders that "
-            "all workers share, under the same paths, until the run has ended"
+            "all workers share, under the same paths, until the run ends"
         )
 
 
@@ -236,7 +236,7 @@ def _interrupts_blocked() -> Iterator[None]:
 def _start_resource_tracker() -> None:
     """Start the process in which `multiprocessing` cleans up after this one, with its warnings switched off.
 
-    It warns of every semaphore that a killed run leaves behind, although removing them is its job.
+    That process warns about every semaphore that a killed run leaves behind, although its job is to remove them.
     """
     filters = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, "ignore:resource_tracker")))
@@ -254,7 +254,8 @@ def _main_module_hidden() -> Iterator[None]:
     """Keep worker processes from importing the main module.
 
     `multiprocessing.spawn` imports the file of ``__main__`` in each new process, where a script without
-    ``if __name__ == "__main__":`` would run again. Tasks hold nothing from it. A module without a file is not imported.
+    ``if __name__ == "__main__":`` would run again. Tasks use nothing from that file. A module without a file is not
+    imported.
     """
     before = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

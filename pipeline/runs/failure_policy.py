@@ -52,7 +52,7 @@ def run_tasks(
     """Run `function` on every item, on the workers, a window of items at a time.
 
     Results arrive in the order in which they finish. They should be small: a manifest, with the data on disk. A task
-    may run more than once (its worker died, or seemed to be dead), so it has to be idempotent.
+    may run more than once (if its worker died or seemed dead), so it must be idempotent.
 
     An item whose workers die is divided. An item that cannot be divided is retried at the end with no other task in
     flight, since Dask also suspects tasks that only waited on the same worker; if it kills its workers again, its
@@ -87,13 +87,13 @@ def run_tasks(
         ) from error
     finally:
         if client.status == "running":
-            # After an error or an interrupt the rest is useless; after a normal end this is empty.
+            # After an error or an interrupt, the remaining tasks are useless; after a normal end, there are none.
             client.cancel(list(run.items), force=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _WithSharedFiles(Generic[Item, Result]):
-    """The function of a task, after a check that the worker which runs it sees the shared files.
+    """The function of a task, called after checking that its worker sees the shared files.
 
     Attributes:
         function: Processes one item.
@@ -110,7 +110,7 @@ class _WithSharedFiles(Generic[Item, Result]):
 
 
 class _TasksInFlight(Generic[Item, Result]):
-    """The tasks that are submitted and not finished, and those that are suspected of killing workers."""
+    """Tasks that have been submitted but not finished, and tasks that are suspected of killing workers."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _TasksInFlight(Generic[Item, Result]):
                         f"no workers are left, and none has joined for {limit} s; run the same command again to resume"
                     ) from None
                 if without == interval:
-                    self.note(f"waiting for workers: there are none; the run ends after {limit} s without any")
+                    self.note(f"waiting for workers: none are connected; the run ends if none joins within {limit} s")
                 if without:
                     restore_workers(self.client)
             else:

@@ -1,4 +1,4 @@
-"""Marks: small JSON files by which a run tells later ones what it has finished. A damaged mark counts as absent."""
+"""Marks: small JSON files that tell later runs what has been finished. A damaged mark counts as absent."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Neighbour slots per batch. Smaller batches pay for every node of the graph; the intermediates of larger ones leave the
-# cache (docs/performance.md).
+# Neighbour slots per batch. In smaller batches, the fixed cost of each ONNX node dominates; in larger ones,
+# intermediate arrays no longer fit in the cache (docs/performance.md).
 DEFAULT_SLOTS = 2_048
 
 
@@ -14,11 +14,11 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Process only the first `limit` structures; None processes all.
         overwrite: Replace an existing output, and discard an unfinished run with different settings.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
         slots: Neighbour slots per batch of an evaluation.
     """
 

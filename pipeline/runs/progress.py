@@ -14,16 +14,16 @@ from rich.text import Text
 from ..redaction import redact_text
 
 LINE_EVERY_S = 10.0
-# A rate means nothing before a run has lasted so long, and a time left nothing beyond so many days.
+# Seconds before a rate is meaningful, and days beyond which an estimate of the time left is not.
 _FIRST_S, _MOST_DAYS = 2.0, 100
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
 
 
 def shows_progress(wanted: bool | None) -> bool:
-    """Whether a run shows its progress; without a wish, it does on a terminal and in a notebook.
+    """Whether a run shows its progress; by default, it does on a terminal and in a notebook.
 
     Args:
-        wanted: True for a bar, or plain lines where there is no terminal; False for nothing; None to decide here.
+        wanted: True shows a bar, or plain lines if there is no terminal; False shows nothing; None applies the default.
     """
     return Console(stderr=True).is_terminal if wanted is None else wanted  # rich counts notebooks as terminals
 
@@ -35,7 +35,7 @@ class ProgressReport:
         title: Name of the run, such as "featurize".
         total: Number of items.
         unit: Name of an item, in the plural.
-        enabled: Whether to show anything, see `shows_progress`.
+        enabled: Whether to show anything; see `shows_progress`.
     """
 
     def __init__(self, title: str, total: int, unit: str = "structures", *, enabled: bool | None = True) -> None:
@@ -88,13 +88,13 @@ class ProgressReport:
         self.advance(count)
 
     def expect(self, total: int) -> None:
-        """Set the total number of items, once it is known; zero if it is not."""
+        """Set the total number of items once it is known; zero means unknown."""
         self.total = max(total, self.done)
         if self._bar is not None:
             self._bar.update(self._task, total=self.total or None)
 
     def note(self, text: str) -> None:
-        """Show a line of text, without the secrets of URLs in it."""
+        """Show a line of text, with secrets in URLs hidden."""
         text = redact_text(text)
         if self._bar is not None:
             self._bar.console.print(text)
@@ -102,7 +102,7 @@ class ProgressReport:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def time_left(self) -> str:
-        """Time left at the rate of this run, such as "12 min left"; empty while nothing is known about it."""
+        """Time left at the rate of this run, such as "12 min left"; empty while it is unknown."""
         if time.monotonic() - self._begin < _FIRST_S or self.done <= self._resumed or self.total <= self.done:
             return ""
         return duration((self.total - self.done) / self._rate()) + " left"
@@ -115,7 +115,7 @@ class ProgressReport:
         self._last_line, self._last_done = time.monotonic(), self.done
         parts = [f"{self.done:,} of {self.total:,} {self.unit}" if self.total else f"{self.done:,} {self.unit}"]
         rate = self._rate()
-        if rate > 0:  # else nothing is known about the time that is left
+        if rate > 0:  # otherwise the time left is unknown
             parts.append(f"{rate:,.0f}/s" if rate >= 1 else f"{rate:.2g}/s")
             if self.total > self.done:
                 parts.append(duration((self.total - self.done) / rate) + " left")
@@ -125,7 +125,7 @@ class ProgressReport:
 class _TimeLeft(ProgressColumn):
     """Time left of a report, computed anew whenever the bar is drawn.
 
-    Rich's own column takes the items of the last seconds, among them those that earlier runs have done.
+    Rich's own column counts the items of the last seconds, including items that earlier runs had done.
     """
 
     def __init__(self, report: ProgressReport) -> None:
@@ -137,7 +137,7 @@ class _TimeLeft(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that suits it: "45 s", "12 min", "5 h", "3 days"; "over 100 days" from there on."""
+    """A duration in the unit that suits it: "45 s", "12 min", "5 h", "3 days"; "over 100 days" beyond that."""
     if seconds < 2 * _MINUTE:
         return f"{seconds:,.0f} s"
     if seconds < 2 * _HOUR:

@@ -21,7 +21,7 @@ from .target import Target
 _LOCK, _REPLACED = "lock", "replaced"
 # Names in the folder of a run.
 _PLAN, _ASSEMBLED, _UPLOADED = "plan.json", "assembled.json", "uploaded"
-# The part of an identity that may differ when an interrupted publication resumes: the store that is appended to.
+# The part of an identity that may differ when an interrupted publication resumes: the store that is being extended.
 _BASE = "base"
 
 
@@ -32,8 +32,8 @@ class Staging:
     Attributes:
         out: The output that will appear at the end.
         folder: ``OUT.partial``, on a file system that all workers share.
-        work: Folder of this run in it. Every run has its own, since workers of a run with other settings, whose
-            client was killed, may still be writing into theirs.
+        work: Folder of this run inside `folder`. Every run has its own, since workers of a run with other settings,
+            whose client was killed, may still be writing into theirs.
         settings_digest: Digest of the settings that the user chose.
         replaces: Whether the output may replace an existing one.
     """
@@ -69,7 +69,7 @@ class Staging:
         return {manifest.key: manifest for manifest in committed(self.parts)}
 
     def publish(self, report: Mapping[str, Any]) -> None:
-        """Give the finished store its name, replacing an older one, and remove the parts.
+        """Move the finished store to its final path, replacing an older one, and remove the parts.
 
         Args:
             report: Final report of the run; kept on disk in case the run is killed during its last steps.
@@ -82,7 +82,7 @@ class Staging:
         """Rename or upload the finished store and remove the parts: the last steps of `publish`."""
         if self.out.path is None:
             self.out.upload(self.store)
-            self.store.rename(self.work / _UPLOADED)  # or a run killed in `discard` would upload what is left of it
+            self.store.rename(self.work / _UPLOADED)  # so that a run killed in `discard` does not upload the remains
         else:
             if self.out.path.exists():
                 self.out.path.rename(self.folder / _REPLACED)
@@ -115,7 +115,7 @@ def resume_publication(out: str | Path, identity: Mapping[str, Any]) -> Mapping[
         The report of that run, or None if there is no such run with this identity.
 
     Raises:
-        OutputExistsError: Another run is at work, or something has appeared at the output.
+        OutputExistsError: Another run is at work, or something else now exists at the output.
     """
     target = Target.of(out)
     settings_digest = _settings_digest(identity, target)
@@ -171,7 +171,7 @@ def staged_run(
         raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
     with locked(folder / _LOCK):
         _restore_replaced(target)
-        _check_free(target, replace=staging.replaces)  # again: another run may have finished meanwhile
+        _check_free(target, replace=staging.replaces)  # checked again, since another run may have finished meanwhile
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def staged_run(
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse to start beside an unfinished run with different settings; with `overwrite`, remove that run."""
+    """Raise an error if there is an unfinished run with different settings; with `overwrite`, remove that run."""
     for other in staging.folder.iterdir():
         if not other.is_dir() or other in (staging.work, staging.folder / _REPLACED):
             continue
@@ -209,9 +209,9 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 
 def _settings_digest(identity: Mapping[str, Any], target: Target) -> str:
-    """Digest of an identity without the store that is appended to, and of the URL, if the output has one.
+    """Digest of an identity without the store that is being extended, and of the URL, if the output has one.
 
-    Two URLs may have one working folder in spite of all, and no run finishes the publication of another.
+    The URL is included because two URLs might share a working folder, and a run must not publish to the other's URL.
     """
     settings = {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
     return _digest({**settings, "url": None if target.path is not None else str(target)})
@@ -251,7 +251,7 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
         OutputExistsError: The file exists, is a folder or a URL, or overlaps an input.
     """
     if "://" in str(out):
-        raise OutputExistsError(f"{out}: can only be written to a local file; write it there, then copy it")
+        raise OutputExistsError(f"{out}: the output must be a local file; write a local file, then copy it")
     target = Path(out)
     check_place(target.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
     if target.is_dir():

@@ -25,7 +25,7 @@ class Target:
 
     Attributes:
         path: Local path; None for a URL.
-        url: The path or URL as the user gave it; as text, a target shows no secrets.
+        url: The path or URL as the user gave it; `str` of a target hides its secrets.
     """
 
     path: Path | None
@@ -66,7 +66,7 @@ class Target:
         """Check, before any work is done, that an object store accepts uploads.
 
         Raises:
-            OutputExistsError: The object store refuses the upload.
+            OutputExistsError: The object store rejects the upload.
         """
         if self.path is None:
             with _one_line_errors(self.url):
@@ -87,7 +87,9 @@ class Target:
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def upload(self, store: Path) -> None:
-        """Copy a finished store to the URL. The root file goes last, since only that makes it a store.
+        """Copy a finished store to the URL.
+
+        The root file is uploaded last, because only a folder with a root file is a store.
 
         Raises:
             OutputExistsError: The upload failed.

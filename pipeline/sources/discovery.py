@@ -23,10 +23,10 @@ from .files import SHA256, UNREADABLE, SourceFile, printable, stamp_of
 from .formats import Format, holds_structures
 
 OPTIMADE_PREFIX = "optimade:"
-# Parameters of a query that say what was asked for, and are recorded.
+# Query parameters that state what was requested; a store records them.
 _OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
 _GLOB = frozenset("*?[")
-# What comes before the place of a file in a chain of URLs, and names of archives.
+# Prefixes that may precede a file in a chain of URLs, and names of archives.
 _WRAPPER = re.compile(r"(?:zip|tar|libarchive|(?:simple|file|block)?cache|cached)(?:://|\Z)")
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz|txz)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 # File system metadata that change when a file changes.
@@ -61,7 +61,7 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
 
 
 def is_server(source: str) -> bool:
-    """Whether a source is an OPTIMADE server, and not a file with such a name."""
+    """Whether a source is an OPTIMADE server rather than a file of that name."""
     return source.startswith(OPTIMADE_PREFIX) and not os.path.lexists(source)
 
 
@@ -71,7 +71,7 @@ def server_name(source: str) -> str:
 
 
 def file_name(source: str) -> str:
-    """Name of the file, or of the member of an archive, that a recorded source is; without folder and query."""
+    """Name of the file or archive member that a recorded source refers to, without folder and query."""
     links = source.split("::")
     last = next((place for place, link in enumerate(links) if not _WRAPPER.match(link)), len(links) - 1)
     chain, member = links[: last + 1], "::".join(links[last + 1 :])
@@ -89,7 +89,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         if _wildcards(fs, path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{shown}: matches no file")  # noqa: TRY301 - re-raised unchanged
+                raise SourceError(f"{shown}: matches no files")  # noqa: TRY301 - re-raised unchanged
             return _several(source, path, fs, found, form)
         info = fs.info(path)
         if info["type"] != "directory":
@@ -113,7 +113,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
 def _several(
     source: str, path: str, fs: fsspec.AbstractFileSystem, found: Mapping[str, dict[str, Any]], form: Format | None
 ) -> list[SourceFile]:
-    """The files of a folder or glob; one that cannot be read becomes a failure of the run, not its end."""
+    """The files of a folder or glob; a file that cannot be read is recorded as a failure and does not end the run."""
     files = []
     for name, info in sorted(found.items()):
         try:
@@ -139,12 +139,12 @@ def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def _wildcards(fs: fsspec.AbstractFileSystem, path: str) -> frozenset[str]:
-    """The wildcards in a path. On the web "?" begins a query, whose values may hold anything."""
+    """The wildcards in a path. On the web "?" begins a query, whose values may contain anything."""
     return _GLOB & set(path.partition("?")[0] if "http" in _protocols(fs) else path)
 
 
 def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would take apart
+    if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would split
         local = Path(source).absolute()
         if local.exists() and not local.is_file() and not local.is_dir():
             raise SourceError(f"{source}: is a pipe or a device, which can be read only once; write it to a file first")

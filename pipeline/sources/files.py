@@ -28,7 +28,7 @@ BUFFER_BYTES = 1 << 20
 READ_BYTES = 1 << 20
 # Smaller files are opened by the workers, many per partition, or share a partition when the client splits them.
 SMALL_FILE_BYTES = 1 << 18
-# No text compresses this well: a file beyond both limits was made to fill a disk.
+# No text compresses this well: a file that exceeds both limits was made to fill a disk.
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 # Errors that libraries raise on truncated or damaged files.
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, pa.ArrowException)
@@ -41,10 +41,10 @@ def printable(name: str) -> str:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Facts that change with the content of a local file.
+    """Metadata that change with the content of a local file.
 
-    They are its size (bytes), the time of its last change (ns), device and inode, and the time (ns) of the last change
-    of these or of its permissions, which no program can set.
+    They are its size (bytes), modification time (ns), device, inode and status-change time (ns). No program can set the
+    status-change time, which any change of the content or of the other metadata updates.
 
     Raises:
         OSError: There is no such file.
@@ -55,7 +55,7 @@ def stamp_of(path: Path) -> tuple[int, ...]:
 
 # Version of a file that could not be read when the run began.
 UNREADABLE = "unreadable"
-# What the version of a local file begins with, before the digest of its content.
+# Prefix of the version of a local file; the digest of its content follows.
 SHA256 = "sha256:"
 
 
@@ -64,13 +64,13 @@ class SourceFile:
     """One input file.
 
     Attributes:
-        name: Name as given by the user (or based on the given folder); the store records this name.
+        name: Name as given by the user (or derived from the given folder); the store records this name.
         fs: The fsspec file system of the file; sent to workers with the task.
         path: Path in that file system.
         size: Size in bytes before decompression; -1 if unknown.
         version: Token that changes when the content does: the SHA-256 of a local file, otherwise a digest of metadata.
         format: Format set by the user; None detects it from the content.
-        seekable: Whether it can be read from any position; some web servers only send whole files.
+        seekable: Whether the file can be read from any position; some web servers only send whole files.
         stamp: `stamp_of` a local file from before its version was found; empty for others.
     """
 
@@ -158,7 +158,7 @@ class SourceFile:
 
     @property
     def _url(self) -> str:
-        """URL of the file, with its secrets; only for looking for them in messages."""
+        """URL of the file, with its secrets; used only to find the secrets in messages."""
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         return self.path if "://" in self.path else f"{protocol}://{self.path}"
 
@@ -175,7 +175,7 @@ class SourceFile:
             found = stream.binary() if self.format in TEXTS else None
             form = (found if found in ARCHIVES else self.format) or stream.detected()
             if stream.compressed and form in RANDOM_ACCESS:
-                raise SourceError(f"{self.name}: compressed {form} files cannot be read; decompress it first")
+                raise SourceError(f"{self.name}: compressed {form} files cannot be read; decompress the file first")
         return form
 
 

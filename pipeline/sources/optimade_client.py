@@ -59,7 +59,7 @@ def fetch(
     """Download the structures of an OPTIMADE server into a JSON-lines file, one resource per line.
 
     Pages are appended to ``FILE.partial``; ``FILE.partial.json`` records the next page and the number of valid bytes.
-    An interrupted download resumes from there when it is run again.
+    An interrupted download resumes from that state when it is run again.
 
     Args:
         url: Base URL of a server, with or without a version, or a complete query: ".../structures?filter=...". A query
@@ -76,7 +76,7 @@ def fetch(
         The number of structures in the file.
 
     Raises:
-        SourceError: The server does not respond, refuses the request, or does not follow OPTIMADE.
+        SourceError: The server does not respond, rejects the request, or does not follow OPTIMADE.
         OutputExistsError: The file exists, cannot be written, or belongs to another unfinished download.
     """
     first = listing_url(url)
@@ -120,7 +120,7 @@ def listing_url(url: str) -> str:
 
 
 class UnsupportedQueryError(SourceError):
-    """A server refuses a query before it has sent anything, as servers do that lack an optional part of OPTIMADE."""
+    """A server rejected a query before sending any data, as servers without an optional part of OPTIMADE do."""
 
 
 class _PageError(Exception):
@@ -129,7 +129,7 @@ class _PageError(Exception):
     Args:
         message: One line that names the URL.
         transient: Whether the same request may succeed later.
-        unsupported: Whether the server refuses the query.
+        unsupported: Whether the server rejects the query.
     """
 
     def __init__(self, message: str, *, transient: bool = False, unsupported: bool = False) -> None:
@@ -213,7 +213,7 @@ def _resumed(stream: IO[bytes], file: Path, first: str, limit: int | None) -> _S
         if whole and (limit is None or saved.structures <= limit):
             state = saved
         else:
-            path.unlink()  # before the bytes that it calls valid are truncated
+            path.unlink()  # before truncating bytes that the state calls valid
     stream.truncate(state.bytes)
     return state
 
@@ -305,7 +305,7 @@ class _Server:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
     def pages(self, url: str) -> Iterator[_Page]:
-        """Iterate over the pages from a URL on. Circular links and endless empty pages are refused."""
+        """Iterate over the pages, beginning at a URL. Circular links and endless empty pages are errors."""
         asked: set[int] = set()
         ids: list[Any] = []
         empty = 0
@@ -376,7 +376,7 @@ class _Server:
         return self._page(response.url, content)
 
     def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
-        """Read at most `most` bytes of a response; a longer one is truncated (`cut`) or refused."""
+        """Read at most `most` bytes of a response; a longer one is truncated (`cut`) or rejected."""
         body = bytearray()
         deadline = time.monotonic() + SLOW_PAGE * self.timeout
         for chunk in response.iter_bytes():

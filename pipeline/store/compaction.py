@@ -134,7 +134,7 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
     Returns:
         Hash of the store: sha256 over the checksums of all its rows.
     """
-    for scratch in store.rglob("*.partial"):  # left by a worker that was killed while zarr wrote
+    for scratch in store.rglob("*.partial"):  # left by a worker that was killed while zarr was writing
         scratch.unlink()
     text = json.dumps(dict(sorted(digests.items())), indent=0)
     write_text_atomically(store / CHECKSUMS_FILE, text)

@@ -26,9 +26,10 @@ from ..graphs.neighbor_table import groups_by_size
 from .graph_store import GraphStore
 from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE
 
-# A run of this many chunks of edges (1.6 million edges, 13 MB) wastes little at its two ends, ...
+# Largest number of edges in a run. In runs of this many chunks (1.6 million edges, 13 MB), the partly used chunks at
+# both ends matter little.
 RUN_EDGES = 24 * CHUNK_ROWS[EDGE]
-# ... and has at most this many structures if they have few edges.
+# Largest number of structures in a run, which matters if structures have few edges.
 RUN_STRUCTURES = 2 * CHUNK_ROWS[STRUCTURE]
 # Runs that are shuffled together: 19,000 structures of 500 edges, from six places.
 WINDOW_RUNS = 6
@@ -139,7 +140,7 @@ class EpochReader:
             slots: Neighbour slots per batch; a structure that needs more is a batch on its own.
 
         Raises:
-            ValueError: Neither or both of the two are given.
+            ValueError: Neither or both of `structures` and `slots` are given.
         """
         if structures is not None and slots is None:
             return self._shuffled_batches(partial(_by_structures, structures), structures)
@@ -196,7 +197,8 @@ class EpochReader:
         """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
-            raise ValueError(f"{store.path}: `chosen` has length {len(chosen)}, the store {len(store)} structures")
+            message = f"{store.path}: `chosen` has length {len(chosen)}, but the store holds {len(store)} structures"
+        raise ValueError(message)
         edge_start = store.offsets[1][:-1]
         key = edge_start // RUN_EDGES + np.arange(len(store)) // RUN_STRUCTURES
         cuts = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(store)]
@@ -224,7 +226,7 @@ class EpochReader:
 
 
 def read_ahead(items: Iterator[T], ahead: int, stop: Event) -> Iterator[T]:
-    """Iterate over `items` in a thread that stays up to `ahead` items in advance.
+    """Iterate over `items` in a thread that reads up to `ahead` items ahead.
 
     An error raised by `items` is raised here. If the caller stops early or fails, `stop` is set so that `items` can
     end, and the thread has ended before this generator returns.

@@ -41,8 +41,8 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     """Open the root group of a finished store.
 
     Args:
-        path: Local path, or a URL that fsspec supports. Credentials are those that its file system finds:
-            for ``s3://`` from the AWS configuration, with AWS_ENDPOINT_URL for other servers.
+        path: Local path, or a URL that fsspec supports. The file system looks up credentials itself: for ``s3://`` in
+            the AWS configuration, with AWS_ENDPOINT_URL for other servers.
         schemas: Accepted schemas.
 
     Raises:
@@ -61,7 +61,7 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
 
 
 def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
-    """Check that a store still has the content with this hash.
+    """Check that the content of a store still has this hash.
 
     Raises:
         StoreError: The store was replaced, appended to or removed.
@@ -115,7 +115,7 @@ class GraphStore:
         ...     print(len(block), block.n_edges.sum())
 
     Args:
-        path: Local path or URL of the store, see `open_root`.
+        path: Local path or URL of the store; see `open_root`.
 
     Attributes:
         path: Local path, or the URL as it was given.

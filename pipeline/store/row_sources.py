@@ -93,7 +93,7 @@ def opened(path: str, store_hash: str) -> GraphStore:
 
 
 def absolute(path: Path | str) -> Path | str:
-    """Absolute path, for workers with another working directory; a URL stays as it is."""
+    """Absolute path, for workers with another working directory; a URL is returned unchanged."""
     return path.resolve() if isinstance(path, Path) else path
 
 

@@ -87,7 +87,7 @@ def structure_array(
     Args:
         name: Name of the array.
         dtype: A numpy type name, or `TEXT`.
-        description: Its description.
+        description: Description of the array.
         dims: Names of the dims of one row.
         inner: Sizes of these dims; may be omitted for those in `FIXED_DIMS`.
         attrs: Further attributes, such as units and CF flags, in the order in which they are written.
@@ -115,7 +115,7 @@ _GRAPH_ARRAYS = (
         {"description": "issues found in the structure, as a bit mask; 0 = no issues", **masks(STATUS_MASKS)},
     ),
     _spec("source", (STRUCTURE,), TEXT, "file that the structure was read from"),
-    _spec("source_index", (STRUCTURE,), "int64", "index of the record in that file, from 0", "1"),
+    _spec("source_index", (STRUCTURE,), "int64", "index of the record in its source file, from 0", "1"),
     _spec("atomic_number", (ATOM,), "uint8", "atomic number", "1"),
     _spec(
         "frac_coord",
@@ -186,7 +186,7 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Add a name to those that are taken, or refuse it."""
+    """Reserve a name, or raise if it is taken or not allowed."""
     if name in taken:
         raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken or given twice")
     if not name or "/" in name or name.startswith((".", "__")):

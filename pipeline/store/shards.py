@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from ..errors import StoreError, detail
 
-# Requests to a web server at a time.
+# Number of simultaneous requests to a web server.
 _REQUESTS = 16
 
 

@@ -60,7 +60,7 @@ class InputFile:
 
     Attributes:
         path: Path of the file.
-        stamp: As from `stamp_of`.
+        stamp: Result of `stamp_of`.
         sha256: Digest of its content; empty if it is unknown.
     """
 
@@ -94,7 +94,7 @@ class InputFile:
             raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
 
     def _has_content(self) -> bool:
-        """Whether the content is as it was: the times of a file can be set, and permissions are not its content."""
+        """Whether the content is unchanged: times and permissions of a file may change without its content."""
         if not self.sha256:
             return True
         with self.path.open("rb") as file:
@@ -121,8 +121,9 @@ class StoreWriter:
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
         options: Options of the run.
         inputs: Stores that are read; the run fails if one of them changes before it is complete.
-        files: Other files that are read, which must not change either, as they are when the run begins or as they were
-            before. The output may neither replace nor contain an input.
+        files: Other files that are read and must not change either. A path stands for the file as it is when the run
+            begins, an `InputFile` for the file as it was when that was made. The output may neither replace nor contain
+            an input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.
     """
 
@@ -135,13 +136,13 @@ class StoreWriter:
     extend: bool = False
 
     def resume_publication(self) -> Mapping[str, Any] | None:
-        """Finish an earlier run that was killed while it gave the store its name.
+        """Finish an earlier run that was killed while it moved the store to its final path.
 
         Returns:
             The report of that run; None if there is none with this identity.
 
         Raises:
-            OutputExistsError: Another run is at work, or something else has appeared at the output.
+            OutputExistsError: Another run is at work, or something else now exists at the output.
         """
         return resume_publication(self.out, self.identity)
 
@@ -227,15 +228,15 @@ class StoreRun:
         tasks: Iterable[Task],
         failure_policy: FailurePolicy[Task] | None = None,
     ) -> list[PartManifest]:
-        """Run tasks on the workers; each of them leaves a part.
+        """Run tasks on the workers; each task writes one part.
 
         Args:
             function: Makes one part.
             tasks: Tasks of the parts that are missing.
-            failure_policy: What to do about tasks that kill their workers, see `run_tasks`.
+            failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
 
         Returns:
-            The manifests of all parts in order, those of earlier runs included.
+            The manifests of all parts in order, including parts of earlier runs.
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
@@ -290,14 +291,14 @@ class StoreRun:
         *,
         publish_others: Callable[[], None] | None = None,
     ) -> None:
-        """Check the inputs, write the root attributes of the store, and give it its name.
+        """Check the inputs, write the root attributes of the store, and move it to its final path.
 
         Args:
             digests: SHA-256 of every shard.
             attrs: Root attributes.
-            report: Returned by `StoreWriter.resume_publication` if the run is killed on its last steps.
-            publish_others: Publishes further outputs of the run; called once the store is complete, before it gets its
-                name.
+            report: Returned by `StoreWriter.resume_publication` if the run is killed during its last steps.
+            publish_others: Publishes further outputs of the run; called once the store is complete, before it is moved
+                to its final path.
 
         Raises:
             StoreError: An input has changed; nothing is published.
@@ -312,7 +313,7 @@ class StoreRun:
 def concatenation(
     store: Path, parts: Path, specs: Sequence[ArraySpec], manifests: Sequence[PartManifest]
 ) -> Compaction:
-    """A store of all rows of all parts, in order.
+    """The compaction that writes all rows of all parts, in order, as one store.
 
     Args:
         store: Folder to write.

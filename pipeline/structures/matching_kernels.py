@@ -39,7 +39,7 @@ def enter_row(
     head: NDArray[np.int64],
     following: NDArray[np.int64],
 ) -> None:
-    """Insert a row at the head of its slot; the arguments are attributes of the table."""
+    """Insert a row at the head of its slot; the arguments are attributes of `matching._Table`."""
     slot = _slot(label[place], cell[place], len(head))
     following[place] = head[slot]
     head[slot] = place
@@ -72,7 +72,7 @@ def agreeing_rows(
             if (sides >> column) & 1:
                 lower = np.floor(corner[column])
                 corner[column] = cell[place, column] + 1 / GRID_CELL
-                visited |= np.floor(corner[column]) == lower  # the same cell as without this side
+                visited |= np.floor(corner[column]) == lower  # this side leads to a cell that is visited anyway
         if visited:
             continue
         row = head[_slot(label[place], corner, len(head))]
@@ -320,7 +320,7 @@ def _third_side(
     other_b: NDArray[np.float64],
     tolerance: float,
 ) -> bool:
-    """Whether the third side of a triangle changes by no more than the other two together may."""
+    """Whether the third side of a triangle changes by no more than the other two sides may change together."""
     side, other = 0.0, 0.0
     for k in range(3):
         side += ((a[0] - b[0]) * cell[0, k] + (a[1] - b[1]) * cell[1, k] + (a[2] - b[2]) * cell[2, k]) ** 2

@@ -26,7 +26,8 @@ HASH_QUANTUM = 1e-8
 HASH_SHIFT = 0.118033988749895
 # A cell with a smaller ratio of the volume to the product of its edges is flat for all practical purposes.
 FLAT_CELL = 1e-6
-# Angstrom. No structure is as large, and its multiples of the quantum still fit in 64 bits.
+# Largest coordinate (angstrom). No real structure is this large, and in units of the quantum the value still fits in 64
+# bits.
 MAX_EXTENT = 1e9
 
 
@@ -97,7 +98,7 @@ class Structure:
             pbc: bool or bool[3], which lattice vectors are periodic.
 
         Raises:
-            InvalidStructureError: For the reasons of `from_fractional`.
+            InvalidStructureError: As for `from_fractional`.
         """
         axes = np.broadcast_to(np.array(pbc, dtype=bool), 3).copy()
         xyz = np.array(positions, dtype=np.float64).reshape(-1, 3)
@@ -137,7 +138,7 @@ class Structure:
 
         Formats that hold a cell as lengths and angles, and programs that require a right-handed basis, would otherwise
         turn a left-handed cell into its mirror image. Negating the three lattice vectors, and with them the fractional
-        coordinates, leaves the lattice, its lengths and angles, and all positions (up to lattice vectors) as they are.
+        coordinates, leaves the lattice, its lengths and angles, and all positions (up to lattice vectors) unchanged.
         """
         if np.linalg.det(self.cell) > 0:
             return self

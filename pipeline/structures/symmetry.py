@@ -1,7 +1,8 @@
 """Crystal symmetry, and whether it allows a tensor that is given as a label.
 
 Published data sets contain tensors in a different frame from their structure, which usually break the symmetry of the
-crystal. Not always: a crystal without symmetry allows any tensor, and a cubic one any rotated isotropic tensor.
+crystal. There are exceptions: a crystal without symmetry allows any tensor, and a cubic crystal any rotated isotropic
+tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def find_symmetry(structure: Structure, symprec: float) -> moyopy.MoyoDataset | 
     """Search for the space group of a crystal with moyopy.
 
     Args:
-        structure: Periodic in three directions.
+        structure: A structure that is periodic in three directions.
         symprec: Largest distance of a site from its symmetric position, angstrom.
 
     Returns:

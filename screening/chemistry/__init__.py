@@ -1,4 +1,5 @@
 """Properties of formulas and structures: composition, elements, charge balance, prototype.
 
-To add one to selections, compute it here and make it a column in `screening.selection.derived_columns`.
+To make a new property available to selections, compute it here and add a column to
+`screening.selection.derived_columns`.
 """

@@ -51,7 +51,7 @@ def _balance(amounts: tuple[tuple[int, int], ...], electronegativity: bool) -> i
     divisor = gcd(*(count for _, count in amounts))
     formula = "".join(f"{chemical_symbols[number]}{count // divisor}" for number, count in amounts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about elements without a Pauling electronegativity
+        warnings.simplefilter("ignore")  # warns about elements without a Pauling electronegativity
         try:
             valid = screening.smact_validity(formula, use_pauling_test=electronegativity, include_alloys=False)
         except (KeyError, NameError, TypeError, ValueError):  # elements that SMACT has no data for

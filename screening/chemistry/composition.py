@@ -1,4 +1,4 @@
-"""Compositions, which are numbered, and chemical formulas."""
+"""Numbered compositions, and chemical formulas."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def element_of_species(text: str) -> str | None:
 
 
 def parsed(text: str) -> dict[int, int]:
-    """Counts of a chemical formula by atomic number.
+    """Parse a chemical formula into counts by atomic number.
 
     Species may have charges, as pymatgen writes them: ``Na1+ Cl1-``, or ``Fe3+2 O2-3`` for Fe2O3.
 

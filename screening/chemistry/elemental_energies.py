@@ -1,10 +1,10 @@
-"""Energies of the elements that formation energies refer to, by energy scheme.
+"""Elemental reference energies for formation energies, by energy scheme.
 
 The table beside this module holds the total energy per atom of the stable phase of 89 elements:
 
 - ``mp-uncorrected``: the elemental reference entries of the Materials Project (GGA; CC-BY-4.0), as collected by
   Matbench Discovery (Riebesell et al., Nature Machine Intelligence 7, 836, 2025; MIT). MP2020 does not correct
-  elements, so they serve ``mp2020-corrected`` energies too.
+  elements, so these energies also serve ``mp2020-corrected``.
 - ``matpes-pbe`` and ``r2scan``: MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
 """
 

@@ -19,7 +19,7 @@ OF_SCHEME = {
     MATPES_PBE: frozenset({GGA}),
     R2SCAN: frozenset({R2SCAN_FUNCTIONAL}),
 }
-# Run types, which tell whether a Hubbard U was used, and names of functionals, which need not. In lower case.
+# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which may not.
 _RUN_TYPES = frozenset({"run_type", "calc_type"})
 STATING = _RUN_TYPES | {
     "functional",
@@ -34,13 +34,13 @@ STATING = _RUN_TYPES | {
     "thermo_type",
     "func",
 }
-# Parts of a calculation in which a functional is that of the POTCARs. In lower case.
+# Lower-case names of the sections of a calculation in which a functional is that of the POTCARs.
 POTCAR_SECTIONS = frozenset({"potcar", "pseudo_potential"})
 # First words of a calc_type that states no functional ("GGA Static" and "Static" are both written).
 _TASKS = frozenset(
     {"nscf", "dielectric", "dfpt", "nmr", "static", "structure", "deformation", "optic", "unrecognized", "molecular"}
 )
-# What the Materials Project calls its GGA and GGA+U calculations together, and these and its r2SCAN calculations.
+# The Materials Project's names for a mix of GGA and GGA+U, and for a mix of these with r2SCAN.
 _EITHER = re.compile(r"GGA(?:_GGA\+U|\(\+U\))", re.IGNORECASE)
 MIXED = "GGA_GGA+U_R2SCAN"
 _TAGS = frozenset({"GGA", "METAGGA", "LHFCALC", "LUSE_VDW", "IVDW", "LDAU"})
@@ -118,8 +118,8 @@ def named(field: str, text: str) -> Functional | None:
     """The functional that a field or column states; None if it states none.
 
     Args:
-        field: Its name, one of `STATING` in any case.
-        text: Its content, such as ``PBE``, ``GGA+U``, ``PAW_PBE`` or ``r2SCAN Static``.
+        field: Name of the field or column: one of `STATING`, in upper or lower case.
+        text: Content of the field, such as ``PBE``, ``GGA+U``, ``PAW_PBE`` or ``r2SCAN Static``.
     """
     is_run_type = field.lower() in _RUN_TYPES
     words = text.split()
@@ -138,7 +138,7 @@ def named(field: str, text: str) -> Functional | None:
 
 
 def of_vasp(tags: Mapping[str, object]) -> Functional | None:
-    """The functional that VASP's input states; None if it states none, since VASP then takes that of the POTCARs.
+    """The functional stated in VASP's input; None if none is stated, since VASP then uses that of the POTCARs.
 
     Args:
         tags: Content of an INCAR, or of anything that may hold some of its tags.
@@ -169,7 +169,7 @@ def of_potcar(title: str) -> str:
     if len(words) > 1 and first.upper() in ("PAW", "US", "NC"):  # VASP leaves out the functional of LDA
         return "LDA"
     found = _BY_KEY.get(_key(first), "")
-    return found if found in (GGA, "LDA", "PW91") else ""  # the symbols of some elements are those of other functionals
+    return found if found in (GGA, "LDA", "PW91") else ""  # some symbols of elements also name functionals
 
 
 def agreed(statements: Iterable[Functional]) -> Functional | None:
@@ -181,7 +181,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
     given = list(statements)
     names = {one.name for one in given if one.name}
     if any(name.upper().startswith(_HYBRIDS) for name in names):
-        names.discard(_HYBRID)  # states the same less precisely
+        names.discard(_HYBRID)  # a less precise statement of the same
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
         raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))
@@ -228,7 +228,7 @@ def _switched_on(value: object) -> bool:
 
 
 def _any_u(values: object) -> bool:
-    """Whether any U is non-zero; this is assumed if there are no values."""
+    """Whether any U is non-zero; true if there are no values."""
     items = values.values() if isinstance(values, Mapping) else values
     if isinstance(items, str):
         items = items.split()

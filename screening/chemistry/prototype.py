@@ -22,7 +22,7 @@ class PrototypeLabels:
     A key consists of the amounts of the elements, the Pearson symbol, the space group, and the letters of each
     element's Wyckoff positions. The letters depend on the choice of origin. Of all choices that the Euclidean
     normalizer of the group allows, the alphabetically first is used, so that a shift of the origin changes nothing.
-    Coordinates do not matter: two types with equal positions but other free parameters share one key.
+    Coordinates do not matter: two types with the same Wyckoff positions but different free parameters share one key.
 
     In the three crystal systems whose axes are not fixed by symmetry, the normalizer depends on the lattice, and so may
     the key. In the others, the action of the normalizer on the letters is cached, since moyopy takes milliseconds to

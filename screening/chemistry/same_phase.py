@@ -14,10 +14,10 @@ class PhaseMatcher:
     """Compares structures with `same_crystal`, then with pymatgen's StructureMatcher at its default tolerances.
 
     The StructureMatcher scales volumes to be equal, so that a relaxed structure matches the one that it came from. It
-    takes mirror images as one phase; their energies are equal.
+    treats mirror images, whose energies are equal, as one phase.
 
     Args:
-        needed_by: The option that needs it, for the message if pymatgen is not installed.
+        needed_by: The option that needs the comparison, for the message if pymatgen is not installed.
         extra: The extra of the package that installs pymatgen.
 
     Raises:

@@ -30,7 +30,7 @@ _OTHER_COLUMNS = ("correction_per_atom", "decomposition", "hull_status")
 
 
 def suffix(*, relaxed: bool) -> str:
-    """Ending of the names of energy columns, which says whether the structures were relaxed."""
+    """Suffix of the names of energy columns, which shows whether the structures were relaxed."""
     return "" if relaxed else UNRELAXED
 
 

@@ -1,4 +1,4 @@
-"""Energies of a scores dataset as a hull needs them: by composition, and corrected where their scheme requires it."""
+"""Energies of a scores dataset in the form that a hull needs: by composition, with the corrections of their scheme."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
 
 
 def basis(scheme: str) -> str:
-    """The scheme that energies are compared in: uncorrected ones of the Materials Project are corrected first."""
+    """The scheme in which energies are compared: uncorrected Materials Project energies are corrected first."""
     return CORRECTED if scheme == UNCORRECTED else scheme
 
 
@@ -60,13 +60,14 @@ class ScoredEnergies(ScoresReader):
 
     Args:
         path: Path or URL of the dataset of a screen, relaxation or hull; or of the graph store.
-        store: Path of its graph store, if it is not where the dataset says.
+        store: Path of the graph store, if it is not where the dataset records it.
         labels: Energy scheme of the labels of a graph store; None for a scores dataset.
 
     Attributes:
         scheme: Energy scheme of the model.
-        model: Hash of the model's weights; empty if the dataset does not name it.
-        relaxed: Whether the structures were relaxed, as those of calculations are taken to be.
+        model: Hash of the model's weights; empty if the dataset does not record one.
+        relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
+            structures.
 
     Raises:
         StoreError: The dataset is missing, unfinished, not a scores dataset, or has no energies.
@@ -106,11 +107,11 @@ class ScoredEnergies(ScoresReader):
         """Read all rows, chunk by chunk.
 
         Args:
-            compositions: The compositions of the rows are added to it.
+            compositions: Updated with the compositions of the rows.
             corrections: MP2020 corrections; they are added to energies of scheme ``mp-uncorrected`` only.
 
         Raises:
-            StoreError: The dataset is damaged, or the graph store is not the one that it names.
+            StoreError: The dataset is damaged, or the graph store is not the one that it refers to.
         """
         needed = corrections if self.scheme == UNCORRECTED else None
         for start, stop in self.chunks():
@@ -121,7 +122,7 @@ class ScoredEnergies(ScoresReader):
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
     def not_competing(self) -> dict[str, int]:
-        """Number of rows by status, of those statuses whose energies are measured against hulls but part of none."""
+        """Number of rows of each status whose energies are measured against a hull but are not part of one."""
         meanings = self.meanings("status")
         counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
         words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
@@ -163,7 +164,7 @@ class ScoredEnergies(ScoresReader):
         compositions: Compositions,
         corrections: MP2020 | None,
     ) -> NDArray[np.bool_]:
-        """bool[n], whether labels that state their run type have the one for which there are corrections."""
+        """bool[n], whether labels may be corrected: false if they state a run type without corrections."""
         column = next((name for name in _RUN_TYPES if name in self.specs), None)
         if corrections is None or column is None or not self.labelled:
             return np.ones(len(numbers), dtype=bool)
@@ -178,7 +179,7 @@ class ScoredEnergies(ScoresReader):
         n_atoms: NDArray[np.int32],
         compositions: Compositions,
     ) -> NDArray[np.int64]:
-        """int64[n], code of the oxide and sulfide type of each structure; only oxides and sulfides are looked at."""
+        """int64[n], code of the oxide and sulfide type of each structure; only oxides and sulfides are examined."""
         kinds = np.zeros(len(numbers), dtype=np.int64)
         distinct, inverse = np.unique(numbers, return_inverse=True)
         needed = np.array([_needs_structure(compositions.symbols(number)) for number in distinct.tolist()], dtype=bool)
@@ -206,7 +207,7 @@ def _needs_structure(symbols: tuple[str, ...]) -> bool:
 
 
 def _anion_codes(block: GraphBlock) -> NDArray[np.int64]:
-    """int64[n], places of the oxide and sulfide type of each structure in their lists, as one number."""
+    """int64[n], indices of the oxide and sulfide type of each structure, combined into one number."""
     oxides, sulfides = anion_types(block)
     codes = [
         OXIDE_TYPES.index(oxide) * len(SULFIDE_TYPES) + SULFIDE_TYPES.index(sulfide)
@@ -229,7 +230,7 @@ def _corrections(
 
 
 def check_same_basis(candidates: str, other: str, where: str) -> None:
-    """Refuse references whose energies cannot be compared with those of the candidates.
+    """Reject references whose energies cannot be compared with those of the candidates.
 
     Args:
         candidates: Energy scheme of the candidates.
@@ -241,6 +242,6 @@ def check_same_basis(candidates: str, other: str, where: str) -> None:
     """
     if basis(candidates) != basis(other):
         raise ConfigError(
-            f"{where}: its energies follow the scheme {other!r}, those of the candidates {candidates!r}, and the "
-            "two cannot be compared; use references of the candidates' scheme"
+            f"{where}: its energies follow the scheme {other!r}, but those of the candidates follow {candidates!r}; "
+            "the two cannot be compared; use references of the candidates' scheme"
         )

@@ -25,9 +25,9 @@ from .mp2020 import MP2020
 from .own_phase import OwnPhases
 from .references import References
 
-# Rows of a part, which are in memory at once.
+# Number of rows of a part, all of which are in memory at once.
 PART_ROWS = 32_768
-# Rounding error of a distance that cannot be negative, and of one that is zero (eV/atom).
+# Rounding errors (eV/atom) of a distance that cannot be negative, and of a distance that is zero.
 _ROUNDING, _ZERO = 1e-9, 1e-12
 
 
@@ -90,11 +90,11 @@ class ConvexHull:
         starts: int64[n compositions + 1], first reference of each composition.
         own: Rows whose own phase is a reference that is left out, with the places of the other references of
             their composition, lowest energy first.
-        levels: Energy of the hull at each composition.
+        levels: Energies of the hulls at each composition.
         missing: Number of rows by element that has no reference, largest number first.
         elements: The package's own reference energies that are used: their scheme, source and elements.
-        without_compounds: Number of rows of compounds in whose chemical system no reference is a compound; their
-            distance is a formation energy.
+        without_compounds: Number of rows of compounds whose chemical system contains no compound among the references;
+            their distance is a formation energy.
     """
 
     references: References
@@ -135,7 +135,7 @@ def read_energies(
 
     Args:
         scores: The dataset of the candidates.
-        compositions: The compositions of the candidates are added to it.
+        compositions: Updated with the compositions of the candidates.
         corrections: MP2020 corrections, for energies that need them.
         folder: Folder for the files.
         bar: Progress.
@@ -176,7 +176,7 @@ def find_hull(
         candidates: Energies of the candidates.
         references: Reference phases.
         bar: Progress.
-        lower_bound: Whether the references are elements at most, so that the candidates are references too.
+        lower_bound: Whether there are no references besides elements, so that the candidates serve as references.
         exclude_self: Leave out the own phase of each candidate, recognised by its structure.
 
     Raises:
@@ -213,7 +213,7 @@ def find_hull(
 def write_distances(
     candidates: CandidateEnergies, hull: ConvexHull, staging: Staging, bar: ProgressReport
 ) -> list[PartManifest]:
-    """Write a part with all arrays of the output for each chunk of rows, except for parts that are there already."""
+    """Write a part with all arrays of the output for each chunk of rows, except for parts that exist already."""
     scores, done = candidates.scores, staging.manifests()
     above_hull = f"energy_above_hull{suffix(relaxed=scores.relaxed)}"
     for number, rows in enumerate(candidates.chunks()):
@@ -222,7 +222,7 @@ def write_distances(
         if key not in done:
             arrays = _hull_columns(scores, rows, candidates.compositions, hull)
             status = np.bincount(np.asarray(arrays["hull_status"]), minlength=len(HULL_STATUSES)).tolist()
-            below = np.asarray(arrays[above_hull])[rows.competes] < 0  # a nonsense energy is below any hull
+            below = np.asarray(arrays[above_hull])[rows.competes] < 0  # an absurd energy is below any hull
             notes = {"status": status, "below": int(below.sum())}
             for spec in kept_arrays(scores.specs):
                 values = scores.column(spec.name, rows.start, rows.stop)
@@ -242,8 +242,8 @@ def _with_lowest_candidates(
 ) -> References:
     """References of elements, and the candidates as references of all other compositions.
 
-    Of each composition it is the lowest energy, and that of each ensemble member. Of several candidates with the lowest
-    energy, the one whose id sorts first gives the name.
+    Each composition is represented by its lowest energy, and by the lowest energy of each ensemble member. If several
+    candidates have the lowest energy, the one whose id sorts first gives the name.
     """
     gathered = elements.gathered()
     known = set(gathered.composition)
@@ -325,7 +325,7 @@ def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
 def _member_distances(
     members: NDArray[np.float64], composition: NDArray[np.int64], row_hulls: _RowHulls, hull: ConvexHull
 ) -> NDArray[np.float64]:
-    """float64[n, members], energy of each member above its own hull, or above the one hull of all (eV/atom)."""
+    """float64[n, members], energy of each member above its own hull, or above the hull shared by all (eV/atom)."""
     levels, energies = hull.levels, hull.references.members
     if levels.members is None or levels.members_alone is None or energies is None:
         return members - row_hulls.energy[:, None]

@@ -1,6 +1,6 @@
 """Lower convex hulls of chemical systems, evaluated at many compositions at once.
 
-All energies are per atom. Within a system they are relative to its elements, whose energies are zero. The hull is the
+All energies are per atom. Within a system, they are relative to the elements, whose energies are zero. The hull is the
 largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a given
 composition, the hull is the maximum of the affine functions that the facets define, so that one matrix product serves
 all compositions. The facet that attains the maximum also gives the decomposition products, and with them a proof: no
@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ..chemistry.composition import Compositions, System
 
-# Entries whose formation energy is not below minus this (eV/atom) do not change the hull (pymatgen's tolerance).
+# Entries whose formation energy is above the negative of this value (eV/atom) do not change the hull (pymatgen's
+# tolerance).
 _FORMATION_TOLERANCE = 1e-11
-# Facets with a smaller determinant have no volume (also pymatgen's tolerance).
+# Facets with a smaller determinant count as having no volume (also pymatgen's tolerance).
 _FLAT = 1e-14
 # Tolerances: how far an entry may lie below a facet (eV/atom), and a composition outside it (atomic fraction).
 _BELOW, _OUTSIDE = 1e-11, 1e-10
-# The number of facets of n points in d elements grows as n^(d/2): beyond these limits, linear programs are solved.
+# The number of facets of n points in d elements grows as n^(d/2); beyond these limits, linear programs are solved.
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
 # Up to this many simplices, all are tried, which is cheaper than running qhull.
@@ -117,14 +118,14 @@ class Hulls:
         """The hull at compositions of a system.
 
         Args:
-            system: Elements of all of them.
+            system: Elements of all these compositions.
             numbers: int64[n], numbers of the compositions.
         """
         fractions = self._compositions.fractions(numbers)
         if self.missing(system):
             return _no_hull(len(numbers), len(system))
         entries = self._entries(system)
-        if len(entries.numbers) == len(system):  # the elements alone
+        if len(entries.numbers) == len(system):  # only the elements
             products = np.broadcast_to(entries.numbers, fractions.shape)
             return HullPoints(self.elemental(system, fractions), products, fractions)
         facets = _facets(entries)
@@ -179,7 +180,7 @@ class Hulls:
         return _Entries(numbers[low], fractions[low], energy[low])
 
     def _stable_of(self, system: System) -> _Entries:
-        """Entries with all elements of a system that are on its hull; others are on no hull of a larger system."""
+        """Entries on a system's hull with all of its elements; no others can be on the hull of a larger system."""
         if system not in self._stable:
             entries = self._entries(system)
             facets = _facets(entries)

@@ -54,17 +54,16 @@ def hull(
     candidates together, and the decomposition products. If the structures were not relaxed, the names of these energies
     end in ``_unrelaxed``.
 
-    The hull of the references is that of all references as they are, as in pymatgen's `get_e_above_hull`: a structure
-    with the energy of the stable reference of its composition has distance 0, and the distance of a known phase is
-    off by the error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is
-    left out for that structure, so that a stable known phase gets the (negative) distance to the hull of all others.
-    Phases are recognised by structure alone. Names never matter. Elements are always measured against their own
-    references.
+    All references span the hull of the references, as in pymatgen's `get_e_above_hull`: a structure with the same
+    energy as the stable reference of its composition has distance 0, and the distance of a known phase deviates by the
+    error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is left out
+    for that structure, so that a stable known phase gets the (negative) distance to the hull of all others. Phases are
+    recognised by structure alone, never by name. Elements are always measured against their own references.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
-    that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
-    POTCARs), contradict themselves, or have no usable energy or composition, are left out and counted by reason.
-    Elements without a reference get the tabulated energies of the candidates' scheme
+    are left out, and counted by reason, if they state a different functional or energy scheme from that of the
+    candidates (by run type, functional, VASP tags or POTCARs), contradict themselves, or have no usable energy or
+    composition. Elements without a reference get the tabulated energies of the candidates' scheme
     (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
@@ -72,17 +71,17 @@ def hull(
         >>> float((found["energy_above_hull"] < 0).mean())  # doctest: +SKIP
 
     Args:
-        scores: Dataset of a screen or relaxation; or of a hull, whose columns are computed anew; or a graph store with
-            energies as labels, such as results of calculations that come back.
+        scores: Dataset of a screen or relaxation; or of a hull, whose columns are recomputed; or a graph store with
+            energies as labels, such as the results of DFT calculations.
         references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
             columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
             candidates compete with each other and with the elements; their hull is too high where phases are missing,
             so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
-        scheme: Energy scheme of table rows and entries that state none, and of the energies of a graph store.
-        store: Graph store of the candidates, if it is not where the scores say.
+        scheme: Energy scheme of table rows and entries that do not state one, and of the energies of a graph store.
+        store: Graph store of the candidates, if it is not where the scores record it.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: Leave out each structure's own phase among the references, which all need structures.
+        exclude_self: For each structure, leave its own phase out of the references, which all need structures.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
@@ -103,7 +102,7 @@ def hull(
             f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
-    # As they are before their content is hashed.
+    # Record the files before their content is hashed.
     files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in paths]
     versions = [content_version(str(path)) for path in paths]
     identity = {
@@ -164,16 +163,16 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     """Open the energies of the candidates.
 
     Raises:
-        ConfigError: They are a graph store, and `scheme` does not say what its energies are.
+        ConfigError: The candidates are a graph store, and `scheme` does not give the energy scheme of its labels.
         StoreError: The scores or their graph store cannot be read, or have no energies.
     """
     if not is_graph_store(scores):
         return ScoredEnergies(scores, store)
     if GraphStore(scores).attrs.get("relaxed_from"):
-        raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
+        raise ConfigError(f"{scores}: its energies come from a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"{scores}: a graph store states no energy scheme; give that of its energies with --scheme: "
+            f"{scores}: a graph store states no energy scheme; set the scheme of its energies with --scheme: "
             f"{', '.join(SCHEMES)}"
         )
     return ScoredEnergies(scores, labels=scheme)
@@ -201,7 +200,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _compared(dataset_attrs: Mapping[str, Any]) -> str:
-    """What the structures were measured against."""
+    """Note on what the structures were measured against."""
     attrs = dataset_attrs["hull"]
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
@@ -216,7 +215,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
 
 
 def _elements(attrs: Mapping[str, Any]) -> str:
-    """Which elements are measured against the package's own reference energies."""
+    """Note on the elements that are measured against the package's own reference energies."""
     added = attrs["elemental_references"]
     symbols = added.get("elements", ())
     more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
@@ -224,13 +223,13 @@ def _elements(attrs: Mapping[str, Any]) -> str:
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
-    """How many structures have an energy that is part of no hull, by status."""
+    """Note on structures whose energy is part of no hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
     return f"; part of no hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
-    """How many references were left out, by reason."""
+    """Note on references that were left out, by reason."""
     counts: Counter[str] = Counter()
     for entry in attrs["references"]:
         counts.update(entry.get("left_out_by_reason", {}))
@@ -241,7 +240,7 @@ def _left_out(attrs: Mapping[str, Any]) -> str:
 
 
 def _without_compounds(attrs: Mapping[str, Any]) -> str:
-    """Warn of structures whose only competitors are the elements."""
+    """Warn about structures whose only competitors are the elements."""
     count = attrs["without_compounds"]
     if not count or attrs["lower_bound"]:
         return ""

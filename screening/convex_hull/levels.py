@@ -1,4 +1,4 @@
-"""The hull at every composition of the candidates, computed once per composition, whatever the number of rows."""
+"""The hull at every composition of the candidates, computed once per composition for any number of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..chemistry.composition import Compositions
 from .geometry import HullPoints, Hulls
 from .references import References
 
-# Candidates that are not below the hull by more than this (eV/atom) do not change it.
+# A candidate changes the hull only if it is below it by more than this (eV/atom).
 _LOWER = 1e-12
 
 
@@ -21,7 +21,8 @@ class Products:
     """Decomposition products of compositions, concatenated.
 
     Attributes:
-        place: int64[n compositions], place of each composition in the order of addition; -1 for none.
+        place: int64[n compositions], position of each composition in the order of addition; -1 for compositions without
+            products.
     """
 
     place: NDArray[np.int64]
@@ -59,11 +60,12 @@ class Levels:
 
     Attributes:
         hull: float64[n], hull of the references.
-        alone: float64[n], hull of the references of all other compositions, where requested; elsewhere `hull`.
+        alone: float64[n], hull of the references of all other compositions where it was requested; otherwise equal to
+            `hull`.
         joint: float64[n], hull of references and candidates.
         elemental: float64[n], energy of the elements.
-        formation_only: bool[n], compounds in whose chemical system no reference is a compound: their distance to the
-            hull is a formation energy.
+        formation_only: bool[n], compounds whose chemical system contains no compound among the references: their
+            distance to the hull is a formation energy.
         products: Decomposition products at `hull`.
         products_alone: Decomposition products at `alone`, where it differs from `hull`.
         members: float64[n, members], `hull` for each member of an ensemble; None if it is the same for all.
@@ -104,7 +106,7 @@ def levels_of(
         references: Phases that span the hull.
         candidates: float64[n], lowest energy of a candidate of each composition (eV/atom); NaN where there is none.
         needs_alone: bool[n], compositions for which the hull of all other compositions is needed.
-        advance: Called with the number of compositions that were done.
+        advance: Called with the number of compositions that have been completed.
     """
     n = len(compositions)
     blank = np.full(n, np.nan)
@@ -140,7 +142,7 @@ def levels_of(
 
 
 def _corners(numbers: NDArray[np.int64], points: HullPoints, wanted: NDArray[np.bool_]) -> list[int]:
-    """The wanted compositions that are corners of the hull; at all others it does not depend on their own entries."""
+    """The wanted compositions at corners of the hull; elsewhere, their own entries do not affect the hull."""
     own = ((points.products == numbers[:, None]) & (points.amounts > 0)).any(axis=1)
     corners: list[int] = numbers[own & wanted[numbers]].tolist()
     return corners

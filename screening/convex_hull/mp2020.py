@@ -2,7 +2,7 @@
 
 Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states that the rules need, are those
 that pymatgen ships; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per
-entry, most of it to guess oxidation states again; here they are looked up in tables.
+entry, most of it to guess oxidation states again; this module looks them up in tables.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from ...pipeline.graphs.graph_block import GraphBlock
 OXIDE_TYPES = ("oxide", "peroxide", "superoxide", "ozonide")
 # Sulfur that is oxidised by more electronegative elements is not corrected; polysulfides are corrected like sulfides.
 SULFIDE_TYPES = ("sulfide", "sulfate")
-# Elements that are corrected where their oxidation state makes them anions; S and O have rules of their own.
+# Elements that are corrected if their oxidation state makes them anions; S and O have rules of their own.
 ANIONS = ("Br", "I", "Se", "Si", "Sb", "Te", "H", "N", "F", "Cl")
 # Atoms of the largest reduced formula whose oxidation states are guessed.
 _MAX_GUESSED_ATOMS = 20
 # Bond lengths (angstrom) times the tolerance of the scheme: pymatgen's `oxide_type(structure, 1.05)`.
 _TOLERANCE = 1.05
 _O_H, _SUPEROXIDE, _PEROXIDE = 0.93 * _TOLERANCE, 1.35 * _TOLERANCE, 1.49 * _TOLERANCE
-# Neighbours of sulfur are at most this much further away than its nearest (angstrom; pymatgen's `sulfide_type`).
+# Atoms at most this much further away than the nearest one are neighbours of sulfur (angstrom; pymatgen's
+# `sulfide_type`).
 _SHELL = 0.4
 _H, _O, _S = 1, 8, 16
 _COMMON_PEROXIDES = frozenset(["Li2O2", "Na2O2", "K2O2", "Cs2O2", "Rb2O2", "BeO2", "MgO2", "CaO2", "SrO2", "BaO2"])
@@ -69,7 +70,7 @@ class MP2020:
             symbol: setting["symbol"] if isinstance(setting, dict) else setting
             for symbol, setting in MPRelaxSet.CONFIG["POTCAR"].items()
         }
-        Composition("NaCl").oxi_state_guesses()  # fills the table of occurrences
+        Composition("NaCl").oxi_state_guesses()  # this fills the table of occurrences
         self._occurrence: dict[tuple[str, float], float] = {
             (species.symbol, species.oxi_state): count for species, count in Composition.oxi_prob.items()
         }
@@ -93,7 +94,7 @@ class MP2020:
     def given(
         self, symbols: Sequence[str], counts: Sequence[int], oxide: str, sulfide: str, states: Mapping[str, float]
     ) -> float:
-        """The correction (eV/atom) for known oxidation states (average of each element)."""
+        """The correction (eV/atom) for given average oxidation states of the elements."""
         return self._sum_of(tuple(symbols), tuple(counts), oxide, sulfide, states)
 
     def _per_atom(self, symbols: tuple[str, ...], counts: tuple[int, ...], oxide: str, sulfide: str) -> float:
@@ -137,13 +138,13 @@ class MP2020:
         return total / sum(counts)
 
     def oxidation_states(self, symbols: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, float]:
-        """The most likely neutral oxidation states, average of each element; empty if there are none.
+        """The most likely neutral combination of oxidation states, averaged for each element; empty if there is none.
 
         These are the first that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` returns: those with the
-        largest sum of the ions' occurrences in the ICSD, and among equals the first that is tried.
+        largest sum of the ions' occurrences in the ICSD, and among equal sums the first that is tried.
         """
         if sorted(zip(symbols, counts, strict=True)) == [("H", 1), ("O", 1)]:
-            counts = tuple(2 * count for count in counts)  # pymatgen reduces this one to H2O2
+            counts = tuple(2 * count for count in counts)  # pymatgen reduces this formula to H2O2
         if sum(counts) > _MAX_GUESSED_ATOMS:
             return {}
         order = by_electronegativity(symbols)
@@ -199,8 +200,8 @@ class MP2020:
 def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
     """Types of oxide and of sulfide of each structure, from the distances in its graph.
 
-    The rules are those of pymatgen's `oxide_type` and `sulfide_type`. The latter is called for sulfur that has both
-    more and less electronegative neighbours.
+    The rules are those of pymatgen's `oxide_type` and `sulfide_type`. pymatgen itself is called for sulfur that has
+    both more and less electronegative neighbours.
 
     Args:
         block: Structures; those without oxygen or sulfur get the first of `OXIDE_TYPES` and `SULFIDE_TYPES`.
@@ -238,7 +239,7 @@ def _oxides(
 def _sulfides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
-    """Type of sulfide of each structure."""
+    """Sulfide type of each structure, one of `SULFIDE_TYPES`."""
     found = [SULFIDE_TYPES[0]] * len(block)
     stronger = _stronger_than_sulfur()
     edges = np.flatnonzero(receiver == _S)
@@ -294,7 +295,7 @@ def electronegativity(symbol: str) -> float:
     from pymatgen.core import Element  # noqa: PLC0415 - an extra
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns where there is none
+        warnings.simplefilter("ignore")  # pymatgen warns about elements without a value
         return float(Element(symbol).X)
 
 

@@ -1,4 +1,4 @@
-"""The own phases of candidates among the references, for hulls that leave them out."""
+"""References that are the same phase as a candidate, for hulls that leave out each candidate's own phase."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..chemistry.same_phase import PhaseMatcher
 from .energies import EnergyRows, ScoredEnergies
 from .references import References
 
-# Structures of references in memory; many candidates of one composition are compared with the same ones.
+# Number of reference structures kept in memory; many candidates of a composition are compared with the same ones.
 _CACHED = 4096
 
 
 class OwnPhases:
-    """Recognises references that are a candidate itself, by their structures.
+    """Recognises references that are the same phase as a candidate, by their structures.
 
     Elements are measured against their own references, which are the zero of the scale.
 
@@ -60,7 +60,7 @@ class OwnPhases:
         return own
 
     def _others(self, structure: Structure, places: range) -> Iterator[int]:
-        """Places of references that are a different phase from a structure."""
+        """Indices of the references that are a different phase from a structure."""
         for place in places:
             if not self._matcher.same(structure, self._structure(place)):
                 yield place

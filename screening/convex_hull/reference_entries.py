@@ -48,13 +48,13 @@ from .references import (
     quoted,
 )
 
-# Size limit of a file that is a dictionary of entries, which needs several times as much memory; lists of entries,
-# tables and datasets are read bit by bit.
+# Size limit of a file that holds a dictionary of entries, which needs several times as much memory; lists of entries,
+# tables and datasets are read piece by piece.
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
 _NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
-# Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
-# which is the last that was run. In lower case.
+# Lower-case names of the sections of an entry, or of a task document, that describe the calculation. If there are
+# several calculations, the first one listed counts, which was run last.
 _SECTIONS = POTCAR_SECTIONS | {
     "parameters",
     "data",
@@ -68,16 +68,17 @@ _SECTIONS = POTCAR_SECTIONS | {
     "incar",
 }
 _MAX_DEPTH = 4
-# Fields of these parts that are read. In lower case.
+# Lower-case names of the fields that are read from these sections.
 _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
-# OMat24 has the Hubbard U and the POTCARs of the Materials Project, but for these (OMat24StaticSet in FAIRChem).
+# OMat24 has the Hubbard U and the POTCARs of the Materials Project except for these POTCARs (OMat24StaticSet in
+# FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
 _OTHER_U = "Hubbard U of another scheme"
 _WHOLE = 1e-8
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# Names only label a phase, so whatever stands there must not leave out the entry.
+# Names only label a phase, so no value of this field may cause the entry to be left out.
 _Name = Any
 
 
@@ -98,7 +99,7 @@ class _Data(_Section):
 
 
 class _Entry(_Section):
-    """The fields of a pymatgen entry that a hull needs; their meaning is that of ComputedStructureEntry."""
+    """The fields of a pymatgen entry that a hull needs; they have the same meaning as in ComputedStructureEntry."""
 
     entry_id: _Name = None
     composition: dict[str, _Number]
@@ -110,10 +111,10 @@ class _Entry(_Section):
 
 @dataclass
 class _Calculation:
-    """What an entry states, anywhere, about its calculation.
+    """What any part of an entry states about its calculation.
 
     Attributes:
-        statements: Its functional, by the place of the statement.
+        statements: The stated functionals, by the place of the statement.
         titles: Titles of its POTCARs.
         potcar_sets: Functionals that its POTCARs were made for.
         is_matpes: Whether the entry is one of MatPES.
@@ -125,10 +126,10 @@ class _Calculation:
     is_matpes: bool = False
 
     def functional(self) -> Functional | None:
-        """The functional that the statements agree on; None if there is none.
+        """The functional that the statements agree on; None without statements.
 
         Raises:
-            EntryLeftOutError: They contradict each other.
+            EntryLeftOutError: The statements contradict each other.
         """
         try:
             found = agreed(self.statements.values())
@@ -137,26 +138,26 @@ class _Calculation:
             raise EntryLeftOutError(error.reason, given) from error
         if found is not None and (found.name or found.dispersion):
             return found
-        # VASP's default is the functional of the POTCARs; but those of PBE are used with other functionals too.
+        # VASP's default is the functional of the POTCARs, but PBE POTCARs are used with other functionals too.
         other = self.potcar_sets - {GGA}
         return Functional(min(other)) if other else None
 
     @property
     def with_u(self) -> bool:
-        """Whether any statement says that a Hubbard U was used."""
+        """Whether any statement indicates that a Hubbard U was used."""
         return any(one.with_u for one in self.statements.values())
 
     @property
     def without_u(self) -> bool:
-        """Whether any statement says that no Hubbard U was used."""
+        """Whether any statement indicates that no Hubbard U was used."""
         return any(one.with_u is False for one in self.statements.values())
 
     def read(self, place: str, section: Mapping[str, object]) -> None:
         """Add what a part of the entry states.
 
         Args:
-            place: Its place in the entry.
-            section: Its content.
+            place: Place of the part in the entry.
+            section: Content of the part.
 
         Raises:
             EntryLeftOutError: A statement is malformed.
@@ -179,7 +180,8 @@ class _Calculation:
                 self.statements[where] = Functional("", with_u=True)
             elif name in STATING:
                 stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                # A mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
+                # A mixing scheme states how energies of both kinds were corrected; the energy of an entry is
+                # uncorrected.
                 known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
                 self.statements |= known
         by_tags = of_vasp(section)
@@ -195,14 +197,14 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
     Args:
         path: File or URL of the entries.
         settings: What the entries are compared with.
-        found: The entries are added to it.
+        found: Updated with the entries.
 
     Returns:
         Summary of the file.
 
     Raises:
-        SourceError: The file cannot be read, or an entry has no structure although every one needs one.
-        ConfigError: The candidates follow a scheme of their own, and the entries more than one functional.
+        SourceError: The file cannot be read, or an entry lacks the structure that every entry needs.
+        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional.
     """
     left_out = LeftOut()
     schemes: set[str] = set()
@@ -220,7 +222,7 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
 
 
 def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, left_out: LeftOut) -> Iterator[Phase]:
-    """Turn entries into reference phases; one that cannot be used is left out and counted.
+    """Turn entries into reference phases; an entry that cannot be used is left out and counted.
 
     Args:
         path: Where the entries come from, for messages.
@@ -229,8 +231,8 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
         left_out: Account of the entries that are left out.
 
     Raises:
-        SourceError: An entry has no structure although every one needs one.
-        ConfigError: The candidates follow a scheme of their own, and the entries more than one functional.
+        SourceError: An entry lacks the structure that every entry needs.
+        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional.
     """
     functionals: set[str] = set()
     for number, record in enumerate(records):
@@ -262,7 +264,7 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
 
 
 def _name_of(record: object, number: int) -> str:
-    """Id of an entry, or its place in the file."""
+    """Id of an entry, or its position in the file."""
     given = record.get("entry_id") if isinstance(record, Mapping) else None
     return str(given) if isinstance(given, str | int | float) and str(given) else str(number)
 
@@ -320,7 +322,7 @@ def _calculation(record: object) -> _Calculation:
 
 
 def _any_u(value: object) -> bool:
-    """Whether a field says that a Hubbard U was used."""
+    """Whether a field states that a Hubbard U was used."""
     return any(map(bool, value.values())) if isinstance(value, Mapping) else value is True
 
 
@@ -339,7 +341,7 @@ def _texts(place: str, value: object) -> list[str]:
     """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
 
     Raises:
-        EntryLeftOutError: It is not text.
+        EntryLeftOutError: The statement is not text.
     """
     if isinstance(value, Mapping):
         value = value.get("value", value)
@@ -356,7 +358,7 @@ def _list_of_texts(place: str, value: object) -> list[str]:
     """Texts of a list, without those that are missing.
 
     Raises:
-        EntryLeftOutError: It is not a list of strings.
+        EntryLeftOutError: The value is not a list of strings.
     """
     items = [] if value is None else value
     if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
@@ -368,7 +370,7 @@ def _titles(place: str, value: object) -> list[str]:
     """Titles of POTCARs: a list of strings, or of dictionaries that hold one as ``titel``.
 
     Raises:
-        EntryLeftOutError: It is malformed.
+        EntryLeftOutError: The list is malformed.
     """
     items = value if isinstance(value, list) else []
     titles = [item.get("titel") if isinstance(item, Mapping) else item for item in items]
@@ -376,7 +378,7 @@ def _titles(place: str, value: object) -> list[str]:
 
 
 def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) -> str:
-    """Energy scheme of an entry. What it states counts more than what the user assumes.
+    """Energy scheme of an entry. What the entry states takes precedence over what the user assumes.
 
     Raises:
         EntryLeftOutError: The energy cannot be compared with those of the candidates.
@@ -408,7 +410,7 @@ def _energy_per_atom(total: float, n_atoms: int) -> float:
     """Uncorrected energy of an entry (eV/atom).
 
     Raises:
-        EntryLeftOutError: No material has such an energy.
+        EntryLeftOutError: The energy is not plausible for any material.
     """
     energy = total / n_atoms
     if abs(energy) > MAX_ENERGY:
@@ -417,10 +419,10 @@ def _energy_per_atom(total: float, n_atoms: int) -> float:
 
 
 def _correction(entry: _Entry, composition: int, settings: ReadSettings, corrections: MP2020) -> float:
-    """MP2020 correction of an entry (eV/atom), by its own data on anions, else by its structure, else by its formula.
+    """MP2020 correction of an entry (eV/atom), from its data on anions, else from its structure, else from its formula.
 
     Raises:
-        EntryLeftOutError: Its structure is malformed.
+        EntryLeftOutError: The structure is malformed.
     """
     symbols, counts = settings.compositions.symbols(composition), settings.compositions.counts(composition)
     if len(symbols) == 1:
@@ -454,7 +456,7 @@ def _check_settings(
     The scheme r2scan has no set of pseudopotentials of its own, but its calculations use POTCARs of PBE.
 
     Raises:
-        EntryLeftOutError: It has others.
+        EntryLeftOutError: The Hubbard U or the pseudopotentials differ.
         ConfigError: The settings of the scheme come with pymatgen, which is not installed.
     """
     if scheme == OWN:
@@ -462,7 +464,7 @@ def _check_settings(
     given = {symbol: value for symbol, value in (parameters.hubbards or {}).items() if value}
     titles = calculation.titles
     if scheme == UNCORRECTED and corrections is not None:
-        # As in pymatgen, a calculation without `hubbards` has none.
+        # As in pymatgen, a calculation without `hubbards` used no Hubbard U.
         _check_u(given, corrections.hubbards(symbols) if len(symbols) > 1 else given, "MP2020")
         _check_potcars(titles, symbols, corrections.potcars, "MP2020")
     elif scheme == OMAT24:
@@ -475,14 +477,14 @@ def _check_settings(
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
-        raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} has those of PBE")
+        raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} uses PBE pseudopotentials")
 
 
 def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: str) -> None:
     """Check the Hubbard U (eV) of each element.
 
     Raises:
-        EntryLeftOutError: They are not those of the scheme.
+        EntryLeftOutError: The values differ from those of the scheme.
     """
     if given != expected:
         raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
@@ -492,7 +494,7 @@ def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping
     """Check the titles of POTCARs, such as "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv".
 
     Raises:
-        EntryLeftOutError: They are not those of the scheme, or do not tell for which functional they were made.
+        EntryLeftOutError: The POTCARs are not those of the scheme, or their titles do not state a functional.
     """
     if not titles:
         return
@@ -531,10 +533,10 @@ def _potcars_of_matpes() -> Mapping[str, str]:
 
 
 def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSettings) -> Callable[[], Structure] | None:
-    """Function that reads the structure of an entry; None if none is wanted, or it has none that can be read.
+    """Function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
 
     Raises:
-        SourceError: It has none although every entry needs one.
+        SourceError: The entry lacks the structure that every entry needs.
     """
     if settings.with_structures:
         return _structure_of(path, name, entry)
@@ -542,7 +544,7 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
         return None
     try:
         return _structure_of(path, name, entry)
-    except SourceError:  # its energy is no worse for that
+    except SourceError:  # the energy can be used all the same
         return None
 
 
@@ -579,7 +581,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 
     try:
         crystal = Crystal.from_dict(dict(content))
-    except Exception as error:  # whatever its parts raise
+    except Exception as error:  # parts of pymatgen raise many kinds of errors
         raise EntryLeftOutError("malformed structure", detail(error)) from error
     if not len(crystal) or not crystal.is_ordered or not np.isfinite(crystal.lattice.matrix).all():
         raise EntryLeftOutError("malformed structure", "it is empty, disordered or has no cell")
@@ -616,7 +618,7 @@ def entry_records(path: str) -> Iterator[object]:
 
 
 def _elements(path: str, source: SourceFile) -> Iterator[object]:
-    """Elements of a JSON array, with one of them in memory at a time.
+    """Elements of a JSON array, with one element in memory at a time.
 
     Raises:
         SourceError: The file is not valid JSON, or no element is a record.
@@ -637,7 +639,7 @@ def _elements(path: str, source: SourceFile) -> Iterator[object]:
 
 
 def _json(text: bytes) -> Any:
-    """Parse JSON. Python's own writer also writes NaN and Infinity, which orjson refuses."""
+    """Parse JSON. Python's own writer also writes NaN and Infinity, which orjson rejects."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -57,10 +57,10 @@ def read_references(
         paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
             and ``energy_per_atom`` or ``formation_energy_per_atom``, and optionally an id, ``scheme`` and functional
             (``run_type``, ``functional``, ``xc``).
-        candidates: Scores that the references are for.
-        compositions: The compositions of the references are added to it.
+        candidates: Scores that are compared with the references.
+        compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
-        scheme: Energy scheme of table rows that state none, and of entries without a run type.
+        scheme: Energy scheme of table rows that do not state one, and of entries without a run type.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
         with_structures: Whether every reference needs a structure.
 
@@ -91,13 +91,13 @@ def read_references(
     elements = add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)
     for place, left_out in tables.items():
-        lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies without elements
+        lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies need the elements
         account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
     return References.of(found, candidates.n_members, account, elements)
 
 
 def _reasons(notes: dict[str, Any]) -> str:
-    """Why entries of a file were left out, for a message."""
+    """The reasons why entries of a file were left out, for a message."""
     because = notes.get("left_out_because", {})
     counts = ", ".join(f"{count:,} {reason}" for reason, count in notes.get("left_out_by_reason", {}).items())
     first = next(iter(because.items()), None)

@@ -36,7 +36,7 @@ _FORMATION, _TOTAL = "formation_energy_per_atom", "energy_per_atom"
 _ID_COLUMNS = ("id", "material_id", "entry_id", "structure_id")
 _FORMULAS = ("formula", "pretty_formula")
 _NO_ENERGY = "no finite energy"
-# Columns that are read, besides those that state a functional.
+# Columns that are read besides those that state a functional.
 _CORRECTION = "mp2020_correction_per_atom"
 _READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, _CORRECTION, "scheme", *_ID_COLUMNS})
 # Columns of the structure in parquet tables, with the names that OPTIMADE gives them.
@@ -48,11 +48,11 @@ class FormationEnergy:
     """An entry that is given by its formation energy, which needs the energies of the elements.
 
     Attributes:
-        composition: Number of its composition.
+        composition: Number of the composition.
         energy: Formation energy (eV/atom).
-        name: Its id.
-        left_out: Account of its file.
-        structure: Reads its structure.
+        name: Id of the entry.
+        left_out: Counts of the entries left out of the file.
+        structure: Function that reads the structure.
     """
 
     composition: int
@@ -67,21 +67,21 @@ def read_table(
 ) -> dict[str, Any]:
     """Read a table.
 
-    A row that cannot be used, such as one of another functional or energy scheme, is left out and counted.
+    A row that cannot be used, for example because of a different functional or energy scheme, is left out and counted.
 
     Args:
         path: File or URL of the table.
         settings: What the rows are compared with.
-        found: Rows with energies are added to it.
-        waiting: Rows with formation energies are added to it.
-        left_out: Account of the rows that are left out.
+        found: Updated with the rows that have total energies.
+        waiting: Updated with the rows that have formation energies.
+        left_out: Counts of the rows that are left out.
 
     Returns:
         Summary of the file.
 
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
-            own and the rows more than one functional.
+            own and the rows follow more than one functional.
         SourceError: The table cannot be read, or a column appears twice.
     """
     schemes: set[str] = set()
@@ -97,20 +97,20 @@ def read_table(
 
 
 def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterator[Phase]:
-    """Turn the rows of a table into reference phases; one that cannot be used is left out and counted.
+    """Turn the rows of a table into reference phases; a row that cannot be used is left out and counted.
 
-    A row without a total energy gives its formation energy.
+    For a row without a total energy, its formation energy is used.
 
     Args:
         path: File or URL of the table.
         settings: What the rows are compared with.
-        left_out: Account of the rows that are left out.
+        left_out: Counts of the rows that are left out.
 
     Raises:
         ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
-            own and the rows more than one functional.
-        SourceError: The table cannot be read, a column appears twice, or a row has no structure although every one
-            needs one.
+            own and the rows follow more than one functional.
+        SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
+            needs.
     """
     functionals: set[str] = set()
     number = 0
@@ -171,10 +171,10 @@ class _Row:
     Attributes:
         formula: Chemical formula.
         energy: Total energy or, if the row has none, formation energy.
-        formation: Whether it is a formation energy.
+        formation: Whether `energy` is a formation energy.
         scheme: Energy scheme; None if the row states none.
-        name: Its id; empty if it has none.
-        statements: What is stated of the functional, by column.
+        name: Id of the row; empty if it has none.
+        statements: What the row states about the functional, by column.
         correction: MP2020 correction; None if the row has none.
         structure: Fields of the structure, with the names that OPTIMADE gives them.
     """
@@ -194,14 +194,14 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
 
     Raises:
         ConfigError: A column is missing, or nothing states an energy scheme.
-        SourceError: The table has no structures although every row needs one.
+        SourceError: The table has no structures, which every row needs.
     """
     names = batch.schema.names
     if not any(name in names for name in _FORMULAS) or not {_TOTAL, _FORMATION} & {*names}:
         raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
     stating = [name for name in names if stating_field(name) is not None]
     if "scheme" not in names and not stating and settings.assumed is None:
-        raise ConfigError(f"{path}: gives no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
+        raise ConfigError(f"{path}: states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
     if settings.with_structures and _STRUCTURE[0] not in names:
         raise SourceError(
             f"{path}: a table has no structures, by which --exclude-self recognises a phase; use entries with "
@@ -225,7 +225,7 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
 
 
 def _is_absent(value: object) -> bool:
-    """Whether a field holds nothing, as each kind of table writes it."""
+    """Whether a field is empty, as each kind of table expresses it."""
     return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
@@ -233,7 +233,7 @@ def _functional(row: Mapping[str, object]) -> str | None:
     """The functional that a row states; None if it states none.
 
     Raises:
-        EntryLeftOutError: It states two, or a statement is not text.
+        EntryLeftOutError: The row states two functionals, or a statement is not text.
     """
     try:
         stated = of_row(row)
@@ -256,7 +256,7 @@ def _energy(value: object) -> float:
         EntryLeftOutError: The value is not a number, or not a plausible energy.
     """
     try:
-        # `float` also takes bool, which is not an energy, and "1_000", which no program writes.
+        # `float` also accepts bool, which is not an energy, and "1_000", which no program writes.
         energy = np.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         energy = np.nan
@@ -268,18 +268,18 @@ def _energy(value: object) -> float:
 
 
 def _scheme(path: str, given: object, functional: str | None, settings: ReadSettings, *, formation: bool) -> str:
-    """Energy scheme of a row. What it states counts more than what the user assumes; an empty field states nothing.
+    """Energy scheme of a row. What the row states takes precedence over what the user assumes.
 
     Raises:
-        EntryLeftOutError: Its energy cannot be compared with those of the candidates, or its scheme is not known.
-        ConfigError: Formation energies of uncorrected energies.
+        EntryLeftOutError: The energy cannot be compared with those of the candidates, or the scheme is unknown.
+        ConfigError: The formation energies come from uncorrected energies.
     """
     if functional is not None and functional not in OF_SCHEME.get(settings.scheme, {functional}):
         raise EntryLeftOutError(f"functional {functional}", f"the candidates follow {settings.scheme}")
     certain = R2SCAN if functional == R2SCAN_FUNCTIONAL and settings.scheme != OWN else None
     scheme = given or certain or settings.assumed
     if scheme is None:
-        raise EntryLeftOutError("no energy scheme", "use --scheme to state that of such rows")
+        raise EntryLeftOutError("no energy scheme", "use --scheme to state the energy scheme of such rows")
     if not isinstance(scheme, str):
         raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
     if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
@@ -290,7 +290,7 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
 
 
 def _correction(number: int, scheme: str, given: object, settings: ReadSettings) -> float:
-    """MP2020 correction of a row (eV/atom): the one that it gives or, without one, by its composition.
+    """MP2020 correction of a row (eV/atom): the value in the row or, if there is none, computed from the composition.
 
     Raises:
         EntryLeftOutError: The value is not an energy.
@@ -306,19 +306,19 @@ def _correction(number: int, scheme: str, given: object, settings: ReadSettings)
 def _structure(
     path: str, name: str, fields: Mapping[str, Any], settings: ReadSettings
 ) -> Callable[[], Structure] | None:
-    """Function that reads the structure of a row; None if none is wanted, or it has none that can be read.
+    """Function that reads the structure of a row; None if no structure is wanted, or if it cannot be read.
 
     Raises:
-        SourceError: It has none although every row needs one.
+        SourceError: The row lacks the structure that every row needs.
     """
     if not settings.with_structures and not (settings.keep_structures and fields):
         return None
     try:
         structure = structure_from_optimade(fields)
     except InvalidStructureError as error:
-        if not settings.with_structures:  # its energy is no worse for that
+        if not settings.with_structures:  # the energy can be used all the same
             return None
-        reason = f"has one that cannot be read ({error})" if fields else "has none"
+        reason = f"has a structure that cannot be read ({error})" if fields else "has no structure"
         raise SourceError(
             f"{path}: --exclude-self recognises a phase by its structure, but {name} {reason}; use entries with "
             "structures, or leave out --exclude-self"
@@ -350,7 +350,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
 
         with opened(pacsv.ConvertOptions()) as reader:
             names = _wanted(path, reader.schema.names, settings)
-        # Energies are read as text too: one that is not a number leaves out its row, not the file.
+        # Energies are read as text too, so that a value that is not a number affects only its row.
         options = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
         )
@@ -364,7 +364,7 @@ def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str
     """The columns of a table that are read.
 
     Raises:
-        SourceError: One of them appears twice.
+        SourceError: One of these columns appears twice.
     """
     structures = settings.with_structures or settings.keep_structures
     read = _READ | (frozenset(_STRUCTURE) if structures and ".parquet" in path else frozenset())

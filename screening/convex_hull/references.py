@@ -1,4 +1,4 @@
-"""Reference phases of a hull, and the account of the entries that are left out."""
+"""Reference phases of a hull, and counts of the entries that are left out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..chemistry.elemental_energies import SOURCES, elemental_energies
 from ..chemistry.functionals import GGA, GGA_U
 from .mp2020 import MP2020
 
-# Energies beyond this (eV/atom) are mistakes: all-electron energies of the heaviest atoms are a tenth of it.
+# Larger energies (eV/atom) are mistakes: even all-electron energies of the heaviest atoms are a tenth of this.
 MAX_ENERGY = 1e7
-# Reason for which a reference that is not needed is left out.
+# Reason given for leaving out a reference that is not needed.
 OUTSIDE = "outside the chemical systems of the candidates"
 _NAMED_AT_MOST = 20
 _QUOTED = 80
@@ -32,7 +32,7 @@ class EntryLeftOutError(ValueError):
     """An entry cannot be used.
 
     Args:
-        reason: A few words that many entries share, by which entries are counted.
+        reason: A few words that many entries share; entries are counted by reason.
         detail: What is wrong with this entry.
     """
 
@@ -56,7 +56,7 @@ def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) 
         functionals: Functionals that the references state.
 
     Raises:
-        ConfigError: They follow several.
+        ConfigError: The references follow several functionals.
     """
     if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
         raise ConfigError(
@@ -84,7 +84,7 @@ class LeftOut:
             self.because[name] = str(error)
 
     def attrs(self) -> dict[str, Any]:
-        """The account, as attributes of a hull."""
+        """The counts and reasons, as attributes of a hull."""
         by_reason = dict(sorted(self.by_reason.items(), key=lambda item: (-item[1], item[0])))
         return {
             "left_out": self.by_reason.total(),
@@ -100,11 +100,11 @@ class ReadSettings:
     Attributes:
         scheme: Energy scheme of the candidates.
         assumed: Energy scheme of entries and rows that state none; None if the user gave none.
-        compositions: The compositions of the references are added to it.
+        compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
-        keep_structures: Whether structures are read where there are any.
-        wanted: Whether references of a chemical system are wanted; None for all.
+        keep_structures: Whether structures are read where they exist.
+        wanted: Returns whether references of a chemical system are wanted; None accepts all.
     """
 
     scheme: str
@@ -119,7 +119,7 @@ class ReadSettings:
         """Check that a reference can compete with any candidate.
 
         Raises:
-            EntryLeftOutError: It lies in none of their chemical systems.
+            EntryLeftOutError: The reference lies in none of the candidates' chemical systems.
         """
         if self.wanted is not None and not self.wanted(self.compositions.system(composition)):
             raise EntryLeftOutError(OUTSIDE)
@@ -127,17 +127,17 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One reference, as a file gives it.
+    """One reference, as given in a file.
 
     Attributes:
-        composition: Number of its composition.
+        composition: Number of the composition.
         energy: Energy as given (eV/atom): the total energy, or the formation energy.
-        name: Its id.
+        name: Id of the reference.
         scheme: Energy scheme that the energy follows.
-        functional: Functional or run type that is stated; empty if none is.
+        functional: Functional or run type, if stated; otherwise empty.
         correction: MP2020 correction that the energy still needs (eV/atom).
         formation: Whether the energy is a formation energy.
-        structure: Reads its structure; None if it has none, or none was asked for.
+        structure: Function that reads the structure; None if there is none, or if none was requested.
     """
 
     composition: int
@@ -171,11 +171,11 @@ class Gathered:
         """Add an entry.
 
         Args:
-            composition: Number of its composition.
+            composition: Number of the composition.
             energy: Corrected energy (eV/atom).
-            name: Its id, for the decomposition products.
+            name: Id of the entry, for the decomposition products.
             members: float64[members], corrected energies of the members of an ensemble (eV/atom).
-            structure: Reads its structure, when it is needed.
+            structure: Function that reads the structure when it is needed.
         """
         self.composition.append(composition)
         self.energy.append(energy)
@@ -185,15 +185,15 @@ class Gathered:
 
 
 def add_elements(found: Gathered, compositions: Compositions, scheme: str) -> dict[str, Any]:
-    """Add the package's own reference energies of all elements that no other reference is a phase of.
+    """Add the package's own reference energies for all elements that have no other reference.
 
     Args:
         found: The other references.
-        compositions: The compositions of the elements are added to it.
+        compositions: Updated with the compositions of the elements.
         scheme: Energy scheme of the candidates.
 
     Returns:
-        Summary of what was added, for the attributes of the hull; empty for a scheme without such energies.
+        Summary of the added elements, for the attributes of the hull; empty for a scheme without such energies.
     """
     systems = {compositions.system(number) for number in set(found.composition)}
     added = {s: one for s, one in elemental_energies(scheme).items() if (atomic_numbers[s],) not in systems}
@@ -212,11 +212,12 @@ class References:
     Attributes:
         composition: int64[n], numbers of the compositions.
         energy: float64[n], energies (eV/atom), corrected where their scheme requires it.
-        names: Ids of the entries; of the material, where an entry names one.
+        names: Ids of the entries, or of their material where an entry names one.
         members: float64[n, members], energies of each member of an ensemble (eV/atom), or None.
         structures: Functions that read the structures of the entries; None for an entry without one.
         account: Summary of each file, for the attributes of the hull.
-        elements: Summary of the elements that the package's own reference energies stand for; empty for none.
+        elements: Summary of the elements whose energies are the package's own reference energies; empty if there are
+            none.
     """
 
     composition: NDArray[np.int64]
@@ -231,12 +232,12 @@ class References:
     def of(
         cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]], elements: Mapping[str, Any]
     ) -> References:
-        """Sort collected entries; among equal energies by name, so that their order in the files has no effect.
+        """Sort collected entries, those with equal energies by name, so that their order in the files has no effect.
 
         Args:
             found: The entries.
-            n_members: Number of ensemble members of the candidates. If any entry has the energies of this many members,
-                they are kept; an entry without them has the same energy for all members.
+            n_members: Number of ensemble members of the candidates. If any entry has energies of this many members,
+                member energies are kept; an entry without them then has the same energy for all members.
             account: Summary of each file.
             elements: Summary of the elements that `add_elements` added.
         """
@@ -258,7 +259,7 @@ class References:
         )
 
     def gathered(self) -> Gathered:
-        """The entries as a collection to which others can be added."""
+        """The entries as a collection to which more entries can be added."""
         members = [None] * len(self.energy) if self.members is None else list(self.members)
         return Gathered(
             self.composition.tolist(), self.energy.tolist(), list(self.names), members, list(self.structures)

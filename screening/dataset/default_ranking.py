@@ -22,8 +22,8 @@ def default_ranking(scores: ScoresReader) -> str | None:
         scores: The dataset.
 
     Returns:
-        The first of `RANKINGS` that the dataset has; without one, ``energy_per_atom`` if all structures have the same
-        composition; else None, since energies per atom then say nothing about stability.
+        The first of `RANKINGS` that the dataset has; if it has none of them, ``energy_per_atom`` for structures of a
+        single composition; otherwise None, since energies per atom of different compositions do not indicate stability.
     """
     numbers = {name for name, spec in scores.specs.items() if spec.dtype.startswith("float") and len(spec.dims) == 1}
     found = next((name for name in RANKINGS if name in numbers), None)

@@ -19,7 +19,7 @@ from .parts import carried_columns
 from .scores import ENERGY_ARRAYS, NOT_FINITE, OK, SCORES_SCHEMA, STRUCTURE_ARRAYS
 
 ENERGY = "energy"
-# Kind of such a dataset, in the attributes of datasets that are made from it.
+# Name of this kind of dataset in the attributes of datasets that are made from it.
 LABELLED = "labelled"
 _SPECS = {spec.name: spec for spec in (*ENERGY_ARRAYS, *STRUCTURE_ARRAYS)}
 
@@ -39,7 +39,7 @@ class _ComputedArray:
 
 
 def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
-    """Arrays of a graph store with energies, under the names that they have in a scores dataset.
+    """Arrays of a graph store with energies, under their names in a scores dataset.
 
     Args:
         path: Path or URL of the graph store.

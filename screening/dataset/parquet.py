@@ -25,7 +25,7 @@ class ParquetFile:
     """A parquet file that is written chunk by chunk.
 
     Flags become their words; arrays of a structure become lists. Units and descriptions are stored in the metadata of
-    the fields, the attributes of the dataset in the metadata of the file, under `METADATA_KEY`.
+    the fields, and the attributes of the dataset in the metadata of the file, under `METADATA_KEY`.
 
     Args:
         path: Path of the file to write.
@@ -95,7 +95,7 @@ def to_parquet(
 
 
 def as_words(values: NDArray[Any], meanings: Mapping[str, int]) -> NDArray[Any]:
-    """Words of the values of a flag."""
+    """Convert the values of a flag to words."""
     words = np.full(256, "", dtype=np.dtypes.StringDType())
     for word, value in meanings.items():
         words[value] = word

@@ -1,4 +1,4 @@
-"""Division of a graph store into parts, and helpers that every run of a model over it shares."""
+"""Division of a graph store into parts, and helpers shared by all runs of a model over a store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> li
 
     Args:
         n_edges: int32[n_structures], edges of each structure.
-        part_edges: Edges after which a part ends.
-        part_structures: Structures after which a part ends.
+        part_edges: Number of edges after which a part ends.
+        part_structures: Number of structures after which a part ends.
 
     Returns:
         (start, stop) of each part.

@@ -20,7 +20,7 @@ def dataset_in(path: str | Path) -> str | Path:
     Such a folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
 
     Args:
-        path: Path of a dataset or a folder, or the URL of a dataset, which is returned as it is.
+        path: Path of a dataset or a folder, or the URL of a dataset, which is returned unchanged.
 
     Raises:
         StoreError: The folder holds no scores dataset, or several without any of the usual names.
@@ -33,7 +33,7 @@ def dataset_in(path: str | Path) -> str | Path:
     usual = next((folder / name for name in _LAST if name in names), None)
     if usual is not None:
         return usual
-    found = [one for one in found if Path(hull_path(one)) not in found]  # a hull holds all of its scores
+    found = [one for one in found if Path(hull_path(one)) not in found]  # a hull holds all columns of its scores
     if len(found) > 1:
         raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
     if not found:

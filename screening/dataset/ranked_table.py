@@ -16,7 +16,7 @@ from .reader import flag_meanings
 from .scores import UNRELAXED
 
 CSV_FILE = "ranked.csv"
-# Rows of the printed table, and the most that are printed on request.
+# Default number of rows in the printed table, and the most that are printed on request.
 ROWS, MOST_ROWS = 10, 100
 # Columns of numbers in the order of the table, each with its heading. The last is shown only if the others are absent.
 _ENERGIES = {

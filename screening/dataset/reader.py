@@ -18,7 +18,7 @@ from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
 from .scores import SCORES_SCHEMA
 
-# Rows of a column that are in memory at once.
+# Number of rows of a column that are in memory at once.
 ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
 # Chunks this close are read together, up to this many at once.
 _NEARBY, _CHUNKS_AT_ONCE = 2, 32
@@ -33,7 +33,7 @@ class ScoresReader:
 
     Args:
         path: Path or URL of the dataset.
-        store: Path of its graph store, if it is not where the dataset says.
+        store: Path of the graph store, if it is not where the dataset records it.
 
     Attributes:
         path: Path or URL of the dataset, as given.
@@ -89,7 +89,7 @@ class ScoresReader:
         """
         try:
             return np.asarray(self._arrays[name][start:stop])
-        except Exception as error:  # damaged chunks fail anywhere in the codecs, URLs anywhere in the file system
+        except Exception as error:  # damaged chunks and failing URLs raise errors of many kinds
             raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:
@@ -114,20 +114,20 @@ class ScoresReader:
             graphs = GraphStore(place)
         except StoreError as error:
             raise StoreError(
-                f"{self.path}: cannot open its graph store; give its path with --store ({error})"
+                f"{self.path}: cannot open its graph store; use --store to give its path ({error})"
             ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
             raise StoreError(f"{place}: is not the graph store that {self.path} was computed from, or has changed")
         return graphs
 
     def check_unchanged(self) -> None:
-        """Check that the dataset, and its graph store if it was read, still have the content that they had.
+        """Check that the dataset, and its graph store if it was read, have not changed since they were opened.
 
         Raises:
-            StoreError: One of them was replaced, appended to or removed.
+            StoreError: The dataset or the store was replaced, appended to or removed.
         """
         check_unchanged(self.path, self._schema, self.hash)
-        if "graphs" in vars(self):  # opened
+        if "graphs" in vars(self):  # it has been opened
             self.graphs.check_unchanged()
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:
@@ -147,14 +147,14 @@ class ScoresReader:
         return {**self.attrs, **moved}
 
     def check_atoms(self, stored: NDArray[np.int32], scored: NDArray[np.int32]) -> None:
-        """Check that structures of the graph store have the numbers of atoms that the scores give for them.
+        """Check that structures of the graph store have the numbers of atoms that the scores record.
 
         Raises:
             StoreError: The numbers differ, so the store holds different structures.
         """
         if not np.array_equal(stored, scored):
             raise StoreError(
-                f"{self.graphs.path}: its structures are not those of {self.path}; give its graph store with --store"
+                f"{self.graphs.path}: its structures are not those of {self.path}; use --store to give the right one"
             )
 
     def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
@@ -166,7 +166,7 @@ class ScoresReader:
         if len(rows) == 0:
             return []
         if self._last is not None and np.array_equal(self._last[0], rows):
-            return self._last[1]  # columns and files need the same structures
+            return self._last[1]  # columns and files use the same structures in turn
         arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
         self.check_atoms(arrays["n_atoms"], self.rows("n_atoms", rows))
         ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)
@@ -256,7 +256,7 @@ def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.inte
 def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places at which to split wanted rows into separate reads.
 
-    Starting a read takes longer than going through one or two chunks without wanted rows.
+    Starting a read takes longer than reading through one or two chunks without wanted rows.
 
     Args:
         chunks: int64[n], chunk of each wanted row, ascending.

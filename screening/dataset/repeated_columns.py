@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...pipeline.errors import SourceError
 
-# pandas appends such numbers to the names of columns that appear several times.
+# pandas appends a number like this to a column name that appears several times.
 _NUMBERED = re.compile(r"\.\d+$")
 
 
@@ -22,7 +22,7 @@ def check_columns(path: str | Path, used: Sequence[str], names: Sequence[str]) -
         names: Names of all columns.
 
     Raises:
-        SourceError: One of them appears several times, under its own name or with a number appended.
+        SourceError: A used column appears several times, under its own name or with a number appended.
     """
     counts = Counter(names) + Counter(_NUMBERED.sub("", name) for name in names if _NUMBERED.search(name))
     for name in used:

@@ -30,12 +30,12 @@ STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapol
 OK, UNKNOWN_ELEMENT, NOT_FINITE, TOO_LARGE, EXTRAPOLATING = range(len(STATUS_MEANINGS))
 # Statuses whose energies may be part of a hull or of a calibration.
 RELIABLE_STATUSES = frozenset({"ok"})
-# Statuses with an energy that can be reported. Those that are not reliable are part of no hull: a relaxation that has
-# not converged may be on its way to anywhere, and an extrapolated energy may be far too low.
+# Statuses with an energy that can be reported. Energies that are not reliable are part of no hull: an unconverged
+# relaxation may end anywhere, and an extrapolated energy may be far too low.
 USABLE_STATUSES = RELIABLE_STATUSES | {"not_converged", "extrapolating"}
 # Statuses that are ranked by their energy; all others come after them.
 RANKED_STATUSES = RELIABLE_STATUSES | {"not_converged"}
-# Ending of the names of hull columns of structures that were not relaxed.
+# Suffix of the names of hull columns of structures that were not relaxed.
 UNRELAXED = "_unrelaxed"
 COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")
 
@@ -96,7 +96,7 @@ STRUCTURE_ARRAYS = (
     ),
     structure_array("status", "uint8", "outcome of scoring", **flags(STATUS_MEANINGS)),
     structure_array("source", TEXT, "file that the structure came from"),
-    structure_array("source_index", "int64", "place in that file, from 0", units="1"),
+    structure_array("source_index", "int64", "index of the record in its source file, from 0", units="1"),
 )
 
 
@@ -109,7 +109,7 @@ def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
 
 
 def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
-    """Outputs per structure that become arrays as they are."""
+    """Outputs per structure that become arrays without any change."""
     return [spec for spec in outputs if spec.per == "structure" and spec.name not in _KNOWN]
 
 

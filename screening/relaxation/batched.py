@@ -29,8 +29,8 @@ from .symmetry import SymmetricSteps
 GPA = 0.006241509074460763  # one GPa in eV/angstrom^3 (CODATA 2018, as in ase.units)
 RELAX_STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large", "extrapolating")
 OK, UNKNOWN_ELEMENT, NOT_FINITE, NOT_CONVERGED, EXPLODED, TOO_LARGE, EXTRAPOLATING = range(len(RELAX_STATUSES))
-# Limits of the volume relative to the initial one, beyond which a crystal has collapsed or evaporated. A crystal that
-# was much too large or too small from the start is not held to them until it is also beyond the second pair of limits,
+# Limits of the volume relative to the initial one, beyond which a crystal has collapsed or evaporated. To spare
+# crystals that were much too large or too small from the start, a crystal must also exceed the second pair of limits,
 # which are relative to the volume of its atoms (`plausibility.atomic_volume`).
 LEAST_VOLUME, LARGEST_VOLUME = 0.25, 4.0
 LEAST_ATOMIC_VOLUME, LARGEST_ATOMIC_VOLUME = 0.25, 8.0
@@ -38,17 +38,17 @@ EDGES_IN_FLIGHT = 32_768
 LONGEST_STEP = 0.2  # angstrom
 LONGEST_STRAIN = 0.05  # largest component of the strain in one step
 RATTLED_LENGTH = 5.0  # angstrom; a rattle strains the cell by its displacement over this length
-# eV/atom. With the default `fmax` and `smax`, 49 of 50 relaxations end within 0.7 meV/atom of their minimum, so a
-# larger gain is nearly always another minimum. It need not be: with 0.05 eV/angstrom and 0.1 GPa, 3 of 50 ended up to
-# 12 meV/atom above it, on flat slopes (tests/benchmarks/relax_criterion.txt).
+# Smallest gain from a rattle, eV/atom. With the default `fmax` and `smax`, 49 of 50 relaxations end within 0.7 meV/atom
+# of their minimum, so a larger gain is nearly always another minimum. There are exceptions: with 0.05 eV/angstrom and
+# 0.1 GPa, 3 of 50 ended up to 12 meV/atom above the minimum, on flat slopes (tests/benchmarks/relax_criterion.txt).
 RATTLE_GAIN = 1e-3
 # Float32 rounding error of an energy, eV/atom.
 ENERGY_ROUNDING = 2e-6
-# The stress of a slab or chain is measured by this many times the volume of its atoms, as in most crystals
-# (`plausibility.atomic_volume`), so that the convergence criterion does not depend on the vacuum.
+# For the convergence of a slab or chain, its volume is this many times the volume of its atoms, as in most crystals
+# (`plausibility.atomic_volume`), so that the criterion does not depend on the vacuum.
 ATOMIC_VOLUMES = 1.4
-CELL_KEPT = "the cell stays as it is, since it is not periodic in three directions"
-WITHOUT_PRESSURE = "the pressure has nothing to act on, since the structure is not periodic in three directions"
+CELL_KEPT = "the cell was kept, since the structure is not periodic in three directions"
+WITHOUT_PRESSURE = "the pressure had no effect, since the structure is not periodic in three directions"
 WITHOUT_GROUP = "no space group was preserved, since the structure is not periodic in three directions"
 _AXES = "abc"
 
@@ -68,13 +68,13 @@ class RelaxSettings:
         optimizer: Optimization algorithm.
         pressure: External pressure, GPa.
         fix_cell: Relax the atoms only, with a fixed cell.
-        cell_axes: Lattice vectors in whose directions the cell relaxes, some of the letters a, b and c; directions that
-            are not periodic are left out. Without letters, crystals relax in all directions, and structures that are
-            not periodic in three directions keep their cell.
+        cell_axes: Lattice vectors in whose directions the cell relaxes, as a text of the letters a, b and c; directions
+            that are not periodic are left out. If empty, crystals relax in all directions, and structures that are not
+            periodic in three directions keep their cell.
         fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
         symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
         rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
-            rest on a saddle point. A rattle displaces the atoms of a relaxed structure, strains its cell a little, and
+            be at a saddle point. A rattle displaces the atoms of a relaxed structure, strains its cell a little, and
             relaxes it again; the result is used if its energy is lower by more than `RATTLE_GAIN` (eV/atom).
         seed: Random seed of the rattle.
         skin: Extra radius of the neighbour search beyond the cutoff, angstrom. The neighbour list is reused until an
@@ -156,12 +156,12 @@ class Relaxed:
             example because it exploded. None if it could not be evaluated.
         n_steps: Number of evaluations.
         frames: All points, first and last included, if the settings ask for a trajectory.
-        saddle: The structure that was relaxed before a rattle led to a lower energy; None without a rattle, or if it
-            led to no lower energy.
+        saddle: The relaxed structure before a rattle led to a lower energy; None without a rattle, or if the rattle did
+            not lower the energy.
         rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
-        reason: Why the relaxation failed, or what makes its result implausible; empty if neither.
-        remarks: What had no effect, although it could be expected to: the cell of a slab stays, or no volume takes up
-            the pressure.
+        reason: Why the relaxation failed, or what makes its result implausible; empty if neither applies.
+        remarks: Settings that had no effect, contrary to what a user may expect: the cell of a slab is kept, or a
+            pressure has no volume to act on.
     """
 
     status: int
@@ -183,9 +183,9 @@ def relax_structures(
     plausibility: Plausibility | None = None,
     edges_in_flight: int = EDGES_IN_FLIGHT,
 ) -> Iterator[tuple[Key, Relaxed]]:
-    """Relax structures in batches; when one is done, the next one takes its place.
+    """Relax structures in batches; when a structure is done, the next one takes its place.
 
-    The result of a structure does not depend on the others, on their order, or on the size of the batch.
+    The result of a structure does not depend on the other structures, on their order, or on the size of the batch.
 
     Example:
         >>> dict(relax_structures(enumerate(structures), potential, RelaxSettings(fmax=0.01)))  # doctest: +SKIP
@@ -352,7 +352,7 @@ class _Relaxation:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Settings that have no effect, although they might be expected to."""
+        """Settings that have no effect, contrary to what a user may expect."""
         if self.is_crystal:
             return ()
         kept = self.structure.pbc.any() and not self.moves_cell and not self.settings.fix_cell
@@ -376,7 +376,7 @@ class _Relaxation:
         """Make the neighbour list of the current geometry.
 
         Args:
-            status: Status of the structure if that fails.
+            status: Status of the structure if the search fails.
 
         Raises:
             _Ended: There are too many edges, or atoms are too close.
@@ -512,7 +512,7 @@ class _Relaxation:
     def _rattle(self, frame: Frame) -> None:
         """Displace the atoms of a relaxed structure and strain its cell.
 
-        The random numbers depend on the seed and the initial structure, not on its place among others.
+        The random numbers depend on the seed and the initial structure, but not on its position among other structures.
         """
         self.saddle, self.rattled = frame, True
         self.last_step = self.n_steps + self.settings.max_steps
@@ -531,7 +531,8 @@ class _Relaxation:
     def _done(self, status: int, frame: Frame) -> _Ended:
         """The end of a relaxation that has converged or used all its steps.
 
-        The point reached after a rattle is used if it converged to a lower energy, and the one before it otherwise.
+        The point reached after a rattle is used if it converged to a lower energy; otherwise, the point before the
+        rattle.
 
         Args:
             status: `OK` or `NOT_CONVERGED`.
@@ -559,7 +560,7 @@ class _Relaxation:
         return self.plausibility.doubts(self.block(), found)[0]
 
     def _failed(self, status: int, reason: str) -> _Ended:
-        """The end of a relaxation that failed: back to the initial structure or, after a rattle, to the relaxed one."""
+        """The end of a failed relaxation: back to the initial structure or, after a rattle, to the relaxed one."""
         if self.saddle is not None:
             return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames), remarks=self.remarks))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))

@@ -1,9 +1,9 @@
-"""Optimizers for one structure: FIRE, and L-BFGS with a bounded step that is undone when the energy rises.
+"""Optimizers for one structure: FIRE, and L-BFGS with bounded steps that are undone when the energy rises.
 
 The coordinates are one row per atom and three rows for the strain, scaled as in `screening.relaxation.batched`.
-Optimizers do not tell them apart: they receive the energy and its gradient, and return the step to take. Coordinates
-are relative to the current geometry, which changes with every step; steps are small enough for the history of earlier
-steps to remain valid.
+Optimizers treat all rows alike: they receive the energy and its gradient, and return the step to take. Coordinates are
+relative to the current geometry, which changes with every step; steps are small enough for the history of earlier steps
+to remain valid.
 """
 
 from __future__ import annotations

@@ -40,14 +40,14 @@ RELAX_ARRAYS = (
     structure_array(
         "status_note",
         TEXT,
-        "why the structure could not be relaxed, what makes its result implausible, or what did not relax",
+        "why the structure could not be relaxed, what makes its result implausible, or what was not relaxed",
     ),
 )
 RATTLE_ARRAYS = (
     structure_array(
         "rattle_energy_change",
         "float64",
-        "energy after the rattle and the relaxation that follows it, minus the energy before",
+        "energy after the rattle and the relaxation that follows it, minus the energy before the rattle",
         units="eV/atom",
     ),
     structure_array("space_group_before_rattle", "int16", "space group number before the rattle; 0 = none", units="1"),
@@ -59,7 +59,7 @@ def trajectory_name(key: PartKey, size: int) -> str:
 
     Args:
         key: Key of the part.
-        size: Number of structures in the whole part; one whose worker died is divided.
+        size: Number of structures in the whole part; a part whose worker died is divided.
     """
     suffix = "" if key.end - key.begin == size else f"-{key.begin:05d}"
     return f"part-{key.number:07d}{suffix}.extxyz"
@@ -123,7 +123,7 @@ def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff
     """Rows of the graph store of the relaxed structures, without structure ids, sources or columns.
 
     Args:
-        structures: Structures to store, see `final_structures`.
+        structures: Structures to store; see `final_structures`.
         found: Result of each structure, for the labels.
         cutoff: Cutoff of the graphs, angstrom.
 

@@ -71,8 +71,8 @@ def relax(
 
     The result is a scores dataset with one row per structure. A graph store of the relaxed structures, with the same
     rows and with energies, forces and stresses as labels, is written beside it (see
-    `screening.dataset.paths.graphs_path`). A structure that could not be relaxed has a `status` that says why, and
-    keeps its input geometry in the graph store. A structure that kills its worker is too large.
+    `screening.dataset.paths.graphs_path`). A structure that could not be relaxed has a `status` that gives the reason,
+    and keeps its input geometry in the graph store. A structure that kills its worker counts as too large.
 
     A run that was interrupted, or whose budget was spent, resumes when `relax` is called again with the same arguments.
 
@@ -86,10 +86,10 @@ def relax(
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
         slots: Neighbour slots per batch.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
-        budget: Time after which no more parts are started, hours; None sets no limit.
+        budget: Hours after which no more parts are started; None sets no limit.
         overwrite: Replace existing outputs.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
@@ -110,7 +110,7 @@ def relax(
     )
     plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options)
     if scheduler in (None, IN_PROCESS):
-        providers(device)  # workers elsewhere have other devices
+        providers(device)  # workers on other machines have other devices
     inputs = [InputStore.of(plan.graphs)]
     writer = StoreWriter("relax", out, plan.identity, options, inputs=inputs, files=[model])
     if writer.resume_publication() is not None:
@@ -159,7 +159,7 @@ class _RelaxPlan:
         self.out, self.graphs_out = str(out), graphs_path(out)
         self.trajectories_out = Path(self.graphs_out.removesuffix(".graphs.zarr") + ".trajectories")
         if "://" in self.out:
-            raise ConfigError(f"{out}: a relaxation writes to a local path; copy its two stores from there")
+            raise ConfigError(f"{out}: a relaxation writes only to local paths; write there, then copy its two stores")
         self.spans = cut(graphs.n_edges[: self.size], PART_EDGES, PART_STRUCTURES)
         self.arrays = relaxed_arrays(settings)
         self.columns = carried_columns(graphs, self.arrays)
@@ -222,7 +222,7 @@ class _RelaxPlan:
 
         Args:
             run: The run in progress.
-            deadline: Time of the monotonic clock after which no more parts are started, seconds; None sets no limit.
+            deadline: Reading of the monotonic clock after which no more parts are started, seconds; None sets no limit.
         """
         from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import RelaxTask, relax_part  # noqa: PLC0415 - imports distributed, 0.7 s
@@ -254,7 +254,7 @@ class _RelaxPlan:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        # Retry a task alone before it is divided: trajectories of a divided task are in files with other names.
+        # Retry a task alone before it is divided, since the trajectories of a divided task have other file names.
         policy = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
         return run.make_parts(relax_part, _until(deadline, tasks), policy)
 
@@ -262,7 +262,7 @@ class _RelaxPlan:
         """Check that all structures were relaxed before the budget was spent.
 
         Raises:
-            EquiscreenError: Some structures are not relaxed.
+            EquiscreenError: Some structures have not been relaxed.
         """
         done = sum(manifest.counts["read"] for manifest in manifests)
         if done < self.size:
@@ -300,7 +300,7 @@ class _RelaxPlan:
         return finish_store(scratch, digests, attrs)
 
     def publish_graphs(self, staging: Staging) -> None:
-        """Give the graph store its name, replacing an older one."""
+        """Move the graph store to its final path, replacing an older one."""
         place = Path(self.graphs_out)
         if place.exists():
             shutil.rmtree(place)
@@ -314,7 +314,7 @@ class _RelaxPlan:
         sizes = [stop - start for start, stop in self.spans]
         wanted = {trajectory_name(manifest.key, sizes[manifest.number]) for manifest in manifests}
         for file in made.iterdir():
-            if file.name not in wanted:  # of a task that was killed; its structures are in another part
+            if file.name not in wanted:  # left by a killed task; its structures are in another part
                 file.unlink()
         if self.trajectories_out.exists():
             if not any(made.iterdir()):
@@ -330,7 +330,7 @@ class _RelaxPlan:
         Args:
             graphs_hash: Hash of the graph store of the relaxed structures.
             statuses: Number of structures with each status.
-            remarks: Number of structures with each remark on what had no effect.
+            remarks: Number of structures with each remark on settings that had no effect.
             timing: Cost of the relaxation.
         """
         options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
@@ -365,7 +365,7 @@ def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dic
     """Cost of a relaxation.
 
     Args:
-        manifests: Manifests of all parts, those of earlier runs included.
+        manifests: Manifests of all parts, including those of earlier runs.
         size: Number of structures.
         seconds: Wall time of this run, seconds.
     """
@@ -404,7 +404,7 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
 
 
 def summary(relaxed: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished relaxation: one line, one for each remark, and a warning if no structure is relaxed.
+    """Summary of a finished relaxation: one line, one for each remark, and a warning if no structure was relaxed.
 
     Args:
         relaxed: Scores dataset of the relaxation.
@@ -416,7 +416,7 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
         f"\n{count:,} structures: {remark}{' (see --cell-axes)' if remark == CELL_KEPT else ''}"
         for remark, count in relaxed.attrs["remarks"].items()
     )
-    warning = "" if counts["ok"] else "\nwarning: no structure is relaxed; `status` and `status_note` say why"
+    warning = "" if counts["ok"] else "\nwarning: no structure was relaxed; `status` and `status_note` give the reasons"
     return (
         f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
         f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "

@@ -51,7 +51,7 @@ def relax_files(
         model: ONNX file with energy, forces and stress.
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         overwrite: Replace existing outputs, and a graph store of the files that is damaged or holds other graphs.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.

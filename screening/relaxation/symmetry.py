@@ -1,4 +1,4 @@
-"""Symmetrization of gradients, so that a relaxation keeps the space group of a crystal."""
+"""Symmetrization of gradients, so that a relaxation preserves the space group of a crystal."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class RelaxTask:
         return PartKey(self.number, self.begin, self.end)
 
     def split(self) -> Sequence[RelaxTask]:
-        """The same work in two tasks; nothing for a single structure."""
+        """The same work in two tasks; empty for a single structure."""
         return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> RelaxTask:

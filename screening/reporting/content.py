@@ -24,7 +24,7 @@ from ..dataset.reader import ScoresReader
 NEAR, CLOSE = 0.1, 0.05
 _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
-# bin. Otherwise a few nonsense structures would squeeze all others into one bin.
+# bin. Otherwise, a few absurd values would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
 # Reasons why structures of a source are no graphs that are named on their own; all others are counted together.
 _REASONS = 6
@@ -171,7 +171,7 @@ def _funnel(
     cascade = rows.attrs.get("cascade")
     if cascade:
         yield "screened by the fast model", int(cascade["screened"])
-        yield "kept by it, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
+        yield "kept by the fast model, plus audited", int(cascade["kept"]) + int(cascade["recall"]["audited"])
     elif source is not None and "read" in source.attrs.get("counts", {}):
         yield "read", int(source.attrs["counts"]["read"])
         yield "stored as graphs", int(source.attrs["counts"]["stored"])

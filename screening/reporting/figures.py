@@ -16,7 +16,7 @@ from .content import Distribution
 from .page import data
 
 _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accent", "--low", "--high"
-# Largest number of points in a plot; more only make the page slow.
+# Largest number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
 _CALIBRATION_BINS = 10

@@ -59,9 +59,9 @@ def report(
         PosixPath('relaxed.hull.report.html')
 
     Args:
-        scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, the best
-            candidates are those with the lowest formation energy; without one, those with the lowest energy per atom
-            if all have one composition, else none.
+        scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, candidates are
+            ranked by formation energy; without formation energies, by energy per atom if all have the same composition;
+            otherwise they are not ranked.
         out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
         title: Title of the page.
         top: Largest number of candidates in the table.
@@ -154,7 +154,7 @@ def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
     if not content.is_ranking:
         return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
     if content.value == ENERGY_PER_ATOM:
-        column = "energy per atom, since all have one composition"
+        column = "energy per atom, since all have the same composition"
     else:
         column = content.value.removesuffix(UNRELAXED).removesuffix("_per_atom").replace("_", " ")
     ranked = f"The candidates are ranked by {column}."

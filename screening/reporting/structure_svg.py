@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from ...pipeline.structures.structure import Structure
 
-# Largest number of atoms, including images on the faces of the cell; a picture of more would be unreadable.
+# Largest number of atoms, including images on the faces of the cell; pictures of more atoms would be unreadable.
 _MAX_ATOMS = 400
 # Drawn radius as a fraction of the covalent radius.
 _RADIUS = 0.45
 # An atom this close to a face of the cell (fractional) is drawn on the opposite face too.
 _ON_FACE = 1e-3
-_ANGLES = (-75.0, 0.0, -20.0)  # about x, y, z, degrees
+_ANGLES = (-75.0, 0.0, -20.0)  # rotations about x, y and z, degrees
 
 
 def picture(structure: Structure) -> str:

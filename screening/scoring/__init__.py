@@ -1,4 +1,4 @@
 """Scoring: evaluate a model on every structure of a graph store, on Dask workers.
 
-What is computed for each structure, and when it is not, is decided in `score`.
+`score` decides what is computed for each structure and which structures are skipped.
 """

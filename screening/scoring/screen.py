@@ -67,8 +67,8 @@ def screen(
     """Score every structure of a graph store.
 
     An interrupted run resumes when `screen` is called again with the same arguments. Structures that cannot be scored
-    have NaN scores and a `status` that says why. A batch that does not fit in memory is halved; a structure that does
-    not fit on its own, or that kills its worker, is too large.
+    have NaN scores and a `status` that gives the reason. A batch that does not fit in memory is halved; a structure
+    that does not fit on its own, or that kills its worker, counts as too large.
 
     Args:
         store: Path or URL of the graph store.
@@ -78,11 +78,11 @@ def screen(
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
-            ``extrapolating``. None has no bound beyond those of `screening.plausibility`.
+            ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
             (`featurize --append`), or that a limit had excluded.
@@ -130,7 +130,7 @@ def screen_store(
     if append and options.overwrite:
         raise ConfigError("append extends the existing scores and overwrite replaces them; choose one")
     if options.scheduler in (None, IN_PROCESS):
-        providers(options.device)  # workers elsewhere have other devices
+        providers(options.device)  # workers on other machines have other devices
     writer = StoreWriter(
         "screen", out, plan.identity, options, inputs=[InputStore.of(graphs)], files=plan.models, extend=append
     )
@@ -249,7 +249,7 @@ class _ScreenPlan:
         """Check that the dataset whose rows are kept is still the one that was opened.
 
         Raises:
-            StoreError: It was replaced or removed.
+            StoreError: The dataset was replaced or removed.
         """
         if self.base is not None:
             check_unchanged(self.base_path, SCORES_SCHEMA, str(self.base.attrs["store_hash"]))
@@ -323,7 +323,7 @@ class _ScreenPlan:
         """Cost of the screen.
 
         Args:
-            manifests: Manifests of all parts, those of earlier runs included.
+            manifests: Manifests of all parts, including those of earlier runs.
             scored: Number of structures that this run scored.
             seconds: Wall time of this run, seconds.
         """
@@ -373,10 +373,11 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command of the user, without passwords and query parameters of URLs and without folders of the machine.
+    """The user's command without secrets of URLs and without local folders.
 
-    The output is omitted: it is where the dataset lies, and without it equal runs write equal attributes. An absolute
-    path is recorded relative to the working folder if it lies inside, otherwise by its name alone.
+    The output path is omitted, since it is the path of the dataset itself, and so that equal runs write equal
+    attributes. An absolute path is recorded relative to the working folder if it lies inside, otherwise by its name
+    alone.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -418,7 +419,7 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
         store: Path or URL of the graph store.
         model: ONNX file, or several.
         limit: Scale up to the first `limit` structures only.
-        sample_of: Number of structures to scale up to, if the store is a sample of this many.
+        sample_of: Number of structures to scale up to, if the store is a sample of them.
 
     Returns:
         One line of text.

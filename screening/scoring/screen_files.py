@@ -57,16 +57,16 @@ def screen_files(
 
     Args:
         sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is screened directly.
-        model: ONNX file made by `export_onnx`, or several, see `equiscreen.screening.screen`.
+        model: ONNX file made by `export_onnx`, or several; see `equiscreen.screening.screen`.
         out: Scores dataset to write.
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this are too large.
-        min_distance: Shortest interatomic distance, angstrom, see `equiscreen.screening.screen`.
-        allow_extrapolation: Whether implausible structures count as ok, see `equiscreen.screening.screen`.
-        device: Device that evaluates the model, see `export.runtime.providers.providers`.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
+        allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
-        append: Keep the scores in `out`, and score what the store has gained since, see
+        append: Keep the scores in `out`, and score only structures added to the store since, as in
             `equiscreen.screening.screen`; only for a graph store.
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.

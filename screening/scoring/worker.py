@@ -63,7 +63,7 @@ class ScreenTask:
         return PartKey(self.number, self.begin, self.end)
 
     def split(self) -> Sequence[ScreenTask]:
-        """The same work in two tasks; nothing for a single structure."""
+        """The same work in two tasks; empty for a single structure."""
         return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> ScreenTask:
@@ -98,11 +98,11 @@ class CopyTask:
         return PartKey(self.number, 0, self.stop - self.start)
 
     def split(self) -> Sequence[CopyTask]:
-        """Nothing: a copy is not divided."""
+        """Always empty: a copy is not divided."""
         return ()
 
     def skipped(self) -> CopyTask:
-        """Refuse to skip rows.
+        """Raise an error, since rows cannot be skipped.
 
         Raises:
             EquiscreenError: Always; workers died while they copied rows, and no row may be lost.

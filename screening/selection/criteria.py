@@ -1,4 +1,4 @@
-"""Choosing rows of a scores dataset: criteria, what they mean for a dataset, and the rows that fulfil them."""
+"""Choosing rows of a scores dataset: criteria, their check against a dataset, and the rows that meet them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .ranking import Measure, Quota, best_first, fronts, pareto_measures
 from .variables import variable_of, variables_of
 
 _BATCH = 512
-# If the rank alone decides, this many rows beyond `top` are kept in memory before the worst ones are dropped.
+# If only the rank matters, this many rows beyond `top` are kept in memory before the worst ones are dropped.
 _SLACK = 1_000_000
 
 
@@ -35,10 +35,9 @@ class SelectionCriteria:
     Attributes:
         where: Filter expression.
         top: Number of rows; None for all.
-        by: Column to rank by, with a minus in front if higher is better; None for that of
-            `default_ranking`.
-        allowed_elements: Symbols of the only elements that a structure may contain; empty for any.
-        any_elements: Symbols of elements of which a structure must contain at least one; empty for none.
+        by: Column to rank by, with a minus in front if higher is better; None uses `default_ranking`.
+        allowed_elements: Symbols of the only elements that a structure may contain; if empty, all are allowed.
+        any_elements: Symbols of elements, at least one of which a structure must contain; if empty, none is required.
         excluded_elements: Symbols of elements that a structure must not contain.
         pareto: Two or more columns of a Pareto front, each with a minus in front if higher is better.
         per_system: Largest number of rows of one chemical system.
@@ -69,7 +68,7 @@ class SelectionCriteria:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")
 
     def record(self, file: Path) -> dict[str, Any]:
-        """Return the criteria as they are written to `file`, recipe.json."""
+        """Return the criteria as they are written to `file`, which is recipe.json."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**values, "known": None if self.known is None else recorded_path(self.known, file)}
 
@@ -157,7 +156,7 @@ class SelectionPlan:
 
     @property
     def simple(self) -> bool:
-        """Whether the rank alone decides which of the rows that fulfil the early conditions are chosen."""
+        """Whether the rank alone decides which rows are chosen among those that meet the early conditions."""
         return not (self.pareto or self.late.conjuncts or self.has_quota)
 
 
@@ -186,13 +185,13 @@ class Chosen:
 
 @dataclass
 class _Survivors:
-    """Rows that fulfil the early conditions, ascending.
+    """Rows that meet the early conditions, ascending.
 
     Attributes:
         rows: int64[n], rows of the scores.
         points: float64[n, 1 + columns of the Pareto front], values that they are ranked by; lower is better.
-        last: bool[n], whether the status of a row says that its values are unreliable, so that it comes last.
-        left_out: Number of dropped rows, by reason.
+        last: bool[n], whether a row comes last because its status marks its values as unreliable.
+        left_out: Number of dropped rows by reason.
     """
 
     rows: NDArray[np.int64]
@@ -201,13 +200,13 @@ class _Survivors:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def keep(self, places: NDArray[Any], reason: str) -> None:
-        """Keep some places, and count the others as dropped for a reason."""
+        """Keep the rows at some indices, and count the others as dropped for a reason."""
         kept = self.rows[places]
         self.left_out[reason] += len(self.rows) - len(kept)
         self.rows, self.points, self.last = kept, self.points[places], self.last[places]
 
     def best_first(self) -> NDArray[np.int64]:
-        """Return the places in the order of their rank."""
+        """Return the indices of the rows in the order of their rank."""
         order = best_first(self.points[:, 0])
         return order[np.argsort(self.last[order], kind="stable")]
 
@@ -230,7 +229,7 @@ def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
         order = found.best_first()
     taken = _walk(scores, plan, derived, found, order)
     rank = np.arange(1, len(taken) + 1)
-    if top is None:  # back in the order of the scores
+    if top is None:  # restore the order of the scores
         back = np.argsort(found.rows[taken], kind="stable")
         taken, rank = taken[back], rank[back]
     return Chosen(
@@ -247,7 +246,7 @@ def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
 def _by_front(
     found: _Survivors, plan: SelectionPlan, derived: DerivedColumns
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the Pareto front of each place, 0 for none, and the places of the fronts in the order of their rank."""
+    """Return the Pareto front of each row, 0 for none, and the indices of rows in fronts in the order of their rank."""
     top = plan.criteria.top
     if plan.late.conjuncts:  # a row that does not qualify must not dominate others
         found.keep(_holding(found.rows, plan, derived), "--where")
@@ -290,7 +289,7 @@ def _surviving(
     size: int,
     left_out: Counter[str],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the places in a chunk that fulfil the early conditions, and their points; count the others."""
+    """Return the indices of rows in a chunk that meet the early conditions, and their points; count the others."""
     alive = np.ones(size, dtype=bool)
 
     def drop(good: NDArray[np.bool_], reason: str) -> None:
@@ -314,7 +313,7 @@ def _surviving(
 
 
 def _of_elements(plan: SelectionPlan, formulas: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which formulas fulfil the criteria on the elements: bool[n]."""
+    """Return which formulas meet the criteria on the elements: bool[n]."""
     known: dict[str, bool] = {}
     out = np.empty(len(formulas), dtype=bool)
     for place, formula in enumerate(formulas.tolist()):
@@ -343,7 +342,7 @@ def _walk(
     found: _Survivors,
     order: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Return the chosen places in the order of their rank, at most `top`; count the others."""
+    """Return the indices of the chosen rows in the order of their rank, at most `top`; count the others."""
     wanted = len(order) if plan.criteria.top is None else min(plan.criteria.top, len(order))
     if not (plan.has_quota or (plan.late.conjuncts and not plan.pareto)):
         found.left_out[_beyond(plan.criteria.top)] += len(order) - wanted
@@ -363,9 +362,9 @@ def _walk(
             if not holds:
                 found.left_out["--where"] += 1
             elif systems.full(system):
-                found.left_out[f"more than {plan.criteria.per_system} of a chemical system"] += 1
+                found.left_out[f"more than {plan.criteria.per_system} per chemical system"] += 1
             elif prototypes.full(label):
-                found.left_out[f"more than {plan.criteria.per_prototype} of a prototype"] += 1
+                found.left_out[f"more than {plan.criteria.per_prototype} per prototype"] += 1
             else:
                 systems.take(system)
                 prototypes.take(label)

@@ -18,7 +18,7 @@ from ..chemistry.prototype import PrototypeLabels
 from ..dataset.reader import ScoresReader
 from .novelty import NOVELTY, KnownCrystals
 
-# Marks derived columns, so that a selection from a selection recomputes them.
+# Marks derived columns, so that selecting from a selection recomputes them.
 ROLE = "derived"
 _CACHED_ROWS = 1_000_000
 
@@ -29,13 +29,13 @@ OF_FORMULA = (
     derived_array(
         "has_magnetic_element",
         "bool",
-        "whether it contains an element whose ions commonly have unpaired d or f electrons",
+        "whether the structure contains an element whose ions commonly have unpaired d or f electrons",
     ),
-    derived_array("has_f_electrons", "bool", "whether it contains a lanthanide or an actinide"),
+    derived_array("has_f_electrons", "bool", "whether the structure contains a lanthanide or an actinide"),
     derived_array(
         "charge_neutral",
         "uint8",
-        "whether one known oxidation state per element makes it charge-neutral (SMACT); metals need none",
+        "whether known oxidation states, one per element, make the formula charge-neutral (SMACT); metals need none",
         **flags(BALANCE),
     ),
     derived_array(
@@ -53,7 +53,7 @@ OF_STRUCTURE = (
     ),
 )
 OF_KNOWN = (
-    derived_array("novelty", "uint8", "whether it is among the known crystals", **flags(NOVELTY)),
+    derived_array("novelty", "uint8", "whether the structure is among the known crystals", **flags(NOVELTY)),
     derived_array("known_as", TEXT, "id of the matching known crystal"),
 )
 

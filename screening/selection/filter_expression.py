@@ -1,9 +1,9 @@
 """Filter expressions such as ``energy_above_hull < 0.05 and n_atoms <= 20``.
 
-A filter looks like a Python expression but never runs as one. `ast.parse` only finds its structure: it sees operators
+A filter looks like a Python expression but is never run as one. `ast.parse` only finds its structure: it sees operators
 and brackets, with every name, number and text replaced by a placeholder of the same length. A visitor then accepts a
 whitelist of nodes and looks the placeholders up in the original text. The kind of each name is known in advance, so
-that a typo, or a comparison of text with a number, is reported with its place.
+that the position of a typo, or of a comparison of text with a number, can be reported.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
         variables: Variables that the filter may refer to, by name.
 
     Raises:
-        ConfigError: The text is not a valid filter; the message says where and why.
+        ConfigError: The text is not a valid filter; the message gives the position and the reason.
     """
     return _Parser(text, variables).parse()
 
 
 class _Parser(ast.NodeVisitor):
-    """Turns the nodes of a filter into terms, and rejects every node without a method here."""
+    """Turns the nodes of a filter into terms, and rejects every node for which this class has no method."""
 
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
         if len(text) > MAX_LENGTH:
@@ -93,13 +93,13 @@ class _Parser(ast.NodeVisitor):
         self.depth = 0
         self.indent = len(text) - len(text.lstrip())
         self.structure = "".join(map(self._placeholder, _TOKEN.finditer(text)))
-        # Open round brackets at each character; placeholders hold none.
+        # Number of open round brackets at each character; placeholders contain none.
         self.brackets = list(accumulate((sign == "(") - (sign == ")") for sign in self.structure))
 
     def _placeholder(self, token: re.Match[str]) -> str:
-        """Return what `ast.parse` sees of a token, which is as long as the token and plain ASCII.
+        """Return what `ast.parse` sees in place of a token: plain ASCII of the same length.
 
-        This way strings need no escapes, Python's keywords can be names of columns, and numbers are always decimal.
+        In this way, strings need no escapes, Python's keywords can be names of columns, and numbers are always decimal.
         """
         text, sort = token[0], token.lastgroup
         if sort == "other":
@@ -132,14 +132,14 @@ class _Parser(ast.NodeVisitor):
             return Filter(self.text, tuple(self._operand(node, Kind.TRUTH) for node in nodes))
         except SyntaxError as error:
             raise self._syntax_error(error) from None
-        except (RecursionError, MemoryError):  # `ast.parse` has limits of its own, on sums of thousands of terms too
+        except (RecursionError, MemoryError):  # `ast.parse` also fails on sums of thousands of terms
             raise self._too_deep(self.indent) from None
 
     def _error(self, place: int, message: str) -> ConfigError:
         return ConfigError(f"--where, at character {place + 1} of {' '.join(self.text.split())[:200]!r}: {message}")
 
     def _too_deep(self, place: int) -> ConfigError:
-        return self._error(place, f"nested more than {MAX_DEPTH} deep")
+        return self._error(place, f"nested more than {MAX_DEPTH} levels deep")
 
     def _syntax_error(self, error: SyntaxError) -> ConfigError:
         if not error.offset:  # Python reports the end of the text as 0
@@ -148,9 +148,9 @@ class _Parser(ast.NodeVisitor):
         token = _TOKEN.match(self.text, place)
         if not error.msg.startswith("invalid syntax") or token is None:
             return self._error(place, error.msg)
-        if "comma" in error.msg:  # here Python points to the first of two neighbouring expressions
+        if "comma" in error.msg:  # Python then points to the first of two neighbouring expressions
             return self._error(place, "an operator or a comma is missing")
-        return self._error(place, f"{token[0]!r} was not expected here")
+        return self._error(place, f"unexpected {token[0]!r}")
 
     def _place(self, node: ast.expr) -> int:
         return self.indent + node.col_offset
@@ -167,11 +167,11 @@ class _Parser(ast.NodeVisitor):
         return term
 
     def generic_visit(self, node: Any) -> Term:
-        """Refuse a node that has no method here."""
+        """Reject a node for which this class has no method."""
         raise self._error(self._place(node), f"{self._source(node)[:40]!r} is not part of the filter language")
 
     def _operand(self, node: ast.expr, kind: Kind, *, deeper: bool = False) -> Term:
-        """Return the term of a node that has to be a condition or a number."""
+        """Return the term of a node that must be a condition or a number."""
         self.depth += deeper
         term = self.visit(node)
         self.depth -= deeper
@@ -191,7 +191,7 @@ class _Parser(ast.NodeVisitor):
         return applied(kind, self._place(node), self._operand(node.operand, kind, deeper=True), function)
 
     def visit_BinOp(self, node: ast.BinOp) -> Term:
-        """Return the term of a calculation, whose left operands are unrolled: a long sum is not a deep one."""
+        """Return the term of a calculation; left operands are unrolled, so that a long sum is not deeply nested."""
         steps: list[ast.BinOp] = []
         first: ast.expr = node
         while isinstance(first, ast.BinOp):
@@ -241,7 +241,7 @@ class _Parser(ast.NodeVisitor):
         return reduced(Kind.TRUTH, [left, right], operation)
 
     def _as_flags(self, left: Term, right: Term) -> tuple[Term, Term]:
-        """Replace a word that is compared with a flag by the value behind it."""
+        """Replace a word that is compared with a flag by the value that it stands for."""
         for flag, word in ((left, right), (right, left)):
             if flag.kind == Kind.FLAG and isinstance(word.literal, str):
                 term = constant(Kind.FLAG, word.place, self._meaning(flag, word))

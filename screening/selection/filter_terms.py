@@ -37,8 +37,8 @@ class Variable:
 
     Attributes:
         kind: Kind of its values.
-        meanings: Value behind each word, if it is a flag.
-        refusal: Why it cannot be used; empty if it can.
+        meanings: Value that each word stands for, if it is a flag.
+        refusal: Why the variable cannot be used; empty if it can.
     """
 
     kind: Kind
@@ -51,12 +51,12 @@ class Term:
     """A checked part of an expression.
 
     Attributes:
-        kind: Kind of its values.
-        place: Position of its first character in the text.
-        names: Variables that it needs.
-        values: Function that computes it from the columns of these variables.
-        literal: Its value, if it is a number or text literal.
-        meanings: Value behind each word, if it is a flag.
+        kind: Kind of the term's values.
+        place: Position of the term's first character in the text.
+        names: Variables that the term needs.
+        values: Function that computes the term from the columns of these variables.
+        literal: Value of the term, if it is a number or text literal.
+        meanings: Value that each word stands for, if it is a flag.
     """
 
     kind: Kind
@@ -80,7 +80,7 @@ class Filter:
 
     Attributes:
         text: The expression as written.
-        conjuncts: Conditions that all have to hold: the operands of the outermost ``and``.
+        conjuncts: Conditions that must all hold: the operands of the outermost ``and``.
     """
 
     text: str
@@ -92,7 +92,7 @@ class Filter:
         return _names(self.conjuncts)
 
     def divided(self, late: frozenset[str]) -> tuple[Filter, Filter]:
-        """Split into the conditions that need none of the variables `late`, and the others."""
+        """Split into conditions that do not need any of the variables `late`, and the others."""
         early = tuple(term for term in self.conjuncts if not term.names & late)
         others = tuple(term for term in self.conjuncts if term.names & late)
         return Filter(self.text, early), Filter(self.text, others)
@@ -121,7 +121,7 @@ def constant(kind: Kind, place: int, value: float | str) -> Term:
 
 
 def applied(kind: Kind, place: int, term: Term, function: Callable[[Any], Any]) -> Term:
-    """Return the term of a function of another term."""
+    """Return the term that applies a function to another term."""
     return Term(kind, place, term.names, lambda columns: function(term.values(columns)))
 
 

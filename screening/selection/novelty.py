@@ -18,7 +18,7 @@ NOVELTY = ("known", "new_phase", "new_composition", "not_compared")
 KNOWN, NEW_PHASE, NEW_COMPOSITION, NOT_COMPARED = range(len(NOVELTY))
 # Number of structures whose atoms are in memory at once.
 _BLOCK = 65_536
-# Tolerance of a fingerprint, which is a mean of float64 numbers over at most 65,535 atoms.
+# Tolerance of a fingerprint, which is a mean of float64 numbers over up to 65,535 atoms.
 _SAME = 1e-9
 
 

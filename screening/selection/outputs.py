@@ -68,11 +68,13 @@ class SelectionWriter:
         self.derived: DerivedColumns = chosen.derived
         own = [
             derived_array("rank", "int64", "rank in the selection, from 1", units="1"),
-            derived_array("rank_value", "float64", f"value that it was ranked by, lower is better: {plan.text}"),
-            derived_array("scores_row", "int64", "row in the dataset that it was selected from, from 0", units="1"),
-            derived_array("file_name", TEXT, "name of its files, without suffix"),
+            derived_array(
+                "rank_value", "float64", f"value that the structure was ranked by; lower is better: {plan.text}"
+            ),
+            derived_array("scores_row", "int64", "row of the structure in the source dataset, from 0", units="1"),
+            derived_array("file_name", TEXT, "name of the structure's files, without suffix"),
             *(
-                [derived_array(FRONT, "int32", "number of its Pareto front; 1 = not dominated", units="1")]
+                [derived_array(FRONT, "int32", "number of the structure's Pareto front; 1 = not dominated", units="1")]
                 if plan.pareto
                 else []
             ),

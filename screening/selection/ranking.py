@@ -15,7 +15,7 @@ from ..dataset.reader import ScoresReader
 from ..dataset.scores import UNRELAXED
 from .variables import numeric_column
 
-# Energies that differ from the total energy per atom by a term without uncertainty.
+# Energies that differ from the total energy per atom only by a term without uncertainty.
 _SHIFTED = ("energy_per_atom", "corrected_energy_per_atom", "formation_energy_per_atom")
 
 
@@ -27,7 +27,7 @@ class Measure:
         name: Name of the column.
         descending: Whether higher values are better.
         spread: Column of its standard deviation; empty if no uncertainty is used.
-        per_atom: Whether `spread` belongs to the total energy and has to be divided by the number of atoms.
+        per_atom: Whether `spread` belongs to the total energy and must be divided by the number of atoms.
         weight: Number of standard deviations by which values are made worse.
     """
 
@@ -43,12 +43,12 @@ class Measure:
 
         Args:
             scores: The dataset.
-            column: Name of the column, with a minus in front if higher is better; None for that of
-                `default_ranking`.
+            column: Name of the column, with a minus in front if higher is better; None uses `default_ranking`.
             weight: Number of standard deviations by which values are made worse.
 
         Raises:
-            ConfigError: The dataset has no such column, no standard deviation of it, or none that ranks it by default.
+            ConfigError: The dataset has no such column, no standard deviation of the column, or no column to rank by
+                default.
         """
         if column is None:
             column = default_ranking(scores)

@@ -1,4 +1,4 @@
-"""Selection of the candidates that are worth a calculation, written as its input files."""
+"""Selection of the candidates that are worth a calculation, and their files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..dataset.scores import open_scores
 from .criteria import Chosen, SelectionCriteria, SelectionPlan, choose
 from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA, OutputFormat, SelectionWriter
 
-# Largest number of structures that get files of their own.
+# Largest number of structures that can each have files of their own.
 MAX_FILES = 20_000
 _LOCK, _WORK, _REPLACED = "lock", "selection", "replaced"
 _PACKAGES = ("equiscreen", "numpy", "moyopy", "pymatgen", "SMACT")
@@ -59,10 +59,12 @@ def select(
     Rows take part if their status is ok (unless the filter has a condition on `status`) and their ranking column is
     finite. The result and recipe.json record how many rows were skipped for each reason. Derived columns are added
     (see `derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
-    electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use them
-    too; they are computed only for rows that fulfil its other conditions, best first, until there are enough.
+    electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use these
+    columns too; they are computed only for rows that meet its other conditions, best first, until enough structures are
+    found.
 
-    With `top`, rows are in the order of their rank; without it, in that of the scores, with `rank` as a column.
+    With `top`, rows are in the order of their rank; otherwise they are in the order of the scores, with `rank` as a
+    column.
 
     Example:
         >>> select("hull.zarr", "best", "energy_above_hull < 0.05 and n_atoms <= 20", top=100)  # doctest: +SKIP
@@ -70,20 +72,20 @@ def select(
     Args:
         scores: Path or URL of the dataset, or of a results folder that holds it.
         out: Folder to write.
-        where: Filter expression, see `filter_expression`.
+        where: Filter expression; see `filter_expression`.
         top: Number of structures; None for all.
-        by: Column to rank by, lowest first, or highest first with a minus in front; by default the
-            energy above hull, else the formation energy, else, of one composition, the energy per atom.
+        by: Column to rank by, lowest first, or highest first with a minus in front; by default the energy above hull,
+            else the formation energy, else (for a single composition) the energy per atom.
         allowed_elements: Symbols of the only elements that a structure may contain.
-        any_elements: Symbols of elements of which a structure must contain at least one.
+        any_elements: Symbols of elements, at least one of which a structure must contain.
         excluded_elements: Symbols of elements that a structure must not contain.
-        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other one
-            dominates. With `top`, further fronts follow until there are enough structures.
+        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other
+            structure dominates. With `top`, further fronts follow until there are enough structures.
         per_system: Largest number of structures of one chemical system; the best ones are kept.
         per_prototype: Largest number of structures of one prototype; the best ones are kept.
         uncertainty_weight: Number of standard deviations by which values are made worse before they are ranked.
         known: Graph store of known crystals.
-        formats: Output formats, see `OutputFormat`.
+        formats: Output formats; see `OutputFormat`.
         store: Graph store of the scores, if it was moved.
         overwrite: Replace an earlier selection.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
@@ -138,11 +140,11 @@ def select(
 
 
 def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | Path) -> None:
-    """Check that there are structures, and not too many for one file each.
+    """Check that there are structures, but not too many to write a file for each.
 
     Raises:
         StoreError: No structure was selected.
-        ConfigError: There are more than `MAX_FILES`.
+        ConfigError: There are more than `MAX_FILES` structures.
     """
     if len(chosen.rows) == 0:
         raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")

@@ -15,10 +15,10 @@ from ...pipeline.plain_text import extxyz_text
 from ...pipeline.structures.structure import Structure
 from ..dataset.cif import cif_text
 
-# Largest length of the part of a file name that comes from the id of the structure.
+# Most characters of a structure's id that become part of a file name.
 MAX_NAME = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-# Text columns that are written to CIF and extended XYZ files, besides numbers and flags.
+# Text columns that are written to CIF and extended XYZ files besides numbers and flags.
 _TEXTS = ("structure_id", "formula", "prototype_label", "known_as", "decomposition", "source")
 
 

@@ -15,7 +15,7 @@ from .structure_files import Batch
 class VaspFolders:
     """A folder with one folder of VASP input per structure.
 
-    POTCARs are under VASP's licence and cannot be written; POTCAR.spec names them, one per line, in the order of
+    POTCARs are covered by VASP's licence and cannot be written; POTCAR.spec names them, one per line, in the order of
     POSCAR.
 
     Args:
@@ -81,7 +81,7 @@ def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]
     from pymatgen.io.vasp import Poscar  # noqa: PLC0415 - slow to import
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about missing POTCARs and default magnetic moments
+        warnings.simplefilter("ignore")  # pymatgen warns about missing POTCARs and default magnetic moments
         # For a left-handed cell, pymatgen would negate the lattice vectors in POSCAR, but not the coordinates.
         made = settings(to_pymatgen(structure.right_handed()), sort_structure=True)
         poscar = Poscar(made.structure, comment=name)

@@ -1,4 +1,4 @@
-"""What it costs that relaxations do not depend on their company, which they did before.
+"""The cost of relaxations that do not depend on the other structures in a batch, as they did before.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/relax_batches.py --data DATA_FOLDER [--structures 200] [--model M.onnx]
         [--scratch FOLDER]

@@ -72,7 +72,7 @@ class Mutator:
         return b"".join(lines), f"{kind} line {at}"
 
     def folder(self, folder: Path, *, swap: bool = False) -> str:
-        """Damage one file of a folder, or take it away; says how. `swap`: it may get the content of another one."""
+        """Damage or remove one file of a folder; also says how. With `swap`, it may get the content of another one."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         path = files[self.below(len(files))]
         name = path.relative_to(folder)

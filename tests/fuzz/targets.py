@@ -1,4 +1,4 @@
-"""What is fuzzed. Each target makes sound inputs once, damages a copy of them, and judges how the damage was met."""
+"""What is fuzzed. Each target makes sound inputs once, damages a copy of them, and judges the outcome."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Target:
         """Damage a copy of the sound inputs and use it.
 
         Raises:
-            AssertionError: The account is wrong, a number is silently another one, or the error is no use to a reader.
+            AssertionError: The counts are wrong, a number has changed silently, or the error does not help a reader.
         """
         shutil.copytree(self.sound, folder)
         damage = self.damage(folder, mutator)

@@ -1,4 +1,4 @@
-"""Damaged inputs: each ends with a sound account or with one line of error; never with a traceback or another number.
+"""Damaged inputs: each ends with correct counts or a one-line error, never with a traceback or wrong numbers.
 
 Mutants are numbered, and the number alone decides the damage: a failure names it, and `mutant` repeats it.
 """

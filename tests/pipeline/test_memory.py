@@ -1,4 +1,4 @@
-"""A lack of memory is recognised whichever library reports it, and nothing else is taken for one."""
+"""A lack of memory is recognised whichever library reports it, and nothing else is mistaken for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No secret of a URL is left in what is stored, and what is no secret is kept."""
+"""No secret of a URL is left in stored text, and everything else is kept."""
 
 from __future__ import annotations
 

@@ -100,12 +100,12 @@ def test_ids_in_common_by_chance_join_nothing(
         compare(scores, strangers)
     one = columns["structure_id"][0]
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,Xe7Kr\n")
-    with pytest.raises(SourceError, match="is Xe7Kr there, but"):
+    with pytest.raises(SourceError, match="is Xe7Kr in this table, but"):
         join_energies(scores, tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,{formulas[0]}\n")
     assert join_energies(scores, tmp_path / "t.csv").attrs["dft"]["joined"] == 1
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},,Xe7Kr\n{one},-1.0,{formulas[0]}\n")
-    with pytest.raises(SourceError, match=r"is Xe7Kr there, but.*\(1 of 1 ids\)"):
+    with pytest.raises(SourceError, match=r"is Xe7Kr in this table, but.*\(1 of 1 ids\)"):
         join_energies(scores, tmp_path / "t.csv")
 
 

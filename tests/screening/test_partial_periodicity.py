@@ -113,7 +113,7 @@ def relaxed(structure: Structure, potential: OnnxPotential, **changes: object) -
 
 
 def test_a_slab_keeps_its_cell_or_relaxes_in_its_plane(sevennet_model: Path) -> None:
-    """With any amount of vacuum alike; what has no effect is told."""
+    """The amount of vacuum makes no difference; settings without effect are reported."""
     potential = OnnxPotential.load(sevennet_model, threads=1)
     layer = ase.build.mx2("MoS2", a=3.3, vacuum=8.0)
     layer.pbc = (True, True, False)

@@ -1,4 +1,4 @@
-"""Nonsense is marked, whatever its energy; real crystals are not, nor what relaxes far to one."""
+"""Implausible structures are marked, whatever their energy; real crystals and structures that relax to them are not."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_is_too_dense_is_extrapolating_and_what_is_real_is_not(potential: O
 
 
 def test_a_relaxation_is_judged_by_its_end(potential: OnnxPotential) -> None:
-    """Large forces at the start are no reason, and neither is a long way; a fall without end is an explosion."""
+    """Large initial forces and a long way are no reason for doubt; an endless fall in energy counts as an explosion."""
     start = [pair("OO", 0.7), crystal("NaCl", "rocksalt", 9.0), crystal("NaCl", "rocksalt", 3.6)]
     block = GraphBlock.from_structures(start[:1], potential.cutoff)
     assert np.linalg.norm(potential.evaluate(block).forces, axis=1).max() > LARGEST_FORCE

@@ -1,4 +1,4 @@
-"""What is stored and printed holds no secret of a URL and no folder of the machine, whatever the sources are."""
+"""Stored and printed text holds no secrets of URLs and no local folders, whatever the sources are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Run = Callable[..., CompletedProcess[str]]
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder to those who sign; what is unsigned is forbidden."""
+    """Serves a folder for signed requests; unsigned requests are forbidden."""
 
     def send_head(self) -> object:  # type: ignore[override]
         if SIGNATURE not in urlsplit(self.path).query:

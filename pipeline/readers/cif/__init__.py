@@ -1,7 +1,7 @@
-"""CIF, parsed by gemmi: a crystal is read if the file is unambiguous; otherwise it is refused, with the reason.
+"""CIF, parsed by gemmi: a crystal is read if the file is unambiguous; otherwise it is rejected, with the reason.
 
-`tags` finds what a data block holds, `elements` and `sites` read the listed sites, `groups` and `symmetry` the space
-group, `contents` what the file says about the content of its cell, and `crystal` puts them together.
+`tags` finds what a data block holds, `elements` and `sites` read the listed sites, `groups` and `symmetry` read the
+space group, `contents` reads what the file states about the content of its cell, and `crystal` combines these parts.
 """
 
 from .crystal import structure_from_cif

@@ -1,4 +1,4 @@
-"""What a block says about the content of its cell: formula and Z, multiplicities, volume and density."""
+"""What a data block states about the content of its cell: formula and Z, multiplicities, volume and density."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from .tags import Tags, number
 
 _TERM = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?\d*\.?\d*\s*)+")
-# Larger than what the rounding of printed cells explains; a missing hydrogen of a light molecule is as much.
+# Relative tolerances: larger than the rounding of printed cells, and about as large as one hydrogen atom missing from a
+# light molecule.
 _VOLUME_TOLERANCE = 0.05
 _DENSITY_TOLERANCE = 0.05
-# Of formulas with fractions, which analyses round.
+# Relative tolerance of formulas with fractional amounts, which chemical analyses round.
 _FRACTION_TOLERANCE = 0.02
-# Of F(000), which may contain real parts of anomalous scattering.
+# Relative tolerance of F(000), which may contain the real part of anomalous scattering.
 _ELECTRON_TOLERANCE = 0.05
-_GRAMS_PER_CM3 = 1.66053907  # of one dalton per cubic angstrom
+_GRAMS_PER_CM3 = 1.66053907  # one dalton per cubic angstrom
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a block says about the content of its cell; NaN where it says nothing.
+    """What a data block states about the content of its cell; NaN for every quantity that it does not give.
 
     Attributes:
         formula: Atoms of a formula unit, or of the cell as pymatgen writes it, by atomic number.
@@ -36,7 +37,7 @@ class Contents:
         volume: Volume of the cell, angstrom^3.
         density: Calculated density, g/cm^3.
         mass: Mass of a formula unit, dalton.
-        electrons: Number of electrons in the cell, to which other scattering may be added.
+        electrons: Number of electrons in the cell; some files add other contributions to the scattering.
     """
 
     formula: Mapping[int, float] = field(default_factory=dict)
@@ -61,25 +62,25 @@ class Contents:
         elif self.units > 0 and any(count % self.units for count in found.values()):
             return f"the cell holds {_text(found)}, which are not {self.units:g} formula units (Z)"
         if self.volume > 0 and abs(self.volume / volume - 1) > _VOLUME_TOLERANCE:
-            return f"the cell has a volume of {volume:.2f} angstrom^3, but the file says {self.volume:g}"
+            return f"the cell has a volume of {volume:.2f} angstrom^3, but the file states {self.volume:g}"
         if self.density > 0:
             density = _mass(numbers) * _GRAMS_PER_CM3 / volume
             if abs(density / self.density - 1) > _DENSITY_TOLERANCE:
-                return f"the atoms give a density of {density:.3f} g/cm^3, but the file says {self.density:g}"
+                return f"the atoms give a density of {density:.3f} g/cm^3, but the file states {self.density:g}"
         return "" if self.formula else self._of_units(numbers)
 
     def _of_units(self, numbers: Sequence[int]) -> str:
         """What contradicts the mass of a formula unit or the number of electrons in the cell."""
         mass = _mass(numbers) / self.units if self.units > 0 else 0.0
         if mass and self.mass > 0 and abs(mass / self.mass - 1) > _DENSITY_TOLERANCE:
-            return f"a formula unit has a mass of {mass:.1f}, but the file says {self.mass:g}"
+            return f"a formula unit has a mass of {mass:.1f}, but the file states {self.mass:g}"
         if self.electrons > 0 and abs(sum(numbers) / self.electrons - 1) > _ELECTRON_TOLERANCE:
-            return f"the atoms have {sum(numbers)} electrons, but the file says {self.electrons:g} (F_000)"
+            return f"the atoms have {sum(numbers)} electrons, but the file states {self.electrons:g} (F_000)"
         return ""
 
     @property
     def confirms(self) -> bool:
-        """Whether the content is stated well enough to prove that atoms that do not contradict it are complete."""
+        """Whether the stated content is complete enough to prove that atoms which agree with it are all there."""
         whole = (bool(self.formula) or self.mass > 0) and self.units > 0
         return whole or self.density > 0 or self.electrons > 0
 
@@ -94,7 +95,7 @@ class Contents:
 
 
 def read_contents(block: gemmi.cif.Block, tags: Tags) -> Contents:
-    """Read what a block says about the content of its cell."""
+    """Read what a data block states about the content of its cell."""
     formula = "_chemical_formula_sum"
     return Contents(
         parse_formula(tags.text(block, formula)) if formula in tags.names else {},
@@ -108,7 +109,7 @@ def read_contents(block: gemmi.cif.Block, tags: Tags) -> Contents:
 
 @lru_cache(maxsize=4096)
 def parse_formula(text: str) -> Mapping[int, float]:
-    """Return the atoms of a plain formula, by atomic number; empty if it is not understood."""
+    """Return the atoms of a plain formula, by atomic number; empty if the formula cannot be parsed."""
     words = " ".join(text.split())
     if not _FORMULA.fullmatch(words):
         return {}
@@ -129,7 +130,7 @@ def multiplicity_contradiction(stated: Sequence[str], generated: Sequence[int], 
 
     Args:
         stated: Stated multiplicity of each listed site, as written.
-        generated: Number of atoms that each generates.
+        generated: Number of atoms that each site generates.
         order: Number of operations.
     """
     values = {text: number(text) for text in {*stated}}

@@ -1,4 +1,4 @@
-"""Crystals of data blocks."""
+"""The crystal that a CIF data block describes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
     if len(crystals) > 1:
         names = ", ".join(block.name for block in crystals[:3])
         raise InvalidStructureError(
-            f"{len(crystals)} crystals in one text (data blocks {names}); begin each on a line of its own in a file"
+            f"{len(crystals)} crystals in one text (data blocks {names}); put them in one file, each data block "
+            "beginning on its own line"
         )
     block = (crystals or blocks)[0]
     return structure_from_block(block), block.name
 
 
 def _holds(block: gemmi.cif.Block, tag: str) -> bool:
-    """Whether a block has a tag, in the form of either kind of dictionary: ``_cell_length_a``, ``_cell.length_a``."""
+    """Whether a block has a tag, spelled as in either kind of dictionary: ``_cell_length_a``, ``_cell.length_a``."""
     category = "_atom_site" if tag.startswith("_atom_site") else "_cell"
     return bool(block.find_values(tag)) or bool(block.find_values(tag.replace(f"{category}_", f"{category}.", 1)))
 
@@ -75,7 +76,7 @@ def structure_from_block(block: gemmi.cif.Block) -> Structure:
 
     Raises:
         InvalidStructureError: The crystal is disordered, modulated or lacks a cell, sites or coordinates, its symmetry
-            is unknown or ambiguous, or what the block says of symmetry, cell and content contradicts the sites.
+            is unknown or ambiguous, or the stated symmetry, cell or content contradicts the sites.
     """
     tags = tags_of(block)
     cell = _read_cell(block, tags)

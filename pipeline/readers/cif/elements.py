@@ -1,4 +1,4 @@
-"""Elements of sites, from their type symbols or labels; a symbol that has another possible meaning is refused."""
+"""Elements of sites, from their type symbols or labels; a symbol that has another possible meaning is rejected."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SYMBOL = r"(?:[A-Z][a-z]?)"
 _MIXED = re.compile(
     rf"({_SYMBOL})[0-9.+-]*\s*[/,&|;:]\s*({_SYMBOL})|({_SYMBOL})[0-9]*\.[0-9]+({_SYMBOL})|([A-Z][a-z])[0-9]+([A-Z][a-z])"
 )
-# Where no type symbol says otherwise, any sign between two elements: Fe-Ni, O-H, Ga.In.
+# Two elements with any separator between them, unless a type symbol decides otherwise: Fe-Ni, O-H, Ga.In.
 _JOINED = re.compile(rf"({_SYMBOL})[0-9.]*[^A-Za-z0-9]+({_SYMBOL})")
 # A label that counts two elements: Na1K1, H2O1; H2O is the second hydrogen atom of an oxygen atom, or water.
 _COUNTED = re.compile(rf"({_SYMBOL})[0-9]+({_SYMBOL})[0-9]+$|(H)2(O)$")
-_RARE_EARTH = "RE"  # or rhenium
+_RARE_EARTH = "RE"  # any rare earth, or rhenium
 SUSPECT = re.compile(r"[/,&|;:.]|[0-9][A-Z][a-z]")
 
 

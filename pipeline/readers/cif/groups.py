@@ -20,10 +20,10 @@ _AXIS_OF_PLANE = re.compile(r"(?:21?|4[1-3]?|6[1-5]?)/")
 
 
 def groups_by_name(name: str) -> tuple[gemmi.SpaceGroup, ...]:
-    """Return the settings of a space group that a Hermann-Mauguin symbol may stand for, the most usual first.
+    """Return the settings of a space group that a Hermann-Mauguin symbol may stand for, the most common first.
 
-    A short symbol of a monoclinic group leaves the unique axis open, and that of a group with two origin choices often
-    leaves the origin open. The tuple is empty if the symbol is not understood.
+    A short monoclinic symbol does not determine the unique axis, and the symbol of a group with two origin choices
+    often does not determine the origin. The tuple is empty for an unknown symbol.
     """
     return _by_name(" ".join(name.split()))
 

@@ -1,4 +1,4 @@
-"""Listed sites of a CIF: elements and coordinates, without dummies; disorder is refused."""
+"""Listed sites of a CIF: elements and coordinates, without dummy atoms; disordered sites are rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
 
     Args:
         block: Data block.
-        tags: Its tags.
+        tags: Tags of the block.
         known: Elements of the chemical formula; empty if it is not given.
 
     Raises:
@@ -77,7 +77,7 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
 
 
 def _atoms_only(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Columns without the dummies, which mark places such as the centre of a ring."""
+    """Columns without the dummy atoms, which mark positions such as the centre of a ring."""
     flags = [flag.lower() for flag in columns.get("calc_flag", ())]
     if "dum" not in flags:
         return columns
@@ -88,7 +88,7 @@ def _atoms_only(columns: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _check_columns(tags: Tags, columns: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a list without coordinates or without elements."""
+    """Reject a list without coordinates or without elements."""
     absent = [name for name in FRACTIONAL if name.removeprefix(SITE) not in columns]
     if len(absent) == len(FRACTIONAL):
         if any(name.startswith("_atom_site_cartn_") for name in tags.names):
@@ -104,7 +104,7 @@ def _coordinates(texts: Sequence[str], names: Sequence[str]) -> list[float]:
     values: list[float] = [gemmi.cif.as_number(text) for text in texts]
     if math.isfinite(sum(values)):
         return values
-    values = [number(text) for text in texts]  # also from quotes
+    values = [number(text) for text in texts]  # numbers in quotes are accepted too
     for value, text, name in zip(values, texts, names, strict=True):
         if not math.isfinite(value):
             state = "missing" if text in UNKNOWN else f"not finite: {text}"
@@ -115,7 +115,7 @@ def _coordinates(texts: Sequence[str], names: Sequence[str]) -> list[float]:
 def _elements(
     numbers: Sequence[int], types: Sequence[str] | None, labels: Sequence[str] | None, known: Collection[int]
 ) -> list[int]:
-    """Elements of sites, for some of which the type symbol alone leaves the element uncertain."""
+    """Elements of sites, including sites whose type symbol alone does not determine the element."""
     kinds, names = _texts(types, len(numbers)), _texts(labels, len(numbers))
     listed = {*numbers, *(plain_type(name.rstrip("0123456789")) for name in names)}
     out = []
@@ -140,7 +140,7 @@ def _occupancy(value: str) -> float:
 
 
 def _check_occupancies(texts: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse partial, impossible and unknown occupancies."""
+    """Reject partial, impossible and unknown occupancies."""
     if all(FULL_OCCUPANCY <= _occupancy(text) <= MOST_OCCUPANCY for text in {*texts}):
         return
     for text, name in zip(texts, names, strict=True):
@@ -154,7 +154,7 @@ def _check_occupancies(texts: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _check_disorder(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
-    """Refuse alternatives; a single one with stated full occupancies is accepted, as a crystal that was ordered."""
+    """Reject alternative sites; a single alternative with stated full occupancies is accepted as an ordered crystal."""
     absent = ["."] * len(names)
     groups = map(gemmi.cif.as_string, columns.get("disorder_group", absent))
     assemblies = map(gemmi.cif.as_string, columns.get("disorder_assembly", absent))

@@ -1,4 +1,4 @@
-"""Symmetry of a data block: the possible readings of what it says, and the atoms that each generates."""
+"""Symmetry of a data block: its possible readings, and the atoms that each of them generates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from .tags import (
 # Largest difference between the metric of a cell and its image under the group, as a fraction of the edges: 0.5 % of
 # an edge, or 0.6 degrees. Printed cells are exact, relaxed ones off by a tenth of this.
 _METRIC_TOLERANCE = 0.01
-# Angstrom; atoms of one element as close are one atom. Other atoms as close overlap and have no graph.
+# Distance (angstrom) below which two atoms of one element are the same atom. Atoms of different elements this close
+# overlap and have no graph.
 _SAME_PLACE = 0.1
 _MOST_COMPARED = 5000
 _IDENTITY = "x,y,z"
@@ -38,8 +39,8 @@ class Reading:
 
     Attributes:
         name: Group as named in messages.
-        triplets: All operations, with those of centred lattices.
-        rotations: Their distinct rotation matrices: int64[n, 3, 3].
+        triplets: All operations, including lattice centrings.
+        rotations: Distinct rotation matrices of the operations: int64[n, 3, 3].
         group: Group in the tables; None for a setting that is not tabulated.
     """
 
@@ -69,12 +70,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Statements:
-    """What a block says about its symmetry.
+    """What a data block states about its symmetry.
 
     Attributes:
-        readings: Readings; more than one if what it says is ambiguous or contradicts itself.
-        conflict: Why there are several.
-        stated: Whether it says anything; otherwise all atoms are listed.
+        readings: Readings; more than one if the statements are ambiguous or contradict each other.
+        conflict: Why there are several readings.
+        stated: Whether the block gives any symmetry; if not, it lists all atoms.
     """
 
     readings: Sequence[Reading]
@@ -102,7 +103,7 @@ def read_symmetry(block: gemmi.cif.Block, tags: Tags, cell: gemmi.UnitCell) -> S
 
 @lru_cache(maxsize=4096)
 def _says_nothing(operations: tuple[str, ...], values: tuple[str, ...]) -> bool:
-    """Whether a block has no symmetry: all atoms are listed."""
+    """Whether a block gives no symmetry, which means that it lists all atoms."""
     plain = {gemmi.cif.as_string(text).replace(" ", "").upper() for text in values}
     listed = [gemmi.cif.as_string(text).replace(" ", "").lower() for text in operations]
     return plain <= {*UNKNOWN, "1", "P1"} and listed in ([], [_IDENTITY])
@@ -141,9 +142,9 @@ def _statements(
     """
     by_operations = [_by_operations(texts) for texts in (magnetic, operations) if texts]
     try:
-        by_names = [] if magnetic else _by_names(stated, cell)  # names of ordinary groups are those of the parent
+        by_names = [] if magnetic else _by_names(stated, cell)  # ordinary names give the parent group
     except InvalidStructureError:
-        if not by_operations:  # which say all that an unknown name might
+        if not by_operations:  # the operations hold all that an unknown name could add
             raise
         by_names = []
     if not by_operations and not by_names:
@@ -228,13 +229,13 @@ def _by_names(values: dict[str, str], cell: gemmi.UnitCell) -> list[list[Reading
             raise InvalidStructureError(f"symmetry not understood (Hall symbol {text})") from error
         found = gemmi.find_spacegroup_by_ops(operations)
         reading = _by_operations(tuple(op.triplet() for op in operations)) if found is None else _tabulated(found)
-        out = [_agreeing(group, reading) for group in out]  # a Hall symbol says origin and axes
+        out = [_agreeing(group, reading) for group in out]  # a Hall symbol fixes origin and axes
         out.insert(0, [reading])
     return _narrowed(out)
 
 
 def _narrowed(statements: list[list[Reading]]) -> list[list[Reading]]:
-    """Statements without the settings that another statement about the same group rules out."""
+    """The statements, without settings that another statement about the same group rules out."""
     names = [{reading.name for reading in group} for group in statements]
     out = []
     for group in statements:
@@ -252,7 +253,7 @@ def _agreeing(group: list[Reading], reading: Reading) -> list[Reading]:
 
 
 def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
-    """Settings of a group that is given by its number; a non-standard one only if the cell requires it."""
+    """Settings of a group given by its number; a non-standard setting only if the cell requires it."""
     if not text.isdigit() or not 1 <= int(text) <= LARGEST_NUMBER:
         raise InvalidStructureError(f"symmetry not understood (space group number {text})")
     standard = groups_by_number(int(text))
@@ -262,7 +263,7 @@ def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
 
 
 def _of_the_cell(groups: Sequence[gemmi.SpaceGroup], cell: gemmi.UnitCell) -> Sequence[gemmi.SpaceGroup]:
-    """Settings of the axes that fit the cell; for a short monoclinic symbol, only the most usual."""
+    """Settings whose axes fit the cell; for a short monoclinic symbol, only the most common setting."""
     fitting = [group for group in groups if _tabulated(group).fits(cell)]
     if not fitting:
         return groups
@@ -320,7 +321,7 @@ def generated(
 def without_repeats(
     numbers: Sequence[int], frac_coord: Sequence[Sequence[float]], origins: Sequence[int], cell: gemmi.UnitCell
 ) -> list[int]:
-    """Places of the atoms that no earlier listed site has generated: a list may hold equivalent sites too."""
+    """Indices of the atoms that no earlier site has generated: some files also list equivalent sites."""
     if len(numbers) > _MOST_COMPARED:
         return list(range(len(numbers)))
     frac, kinds, sites = np.array(frac_coord), np.array(numbers), np.array(origins)

@@ -1,4 +1,4 @@
-"""Tags of a data block, and whether they describe anything but a plain crystal."""
+"""Tags of a data block, and whether they describe more than a plain crystal."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ _MODULATED = (
 class Tags:
     """Tags of a data block.
 
-    The names of dictionaries in DDLm, such as ``_atom_site.label``, count as those of the older ones.
+    DDLm names, such as ``_atom_site.label``, are treated like the older names with underscores.
 
     Attributes:
         names: Tag as written, by its name in lower case with ``_`` for ``.``.
         magnetic: Names of tags of a magnetic group.
         modulated: Names of tags of a modulated structure.
         symmetry: Names of tags that name the space group.
-        sites: Names of the columns of sites, each with its place in their loop, or -1 outside a loop.
+        sites: Names of the columns of sites, each with its position in the loop, or -1 outside a loop.
     """
 
     names: Mapping[str, str]
@@ -140,7 +140,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
 
 @lru_cache(maxsize=4096)  # the files of one program have the same tags
 def _tags(groups: tuple[str | tuple[str, ...], ...]) -> Tags | str:
-    """Return the tags of a block in their order, or the reason why the block is refused."""
+    """Return the tags of a block in their order, or the reason why the block is rejected."""
     names: dict[str, str] = {}
     homes, sites = set(), []
     for place, group in enumerate(groups):

@@ -23,8 +23,8 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         cuts: For each of the next requests, after how many bytes its connection ends.
-        ranges: Whether it understands ranges.
-        content: What it serves.
+        ranges: Whether the server understands ranges.
+        content: Content that the server sends.
         status: Status of its answers, if not that of success.
         location: Address that it redirects to.
         asked: Range of each request.
@@ -160,7 +160,7 @@ def test_a_file_larger_than_any_model_is_refused(
 
 @pytest.mark.parametrize("of", [lambda _: "http://example.org/w", lambda _: "file:///etc/passwd", lambda url: url])
 def test_only_https_or_this_machine(server: Server, tmp_path: Path, of: Callable[[str], str]) -> None:
-    """A redirect to another scheme is refused too."""
+    """A redirect to another scheme is rejected too."""
     server.location = "http://example.org/w"
     with pytest.raises(ModelFileError, match="not an https URL"):
         fetch(of(server.url), tmp_path / "w.bin", SHA256)

@@ -150,7 +150,7 @@ def test_the_bundled_file_is_used_after_its_hash_is_checked(
 
 
 def test_models_are_resolved_without_torch(cache: Path) -> None:
-    """What is in the cache needs no PyTorch; what is not says what to install."""
+    """Models in the cache need no PyTorch; for others, the error names what to install."""
     path = cached(cache)
     script = """
 import sys

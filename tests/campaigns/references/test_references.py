@@ -149,7 +149,7 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset, tolerance: float = 0.0)
 def test_a_table_of_entries_gives_the_hull_of_the_entries(
     candidates: Path, entries: Path, expected: xr.Dataset, tmp_path: Path
 ) -> None:
-    """The peroxide is one by its structure, FeO has a Hubbard U: a table without corrections would not know."""
+    """The structure reveals the peroxide, and FeO has a Hubbard U; a table without corrections would lose both."""
     out = tmp_path / "refs.parquet"
     account = fetch_references(entries, SYSTEMS, out)
     assert (account.phases, account.run_types) == (6, {"GGA": 5, "GGA+U": 1})
@@ -442,7 +442,7 @@ def test_the_verb_prints_the_account(
     done = command_line("references", entries, "--candidates", candidates, "--out", tmp_path / "refs.parquet")
     assert done.returncode == 0, done.stderr
     assert "6 phases in 5 chemical systems" in done.stdout
-    assert "6 of 7 taken; 1 outside the chemical systems" in done.stdout
+    assert "6 of 7 kept; 1 outside the chemical systems" in done.stdout
     done = command_line("references", entries, "--systems", "Ag-Au", "--out", tmp_path / "b.parquet")
     assert done.returncode == 1
     assert "no reference lies in the chemical systems" in done.stderr

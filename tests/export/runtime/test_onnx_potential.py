@@ -1,4 +1,4 @@
-"""Loading model files: bad files are refused, and a good one gives the results of its network."""
+"""Loading model files: bad files are rejected, and a good one gives the results of its network."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_external_data_and_other_domains_are_refused(exported: Callable[[str], P
 
 
 def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) -> None:
-    """Encodings that a check may read in another way than ONNX Runtime does."""
+    """Encodings that a check may read differently from ONNX Runtime."""
     whole = exported("float32").read_bytes()
     OnnxPotential(whole)
     model = onnx.load_model_from_string(whole)
@@ -109,7 +109,7 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
     node = helper.make_node("Constant", [], ["unused"])
     node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.CopyFrom(sparse)
     model.graph.node.append(node)
-    with pytest.raises(ModelFileError, match="refused: it contains sparse tensors"):
+    with pytest.raises(ModelFileError, match="not accepted: it contains sparse tensors"):
         OnnxPotential(model.SerializeToString())
 
     model = onnx.load_model_from_string(whole)
@@ -125,7 +125,7 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
         OnnxPotential(whole + b"\x42" + bytes([len(opset)]) + opset)
 
     for tag in (varint(14 << 3 | 2 | 1 << 32), b"\xf2\x80\x80\x80\x40", b"\xf2\x00", b"\xf2\x80\x00"):
-        with pytest.raises(ModelFileError, match=r"damaged|refused"):
+        with pytest.raises(ModelFileError, match=r"damaged|not accepted"):
             OnnxPotential(whole + tag + b"\x00")
     with pytest.raises(ModelFileError, match="damaged"):
         OnnxPotential(whole + b"\x3a" + varint(len(graph)) + graph)  # a second graph, which protobuf would merge

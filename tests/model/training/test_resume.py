@@ -1,4 +1,4 @@
-"""An interrupted or repeated run ends in the same weights, to the last bit."""
+"""An interrupted or repeated run ends with the same weights, to the last bit."""
 
 from __future__ import annotations
 

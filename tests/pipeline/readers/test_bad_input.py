@@ -292,7 +292,7 @@ def test_a_bad_row_costs_only_itself(tmp_path: Path, bad: str, reason: str, plac
 
 
 def test_a_column_that_is_there_twice_is_no_label(tmp_path: Path) -> None:
-    """Unless both say the same, or nobody reads it."""
+    """A repeated column is accepted if both have the same values, or if nothing reads it."""
     rows = [f"{row},1.5,x,y" for row in ROWS[:2]]
     rows[0] = f"a,{quoted(CIFS[0])},1.5,1.5,x,y"
     (tmp_path / "s.csv").write_text(csv_text(rows, "name,cif,gap,gap,note,note"))
@@ -737,7 +737,7 @@ def test_parquet_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     assert "cannot be read" in refusal(tmp_path / "damaged.parquet", tmp_path)
     (tmp_path / "s.parquet.gz").write_bytes(gzip.compress(whole))
-    assert "compressed parquet files cannot be read; decompress it first" in refusal(
+    assert "compressed parquet files cannot be read; decompress the file first" in refusal(
         tmp_path / "s.parquet.gz", tmp_path
     )
     bad = pa.array([CIFS[0].encode(), b"caf\xe9" * 10, CIFS[1].encode()]).view(pa.string())
@@ -784,7 +784,7 @@ def test_addresses_that_lead_nowhere(tmp_path: Path) -> None:
     assert "cannot be reached" in refusal("nonsense://host/s.cif", tmp_path)
     assert "cannot be reached" in refusal(f"http://127.0.0.1:{closed_port()}/s.cif", tmp_path)
     assert "no such file or folder" in refusal(f"zip://*.cif::{tmp_path}/none.zip", tmp_path)
-    assert "matches no file" in refusal(tmp_path / "*.cif", tmp_path)
+    assert "matches no files" in refusal(tmp_path / "*.cif", tmp_path)
     assert "no structure files in this folder" in refusal(tmp_path, tmp_path)
     path = write_zip(tmp_path / "s.zip", {"README.md": b"x"})
     with pytest.raises(SourceError, match="hold no structures"):

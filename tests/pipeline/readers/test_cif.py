@@ -1,4 +1,4 @@
-"""CIFs: what they certainly say is read; what contradicts itself or leaves atoms open is refused with the reason."""
+"""CIFs: unambiguous files are read; files that contradict themselves or leave atoms open are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_symmetry_in_another_block_is_no_symmetry(tmp_path: Path) -> None:
     (tmp_path / "a.cif").write_text(f"data_global\n{named('F m -3 m')}\n" + cif() + cif(named("F m -3 m")))
     report = featurize(tmp_path / "a.cif", tmp_path / "g.zarr", scheduler="threads")
     assert (report.read, report.stored, report.failed) == (2, 1, 1)
-    assert report.reasons == {"symmetry is given in another data block only": 1}
+    assert report.reasons == {"symmetry is given only in another data block": 1}
 
 
 @pytest.mark.parametrize("tag", ["_symmetry_cell_setting", "_space_group_crystal_system"])
@@ -173,8 +173,8 @@ def test_a_crystal_system_needs_its_symmetry(tag: str) -> None:
 def test_mass_and_electrons_tell_missing_atoms() -> None:
     head = f"{named('F m -3 m')}\n_cell_formula_units_Z 4\n"
     assert formula(cif(f"{head}_chemical_formula_weight 58.44\n_exptl_crystal_F_000 112")) == "Cl4Na4"
-    assert "a mass of 58.4, but the file says 94.47" in reason(cif(f"{head}_chemical_formula_weight 94.47"))
-    assert "112 electrons, but the file says 184" in reason(cif(f"{head}_exptl_crystal_F_000 184"))
+    assert "a mass of 58.4, but the file states 94.47" in reason(cif(f"{head}_chemical_formula_weight 94.47"))
+    assert "112 electrons, but the file states 184" in reason(cif(f"{head}_exptl_crystal_F_000 184"))
 
 
 @pytest.mark.parametrize("label", ["H2O1", "H2O", "Na1K1", "Fe2O3"])

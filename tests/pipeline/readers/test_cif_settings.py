@@ -1,4 +1,4 @@
-"""Every space group meets every kind of cell: a group is read only in a cell that it leaves as it is."""
+"""Every space group meets every kind of cell: a group is read only in a cell that it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CELLS = {  # a cell of each crystal system that has no higher symmetry
     "cubic": (20.1, 20.1, 20.1, 90.0, 90.0, 90.0),
 }
 _HEXAGONAL = {"trigonal", "hexagonal"}
-FIT = {  # the cells that a group of each system leaves as they are
+FIT = {  # the cells that a group of each system leaves unchanged
     "triclinic": set(CELLS),
     "monoclinic": {"monoclinic", "orthorhombic", "tetragonal", "cubic"},
     "orthorhombic": {"orthorhombic", "tetragonal", "cubic"},
@@ -48,7 +48,7 @@ FIT = {  # the cells that a group of each system leaves as they are
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 230), st.sampled_from(sorted(CELLS)))
 def test_a_group_takes_only_cells_that_it_leaves_as_they_are(number: int, system: str) -> None:
-    """By its number, its name or its operators alike."""
+    """The group is given by its number, its name or its operators."""
     group = gemmi.get_spacegroup_reference_setting(number)
     assume(group.ext != "H" or system != "cubic")  # a cube is also a rhombohedron
     enough = system in FIT[group.crystal_system_str()]

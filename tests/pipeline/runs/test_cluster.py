@@ -126,7 +126,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [4, 100])
 def test_workers_killed_while_they_start(tmp_path: Path, kills: int) -> None:
-    """A few deaths are made good; if all die, the run ends with one line."""
+    """A few dead workers are replaced; if all die, the run ends with a one-line error."""
     write_extxyz(tmp_path / "s.extxyz", 3)
     words = [*RUN, tmp_path / "s.extxyz", "--out", tmp_path / "g.zarr"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Outputs: no verb writes over what it reads, or over what others made, whatever it is told to overwrite."""
+"""Outputs: no verb overwrites its inputs, or files that it did not make, even with --overwrite."""
 
 from __future__ import annotations
 

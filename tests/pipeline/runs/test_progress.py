@@ -1,4 +1,4 @@
-"""Progress lines state no time that is not known, and no line twice."""
+"""Progress lines never state an unknown time, and are never repeated."""
 
 from __future__ import annotations
 

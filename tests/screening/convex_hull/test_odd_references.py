@@ -1,4 +1,4 @@
-"""References of other functionals, and entries that are no entries: each is left out and counted, or read right."""
+"""References with other functionals, and malformed entries: each is left out and counted, or read correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What references say about their functional counts, wherever and however they say it."""
+"""Statements of references about their functional count, wherever and in whatever form they appear."""
 
 from __future__ import annotations
 

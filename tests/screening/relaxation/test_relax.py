@@ -196,7 +196,7 @@ def test_a_relaxation_without_success_is_published_with_its_statuses(
     found = relax(graphs, exported("float32"), tmp_path / "r.zarr", scheduler="threads", limit=3)
     assert found["status"].values.tolist() == [RELAX_STATUSES.index("unknown_element")] * 3
     assert "3 unknown element" in summary(found, tmp_path / "r.zarr")
-    assert "warning: no structure is relaxed" in summary(found, tmp_path / "r.zarr")
+    assert "warning: no structure was relaxed" in summary(found, tmp_path / "r.zarr")
     assert len(GraphStore(tmp_path / "r.graphs.zarr")) == 3
 
 
@@ -304,7 +304,7 @@ def test_neither_an_input_nor_what_is_no_output_is_overwritten(
 def test_the_graph_store_is_that_of_the_scores(
     metals: Path, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is repeated may end otherwise: a structure that was too large may fit into another machine."""
+    """A repeated run may end differently: a structure that was too large may fit into the memory of another machine."""
     words = {"scheduler": "threads", "overwrite": True}
     with monkeypatch.context() as patch:
         patch.setattr(

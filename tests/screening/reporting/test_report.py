@@ -1,4 +1,4 @@
-"""The report: its counts, what a browser shows, and that no name in it becomes code."""
+"""The report: its counts, what a browser shows, and that no name in the dataset becomes code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of scores: limits become statuses, a lack of memory loses no other row, and company changes no bit."""
+"""Rows of scores: limits become statuses, a lack of memory loses no other row, and other structures change no bit."""
 
 from __future__ import annotations
 

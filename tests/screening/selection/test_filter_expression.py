@@ -1,4 +1,4 @@
-"""Filters: what they mean, what they refuse, and that nothing in them ever runs."""
+"""Filters: their meaning, the errors that they report, and that nothing in them is ever run."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_uncertainty_makes_worse(scores: Path, columns: dict[str, Any], tmp_path
 
 
 def test_stores_are_recorded_from_the_place_of_the_selection(graphs: GraphStore, tmp_path: Path) -> None:
-    """Wherever the scores were moved to since."""
+    """The scores may have been moved since."""
     for name in ("first", "later", "out"):
         (tmp_path / name).mkdir()
     write_dataset(tmp_path / "first" / "s.zarr", graphs, scored_columns(graphs))

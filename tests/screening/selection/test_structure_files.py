@@ -1,4 +1,4 @@
-"""Files of a selection keep the hand of a crystal, whatever basis its cell has, and hold only plain text."""
+"""Files of a selection preserve the handedness of a crystal in any basis of its lattice, and hold only plain text."""
 
 from __future__ import annotations
 
