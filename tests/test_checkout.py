@@ -14,6 +14,7 @@ from .conftest import ROOT
 FILES_AT_THE_ROOT = {
     ".gitignore",
     "CHANGELOG.md",
+    "CITATION.cff",
     "LICENSE",
     "Makefile",
     "README.md",

@@ -1,4 +1,4 @@
-"""The shell lines, the Python script and the configuration in the README work on real files."""
+"""README and docs: their commands work on real files, their links lead somewhere, their figures are those printed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equiscreen
 import pytest
 import yaml
 from equiscreen.model import Config
@@ -17,11 +18,36 @@ from equiscreen.screening import open_scores
 from .conftest import ELEMENTS, ROOT, cif_text, write_emt_labelled
 
 README = (ROOT / "README.md").read_text()
+OWN_NETWORK = (ROOT / "docs/own_network.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Figures in the README: the file of the benchmark, what it printed, and the words of the README.
+FIGURES = [
+    ("featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
+    ("featurize_rate.txt", r"ratio +([\d.]+)", "{} times pymatgen"),
+    ("million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
+    (
+        "pretrained_rate.txt",
+        r"equiscreen / SevenNet, best to best: ([\d.]+)",
+        "{} times SevenNet's own code in PyTorch",
+    ),
+    ("relax_campaign.txt", r"equiscreen / SevenNet \+ ASE: ([\d.]+)", "{} times SevenNet in ASE"),
+    ("relax_campaign.txt", r"with FIRE too ([\d.]+)", "{} times with the same optimizer"),
+    (
+        "training_rate.txt",
+        r"SevenNet, twice as many .*?([\d.]+)\n(?=SevenNet, as its preset +1)",
+        "{} times SevenNet's trainer",
+    ),
+    ("rank.txt", r"rank --relax: 300 crystals in (\d+) s", "{} s; formation energies"),
+    ("rank.txt", r"rank --relax:.*MAE ([\d.]+)", "off by {} eV/atom"),
+    ("screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
+    ("screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
+    ("screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+]
 QUICK = {"network": {"hidden_irreps": "4x0e + 2x1o", "correlation": 2}, "training": {"max_epochs": 2}}
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    found = re.search(rf"```{language}\n(.*?)```", OWN_NETWORK, re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -36,8 +62,45 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def links(page: Path) -> list[str]:
+    """Targets of the relative links of a page."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    return [target for target in targets if "://" not in target]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert [target for target in links(page) if not (page.parent / target).exists()] == []
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached = {ROOT / "README.md"}
+    pending = list(reached)
+    while pending:
+        page = pending.pop()
+        found = {(page.parent / target).resolve() for target in links(page) if target.endswith(".md")}
+        pending += found - reached
+        reached |= found
+    assert [page.name for page in PAGES if page not in reached] == []
+
+
+@pytest.mark.parametrize(("file", "pattern", "words"), FIGURES)
+def test_figures_are_those_printed(file: str, pattern: str, words: str) -> None:
+    printed = re.search(pattern, (ROOT / "tests/benchmarks" / file).read_text())
+    assert printed is not None, f"{file} does not print {pattern}"
+    assert words.format(printed[1]) in README
+
+
+def test_the_citation_has_the_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == equiscreen.__version__
+
+
 def test_the_configuration_is_the_default() -> None:
-    config = Config.parse(yaml.safe_load(block("yaml")), "README")
+    config = Config.parse(yaml.safe_load(block("yaml")), "own_network.md")
     assert config.network.heads.keys() == {"dielectric"}
     assert config.training.split.by == "composition"
 
