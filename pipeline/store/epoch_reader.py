@@ -42,7 +42,7 @@ Cut = Callable[[GraphBlock, NDArray[np.int64]], Iterator[NDArray[np.int64]]]
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """Structures and their places in the stores.
+    """Structures and their positions in the stores.
 
     Attributes:
         block: Graphs of the structures.
