@@ -245,7 +245,7 @@ def join_energies(
     dataset = open_scores(place)
     units = {"units": "eV/atom"}
     note = _unchecked(len(joined) - checked, len(joined), key)
-    description = {"description": f"energy by DFT{note and f'; {note}'}"}
+    description = {"description": f"DFT energy{note and f'; {note}'}"}
     dataset["dft_energy_per_atom"] = xr.Variable((STRUCTURE,), dft, {**units, **description})
     dataset["energy_error_per_atom"] = xr.Variable(
         (STRUCTURE,), error, {**units, "description": "energy_per_atom minus dft_energy_per_atom"}

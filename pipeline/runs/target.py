@@ -1,4 +1,4 @@
-"""The place where a store is written: a local path, or the URL of an object store."""
+"""The location where a store is written: a local path, or the URL of an object store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARK_FILE = ".equiscreen"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The place of an output.
+    """The location of an output.
 
     Attributes:
         path: Local path; None for a URL.

@@ -42,7 +42,7 @@ Cut = Callable[[GraphBlock, NDArray[np.int64]], Iterator[NDArray[np.int64]]]
 
 @dataclass(frozen=True, slots=True)
 class PlacedBlock:
-    """Structures and their places in the stores.
+    """Structures and their positions in the stores.
 
     Attributes:
         block: Graphs of the structures.
@@ -197,8 +197,7 @@ class EpochReader:
         """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
-            message = f"{store.path}: `chosen` has length {len(chosen)}, but the store holds {len(store)} structures"
-            raise ValueError(message)
+            raise ValueError(f"{store.path}: `chosen` has length {len(chosen)}, but there are {len(store)} structures")
         edge_start = store.offsets[1][:-1]
         key = edge_start // RUN_EDGES + np.arange(len(store)) // RUN_STRUCTURES
         cuts = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(store)]

@@ -149,7 +149,7 @@ def formula_text(elements: System, counts: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=1)
 def _metals_first() -> dict[int, int]:
-    """Place of each atomic number in ASE's order, metals then non-metals; ASE itself takes 20 us per formula."""
+    """Position of each atomic number in ASE's order, metals then non-metals; ASE itself takes 20 us per formula."""
     everything = Formula.from_dict(dict.fromkeys(chemical_symbols[1:], 1))
     return {atomic_numbers[symbol]: place for place, symbol in enumerate(Formula(f"{everything:metal}"))}
 

@@ -88,8 +88,8 @@ class ConvexHull:
         references: Phases that span the hull; elements and the candidates of the lowest energies if no references were
             given.
         starts: int64[n compositions + 1], first reference of each composition.
-        own: Rows whose own phase is a reference that is left out, with the places of the other references of
-            their composition, lowest energy first.
+        own: Rows whose own phase is a reference that is left out, with the indices of the other references of their
+            composition, lowest energy first.
         levels: Energies of the hulls at each composition.
         missing: Number of rows by element that has no reference, largest number first.
         elements: The package's own reference energies that are used: their scheme, source and elements.

@@ -204,7 +204,7 @@ class _Facets:
     """Facets of a lower hull.
 
     Attributes:
-        corners: int64[facets, elements], places of the corners in the entries.
+        corners: int64[facets, elements], indices of the corners among the entries.
         inverse: float64[facets, elements, elements], inverse of the matrix whose rows are the fractions of the corners.
         potentials: float64[facets, elements], chemical potentials: the energy of the facet's plane at the elements.
     """

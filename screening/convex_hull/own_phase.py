@@ -42,7 +42,7 @@ class OwnPhases:
         """Find the rows whose own phase is among the references.
 
         Returns:
-            For each of these rows, the places of the other references of its composition, lowest energy first.
+            For each of these rows, the indices of the other references of its composition, lowest energy first.
 
         Raises:
             StoreError: The structures of the candidates cannot be read.

@@ -150,7 +150,7 @@ class _Parser(ast.NodeVisitor):
             return self._error(place, error.msg)
         if "comma" in error.msg:  # Python then points to the first of two neighbouring expressions
             return self._error(place, "an operator or a comma is missing")
-        return self._error(place, f"unexpected {token[0]!r}")
+        return self._error(place, f"{token[0]!r} was not expected here")
 
     def _place(self, node: ast.expr) -> int:
         return self.indent + node.col_offset

@@ -197,7 +197,7 @@ def test_no_more_is_read_ahead_than_asked_for() -> None:
 
 
 def test_choices_have_to_fit(stores: tuple[GraphStore, GraphStore]) -> None:
-    with pytest.raises(ValueError, match="length 3, the store 40 structures"):
+    with pytest.raises(ValueError, match="length 3, but there are 40 structures"):
         EpochReader(stores, [np.ones(3, dtype=bool), np.ones(SIZES[1], dtype=bool)])
     with pytest.raises(ValueError, match="structures or in slots"):
         EpochReader(stores).batches()

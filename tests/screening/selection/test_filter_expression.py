@@ -110,13 +110,13 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("abs(n_atoms, 3) > 1", "takes 1"),
         ("n_atoms < 0x10", "character 11 .*'0x10' is not a number"),
         ("formula == 'H2", "character 12 .*closing quote is missing"),
-        ("(" * 500 + "magnetic" + ")" * 500, f"more than {MAX_DEPTH} deep"),
-        ("not " * 500 + "magnetic", f"more than {MAX_DEPTH} deep"),
-        ("-" * 500 + "1 < 2", f"more than {MAX_DEPTH} deep"),
-        ("**".join(["2"] * 3000) + " > n_atoms", f"more than {MAX_DEPTH} deep|exponent"),
+        ("(" * 500 + "magnetic" + ")" * 500, f"more than {MAX_DEPTH} levels deep"),
+        ("not " * 500 + "magnetic", f"more than {MAX_DEPTH} levels deep"),
+        ("-" * 500 + "1 < 2", f"more than {MAX_DEPTH} levels deep"),
+        ("**".join(["2"] * 3000) + " > n_atoms", f"more than {MAX_DEPTH} levels deep|exponent"),
         ("n_atoms < 1 or " * 2000 + "magnetic", "more than 10,000"),
-        ("-" * 9_000 + "1 < 2", f"more than {MAX_DEPTH} deep"),
-        ("(" * MAX_DEPTH + "not magnetic" + ")" * MAX_DEPTH, f"character 55 .*more than {MAX_DEPTH} deep"),
+        ("-" * 9_000 + "1 < 2", f"more than {MAX_DEPTH} levels deep"),
+        ("(" * MAX_DEPTH + "not magnetic" + ")" * MAX_DEPTH, f"character 55 .*more than {MAX_DEPTH} levels deep"),
         ("n_atoms < 3)", r"character 12 .*unmatched '\)'"),
         ("n_atoms in [3)", r"character 14 .*does not match"),
         ("min(n_atoms 3) < 4", "character 5 .*an operator or a comma is missing"),
@@ -161,7 +161,7 @@ def test_a_sum_of_thousands_of_terms_is_computed_or_refused() -> None:
 
 
 def check_too_deep(error: ConfigError) -> None:
-    assert f"more than {MAX_DEPTH} deep" in str(error)
+    assert f"more than {MAX_DEPTH} levels deep" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_the_limit_of_the_depth(level: str, depth: int) -> None:
     if depth <= MAX_DEPTH:
         assert len(holds(text)) == 4
     else:
-        with pytest.raises(ConfigError, match=f"more than {MAX_DEPTH} deep"):
+        with pytest.raises(ConfigError, match=f"more than {MAX_DEPTH} levels deep"):
             parse_filter(text, VARIABLES)
 
 
