@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
 from ..pipeline.errors import ConfigError, detail
 from ..pipeline.redaction import redact_urls
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
 from ..pipeline.suggestions import unknown_name
+from ..screening.convex_hull.hull import NEAR
 from ..screening.relaxation.batched import RelaxSettings
+from .models.catalog import is_known
+from .references.fetch import MP
 
 DEFAULT_MODEL = "7net-0"
 # Endings of a campaign file.
 SUFFIXES = (".yaml", ".yml")
-_PATHS = ("sources", "references")
+# Settings that hold paths, each with the names of servers that are no paths.
+_PATHS: Mapping[str, frozenset[str]] = {"sources": frozenset(), "references": frozenset({MP})}
 
 
 class RankSettings(BaseModel):
@@ -36,6 +42,10 @@ class RankSettings(BaseModel):
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
         scheme: Energy scheme of references that state none.
+        relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
+            model's own energies.
+        within: Largest energy above hull of structures that count as near the hull, eV/atom. Their probability is given
+            if the model is an ensemble, or if its error is known and the structures are relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection, see `equiscreen.screening.select`.
@@ -50,6 +60,8 @@ class RankSettings(BaseModel):
     model: str = DEFAULT_MODEL
     references: tuple[str, ...] = ()
     scheme: str | None = None
+    relax_references: bool = False
+    within: float = Field(default=NEAR, ge=0)
     relax: bool = True
     relaxation: RelaxSettings = RelaxSettings()
     where: str | None = None
@@ -60,7 +72,13 @@ class RankSettings(BaseModel):
     @field_validator(*_PATHS, mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return (str(value),) if isinstance(value, str | Path) else value
+        return path_names(value) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _has_references(self) -> Self:
+        if self.relax_references and not self.references:
+            raise ValueError("relax_references needs references")
+        return self
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -92,32 +110,37 @@ class RankSettings(BaseModel):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         folder = Path(path).parent
-        paths = {name: tuple(_moved(one, lambda p: folder / p) for one in getattr(settings, name)) for name in _PATHS}
+        paths = {
+            name: tuple(_moved(one, folder.joinpath, servers) for one in getattr(settings, name))
+            for name, servers in _PATHS.items()
+        }
         model = settings.model
-        moved = str(folder / model) if not Path(model).is_absolute() and (folder / model).exists() else model
+        moved = str(folder / model) if not is_known(model) and (folder / model).exists() else model
         return settings.model_copy(update={**paths, "model": moved})
 
     def save(self, path: Path) -> None:
         """Write a campaign file, with paths relative to its folder and without secrets in URLs."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
-        for name in _PATHS:
+        relative = partial(os.path.relpath, start=folder)
+        for name, servers in _PATHS.items():
             if name in content:
-                content[name] = [_moved(one, lambda p: Path(os.path.relpath(p, folder))) for one in content[name]]
-        if Path(self.model).exists():
+                content[name] = [_moved(one, relative, servers) for one in content[name]]
+        if not is_known(self.model) and Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
         write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def _moved(source: str, move: Any) -> str:
-    """A source; if it is a relative path, relative to another folder."""
-    if "://" in source or source.startswith("optimade:"):
+def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[str]) -> str:
+    """A source whose path is moved; names of servers and URLs, which have no relative path, stay as they are."""
+    if "://" in source or source.startswith(OPTIMADE_PREFIX):
         return redact_urls(source)
-    return source if Path(source).is_absolute() else str(move(source))
+    return source if source in servers else str(move(source))
 
 
 def _words(problem: Any, known: Mapping[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return unknown_name("setting", name, known)
-    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {text[:1].lower()}{text[1:]}" if name else text
