@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.sources.discovery import OPTIMADE_PREFIX
+from ...pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
 from ...pipeline.structures.structure import Structure
 from ...pipeline.suggestions import unknown_name
 from ...screening.chemistry.composition import Compositions
@@ -66,7 +66,7 @@ _SCHEMA = pa.schema(
 
 
 def fetch_references(
-    what: Sequence[str | Path] | str | Path,
+    what: Paths,
     systems: Iterable[frozenset[str]] | None,
     out: str | Path,
     *,
@@ -101,7 +101,7 @@ def fetch_references(
         SourceError: A source cannot be read, or a server fails.
         OutputExistsError: The table exists, cannot be written, or another run is writing it.
     """
-    target, given = Path(out), [str(one) for one in ([what] if isinstance(what, str | Path) else what)]
+    target, given = Path(out), path_names(what)
     for name in (scheme, assumed or scheme):
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))

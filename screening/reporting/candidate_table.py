@@ -31,6 +31,8 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "energy_above_hull": ("above hull", 3),
     "energy_above_hull_std": ("± (ensemble)", 3),
     "probability_below_hull": ("probability below hull", 2),
+    "probability_near_hull": ("probability near hull", 2),
+    "energy_above_model_hull": ("above model hull", 3),
     "energy_above_joint_hull": ("above hull with candidates", 3),
     "formation_energy_per_atom": ("formation energy", 3),
     "energy_per_atom": ("energy", 3),
