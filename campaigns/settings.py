@@ -27,7 +27,8 @@ class RankSettings(BaseModel):
     """What a campaign ranks, with what, and against what.
 
     Example:
-        >>> RankSettings(sources=["candidates.extxyz"]).model
+        >>> from equiscreen.campaigns import RankSettings
+        >>> RankSettings(sources=["candidates.extxyz"], top=10).model
         '7net-0'
 
     Attributes:

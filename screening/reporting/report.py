@@ -53,8 +53,9 @@ def report(
     Its size does not grow with the dataset, since distributions are stored as histograms.
 
     Example:
-        >>> report("relaxed.hull.zarr")  # doctest: +SKIP
-        PosixPath('relaxed.hull.report.html')
+        >>> from equiscreen.screening import report
+        >>> report("relaxed.hull.zarr", "report.html", title="Alloys of Al and Cu").name
+        'report.html'
 
     Args:
         scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, the best
