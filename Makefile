@@ -41,7 +41,7 @@ lint: $(VENV)/installed | $(PACKAGE)
 
 docs-test: $(VENV)/installed | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
-	  $(addprefix equiscreen/,$(PARTS))
+	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(PARTS))
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/campaigns/test_readme_lines.py
 
 slow: $(VENV)/installed

@@ -1,15 +1,77 @@
 """Screen crystal structures with E(3)-equivariant neural networks.
 
-Imports point one way: ``pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__``.
+The names that matter most, each imported on first use:
 
-* ``equiscreen.pipeline``: structures to neighbour graphs in a Zarr store, with the work spread over Dask.
-* ``equiscreen.model``: an equivariant network, trained on such a store.
-* ``equiscreen.export``: the network as one ONNX file; ``equiscreen.export.runtime`` evaluates the file.
-* ``equiscreen.screening``: candidates to a ranked list; of the packages above it imports only ``pipeline`` and
-  ``export.runtime``, so it needs no PyTorch.
-* ``equiscreen.campaigns``: models by name, from the weights to an ONNX file that is made once.
-* ``equiscreen.demo``: the whole workflow on an example.
-* ``equiscreen.cli``: the command line, ``equiscreen``.
+* ``rank``: the whole job, from structure files to a ranked list with a report.
+* ``featurize``: structure files to a graph store.
+* ``train``: a network, trained on graph stores.
+* ``export_onnx``: the network as one ONNX file, which needs no PyTorch.
+* ``screen``: energies, forces and stresses of all structures of a graph store.
+* ``relax``: the same of the relaxed structures.
+* ``hull``: formation energies and energies above the convex hull.
+* ``select``: the best structures, as files and as a table.
+* ``open_scores``: the result of any of these as an xarray dataset.
+* ``OnnxCalculator``: a model file as an ASE calculator.
+
+Example:
+    >>> import equiscreen
+    >>> equiscreen.featurize("crystals.extxyz", "crystals.zarr", scheduler="threads").stored
+    4
+    >>> scores = equiscreen.screen("crystals.zarr", "model.onnx", "crystals.scores.zarr", scheduler="threads")
+    >>> scores["formula"].values.tolist()
+    ['Al', 'Cu', 'Au', 'AlCu']
+
+More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
+``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list) and
+``equiscreen.campaigns`` (whole jobs, and models by name). The command line does the same: ``equiscreen --help``.
 """
 
+# Imports point one way: pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__. What is below
+# this line imports none of these packages before one of their names is used.
+
+from typing import TYPE_CHECKING
+
+from .pipeline.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .campaigns.ranking import rank
+    from .export.exporter import export_onnx
+    from .export.runtime.ase_calculator import OnnxCalculator
+    from .model.training.train import train
+    from .pipeline.featurization.featurize import featurize
+    from .screening.convex_hull.hull import hull
+    from .screening.dataset.scores import open_scores
+    from .screening.relaxation.relax import relax
+    from .screening.scoring.screen import screen
+    from .screening.selection.select import select
+
 __version__ = "0.1.0"
+__all__ = [
+    "OnnxCalculator",
+    "export_onnx",
+    "featurize",
+    "hull",
+    "open_scores",
+    "rank",
+    "relax",
+    "screen",
+    "select",
+    "train",
+]
+
+if not TYPE_CHECKING:  # or a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "OnnxCalculator": ".export.runtime.ase_calculator",
+            "export_onnx": ".export.exporter",
+            "featurize": ".pipeline.featurization.featurize",
+            "hull": ".screening.convex_hull.hull",
+            "open_scores": ".screening.dataset.scores",
+            "rank": ".campaigns.ranking",
+            "relax": ".screening.relaxation.relax",
+            "screen": ".screening.scoring.screen",
+            "select": ".screening.selection.select",
+            "train": ".model.training.train",
+        },
+    )

@@ -77,7 +77,10 @@ def rank(
     the store of each step. To resume an interrupted campaign, call the function again with the same arguments.
 
     Example:
-        >>> best = rank("candidates/*.cif", references=["entries.json.gz"])  # doctest: +SKIP
+        >>> from equiscreen.campaigns import rank
+        >>> best = rank("crystals.extxyz", "results", model="model.onnx", relax=False, scheduler="threads")
+        >>> best["rank"].values.tolist()
+        [1, 2, 3, 4]
 
     Args:
         sources: Structure files of any kind, or one graph store.

@@ -45,7 +45,8 @@ class RankSettings(BaseModel):
     """Settings of a campaign: what it ranks, with which model, and against which references.
 
     Example:
-        >>> RankSettings(sources=["candidates.extxyz"]).model
+        >>> from equiscreen.campaigns import RankSettings
+        >>> RankSettings(sources=["candidates.extxyz"], top=10).model
         '7net-0'
 
     Attributes:

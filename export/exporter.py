@@ -89,6 +89,12 @@ def export_onnx(
     The file is written only after these checks: the structure of the graph, agreement with PyTorch on new structures
     of different sizes, equal results with one and two threads, and the symmetries of the model.
 
+    Example:
+        >>> from equiscreen.export import export_onnx
+        >>> report = export_onnx("run", "energy.onnx", outputs=["energy"])
+        >>> report.metadata.cutoff
+        5.0
+
     Args:
         checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble also becomes a
             single file.

@@ -33,8 +33,13 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
     a state does not show this. If the `pbc` of a state is a tensor of three values, each direction is respected.
 
     Example:
-        >>> model = OnnxModel("model.onnx")  # doctest: +SKIP
-        >>> torch_sim.optimize(images, model, optimizer=torch_sim.frechet_cell_fire)  # doctest: +SKIP
+        >>> import torch_sim
+        >>> from ase.build import bulk
+        >>> from equiscreen.export import OnnxModel
+        >>> model = OnnxModel("model.onnx")
+        >>> relaxed = torch_sim.optimize([bulk("Cu")], model, optimizer=torch_sim.frechet_cell_fire, max_steps=5)
+        >>> relaxed.n_systems
+        1
 
     Args:
         model: Path of an ONNX file exported by equiscreen, or a loaded potential.

@@ -53,7 +53,13 @@ class ModelCard:
 
 
 def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None:
-    """Write a network to a file atomically."""
+    """Write a network to a file atomically.
+
+    Example:
+        >>> from equiscreen.model import load_checkpoint, save_checkpoint
+        >>> network, card = load_checkpoint("run/model.ckpt")
+        >>> save_checkpoint("copy.ckpt", network, card)
+    """
     target = Path(path)
     content = {
         "schema": MODEL_SCHEMA,
@@ -72,6 +78,12 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
     """Read a network in evaluation mode, cast to `dtype` (None keeps its own).
 
     The file is read with `weights_only`: it cannot run code.
+
+    Example:
+        >>> from equiscreen.model import load_checkpoint
+        >>> network, card = load_checkpoint("run/model.ckpt")
+        >>> network.elements, card.energy_scheme
+        ((13, 29), 'own')
 
     Raises:
         CheckpointError: The file is missing, damaged or not a checkpoint of equiscreen.
@@ -165,6 +177,12 @@ def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None
 
 def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[Network], ModelCard]:
     """Read the network, or all members of the ensemble, at a path, together with its model card.
+
+    Example:
+        >>> from equiscreen.model import load_members
+        >>> networks, card = load_members("ensemble")
+        >>> len(networks)
+        2
 
     Raises:
         CheckpointError: As in `load_checkpoint` and `find_checkpoints`.

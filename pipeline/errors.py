@@ -6,6 +6,14 @@ from .redaction import redact_text
 class EquiscreenError(Exception):
     """Base class of all errors that state what is wrong and what to do about it.
 
+    Example:
+        >>> from equiscreen.pipeline import EquiscreenError, GraphStore
+        >>> try:
+        ...     GraphStore("missing.zarr")
+        ... except EquiscreenError as error:
+        ...     print(error)
+        missing.zarr: no such store
+
     Args:
         message: One line; secrets in its URLs are hidden.
     """

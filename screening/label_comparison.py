@@ -28,6 +28,12 @@ def labels_and_predictions(
     Energies are compared without any correction: if the labels follow a different energy scheme, the difference between
     the schemes is part of the error.
 
+    Example:
+        >>> from equiscreen.screening import labels_and_predictions, open_scores
+        >>> labels, predictions = labels_and_predictions(open_scores("scores.zarr"))
+        >>> bool(abs(predictions - labels).mean() < 0.1)
+        True
+
     Args:
         scores: Scores from `open_scores`.
         name: ``energy_per_atom``, or an output with one number per structure for which the store has a label.
@@ -50,6 +56,13 @@ def calibration(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
     """Return errors and predicted standard deviations of the structures that have a label.
+
+    Example:
+        >>> from equiscreen.screening import calibration, screen
+        >>> scores = screen("candidates.zarr", ["model.onnx", "fast.onnx"], "both.zarr", scheduler="threads")
+        >>> errors, spreads = calibration(scores)
+        >>> len(errors), bool((spreads > 0).all())
+        (4, True)
 
     Args:
         scores: Scores of an ensemble, from `open_scores`.

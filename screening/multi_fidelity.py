@@ -49,6 +49,11 @@ _BATCH = 512
 class CascadeSettings:
     """Which structures the accurate model evaluates, and which are hits.
 
+    Example:
+        >>> from equiscreen.screening import CascadeSettings
+        >>> CascadeSettings(keep_below=0.1, audit=500).target
+        0.05
+
     Attributes:
         keep_below: Largest energy above hull by the fast model at which a structure is kept, eV/atom.
         target: Largest energy above hull by the accurate model at which a structure is a hit, eV/atom.
@@ -110,8 +115,12 @@ def cascade(
     arguments.
 
     Example:
-        >>> found = cascade("g.zarr", "small.onnx", "7net-0.onnx", "cascade", ["entries.json.gz"])  # doctest: +SKIP
-        >>> found.attrs["cascade"]["recall"]  # doctest: +SKIP
+        >>> from equiscreen.screening import CascadeSettings, cascade
+        >>> settings = CascadeSettings(keep_below=0.1, audit=2, relax=False)
+        >>> models = ("fast.onnx", "model.onnx")
+        >>> found = cascade("candidates.zarr", *models, "cascade", "known.csv", settings, scheduler="threads")
+        >>> found.attrs["cascade"]["kept"], found.attrs["cascade"]["rejected"]
+        (4, 0)
 
     Args:
         store: Graph store, with at least the larger cutoff of the two models.

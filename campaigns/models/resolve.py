@@ -34,8 +34,9 @@ def model_file(
     package `equiscreen-models` holds the model.
 
     Example:
-        >>> model_file("7net-0")  # doctest: +SKIP
-        PosixPath('/home/me/.cache/equiscreen/models/7net-0.7052cb42b7b3.equiscreen-0.1.0.onnx')
+        >>> from equiscreen.campaigns import model_file
+        >>> model_file("model.onnx")  # returned as it is; a name such as "7net-0" is exported into the cache first
+        PosixPath('model.onnx')
 
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH

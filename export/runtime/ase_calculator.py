@@ -23,8 +23,12 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
     outputs, by name.
 
     Example:
-        >>> atoms.calc = OnnxCalculator("model.onnx")  # doctest: +SKIP
-        >>> atoms.get_potential_energy()  # doctest: +SKIP
+        >>> from ase.build import bulk
+        >>> from equiscreen.export import OnnxCalculator
+        >>> atoms = bulk("Cu")
+        >>> atoms.calc = OnnxCalculator("model.onnx")
+        >>> atoms.get_stress().shape, bool(abs(atoms.get_potential_energy()) < 0.1)
+        ((6,), True)
 
     Args:
         model: Path of an ONNX file exported by equiscreen, or a loaded potential.

@@ -28,8 +28,12 @@ class OnnxPotential:
     """An exported model, loaded for evaluation.
 
     Example:
-        >>> potential = OnnxPotential.load("model.onnx")  # doctest: +SKIP
-        >>> potential.evaluate_structures([structure]).energy  # doctest: +SKIP
+        >>> from ase.build import bulk
+        >>> from equiscreen.export import OnnxPotential
+        >>> from equiscreen.pipeline import Structure
+        >>> potential = OnnxPotential.load("model.onnx")
+        >>> potential.evaluate_structures([Structure.from_ase(bulk("Cu"))]).forces.shape
+        (1, 3)
 
     Args:
         data: Content of the ONNX file.

@@ -26,6 +26,12 @@ def _family(network: Any) -> str:
 class Config(Section):
     """The complete configuration.
 
+    Example:
+        >>> from equiscreen.model import Config
+        >>> config = Config.parse({"network": {"preset": "small"}, "training": {"max_epochs": 50}}, "my settings")
+        >>> config.training.max_epochs
+        50
+
     Attributes:
         network: The architecture; a `NequipConfig` only in run folders of networks fine-tuned from imported weights.
         training: All other settings.

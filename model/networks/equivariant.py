@@ -29,6 +29,12 @@ from .base import Network
 class EquivariantNetwork(Network):
     """A network whose features are irreps.
 
+    Example:
+        >>> from equiscreen.model import load_checkpoint
+        >>> network, _ = load_checkpoint("run/model.ckpt")
+        >>> type(network).__name__, network.cutoff
+        ('EquivariantNetwork', 5.0)
+
     Args:
         config: Configuration of the network; its cutoff must be set.
         elements: Supported atomic numbers, in ascending order.

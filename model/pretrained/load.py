@@ -41,6 +41,12 @@ def load_pretrained(
     The code that the weights were trained with is not imported. Files are read without running any code in them, by
     PyTorch's restricted unpickler with NumPy arrays allowed.
 
+    Example:
+        >>> from equiscreen.model import load_pretrained
+        >>> network, card = load_pretrained("7net-0")
+        >>> len(network.elements), card.energy_scheme
+        (89, 'mp-uncorrected')
+
     Args:
         source: A name in `REGISTRY`, or the path of a file: SevenNet's .pth, Nequix's .pt or .nqx.
         modality: Fidelity to use, if the model has several; None uses the file's default.

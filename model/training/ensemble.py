@@ -27,6 +27,12 @@ from .train import HELD_OUT, make_recipe, open_stores, train
 class EnsembleReport:
     """Result of training an ensemble.
 
+    Example:
+        >>> from equiscreen.model import Config, train_ensemble
+        >>> report = train_ensemble("training.zarr", "pair", Config.load("quick.yaml"), members=2)
+        >>> report.members, sorted(report.calibration)
+        (2, ['energy', 'forces', 'stress'])
+
     Attributes:
         folder: Run folder.
         members: Number of members.
@@ -71,6 +77,12 @@ def train_ensemble(
 
     Each member is a run of its own in ``member-0``, ``member-1``, ...; all share one split. The spread of the members
     is compared with the error of their mean on the test structures or, if there are none, on the validation structures.
+
+    Example:
+        >>> from equiscreen.export import export_onnx
+        >>> from equiscreen.model import Config, train_ensemble
+        >>> train_ensemble("training.zarr", "pair", Config.load("quick.yaml"), members=2).members
+        2
 
     Args:
         stores: As in `train`.

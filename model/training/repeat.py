@@ -16,6 +16,11 @@ def repeat(
 ) -> TrainingReport | EnsembleReport:
     """Repeat the run that a run folder describes, with the same number of threads, to get the same weights.
 
+    Example:
+        >>> from equiscreen.model import repeat
+        >>> repeat("ensemble/member-0", "again").epochs
+        1
+
     Raises:
         ConfigError: There is no run, or its stores or the checkpoint that it fine-tuned have changed since.
         OutputExistsError: As in `train`.

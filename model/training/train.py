@@ -38,6 +38,12 @@ HELD_OUT: tuple[Subset, ...] = ("validation", "test")
 class TrainingReport:
     """Result of a training run.
 
+    Example:
+        >>> from equiscreen.model import Config, train
+        >>> report = train("training.zarr", "new", Config.load("quick.yaml"))
+        >>> report.n_training, report.n_validation, report.units["forces"]
+        (36, 4, 'eV/angstrom')
+
     Attributes:
         checkpoint: Path of the model.
         validation: Mean absolute errors on the validation structures; NaN without labels.
@@ -82,6 +88,11 @@ def train(
 
     An interrupted run resumes when `train` is called again with the same arguments. With the same number of threads, it
     ends with the same weights to the last bit. PyTorch's seed and number of threads are set for the whole process.
+
+    Example:
+        >>> from equiscreen.model import Config, train
+        >>> train("training.zarr", "new", Config.load("quick.yaml")).epochs
+        1
 
     Args:
         stores: One graph store or several.

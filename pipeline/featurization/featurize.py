@@ -70,6 +70,12 @@ def featurize(
     An interrupted run resumes when `featurize` is called again with the same arguments. Structures that cannot become
     graphs are listed in ``failures.parquet`` in the store, duplicates in ``duplicates.parquet``.
 
+    Example:
+        >>> from equiscreen.pipeline import featurize
+        >>> report = featurize("crystals.extxyz", "crystals.zarr", cutoff=5.0, scheduler="threads")
+        >>> report.read, report.stored, report.failed, report.duplicate
+        (4, 4, 0, 0)
+
     Args:
         sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) that contain CIF, POSCAR,
             CSV, parquet, extended XYZ, JSON, JSON lines, ASE databases, and zip and tar archives of such files;

@@ -32,6 +32,11 @@ def merge(
 ) -> FeaturizeReport:
     """Merge graph stores, in the given order.
 
+    Example:
+        >>> from equiscreen.pipeline import merge
+        >>> merge(["candidates.zarr", "training.zarr"], "all.zarr", scheduler="threads").stored
+        44
+
     Args:
         stores: Finished graph stores with the same cutoff.
         out: Path or URL of the store to write.

@@ -14,6 +14,12 @@ SOFTWARE = ("equiscreen", "numpy", "zarr", "gemmi", "ase", "moyopy")
 class FeaturizeReport:
     """Counts of a run, with read = stored + failed + duplicate.
 
+    Example:
+        >>> from equiscreen.pipeline import featurize
+        >>> report = featurize("crystals.extxyz", "crystals.zarr", scheduler="threads")
+        >>> report.read == report.stored + report.failed + report.duplicate
+        True
+
     Attributes:
         path: Path or URL of the store, as given by the user.
         read, stored, failed, duplicate: Numbers of structures in this run.

@@ -33,6 +33,14 @@ BLOCK = 1024
 class Candidate:
     """A hypothetical crystal.
 
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import Structure, substitute
+        >>> salt = Structure.from_ase(bulk("NaCl", "rocksalt", a=5.64))
+        >>> candidate = next(substitute([("NaCl", salt)], 1, elements=["K", "Cl"]))
+        >>> candidate.prototype, candidate.substitutions
+        ('NaCl', (('Na+', 'K+'), ('Cl-', 'Cl-')))
+
     Attributes:
         structure: The structure, with sites in the prototype's order.
         name: Name of the prototype and number of the candidate; unique within one call.
@@ -120,6 +128,15 @@ def substitute(
     A prototype is skipped if it is not periodic in three directions, has more than `max_atoms` atoms, or if its most
     likely oxidation states (pymatgen's `Composition.oxi_state_guesses`) are not one integer per element or are missing
     from the table, which has the anions of N, O, F, S, Cl, Se, Br and I.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import Structure, substitute
+        >>> salt = Structure.from_ase(bulk("NaCl", "rocksalt", a=5.64))
+        >>> for candidate in substitute([("NaCl", salt)], 2, elements=["Li", "Na", "K", "Br"]):
+        ...     print(candidate.structure.to_ase().symbols)
+        KBr
+        NaBr
 
     Args:
         prototypes: Name and structure of each prototype; all are read before the first candidate is made.

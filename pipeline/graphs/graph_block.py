@@ -19,6 +19,13 @@ from .offsets import starts
 class GraphBlock:
     """Graphs of several structures, concatenated.
 
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import GraphBlock, Structure
+        >>> block = GraphBlock.from_structures([Structure.from_ase(bulk("Cu"))], cutoff=3.0)
+        >>> len(block), block.n_atoms.tolist(), block.n_edges.tolist()
+        (1, [1], [12])
+
     Attributes:
         n_atoms: int32[n_structures].
         n_edges: int32[n_structures].

@@ -32,6 +32,13 @@ class NeighborList:
     The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
     order, it is exactly opposite to the displacement of the opposite edge, which is also in the list.
 
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import Structure, neighbor_list
+        >>> found = neighbor_list(Structure.from_ase(bulk("NaCl", "rocksalt", a=5.64)), cutoff=3.0)
+        >>> found.n_neighbors.tolist(), found.neighbor[:6].tolist()
+        ([6, 6], [1, 1, 1, 1, 1, 1])
+
     Attributes:
         n_neighbors: uint16[n_atoms], number of edges of each receiver.
         neighbor: uint16[n_edges], sender of each edge.
@@ -50,6 +57,12 @@ def neighbor_list(
 
     The displacement along an edge is exactly the negative of that along the reverse edge, so the list is symmetric even
     for pairs whose distance equals the cutoff to the last bit.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import Structure, neighbor_list
+        >>> neighbor_list(Structure.from_ase(bulk("Cu")), cutoff=3.0).n_neighbors.tolist()
+        [12]
 
     Args:
         structure: A structure with any cell, however small or skewed, and any periodicity.

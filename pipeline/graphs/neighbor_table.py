@@ -44,6 +44,12 @@ class NeighborTable:
     A padding slot points to its own atom and is its own opposite. Its vector is twice the cutoff long, where every
     radial function is zero. All padding slots belong to one pair, the last.
 
+    Example:
+        >>> from equiscreen.pipeline import GraphStore, neighbor_table
+        >>> table = neighbor_table(GraphStore("candidates.zarr").block(0, 2), cutoff=3.0)
+        >>> table.atomic_number.tolist(), table.structure.tolist()
+        ([13, 29], [0, 1])
+
     Attributes:
         atomic_number: int64[N].
         vectors: float[N, K, 3], r_neighbor - r_receiver, computed in float64, angstrom.
@@ -71,6 +77,13 @@ class NeighborTable:
 
 def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float32, width: int = 1) -> NeighborTable:
     """Lay out all structures of a block as one padded table.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import GraphBlock, Structure, neighbor_table
+        >>> block = GraphBlock.from_structures([Structure.from_ase(bulk("Cu"))], cutoff=3.0)
+        >>> neighbor_table(block, cutoff=3.0).vectors.shape
+        (1, 12, 3)
 
     Args:
         block: Graphs with a cutoff of at least `cutoff` and edges sorted by (receiver, image, neighbour).

@@ -37,6 +37,11 @@ _PRINTED = 1e-4
 class LabelRule(BaseModel):
     """Path of one label in a record, and the unit, sign and order used there.
 
+    Example:
+        >>> from equiscreen.pipeline import LabelRule
+        >>> LabelRule(path="outputs.stress", unit="kbar", sign=-1).path
+        'outputs.stress'
+
     Attributes:
         path: Keys into the record, joined by dots: ``outputs.energy``.
         unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy. A
@@ -72,6 +77,12 @@ class LabelRule(BaseModel):
 
 class LabelMapping(BaseModel):
     """All labels of a source. For each label, the first rule that applies to a record and finds a value is used.
+
+    Example:
+        >>> from equiscreen.pipeline import LabelMapping, LabelRule
+        >>> mapping = LabelMapping(labels={"energy": (LabelRule(path="outputs.energy", unit="kcal/mol"),)})
+        >>> mapping.with_inline(["gap=band_gap[eV]"]).labels["gap"][0].path
+        'band_gap'
 
     Attributes:
         labels: Rules by name of the label in the store.

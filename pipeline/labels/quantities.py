@@ -20,6 +20,13 @@ AXES: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
 class Quantity(BaseModel):
     """The quantity that a label holds: a number or a tensor, per structure or per atom.
 
+    Example:
+        >>> from equiscreen.pipeline import LabelMapping, LabelRule, Quantity
+        >>> dielectric = Quantity(shape=(3, 3), description="dielectric tensor")
+        >>> rules = (LabelRule(path="e_total", unit=""),)
+        >>> LabelMapping(labels={"eps": rules}, quantities={"eps": dielectric}).quantity("eps").shape
+        (3, 3)
+
     Attributes:
         per: Whether there is one value per structure or per atom.
         shape: Shape of one value: [] for a number, [3] for a vector, [3, 3], or [6, 6] for an elastic tensor in Voigt

@@ -47,6 +47,12 @@ _LARGEST_UNREAD = 1 << 20
 class ReadOptions:
     """Options for reading sources.
 
+    Example:
+        >>> from equiscreen.pipeline import ReadOptions, featurize
+        >>> options = ReadOptions(format="extxyz")
+        >>> featurize("crystals.extxyz", "crystals.zarr", options=options, scheduler="threads").stored
+        4
+
     Attributes:
         format: Format of all sources; None detects it from the content of each file.
         structure_field: Column of a table, or dotted path in a JSON record, of the structure; None searches for it.

@@ -91,9 +91,10 @@ class EpochReader:
     """One pass over the chosen structures of one or several stores; each structure comes exactly once.
 
     Example:
-        >>> reader = EpochReader([GraphStore("mp.zarr")], shuffle=(0, epoch))  # doctest: +SKIP
-        >>> for rows in reader.batches(slots=100_000):  # doctest: +SKIP
-        ...     table = neighbor_table(rows.block, cutoff=5.0)
+        >>> from equiscreen.pipeline import EpochReader, GraphStore
+        >>> reader = EpochReader([GraphStore("training.zarr")], shuffle=(0, 1))
+        >>> [len(rows) for rows in reader.batches(structures=16)]
+        [16, 16, 8]
 
     Args:
         stores: Stores that hold the structures.

@@ -110,9 +110,12 @@ class GraphStore:
     """A finished store of neighbour graphs.
 
     Example:
-        >>> store = GraphStore("mp.zarr")  # doctest: +SKIP
-        >>> for block in store.blocks(1024):  # doctest: +SKIP
-        ...     print(len(block), block.n_edges.sum())
+        >>> from equiscreen.pipeline import GraphStore
+        >>> store = GraphStore("candidates.zarr")
+        >>> len(store), store.cutoff
+        (4, 5.0)
+        >>> [len(block) for block in store.blocks(3)]
+        [3, 1]
 
     Args:
         path: Local path or URL of the store; see `open_root`.

@@ -38,6 +38,13 @@ class Structure:
     The cell of a structure without periodicity is the identity, so that its fractional coordinates are Cartesian. With
     partial periodicity, zero lattice vectors are replaced by unit normals.
 
+    Example:
+        >>> from ase.build import bulk
+        >>> from equiscreen.pipeline import Structure
+        >>> copper = Structure.from_ase(bulk("Cu", cubic=True))
+        >>> len(copper), round(copper.volume, 1)
+        (4, 47.0)
+
     Attributes:
         atomic_number: uint8[n_atoms].
         cell: float64[3, 3], lattice vectors as rows, angstrom.

@@ -78,8 +78,10 @@ def hull(
     (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
-        >>> found = hull("relaxed.zarr", ["entries.json.gz", "known.zarr"])  # doctest: +SKIP
-        >>> float((found["energy_above_hull"] < 0).mean())  # doctest: +SKIP
+        >>> from equiscreen.screening import hull
+        >>> found = hull("relaxed.zarr", ["known.csv"], "hull.zarr")
+        >>> found["structure_id"].values[found["energy_above_hull"].values < 0.05].tolist()
+        ['Al', 'Cu']
 
     Args:
         scores: Dataset of a screen or relaxation; or of a hull, whose columns are recomputed; or a graph store with

@@ -30,17 +30,9 @@ def to_dataframe(scores: xr.Dataset | str | Path) -> pd.DataFrame:
     of an ensemble. Units are in ``attrs["units"]`` and descriptions in ``attrs["descriptions"]``, by column.
 
     Example:
-        >>> import xarray
-        >>> flags = {"flag_values": [0, 1], "flag_meanings": "ok not_finite"}
-        >>> scores = xarray.Dataset(
-        ...     {
-        ...         "structure_id": ("structure", ["NaCl", "MgO"]),
-        ...         "energy_per_atom": ("structure", [-3.4, -6.0], {"units": "eV/atom"}),
-        ...         "status": ("structure", [0, 0], flags),
-        ...     }
-        ... )
-        >>> table = to_dataframe(scores)
-        >>> table.loc["MgO", "status"], table.attrs["units"]["energy_per_atom"]
+        >>> from equiscreen.screening import to_dataframe
+        >>> table = to_dataframe("scores.zarr")
+        >>> table.loc["AlCu", "status"], table.attrs["units"]["energy_per_atom"]
         ('ok', 'eV/atom')
 
     Args:

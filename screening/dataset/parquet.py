@@ -60,7 +60,10 @@ def to_parquet(
     """Write a scores dataset as a parquet file; only one chunk of rows is in memory at once.
 
     Example:
-        >>> table = pandas.read_parquet(to_parquet("scores.zarr", "scores.parquet"))  # doctest: +SKIP
+        >>> import pandas
+        >>> from equiscreen.screening import to_parquet
+        >>> pandas.read_parquet(to_parquet("scores.zarr", "scores.parquet"))["formula"].tolist()
+        ['Al', 'Cu', 'AlCu', 'AlCu3']
 
     Args:
         scores: Path or URL of the dataset of a screen, relaxation, hull or selection.

@@ -44,7 +44,9 @@ class RankedTable:
     """The rows of a selection, best first, with the columns that matter most to a reader.
 
     Example:
-        >>> print(RankedTable(open_scores("best/scores.zarr")).text())  # doctest: +SKIP
+        >>> from equiscreen.screening import open_scores
+        >>> RankedTable(open_scores("best/scores.zarr")).columns["formula"]
+        ['Cu', 'Al', 'AlCu3', 'AlCu']
 
     Args:
         selection: Dataset with `rank`, as `screening.select` returns it.

@@ -133,6 +133,12 @@ def open_scores(path: str | Path) -> xr.Dataset:
     Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
     turns the dataset into a table.
 
+    Example:
+        >>> from equiscreen.screening import open_scores
+        >>> scores = open_scores("scores.zarr")
+        >>> scores["structure_id"].values.tolist(), scores["energy_per_atom"].attrs["units"]
+        (['Al', 'Cu', 'AlCu', 'AlCu3'], 'eV/atom')
+
     Raises:
         StoreError: The dataset is missing, unfinished or damaged, or not a scores dataset.
     """

@@ -59,6 +59,12 @@ Key = TypeVar("Key")
 class RelaxSettings:
     """Settings of a relaxation.
 
+    Example:
+        >>> from equiscreen.screening import RelaxSettings
+        >>> settings = RelaxSettings(fmax=0.01, pressure=10.0, rattle=0.05)
+        >>> settings.max_steps
+        500
+
     Attributes:
         fmax: Convergence criterion for the forces: largest force on any atom, eV/angstrom.
         smax: Convergence criterion for the cell: largest component of the stress plus the external pressure, GPa. None
@@ -188,7 +194,14 @@ def relax_structures(
     The result of a structure does not depend on the other structures, on their order, or on the size of the batch.
 
     Example:
-        >>> dict(relax_structures(enumerate(structures), potential, RelaxSettings(fmax=0.01)))  # doctest: +SKIP
+        >>> from ase.build import bulk
+        >>> from equiscreen.export import OnnxPotential
+        >>> from equiscreen.pipeline import Structure
+        >>> from equiscreen.screening import relax_structures
+        >>> crystals = [("Cu", Structure.from_ase(bulk("Cu", a=3.65)))]
+        >>> for name, relaxed in relax_structures(crystals, OnnxPotential.load("model.onnx")):
+        ...     print(name, relaxed.n_steps > 0)
+        Cu True
 
     Args:
         structures: Pairs of a key and a structure.

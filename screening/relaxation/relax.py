@@ -79,8 +79,11 @@ def relax(
     A run that was interrupted, or whose budget was spent, resumes when `relax` is called again with the same arguments.
 
     Example:
-        >>> relaxed = relax("candidates.zarr", "model.onnx", "relaxed.zarr")  # doctest: +SKIP
-        >>> GraphStore("relaxed.graphs.zarr").block(0, 1).structure(0).to_ase()  # doctest: +SKIP
+        >>> from equiscreen.pipeline import GraphStore
+        >>> from equiscreen.screening import relax
+        >>> relaxed = relax("candidates.zarr", "model.onnx", "r.zarr", scheduler="threads")
+        >>> GraphStore("r.graphs.zarr").block(0, 1).structure(0).to_ase().symbols
+        Symbols('Al')
 
     Args:
         store: Path or URL of the graph store.

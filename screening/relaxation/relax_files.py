@@ -45,7 +45,10 @@ def relax_files(
     The files are featurized with the model's cutoff into ``R.candidates.graphs.zarr`` for ``R.zarr``, which is kept.
 
     Example:
-        >>> relaxed = relax_files("candidates/*.cif", "model.onnx", "relaxed.zarr")  # doctest: +SKIP
+        >>> from equiscreen.screening import relax_files
+        >>> relaxed = relax_files("crystals.extxyz", "model.onnx", "r.zarr", scheduler="threads")
+        >>> bool((relaxed["energy"] <= relaxed["initial_energy"]).all())
+        True
 
     Args:
         sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is relaxed directly.

@@ -55,8 +55,9 @@ def report(
     provenance. It needs no network. Candidates that are the same crystal are folded into one row of the table.
 
     Example:
-        >>> report("relaxed.hull.zarr")  # doctest: +SKIP
-        PosixPath('relaxed.hull.report.html')
+        >>> from equiscreen.screening import report
+        >>> report("relaxed.hull.zarr", "report.html", title="Alloys of Al and Cu").name
+        'report.html'
 
     Args:
         scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, candidates are

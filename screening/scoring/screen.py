@@ -70,6 +70,12 @@ def screen(
     have NaN scores and a `status` that gives the reason. A batch that does not fit in memory is halved; a structure
     that does not fit on its own, or that kills its worker, counts as too large.
 
+    Example:
+        >>> from equiscreen.screening import screen
+        >>> scores = screen("candidates.zarr", "model.onnx", "s.zarr", scheduler="threads")
+        >>> (scores["status"] == 0).values.tolist()
+        [True, True, True, True]
+
     Args:
         store: Path or URL of the graph store.
         model: ONNX file made by `export_onnx`; or several with the same energy scheme, which give the mean and standard

@@ -51,8 +51,10 @@ def screen_files(
     read. A run that was interrupted in either step resumes when the function is called again with the same arguments.
 
     Example:
-        >>> scores = screen_files("candidates/*.cif", "model.onnx", "scores.zarr")  # doctest: +SKIP
-        >>> GraphStore("scores.graphs.zarr").table("failures.parquet").to_pandas()  # doctest: +SKIP
+        >>> from equiscreen.screening import screen_files
+        >>> scores = screen_files("crystals.extxyz", "model.onnx", "s.zarr", scheduler="threads")
+        >>> scores.sizes["structure"]
+        4
 
     Args:
         sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is screened directly.

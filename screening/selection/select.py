@@ -67,7 +67,10 @@ def select(
     column.
 
     Example:
-        >>> select("hull.zarr", "best", "energy_above_hull < 0.05 and n_atoms <= 20", top=100)  # doctest: +SKIP
+        >>> from equiscreen.screening import select
+        >>> best = select("relaxed.hull.zarr", "alloys", "n_atoms <= 20 and energy_above_hull < 0.05", top=2)
+        >>> best["structure_id"].values.tolist()
+        ['Cu', 'Al']
 
     Args:
         scores: Path or URL of the dataset, or of a results folder that holds it.
