@@ -20,13 +20,16 @@ from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
 from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, HullOptions, kept_arrays, suffix
 from .energies import EnergyRows, ScoredEnergies
-from .levels import Levels, levels_of
+from .geometry import Hulls
+from .levels import Levels, levels_of, lowest_of
 from .mp2020 import MP2020
 from .own_phase import OwnPhases
 from .references import References
 
 # Number of rows of a part, all of which are in memory at once.
 PART_ROWS = 32_768
+# Largest number of reference phases that a dataset records for diagrams.
+_PHASES = 2_000
 # Rounding errors (eV/atom) of a distance that cannot be negative, and of a distance that is zero.
 _ROUNDING, _ZERO = 1e-9, 1e-12
 
@@ -95,6 +98,7 @@ class ConvexHull:
         elements: The package's own reference energies that are used: their scheme, source and elements.
         without_compounds: Number of rows of compounds whose chemical system contains no compound among the references;
             their distance is a formation energy.
+        phases: Formulas, formation energies (eV/atom) and ids of references, for diagrams of the hull.
     """
 
     references: References
@@ -104,6 +108,7 @@ class ConvexHull:
     missing: Mapping[str, int]
     elements: Mapping[str, Any]
     without_compounds: int
+    phases: Mapping[str, list[Any]]
 
     def name(self, composition: int) -> str:
         """Id of the lowest reference of a composition; empty if there is none."""
@@ -199,15 +204,53 @@ def find_hull(
     levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
     elements, rows_by_element = _elements_of(references, compositions), _rows_by_element(compositions, counts)
     added = references.elements.get("elements", ())
+    starts = references.starts(len(compositions))
     return ConvexHull(
         references,
-        references.starts(len(compositions)),
+        starts,
         own,
         levels,
         {symbol: count for symbol, count in rows_by_element.items() if symbol not in elements},
         {**references.elements, "elements": [symbol for symbol in added if symbol in rows_by_element]},
         int(counts[levels.formation_only].sum()),
+        _phases(references, starts, compositions, counts),
     )
+
+
+def _phases(
+    references: References, starts: NDArray[np.int64], compositions: Compositions, counts: NDArray[np.int64]
+) -> dict[str, list[Any]]:
+    """The lowest reference of each composition in the systems of two or three elements that candidates are in.
+
+    Systems with the most candidates come first, up to some 2,000 phases.
+
+    Args:
+        references: The references.
+        starts: int64[n compositions + 1], first reference of each composition.
+        compositions: All compositions.
+        counts: int64[n compositions], number of candidates of each composition.
+    """
+    lowest = lowest_of(references, len(compositions))
+    hulls = Hulls(compositions, lowest)
+    groups = compositions.by_system(np.flatnonzero(np.isfinite(lowest)).tolist())
+    candidates: Counter[tuple[int, ...]] = Counter()
+    for number in np.flatnonzero(counts).tolist():
+        candidates[compositions.system(number)] += int(counts[number])
+    found: dict[int, float] = {}
+    for system, _ in sorted(candidates.items(), key=lambda item: (-item[1], item[0])):
+        if len(system) not in (2, 3) or not all((element,) in groups for element in system):
+            continue
+        for part in hulls.subsystems(system):
+            numbers = groups[part]
+            elemental = hulls.elemental(part, compositions.fractions(numbers))
+            found |= zip(numbers.tolist(), (lowest[numbers] - elemental).tolist(), strict=True)
+        if len(found) >= _PHASES:
+            break
+    return {
+        "formula": [compositions.formula(number) for number in found],
+        "formation_energy_per_atom": [round(energy, 6) for energy in found.values()],
+        "id": [references.names[int(starts[number])] for number in found],
+    }
 
 
 def write_distances(

@@ -333,6 +333,7 @@ def _attrs(
             "error": options.error,
             "own_phases_left_out": len(found.own),
             "without_compounds": found.without_compounds,
+            "phases": dict(found.phases),
             "energy_scheme": candidates.scheme,
             "corrections": "MP2020" if corrected else "none",
             "pymatgen": corrections.version if corrected and corrections is not None else None,

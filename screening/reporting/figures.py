@@ -90,6 +90,32 @@ def periodic_table(hits: Mapping[str, int]) -> str:
     return f"<div class='scroll'>{drawn}</div><p class='note'>{note}</p>"
 
 
+def hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return diagrams of the hull, one of which is shown at a time.
+
+    Args:
+        diagrams: Traces and layout by system, as `hull_diagrams` returns them.
+    """
+    shared = _layout(460, {}, {}) | {"showlegend": True, "legend": {"orientation": "h"}}
+    full = {
+        name: {
+            "data": one["data"],
+            "layout": {
+                **shared,
+                **one["layout"],
+                "xaxis": {**shared["xaxis"], **one["layout"]["xaxis"]},
+                "yaxis": {**shared["yaxis"], **one["layout"]["yaxis"]},
+            },
+        }
+        for name, one in diagrams.items()
+    }
+    options = "".join(f"<option>{name}</option>" for name in full)
+    chooser = f"<div class='filters'><label>System <select id='system'>{options}</select></label></div>"
+    note = "Hover over a point for its formula and energy. Lines connect the references that span the hull."
+    element = "<div class='chosen-figure' id='hulls' style='height:460px'></div>"
+    return f"{chooser}{element}<p class='note'>{note}</p>{data('hulls-data', full)}"
+
+
 def element_places() -> dict[str, tuple[int, int]]:
     """Return the (row, column) of each element in an 18-column table with lanthanides and actinides below."""
     out: dict[str, tuple[int, int]] = {}
@@ -186,8 +212,16 @@ def _figure(
         least_width: Width in pixels below which the figure scrolls.
         layout: Further keys of plotly's layout.
     """
+    full = {**_layout(height, x, y), **layout}
+    width = f";min-width:{least_width}px" if least_width else ""
+    element = f"<div class='figure' id='{name}' style='height:{height}px{width}'></div>"
+    return element + data(f"{name}-data", {"data": list(traces), "layout": full})
+
+
+def _layout(height: int, x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
+    """Plotly's layout of a figure in the colours of the page."""
     lines = {"gridcolor": _LINE, "zerolinecolor": _LINE, "linecolor": _LINE}
-    full = {
+    return {
         "height": height,
         "showlegend": False,
         "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
@@ -196,8 +230,4 @@ def _figure(
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {**lines, **x},
         "yaxis": {**lines, **y},
-        **layout,
     }
-    width = f";min-width:{least_width}px" if least_width else ""
-    element = f"<div class='figure' id='{name}' style='height:{height}px{width}'></div>"
-    return element + data(f"{name}-data", {"data": list(traces), "layout": full})

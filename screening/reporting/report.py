@@ -20,6 +20,7 @@ from ..label_comparison import calibration, labels_and_predictions
 from . import figures
 from .candidate_table import CandidateTable, candidate_table
 from .content import NEAR, ReportContent, read_content
+from .hull_diagrams import hull_diagrams
 from .page import data, page, section
 from .structure_svg import picture
 
@@ -49,10 +50,11 @@ def report(
 ) -> Path:
     """Write a report of a screen, a relaxation, a hull or a selection.
 
-    The page shows the best candidates with pictures, a table of candidates that can be sorted and filtered, the
-    structures of the best 200 to turn around and to download, a funnel of counts, distributions of energies and
-    uncertainties, a periodic table of the hits, predictions against labels if the graph store has any, cost and
-    provenance. It needs no network. Candidates that are the same crystal are folded into one row of the table.
+    The page shows the best candidates with pictures; a table of candidates that can be sorted and filtered, with the
+    structures of the best 200 to turn around and to download; the convex hulls of binary and ternary systems; a funnel
+    of counts; distributions of energies and uncertainties; a periodic table of the hits; predictions against labels, if
+    the graph store has any; cost and provenance. It needs no network. Candidates that are the same crystal are folded
+    into one row of the table.
 
     Example:
         >>> from equiscreen.screening import report
@@ -74,7 +76,7 @@ def report(
         Path of the HTML file.
 
     Raises:
-        ConfigError: The dataset has no such column.
+        ConfigError: The dataset has no such column, or scipy, which diagrams of ternary hulls need, is not installed.
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: The file exists.
     """
@@ -88,6 +90,7 @@ def report(
     sections = [
         _summary(content, name, rows.attrs),
         *_candidates(content, table),
+        *_hulls(table, rows.attrs),
         section("From the source to the best candidates", figures.funnel(content.funnel) + _losses(content)),
         *(section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
         section(_hits_heading(content), figures.periodic_table(content.element_hits)),
@@ -120,12 +123,10 @@ def _hits_heading(content: ReportContent) -> str:
 
 def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> str:
     """Return the title and a summary in words."""
-    first, last = content.funnel[0], content.funnel[-1]
-    sentences = [f"Of {first[1]:,} structures, {content.scored:,} have a score."]
+    sentences = [f"Of {content.funnel[0][1]:,} structures, {content.scored:,} have a score."]
     if content.has_hull:
         sentences.append(
-            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, and {content.below:,} are below "
-            f"it; {last[1]:,} pass the last step below."
+            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, and {content.below:,} are below it."
         )
         if content.value.endswith("_unrelaxed"):
             sentences.append(
@@ -198,6 +199,12 @@ def _card(content: ReportContent, table: CandidateTable, place: int) -> str:
         f"<button class='card' data-place='{place}'>{picture(table.structures[place])}"
         f"<h3>{place + 1}. {escape(str(table.values['formula'][place]))}</h3>{lines}</button>"
     )
+
+
+def _hulls(table: CandidateTable, attrs: Mapping[str, Any]) -> list[str]:
+    """Return diagrams of the hull in systems of two or three elements."""
+    diagrams = hull_diagrams(table, (attrs.get("hull") or {}).get("phases") or {})
+    return [section("Convex hulls", figures.hulls(diagrams))] if diagrams else []
 
 
 def _losses(content: ReportContent) -> str:

@@ -29,6 +29,18 @@ function drawFigures() {
   }
 }
 
+function drawHull() {
+  const chooser = document.getElementById("system");
+  if (!chooser) return;
+  const { data, layout } = coloured(read("hulls-data")[chooser.value]);
+  Plotly.react("hulls", data, layout, { displayModeBar: false, responsive: true });
+}
+
+function drawAll() {
+  drawFigures();
+  drawHull();
+}
+
 function candidates() {
   const { columns, values, parents, details } = read("candidates-data");
   const size = columns.length ? values[columns[0].name].length : 0;
@@ -202,7 +214,8 @@ function explore() {
   }
 }
 
-drawFigures();
+drawAll();
 explore();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawFigures);
-matchMedia("print").addEventListener("change", drawFigures);
+document.getElementById("system")?.addEventListener("change", drawHull);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+matchMedia("print").addEventListener("change", drawAll);

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 from ase.io import read
 from equiscreen.cli.app import app
@@ -24,10 +24,14 @@ from equiscreen.pipeline.structures.matching import same_crystal
 from equiscreen.screening import hull, open_scores, report, screen
 from equiscreen.screening.dataset.cif import cif_text
 from equiscreen.screening.dataset.reader import ScoresReader
+from equiscreen.screening.reporting.candidate_table import CandidateTable
 from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content
 from equiscreen.screening.reporting.figures import element_places
+from equiscreen.screening.reporting.hull_diagrams import hull_diagrams
 from equiscreen.screening.reporting.structure_svg import picture
 from PIL import Image
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition
 from typer.testing import CliRunner
 
 from ...conftest import CUTOFF, write_extxyz
@@ -284,3 +288,39 @@ def test_huge_cells_are_not_drawn() -> None:
     rng = np.random.default_rng(1)
     structure = Structure.from_fractional(np.full(1_200, 6), 40 * np.eye(3), rng.random((1_200, 3)))
     assert picture(structure) == "<span>1,200 atoms: not drawn</span>"
+
+
+def table_of(formulas: list[str], energies: list[float]) -> CandidateTable:
+    size = len(formulas)
+    values = {"formula": formulas, "formation_energy_per_atom": energies, "energy_above_hull": [0.0] * size}
+    return CandidateTable(np.arange(size), [], values, np.arange(size), {}, {}, "")
+
+
+def test_hull_diagrams_have_the_hull_of_pymatgen() -> None:
+    rng = np.random.default_rng(5)
+    formulas = ["Al", "Ni", "Ti", "AlNi", "AlNi3", "Al3Ni", "Al3Ti", "TiNi", "TiNi3", "AlNi2Ti", "Al2NiTi", "AlNiTi2"]
+    for _ in range(20):
+        energies = [0.0, 0.0, 0.0, *rng.uniform(-0.6, 0.2, len(formulas) - 3)]
+        phases = {"formula": formulas, "formation_energy_per_atom": energies, "id": formulas}
+        entries = [
+            PDEntry(Composition(f), e * Composition(f).num_atoms) for f, e in zip(formulas, energies, strict=True)
+        ]
+        drawn = hull_diagrams(table_of(["AlNi", "AlNiTi"], [-0.5, -0.5]), phases)
+        assert list(drawn) == ["Al-Ni", "Al-Ti-Ni"]
+        stable = {entry.name for entry in PhaseDiagram(entries).stable_entries}
+        shown = {text.split("<br>")[1] for text in drawn["Al-Ti-Ni"]["data"][1]["text"]}
+        assert {Composition(name).reduced_formula for name in shown} == stable
+        binary = PhaseDiagram([one for one in entries if "Ti" not in one.name])
+        corners = sorted(one.composition.get_atomic_fraction("Ni") for one in binary.stable_entries)
+        assert drawn["Al-Ni"]["data"][0]["x"] == pytest.approx(corners)
+
+
+def test_the_hull_records_its_phases(found: Path, page: Path) -> None:
+    phases = open_scores(found).attrs["hull"]["phases"]
+    assert set(phases) == {"formula", "formation_energy_per_atom", "id"}
+    assert len(phases["formula"]) == len(set(phases["formula"])) > 0
+    assert all(energy == 0 for energy in phases["formation_energy_per_atom"])  # only elements are references
+    systems = data_of(page, "hulls-data")
+    assert set(systems) <= {
+        "-".join(sorted(Formula(f).count(), key=atomic_numbers.get)) for f in open_scores(found)["formula"].values
+    }
