@@ -178,7 +178,7 @@ class _TasksInFlight(Generic[Item, Result]):
                         f"no workers are left, and none has joined for {limit} s; run the same command again to resume"
                     ) from None
                 if without == interval:
-                    self.note(f"waiting for workers: none are connected; the run ends if none joins within {limit} s")
+                    self.note(f"waiting for workers: none are connected; the run ends after {limit} s without workers")
                 if without:
                     restore_workers(self.client)
             else:

@@ -12,7 +12,7 @@ from ..chemistry.composition import Compositions
 from .geometry import HullPoints, Hulls
 from .references import References
 
-# A candidate changes the hull only if it is below it by more than this (eV/atom).
+# A candidate changes the hull only if its energy is more than this below the hull (eV/atom).
 _LOWER = 1e-12
 
 

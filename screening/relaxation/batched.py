@@ -44,8 +44,8 @@ RATTLED_LENGTH = 5.0  # angstrom; a rattle strains the cell by its displacement 
 RATTLE_GAIN = 1e-3
 # Float32 rounding error of an energy, eV/atom.
 ENERGY_ROUNDING = 2e-6
-# For the convergence of a slab or chain, its volume is this many times the volume of its atoms, as in most crystals
-# (`plausibility.atomic_volume`), so that the criterion does not depend on the vacuum.
+# In the convergence criterion, the stress of a slab or chain refers to this many times the volume of its atoms, as in
+# most crystals (`plausibility.atomic_volume`), so that the criterion does not depend on the vacuum.
 ATOMIC_VOLUMES = 1.4
 CELL_KEPT = "the cell was kept, since the structure is not periodic in three directions"
 WITHOUT_PRESSURE = "the pressure had no effect, since the structure is not periodic in three directions"
