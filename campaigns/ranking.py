@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from ase.data import chemical_symbols
 
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import EquiscreenError, OutputExistsError, SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
-from ..pipeline.redaction import redact_urls
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
-from ..pipeline.sources.discovery import OPTIMADE_PREFIX
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX, is_server, server_name
 from ..screening.candidate_graphs import Sources, prepare_graphs, source_names
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
@@ -50,6 +51,13 @@ _DIFFERENCES = {
     "model": "another model",
     "references": "other references",
     "equiscreen": "another version of equiscreen",
+}
+# Outputs of the first step that uses a setting. Until one of them exists or is being made, the setting may change: a
+# mistake in the settings of a late step costs none of the steps before it.
+_FIRST_USE = {
+    **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),
+    **dict.fromkeys(("references", "scheme"), (FETCHED, HULL)),
+    **dict.fromkeys(("where", "top"), (BEST,)),
 }
 
 Note = Callable[[str], None]
@@ -140,6 +148,7 @@ class _Steps:
         self.graphs = ""
         self.references = list(settings.references)
         self.scheme, self.cutoff = potential.metadata.energy_scheme, potential.cutoff
+        self.elements_covered = potential.metadata.elements
 
     def candidates(self) -> None:
         """Featurize the sources, with the cutoff of the model."""
@@ -163,6 +172,19 @@ class _Steps:
         else:
             make = partial(scoring.screen, self.graphs, self.model, self.scores, **common)
             self._once(self.scores, make, scoring.summary)
+        self._tell_not_covered()
+
+    def _tell_not_covered(self) -> None:
+        """Say which elements the model does not cover, and how many structures are not ranked for that reason."""
+        scores = open_scores(self.scores)
+        count = scores.attrs["status_counts"].get("unknown_element", 0)
+        if count:
+            symbols = {symbol for text in scores["formula"].values for symbol in re.findall("[A-Z][a-z]?", str(text))}
+            lacking = sorted(symbols - {chemical_symbols[number] for number in self.elements_covered})
+            self.note(
+                f"{count:,} of {scores.sizes['structure']:,} structures are not ranked: {self.settings.model} does not "
+                f"cover {', '.join(lacking)}; `equiscreen models` lists other models"
+            )
 
     def fetch(self) -> None:
         """Fetch references in the chemical systems of the candidates from servers."""
@@ -264,7 +286,9 @@ def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, 
     place = folder / PLAN_FILE
     references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
     return {
-        "sources": [redact_urls(source) for source in settings.sources],
+        "sources": [
+            server_name(source) if is_server(source) else recorded_path(source, place) for source in settings.sources
+        ],
         "model": model_sha256,
         "references": [[recorded_path(path, place), *versions] for path, *versions in references],
         **settings.model_dump(mode="json", exclude={"sources", "model", "references", "relaxation"}),
@@ -289,16 +313,22 @@ def _folder(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputExistsError(f"{folder}: cannot be written ({error.strerror}); choose another `--out`") from error
+    names = {one.name for one in folder.iterdir()}
+    if names and not names & {PLAN_FILE, LOCK_FILE}:
+        raise OutputExistsError(f"{folder}: already exists and is not a campaign; choose another `--out`")
     with locked(folder / LOCK_FILE):
         path = folder / PLAN_FILE
         found = read_mark(path)
         if found is not None:
-            differences = _differences(found, json.loads(json.dumps(plan)))
+            wanted = json.loads(json.dumps(plan))
+            differences = _differences({**found, **_still_free(folder, wanted)}, wanted)
             if differences:
                 raise OutputExistsError(
                     f"{folder}: holds a campaign with {'; '.join(differences)}; choose another `--out`, or give the "
                     "same settings to resume it"
                 )
+            if found != wanted:
+                write_mark(path, plan)
         elif any(one.name != LOCK_FILE for one in folder.iterdir()):
             raise OutputExistsError(f"{folder}: already exists and is not a campaign; choose another `--out`")
         else:
@@ -308,6 +338,15 @@ def _folder(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         except EquiscreenError:
             _forget(folder)
             raise
+
+
+def _still_free(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a plan that nothing in a folder depends on yet."""
+    return {
+        name: plan[name]
+        for name, outputs in _FIRST_USE.items()
+        if not any((folder / f"{output}{ending}").exists() for output in outputs for ending in ("", ".partial"))
+    }
 
 
 def _forget(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
 from ..pipeline.energy_schemes import SCHEMES
-from ..pipeline.errors import ConfigError, detail
+from ..pipeline.errors import DISK_FULL, ConfigError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX
 from ..pipeline.suggestions import unknown_name
@@ -120,7 +120,11 @@ class RankSettings(BaseModel):
         return settings.model_copy(update={**paths, "model": str(folder / model) if is_file else model})
 
     def save(self, path: Path) -> None:
-        """Write a campaign file, with paths relative to its folder and without secrets in URLs."""
+        """Write a campaign file, with paths relative to its folder and without secrets in URLs.
+
+        Raises:
+            ConfigError: The folder of the file does not exist or cannot be written.
+        """
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
         for name in _PATHS:
@@ -128,7 +132,12 @@ class RankSettings(BaseModel):
                 content[name] = [*_moved(name, content[name], lambda p: os.path.relpath(p, folder))]
         if not is_known(self.model) and Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
-        write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        try:
+            write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _moved(setting: str, sources: Sequence[str], move: Callable[[str], Path | str]) -> tuple[str, ...]:
