@@ -1,4 +1,4 @@
-"""Crystals of the elements, for formation energies with models whose energy scheme has no elemental energies.
+"""Energies of the elements from a model itself, made once for each model and kept in the cache.
 
 `elements.extxyz` beside this module holds the stable phase of 89 elements in PBE, with its id in the Materials Project:
 the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
@@ -6,40 +6,78 @@ the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distrib
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import ase.io
-import numpy as np
+from .. import __version__
+from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.errors import StoreError
+from ..pipeline.runs.options import RunOptions
+from ..screening.candidate_graphs import prepare_graphs
+from ..screening.dataset.reader import ScoresReader
+from ..screening.relaxation.relax import relax
+from .models.cache import cache_folder, exclusive, usable
 
-from ..pipeline.atomic import atomic_path
-from ..pipeline.store.graph_store import GraphStore
-
-_CRYSTALS = Path(__file__).with_name("elements.extxyz")
-# Number of atoms of a graph store that are in memory at once.
-_ATOMS = 1 << 22
+# Crystals of the elements, as extended XYZ.
+ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
-def write_elements(store: str | Path, out: Path) -> list[str]:
-    """Write the crystals of all elements of a graph store to an extended XYZ file.
+def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
+    """Scores dataset of the crystals of all elements, relaxed with a model; elements that it does not cover have none.
+
+    The dataset is in the cache folder, under the hash of the model's weights.
 
     Args:
-        store: Path or URL of the graph store.
-        out: File to write.
+        model: ONNX file, with energy, forces and stress.
+        potential: The same file, loaded.
+        options: How the relaxation is carried out.
+        note: Called with a message if the dataset is made, or is damaged.
 
-    Returns:
-        Symbols of the elements that were written.
+    Raises:
+        ModelFileError: The model has no forces or stress.
+        EquiscreenError: The cache folder cannot be written.
     """
-    numbers = _elements_of(GraphStore(store))
-    crystals = [atoms for atoms in ase.io.read(_CRYSTALS, index=":") if int(atoms.numbers[0]) in numbers]
-    with atomic_path(out) as scratch:
-        ase.io.write(scratch, crystals, format="extxyz")
-    return [atoms.symbols[0] for atoms in crystals]
+    out = elements_path(potential)
+    folder = out.parent
+    if _is_intact(out):
+        return out
+    with exclusive(folder, note):
+        if _is_intact(out):
+            return out
+        if out.exists():
+            note(f"{out}: damaged; making it again")
+            shutil.rmtree(folder)
+        note(f"relaxing crystals of the elements with the model, once: {out}")
+        with usable(folder):
+            folder.mkdir(exist_ok=True)
+        run = replace(options, limit=None, overwrite=True)
+        graphs = prepare_graphs(str(ELEMENTS), model, folder / "crystals.zarr", run).path
+        relax(
+            graphs,
+            model,
+            out,
+            scheduler=run.scheduler,
+            device=run.device,
+            overwrite=True,
+            progress=run.progress,
+        )
+    return out
 
 
-def _elements_of(graphs: GraphStore) -> set[int]:
-    """Atomic numbers of all elements of a graph store."""
-    found: set[int] = set()
-    total = int(graphs.column("n_atoms").sum(dtype=np.int64))
-    for start in range(0, total, _ATOMS):
-        found.update(np.unique(graphs.column("atomic_number", start, min(start + _ATOMS, total))).tolist())
-    return found
+def elements_path(potential: OnnxPotential) -> Path:
+    """Path of that dataset in the cache, which depends on the weights and on the version of equiscreen."""
+    name = f"{potential.metadata.weights_sha256[:12]}.equiscreen-{__version__}"
+    return cache_folder() / "elements" / name / "elements.zarr"
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a dataset exists and can be read from end to end."""
+    try:
+        rows = ScoresReader(path)
+        for name in rows.specs:
+            rows.column(name, 0, len(rows))
+    except StoreError:
+        return False
+    return True

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import xarray as xr
 from ase.data import chemical_symbols
 
 from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import EquiscreenError, OutputExistsError, SourceError
+from ..pipeline.errors import SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
-from ..pipeline.runs.lock import locked
-from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
-from ..pipeline.sources.discovery import OPTIMADE_PREFIX, is_server, server_name
-from ..screening.candidate_graphs import Sources, prepare_graphs, source_names
+from ..pipeline.runs.steps_folder import StepsFolder
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, is_server, path_names, server_name
+from ..screening.candidate_graphs import prepare_graphs
+from ..screening.chemistry.composition import parsed
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
+from ..screening.convex_hull.energies import ScoredEnergies
 from ..screening.convex_hull.reference_files import content_version, is_dataset
 from ..screening.dataset.paths import graphs_path
 from ..screening.dataset.reader import ScoresReader, place_of_graphs
@@ -35,39 +35,46 @@ from ..screening.relaxation import relax as relaxation
 from ..screening.reporting.report import report
 from ..screening.scoring import screen as scoring
 from ..screening.selection import select as selection
-from .elements import write_elements
+from .elements import own_elements
+from .models.catalog import find_model, is_known
 from .models.resolve import model_file
 from .references.fetch import fetch_references
 from .references.systems import systems_of
 from .settings import RankSettings
 
-PLAN_FILE, LOCK_FILE, SETTINGS_FILE = "campaign.json", "campaign.lock", "campaign.yaml"
+SETTINGS_FILE = "campaign.yaml"
 CANDIDATES, SCORES, RELAXED = "candidates.zarr", "scores.zarr", "relaxed.zarr"
 HULL, BEST, REPORT, KNOWN = "hull.zarr", "best", "report.html", "references.graphs.zarr"
-ELEMENTS, FETCHED = "elements.zarr", "references.parquet"
-# What differs if one of these parts of a plan does.
-_DIFFERENCES = {
-    "sources": "other structures",
-    "model": "another model",
-    "references": "other references",
-    "equiscreen": "another version of equiscreen",
-}
-# Outputs of the first step that uses a setting. Until one of them exists or is being made, the setting may change: a
-# mistake in the settings of a late step costs none of the steps before it.
-_FIRST_USE = {
-    **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),
-    **dict.fromkeys(("references", "scheme"), (FETCHED, HULL)),
-    **dict.fromkeys(("where", "top"), (BEST,)),
-}
+GATHERED, RELAXED_REFERENCES = "references.parquet", "references.relaxed.zarr"
+_FOLDER = StepsFolder(
+    noun="campaign",
+    differences={
+        "sources": "other structures",
+        "model": "another model",
+        "references": "other references",
+        "equiscreen": "another version of equiscreen",
+    },
+    outputs=("best", "campaign.", "candidates.", "hull.", "references", "relaxed.", REPORT, "scores."),
+    notes=frozenset({SETTINGS_FILE}),
+    first_use={
+        **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),
+        **dict.fromkeys(("references", "scheme"), (HULL, KNOWN, RELAXED_REFERENCES)),
+        "relax_references": (HULL, RELAXED_REFERENCES),
+        "within": (HULL,),
+        **dict.fromkeys(("where", "top"), (BEST,)),
+    },
+    made_from={GATHERED: ("references", "scheme")},
+)
 
 Note = Callable[[str], None]
 
 
 def rank(
-    sources: Sources,
+    sources: Paths,
     out: str | Path = "results",
     *,
     scheduler: str | None = None,
+    overwrite: bool = False,
     progress: bool | None = None,
     note: Note = lambda text: None,  # noqa: ARG005
     **settings: Any,
@@ -85,6 +92,7 @@ def rank(
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        overwrite: Remove the campaign that the folder holds, and start again.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
         note: Called with a line about each step when it ends.
         settings: Fields of `RankSettings`.
@@ -97,25 +105,33 @@ def rank(
         CheckpointError: There is no such model.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: None of the structures could be evaluated or selected.
-        OutputExistsError: The folder holds a campaign with other settings, or something else.
+        OutputExistsError: The folder holds a campaign with other settings, something else, or what is to be read.
     """
-    chosen = RankSettings.of(sources=source_names(sources), **settings)
-    return run(chosen, Path(out), scheduler=scheduler, progress=progress, note=note)
+    chosen = RankSettings.of(sources=path_names(sources), **settings)
+    return run(chosen, Path(out), scheduler=scheduler, overwrite=overwrite, progress=progress, note=note)
 
 
 def run(
-    settings: RankSettings, out: Path, *, scheduler: str | None = None, progress: bool | None = None, note: Note
+    settings: RankSettings,
+    out: Path,
+    *,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    note: Note,
 ) -> xr.Dataset:
     """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
-    with _folder(out, _plan(settings, potential.sha256, out)):
+    inputs = [*settings.sources, *(name for name in settings.references if not is_live(name)), str(model)]
+    with _FOLDER.opened(out, _plan(settings, potential.sha256, out), inputs, overwrite=overwrite):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)
         step.candidates()
+        step.gather()  # first, so that references that cannot be used are told before hours of relaxation
         step.evaluate()
-        step.fetch()
         step.elements()
+        step.relax_references()
         step.hull()
         found = step.select()
         step.report()
@@ -146,9 +162,9 @@ class _Steps:
         self.options = RunOptions(scheduler=scheduler, limit=settings.limit, progress=progress, device=settings.device)
         self.scores = folder / (RELAXED if settings.relax else SCORES)
         self.graphs = ""
-        self.references = list(settings.references)
-        self.scheme, self.cutoff = potential.metadata.energy_scheme, potential.cutoff
-        self.elements_covered = potential.metadata.elements
+        self.references, self.elemental = list(settings.references), list[Path]()
+        self.model_references: list[Path] = []
+        self.potential, self.scheme = potential, potential.metadata.energy_scheme
 
     def candidates(self) -> None:
         """Featurize the sources, with the cutoff of the model."""
@@ -160,12 +176,7 @@ class _Steps:
     def evaluate(self) -> None:
         """Relax the structures, or score them as they are."""
         is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
-        common: dict[str, Any] = {
-            "device": self.options.device,
-            "scheduler": self.options.scheduler,
-            "progress": self.options.progress,
-            "limit": self.options.limit if is_store else None,
-        }
+        common = {**self._common(), "limit": self.options.limit if is_store else None}
         if self.settings.relax:
             make = partial(relaxation.relax, self.graphs, self.model, self.scores, self.settings.relaxation, **common)
             self._once(self.scores, make, relaxation.summary)
@@ -180,48 +191,57 @@ class _Steps:
         count = scores.attrs["status_counts"].get("unknown_element", 0)
         if count:
             symbols = {symbol for text in scores["formula"].values for symbol in re.findall("[A-Z][a-z]?", str(text))}
-            lacking = sorted(symbols - {chemical_symbols[number] for number in self.elements_covered})
+            lacking = sorted(symbols - {chemical_symbols[number] for number in self.potential.metadata.elements})
             self.note(
                 f"{count:,} of {scores.sizes['structure']:,} structures are not ranked: {self.settings.model} does not "
                 f"cover {', '.join(lacking)}; `equiscreen models` lists other models"
             )
 
-    def fetch(self) -> None:
-        """Fetch references in the chemical systems of the candidates from servers."""
-        live = [name for name in self.references if _is_live(name)]
-        if not live:
+    def gather(self) -> None:
+        """Gather the references in the chemical systems of the candidates into one table; datasets stay as they are."""
+        given = [name for name in self.references if is_live(name) or not is_dataset(name)]
+        if not given:
             return
-        out = self.folder / FETCHED
+        out = self.folder / GATHERED
         if not out.exists():
             systems, _ = systems_of(self.graphs)
-            account = fetch_references(
-                live, systems, out, scheme=self.scheme, progress=shows_progress(self.options.progress)
+            gathered = fetch_references(
+                given,
+                systems,
+                out,
+                scheme=self.scheme,
+                assumed=self.settings.scheme,
+                progress=shows_progress(self.options.progress),
             )
-            self.note(account.summary(out))
-        self.references = [*(name for name in self.references if name not in live), str(out)]
+            self.note(gathered.summary(out))
+        if self.settings.relax_references:
+            _check_structures(out, given)
+        self.references = [str(out), *(name for name in self.references if name not in given)]
 
     def elements(self) -> None:
-        """Relax crystals of the elements, if nothing else provides the energies of the elements."""
+        """Take the energies of the elements from the model, if nothing else provides them."""
         if self.references or elemental_energies(self.scheme):
             return
-        out, crystals = self.folder / ELEMENTS, self.folder / "elements.extxyz"
-        if not out.exists():
-            symbols = write_elements(self.graphs, crystals)
-            given = self.folder / "elements.given.zarr"
-            graphs = prepare_graphs(str(crystals), self.model, given, replace(self.options, limit=None)).path
-            relaxation.relax(
-                graphs,
-                self.model,
-                out,
-                scheduler=self.options.scheduler,
-                device=self.options.device,
-                progress=self.options.progress,
-            )
-            self.note(
-                f"{out}: energies of {', '.join(symbols)} from the model, since equiscreen has none for the energy "
-                f"scheme {self.scheme}"
-            )
-        self.references = [str(out)]
+        out = self._own_elements()
+        self.note(f"{out}: energies of the elements, since equiscreen has none for the energy scheme {self.scheme}")
+        self.elemental = [out]
+
+    def relax_references(self) -> None:
+        """Relax the structures of the references with the model, for a hull in its own energies."""
+        if not self.settings.relax_references:
+            return
+        self.model_references = [self._own_elements()]
+        for number, path in enumerate(self.references):
+            if is_dataset(path) and _is_relaxed_with(path, self.potential):
+                self.model_references.append(Path(path))
+                continue
+            graphs = self._structures_of(path)
+            out = self.folder / RELAXED_REFERENCES
+            if number:
+                out = out.with_name(f"references-{number + 1}.relaxed.zarr")
+            make = partial(relaxation.relax, graphs, self.model, out, self.settings.relaxation, **self._common())
+            self._once(out, make, relaxation.summary)
+            self.model_references.append(out)
 
     def hull(self) -> None:
         """Compute formation energies and energies above hull."""
@@ -229,12 +249,22 @@ class _Steps:
         make = partial(
             convex_hull.hull,
             self.scores,
-            self.references,
+            [*self.references, *self.elemental],
             out,
             scheme=settings.scheme,
+            model_references=self.model_references,
+            within=settings.within,
+            error=self._known_error(),
             progress=self.options.progress,
         )
         self._once(out, make, convex_hull.summary)
+
+    def _known_error(self) -> float | None:
+        """Error of the model in energies above hull of relaxed structures (eV/atom); None if it does not apply."""
+        settings = self.settings
+        if not (settings.references and settings.relax and is_known(settings.model)):
+            return None
+        return find_model(settings.model).hull_error
 
     def select(self) -> xr.Dataset:
         """Select the best structures, and mark those that are among the references."""
@@ -257,34 +287,83 @@ class _Steps:
         if not out.exists():
             report(self.folder / HULL, out, title=f"Crystals ranked by {self.settings.model}")
 
+    def _common(self) -> dict[str, Any]:
+        """How a step that evaluates the model is carried out."""
+        return {
+            "device": self.options.device,
+            "scheduler": self.options.scheduler,
+            "progress": self.options.progress,
+        }
+
+    def _own_elements(self) -> Path:
+        return own_elements(self.model, self.potential, self.options, self.note)
+
     def _once(self, out: Path, make: Callable[[], xr.Dataset], summary: Callable[[xr.Dataset, Path], str]) -> None:
         self.note(summary(open_scores(out) if out.exists() else make(), out))
 
     def _known(self) -> Path | str | None:
         """Graph store of the references, to tell known structures from new ones; None if they have no structures."""
-        for path in self.references:
-            if is_dataset(path) and path != str(self.folder / ELEMENTS):
-                return place_of_graphs(path, ScoresReader(path).attrs, None)
-        fetched = str(self.folder / FETCHED)
-        files = [path for path in self.references if path == fetched or ".json" in Path(path).suffixes]
-        out = self.folder / KNOWN
-        if not files:
+        dataset = next(filter(is_dataset, self.references), None)
+        if dataset is not None:
+            return self._structures_of(dataset)
+        if not self.references or "lattice_vectors" not in pq.read_schema(self.folder / GATHERED).names:
             return None
+        try:
+            return self._structures_of(self.references[0])
+        except SourceError as error:
+            self.note(f"no structure is marked as known or new: {error}")
+            return None
+
+    def _structures_of(self, references: str) -> Path | str:
+        """Graph store of the structures of references: of a dataset, or of the table of all others."""
+        if is_dataset(references):
+            return place_of_graphs(references, ScoresReader(references).attrs, None)
+        out = self.folder / KNOWN
         if not out.exists():
-            try:
-                featurize(
-                    files, out, cutoff=self.cutoff, scheduler=self.options.scheduler, progress=self.options.progress
-                )
-            except SourceError as error:
-                self.note(f"no structure is marked as known or new: {error}")
-                return None
+            featurize(
+                references,
+                out,
+                cutoff=self.potential.cutoff,
+                scheduler=self.options.scheduler,
+                progress=self.options.progress,
+            )
         return out
+
+
+def _is_relaxed_with(dataset: str, potential: OnnxPotential) -> bool:
+    """Whether a dataset is the relaxation of structures with a model."""
+    rows = ScoredEnergies(dataset)
+    return rows.relaxed and rows.model == potential.metadata.weights_sha256
+
+
+def _check_structures(table: Path, given: Sequence[str]) -> None:
+    """Check that all compounds in a table of references have structures; elements may have none.
+
+    Args:
+        table: The table, as `fetch_references` writes it.
+        given: Names of the references in it, as given by the user.
+
+    Raises:
+        SourceError: Some have none.
+    """
+    structure = "lattice_vectors"
+    has_any = structure in pq.read_schema(table).names
+    rows = pq.read_table(table, columns=["id", "formula", "source", *([structure] if has_any else [])]).to_pylist()
+    lacking = [row for row in rows if row.get(structure) is None and len(parsed(row["formula"])) > 1]
+    if lacking:
+        first = lacking[0]
+        name = next((one for one in given if recorded_path(one, table) == first["source"]), first["source"])
+        raise SourceError(
+            f"{name}: {len([row for row in lacking if row['source'] == first['source']]):,} of its references have no "
+            f"structure ({first['formula']} {first['id']} is the first), which --relax-references needs; use entries "
+            "with structures, or leave out --relax-references"
+        )
 
 
 def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, Any]:
     """Everything that the results of a campaign depend on, including the content of the model and the references."""
-    place = folder / PLAN_FILE
-    references = [[name, "live"] if _is_live(name) else content_version(name) for name in settings.references]
+    place = folder / _FOLDER.plan_file
+    references = [[name, "live"] if is_live(name) else content_version(name) for name in settings.references]
     return {
         "sources": [
             server_name(source) if is_server(source) else recorded_path(source, place) for source in settings.sources
@@ -292,86 +371,11 @@ def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, 
         "model": model_sha256,
         "references": [[recorded_path(path, place), *versions] for path, *versions in references],
         **settings.model_dump(mode="json", exclude={"sources", "model", "references", "relaxation"}),
-        "relaxation": asdict(settings.relaxation) if settings.relax else None,
+        "relaxation": asdict(settings.relaxation) if settings.relax or settings.relax_references else None,
         "equiscreen": version("equiscreen"),
     }
 
 
-def _is_live(reference: str) -> bool:
+def is_live(reference: str) -> bool:
     """Whether references come from a server, whose answer may change."""
     return reference == "mp" or reference.startswith(OPTIMADE_PREFIX)
-
-
-@contextmanager
-def _folder(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
-    """Lock the folder of a campaign, and check that it belongs to this plan.
-
-    Raises:
-        OutputExistsError: The folder holds something else, or another run is using it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExistsError(f"{folder}: cannot be written ({error.strerror}); choose another `--out`") from error
-    names = {one.name for one in folder.iterdir()}
-    if names and not names & {PLAN_FILE, LOCK_FILE}:
-        raise OutputExistsError(f"{folder}: already exists and is not a campaign; choose another `--out`")
-    with locked(folder / LOCK_FILE):
-        path = folder / PLAN_FILE
-        found = read_mark(path)
-        if found is not None:
-            wanted = json.loads(json.dumps(plan))
-            differences = _differences({**found, **_still_free(folder, wanted)}, wanted)
-            if differences:
-                raise OutputExistsError(
-                    f"{folder}: holds a campaign with {'; '.join(differences)}; choose another `--out`, or give the "
-                    "same settings to resume it"
-                )
-            if found != wanted:
-                write_mark(path, plan)
-        elif any(one.name != LOCK_FILE for one in folder.iterdir()):
-            raise OutputExistsError(f"{folder}: already exists and is not a campaign; choose another `--out`")
-        else:
-            write_mark(path, plan)
-        try:
-            yield
-        except EquiscreenError:
-            _forget(folder)
-            raise
-
-
-def _still_free(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a plan that nothing in a folder depends on yet."""
-    return {
-        name: plan[name]
-        for name, outputs in _FIRST_USE.items()
-        if not any((folder / f"{output}{ending}").exists() for output in outputs for ending in ("", ".partial"))
-    }
-
-
-def _forget(folder: Path) -> None:
-    """Let a folder in which no step has begun take another campaign, such as one whose mistake is mended."""
-    records = {PLAN_FILE, LOCK_FILE, SETTINGS_FILE}
-    if {one.name for one in folder.iterdir()} <= records:
-        for name in (PLAN_FILE, SETTINGS_FILE):
-            (folder / name).unlink(missing_ok=True)
-
-
-def _differences(found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    """How the campaign in a folder differs from another one, as text."""
-    differences = []
-    for name in plan:
-        old, new = found.get(name), plan[name]
-        if old == new:
-            continue
-        if name == "relaxation" and None in (old, new):
-            continue  # `relax` differs too
-        if name in _DIFFERENCES:
-            differences.append(_DIFFERENCES[name])
-        elif isinstance(old, Mapping) and isinstance(new, Mapping):
-            differences += [
-                f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in new if old.get(key) != new[key]
-            ]
-        else:
-            differences.append(f"{name} {old!r} instead of {new!r}")
-    return differences

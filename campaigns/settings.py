@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
 from ..pipeline.energy_schemes import SCHEMES
 from ..pipeline.errors import DISK_FULL, ConfigError, detail
 from ..pipeline.redaction import redact_urls
-from ..pipeline.sources.discovery import OPTIMADE_PREFIX
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
 from ..pipeline.suggestions import unknown_name
+from ..screening.convex_hull.hull import NEAR
 from ..screening.relaxation.batched import RelaxSettings
 from .models.catalog import is_known
 from .references.fetch import MP
@@ -25,7 +27,8 @@ from .references.fetch import MP
 DEFAULT_MODEL = "7net-0"
 # Endings of a campaign file.
 SUFFIXES = (".yaml", ".yml")
-_PATHS = ("sources", "references")
+# Settings that hold paths, each with the names of servers that are no paths.
+_PATHS: Mapping[str, frozenset[str]] = {"sources": frozenset(), "references": frozenset({MP})}
 # Largest number of structures: that of 64 bits.
 _MOST = 2**63 - 1
 # What pydantic calls by the names of Python's types.
@@ -51,6 +54,10 @@ class RankSettings(BaseModel):
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
         scheme: Energy scheme of references that state none.
+        relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
+            model's own energies.
+        within: Largest energy above hull of structures that count as near the hull, eV/atom. Their probability is given
+            if the model is an ensemble, or if its error is known and the structures are relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection, see `equiscreen.screening.select`.
@@ -65,6 +72,8 @@ class RankSettings(BaseModel):
     model: str = DEFAULT_MODEL
     references: tuple[str, ...] = ()
     scheme: str | None = None
+    relax_references: bool = False
+    within: float = Field(default=NEAR, ge=0, allow_inf_nan=False)
     relax: bool = True
     relaxation: RelaxSettings = RelaxSettings()
     where: str | None = None
@@ -75,7 +84,13 @@ class RankSettings(BaseModel):
     @field_validator(*_PATHS, mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return (str(value),) if isinstance(value, str | Path) else value
+        return path_names(value) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _has_references(self) -> Self:
+        if self.relax_references and not self.references:
+            raise ValueError("relax_references needs references")
+        return self
 
     @field_validator("scheme")
     @classmethod
@@ -114,10 +129,13 @@ class RankSettings(BaseModel):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         folder = Path(path).parent
-        paths = {name: _moved(name, getattr(settings, name), lambda p: folder / p) for name in _PATHS}
+        paths = {
+            name: tuple(_moved(one, partial(_joined, folder), servers) for one in getattr(settings, name))
+            for name, servers in _PATHS.items()
+        }
         model = settings.model
-        is_file = not is_known(model) and (folder / model).exists()
-        return settings.model_copy(update={**paths, "model": str(folder / model) if is_file else model})
+        moved = str(folder / model) if not is_known(model) and (folder / model).exists() else model
+        return settings.model_copy(update={**paths, "model": moved})
 
     def save(self, path: Path) -> None:
         """Write a campaign file, with paths relative to its folder and without secrets in URLs.
@@ -127,9 +145,10 @@ class RankSettings(BaseModel):
         """
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
-        for name in _PATHS:
+        relative = partial(os.path.relpath, start=folder)
+        for name, servers in _PATHS.items():
             if name in content:
-                content[name] = [*_moved(name, content[name], lambda p: os.path.relpath(p, folder))]
+                content[name] = [_moved(one, relative, servers) for one in content[name]]
         if not is_known(self.model) and Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
         try:
@@ -140,16 +159,18 @@ class RankSettings(BaseModel):
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _moved(setting: str, sources: Sequence[str], move: Callable[[str], Path | str]) -> tuple[str, ...]:
-    """Sources or references, with relative paths made relative to another folder and no secrets in URLs."""
+def _joined(folder: Path, path: str) -> str:
+    """A path in a folder, without ``..``, so that a campaign file names its sources as the command did."""
+    joined = str(folder / path)
+    plain = os.path.normpath(joined)
+    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined  # a link may lead elsewhere
 
-    def moved(source: str) -> str:
-        if "://" in source or source.startswith(OPTIMADE_PREFIX):
-            return redact_urls(source)
-        is_fixed = Path(source).is_absolute() or (setting == "references" and source == MP)
-        return source if is_fixed else str(move(source))
 
-    return tuple(map(moved, sources))
+def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[str]) -> str:
+    """A source whose path is moved; names of servers and URLs, which have no relative path, stay as they are."""
+    if "://" in source or source.startswith(OPTIMADE_PREFIX):
+        return redact_urls(source)
+    return source if source in servers else str(move(source))
 
 
 def _words(problem: Any, known: Mapping[str, Any]) -> str:
@@ -159,7 +180,5 @@ def _words(problem: Any, known: Mapping[str, Any]) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         section, key = problem["loc"]
         return f"{section}: {unknown_name('setting', str(key), [one.name for one in fields(RelaxSettings)])}"
-    if problem["type"] in _EXPECTED:
-        return f"{name}: {_EXPECTED[problem['type']]}"
-    text = problem["msg"].removeprefix("Value error, ")
+    text = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     return f"{name}: {text[:1].lower()}{text[1:]}" if name else text

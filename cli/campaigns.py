@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .interruption import resumable
-from .options import Device, Limit, Overwrite, References, Scheduler, Scheme
+from .options import Device, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
 
 
@@ -30,6 +30,7 @@ def rank(
     out: Annotated[Path, typer.Option(help="Folder to write; to resume, run the same command again.")] = Path(
         "results"
     ),
+    estimate: Estimate = False,
     relax: Annotated[
         bool, typer.Option("--relax/--no-relax", help="Relax the structures, or score them as they are.")
     ] = True,
@@ -37,10 +38,20 @@ def rank(
         str | None, typer.Option(help="Filter expression, as for `equiscreen select --where`.", show_default="all")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of best structures to write.")] = 100,
+    relax_references: Annotated[
+        bool,
+        typer.Option(
+            "--relax-references",
+            help="Also relax the structures of --references with the model, and give the distance to their hull in the "
+            "model's own energies.",
+        ),
+    ] = False,
+    within: Within = 0.05,
     scheme: Scheme = None,
     limit: Limit = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove the campaign that --out holds, and start again.")] = False,
     save_config: Annotated[
         Path | None,
         typer.Option(help="Also write the settings to this campaign file.", show_default="OUT/campaign.yaml only"),
@@ -56,6 +67,7 @@ def rank(
     Example:
         equiscreen rank candidates/*.cif --references entries.json.gz
     """
+    from ..campaigns.estimate import estimate as campaign_cost
     from ..campaigns.ranking import run
     from ..campaigns.settings import SUFFIXES, RankSettings
     from ..screening.dataset.ranked_table import RankedTable
@@ -70,6 +82,8 @@ def rank(
             model=model,
             references=references or (),
             scheme=scheme,
+            relax_references=relax_references,
+            within=within,
             relax=relax,
             where=where,
             top=top,
@@ -78,8 +92,11 @@ def rank(
         )
     if save_config is not None:
         settings.save(save_config)
+    if estimate:
+        account(campaign_cost(settings, progress=shows_progress(), note=tell))
+        return
     with resumable():
-        found = run(settings, out, scheduler=scheduler, progress=shows_progress(), note=tell)
+        found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
     best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"
     account(f"{RankedTable(found).text()}\n{best}", found, path=out)
 

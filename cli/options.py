@@ -71,6 +71,14 @@ Scheme = Annotated[
         "or own."
     ),
 ]
+Within = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Largest energy above hull of structures that count as near the hull, in eV/atom; their probability is "
+        "given if the model is an ensemble or its error is known.",
+    ),
+]
 MovedStore = Annotated[
     str | None,
     typer.Option(

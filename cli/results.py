@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .interruption import resumable
-from .options import MovedStore, Overwrite, References, Scheme
+from .options import MovedStore, Overwrite, References, Scheme, Within
 from .terminal.account import account, shows_progress
 
 
@@ -27,6 +27,14 @@ def hull(
     ] = None,
     scheme: Scheme = None,
     store: MovedStore = None,
+    model_references: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="R.zarr",
+            help="References relaxed with the candidates' own model (`equiscreen relax`), elements included: adds the "
+            "distance to the hull in the model's own energies. Repeatable.",
+        ),
+    ] = None,
     unrelaxed_references: Annotated[
         bool,
         typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references for relaxed structures."),
@@ -39,6 +47,15 @@ def hull(
             "structures.",
         ),
     ] = False,
+    within: Within = 0.05,
+    error: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the model's errors in energies above hull, eV/atom: adds the probabilities of "
+            "being below the hull and of being at most --within above it. Those of an ensemble come from its spread.",
+            show_default="not known",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every structure's energy above the convex hull.
@@ -67,8 +84,11 @@ def hull(
             target,
             scheme=scheme,
             store=store,
+            model_references=model_references or (),
             unrelaxed_references=unrelaxed_references,
             exclude_self=exclude_self,
+            within=within,
+            error=error,
             overwrite=overwrite,
             progress=shows_progress(),
         )

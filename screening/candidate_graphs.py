@@ -26,11 +26,13 @@ from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.target import ROOT_FILE, Target
 from ..pipeline.sources.discovery import (
     OPTIMADE_PREFIX,
+    Paths,
     file_name,
     find_files,
     inputs_digest,
     inputs_of,
     is_server,
+    path_names,
     server_name,
 )
 from ..pipeline.sources.formats import holds_structures
@@ -39,8 +41,6 @@ from ..pipeline.store.graph_store import GraphStore
 from ..pipeline.store.tables import FAILURES_FILE
 from ..pipeline.structures.structure import MAX_ATOMS
 from .dataset.paths import graphs_path
-
-Sources = Sequence[str | Path] | str | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PreparedGraphs:
 
 
 def prepare_graphs(
-    sources: Sources, model: Models, out: str | Path, options: RunOptions, *, append: bool = False
+    sources: Paths, model: Models, out: str | Path, options: RunOptions, *, append: bool = False
 ) -> PreparedGraphs:
     """Featurize the sources into a graph store beside the scores: the first step of `scoring.screen_files`.
 
@@ -78,7 +78,7 @@ def prepare_graphs(
         ModelFileError: As for `screen_files`.
         OutputExistsError: As for `screen_files`.
     """
-    named = source_names(sources)
+    named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
         return PreparedGraphs(store, "")
@@ -129,11 +129,6 @@ def sampled_graphs(named: Sequence[str], cutoff: float, limit: int | None) -> It
         sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
         report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
         yield str(whole), sample, round(report.stored * whole.records / report.read)
-
-
-def source_names(sources: Sources) -> list[str]:
-    """The sources as text, in a list."""
-    return [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
 
 
 def graph_store_of(named: Sequence[str]) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +14,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ..export.runtime.onnx_potential import OnnxPotential
-from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
+from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.provenance import recorded_path
-from ..pipeline.runs.lock import locked
-from ..pipeline.runs.marks import read_mark, write_mark
+from ..pipeline.runs.steps_folder import StepsFolder
 from ..pipeline.runs.target import ROOT_FILE
+from ..pipeline.sources.discovery import Paths, path_names
 from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
@@ -34,7 +32,15 @@ from .relaxation.relax import relax
 from .scoring.screen import screen
 
 FAST, FAST_HULL, CHOSEN, ACCURATE, RESULT = "fast.zarr", "fast.hull.zarr", "chosen.zarr", "accurate.zarr", "result.zarr"
-PLAN_FILE, LOCK_FILE = "cascade.json", "cascade.lock"
+_FOLDER = StepsFolder(
+    noun="cascade",
+    differences={
+        "store_hash": "other structures",
+        "models": "other models",
+        "references": "other references",
+        "equiscreen": "another version of equiscreen",
+    },
+)
 CONFIDENCE = 0.95
 _BATCH = 512
 
@@ -83,10 +89,10 @@ def cascade(
     fast: str | Path,
     accurate: str | Path,
     out: str | Path,
-    references: Sequence[str | Path] | str | Path,
+    references: Paths,
     settings: CascadeSettings | None = None,
     *,
-    fast_references: Sequence[str | Path] | str | Path | None = None,
+    fast_references: Paths | None = None,
     relaxation: RelaxSettings | None = None,
     scheme: str | None = None,
     device: str = "cpu",
@@ -150,7 +156,9 @@ def cascade(
         "equiscreen": version("equiscreen"),
     }
     common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
-    with _folder(folder, plan):
+    with _FOLDER.opened(
+        folder, plan, [store, fast, accurate, *path_names(references), *path_names(fast_references or ())]
+    ):
         if not (folder / FAST).exists():
             screen(store, fast, folder / FAST, **common)
         if not (folder / FAST_HULL).exists():
@@ -283,36 +291,7 @@ def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: Cas
         write_root_attributes(path / ROOT_FILE, {"cascade": about})
 
 
-def _versions(references: Sequence[str | Path] | str | Path | None, folder: Path) -> list[list[str]]:
+def _versions(references: Paths | None, folder: Path) -> list[list[str]]:
     """Name and version of the content of each file of references, as the folder of a cascade records them."""
-    found = [content_version(path) for path in _listed(references)]
-    return [[recorded_path(path, folder / PLAN_FILE), *version] for path, *version in found]
-
-
-def _listed(references: Sequence[str | Path] | str | Path | None) -> list[str]:
-    if references is None:
-        return []
-    return [str(references)] if isinstance(references, str | Path) else [str(path) for path in references]
-
-
-@contextmanager
-def _folder(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Lock the folder of a cascade, and check that it belongs to this plan.
-
-    Raises:
-        OutputExistsError: The folder holds something else, or another run is using it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / LOCK_FILE):
-        path = folder / PLAN_FILE
-        if path.exists():
-            if read_mark(path) != json.loads(json.dumps(plan)):
-                raise OutputExistsError(
-                    f"{folder}: holds a cascade with different structures, models or settings, or its {PLAN_FILE} is "
-                    "damaged; choose another `--out`"
-                )
-        elif any(one.name != LOCK_FILE for one in folder.iterdir()):
-            raise OutputExistsError(f"{folder}: already exists and is not a cascade; choose another `--out`")
-        else:
-            write_mark(path, plan)
-        yield
+    found = [content_version(path) for path in path_names(references or ())]
+    return [[recorded_path(path, folder / _FOLDER.plan_file), *version] for path, *version in found]

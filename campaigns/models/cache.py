@@ -116,7 +116,7 @@ def usable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise
+            raise OSError(error.errno, error.strerror, str(path.parent)) from error
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)
         raise EquiscreenError(
             f"{path.parent}: the cache cannot be used ({reason}); set {VARIABLE} to a folder that you can write"

@@ -19,6 +19,10 @@ _EDGES_PER_SECOND = {"7net-0": 47_000}
 # Largest difference between the energies of 32 random structures and of their mirror images, eV/atom, as `equiscreen
 # import` prints it (torch 2.13): a lower bound for other structures.
 _MIRROR_VIOLATION = {"7net-0": 1e-4, "7net-l3i5": 2e-4, "7net-mf-0/PBE": 9e-4, "7net-mf-0/R2SCAN": 6e-4}
+# Root mean square error of energies above hull, eV/atom, on the 215,488 unique prototypes of WBM, crystals that are not
+# in the training data: Matbench Discovery (Riebesell et al., Nat. Mach. Intell. 7, 836 (2025)), `discovery` in the
+# models' YAML files of its repository.
+_HULL_ERROR = {"7net-0": 0.092, "7net-l3i5": 0.087, "nequix-mp-1-pft": 0.085}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ class CatalogModel:
         return 0.0 if self.published.symmetry == "o3" else _MIRROR_VIOLATION.get(self.name)
 
     @property
+    def hull_error(self) -> float | None:
+        """Root mean square error of energies above hull of relaxed new crystals, eV/atom; None if not known."""
+        return _HULL_ERROR.get(self.name)
+
+    @property
     def edges_per_second(self) -> int | None:
         """Measured speed, edges/s on two cores; None if it was not measured."""
         return _EDGES_PER_SECOND.get(self.name)
@@ -79,6 +88,7 @@ class CatalogModel:
             "cutoff_angstrom": weights.cutoff,
             "symmetry": weights.symmetry,
             "mirror_violation_eV_per_atom": self.mirror_violation,
+            "hull_error_eV_per_atom": self.hull_error,
             "size_bytes": weights.size,
             "edges_per_second": self.edges_per_second,
             "source": self.source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.sources.discovery import OPTIMADE_PREFIX
+from ...pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
 from ...pipeline.structures.structure import Structure
 from ...pipeline.suggestions import unknown_name
 from ...screening.chemistry.composition import Compositions
@@ -66,7 +66,7 @@ _SCHEMA = pa.schema(
 
 
 def fetch_references(
-    what: Sequence[str | Path] | str | Path,
+    what: Paths,
     systems: Iterable[frozenset[str]] | None,
     out: str | Path,
     *,
@@ -101,7 +101,7 @@ def fetch_references(
         SourceError: A source cannot be read, or a server fails.
         OutputExistsError: The table exists, cannot be written, or another run is writing it.
     """
-    target, given = Path(out), [str(one) for one in ([what] if isinstance(what, str | Path) else what)]
+    target, given = Path(out), path_names(what)
     for name in (scheme, assumed or scheme):
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))
@@ -127,6 +127,11 @@ def fetch_references(
         with locked(work / _LOCK):
             rows: list[dict[str, Any]] = []
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
+            if not rows:
+                raise ConfigError(
+                    f"{', '.join(map(redact_urls, given))}: no reference lies in the chemical systems of the "
+                    "candidates; use references that cover their elements"
+                )
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)
             shutil.rmtree(work)
@@ -190,7 +195,7 @@ def _gather(
     if not found and left_out.by_reason:
         first, because = next(iter(left_out.because.items()))
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons["left_out_by_reason"].items())
-        raise ConfigError(f"{name}: no reference can be used ({counted}; the first, {first}: {because})")
+        raise ConfigError(f"{redact_urls(what)}: no reference can be used ({counted}; the first, {first}: {because})")
     read = found + left_out.outside + left_out.by_reason.total() + counts["duplicate"]
     return SourceAccount(
         name,
@@ -314,15 +319,7 @@ def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any
 def _account(
     rows: list[dict[str, Any]], sources: list[SourceAccount], systems: ChemicalSystems, scheme: str
 ) -> ReferencesAccount:
-    """The account of a whole table.
-
-    Raises:
-        ConfigError: It has no row.
-    """
-    if not rows:
-        raise ConfigError(
-            f"{', '.join(one.source for one in sources)}: no reference lies in the chemical systems of the candidates"
-        )
+    """The account of a whole table."""
     by_system = Counter(system_name(row["system"]) for row in rows)
     run_types: Counter[str] = Counter()
     for one in sources:

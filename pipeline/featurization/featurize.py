@@ -20,7 +20,16 @@ from ..runs.options import RunOptions
 from ..runs.parts import PartManifest
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging
-from ..sources.discovery import OPTIMADE_PREFIX, find_files, inputs_digest, inputs_of, is_server, server_name
+from ..sources.discovery import (
+    OPTIMADE_PREFIX,
+    Paths,
+    find_files,
+    inputs_digest,
+    inputs_of,
+    is_server,
+    path_names,
+    server_name,
+)
 from ..sources.files import SourceFile
 from ..sources.formats import Format
 from ..store.dedup import Dedup
@@ -40,7 +49,7 @@ MAX_CUTOFF = 100.0
 
 
 def featurize(
-    sources: Sequence[str | Path] | str | Path,
+    sources: Paths,
     out: str | Path,
     *,
     cutoff: float | None = None,
@@ -91,7 +100,7 @@ def featurize(
         StoreError: The store to append to cannot be read, or has a different cutoff.
     """
     begin = time.monotonic()
-    named = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    named = path_names(sources)
     options = options or ReadOptions()
     files, servers = _find_sources(named, options)
     mapping = (labels or LabelMapping()).with_ase_defaults()

@@ -22,6 +22,7 @@ from ..suggestions import unknown_name
 from .files import SHA256, UNREADABLE, SourceFile, printable, stamp_of
 from .formats import Format, holds_structures
 
+Paths = Sequence[str | Path] | str | Path
 OPTIMADE_PREFIX = "optimade:"
 # Parameters of a query that say what was asked for, and are recorded.
 _OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
@@ -34,6 +35,11 @@ _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz|txz)(\.(gz|bz2|xz|zst))?$", re.IGNORE
 # File system metadata that change when a file changes.
 _TOKENS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "CRC", "sha")
 _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
+
+
+def path_names(paths: Paths) -> list[str]:
+    """One path or URL, or several, as a list of text."""
+    return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
 def find_files(sources: Sequence[str | Path], form: Format | None = None) -> list[SourceFile]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ...pipeline.store.schema import TEXT, ArraySpec, flags, structure_array
 from ..dataset.scores import UNRELAXED
@@ -17,16 +18,15 @@ _ENERGY_COLUMNS = {
     "energy_above_joint_hull": "corrected energy above the hull of references and all candidates; negative only where "
     "the model extrapolates, since such energies are not part of a hull",
 }
-_MEMBER_COLUMNS = {
-    "energy_above_hull_std": ("standard deviation of energy_above_hull over the members of the ensemble", "eV/atom"),
-    "probability_below_hull": (
-        "probability of a negative energy_above_hull, from the mean and standard deviation of the members, assuming a "
-        "normal distribution",
-        "1",
-    ),
+_STD = "energy_above_hull_std"
+_PROBABILITIES = ("probability_below_hull", "probability_near_hull")
+_MODEL_COLUMNS = {
+    "energy_above_model_hull": "corrected energy above the hull of reference structures relaxed with the same model, "
+    "in the model's own energies; negative below it",
 }
+_DECOMPOSITION = "competing phases: fraction of the structure's atoms in each, formula, id"
 _EXCLUDED = "; the own phase of the structure, recognised by structure, is left out of the hull"
-_OTHER_COLUMNS = ("correction_per_atom", "decomposition", "hull_status")
+_OTHER_COLUMNS = ("correction_per_atom", "decomposition", "model_decomposition", "hull_status")
 
 
 def suffix(*, relaxed: bool) -> str:
@@ -34,46 +34,79 @@ def suffix(*, relaxed: bool) -> str:
     return "" if relaxed else UNRELAXED
 
 
-def hull_arrays(*, relaxed: bool, members: bool, lower_bound: bool, exclude_self: bool) -> tuple[ArraySpec, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HullOptions:
+    """What a hull is made of, and what is added to the scores.
+
+    Attributes:
+        lower_bound: Whether there are no references, so that energies above hull are lower bounds.
+        exclude_self: Whether each structure's own phase is left out of its hull.
+        model_hull: Whether there is a hull in the model's own energies too.
+        within: Largest energy above hull of structures that count as near the hull, eV/atom.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
+            spread of an ensemble takes its place.
+    """
+
+    lower_bound: bool
+    exclude_self: bool
+    model_hull: bool
+    within: float
+    error: float | None
+
+
+def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[ArraySpec, ...]:
     """Arrays that a hull adds to the scores.
 
     Args:
+        options: Options of the hull.
         relaxed: Whether the structures were relaxed.
         members: Whether the scores have the energies of the members of an ensemble.
-        lower_bound: Whether there are no references, so that energies above hull are lower bounds.
-        exclude_self: Whether each structure's own phase is left out of its hull.
     """
     end = suffix(relaxed=relaxed)
-
     notes = {
-        "energy_above_hull": (_EXCLUDED if exclude_self else "") + (_LOWER_BOUND if lower_bound else ""),
-        "energy_above_joint_hull": _LOWER_BOUND if lower_bound else "",
+        "energy_above_hull": (_EXCLUDED if options.exclude_self else "")
+        + (_LOWER_BOUND if options.lower_bound else ""),
+        "energy_above_joint_hull": _LOWER_BOUND if options.lower_bound else "",
     }
     specs = [
         structure_array(f"{name}{end}", "float64", text + notes.get(name, ""), units="eV/atom")
         for name, text in _ENERGY_COLUMNS.items()
     ]
     if members:
+        text = "standard deviation of energy_above_hull over the members of the ensemble"
+        specs.append(structure_array(f"{_STD}{end}", "float64", text, units="eV/atom"))
+    if members or options.error is not None:
+        spread = f"{_STD}{end}" if members else f"an error of {options.error} eV/atom"
+        texts = ("a negative energy_above_hull", f"an energy_above_hull of at most {options.within} eV/atom")
         specs += [
-            structure_array(f"{name}{end}", "float64", text, units=unit)
-            for name, (text, unit) in _MEMBER_COLUMNS.items()
+            structure_array(
+                f"{name}{end}",
+                "float64",
+                f"probability of {text}; from {spread}, assuming a normal distribution",
+                units="1",
+            )
+            for name, text in zip(_PROBABILITIES, texts, strict=True)
+        ]
+    if options.model_hull:
+        specs += [
+            *(
+                structure_array(f"{name}{end}", "float64", text, units="eV/atom")
+                for name, text in _MODEL_COLUMNS.items()
+            ),
+            structure_array("model_decomposition", TEXT, f"{_DECOMPOSITION}, on the hull in the model's own energies"),
         ]
     return (
         *specs,
         structure_array(
             "correction_per_atom", "float64", "correction included in the corrected energy", units="eV/atom"
         ),
-        structure_array(
-            "decomposition",
-            TEXT,
-            "competing phases: fraction of the structure's atoms in each, formula, id",
-        ),
+        structure_array("decomposition", TEXT, _DECOMPOSITION),
         structure_array("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
     )
 
 
 def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
     """Arrays of the scores that the hull keeps; columns of an earlier hull are recomputed."""
-    energies = (*_ENERGY_COLUMNS, *_MEMBER_COLUMNS)
+    energies = (*_ENERGY_COLUMNS, _STD, *_PROBABILITIES, *_MODEL_COLUMNS)
     replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
     return tuple(spec for name, spec in scores.items() if name not in replaced)

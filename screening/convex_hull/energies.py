@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
+from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import GRAPH_SCHEMA, ArraySpec
 from ..chemistry.composition import Compositions
 from ..chemistry.functionals import GGA, GGA_U
 from ..dataset.labels import LABELLED, label_arrays
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import RELIABLE_STATUSES, SCORES_SCHEMA, USABLE_STATUSES
+from ..dataset.scores import RELIABLE_STATUSES, USABLE_STATUSES
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 
 RELAXED = "relaxed"
@@ -61,7 +62,8 @@ class ScoredEnergies(ScoresReader):
     Args:
         path: Path or URL of the dataset of a screen, relaxation or hull; or of the graph store.
         store: Path of its graph store, if it is not where the dataset says.
-        labels: Energy scheme of the labels of a graph store; None for a scores dataset.
+        labelled: The graph store, if the energies are its labels.
+        labels: Energy scheme of these labels.
 
     Attributes:
         scheme: Energy scheme of the model.
@@ -72,9 +74,13 @@ class ScoredEnergies(ScoresReader):
         StoreError: The dataset is missing, unfinished, not a scores dataset, or has no energies.
     """
 
-    def __init__(self, path: str | Path, store: str | Path | None = None, *, labels: str | None = None) -> None:
-        self._scheme_of_labels = labels
-        self._schema = SCORES_SCHEMA if labels is None else GRAPH_SCHEMA
+    def __init__(
+        self, path: str | Path, store: str | Path | None = None, *, labelled: GraphStore | None = None, labels: str = ""
+    ) -> None:
+        self._labelled, self._scheme_of_labels = labelled, labels
+        if labelled is not None:
+            self._schema = GRAPH_SCHEMA
+            vars(self)["graphs"] = labelled  # which the property would open again
         super().__init__(path, store)
         if "energy" not in self.specs:
             raise StoreError(f"{path}: has no energy; a hull needs a screen with energies")
@@ -89,12 +95,12 @@ class ScoredEnergies(ScoresReader):
         )
 
     def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
-        return super()._open() if self._scheme_of_labels is None else label_arrays(self.path, self._scheme_of_labels)
+        return super()._open() if self._labelled is None else label_arrays(self._labelled, self._scheme_of_labels)
 
     @property
     def labelled(self) -> bool:
         """Whether the energies are the labels of a graph store."""
-        return self._scheme_of_labels is not None
+        return self._labelled is not None
 
     @property
     def n_members(self) -> int:

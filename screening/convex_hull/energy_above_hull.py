@@ -18,7 +18,7 @@ from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.runs.staging import Staging
 from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
-from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, kept_arrays, suffix
+from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, HullOptions, kept_arrays, suffix
 from .energies import EnergyRows, ScoredEnergies
 from .levels import Levels, levels_of
 from .mp2020 import MP2020
@@ -211,25 +211,46 @@ def find_hull(
 
 
 def write_distances(
-    candidates: CandidateEnergies, hull: ConvexHull, staging: Staging, bar: ProgressReport
+    candidates: CandidateEnergies,
+    hull: ConvexHull,
+    model_hull: ConvexHull | None,
+    options: HullOptions,
+    staging: Staging,
+    bar: ProgressReport,
 ) -> list[PartManifest]:
-    """Write a part with all arrays of the output for each chunk of rows, except for parts that are there already."""
+    """Write a part with all arrays of the output for each chunk of rows, except for parts that are there already.
+
+    Args:
+        candidates: Energies of the candidates.
+        hull: The hull of the references.
+        model_hull: The hull of the references in the model's own energies, if there is one.
+        options: Options of the hull.
+        staging: Folders of the run.
+        bar: Progress.
+    """
     scores, done = candidates.scores, staging.manifests()
-    above_hull = f"energy_above_hull{suffix(relaxed=scores.relaxed)}"
+    end = suffix(relaxed=scores.relaxed)
     for number, rows in enumerate(candidates.chunks()):
         size = rows.stop - rows.start
         key = PartKey(number, 0, size)
         if key not in done:
-            arrays = _hull_columns(scores, rows, candidates.compositions, hull)
+            arrays = _hull_columns(scores, rows, candidates.compositions, hull, options)
             status = np.bincount(np.asarray(arrays["hull_status"]), minlength=len(HULL_STATUSES)).tolist()
-            below = np.asarray(arrays[above_hull])[rows.competes] < 0  # a nonsense energy is below any hull
-            notes = {"status": status, "below": int(below.sum())}
+            notes = {"status": status, "below": _below(arrays[f"energy_above_hull{end}"], rows)}
+            if model_hull is not None:
+                arrays |= _model_hull_columns(rows, candidates.compositions, model_hull, end)
+                notes["below_model"] = _below(arrays[f"energy_above_model_hull{end}"], rows)
             for spec in kept_arrays(scores.specs):
                 values = scores.column(spec.name, rows.start, rows.stop)
                 arrays[spec.name] = values.tolist() if spec.dtype == TEXT else values
             done[key] = write_part(staging.parts, key, arrays, {"read": size}, notes)
         bar.advance(size)
     return [done[key] for key in sorted(done)]
+
+
+def _below(above_hull: PartArray, rows: EnergyRows) -> int:
+    """Number of rows below a hull; a nonsense energy, which is below any hull, does not count."""
+    return int((np.asarray(above_hull)[rows.competes] < 0).sum())
 
 
 def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
@@ -281,13 +302,12 @@ def _elements_of(references: References, compositions: Compositions) -> set[str]
 
 
 def _hull_columns(
-    scores: ScoredEnergies, rows: EnergyRows, compositions: Compositions, hull: ConvexHull
+    scores: ScoredEnergies, rows: EnergyRows, compositions: Compositions, hull: ConvexHull, options: HullOptions
 ) -> dict[str, PartArray]:
     """The columns that the hull adds to some rows."""
     composition, energy, levels = rows.composition, rows.energy, hull.levels
     row_hulls = _row_hulls(rows, hull)
-    above, joint = energy - row_hulls.energy, energy - levels.joint[composition]
-    above = np.where(np.abs(above) < _ZERO, 0.0, above)
+    above, joint = _distance(energy, row_hulls.energy), energy - levels.joint[composition]
     columns = {
         "corrected_energy_per_atom": energy,
         "formation_energy_per_atom": energy - levels.elemental[composition],
@@ -297,8 +317,10 @@ def _hull_columns(
     members = scores.member_energies(rows)
     if members is not None:
         distances = _member_distances(members, composition, row_hulls, hull)
-        std, probability = _spread(distances)
-        columns |= {"energy_above_hull_std": std, "probability_below_hull": probability}
+        std = distances.std(axis=1, ddof=1) if distances.shape[1] > 1 else np.zeros(len(distances))
+        columns |= {"energy_above_hull_std": std, **_probabilities(distances.mean(axis=1), std, options)}
+    elif options.error is not None:
+        columns |= _probabilities(above, np.full(len(above), options.error), options)
     end = suffix(relaxed=scores.relaxed)
     status = np.where(np.isnan(energy), NO_ENERGY, np.where(np.isnan(above), MISSING_REFERENCE, OK))
     return {
@@ -307,6 +329,24 @@ def _hull_columns(
         "hull_status": status.astype(np.uint8),
         "decomposition": _decompositions(composition, row_hulls, status, compositions, hull),
     }
+
+
+def _model_hull_columns(
+    rows: EnergyRows, compositions: Compositions, hull: ConvexHull, end: str
+) -> dict[str, PartArray]:
+    """The columns that the hull in the model's own energies adds to some rows, with `end` after names of energies."""
+    row_hulls = _row_hulls(rows, hull)
+    status = np.where(np.isnan(row_hulls.energy), MISSING_REFERENCE, OK)
+    return {
+        f"energy_above_model_hull{end}": _distance(rows.energy, row_hulls.energy),
+        "model_decomposition": _decompositions(rows.composition, row_hulls, status, compositions, hull),
+    }
+
+
+def _distance(energy: NDArray[np.float64], hull: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[n], energies above a hull (eV/atom), without rounding errors around zero."""
+    above = energy - hull
+    return np.where(np.abs(above) < _ZERO, 0.0, above)
 
 
 def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
@@ -336,14 +376,23 @@ def _member_distances(
     return members - hulls
 
 
-def _spread(distances: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Standard deviation over the members, and probability of a negative distance."""
-    mean = distances.mean(axis=1)
-    std = distances.std(axis=1, ddof=1) if distances.shape[1] > 1 else np.zeros(len(distances))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(std > 0, -mean / std, np.where(mean < 0, np.inf, -np.inf))
-    z = np.where(np.isnan(mean), np.nan, z)
-    return std, np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
+def _probabilities(
+    above: NDArray[np.float64], std: NDArray[np.float64], options: HullOptions
+) -> dict[str, NDArray[np.float64]]:
+    """Probabilities of each row to be below the hull and near it, for normally distributed errors.
+
+    Args:
+        above: float64[n], energies above hull (eV/atom).
+        std: float64[n], their standard deviations (eV/atom).
+        options: Options of the hull, which say what is near.
+    """
+    found = {}
+    for name, level in (("probability_below_hull", 0.0), ("probability_near_hull", options.within)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(std > 0, (level - above) / std, np.where(above < level, np.inf, -np.inf))
+        z = np.where(np.isnan(above), np.nan, z)
+        found[name] = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
+    return found
 
 
 def _decompositions(

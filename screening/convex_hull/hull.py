@@ -17,33 +17,38 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.sources.discovery import Paths, path_names
 from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputFile, InputStore, StoreWriter
 from ..chemistry.composition import Compositions
-from ..dataset.labels import LABELLED, is_graph_store
+from ..dataset.labels import LABELLED, graph_store_at
 from ..dataset.paths import hull_path
 from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
-from .columns import HULL_STATUSES, hull_arrays, kept_arrays
+from .columns import HULL_STATUSES, HullOptions, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
 from .energy_above_hull import ConvexHull, find_hull, read_energies, write_distances
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
+# Largest energy above hull of structures that count as near the hull, eV/atom.
+NEAR = 0.05
 # Elements that a summary names.
 _NAMED = 10
 
 
 def hull(
     scores: str | Path,
-    references: Sequence[str | Path] | str | Path = (),
+    references: Paths = (),
     out: str | Path | None = None,
     *,
     scheme: str | None = None,
     store: str | Path | None = None,
+    model_references: Paths = (),
     unrelaxed_references: bool = False,
     exclude_self: bool = False,
+    within: float = NEAR,
+    error: float | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -60,6 +65,12 @@ def hull(
     left out for that structure, so that a stable known phase gets the (negative) distance to the hull of all others.
     Phases are recognised by structure alone. Names never matter. Elements are always measured against their own
     references.
+
+    With `model_references`, the distance to a second hull is added: that of reference structures relaxed with the
+    candidates' own model, elements included. There, errors that the model makes for all similar crystals cancel.
+
+    With the energies of an ensemble's members, or a known `error` of the model, the probabilities are added that the
+    structure is below the hull, and that it is at most `within` above it.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     that state another functional or energy scheme than that of the candidates (as run type, functional, tags of VASP or
@@ -81,8 +92,13 @@ def hull(
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
         scheme: Energy scheme of table rows and entries that state none, and of the energies of a graph store.
         store: Graph store of the candidates, if it is not where the scores say.
+        model_references: Datasets of references relaxed with the model of the candidates, for a hull in the model's
+            own energies.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         exclude_self: Leave out each structure's own phase among the references, which all need structures.
+        within: Largest energy above hull of structures that count as near the hull, eV/atom.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
+            spread of an ensemble takes its place.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
 
@@ -90,40 +106,56 @@ def hull(
         The dataset, opened.
 
     Raises:
-        ConfigError: References follow a different energy scheme or cannot be used, or an extra is not installed.
+        ConfigError: `within` or `error` is negative, references follow a different energy scheme or cannot be used, or
+            an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores or their graph store cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()
+    if within < 0 or (error is not None and error <= 0):
+        raise ConfigError("within must not be negative, and error must be positive (eV/atom)")
     candidates = _candidates(scores, store, scheme)
-    paths = [references] if isinstance(references, str | Path) else list(references)
+    paths, of_model = path_names(references), path_names(model_references)
     if exclude_self and not paths:
         raise ConfigError(
             f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
     # As they are before their content is hashed.
-    files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in paths]
-    versions = [content_version(str(path)) for path in paths]
+    files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in (*paths, *of_model)]
+    versions = [content_version(path) for path in (*paths, *of_model)]
+    recorded = [[recorded_path(path, target), *version] for path, *version in versions]
     identity = {
         "schema": SCORES_SCHEMA,
         "kind": "hull",
         "scores_hash": candidates.attrs.get("store_hash"),
-        "references": [[recorded_path(path, target), *version] for path, *version in versions],
+        "references": recorded[: len(paths)],
         "scheme": scheme,
+        "model_references": recorded[len(paths) :],
         "unrelaxed_references": unrelaxed_references,
         "exclude_self": exclude_self,
+        "within": within,
+        "error": error,
         "equiscreen": version("equiscreen"),
     }
-    options = RunOptions(overwrite=overwrite, progress=progress)
+    options = HullOptions(
+        lower_bound=not paths, exclude_self=exclude_self, model_hull=bool(of_model), within=within, error=error
+    )
     inputs = [
         InputStore(scores, candidates.hash, GRAPH_SCHEMA if candidates.labelled else SCORES_SCHEMA),
         *(InputStore(path, store_hash, SCORES_SCHEMA) for path, store_hash, *_ in versions if is_dataset(path)),
-        *(_graphs_of_references(str(path)) for path in paths if exclude_self and is_dataset(path)),
+        *(_graphs_of_references(path) for path in paths if exclude_self and is_dataset(path)),
     ]
     graphs = place_of_graphs(scores, candidates.attrs, store)
-    writer = StoreWriter("hull", target, identity, options, inputs=inputs, files=[*files, *filter(None, [graphs])])
+    writer = StoreWriter(
+        "hull",
+        target,
+        identity,
+        RunOptions(overwrite=overwrite, progress=progress),
+        inputs=inputs,
+        files=[*files, *filter(None, [graphs])],
+    )
     if writer.resume_publication() is not None:
         return open_scores(target)
     with writer.run(2 * len(candidates), "steps", on_workers=False) as run, run.staging.discarded_if_new():
@@ -138,24 +170,26 @@ def hull(
             allow_unrelaxed=unrelaxed_references,
             with_structures=exclude_self,
         )
+        own = (
+            read_references(
+                of_model,
+                candidates,
+                compositions,
+                corrections,
+                allow_unrelaxed=unrelaxed_references,
+                own_energies=True,
+            )
+            if of_model
+            else None
+        )
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
         found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
-        manifests = write_distances(energies, found, run.staging, run.bar)
-        specs = _specs(candidates, lower_bound=not paths, exclude_self=exclude_self)
-        digests = run.concatenate(specs, manifests)
+        model_hull = None if own is None else find_hull(energies, own, run.bar)
+        manifests = write_distances(energies, found, model_hull, options, run.staging, run.bar)
+        digests = run.concatenate(_specs(candidates, options), manifests)
         candidates.check_unchanged()
         run.publish(
-            digests,
-            _attrs(
-                target,
-                candidates,
-                found,
-                corrections,
-                manifests,
-                lower_bound=not paths,
-                exclude_self=exclude_self,
-                begin=begin,
-            ),
+            digests, _attrs(target, candidates, found, model_hull, corrections, manifests, options, begin=begin)
         )
     return open_scores(target)
 
@@ -167,16 +201,17 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
         ConfigError: They are a graph store, and `scheme` does not say what its energies are.
         StoreError: The scores or their graph store cannot be read, or have no energies.
     """
-    if not is_graph_store(scores):
+    graphs = graph_store_at(scores)
+    if graphs is None:
         return ScoredEnergies(scores, store)
-    if GraphStore(scores).attrs.get("relaxed_from"):
+    if graphs.attrs.get("relaxed_from"):
         raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{scores}: a graph store states no energy scheme; give that of its energies with --scheme: "
             f"{', '.join(SCHEMES)}"
         )
-    return ScoredEnergies(scores, labels=scheme)
+    return ScoredEnergies(scores, labelled=graphs, labels=scheme)
 
 
 def _graphs_of_references(path: str) -> InputStore:
@@ -194,7 +229,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     timing = attrs["timing"]
     return (
         f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
-        f"{_compared(found.attrs)}{_elements(attrs)}"
+        f"{_compared(found.attrs)}{_elements(attrs)}{_model_hull(attrs)}"
         f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
         f"{timing['structures_per_second']:,.0f} structures/s"
     )
@@ -221,6 +256,16 @@ def _elements(attrs: Mapping[str, Any]) -> str:
     symbols = added.get("elements", ())
     more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
     return f"; elements from {added['source']}: {', '.join(symbols[:_NAMED])}{more}" if symbols else ""
+
+
+def _model_hull(attrs: Mapping[str, Any]) -> str:
+    """How many structures are below the hull in the model's own energies."""
+    account = attrs.get("model_references")
+    if not account:
+        return ""
+    entries, left_out = (sum(entry[name] for entry in account) for name in ("entries", "left_out"))
+    lost = f" ({left_out:,} left out: no reliable energy)" if left_out else ""
+    return f"; {attrs['below_model_hull']:,} below the model's own hull of {entries:,} references{lost}"
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
@@ -251,14 +296,9 @@ def _without_compounds(attrs: Mapping[str, Any]) -> str:
     )
 
 
-def _specs(candidates: ScoredEnergies, *, lower_bound: bool, exclude_self: bool) -> tuple[ArraySpec, ...]:
+def _specs(candidates: ScoredEnergies, options: HullOptions) -> tuple[ArraySpec, ...]:
     """All arrays of the output."""
-    added = hull_arrays(
-        relaxed=candidates.relaxed,
-        members=candidates.n_members > 0,
-        lower_bound=lower_bound,
-        exclude_self=exclude_self,
-    )
+    added = hull_arrays(options, relaxed=candidates.relaxed, members=candidates.n_members > 0)
     return (*kept_arrays(candidates.specs), *added)
 
 
@@ -266,28 +306,30 @@ def _attrs(
     out: str,
     candidates: ScoredEnergies,
     found: ConvexHull,
+    model_hull: ConvexHull | None,
     corrections: MP2020 | None,
     manifests: Sequence[PartManifest],
+    options: HullOptions,
     *,
-    lower_bound: bool,
-    exclude_self: bool,
     begin: float,
 ) -> Mapping[str, Any]:
     """Attributes of the dataset: those of the scores, and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}
-    references = [{**entry, "path": recorded_path(entry["path"], out)} for entry in found.references.account]
     corrected = candidates.scheme == UNCORRECTED
     return {
         **kept,
         "hull": {
             "input": {"path": recorded_path(candidates.path, out), "store_hash": candidates.hash},
-            "references": references,
+            "references": _account(found, out),
+            "model_references": None if model_hull is None else _account(model_hull, out),
             "reference_entries": len(found.references.energy) - len(found.references.elements.get("elements", ())),
             "elemental_references": dict(found.elements),
-            "lower_bound": lower_bound,
-            "exclude_self": exclude_self,
+            "lower_bound": options.lower_bound,
+            "exclude_self": options.exclude_self,
+            "within": options.within,
+            "error": options.error,
             "own_phases_left_out": len(found.own),
             "without_compounds": found.without_compounds,
             "energy_scheme": candidates.scheme,
@@ -297,6 +339,9 @@ def _attrs(
             "not_competing": candidates.not_competing(),
             "missing_references": found.missing,
             "below_hull": sum(manifest.notes["below"] for manifest in manifests),
+            "below_model_hull": None
+            if model_hull is None
+            else sum(manifest.notes["below_model"] for manifest in manifests),
             "members": "own hull of each" if found.levels.members is not None else "one hull for all",
             "equiscreen": version("equiscreen"),
             "timing": {
@@ -305,3 +350,8 @@ def _attrs(
             },
         },
     }
+
+
+def _account(hull: ConvexHull, out: str) -> list[Mapping[str, Any]]:
+    """Summary of each file of references, for the attributes of the dataset `out`."""
+    return [{**entry, "path": recorded_path(entry["path"], out)} for entry in hull.references.account]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Annotated, Any
 
@@ -21,20 +20,8 @@ from ...pipeline.sources.files import SourceFile
 from ...pipeline.sources.formats import Format
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import MAX_COUNT, element_of_species
-from ..chemistry.functionals import (
-    GGA,
-    MIXED,
-    OF_SCHEME,
-    POTCAR_SECTIONS,
-    R2SCAN_FUNCTIONAL,
-    STATING,
-    Functional,
-    StatementError,
-    agreed,
-    named,
-    of_potcar,
-    of_vasp,
-)
+from ..chemistry.functionals import GGA, OF_SCHEME, R2SCAN_FUNCTIONAL, StatementError, of_potcar
+from ..chemistry.stated_calculation import StatedCalculation
 from .energies import basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
 from .references import (
@@ -53,23 +40,6 @@ from .references import (
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
 _NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
-# Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
-# which is the last that was run. In lower case.
-_SECTIONS = POTCAR_SECTIONS | {
-    "parameters",
-    "data",
-    "input",
-    "inputs",
-    "orig_inputs",
-    "calcs_reversed",
-    "attributes",
-    "metadata",
-    "settings",
-    "incar",
-}
-_MAX_DEPTH = 4
-# Fields of these parts that are read. In lower case.
-_READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
 # OMat24 has the Hubbard U and the POTCARs of the Materials Project, but for these (OMat24StaticSet in FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
@@ -106,85 +76,6 @@ class _Entry(_Section):
     parameters: _Parameters | None = None
     data: _Data | None = None
     structure: dict[str, Any] | None = None
-
-
-@dataclass
-class _Calculation:
-    """What an entry states, anywhere, about its calculation.
-
-    Attributes:
-        statements: Its functional, by the place of the statement.
-        titles: Titles of its POTCARs.
-        potcar_sets: Functionals that its POTCARs were made for.
-        is_matpes: Whether the entry is one of MatPES.
-    """
-
-    statements: dict[str, Functional] = field(default_factory=dict)
-    titles: list[str] = field(default_factory=list)
-    potcar_sets: set[str] = field(default_factory=set)
-    is_matpes: bool = False
-
-    def functional(self) -> Functional | None:
-        """The functional that the statements agree on; None if there is none.
-
-        Raises:
-            EntryLeftOutError: They contradict each other.
-        """
-        try:
-            found = agreed(self.statements.values())
-        except StatementError as error:
-            given = " and ".join(f"{one} in {place}" for place, one in self.statements.items())
-            raise EntryLeftOutError(error.reason, given) from error
-        if found is not None and (found.name or found.dispersion):
-            return found
-        # VASP's default is the functional of the POTCARs; but those of PBE are used with other functionals too.
-        other = self.potcar_sets - {GGA}
-        return Functional(min(other)) if other else None
-
-    @property
-    def with_u(self) -> bool:
-        """Whether any statement says that a Hubbard U was used."""
-        return any(one.with_u for one in self.statements.values())
-
-    @property
-    def without_u(self) -> bool:
-        """Whether any statement says that no Hubbard U was used."""
-        return any(one.with_u is False for one in self.statements.values())
-
-    def read(self, place: str, section: Mapping[str, object]) -> None:
-        """Add what a part of the entry states.
-
-        Args:
-            place: Its place in the entry.
-            section: Its content.
-
-        Raises:
-            EntryLeftOutError: A statement is malformed.
-        """
-        in_potcar = place.rpartition(".")[2].lower() in POTCAR_SECTIONS
-        for key, value in section.items():
-            name = str(key).lower()
-            if name not in _READ:
-                continue
-            where = f"{place}.{key}" if place else str(key)
-            if name == "matpes_id" and value is not None:
-                self.is_matpes = True
-            elif name == "potcar_functional" or (in_potcar and name == "functional"):
-                self.potcar_sets |= {of_potcar(text) for text in _texts(where, value)} - {""}
-            elif name in ("potcar_spec", "potcar_symbols"):
-                titles = _titles(where, value)
-                self.titles += titles
-                self.potcar_sets |= {of_potcar(title) for title in titles if len(title.split()) > 1} - {""}
-            elif name in ("hubbards", "is_hubbard") and place != "parameters" and _any_u(value):
-                self.statements[where] = Functional("", with_u=True)
-            elif name in STATING:
-                stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                # A mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
-                known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
-                self.statements |= known
-        by_tags = of_vasp(section)
-        if by_tags is not None:
-            self.statements[f"{place or 'entry'} (tags of VASP)"] = by_tags
 
 
 def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str, Any]:
@@ -240,9 +131,7 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
             amounts = _amounts(entry.composition)
             composition = settings.compositions.add(amounts.items())
             settings.check_wanted(composition)
-            calculation = _calculation(record)
-            stated = calculation.functional()
-            functional = "" if stated is None else str(stated)
+            calculation, functional = _calculation(record)
             scheme = _scheme(functional or None, settings, is_matpes=calculation.is_matpes)
             energy = _energy_per_atom(entry.energy, sum(amounts.values()))
             symbols = settings.compositions.symbols(composition)
@@ -307,72 +196,18 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
     return amounts
 
 
-def _calculation(record: object) -> _Calculation:
-    """What an entry states about its calculation.
+def _calculation(record: object) -> tuple[StatedCalculation, str]:
+    """What an entry states about its calculation, and its functional; "" if it states none.
 
     Raises:
-        EntryLeftOutError: A statement is malformed.
+        EntryLeftOutError: A statement is malformed, or two contradict each other.
     """
-    found = _Calculation()
-    for place, section in _sections(record, "", _MAX_DEPTH):
-        found.read(place, section)
-    return found
-
-
-def _any_u(value: object) -> bool:
-    """Whether a field says that a Hubbard U was used."""
-    return any(map(bool, value.values())) if isinstance(value, Mapping) else value is True
-
-
-def _sections(record: object, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """An entry and its parts that may describe the calculation, with their places."""
-    if not isinstance(record, Mapping):
-        return
-    yield place, record
-    for key, value in record.items():
-        if depth and str(key).lower() in _SECTIONS:
-            first = value[0] if isinstance(value, list) and value else value
-            yield from _sections(first, f"{place}.{key}" if place else str(key), depth - 1)
-
-
-def _texts(place: str, value: object) -> list[str]:
-    """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
-
-    Raises:
-        EntryLeftOutError: It is not text.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("value", value)
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    if place.rpartition(".")[2].lower() in ("run_type", "calc_type"):
-        raise EntryLeftOutError(f"malformed {place}", f"found {quoted(value)}")
-    return _list_of_texts(place, value)
-
-
-def _list_of_texts(place: str, value: object) -> list[str]:
-    """Texts of a list, without those that are missing.
-
-    Raises:
-        EntryLeftOutError: It is not a list of strings.
-    """
-    items = [] if value is None else value
-    if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
-        raise EntryLeftOutError(f"malformed {place}", f"found {quoted(value)}")
-    return [item for item in items if item]
-
-
-def _titles(place: str, value: object) -> list[str]:
-    """Titles of POTCARs: a list of strings, or of dictionaries that hold one as ``titel``.
-
-    Raises:
-        EntryLeftOutError: It is malformed.
-    """
-    items = value if isinstance(value, list) else []
-    titles = [item.get("titel") if isinstance(item, Mapping) else item for item in items]
-    return _list_of_texts(place, titles if items else value)
+    try:
+        found = StatedCalculation.of(record)
+        functional = found.functional()
+    except StatementError as error:
+        raise EntryLeftOutError(error.reason, str(error)) from error
+    return found, "" if functional is None else str(functional)
 
 
 def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) -> str:
@@ -445,7 +280,7 @@ def _correction(entry: _Entry, composition: int, settings: ReadSettings, correct
 def _check_settings(
     scheme: str,
     parameters: _Parameters,
-    calculation: _Calculation,
+    calculation: StatedCalculation,
     symbols: tuple[str, ...],
     corrections: MP2020 | None,
 ) -> None:

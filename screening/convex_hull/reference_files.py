@@ -50,6 +50,7 @@ def read_references(
     scheme: str | None = None,
     allow_unrelaxed: bool = False,
     with_structures: bool = False,
+    own_energies: bool = False,
 ) -> References:
     """Read reference phases.
 
@@ -63,9 +64,12 @@ def read_references(
         scheme: Energy scheme of table rows that state none, and of entries without a run type.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
         with_structures: Whether every reference needs a structure.
+        own_energies: Whether the references have to be datasets of the candidates' own model, and no tabulated energies
+            of elements are added to them.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry.
+        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset is not one of
+            the model's.
         SourceError: A file cannot be read, or has no structures although they are needed.
     """
     if scheme is not None and scheme not in SCHEMES:
@@ -77,18 +81,20 @@ def read_references(
     for path in paths:
         before, waited = len(found.energy), len(waiting)
         name = str(path).rstrip("/")
+        if own_energies and not is_dataset(name):
+            raise ConfigError(f"{path}: not a dataset of `equiscreen relax`, which alone has energies of the model")
         if name.endswith(TABLES):
             left_out = tables[len(account)] = LeftOut()
             notes = {**read_table(name, settings, found, waiting, left_out), **left_out.attrs()}
         elif is_dataset(name):
-            notes = _read_dataset(name, candidates, settings, found, allow=allow_unrelaxed)
+            notes = _read_dataset(name, candidates, settings, found, allow=allow_unrelaxed, own_energies=own_energies)
         else:
             notes = read_entries(name, settings, found)
         read = len(found.energy) - before + len(waiting) - waited
         if not read:
             raise ConfigError(f"{path}: none of its entries can be used{_reasons(notes)}")
         account.append({"path": name, "entries": read, **notes})
-    elements = add_elements(found, compositions, candidates.scheme)
+    elements = {} if own_energies else add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)
     for place, left_out in tables.items():
         lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies without elements
@@ -105,10 +111,21 @@ def _reasons(notes: dict[str, Any]) -> str:
 
 
 def _read_dataset(
-    path: str, candidates: ScoredEnergies, settings: ReadSettings, found: Gathered, *, allow: bool
+    path: str,
+    candidates: ScoredEnergies,
+    settings: ReadSettings,
+    found: Gathered,
+    *,
+    allow: bool,
+    own_energies: bool,
 ) -> dict[str, Any]:
     """Read a scores dataset."""
     rows = ScoredEnergies(path)
+    if own_energies and rows.model != candidates.model:
+        raise ConfigError(
+            f"{path}: its energies come from another model than those of the candidates; relax its structures with "
+            "the same model"
+        )
     if not rows.relaxed and not allow and candidates.relaxed:
         raise ConfigError(
             f"{path}: its structures are not relaxed, but the candidates are; use --unrelaxed-references to accept them"

@@ -38,20 +38,20 @@ class _ComputedArray:
         return self._rows(start, stop)
 
 
-def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
+def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
     """Arrays of a graph store with energies, under the names that they have in a scores dataset.
 
     Args:
-        path: Path or URL of the graph store.
+        graphs: The graph store.
         scheme: Energy scheme of its energies.
 
     Returns:
         Attributes like those of a scores dataset; arrays, to be read in slices; and their definitions.
 
     Raises:
-        StoreError: The store cannot be read, or has no energies.
+        StoreError: The store has no energies.
     """
-    graphs = GraphStore(path)
+    path = graphs.path
     if ENERGY not in graphs.specs:
         raise StoreError(
             f"{path}: has no energies; repeat `equiscreen featurize` with --label energy=FIELD[eV], or score it first"
@@ -80,13 +80,12 @@ def label_arrays(path: str | Path, scheme: str) -> tuple[Mapping[str, Any], dict
     return attrs, arrays, specs
 
 
-def is_graph_store(path: str | Path) -> bool:
-    """Whether a path or URL is a finished graph store."""
+def graph_store_at(path: str | Path) -> GraphStore | None:
+    """The graph store at a path or URL; None if there is no finished one."""
     try:
-        GraphStore(path)
+        return GraphStore(path)
     except StoreError:
-        return False
-    return True
+        return None
 
 
 def _reader(graphs: GraphStore, name: str) -> Callable[[int, int], NDArray[Any]]:

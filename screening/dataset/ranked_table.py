@@ -22,10 +22,13 @@ ROWS, MOST_ROWS = 10, 100
 _ENERGIES = {
     "energy_above_hull": "above hull",
     "energy_above_hull_std": "+-",
+    "probability_near_hull": "probability near hull",
+    "energy_above_model_hull": "above model hull",
     "energy_above_joint_hull": "above joint hull",
     "formation_energy_per_atom": "formation energy",
     "energy_per_atom": "energy",
 }
+_NEAR_HULL = "probability_near_hull"
 _HULL, _JOINT_HULL, _ENERGY = "energy_above_hull", "energy_above_joint_hull", "energy_per_atom"
 # Values of flag columns that deserve the reader's attention, each with the text to print.
 _FLAGS = {
@@ -55,6 +58,7 @@ class RankedTable:
         self._order = np.argsort(selection["rank"].values, kind="stable")
         self._units = {str(name): str(array.attrs.get("units", "")) for name, array in selection.variables.items()}
         self._selection = selection
+        self._within = float((selection.attrs.get("hull") or {}).get("within", 0.0))
         self._numbers = self._shown_numbers()
         self.columns: dict[str, list[Any]] = {
             "rank": self._values("rank"),
@@ -170,6 +174,8 @@ class RankedTable:
             bare = name.removesuffix(UNRELAXED)
             heading = _ENERGIES.get(bare, bare.replace("_", " ")) + (", unrelaxed" if bare != name else "")
             unit = self._units[name].removeprefix("1")
+            if bare == _NEAR_HULL:
+                heading, unit = "probability", f"<= {self._within:g} eV/atom"
             out[name] = [heading, unit, *map(_number, self.columns[name][:rows])]
         if "space_group_symbol" in self.columns:
             out["space_group_symbol"] = ["space group", "", *self.columns["space_group_symbol"][:rows]]

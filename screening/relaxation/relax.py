@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import resource
 import shutil
 import time
 from collections import Counter
@@ -32,7 +34,7 @@ from ...pipeline.store.compaction import finish_store
 from ...pipeline.store.dedup import Dedup
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
-from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
+from ...pipeline.store.schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
 from ..dataset.parts import carried_columns, cut, listed, structures_within
@@ -459,9 +461,28 @@ def estimate(
     seconds = time.monotonic() - begin
     edges = int(graphs.n_edges[rows].sum())
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
+    disk = _size_of_outputs(graphs, size, settings or RelaxSettings())
     if sample_of is not None:
-        total, size = total * sample_of / size, sample_of
+        total, disk, size = total * sample_of / size, disk * sample_of / size, sample_of
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
         f"{size:,} structures: about {total:,.0f} s on one core, {steps / len(rows):.0f} evaluations per structure "
-        f"(from a sample of {len(rows)})"
+        f"(from a sample of {len(rows)}), at most {disk / 1e6:,.1f} MB on disk besides text columns, "
+        f"{memory / 1e6:,.0f} MB of memory per worker"
+    )
+
+
+def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> float:
+    """Size of the scores and of the graph store of the first structures, bytes, without compression and text."""
+    counts = {
+        STRUCTURE: size,
+        ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),
+        EDGE: int(graphs.n_edges[:size].sum(dtype=np.int64)),
+    }
+    return float(
+        sum(
+            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
+            for spec in (*relaxed_arrays(settings), *relaxed_graph_arrays(()))
+            if spec.dtype != TEXT
+        )
     )

@@ -12,7 +12,8 @@ from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
-from ..candidate_graphs import Sources, graph_store_of, prepare_graphs, sampled_graphs, source_names
+from ...pipeline.sources.discovery import Paths, path_names
+from ..candidate_graphs import graph_store_of, prepare_graphs, sampled_graphs
 from .batched import RelaxSettings
 from .relax import estimate as estimate_relaxation
 from .relax import relax
@@ -27,7 +28,7 @@ def candidates_path(out: str | Path) -> str:
 
 
 def relax_files(
-    sources: Sources,
+    sources: Paths,
     model: str | Path,
     out: str | Path,
     settings: RelaxSettings | None = None,
@@ -86,9 +87,7 @@ def relax_files(
     )
 
 
-def estimate(
-    sources: Sources, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
-) -> str:
+def estimate(sources: Paths, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None) -> str:
     """Estimate the cost of `relax_files` from a sample.
 
     Args:
@@ -103,7 +102,7 @@ def estimate(
     Raises:
         EquiscreenError: As for `relax_files`.
     """
-    named = source_names(sources)
+    named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
         return estimate_relaxation(store, model, settings, limit)

@@ -25,11 +25,22 @@ _SHOWN = (
     "energy_above_hull",
     "energy_above_hull_std",
     "probability_below_hull",
+    "probability_near_hull",
+    "energy_above_model_hull",
     "energy_above_joint_hull",
     "formation_energy_per_atom",
     "energy_per_atom",
 )
-_SHOWN_LAST = ("max_force", "volume_change", "space_group", "decomposition", "novelty", "known_as", "charge_neutral")
+_SHOWN_LAST = (
+    "max_force",
+    "volume_change",
+    "space_group",
+    "decomposition",
+    "model_decomposition",
+    "novelty",
+    "known_as",
+    "charge_neutral",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from .template import FOOT, HEAD, SORTING
 
 _COLUMN_HEADINGS = {
     "energy_above_hull": "above hull, eV/atom",
+    "energy_above_model_hull": "above model hull, eV/atom",
     "energy_above_joint_hull": "above hull with candidates, eV/atom",
     "energy_above_hull_std": "its standard deviation, eV/atom",
     "probability_below_hull": "probability below hull",
@@ -176,7 +177,9 @@ def _candidates(content: ReportContent, rows: ScoresReader) -> str:
     names = [name for name in content.shown if name in rows.specs]
     columns = {name: rows.rows(name, best) for name in ("structure_id", "formula", "n_atoms", *names)}
     words = {name: _words(rows, name, columns[name]) for name in columns}
-    headings = ["", "id", "formula", "atoms", *(_COLUMN_HEADINGS.get(n.removesuffix("_unrelaxed"), n) for n in names)]
+    within = (rows.attrs.get("hull") or {}).get("within")
+    known = {**_COLUMN_HEADINGS, "probability_near_hull": f"probability of at most {within} eV/atom"}
+    headings = ["", "id", "formula", "atoms", *(known.get(n.removesuffix("_unrelaxed"), n) for n in names)]
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = "".join(
         f"<tr><td class='picture'>{drawing}</td>"

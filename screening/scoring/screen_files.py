@@ -11,15 +11,14 @@ from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import Target
+from ...pipeline.sources.discovery import Paths, path_names
 from ...pipeline.store.graph_store import GraphStore
 from ..candidate_graphs import (
-    Sources,
     differences_of,
     graph_store_of,
     prepare_graphs,
     reused_summary,
     sampled_graphs,
-    source_names,
 )
 from ..dataset.paths import graphs_path
 from .score import MAX_SCORED_EDGES, ScoreLimits
@@ -28,7 +27,7 @@ from .screen import screen_store
 
 
 def screen_files(
-    sources: Sources,
+    sources: Paths,
     model: Models,
     out: str | Path,
     *,
@@ -93,7 +92,7 @@ def screen_files(
     return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
 
 
-def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None = None) -> str:
+def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None = None) -> str:
     """Estimate the cost of both steps of `screen_files` from a sample.
 
     Args:
@@ -110,7 +109,7 @@ def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None
         SourceError: As for `screen_files`.
         ModelFileError: As for `screen_files`.
     """
-    named = source_names(sources)
+    named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
         return estimate_screen(store, model, limit)

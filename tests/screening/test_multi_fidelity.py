@@ -155,7 +155,9 @@ def test_relaxed_by_the_verb_killed_and_said_again(
 
 
 def test_other_words_in_the_same_folder_are_refused(run: Run, done: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputExistsError, match="different structures, models or settings"):
+    with pytest.raises(
+        OutputExistsError, match=r"holds a cascade with keep_below .* instead of -0\.8.*; choose another"
+    ):
         run(done, CascadeSettings(keep_below=-0.8, target=-1.0, relax=False))
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(OutputExistsError, match="is not a cascade"):

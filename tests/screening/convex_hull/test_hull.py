@@ -38,6 +38,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition
 from pymatgen.io.ase import AseAtomsAdaptor
+from scipy.stats import norm
 
 from .hull_data import ELEMENTS, elements_of_mp, graphs_of, rows_of_mp, write_scores
 
@@ -405,6 +406,7 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
     ]
     assert np.allclose(found["energy_above_hull_std"].values, np.std(one, axis=0, ddof=1), atol=TOLERANCE)
     probability = found["probability_below_hull"].values
+    assert (found["probability_near_hull"].values >= probability).all()
     mean = np.mean(one, axis=0)
     assert ((probability > 0.5) == (mean < 0)).all()
     # Energies of entries are the same for all members; only those of the candidates differ.
@@ -415,6 +417,21 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_known_error_gives_the_probability_of_being_near_the_hull(crystals: Crystals, tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
+    references = [crystals.elements, crystals.others]
+    found = hull(scores, references, tmp_path / "h.zarr", within=0.03, error=0.05)
+    above = found["energy_above_hull"].values
+    for name, level in (("probability_below_hull", 0.0), ("probability_near_hull", 0.03)):
+        np.testing.assert_allclose(found[name].values, norm.cdf(level, above, 0.05), atol=1e-12)
+    assert "at most 0.03 eV/atom" in str(found["probability_near_hull"].attrs)
+    assert (found.attrs["hull"]["within"], found.attrs["hull"]["error"]) == (0.03, 0.05)
+    again = hull(tmp_path / "h.zarr", references, tmp_path / "again.zarr")
+    assert not [name for name in again.variables if str(name).startswith("probability")]
+    with pytest.raises(ConfigError, match="error must be positive"):
+        hull(scores, references, tmp_path / "no.zarr", error=0.0)
+
+
 def test_the_own_phase_is_left_out_of_the_hulls_of_all_members(crystals: Crystals, tmp_path: Path) -> None:
     """Also where another phase of the composition is lower for some members, or for all."""
     size, rng = 9, np.random.default_rng(7)

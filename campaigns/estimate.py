@@ -1,0 +1,114 @@
+"""Cost of a campaign: time, disk space and memory of each step, from a sample and without running it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.runs.progress import shows_progress
+from ..pipeline.sources.discovery import path_names
+from ..pipeline.store.graph_store import GraphStore
+from ..screening.candidate_graphs import graph_store_of, sampled_graphs
+from ..screening.chemistry.elemental_energies import elemental_energies
+from ..screening.convex_hull.reference_files import is_dataset
+from ..screening.relaxation import relax as relaxation
+from ..screening.scoring import screen as scoring
+from .elements import ELEMENTS, elements_path
+from .models.resolve import model_file
+from .ranking import GATHERED, is_live
+from .references.fetch import fetch_references
+from .references.systems import systems_of
+from .settings import RankSettings
+
+# Hull, selection and report: seconds for any campaign, structures per second, bytes per structure and bytes of memory
+# (tests/benchmarks/hull_rate.txt and select_rate.txt), and bytes of the report.
+_LAST_SECONDS, _LAST_RATE, _LAST_ROW, _LAST_MEMORY, _REPORT = 10, 3_000, 500, 1_200_000_000, 5_000_000
+
+
+def estimate(
+    settings: RankSettings,
+    *,
+    progress: bool | None = None,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> str:
+    """Estimate the cost of a campaign.
+
+    The sample is featurized, and some of its structures and references are relaxed. Servers are not asked.
+
+    Example:
+        >>> print(estimate(RankSettings(sources=["candidates.extxyz"])))  # doctest: +SKIP
+
+    Args:
+        settings: Settings of the campaign.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with a message about a model that is exported first.
+
+    Returns:
+        One line of text per step.
+
+    Raises:
+        EquiscreenError: As for `campaigns.rank`.
+    """
+    model = model_file(settings.model, progress=shows_progress(progress), note=note)
+    return "\n".join(_lines(settings, model, OnnxPotential.load(model, threads=1)))
+
+
+def _lines(settings: RankSettings, model: Path, potential: OnnxPotential) -> Iterator[str]:
+    """Line about each step."""
+    sources = path_names(settings.sources)
+    store = graph_store_of(sources)
+    if store is not None:
+        size = len(GraphStore(store))
+        size = size if settings.limit is None else min(size, settings.limit)
+        yield f"{'relaxation' if settings.relax else 'scores'}: {_evaluation(settings, store, model, size)}"
+        yield from _references(settings, store, model, potential)
+    else:
+        with sampled_graphs(sources, potential.cutoff, settings.limit) as (featurizing, sample, size):
+            yield f"graphs: {featurizing}"
+            yield f"{'relaxation' if settings.relax else 'scores'}: {_evaluation(settings, sample, model, size)}"
+            yield from _references(settings, sample, model, potential)
+    yield (
+        f"hull, selection and report: about {_LAST_SECONDS + size / _LAST_RATE:,.0f} s, "
+        f"{(_REPORT + size * _LAST_ROW) / 1e6:,.1f} MB on disk besides the best structures, at most "
+        f"{_LAST_MEMORY / 1e6:,.0f} MB of memory"
+    )
+
+
+def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> str:
+    """Cost of the relaxation or scores of `size` structures, of which a store holds a sample."""
+    if settings.relax:
+        return relaxation.estimate(graphs, model, settings.relaxation, settings.limit, sample_of=size)
+    return scoring.estimate(graphs, model, settings.limit, sample_of=size)
+
+
+def _references(settings: RankSettings, candidates: str | Path, model: Path, potential: OnnxPotential) -> Iterator[str]:
+    """Lines about the references, and about crystals of the elements."""
+    scheme = potential.metadata.energy_scheme
+    live = [name for name in settings.references if is_live(name)]
+    files = [name for name in settings.references if name not in live and not is_dataset(name)]
+    if live:
+        yield f"references from {', '.join(live)}: not known before the download"
+    if files:
+        with tempfile.TemporaryDirectory() as folder:
+            table, begin = Path(folder) / GATHERED, time.monotonic()
+            fetch_references(files, systems_of(candidates)[0], table, scheme=scheme, assumed=settings.scheme)
+            yield (
+                f"references: {pq.read_metadata(table).num_rows:,} in the chemical systems of the sample or of more "
+                f"candidates, about {time.monotonic() - begin:,.0f} s, {table.stat().st_size / 1e6:,.1f} MB on disk"
+            )
+            if settings.relax_references:
+                yield f"relaxation of these references: {_relaxation(settings, table, model, potential)}"
+    needed = settings.relax_references or not (settings.references or elemental_energies(scheme))
+    if needed and not elements_path(potential).exists():
+        yield f"relaxation of the elements, once for each model: {_relaxation(settings, ELEMENTS, model, potential)}"
+
+
+def _relaxation(settings: RankSettings, structures: Path, model: Path, potential: OnnxPotential) -> str:
+    """Cost of relaxing the structures in a file."""
+    with sampled_graphs([str(structures)], potential.cutoff, None) as (_, sample, size):
+        return relaxation.estimate(sample, model, settings.relaxation, sample_of=size)

@@ -1,0 +1,171 @@
+"""The folder of a run of several steps: the stores in it belong to one plan, and one run at a time writes into it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import EquiscreenError, OutputExistsError
+from .lock import locked
+from .marks import read_mark, write_mark
+from .staging import check_place
+
+# Stands in place of a plan while a folder is cleared: if that is interrupted, what is left must not be resumed.
+_CLEARING = {"clearing": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsFolder:
+    """The folders of one kind of run.
+
+    Attributes:
+        noun: What such a folder holds, such as "campaign". It holds its plan in ``NOUN.json``.
+        differences: What differs if a part of the plan does, by its name; values of other parts are given in messages.
+        outputs: Beginnings of the names of all files and folders of such a run.
+        notes: Names of files that mean nothing without the stores of the steps.
+        first_use: Outputs that depend on a part of the plan, by its name. Until one of them exists or is being made,
+            the part may change: a mistake in the settings of a late step costs none of the steps before it.
+        made_from: Parts of the plan that a file depends on, by its name; it is removed if one of them changes.
+    """
+
+    noun: str
+    differences: Mapping[str, str]
+    outputs: tuple[str, ...] = ()
+    notes: frozenset[str] = field(default_factory=frozenset)
+    first_use: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    made_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def plan_file(self) -> str:
+        """Name of the file that holds the plan."""
+        return f"{self.noun}.json"
+
+    @property
+    def lock_file(self) -> str:
+        """Name of the lock file."""
+        return f"{self.noun}.lock"
+
+    @contextmanager
+    def opened(
+        self, folder: Path, plan: Mapping[str, Any], inputs: Iterable[str | Path] = (), *, overwrite: bool | None = None
+    ) -> Iterator[None]:
+        """Hold the lock of a folder for the duration of a block, and check that the folder belongs to a plan.
+
+        If the block fails before its first step has begun, the folder may be given another plan.
+
+        Args:
+            folder: The folder, which need not exist.
+            plan: Everything that the results depend on, ready for JSON.
+            inputs: Files and stores that are read; the folder may not hold any of them.
+            overwrite: Remove what the folder holds, if it is a run of this kind; None if the user has no such choice.
+
+        Raises:
+            OutputExistsError: The folder cannot be written, holds an input, something else, another plan or a damaged
+                one, or another run is using it.
+        """
+        check_place(folder.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputExistsError(
+                f"{folder}: cannot be written ({error.strerror}); choose another `--out`"
+            ) from error
+        if not any((folder / name).exists() for name in (self.lock_file, self.plan_file)):
+            self._check_empty(folder)
+        with locked(folder / self.lock_file):
+            path = folder / self.plan_file
+            if path.exists() and (overwrite or read_mark(path) == _CLEARING):
+                self._clear(folder)
+            self._check(folder, json.loads(json.dumps(plan)), can_overwrite=overwrite is not None)
+            try:
+                yield
+            except EquiscreenError:
+                self._forget(folder)
+                raise
+
+    def _check(self, folder: Path, plan: Mapping[str, Any], *, can_overwrite: bool) -> None:
+        """Check that a folder belongs to a plan, or give it the plan if it is empty."""
+        path = folder / self.plan_file
+        again = "use `--overwrite` to start again" if can_overwrite else "remove the folder to start again"
+        if not path.exists():
+            self._check_empty(folder)
+            write_mark(path, plan)
+            return
+        found = read_mark(path)
+        if found is None:
+            raise OutputExistsError(
+                f"{path}: damaged, so it does not say what the folder holds; {again}, or choose another `--out`"
+            )
+        changed = {name for name in self._free(folder) if found.get(name) != plan.get(name)}
+        differences = self._differences({**found, **{name: plan[name] for name in changed}}, plan)
+        if differences:
+            raise OutputExistsError(
+                f"{folder}: holds a {self.noun} with {'; '.join(differences)}; choose another `--out`, give the same "
+                f"settings to resume it, or {again}"
+            )
+        if changed:
+            for name, parts in self.made_from.items():
+                if changed.intersection(parts):
+                    (folder / name).unlink(missing_ok=True)
+            write_mark(path, plan)
+
+    def _free(self, folder: Path) -> set[str]:
+        """Parts of the plan that no output in a folder depends on yet."""
+        held = {one.name.removesuffix(".partial") for one in folder.iterdir()}
+        return {name for name, outputs in self.first_use.items() if held.isdisjoint(outputs)}
+
+    def _check_empty(self, folder: Path) -> None:
+        """Check that a folder without a plan holds nothing but a lock file."""
+        if any(one.name != self.lock_file for one in folder.iterdir()):
+            raise OutputExistsError(f"{folder}: already exists and is not a {self.noun}; choose another `--out`")
+
+    def _clear(self, folder: Path) -> None:
+        """Remove all outputs, and the plan last.
+
+        Raises:
+            OutputExistsError: The folder holds other files too.
+        """
+        path = folder / self.plan_file
+        held = [one for one in folder.iterdir() if one.name not in (self.plan_file, self.lock_file)]
+        other = next((one for one in sorted(held) if not one.name.startswith(self.outputs)), None)
+        if other is not None:
+            raise OutputExistsError(
+                f"{folder}: holds {other.name}, which is no part of a {self.noun}, so it is not overwritten; choose "
+                "another `--out`"
+            )
+        write_mark(path, _CLEARING)
+        for one in held:
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one)
+            else:
+                one.unlink()
+        path.unlink()
+
+    def _forget(self, folder: Path) -> None:
+        """Let a folder in which no step has begun take another plan, such as one whose mistake is mended."""
+        records = {self.plan_file, self.lock_file, *self.notes}
+        if {one.name for one in folder.iterdir()} <= records:
+            for name in records - {self.lock_file}:
+                (folder / name).unlink(missing_ok=True)
+
+    def _differences(self, found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+        """How the run in a folder differs from a plan, as text."""
+        differences = []
+        for name, new in plan.items():
+            old = found.get(name)
+            if old == new or (None in (old, new) and isinstance(old or new, Mapping)):
+                continue  # the settings of a step that one of them leaves out, which is a difference by itself
+            if name in self.differences:
+                differences.append(self.differences[name])
+            elif isinstance(old, Mapping) and isinstance(new, Mapping):
+                differences += [
+                    f"{key} {old.get(key)!r} instead of {new[key]!r}" for key in new if old.get(key) != new[key]
+                ]
+            else:
+                differences.append(f"{name} {old!r} instead of {new!r}")
+        return differences
