@@ -265,7 +265,7 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
         return ""
     entries, left_out = (sum(entry[name] for entry in account) for name in ("entries", "left_out"))
     lost = f" ({left_out:,} left out: no reliable energy)" if left_out else ""
-    return f"; {attrs['below_model_hull']:,} below the model's own hull of {entries:,} references{lost}"
+    return f"; {attrs['below_model_hull']:,} below the model's own hull of {entries:,} phases{lost}"
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:

@@ -160,7 +160,7 @@ def test_references_relaxed_with_the_model_give_a_second_hull(
     table = next(line for line in lines if line.startswith(f"{out / 'references.parquet'}: 9 phases"))
     assert "entries, " in table
     assert "9 of 10 taken; 1 outside the chemical systems" in table
-    assert any(re.search(r"below the model's own hull of \d+ references", line) for line in lines)
+    assert any(re.search(r"below the model's own hull of \d+ phases", line) for line in lines)
     column = found["energy_above_model_hull"]
     assert column.attrs["units"] == "eV/atom"
     assert "relaxed with the same model" in column.attrs["long_name"]
