@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,16 +12,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import xarray as xr
+from ase.data import chemical_symbols
 
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
-from ..pipeline.redaction import redact_urls
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.runs.steps_folder import StepsFolder
-from ..pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
+from ..pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, is_server, path_names, server_name
 from ..screening.candidate_graphs import prepare_graphs
 from ..screening.chemistry.composition import parsed
 from ..screening.chemistry.elemental_energies import elemental_energies
@@ -55,6 +56,14 @@ _FOLDER = StepsFolder(
     },
     outputs=("best", "campaign.", "candidates.", "hull.", "references", "relaxed.", REPORT, "scores."),
     notes=frozenset({SETTINGS_FILE}),
+    first_use={
+        **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),
+        **dict.fromkeys(("references", "scheme"), (HULL, KNOWN, RELAXED_REFERENCES)),
+        "relax_references": (HULL, RELAXED_REFERENCES),
+        "within": (HULL,),
+        **dict.fromkeys(("where", "top"), (BEST,)),
+    },
+    made_from={GATHERED: ("references", "scheme")},
 )
 
 Note = Callable[[str], None]
@@ -177,6 +186,19 @@ class _Steps:
         else:
             make = partial(scoring.screen, self.graphs, self.model, self.scores, **common)
             self._once(self.scores, make, scoring.summary)
+        self._tell_not_covered()
+
+    def _tell_not_covered(self) -> None:
+        """Say which elements the model does not cover, and how many structures are not ranked for that reason."""
+        scores = open_scores(self.scores)
+        count = scores.attrs["status_counts"].get("unknown_element", 0)
+        if count:
+            symbols = {symbol for text in scores["formula"].values for symbol in re.findall("[A-Z][a-z]?", str(text))}
+            lacking = sorted(symbols - {chemical_symbols[number] for number in self.potential.metadata.elements})
+            self.note(
+                f"{count:,} of {scores.sizes['structure']:,} structures are not ranked: {self.settings.model} does not "
+                f"cover {', '.join(lacking)}; `equiscreen models` lists other models"
+            )
 
     def gather(self) -> None:
         """Gather the references in the chemical systems of the candidates into one table; datasets stay as they are."""
@@ -347,7 +369,9 @@ def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, 
     place = folder / _FOLDER.plan_file
     references = [[name, "live"] if is_live(name) else content_version(name) for name in settings.references]
     return {
-        "sources": [redact_urls(source) for source in settings.sources],
+        "sources": [
+            server_name(source) if is_server(source) else recorded_path(source, place) for source in settings.sources
+        ],
         "model": model_sha256,
         "references": [[recorded_path(path, place), *versions] for path, *versions in references],
         **settings.model_dump(mode="json", exclude={"sources", "model", "references", "relaxation"}),

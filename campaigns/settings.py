@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
 from ..pipeline.energy_schemes import SCHEMES
-from ..pipeline.errors import ConfigError, detail
+from ..pipeline.errors import DISK_FULL, ConfigError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
 from ..pipeline.suggestions import unknown_name
@@ -74,7 +74,7 @@ class RankSettings(BaseModel):
     references: tuple[str, ...] = ()
     scheme: str | None = None
     relax_references: bool = False
-    within: float = Field(default=NEAR, ge=0)
+    within: float = Field(default=NEAR, ge=0, allow_inf_nan=False)
     relax: bool = True
     relaxation: RelaxSettings = RelaxSettings()
     where: str | None = None
@@ -131,7 +131,7 @@ class RankSettings(BaseModel):
             raise ConfigError(f"{path}: {error}") from error
         folder = Path(path).parent
         paths = {
-            name: tuple(_moved(one, folder.joinpath, servers) for one in getattr(settings, name))
+            name: tuple(_moved(one, partial(_joined, folder), servers) for one in getattr(settings, name))
             for name, servers in _PATHS.items()
         }
         model = settings.model
@@ -139,7 +139,11 @@ class RankSettings(BaseModel):
         return settings.model_copy(update={**paths, "model": moved})
 
     def save(self, path: Path) -> None:
-        """Write a campaign file, with paths relative to its folder and without secrets in URLs."""
+        """Write a campaign file, with paths relative to its folder and without secrets in URLs.
+
+        Raises:
+            ConfigError: The folder of the file does not exist or cannot be written.
+        """
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
         relative = partial(os.path.relpath, start=folder)
@@ -148,7 +152,19 @@ class RankSettings(BaseModel):
                 content[name] = [_moved(one, relative, servers) for one in content[name]]
         if not is_known(self.model) and Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
-        write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        try:
+            write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _joined(folder: Path, path: str) -> str:
+    """A path in a folder, without ``..``, so that a campaign file names its sources as the command did."""
+    joined = str(folder / path)
+    plain = os.path.normpath(joined)
+    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined  # a link may lead elsewhere
 
 
 def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[str]) -> str:
@@ -165,7 +181,5 @@ def _words(problem: Any, known: Mapping[str, Any]) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         section, key = problem["loc"]
         return f"{section}: {unknown_name('setting', str(key), [one.name for one in fields(RelaxSettings)])}"
-    if problem["type"] in _EXPECTED:
-        return f"{name}: {_EXPECTED[problem['type']]}"
-    text = problem["msg"].removeprefix("Value error, ")
+    text = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     return f"{name}: {text[:1].lower()}{text[1:]}" if name else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..pipeline.errors import EquiscreenError, detail
+from ..pipeline.errors import DISK_FULL, EquiscreenError, detail
 from ..pipeline.memory import is_out_of_memory
 from ..pipeline.redaction import redact_text
 from .campaigns import rank, references
@@ -149,7 +148,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _system_error(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         place = error.filename or "that of the output, or that of temporary files, which TMPDIR can move"
         return f"the disk is full ({place}); free some space and run the same command again"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)

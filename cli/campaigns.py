@@ -13,6 +13,7 @@ from .terminal.account import account, shows_progress, tell
 
 
 def rank(
+    ctx: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -71,8 +72,10 @@ def rank(
     from ..campaigns.settings import SUFFIXES, RankSettings
     from ..screening.dataset.ranked_table import RankedTable
 
-    if len(sources) == 1 and sources[0].endswith(SUFFIXES):
-        settings = RankSettings.load(sources[0])
+    files = [source for source in sources if source.endswith(SUFFIXES)]
+    if files:
+        _check_alone(files[0], sources, ctx)
+        settings = RankSettings.load(files[0])
     else:
         settings = RankSettings.of(
             sources=sources,
@@ -96,6 +99,27 @@ def rank(
         found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
     best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"
     account(f"{RankedTable(found).text()}\n{best}", found, path=out)
+
+
+def _check_alone(file: str, sources: list[str], ctx: typer.Context) -> None:
+    """Check that nothing beside a campaign file says what it says.
+
+    Raises:
+        ConfigError: There are other sources, or options that are settings of a campaign.
+    """
+    from ..campaigns.settings import RankSettings
+    from ..pipeline.errors import ConfigError
+
+    others = [source for source in sources if source != file]
+    if others:
+        raise ConfigError(f"{file}: a campaign file holds all sources; add {others[0]} to its `sources:`")
+    options = [
+        f"--{name.replace('_', '-')}"
+        for name in RankSettings.model_fields
+        if name != "sources" and getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if options:
+        raise ConfigError(f"{file}: a campaign file holds all settings; set {', '.join(options)} in it instead")
 
 
 def references(

@@ -1,6 +1,11 @@
 """Errors that users can fix. The command line prints their message as one line, without a traceback."""
 
+import errno
+
 from .redaction import redact_text
+
+# Numbers of the system's errors for a full disk or quota. They are left to the command line, whose message says so.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class EquiscreenError(Exception):

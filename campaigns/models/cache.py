@@ -5,20 +5,17 @@ The folder is ``EQUISCREEN_CACHE``, or ``equiscreen`` in the user's cache (``XDG
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...export.runtime.file_validation import has_valid_checksum
-from ...pipeline.atomic import atomic_path
-from ...pipeline.errors import EquiscreenError, detail
+from ...pipeline.atomic import atomic_path, write_text_atomically
+from ...pipeline.errors import DISK_FULL, EquiscreenError, detail
 
 VARIABLE = "EQUISCREEN_CACHE"
-# Not errors of the cache folder: the command line has its own message for a full disk.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_folder() -> Path:
@@ -40,11 +37,18 @@ def cache_folder() -> Path:
 
 
 def intact_model(path: Path) -> bool:
-    """Whether an ONNX file exists and matches the checksum that equiscreen wrote into it."""
+    """Whether an ONNX file exists and is the one that `made_once` wrote, by the SHA-256 in the file beside it.
+
+    The checksum inside an ONNX file would not tell that another model has taken its place.
+    """
     try:
-        return has_valid_checksum(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_file(path).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError):
         return False
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]) -> Path:
@@ -68,10 +72,12 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
         if intact_model(path):
             return path
         if path.exists():
-            note(f"{path}: damaged (its checksum does not match); making it again")
+            note(f"{path}: damaged, or another file (its SHA-256 does not match); making it again")
         data = make()
-        with usable(path), atomic_path(path) as scratch:
-            scratch.write_bytes(data)
+        with usable(path):
+            write_text_atomically(_digest_file(path), f"{hashlib.sha256(data).hexdigest()}\n")
+            with atomic_path(path) as scratch:
+                scratch.write_bytes(data)
     return path
 
 
@@ -109,8 +115,8 @@ def usable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, error.strerror, str(path.parent)) from error
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)
         raise EquiscreenError(
             f"{path.parent}: the cache cannot be used ({reason}); set {VARIABLE} to a folder that you can write"

@@ -127,6 +127,11 @@ def fetch_references(
         with locked(work / _LOCK):
             rows: list[dict[str, Any]] = []
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
+            if not rows:
+                raise ConfigError(
+                    f"{', '.join(map(redact_urls, given))}: no reference lies in the chemical systems of the "
+                    "candidates; use references that cover their elements"
+                )
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)
             shutil.rmtree(work)
@@ -190,7 +195,7 @@ def _gather(
     if not found and left_out.by_reason:
         first, because = next(iter(left_out.because.items()))
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons["left_out_by_reason"].items())
-        raise ConfigError(f"{name}: no reference can be used ({counted}; the first, {first}: {because})")
+        raise ConfigError(f"{redact_urls(what)}: no reference can be used ({counted}; the first, {first}: {because})")
     read = found + left_out.outside + left_out.by_reason.total() + counts["duplicate"]
     return SourceAccount(
         name,
@@ -314,15 +319,7 @@ def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any
 def _account(
     rows: list[dict[str, Any]], sources: list[SourceAccount], systems: ChemicalSystems, scheme: str
 ) -> ReferencesAccount:
-    """The account of a whole table.
-
-    Raises:
-        ConfigError: The table has no rows.
-    """
-    if not rows:
-        raise ConfigError(
-            f"{', '.join(one.source for one in sources)}: no reference lies in the chemical systems of the candidates"
-        )
+    """The account of a whole table."""
     by_system = Counter(system_name(row["system"]) for row in rows)
     run_types: Counter[str] = Counter()
     for one in sources:

@@ -28,12 +28,17 @@ class StepsFolder:
         differences: What differs if a part of the plan does, by its name; values of other parts are given in messages.
         outputs: Beginnings of the names of all files and folders of such a run.
         notes: Names of files that mean nothing without the stores of the steps.
+        first_use: Outputs that depend on a part of the plan, by its name. Until one of them exists or is being made,
+            the part may change: a mistake in the settings of a late step costs none of the steps before it.
+        made_from: Parts of the plan that a file depends on, by its name; it is removed if one of them changes.
     """
 
     noun: str
     differences: Mapping[str, str]
     outputs: tuple[str, ...] = ()
     notes: frozenset[str] = field(default_factory=frozenset)
+    first_use: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    made_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def plan_file(self) -> str:
@@ -70,6 +75,8 @@ class StepsFolder:
             raise OutputExistsError(
                 f"{folder}: cannot be written ({error.strerror}); choose another `--out`"
             ) from error
+        if not any((folder / name).exists() for name in (self.lock_file, self.plan_file)):
+            self._check_empty(folder)
         with locked(folder / self.lock_file):
             path = folder / self.plan_file
             if path.exists() and (overwrite or read_mark(path) == _CLEARING):
@@ -86,8 +93,7 @@ class StepsFolder:
         path = folder / self.plan_file
         again = "use `--overwrite` to start again" if can_overwrite else "remove the folder to start again"
         if not path.exists():
-            if any(one.name != self.lock_file for one in folder.iterdir()):
-                raise OutputExistsError(f"{folder}: already exists and is not a {self.noun}; choose another `--out`")
+            self._check_empty(folder)
             write_mark(path, plan)
             return
         found = read_mark(path)
@@ -95,12 +101,28 @@ class StepsFolder:
             raise OutputExistsError(
                 f"{path}: damaged, so it does not say what the folder holds; {again}, or choose another `--out`"
             )
-        differences = self._differences(found, plan)
+        changed = {name for name in self._free(folder) if found.get(name) != plan.get(name)}
+        differences = self._differences({**found, **{name: plan[name] for name in changed}}, plan)
         if differences:
             raise OutputExistsError(
                 f"{folder}: holds a {self.noun} with {'; '.join(differences)}; choose another `--out`, give the same "
                 f"settings to resume it, or {again}"
             )
+        if changed:
+            for name, parts in self.made_from.items():
+                if changed.intersection(parts):
+                    (folder / name).unlink(missing_ok=True)
+            write_mark(path, plan)
+
+    def _free(self, folder: Path) -> set[str]:
+        """Parts of the plan that no output in a folder depends on yet."""
+        held = {one.name.removesuffix(".partial") for one in folder.iterdir()}
+        return {name for name, outputs in self.first_use.items() if held.isdisjoint(outputs)}
+
+    def _check_empty(self, folder: Path) -> None:
+        """Check that a folder without a plan holds nothing but a lock file."""
+        if any(one.name != self.lock_file for one in folder.iterdir()):
+            raise OutputExistsError(f"{folder}: already exists and is not a {self.noun}; choose another `--out`")
 
     def _clear(self, folder: Path) -> None:
         """Remove all outputs, and the plan last.

@@ -27,6 +27,8 @@ OPTIMADE_PREFIX = "optimade:"
 # Query parameters that state what was requested; a store records them.
 _OPTIMADE_PARAMETERS = ("filter", "response_fields", "sort", "page_limit")
 _GLOB = frozenset("*?[")
+# Lock files in the folders of `equiscreen rank` and `cascade`, beside a record of the run.
+_RUN_LOCKS = ("/campaign.lock", "/cascade.lock")
 # Prefixes that may precede a file in a chain of URLs, and names of archives.
 _WRAPPER = re.compile(r"(?:zip|tar|libarchive|(?:simple|file|block)?cache|cached)(?:://|\Z)")
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz|txz)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
@@ -134,8 +136,16 @@ def _several(
 
 
 def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Select the structure files of a folder, excluding the contents of Zarr stores and of unfinished runs."""
+    """Select the structure files of a folder, excluding the contents of Zarr stores, campaigns and unfinished runs.
+
+    The results of a campaign may lie among its sources, which must not change with them.
+    """
     stores = {name.rpartition("/")[0] for name in found if name.endswith("/zarr.json")}
+    stores |= {
+        name.rpartition("/")[0]
+        for name in found
+        if name.endswith(_RUN_LOCKS) and f"{name.removesuffix('.lock')}.json" in found
+    }
     return {
         name: info
         for name, info in found.items()

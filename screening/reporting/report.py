@@ -126,7 +126,7 @@ def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> st
     sentences = [f"Of {content.funnel[0][1]:,} structures, {content.scored:,} have a score."]
     if content.has_hull:
         sentences.append(
-            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull, and {content.below:,} are below it."
+            f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull; {content.below:,} are below it."
         )
         if content.value.endswith("_unrelaxed"):
             sentences.append(

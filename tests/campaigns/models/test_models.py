@@ -36,10 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def cached(cache: Path, content: bytes = CONTENT) -> Path:
     """Put a file in the place of 7net-0 in the cache."""
-    path = cache / "models" / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    return made_once(cache / "models" / FILE, lambda: content, lambda _: None)
 
 
 def bundled(folder: Path, content: bytes = CONTENT, digest: str | None = None) -> Path:
@@ -109,10 +106,15 @@ def test_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert cache_folder() == tmp_path / "xdg" / "equiscreen"
 
 
-@pytest.mark.parametrize("damaged", [b"", CONTENT[:-1], CONTENT[:-70] + b"x" + CONTENT[-69:], b"\x00" + CONTENT[1:]])
+OTHER = with_checksum(b"\x08\x07")  # intact, but another model
+
+
+@pytest.mark.parametrize("damaged", [b"", CONTENT[:-1], b"\x00" + CONTENT[1:], OTHER])
 def test_a_damaged_file_of_the_cache_is_made_again(cache: Path, damaged: bytes) -> None:
     told: list[str] = []
-    path = made_once(cached(cache, damaged), lambda: CONTENT, told.append)
+    path = cached(cache)
+    path.write_bytes(damaged)
+    made_once(path, lambda: CONTENT, told.append)
     assert path.read_bytes() == CONTENT
     assert "damaged" in told[0]
     assert made_once(path, lambda: b"made again", told.append).read_bytes() == CONTENT
@@ -132,8 +134,9 @@ def test_two_processes_make_a_file_once(cache: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_told(cache: Path) -> None:
     cache.write_text("a file")
-    with pytest.raises(EquiscreenError, match=r"the cache cannot be used .*; set EQUISCREEN_CACHE to a folder"):
-        made_once(cache / "models" / "m.onnx", lambda: CONTENT, lambda _: None)
+    for folder in (cache, Path("/proc/nowhere")):  # whose errors are "not a directory" and "no such file"
+        with pytest.raises(EquiscreenError, match=r"the cache cannot be used .*; set EQUISCREEN_CACHE to a folder"):
+            made_once(folder / "models" / "m.onnx", lambda: CONTENT, lambda _: None)
 
 
 def test_the_bundled_file_is_used_after_its_hash_is_checked(

@@ -36,6 +36,29 @@ def test_the_same_plan_resumes_and_another_is_told_apart(begun: Path) -> None:
         pass
 
 
+def test_a_setting_may_change_until_a_step_has_used_it(tmp_path: Path) -> None:
+    folder = StepsFolder(
+        noun="trip", differences={}, first_use={"crew": ("dinner", "swim")}, made_from={"menu": ("crew",)}
+    )
+    with folder.opened(tmp_path, {"ship": "a", "crew": 2}):
+        (tmp_path / "boarding").mkdir()
+        (tmp_path / "menu").touch()
+    with (
+        pytest.raises(OutputExistsError, match="ship 'a' instead of 'b';"),
+        folder.opened(tmp_path, {"ship": "b", "crew": 3}),
+    ):
+        pass
+    assert (tmp_path / "menu").exists()
+    with folder.opened(tmp_path, {"ship": "a", "crew": 3}):
+        assert not (tmp_path / "menu").exists()
+        (tmp_path / "swim.partial").mkdir()
+    with (
+        pytest.raises(OutputExistsError, match="crew 3 instead of 2;"),
+        folder.opened(tmp_path, {"ship": "a", "crew": 2}),
+    ):
+        pass
+
+
 def test_a_damaged_plan_is_called_damaged(begun: Path) -> None:
     (begun / "trip.json").write_text("{")
     for overwrite, cure in ((None, "remove the folder"), (False, "use `--overwrite`")):
