@@ -22,6 +22,7 @@ from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
+from ..pipeline.runs.staging import check_place
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX
 from ..screening.candidate_graphs import Sources, prepare_graphs, source_names
 from ..screening.chemistry.elemental_energies import elemental_energies
@@ -101,6 +102,8 @@ def run(
     """Run a campaign, or the steps that are still missing; arguments and errors as for `rank`."""
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
+    read = [*settings.sources, *settings.references, str(model)]
+    check_place(out.resolve(), [Path(one) for one in read if "://" not in one])
     with _folder(out, _plan(settings, potential.sha256, out)):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)

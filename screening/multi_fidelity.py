@@ -20,6 +20,7 @@ from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ..pipeline.provenance import recorded_path
 from ..pipeline.runs.lock import locked
 from ..pipeline.runs.marks import read_mark, write_mark
+from ..pipeline.runs.staging import check_place
 from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
@@ -139,6 +140,8 @@ def cascade(
         )
     graphs = GraphStore(store)
     folder = Path(out)
+    read = [str(one) for one in (store, fast, accurate, *_listed(references), *_listed(fast_references))]
+    check_place(folder.resolve(), [Path(one) for one in read if "://" not in one])
     plan = {
         "store_hash": graphs.store_hash,
         "models": [OnnxPotential.load(path, threads=1).sha256 for path in (fast, accurate)],

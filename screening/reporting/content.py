@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...pipeline.errors import StoreError
 from ..dataset.default_ranking import ENERGY_PER_ATOM, default_ranking
 from ..dataset.reader import ScoresReader
+from ..dataset.ties import best_first
 
 # Energies above hull (eV/atom) that define a hit and a close hit.
 NEAR, CLOSE = 0.1, 0.05
@@ -122,7 +123,7 @@ def read_content(rows: ScoresReader, top: int) -> ReportContent:
         taken = np.flatnonzero(usable if ranking else np.zeros_like(usable))
         best = np.concatenate([best, taken + start])
         best_values = np.concatenate([best_values, values[taken]])
-        order = np.argsort(best_values, kind="stable")[:top]
+        order = best_first(rows, best, best_values)[:top]
         best, best_values = best[order], best_values[order]
     suffix = "_unrelaxed" if value.endswith("_unrelaxed") else ""
     shown = [name + (suffix if name + suffix in rows.specs else "") for name in _SHOWN]

@@ -4,6 +4,6 @@
 group, `contents` what the file says about the content of its cell, and `crystal` puts them together.
 """
 
-from .crystal import structure_from_cif
+from .crystal import SYMMETRY_ELSEWHERE, structure_from_cif
 
-__all__ = ["structure_from_cif"]
+__all__ = ["SYMMETRY_ELSEWHERE", "structure_from_cif"]
