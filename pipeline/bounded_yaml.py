@@ -1,7 +1,11 @@
-"""YAML with limits on size and depth and without aliases; otherwise a file of a few lines could exhaust the memory."""
+"""YAML of bounded size and depth, without aliases: a file of a few lines could otherwise fill the memory.
+
+A key that is given twice is refused: YAML's parsers keep the last value without a word.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +13,29 @@ import yaml
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_VALUES = 20_000  # which take about a second
+_MERGE = "tag:yaml.org,2002:merge"
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key given twice, of which YAML would silently take the last."""
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make the dictionary of a mapping.
+        """Make a dictionary of a node.
 
         Raises:
             ValueError: A key is given twice.
         """
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in keys:
-                    raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
-                keys.add(key.value)
-        return super().construct_mapping(node, deep)
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused by the parser
+            if key in seen:
+                raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def load_yaml(path: Path) -> Any:
@@ -34,8 +43,8 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is too large, too deep, has aliases or a key twice, or is not YAML; the message says which,
-            on one line.
+        ValueError: The file is too large or too deep, has aliases or too many values, gives a key twice, or is not
+            YAML; the message says which, on one line.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -48,16 +57,18 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML text; see `load_yaml`.
 
     Raises:
-        ValueError: The text is too deep, has aliases or a key twice, or is not YAML.
+        ValueError: The text is too deep, has aliases or too many values, gives a key twice, or is not YAML.
     """
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if count > MAX_VALUES:
+                raise ValueError(f"more than {MAX_VALUES:,} values, too many for a settings file")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from error

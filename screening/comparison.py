@@ -59,7 +59,8 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         Along dim structure: `structure_id`, `row_a`, `row_b`, and `NAME_difference` = b - a of each column. Along dim
         column: `count`, the number of rows where both values are finite and both statuses ok; over these rows
         `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`,
-        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common.
+        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common; of equal values, the
+        lowest are those of the first ids.
 
     Raises:
         StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
@@ -71,17 +72,20 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     names = _columns(first, second, columns)
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
-        raise StoreError(f"{a} and {b} have no structure_id in common")
+        why = f"; {repeated:,} ids are repeated, and no row can be joined by those" if repeated else ""
+        raise StoreError(f"{a} and {b} have no structure_id in common{why}")
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
         raise StoreError(
             f"{a} and {b} have ids in common, but never for the same composition; they hold different structures"
         )
     row_a, row_b = row_a[alike], row_b[alike]
+    ids = first.rows("structure_id", row_a)
+    by_id = np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)
     good = _ok(first, row_a) & _ok(second, row_b)
     found = xr.Dataset(
         {"row_a": (STRUCTURE, row_a), "row_b": (STRUCTURE, row_b)},
-        coords={"structure_id": (STRUCTURE, first.rows("structure_id", row_a)), "column": list(names)},
+        coords={"structure_id": (STRUCTURE, ids), "column": list(names)},
     )
     measures: dict[str, list[float]] = {}
     for name in names:
@@ -89,7 +93,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         attrs = {key: first.specs[name].attrs[key] for key in ("units",) if key in first.specs[name].attrs}
         attrs["description"] = f"{name} of b minus that of a"
         found[f"{name}_difference"] = xr.Variable((STRUCTURE,), values[1] - values[0], attrs)
-        usable = good & np.isfinite(values[0]) & np.isfinite(values[1])
+        usable = by_id[(good & np.isfinite(values[0]) & np.isfinite(values[1]))[by_id]]
         for measure, value in _agreement(values[0][usable], values[1][usable], top).items():
             measures.setdefault(measure, []).append(value)
     for measure, each in measures.items():
@@ -171,7 +175,7 @@ def _ok(scores: ScoresReader, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _agreement(a: NDArray[np.float64], b: NDArray[np.float64], top: int) -> dict[str, float]:
-    """Return measures of the agreement of two columns."""
+    """Return measures of the agreement of two columns, whose rows are in the order of their ids."""
     difference = b - a
     wanted = min(top, len(a))
     nothing = float("nan")

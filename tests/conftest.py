@@ -30,12 +30,17 @@ from equiscreen.model.statistics import DataStatistics
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.graphs.potential import Evaluation, Potential
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from hypothesis import settings
 from torch import fx
 from typer.testing import CliRunner
 
 # Workers of pytest-xdist share the cores: with several threads each, they would spin while they wait for one another.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+
+# The first example of a test may compile, import or wait for other processes: no test fails because it was slow.
+settings.register_profile("equiscreen", deadline=None)
+settings.load_profile("equiscreen")
 
 ROOT = Path(__file__).parents[1]
 # Files whose tests take longest. They come first, so that no process of pytest-xdist is left with one at the end.
@@ -202,7 +207,8 @@ def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] 
     images = []
     for structure in probe_structures(elements, count, seed):
         atoms = structure.to_ase()
-        atoms.info.update(energy=rng.normal(), stress=rng.normal(size=(3, 3)))
+        energy, stress = rng.normal(), rng.normal(size=(3, 3))
+        atoms.info.update(energy=energy, stress=(stress + stress.T) / 2)
         atoms.arrays["forces"] = rng.normal(size=(len(atoms), 3))
         images.append(atoms)
     ase.io.write(path, images, format="extxyz")

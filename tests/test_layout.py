@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
+
+from hypothesis import settings
 
 from .conftest import ROOT
 
@@ -80,3 +83,9 @@ def test_no_module_hides_an_exported_name() -> None:
         children = {path.stem for path in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
         hidden[name] = children & public_names(folder)
     assert {name: names for name, names in hidden.items() if names} == {}
+
+
+def test_no_example_of_hypothesis_has_a_deadline() -> None:
+    assert settings.default.deadline is None  # by the profile in conftest.py
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    assert not [text for text in texts if re.search(r"settings\(.*deadline=(?!None)", text)]

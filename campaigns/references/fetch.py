@@ -26,6 +26,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
+from ...pipeline.runs.staging import check_file, make_working_folder
 from ...pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
 from ...pipeline.structures.structure import Structure
 from ...pipeline.suggestions import unknown_name
@@ -109,8 +110,7 @@ def fetch_references(
         raise ConfigError("no references given: name files, mp or optimade:PROVIDER")
     if target.suffix != ".parquet":
         raise ConfigError(f"{out}: the table is a parquet file; give it a name that ends in .parquet")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise OutputExistsError(f"{out}: already exists; use --overwrite, or choose another file")
+    check_file(target, given, overwrite=overwrite)
     wanted, compositions = ChemicalSystems(systems), Compositions()
     corrections = MP2020() if scheme in (UNCORRECTED, CORRECTED) else None
     settings = ReadSettings(
@@ -123,7 +123,7 @@ def fetch_references(
     )
     work = target.with_name(f"{target.name}.partial")
     try:
-        work.mkdir(exist_ok=True)
+        make_working_folder(work, out, _LOCK)
         with locked(work / _LOCK):
             rows: list[dict[str, Any]] = []
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]

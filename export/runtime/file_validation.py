@@ -77,7 +77,7 @@ _SCHEMA: Mapping[str, Mapping[int, _Field]] = {
         5: _INTEGER,
         6: _TEXT,
         7: _one("graph"),
-        8: _many("opset"),
+        8: _one("opset"),  # of the only domain that is allowed
         14: _many("pair"),
         20: _refused("it contains training graphs"),
         25: _refused("it defines its own functions"),

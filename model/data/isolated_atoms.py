@@ -7,11 +7,13 @@ from itertools import product
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.labels.quantities import ENERGY
 from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.schema import STATUS_NAMED_ISOLATED
 
 # Column and value by which a data set may mark isolated atoms, as MACE reads them.
 CONFIG_TYPE, ISOLATED_ATOM = "config_type", "IsolatedAtom"
@@ -27,9 +29,10 @@ def isolated_atoms(
 ) -> list[NDArray[np.bool_]]:
     """Find structures of one atom that interacts with nothing.
 
-    A single atom is isolated if it is not periodic, if its nearest image is at least two cutoffs away, or if the column
-    `config_type` is IsolatedAtom. A crystal with one atom in its cell is not isolated just because the atom has no
-    neighbour within the cutoff, as in bcc caesium at 5 angstrom.
+    A single atom is isolated if it is not periodic, if its nearest image is at least two cutoffs away, or if the data
+    set says so: in its status or, in a store of an earlier version, in a column `config_type`. A crystal with one atom
+    in its cell is not isolated just because the atom has no neighbour within the cutoff, as in bcc caesium at 5
+    angstrom.
 
     Args:
         stores: Graph stores.
@@ -78,18 +81,16 @@ def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[
 
 def _marked(store: GraphStore) -> set[int]:
     """Rows that the data set marks as isolated atoms."""
-    if CONFIG_TYPE not in store.specs:
-        return set()
-    return set(np.flatnonzero(store.column(CONFIG_TYPE) == ISOLATED_ATOM).tolist())
+    marked = (store.column("status") & STATUS_NAMED_ISOLATED) > 0
+    if CONFIG_TYPE in store.specs:
+        marked |= store.column(CONFIG_TYPE) == ISOLATED_ATOM
+    return set(np.flatnonzero(marked).tolist())
 
 
 def _nearest_image(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> float:
     """Distance of an atom to its nearest image (angstrom); infinite without periodic directions."""
     if not pbc.any():
         return np.inf
-    if pbc.all():
-        import moyopy  # noqa: PLC0415 - only needed for single atoms
-
-        cell = np.array(moyopy.minkowski_reduce(cell.tolist())[0])
+    cell = np.asarray(minkowski_reduce(cell, pbc)[0])
     images = _IMAGES[(_IMAGES[:, ~pbc] == 0).all(axis=1)]
     return float(np.linalg.norm(images @ cell, axis=1).min())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..labels.quantities import ENERGY, PER_ATOM_SUFFIX, STRESS
 
@@ -32,6 +32,8 @@ class FeaturizeReport:
         unread: Fields that look like a label but are not read, or whose values contradict the label, with the label's
             name and the number of structures.
         without_volume: Number of structures whose stress is not stored, since they have no volume.
+        asymmetric: Number of structures whose stress is not symmetric, so that its symmetric part is stored.
+        unnamed: Number of records whose id is missing or neither text nor a whole number, by the field of the id.
     """
 
     path: str
@@ -47,6 +49,8 @@ class FeaturizeReport:
     unread: tuple[tuple[str, str, int], ...] = ()
     not_found: tuple[str, ...] = ()
     without_volume: int = 0
+    asymmetric: int = 0
+    unnamed: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rate = self.read / max(self.seconds, 1e-9)
@@ -55,18 +59,24 @@ class FeaturizeReport:
         total = f" ({self.in_store:,} in the store)" if self.in_store != self.stored else ""
         aside = f"; {len(self.aside):,} other files skipped ({', '.join(self.aside[:3])})" if self.aside else ""
         lacking = f"; no structure has the labels {', '.join(self.not_found)}" if self.not_found else ""
-        unread = "".join(
+        told = "".join(
             f"; {count:,} structures have {key}, which is not read; use --label {label}={key}{_unit(key, label)}"
             for key, label, count in self.unread
         )
         if self.without_volume:
-            unread += (
+            told += (
                 f"; {self.without_volume:,} stresses of structures with fewer than three periodic directions skipped"
             )
+        if self.asymmetric:
+            told += f"; {self.asymmetric:,} stresses are not symmetric, their symmetric parts are stored"
+        told += "".join(
+            f"; {count:,} structures have no text or whole number as {name}, and are named by their file and place"
+            for name, count in self.unnamed.items()
+        )
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
             f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
-            f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}{lacking}{unread}"
+            f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}{lacking}{told}"
         )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidStructureError, LabelError
 from ..field_path import lookup
 from ..graphs.neighbor_list import MAX_EDGES, NeighborList, neighbor_list
-from ..labels.mapping import LabelMapping
+from ..labels.mapping import WEAK_STRESS, LabelMapping
 from ..labels.quantities import STRESS
 from ..readers.records import RawRecord, ReadOptions
 from ..runs.parts import PartKey, PartManifest, write_part
@@ -30,6 +30,7 @@ from ..store.schema import (
     EDGE,
     STATUS_FORBIDDEN_TENSOR,
     STATUS_ISOLATED_ATOMS,
+    STATUS_NAMED_ISOLATED,
     STRUCTURE,
     ArraySpec,
     empty_rows,
@@ -44,6 +45,10 @@ ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id"
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
+# Larger relative asymmetries of a stress than printed digits explain.
+_ROUNDING = 1e-3
+# How data sets for MACE mark isolated atoms, in their field `config_type`.
+_ISOLATED_ATOM = re.compile(r"isolated_?atom", re.IGNORECASE)
 _SINGLE_FORMATS = (Format.CIF, Format.POSCAR)
 _SINGLE_NAME = re.compile(r"\.(m?cif|vasp|poscar)(\.(gz|bz2|xz|zst))?$|^(POSCAR|CONTCAR)", re.IGNORECASE)
 _SUFFIXES = re.compile(
@@ -124,8 +129,7 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     reasons = Counter(reason.split(" (")[0].split(":")[0] for *_, reason in rows.failures)
     unread = [[*item, count] for item, count in rows.unread.items()]
     notes: dict[str, Any] = {"reasons": dict(reasons), "labels": dict(rows.labels_found), "unread": unread}
-    if rows.without_volume:
-        notes["without_volume"] = rows.without_volume
+    notes |= {"without_volume": rows.without_volume, "asymmetric": rows.asymmetric, "unnamed": dict(rows.unnamed)}
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 
@@ -145,6 +149,8 @@ class _Rows:
     labels_found: Counter[str] = field(default_factory=Counter)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
     without_volume: int = 0
+    asymmetric: int = 0
+    unnamed: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.mapping_elsewhere = self.settings.mapping.without_ase_defaults()
@@ -185,7 +191,14 @@ class _Rows:
         if not structure.pbc.all():
             # Stress is per volume, which is undefined here.
             self.without_volume += labels.pop(STRESS, None) is not None
-        return self._status(structure, neighbors, labels), neighbors, labels
+        elif (stress := labels.get(STRESS)) is not None:
+            difference, size = np.abs(stress - stress.T).max(), np.abs(stress).max()
+            self.asymmetric += bool(difference > _ROUNDING * max(size, WEAK_STRESS))
+            labels[STRESS] = (stress + stress.T) / 2
+        status = self._status(structure, neighbors, labels)
+        if len(structure) == 1 and _ISOLATED_ATOM.fullmatch(str(fields.get("config_type", ""))):
+            status |= STATUS_NAMED_ISOLATED
+        return status, neighbors, labels
 
     def _neighbors(self, structure: Structure) -> NeighborList:
         if len(structure) > self.settings.max_atoms:
@@ -204,10 +217,15 @@ class _Rows:
         if record.name is not None and self.settings.id_field is None:
             return record.name
         names = (self.settings.id_field,) if self.settings.id_field else ID_FIELDS
+        unusable = []
         for name in names:
             value = lookup(record.fields, name)
             if isinstance(value, str | int | np.integer) and value != "":
                 return str(value)
+            if value is not None or self.settings.id_field is not None:
+                unusable.append(name)
+        if unusable:
+            self.unnamed[unusable[0]] += 1
         file = file_name(record.source)
         # The format of an unreadable file is the one that its name suggests.
         single = record.format in _SINGLE_FORMATS or (record.structure is None and _SINGLE_NAME.search(file))

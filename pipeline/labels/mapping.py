@@ -22,6 +22,7 @@ from ..field_path import lookup
 from ..structures.structure import Structure
 from ..structures.symmetry import point_group, symmetry_violation
 from .quantities import ASE_VOIGT, AXES, ENERGY, FORCES, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
+from .stated_units import stated_units, unit_of
 
 # Stresses below this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
@@ -264,15 +265,19 @@ class LabelMapping(BaseModel):
     ) -> bool:
         """Whether the value of a field equals, to the printed digits, a label that was read from another field."""
         try:
-            value = self._value(name, rule, fields, n_atoms, volume)
+            value = self._value(name, rule, fields, n_atoms, volume, stated_units(fields))
         except LabelError:
             return False
+        if name == STRESS and value is not None:
+            value = (value + value.T) / 2  # as it is stored
         return value is None or bool(np.allclose(value, label, rtol=_PRINTED, atol=_PRINTED))
 
     def extract(
         self, fields: Mapping[str, Any], n_atoms: int, volume: float = math.nan
     ) -> dict[str, NDArray[np.float64]]:
         """Read all labels of one record, skipping those that are absent.
+
+        Labels that ASE's readers return have ASE's units, unless the record states another: ``energy_unit=Hartree``.
 
         Args:
             fields: The record.
@@ -284,12 +289,14 @@ class LabelMapping(BaseModel):
             float64[n_atoms, *shape] for labels of its atoms.
 
         Raises:
-            LabelError: A value is present but is not numeric or has the wrong shape.
+            LabelError: A value is present but is not numeric or has the wrong shape, or the record states a unit for
+                it that is unknown, or not that of the mapping.
         """
         found: dict[str, NDArray[np.float64]] = {}
+        stated = stated_units(fields)
         for name, rules in self.labels.items():
             for rule in rules:
-                numbers = self._value(name, rule, fields, n_atoms, volume)
+                numbers = self._value(name, rule, fields, n_atoms, volume, stated)
                 if numbers is not None:
                     if not np.isnan(numbers).all():
                         found[name] = numbers
@@ -297,14 +304,38 @@ class LabelMapping(BaseModel):
         return found
 
     def _value(
-        self, name: str, rule: LabelRule, fields: Mapping[str, Any], n_atoms: int, volume: float
+        self,
+        name: str,
+        rule: LabelRule,
+        fields: Mapping[str, Any],
+        n_atoms: int,
+        volume: float,
+        stated: Mapping[str, str],
     ) -> NDArray[np.float64] | None:
         """Value of a label by one rule, in the store's unit; None if the rule does not apply or finds no value."""
         value = lookup(fields, rule.path) if rule.applies(fields) else None
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
+        unit = unit_of(rule.path, stated) if name in KNOWN_QUANTITIES else None
+        if unit is not None:
+            rule = self._in_stated_unit(name, rule, unit)
         numbers = _converted(name, self.quantity(name), rule, value, n_atoms)
         return -numbers / volume if is_virial(name, rule.unit) else numbers
+
+    def _in_stated_unit(self, name: str, rule: LabelRule, unit: str) -> LabelRule:
+        """A rule with the unit that a record states, if the unit of the rule is only ASE's default.
+
+        Raises:
+            LabelError: The unit is unknown, or not that of a rule of the user's.
+        """
+        wanted = self.quantity(name).unit or ""
+        stated = rule.model_copy(update={"unit": unit})
+        scale = _factor(name, unit, wanted), unit.endswith(PER_ATOM_SUFFIX), is_virial(name, unit)
+        if rule in ASE_DEFAULTS[name]:
+            return stated
+        if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
+            raise LabelError(f"label {name!r}: the record says that {rule.path} is in {unit}, not in {rule.unit}")
+        return rule
 
 
 # Names of labels in files that ASE reads, in ASE's units, order and sign. They come from ASE, from GPUMD and QUIP

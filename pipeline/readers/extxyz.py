@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import ase
@@ -29,6 +30,15 @@ _TOKEN = re.compile(
 _ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
 # Names that other programs give the cell.
 _CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
+# What says in which units all values are, or those of lengths, and the words that it may have.
+_UNITS = re.compile(r"units?", re.IGNORECASE)
+_LENGTH_UNIT = re.compile(
+    r"(length|distance|position|pos|coordinate|coord|lattice|cell|box)s?_?units?"
+    r"|units?_(length|distance|position|pos|coordinate|coord|lattice|cell|box)s?",
+    re.IGNORECASE,
+)
+_OF_LENGTHS = frozenset({"a", "å", "ang", "angstrom", "angstroms", "ångström"})
+_OF_ALL = _OF_LENGTHS | {"ev", "ase", "metal", "atom", "energy", "length", "force", "forces"}
 _AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
 
 
@@ -36,13 +46,23 @@ def atoms_of_frame(text: str) -> ase.Atoms:
     """Read a frame.
 
     Keys of the cell may have any case. A stress or virial may have nine components or six, in ASE's order (xx, yy, zz,
-    yz, xz, xy), and be a matrix of nested lists.
+    yz, xz, xy), and be a matrix of nested lists. A stress of nine components stays a matrix, symmetric or not.
 
     Raises:
         InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false, or
-            a cell under another name than ``Lattice``.
+            a cell under another name than ``Lattice``, or says that lengths or all values have other units than ASE's.
     """
-    return next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1), properties_parser=_comment)))
+    matrices: dict[str, NDArray[np.float64]] = {}
+
+    def parsed(line: str) -> dict[str, Any]:
+        info = _comment(line)
+        matrices.update({name: info[name] for name in _TENSORS[:1] if name in info and info[name].shape == (3, 3)})
+        return info
+
+    atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1), properties_parser=parsed)))
+    if atoms.calc is not None:
+        atoms.calc.results |= matrices  # ASE keeps one triangle
+    return atoms
 
 
 def _comment(line: str) -> dict[str, Any]:
@@ -68,10 +88,19 @@ def _comment(line: str) -> dict[str, Any]:
         info["pbc"] = _axes(info["pbc"])
     if "Properties" in info:
         info["Properties"] = _columns(str(info["Properties"]))
+    _check_units(info)
     cells = [key for key, value in info.items() if _CELL.fullmatch(key) and np.size(value) in {3, 6, 9}]
     if cells and "Lattice" not in info:
         raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice")
     return info
+
+
+def _check_units(info: Mapping[str, Any]) -> None:
+    """Refuse units of lengths, or of all values, that are not ASE's."""
+    for key, value in info.items():
+        known = _OF_ALL if _UNITS.fullmatch(key) else _OF_LENGTHS if _LENGTH_UNIT.fullmatch(key) else None
+        if known is not None and not known.issuperset(re.findall(r"[^\W\d_]+", str(value).lower())):
+            raise InvalidStructureError(f"{key} is {value!s:.40}; convert the values to eV and angstrom")
 
 
 def _axes(value: Any) -> NDArray[np.bool_]:

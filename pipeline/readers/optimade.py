@@ -5,7 +5,6 @@ The fields follow the OPTIMADE specification, v1.1 and v1.2 (https://github.com/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidStructureError
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
+from .json_values import parse_json
 from .pymatgen_dict import FULL_OCCUPANCY, MOST_OCCUPANCY
 
 
@@ -53,7 +53,7 @@ def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:
     if names is None:
         raise InvalidStructureError("no species_at_sites; request them with response_fields")
     if isinstance(species, str):
-        species = json.loads(species)
+        species = parse_json(species.encode())
     _check_features(attributes, species_known=species is not None)
     described: dict[str, Any] = {}
     for entry in () if species is None else species:

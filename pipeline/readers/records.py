@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ..errors import InvalidStructureError, detail
@@ -22,6 +20,7 @@ from ..sources.formats import Format, detect, is_cif
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
 from .cif import structure_from_cif
+from .json_values import RepeatedKeyError, parse_json, parse_leniently
 from .optimade import structure_from_optimade
 from .pymatgen_dict import is_optimade, is_structure, structure_from_pymatgen, structure_keys
 from .split_csv import separator_of
@@ -121,7 +120,7 @@ def _fields_alone(document: Document) -> Mapping[str, Any]:
         case Format.CSV:
             return _csv_row(document)
         case Format.JSON | Format.JSONL:
-            return fields_beside(_parsed_json(document.content))
+            return fields_beside(parse_leniently(document.content))
         case Format.EXTXYZ:
             return _comment_fields(_text(document.content).lstrip())
     return {}
@@ -237,20 +236,16 @@ def _csv_row(document: Document) -> dict[str, str]:
 
 
 def _read_json(document: Document, options: ReadOptions) -> ReadResult:
-    with _parsing("not valid JSON"):
-        record = _parsed_json(document.content)
+    try:
+        with _parsing("not valid JSON"):
+            record = parse_json(document.content)
+    except RepeatedKeyError as error:
+        raise _UnreadableRecordError(str(error), fields_beside(parse_leniently(document.content))) from error
     if not isinstance(record, Mapping):
         raise InvalidStructureError(f"not a record ({type(record).__name__})")
     named = {} if document.name is None else {"id": document.name}
     structure, fields = _from_mapping(record, options)
     return structure, {**named, **fields}, None
-
-
-def _parsed_json(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except ValueError:
-        return json.loads(_text(content))  # also reads NaN and integers beyond 64 bits, which the JSON standard lacks
 
 
 def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Structure, Mapping[str, Any]]:
@@ -326,7 +321,7 @@ def structure_from_value(value: Any) -> Structure:
         if form is not Format.JSON:
             return structure_from_cif(text)[0]
         with _parsing("not valid JSON"):
-            value = _parsed_json(text.encode(errors="replace"))
+            value = parse_json(text.encode(errors="replace"))
     if is_structure(value):
         return structure_from_pymatgen(value)
     if is_optimade(value):
@@ -368,7 +363,7 @@ def _axes(pbc: Any) -> NDArray[np.bool_]:
 
 def _listed(value: Any) -> Any:
     """Parse a value that is JSON text, as lists in CSV tables are."""
-    return json.loads(value) if isinstance(value, str) else value
+    return parse_json(value.encode()) if isinstance(value, str) else value
 
 
 def _numbers(species: Any) -> list[int]:

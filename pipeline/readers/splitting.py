@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,6 +18,7 @@ from ..errors import detail
 from ..memory import MACHINE_ERRORS
 from ..sources.files import Stream
 from ..sources.formats import Format
+from .cif import SYMMETRY_ELSEWHERE
 from .split_csv import cut_csv
 from .split_json import MAX_DOCUMENT_BYTES, RawDocument, cut_json, cut_lines, unreadable
 
@@ -25,7 +26,11 @@ _LONGEST_LINE = 1 << 20
 _HEADER_LINES = 7  # of a POSCAR: comment, scale, three lattice vectors, symbols, numbers of atoms
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
 _LINE_OF_A_BLOCK_OR_TEXT = re.compile(rb"^(?:data_|;)", re.IGNORECASE | re.MULTILINE)
-_SYMMETRY_TAG = re.compile(rb"^[ \t]*_(?:symmetry|space_group)_", re.IGNORECASE | re.MULTILINE)
+# A space group or operation that is known, outside comments; the crystal system alone is no symmetry.
+_SYMMETRY = re.compile(
+    rb"^[^#\n]*?(?<!\S)_(?:symmetry|space_group)[_.](?!cell_setting|crystal_system)\S+\s+(?!['\";]?[?.]['\"]?(?:\s|$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 _CRYSTAL_TAG = re.compile(rb"_cell_length_a|_atom_site_", re.IGNORECASE)
 
 
@@ -68,21 +73,34 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
 
 
 def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
-    """Split a CIF into data blocks with a cell or atoms; the first block if there are none."""
+    """Split a CIF into data blocks with a cell or atoms; the first block if there are none.
+
+    A crystal without symmetry waits, with those after it, until it is known whether a block without a crystal has one.
+    """
     first, any_crystal, shared = b"", False, False
+    waiting: list[bytes] = []
+    size = 0
     for block in _cif_blocks(stream):
-        symmetry = _SYMMETRY_TAG.search(block) is not None
-        if _CRYSTAL_TAG.search(block):
-            any_crystal = True
-            if symmetry or not shared:
-                yield block
-            else:
-                yield unreadable("symmetry is given only in another data block")
-        else:
-            shared = shared or symmetry
+        symmetry = _SYMMETRY.search(block) is not None
         first = first or block
+        if not _CRYSTAL_TAG.search(block):
+            shared = shared or symmetry
+            continue
+        any_crystal = True
+        waiting.append(block)
+        size += len(block)
+        if shared or size > MAX_DOCUMENT_BYTES or (symmetry and len(waiting) == 1):
+            yield from _with_own_symmetry(waiting, shared=shared)
+            waiting, size = [], 0
+    yield from _with_own_symmetry(waiting, shared=shared)
     if not any_crystal and first:
         yield first
+
+
+def _with_own_symmetry(blocks: Sequence[bytes], *, shared: bool) -> Iterator[RawDocument]:
+    """Crystals; if another block of the file gives a symmetry, those without one of their own are refused."""
+    for block in blocks:
+        yield unreadable(SYMMETRY_ELSEWHERE) if shared and not _SYMMETRY.search(block) else block
 
 
 def _cif_blocks(stream: Stream) -> Iterator[bytes]:
@@ -205,7 +223,10 @@ def _cut_vasp_run(stream: Stream, kind: str) -> Iterator[RawDocument]:
     except MACHINE_ERRORS:
         raise
     except Exception as error:  # noqa: BLE001 - an output that was cut off can make a parser raise anything
-        yield unreadable(f"VASP output does not parse ({detail(error)}); did the calculation finish?")
+        yield unreadable(
+            f"VASP output does not parse: step {steps + 1} is incomplete or damaged ({type(error).__name__}: "
+            f"{detail(error)}); did the calculation finish?"
+        )
         return
     if not steps:
         yield unreadable("VASP output without an ionic step; did the calculation finish?")

@@ -165,10 +165,7 @@ def staged_run(
     staging = Staging(target, folder, folder / _digest(wanted), _settings_digest(wanted, target), overwrite or extend)
     _check_free(target, replace=staging.replaces)
     target.check_writable()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+    make_working_folder(folder, out, _LOCK)
     with locked(folder / _LOCK):
         _restore_replaced(target)
         _check_free(target, replace=staging.replaces)  # checked again, since another run may have finished meanwhile
@@ -180,6 +177,26 @@ def staged_run(
         for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)
         yield staging
+
+
+def make_working_folder(folder: Path, out: str | Path, lock: str) -> None:
+    """Make the folder of unfinished work, or use that of an earlier run; it is removed when the run is complete.
+
+    Args:
+        folder: The folder.
+        out: The output, as the user names it.
+        lock: Name of the lock file, which every run leaves in its folder.
+
+    Raises:
+        OutputExistsError: The folder holds something else, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = not (folder / lock).exists() and any(not _has_parts(one) for one in folder.iterdir())
+    except OSError as error:
+        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+    if foreign:
+        raise OutputExistsError(f"{folder}: already exists and was not made by equiscreen; choose another `--out`")
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:

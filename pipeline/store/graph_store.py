@@ -22,7 +22,7 @@ from ..graphs.graph_block import GraphBlock
 from ..graphs.offsets import offsets_of, starts
 from ..redaction import redact_text, redact_urls
 from ..runs.target import ROOT_FILE
-from .checksums import CHECKSUMS_FILE, is_intact, stored_digests
+from .checksums import CHECKSUMS_FILE, ShardChecks, is_intact, stored_digests
 from .schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
 from .shards import check_shards
 
@@ -140,6 +140,7 @@ class GraphStore:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); featurize again") from error
         check_shards(self.path, self._arrays)
+        self._checks = ShardChecks(self.path, self.store_hash)
 
     def __len__(self) -> int:
         return self._array("n_atoms").shape[0]
@@ -218,9 +219,9 @@ class GraphStore:
     def elements(self) -> NDArray[np.uint8]:
         """uint8[n_elements], atomic numbers of the elements in the store, ascending."""
         seen: NDArray[np.bool_] = np.zeros(256, dtype=bool)
-        numbers = self._array("atomic_number")
-        for start in range(0, numbers.shape[0], 1 << 22):
-            seen[np.asarray(numbers[start : start + (1 << 22)])] = True
+        length = self._array("atomic_number").shape[0]
+        for start in range(0, length, 1 << 22):
+            seen[self.column("atomic_number", start, min(start + (1 << 22), length))] = True
         return np.flatnonzero(seen).astype(np.uint8)
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -309,7 +310,10 @@ class GraphStore:
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
         try:
+            self._checks.check(name, array, start, stop)
             return np.asarray(array[start:stop])
+        except StoreError:
+            raise
         except Exception as error:
             if isinstance(self.path, str):  # the network may have failed
                 raise StoreError(

@@ -31,8 +31,15 @@ STATUS_MASKS = {
     "isolated_atoms": 2,
     "label_breaks_symmetry": 4,
     "repeated_id": 8,
+    "named_isolated_atom": 16,
 }
-STATUS_OTHER_LABELS, STATUS_ISOLATED_ATOMS, STATUS_FORBIDDEN_TENSOR, STATUS_REPEATED_ID = STATUS_MASKS.values()
+(
+    STATUS_OTHER_LABELS,
+    STATUS_ISOLATED_ATOMS,
+    STATUS_FORBIDDEN_TENSOR,
+    STATUS_REPEATED_ID,
+    STATUS_NAMED_ISOLATED,
+) = STATUS_MASKS.values()
 
 
 @dataclass(frozen=True, slots=True)

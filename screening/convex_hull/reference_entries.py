@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
 from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...pipeline.energy_schemes import MATPES_PBE, OMAT24, OWN, R2SCAN, UNCORRECTED
 from ...pipeline.errors import ConfigError, SourceError, detail
+from ...pipeline.readers.json_values import RepeatedKeyError, parse_json
 from ...pipeline.readers.splitting import documents
 from ...pipeline.sources.discovery import find_files
 from ...pipeline.sources.files import SourceFile
@@ -22,6 +21,7 @@ from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import MAX_COUNT, element_of_species
 from ..chemistry.functionals import GGA, OF_SCHEME, R2SCAN_FUNCTIONAL, StatementError, of_potcar
 from ..chemistry.stated_calculation import StatedCalculation
+from ..chemistry.task_documents import entry_of_task, is_task_document
 from .energies import basis
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES
 from .references import (
@@ -151,18 +151,22 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
 
 
 def _name_of(record: object, number: int) -> str:
-    """Id of an entry, or its position in the file."""
-    given = record.get("entry_id") if isinstance(record, Mapping) else None
+    """Id of an entry, or its place in the file."""
+    given = record.get("entry_id", record.get("task_id")) if isinstance(record, Mapping) else None
     return str(given) if isinstance(given, str | int | float) and str(given) else str(number)
 
 
 def _parsed(record: object) -> _Entry:
-    """The fields of an entry.
+    """The fields of an entry, or of a task document.
 
     Raises:
         EntryLeftOutError: A field is missing or malformed.
     """
+    if isinstance(record, RepeatedKeyError):
+        raise EntryLeftOutError("a key given twice", str(record))
     try:
+        if is_task_document(record):
+            record = entry_of_task(record)
         entry = _Entry.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
@@ -171,6 +175,8 @@ def _parsed(record: object) -> _Entry:
             place.partition(".")[0], f"malformed {place}" if place else "not an entry"
         )
         raise EntryLeftOutError(reason, f"{first['msg']}, found {quoted(first['input'])}") from error
+    except ValueError as error:
+        raise EntryLeftOutError("contradictory energies", str(error)) from error
     except RecursionError as error:
         raise EntryLeftOutError("not an entry", "nested too deeply") from error
     return entry
@@ -424,6 +430,8 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 def entry_records(path: str) -> Iterator[object]:
     """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
+    An entry of a list that gives a key twice is yielded as the error that says so.
+
     Raises:
         SourceError: The file is missing, too large, or has no entries.
     """
@@ -438,20 +446,23 @@ def entry_records(path: str) -> Iterator[object]:
     if len(text) > MAX_JSON_BYTES:
         raise SourceError(f"{path}: more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)")
     try:
-        content = _json(text)
+        content = parse_json(text)
+    except RepeatedKeyError as error:
+        raise SourceError(f"{path}: {error}; keep one of its values") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("entries", "data") if key in content), content)
     if isinstance(content, dict):
-        content = [content] if "composition" in content and "energy" in content else list(content.values())
+        single = is_task_document(content) or ("composition" in content and "energy" in content)
+        content = [content] if single else list(content.values())
     if not isinstance(content, list) or not any(isinstance(record, dict) for record in content):
         raise SourceError(f"{path}: {_NO_ENTRIES}")
     yield from content
 
 
 def _elements(path: str, source: SourceFile) -> Iterator[object]:
-    """Elements of a JSON array, with one element in memory at a time.
+    """Elements of a JSON array, with one of them in memory at a time; for one with a repeated key, the error.
 
     Raises:
         SourceError: The file is not valid JSON, or no element is a record.
@@ -459,21 +470,16 @@ def _elements(path: str, source: SourceFile) -> Iterator[object]:
     any_record = False
     with source.open() as stream:
         for document in documents(stream, Format.JSON):
+            record: object = None
             try:
-                record = _json(document.content) if not document.reason else None
+                record = parse_json(document.content) if not document.reason else None
+            except RepeatedKeyError as error:
+                record = error
             except (ValueError, RecursionError) as error:
                 raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
             if document.reason:
                 raise SourceError(f"{path}: {document.reason}")
-            any_record = any_record or isinstance(record, dict)
+            any_record = any_record or isinstance(record, dict | RepeatedKeyError)
             yield record
     if not any_record:
         raise SourceError(f"{path}: {_NO_ENTRIES}")
-
-
-def _json(text: bytes) -> Any:
-    """Parse JSON. Python's own writer also writes NaN and Infinity, which orjson rejects."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)

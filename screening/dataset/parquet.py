@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import ConfigError, OutputExistsError
+from ...pipeline.runs.staging import check_file
 from ...pipeline.store.schema import TEXT, ArraySpec
 from ...pipeline.suggestions import unknown_name
 from .reader import ScoresReader, flag_meanings
@@ -77,11 +78,10 @@ def to_parquet(
     Raises:
         StoreError: The scores cannot be read.
         ConfigError: A variable is unknown.
-        OutputExistsError: The file exists, or its folder does not.
+        OutputExistsError: The file exists or lies in the dataset, or its folder does not exist.
     """
-    rows, out = ScoresReader(scores), Path(path)
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise OutputExistsError(f"{out}: already exists; choose another file")
+    rows = ScoresReader(scores)
+    out = check_file(path, [scores], overwrite=overwrite)
     names = list(rows.specs) if columns is None else list(columns)
     for name in names:
         if name not in rows.specs:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import StoreError
 from ...pipeline.provenance import recorded_path, resolved_path
+from ...pipeline.store.checksums import ShardChecks
 from ...pipeline.store.graph_store import GraphStore, check_unchanged, location, open_root
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.shards import check_shards
@@ -51,6 +52,7 @@ class ScoresReader:
         self._given_store = store
         self._last: tuple[NDArray[np.int64], list[Structure]] | None = None
         self.attrs, self._arrays, self.specs = self._open()
+        self._checks = ShardChecks(location(path), self.hash)
         absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
         if absent:
             raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
@@ -88,8 +90,11 @@ class ScoresReader:
             StoreError: The array is damaged or cannot be reached.
         """
         try:
+            self._checks.check(name, self._arrays[name], start, stop)
             return np.asarray(self._arrays[name][start:stop])
-        except Exception as error:  # damaged chunks and failing URLs raise errors of many kinds
+        except StoreError:
+            raise
+        except Exception as error:  # damaged chunks fail anywhere in the codecs, URLs anywhere in the file system
             raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:

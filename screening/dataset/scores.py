@@ -9,6 +9,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import MEMBER, MEMBERS_ARRAY
 from ...pipeline.graphs.potential import OutputSpec
+from ...pipeline.store.checksums import check_content
 from ...pipeline.store.graph_store import location, open_root
 from ...pipeline.store.schema import (
     CARTESIAN,
@@ -23,6 +24,8 @@ from ...pipeline.store.schema import (
 )
 from ...pipeline.store.shards import check_shards
 
+# Datasets up to this size are compared with their checksums when they are opened.
+_CHECKED_BYTES = 256 << 20
 CARRIED = ("structure_id", "source", "source_index")
 
 SCORES_SCHEMA = "equiscreen-scores/1"
@@ -131,7 +134,8 @@ def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset, lazily.
 
     Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
-    turns the dataset into a table.
+    turns the dataset into a table. A local dataset of up to 256 MB is compared with its checksums; for larger ones,
+    `equiscreen info --verify` does so.
 
     Example:
         >>> from equiscreen.screening import open_scores
@@ -142,7 +146,11 @@ def open_scores(path: str | Path) -> xr.Dataset:
     Raises:
         StoreError: The dataset is missing, unfinished or damaged, or not a scores dataset.
     """
-    check_shards(location(path), dict(open_root(path, SCORES_SCHEMA).arrays()))
+    root, place = open_root(path, SCORES_SCHEMA), location(path)
+    arrays = dict(root.arrays())
+    check_shards(place, arrays)
+    if sum(array.nbytes for array in arrays.values()) <= _CHECKED_BYTES:
+        check_content(place, arrays, str(root.attrs.get("store_hash")))
     scores: xr.Dataset = xr.open_zarr(path)
     for array in scores.variables.values():
         if "description" in array.attrs:

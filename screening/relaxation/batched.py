@@ -47,8 +47,9 @@ ENERGY_ROUNDING = 2e-6
 # In the convergence criterion, the stress of a slab or chain refers to this many times the volume of its atoms, as in
 # most crystals (`plausibility.atomic_volume`), so that the criterion does not depend on the vacuum.
 ATOMIC_VOLUMES = 1.4
-CELL_KEPT = "the cell was kept, since the structure is not periodic in three directions"
-WITHOUT_PRESSURE = "the pressure had no effect, since the structure is not periodic in three directions"
+CELL_KEPT = "the cell stays as it is, since it is not periodic in three directions"
+OTHER_AXES = "the cell stays as it is, since none of the chosen axes is periodic"
+WITHOUT_PRESSURE = "the pressure has nothing to act on, since the structure is not periodic in three directions"
 WITHOUT_GROUP = "no space group was preserved, since the structure is not periodic in three directions"
 _AXES = "abc"
 
@@ -369,7 +370,8 @@ class _Relaxation:
         if self.is_crystal:
             return ()
         kept = self.structure.pbc.any() and not self.moves_cell and not self.settings.fix_cell
-        told = {CELL_KEPT: kept, WITHOUT_PRESSURE: self.settings.pressure, WITHOUT_GROUP: self.settings.fix_symmetry}
+        why = OTHER_AXES if self.settings.cell_axes else CELL_KEPT
+        told = {why: kept, WITHOUT_PRESSURE: self.settings.pressure, WITHOUT_GROUP: self.settings.fix_symmetry}
         return tuple(remark for remark, holds in told.items() if holds)
 
     @property

@@ -19,6 +19,7 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...pipeline.suggestions import unknown_name
 from ..dataset.default_ranking import ENERGY_PER_ATOM, default_ranking
 from ..dataset.reader import ScoresReader
+from ..dataset.ties import best_first
 
 # Energies above hull (eV/atom) that define a hit and a close hit.
 NEAR, CLOSE = 0.1, 0.05
@@ -125,7 +126,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
         taken = np.flatnonzero(usable if ranking else np.zeros_like(usable))
         best = np.concatenate([best, taken + start])
         best_values = np.concatenate([best_values, values[taken]])
-        order = np.argsort(best_values, kind="stable")[:top]
+        order = best_first(rows, best, best_values)[:top]
         best, best_values = best[order], best_values[order]
     suffix = "_unrelaxed" if value.endswith("_unrelaxed") else ""
     source = _source(rows)

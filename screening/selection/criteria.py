@@ -16,11 +16,12 @@ from ...pipeline.provenance import recorded_path
 from ..chemistry.elements import chemical_system, elements_of, parse_elements
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import RANKED_STATUSES
+from ..dataset.ties import best_first
 from .derived_columns import OF_FORMULA, OF_KNOWN, OF_STRUCTURE, ROLE, DerivedColumns
 from .filter_expression import parse_filter
 from .filter_terms import Filter
 from .novelty import KnownCrystals
-from .ranking import Measure, Quota, best_first, fronts, pareto_measures
+from .ranking import Measure, Quota, fronts, pareto_measures
 from .variables import variable_of, variables_of
 
 _BATCH = 512
@@ -205,10 +206,9 @@ class _Survivors:
         self.left_out[reason] += len(self.rows) - len(kept)
         self.rows, self.points, self.last = kept, self.points[places], self.last[places]
 
-    def best_first(self) -> NDArray[np.int64]:
-        """Return the indices of the rows in the order of their rank."""
-        order = best_first(self.points[:, 0])
-        return order[np.argsort(self.last[order], kind="stable")]
+    def best_first(self, scores: ScoresReader) -> NDArray[np.int64]:
+        """Return the places in the order of their rank, which does not depend on the order of the rows."""
+        return best_first(scores, self.rows, self.last, self.points[:, 0])
 
 
 def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
@@ -224,9 +224,9 @@ def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
     found = _survey(scores, plan)
     front = None
     if plan.pareto:
-        front, order = _by_front(found, plan, derived)
+        front, order = _by_front(scores, found, plan, derived)
     else:
-        order = found.best_first()
+        order = found.best_first(scores)
     taken = _walk(scores, plan, derived, found, order)
     rank = np.arange(1, len(taken) + 1)
     if top is None:  # restore the order of the scores
@@ -244,7 +244,7 @@ def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
 
 
 def _by_front(
-    found: _Survivors, plan: SelectionPlan, derived: DerivedColumns
+    scores: ScoresReader, found: _Survivors, plan: SelectionPlan, derived: DerivedColumns
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the Pareto front of each row, 0 for none, and the indices of rows in fronts in the order of their rank."""
     top = plan.criteria.top
@@ -254,8 +254,8 @@ def _by_front(
     sound = ~found.last  # unreliable values must not dominate others
     front = np.zeros(len(sound), dtype=np.int32)
     front[sound] = fronts(found.points[sound, 1:], None if top is None else enough)
-    order = np.lexsort((found.points[:, 0], np.where(front == 0, np.iinfo(np.int32).max, front)))
-    order = order[front[order] > 0]
+    within = np.flatnonzero(front)
+    order = within[best_first(scores, found.rows[within], front[within], found.points[within, 0])]
     found.left_out["dominated" if top is None else _beyond(top)] += len(found.rows) - len(order)
     return front, order
 
@@ -275,7 +275,7 @@ def _survey(scores: ScoresReader, plan: SelectionPlan) -> _Survivors:
         kept += len(places)
         if plan.simple and plan.criteria.top is not None and kept > plan.criteria.top + _SLACK:
             found.rows, found.points, found.last = np.concatenate(rows), np.concatenate(points), np.concatenate(last)
-            best = np.sort(found.best_first()[: plan.criteria.top])
+            best = np.sort(found.best_first(scores)[: plan.criteria.top])
             found.keep(best, _beyond(plan.criteria.top))
             rows, points, last, kept = [found.rows], [found.points], [found.last], len(best)
     found.rows, found.points, found.last = np.concatenate(rows), np.concatenate(points), np.concatenate(last)

@@ -98,11 +98,6 @@ class Measure:
         return f"{value}, {'highest' if self.descending else 'lowest'} first"
 
 
-def best_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return indices that sort the values in ascending order; equal values keep the order of their rows."""
-    return np.argsort(values, kind="stable")
-
-
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which points are not dominated: bool[n].
 

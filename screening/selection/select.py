@@ -19,7 +19,7 @@ from ...pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import check_place
+from ...pipeline.runs.staging import check_place, make_working_folder
 from ..dataset.paths import dataset_in
 from ..dataset.ranked_table import CSV_FILE, MOST_ROWS, ROWS, RankedTable
 from ..dataset.reader import ScoresReader, place_of_graphs
@@ -63,8 +63,9 @@ def select(
     columns too; they are computed only for rows that meet its other conditions, best first, until enough structures are
     found.
 
-    With `top`, rows are in the order of their rank; otherwise they are in the order of the scores, with `rank` as a
-    column.
+    Equal values are ordered by the hash of their structures, then by their ids, so that the result does not depend on
+    the order of the rows. With `top`, rows are in the order of their rank; without it, in that of the scores, with
+    `rank` as a column.
 
     Example:
         >>> from equiscreen.screening import select
@@ -245,12 +246,7 @@ def _output_folder(out: str | Path, inputs: Sequence[Path], *, overwrite: bool) 
     partial = target.with_name(f"{target.name}.partial")
     check_place(target, inputs)
     _check_free(target, out, overwrite=overwrite)
-    if partial.exists() and not (partial / _LOCK).exists():
-        raise OutputExistsError(f"{partial}: already exists and was not made by equiscreen; choose another `--out`")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+    make_working_folder(partial, out, _LOCK)
     with locked(partial / _LOCK):
         _check_free(target, out, overwrite=overwrite)
         for left in (_WORK, "parts"):

@@ -16,6 +16,7 @@ from equiscreen.pipeline.errors import ConfigError
 from equiscreen.screening.partial_periodicity import extent, has_volume, in_directions
 from equiscreen.screening.relaxation.batched import (
     CELL_KEPT,
+    OTHER_AXES,
     RELAX_STATUSES,
     WITHOUT_GROUP,
     WITHOUT_PRESSURE,
@@ -137,6 +138,7 @@ def test_a_slab_keeps_its_cell_or_relaxes_in_its_plane(sevennet_model: Path) -> 
     assert relaxed(molecule, potential, pressure=1.0).remarks == (WITHOUT_PRESSURE,)
     assert relaxed(molecule, potential, fix_symmetry=True).remarks == (WITHOUT_GROUP,)
     assert relaxed(slab, potential, fix_cell=True).remarks == ()
+    assert relaxed(slab, potential, cell_axes="c").remarks == (OTHER_AXES,)
 
 
 def test_a_crystal_relaxes_along_the_chosen_axes(sevennet_model: Path) -> None:

@@ -4,6 +4,6 @@
 space group, `contents` reads what the file states about the content of its cell, and `crystal` combines these parts.
 """
 
-from .crystal import structure_from_cif
+from .crystal import SYMMETRY_ELSEWHERE, structure_from_cif
 
-__all__ = ["structure_from_cif"]
+__all__ = ["SYMMETRY_ELSEWHERE", "structure_from_cif"]

@@ -15,8 +15,9 @@ from ...structures.structure import Structure
 from .contents import Contents, multiplicity_contradiction, read_contents
 from .sites import Sites, read_sites
 from .symmetry import Statements, generated, read_symmetry, same_atoms, without_repeats
-from .tags import FRACTIONAL, SYSTEMS, Tags, tags_of
+from .tags import FRACTIONAL, SYSTEMS, Tags, gives_symmetry, tags_of
 
+SYMMETRY_ELSEWHERE = "symmetry is given in another data block only"
 _HYDROGEN = 1
 _CELL_TAGS = (
     *(f"_cell_length_{edge}" for edge in "abc"),
@@ -34,9 +35,10 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
 
     Raises:
         InvalidStructureError: The text does not parse, or there are several crystals, or the crystal is disordered or
-            lacks a cell or sites.
+            lacks a cell or sites, or its symmetry, which another data block gives.
     """
-    blocks = [block for block in parse_cif(text) if _holds(block, _CELL_TAGS[0])]
+    document = parse_cif(text)
+    blocks = [block for block in document if _holds(block, _CELL_TAGS[0])]
     if not blocks:
         raise InvalidStructureError("CIF without a unit cell")
     crystals = [block for block in blocks if _holds(block, FRACTIONAL[0])]
@@ -47,6 +49,8 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
             "beginning on its own line"
         )
     block = (crystals or blocks)[0]
+    if len(document) > 1 and not gives_symmetry(block) and any(map(gives_symmetry, document)):
+        raise InvalidStructureError(SYMMETRY_ELSEWHERE)
     return structure_from_block(block), block.name
 
 

@@ -27,6 +27,7 @@ GROUP_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 SYSTEMS = ("_space_group_crystal_system", "_symmetry_cell_setting")
 SETTING_CODE = "_space_group_it_coordinate_system_code"
 MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation_xyz", "_space_group_symop_magn_centering_xyz")
+_GIVING_SYMMETRY = frozenset({*OPERATIONS, *SYMBOLS, *HALL_SYMBOLS, *GROUP_NUMBERS, *MAGNETIC_OPERATIONS})
 # Columns that change which atoms a list of sites stands for.
 _SITE_COLUMNS = frozenset(
     {
@@ -108,6 +109,19 @@ class Tags:
         loop = block.find_loop(self.names[name]).get_loop()
         values, width = loop.values, loop.width()
         return {name.removeprefix(SITE): values[at::width] for name, at in self.sites}
+
+
+def gives_symmetry(block: gemmi.cif.Block) -> bool:
+    """Whether a block gives a space group or its operations."""
+    for item in block:
+        pair: Any = item.pair  # untyped in gemmi: two strings, or None
+        tags = [pair[0]] if pair is not None else item.loop.tags if item.loop is not None else []
+        for tag in tags:
+            if tag.lower().replace(".", "_") in _GIVING_SYMMETRY:
+                values = (gemmi.cif.as_string(value).strip() for value in block.find_values(tag))
+                if any(value not in UNKNOWN for value in values):
+                    return True
+    return False
 
 
 def number(value: str) -> float:

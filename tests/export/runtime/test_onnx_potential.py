@@ -128,6 +128,8 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
         with pytest.raises(ModelFileError, match=r"damaged|not accepted"):
             OnnxPotential(whole + tag + b"\x00")
     with pytest.raises(ModelFileError, match="damaged"):
+        OnnxPotential(whole + b"\x42\x02\x10\x0b")  # a second version of the standard operators
+    with pytest.raises(ModelFileError, match="damaged"):
         OnnxPotential(whole + b"\x3a" + varint(len(graph)) + graph)  # a second graph, which protobuf would merge
 
 

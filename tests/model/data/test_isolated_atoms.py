@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import ase
@@ -54,6 +55,37 @@ def test_what_is_isolated(tmp_path: Path) -> None:
     expected = [True, True, True, True, False, False, False]
     assert found[0].tolist() == expected
     assert energies_of_isolated_atoms([store], found) == {1: -1.0, 6: -4.0, 7: -3.0, 8: -2.0}
+
+
+@pytest.mark.parametrize("name", ["IsolatedAtom", "isolated_atom"])
+def test_a_marked_atom_needs_no_column(name: str, tmp_path: Path) -> None:
+    """The label of the data set counts, whether or not the user keeps its column."""
+    images = [
+        labelled(ase.Atoms("C", cell=[5.0] * 3, pbc=True), -4.0, config_type=name),
+        labelled(ase.Atoms("C", cell=[5.1] * 3, pbc=True), -4.5, config_type="bulk"),
+        labelled(ase.Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], cell=[9.0] * 3, pbc=True), -9.0, config_type=name),
+    ]
+    ase.io.write(tmp_path / "in.extxyz", images)
+    featurize(tmp_path / "in.extxyz", tmp_path / "g.zarr", cutoff=CUTOFF + 1, scheduler="threads")
+    store = GraphStore(tmp_path / "g.zarr")
+    found = isolated_atoms([store], [np.ones(len(store), dtype=bool)], CUTOFF)
+    assert found[0].tolist() == [True, False, False]
+    assert energies_of_isolated_atoms([store], found) == {6: -4.0}
+
+
+SKEWED = [[9.0, 0, 0], [27.0, 9.0, 0], [27.5, 27.3, 9.0]]  # of which the reduced cell is nearly cubic
+
+
+@pytest.mark.parametrize("cell", [SKEWED, SKEWED[::-1], (-np.array(SKEWED)).tolist()])
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, True, True), (True, False, False)])
+def test_the_nearest_image_in_any_cell(cell: list[list[float]], pbc: tuple[bool, ...], tmp_path: Path) -> None:
+    """Left-handed and skewed cells, also of slabs and chains, against a search among many images."""
+    images = np.array([image for image in product(range(-8, 9), repeat=3) if any(image)])
+    lattice = np.array(cell)
+    nearest = np.linalg.norm(images[(images[:, ~np.array(pbc)] == 0).all(axis=1)] @ lattice, axis=1).min()
+    store = store_of(tmp_path, [labelled(ase.Atoms("H", cell=lattice, pbc=pbc), -1.0)])
+    for cutoff, expected in ((nearest / 2 - 1e-6, True), (nearest / 2 + 1e-6, False)):
+        assert isolated_atoms([store], [np.ones(1, dtype=bool)], cutoff)[0].tolist() == [expected]
 
 
 def test_two_energies_of_one_element_are_named(tmp_path: Path) -> None:

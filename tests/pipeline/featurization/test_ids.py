@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from equiscreen.pipeline import LabelMapping, ReadOptions, featurize
+from equiscreen.pipeline import GraphStore, LabelMapping, ReadOptions, featurize
 from equiscreen.pipeline.featurization.partitions import Plan
 from equiscreen.pipeline.featurization.task import FeaturizeSettings, FeaturizeTask, featurize_partition
 from equiscreen.pipeline.runs.parts import read_part
@@ -145,3 +145,29 @@ def test_files_that_cannot_be_read_keep_their_ids(tmp_path: Path) -> None:
             "z.zip::in/member.cif": "member",
         }
         assert not any(str(tmp_path) in row["reason"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "fault", ["column twice", "number with a fraction", "empty", "--id-field absent in one record"]
+)
+def test_an_id_that_is_none_is_told(fault: str, tmp_path: Path) -> None:
+    texts = [json.dumps(pymatgen_dict(structure)).replace('"', '""') for structure in STRUCTURES]
+    if fault == "column twice":
+        rows = ["id,id,s", f'a,a,"{texts[0]}"', f'b,c,"{texts[1]}"', f'd,e,"{texts[2]}"']
+        (tmp_path / "s.csv").write_text("\n".join(rows))
+        report = featurize(tmp_path / "s.csv", tmp_path / "g.zarr", scheduler="threads")
+        wanted, ids = {"id": 2}, ["a", "s:1", "s:2"]
+    else:
+        values = {"number with a fraction": 1.5, "empty": ""}
+        records = [{"id": name, "s": pymatgen_dict(one)} for name, one in zip(NAMES, STRUCTURES, strict=True)]
+        if fault in values:
+            records[1]["id"] = values[fault]
+        else:
+            del records[1]["id"]
+        (tmp_path / "s.json").write_text(json.dumps(records))
+        field = None if fault in values else "id"
+        report = featurize(tmp_path / "s.json", tmp_path / "g.zarr", id_field=field, scheduler="threads")
+        wanted, ids = {"id": 1}, [NAMES[0], "s:1", NAMES[2]]
+    assert report.unnamed == wanted
+    assert f"{wanted['id']} structures have no text or whole number as id" in str(report)
+    assert GraphStore(tmp_path / "g.zarr").column("structure_id").tolist() == ids

@@ -8,6 +8,9 @@ import pytest
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import InvalidStructureError
 from equiscreen.pipeline.readers.cif import structure_from_cif
+from equiscreen.pipeline.readers.splitting import documents
+from equiscreen.pipeline.sources.discovery import find_files
+from equiscreen.pipeline.sources.formats import Format
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,6 +163,47 @@ def test_symmetry_in_another_block_is_no_symmetry(tmp_path: Path) -> None:
     report = featurize(tmp_path / "a.cif", tmp_path / "g.zarr", scheduler="threads")
     assert (report.read, report.stored, report.failed) == (2, 1, 1)
     assert report.reasons == {"symmetry is given only in another data block": 1}
+
+
+ELSEWHERE = [
+    f"{named('F m -3 m')}\n",
+    "_space_group.name_H-M_alt 'F m -3 m'\n",
+    "_symmetry_Int_Tables_number\n;225\n;\n",
+    "loop_ _symmetry_equiv_pos_as_xyz x,y,z -x,-y,-z\n",
+    "loop_\n_space_group_symop_id\n_space_group_symop_operation_xyz\n1 x,y,z\n2 -x,-y,-z\n",
+]
+UNKNOWN = [
+    "",
+    "_symmetry_space_group_name_H-M ?\n",
+    "_symmetry_Int_Tables_number\n;?\n;\n",
+    "# _space_group_it_number 1\n",
+]
+
+
+@pytest.mark.parametrize("symmetry", ELSEWHERE)
+@pytest.mark.parametrize("own", UNKNOWN)
+def test_symmetry_that_follows_the_crystal_in_another_block(symmetry: str, own: str, tmp_path: Path) -> None:
+    crystal, other = cif(own), f"data_s\n{symmetry}"
+    for text in (crystal + other, other + crystal, crystal + other + cif(named("F m -3 m"))):
+        found = cut(text, tmp_path)
+        assert found[0] == "symmetry is given in another data block only"
+        assert found[1:] in ([], [""])
+        if text.count("data_x") == 1:
+            assert reason(text) == found[0]
+
+
+def test_a_symmetry_of_its_own_or_none_anywhere_is_read(tmp_path: Path) -> None:
+    crystal = cif()
+    unknown = "data_s\n_symmetry_space_group_name_H-M ?\n_audit_creation_method x\n"
+    assert cut(crystal + crystal + unknown, tmp_path) == ["", ""]
+    assert cut(cif(named("P 1")) + f"data_s\n{named('F m -3 m')}\n", tmp_path) == [""]
+
+
+def cut(text: str, folder: Path) -> list[str]:
+    """Reasons for which the documents of a CIF cannot be read; empty for those that can."""
+    (folder / "a.cif").write_text(text)
+    with find_files([folder / "a.cif"])[0].open() as stream:
+        return [document.reason for document in documents(stream, Format.CIF)]
 
 
 @pytest.mark.parametrize("tag", ["_symmetry_cell_setting", "_space_group_crystal_system"])

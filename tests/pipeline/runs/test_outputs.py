@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from equiscreen.campaigns import rank
+from equiscreen.campaigns.references import fetch_references
 from equiscreen.export.exporter import export_onnx
 from equiscreen.model.pretrained.load import import_weights
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import EquiscreenError, OutputExistsError, StoreError
 from equiscreen.pipeline.generation.generate import generate
 from equiscreen.pipeline.store.writer import StoreRun
-from equiscreen.screening import hull, relax, report, screen, select
+from equiscreen.screening import cascade, hull, relax, report, screen, select, to_parquet
 
 from ...conftest import write_extxyz
 
@@ -35,7 +39,9 @@ def test_an_input_is_never_replaced(
     weights = tmp_path / "model.ckpt"
     weights.write_bytes(checkpoint.read_bytes())
     screen(store, model, tmp_path / "s.zarr", scheduler="threads")
-    source, scores = tmp_path / "in.extxyz", tmp_path / "s.zarr"
+    source, scores, table = tmp_path / "in.extxyz", tmp_path / "s.zarr", tmp_path / "refs.parquet"
+    columns = {"formula": ["Cu"], "energy_per_atom": [-4.1], "scheme": ["mp-uncorrected"]}
+    pq.write_table(pa.table(columns), table)
     before = content(tmp_path)
     attempts: list[Callable[[], object]] = [
         lambda: featurize(source, source, overwrite=True, scheduler="threads"),
@@ -51,6 +57,11 @@ def test_an_input_is_never_replaced(
         lambda: report(scores, store / "page.html", store=store, overwrite=True),
         lambda: generate([store], store, 3, overwrite=True),
         lambda: generate([store], store / "candidates.parquet", 3, overwrite=True),
+        lambda: to_parquet(scores, scores / "zarr.json", overwrite=True),
+        lambda: to_parquet(scores, scores / "table.parquet"),
+        lambda: fetch_references([table], None, table, overwrite=True),
+        lambda: cascade(store, model, model, store / "cascade", references=[table]),
+        lambda: rank([store], store / "results", model=model),
         lambda: export_onnx(weights, weights, overwrite=True),
         lambda: import_weights(str(weights), weights, overwrite=True),
     ]
@@ -86,3 +97,28 @@ def test_a_source_that_changes_during_the_run_is_noticed(tmp_path: Path, monkeyp
     monkeypatch.undo()
     featurize(source, tmp_path / "g.zarr", overwrite=True, scheduler="threads")
     assert len(GraphStore(tmp_path / "g.zarr")) == 4
+
+
+def test_a_foreign_folder_in_place_of_the_unfinished_work_stays(
+    store: Path, tmp_path: Path, exported: Callable[[str], Path]
+) -> None:
+    """``OUT.partial`` is removed at the end of a run, but not if somebody else made it."""
+    scores = Path(str(screen(store, exported("float64"), tmp_path / "s.zarr", scheduler="threads").encoding["source"]))
+    table = tmp_path / "refs.csv"
+    table.write_text("formula,energy_per_atom,scheme\nCu,-4.1,mp-uncorrected\n")
+    verbs: dict[str, Callable[[Path], object]] = {
+        "a.zarr": lambda out: featurize(tmp_path / "in.extxyz", out, overwrite=True, scheduler="threads"),
+        "b.zarr": lambda out: screen(store, exported("float64"), out, overwrite=True, scheduler="threads"),
+        "c": lambda out: select(scores, out, by="energy_per_atom", overwrite=True),
+        "d.parquet": lambda out: fetch_references([table], None, out, overwrite=True),
+    }
+    for name, verb in verbs.items():
+        foreign = tmp_path / f"{name}.partial"
+        foreign.mkdir()
+        (foreign / "thesis.tex").write_text("years of work")
+        with pytest.raises(OutputExistsError, match="not made by equiscreen"):
+            verb(tmp_path / name)
+        assert content(foreign) == {"thesis.tex": b"years of work"}
+        (foreign / "thesis.tex").unlink()
+        verb(tmp_path / name)
+        assert not foreign.exists()

@@ -175,3 +175,40 @@ def test_whatever_stands_in_an_entry_it_is_used_or_counted(
     account = found.attrs["hull"]["references"][0]
     assert account["entries"] + account["left_out"] == len(entries)
     assert not np.isinf(found["energy_above_hull"].values).any()
+
+
+def test_task_documents_are_read_as_entries(scores: Path, tmp_path: Path) -> None:
+    """Energies that stand under `output`, as atomate and emmet write them, with the composition or the structure."""
+    entries = json.loads((CASES / "h00_base.json").read_text())
+    tasks: list[dict[str, Any]] = []
+    for number, entry in enumerate(entries):
+        size = sum(entry["composition"].values())
+        output = {"energy": entry["energy"], "energy_per_atom": entry["energy"] / size}
+        task: dict[str, Any] = {
+            "task_id": f"mp-{number}",
+            "run_type": "GGA",
+            "output": output,
+            "input": {"hubbards": {}},
+        }
+        if number % 2:
+            sites = [
+                {"species": [{"element": symbol, "occu": 1}], "abc": [0, 0, 0]}
+                for symbol, count in entry["composition"].items()
+                for _ in range(int(count))
+            ]
+            output["structure"] = {"lattice": {"matrix": np.eye(3).tolist()}, "sites": sites}
+            reduced = min(entry["composition"].values())
+            task["composition"] = {symbol: count / reduced for symbol, count in entry["composition"].items()}
+        else:
+            task["composition"] = entry["composition"]
+        tasks.append(task)
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    found = hull(scores, tmp_path / "tasks.json", tmp_path / "t.zarr", scheme="mp-uncorrected")
+    expected = hull(scores, CASES / "h00_base.json", tmp_path / "e.zarr", scheme="mp-uncorrected")
+    assert found.attrs["hull"]["references"][0]["left_out"] == 0
+    assert above(found) == pytest.approx(above(expected), nan_ok=True)
+    tasks[0]["output"]["energy_per_atom"] *= 2
+    text = json.dumps(tasks).replace('"task_id": "mp-1"', '"task_id": "mp-1", "run_type": "r2SCAN"')
+    (tmp_path / "odd.json").write_text(text)
+    account = hull(scores, tmp_path / "odd.json", tmp_path / "o.zarr", scheme="mp-uncorrected").attrs["hull"]
+    assert account["references"][0]["left_out_by_reason"] == {"contradictory energies": 1, "a key given twice": 1}

@@ -9,6 +9,7 @@ import gemmi
 import moyopy
 import numpy as np
 import pytest
+from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.plain_text import extxyz_text, one_line
 from equiscreen.pipeline.readers.cif import structure_from_cif
 from equiscreen.pipeline.readers.records import structure_from_poscar
@@ -26,6 +27,9 @@ LEFT_HANDED = [
     [[1, 1, 0], [0, 1, 0], [0, 0, -1]],
 ]
 RIGHT_HANDED = [np.eye(3, dtype=int).tolist(), [[0, 1, 0], [0, 0, 1], [1, 0, 0]], [[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
+
+# Space groups of chiral crystals: pairs of mirror images, and groups that hold both hands.
+CHIRAL = [1, 4, 19, 76, 78, 92, 96, 144, 145, 152, 154, 169, 170, 178, 179, 198, 199, 212]
 
 
 def quartz(number: int) -> Structure:
@@ -80,6 +84,60 @@ def test_every_format_keeps_the_hand(number: int, tmp_path: Path) -> None:
     images = [Structure.from_ase(atoms) for atoms in ase.io.read(tmp_path / "s.extxyz", index=":")]
     for read in (cifs, poscars, images):
         assert [space_group(crystal) for crystal in read] == [number] * 6
+
+
+def chiral_crystal(number: int) -> Structure:
+    """A crystal in general positions of a chiral space group."""
+    small = gemmi.SmallStructure()
+    group = gemmi.find_spacegroup_by_number(number)
+    system = group.crystal_system_str()
+    angles = {"triclinic": (81, 97, 104), "monoclinic": (90, 103, 90)}
+    angles |= dict.fromkeys(("trigonal", "hexagonal"), (90, 90, 120))
+    lengths = {"cubic": (11.0,) * 3} | dict.fromkeys(("tetragonal", "trigonal", "hexagonal"), (8.6, 8.6, 11.4))
+    small.cell = gemmi.UnitCell(*lengths.get(system, (6.3, 7.4, 8.9)), *angles.get(system, (90, 90, 90)))
+    small.spacegroup = group
+    for symbol, fract in (("Si", (0.31, 0.13, 0.07)), ("O", (0.11, 0.42, 0.23)), ("N", (0.43, 0.21, 0.17))):
+        site = gemmi.SmallStructure.Site()
+        site.label = site.type_symbol = symbol
+        site.element, site.fract = gemmi.Element(symbol), gemmi.Fractional(*fract)
+        small.add_site(site)
+    small.setup_cell_images()
+    sites = small.get_all_unit_cell_sites()
+    numbers = [site.element.atomic_number for site in sites]
+    return Structure.from_fractional(
+        numbers, np.array(small.cell.orth.mat.tolist()).T, [s.fract.tolist() for s in sites]
+    )
+
+
+def hand(structure: Structure) -> float:
+    """A pseudoscalar of the atoms: it does not depend on rotations or the cell, and a mirror image has the opposite."""
+    block = GraphBlock.from_structures([structure], 6.0)
+    vectors = block.displacements()
+    lengths = np.linalg.norm(vectors, axis=1)
+    numbers = block.atomic_number.astype(float)
+    sums = [
+        np.stack([np.bincount(block.receiver, vectors[:, axis] * weight, len(numbers)) for axis in range(3)], axis=1)
+        for weight in (numbers[block.sender], np.exp(-lengths), (6.0 - lengths) ** 3)
+    ]
+    return float(np.einsum("na,na->", sums[0], np.cross(sums[1], sums[2])) / len(numbers))
+
+
+@pytest.mark.parametrize("number", CHIRAL)
+def test_the_hand_of_any_chiral_crystal_is_kept(number: int, tmp_path: Path) -> None:
+    crystal = chiral_crystal(number)
+    crystals = [in_basis(crystal, basis) for basis in (*LEFT_HANDED, *RIGHT_HANDED)]
+    names = [f"{place}" for place in range(len(crystals))]
+    batch = Batch(names, crystals, {}, ())
+    for writer in (CifFolder(tmp_path / "cif"), ExtxyzFile(tmp_path / "s.extxyz"), VaspFolders(tmp_path / "vasp")):
+        writer.write(batch)
+        writer.close()
+    read = [structure_from_cif((tmp_path / "cif" / f"{name}.cif").read_text())[0] for name in names]
+    read += [structure_from_poscar((tmp_path / "vasp" / name / "POSCAR").read_text()) for name in names]
+    read += [Structure.from_ase(atoms) for atoms in ase.io.read(tmp_path / "s.extxyz", index=":")]
+    expected = hand(crystal)
+    assert abs(expected) > 1e-3
+    assert np.allclose([hand(one) for one in read], expected, rtol=1e-5)
+    assert {space_group(one) for one in read} == {number}
 
 
 @pytest.mark.parametrize("number", [152, 154])

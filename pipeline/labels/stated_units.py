@@ -1,0 +1,56 @@
+"""Units that a record states beside its labels, such as ``energy_unit=Hartree`` in the comment line of a frame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_KEY = re.compile(r"(?i)(?:(?P<before>\w+?)_?units?|units?_(?P<after>\w+))")
+_SINGULAR = {"energies": "energy", "forces": "force", "stresses": "stress", "virials": "virial"}
+_PREFIX = "ref_"
+_WORD = re.compile(r"[A-Za-zÅ]+")
+# Spellings of units in files, in lower case, that pint reads otherwise or not at all.
+_SPELLINGS = {
+    "ev": "eV",
+    "mev": "meV",
+    **dict.fromkeys(("ha", "hartree", "hartrees"), "hartree"),
+    **dict.fromkeys(("ry", "ryd", "rydberg", "rydbergs"), "rydberg"),
+    **dict.fromkeys(("a", "å", "ang", "angstrom", "angstroms"), "angstrom"),
+    "bohr": "bohr",
+    "kcal": "kcal",
+    "kj": "kJ",
+    "gpa": "GPa",
+    "kbar": "kbar",
+    "mol": "avogadro_number",
+}
+
+
+def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Units that a record states, by the name of the field: in lower case, singular and without the prefix REF.
+
+    Args:
+        fields: The record.
+    """
+    found = {}
+    for key, value in fields.items():
+        match = _KEY.fullmatch(key) if isinstance(key, str) and "unit" in key.lower() else None
+        if match is not None and isinstance(value, str) and value.strip():
+            found[_base(match["before"] or match["after"])] = _spelled(value)
+    return found
+
+
+def unit_of(path: str, stated: Mapping[str, str]) -> str | None:
+    """The unit that a record states for the field at a path; None if it states none."""
+    return stated.get(_base(path)) if stated else None
+
+
+def _base(name: str) -> str:
+    bare = name.lower().removeprefix(_PREFIX)
+    return _SINGULAR.get(bare, bare)
+
+
+def _spelled(text: str) -> str:
+    """A unit as pint reads it; ``/atom`` stays at the end."""
+    joined = re.sub(r"\s*(?:\bper\b|/)\s*", "/", text.strip())
+    return _WORD.sub(lambda word: _SPELLINGS.get(word[0].lower(), word[0]), joined)

@@ -1,0 +1,70 @@
+"""Task documents of atomate and emmet, in which a calculation's results stand under ``output``, as entries."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+# Energies of one calculation, total and per atom, that differ by less are equal as printed (eV/atom).
+_SAME_ENERGY = 1e-4
+
+
+def is_task_document(record: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a record has its energy under ``output``, and none of its own as entries have."""
+    if not isinstance(record, Mapping) or "energy" in record:
+        return False
+    output = record.get("output")
+    return isinstance(output, Mapping) and "energy" in output
+
+
+def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a task document: its id, total energy, composition, Hubbard U and structure.
+
+    The composition is that of the structure in the output or, without one, that of its cell as the document states it;
+    without both, the entry has none.
+
+    Raises:
+        ValueError: The total energy and the energy per atom are not those of this composition.
+    """
+    output = document["output"]
+    structure = document.get("structure") or output.get("structure")
+    composition = _atoms(structure) or document.get("composition_unit_cell") or document.get("composition")
+    parameters = document.get("parameters") or _parameters(document.get("input"))
+    per_atom, total = output.get("energy_per_atom"), output["energy"]
+    if _is_number(per_atom) and _is_number(total) and isinstance(composition, Mapping):
+        n_atoms = sum(count for count in composition.values() if _is_number(count))
+        if abs(total - per_atom * n_atoms) > _SAME_ENERGY * max(n_atoms, 1):
+            raise ValueError(f"{total:g} eV and {per_atom:g} eV/atom are not those of {n_atoms:g} atoms")
+    made = {
+        "entry_id": document.get("entry_id", document.get("task_id")),
+        "composition": composition,
+        "energy": total,
+        "parameters": parameters,
+        "structure": structure,
+    }
+    return {**document, **made}
+
+
+def _atoms(structure: object) -> dict[str, float]:
+    """Number of atoms of each species of a pymatgen structure; empty if it is none."""
+    found: Counter[str] = Counter()
+    sites = structure.get("sites") if isinstance(structure, Mapping) else None
+    for site in sites if isinstance(sites, list) else []:
+        species = site.get("species") if isinstance(site, Mapping) else None
+        for one in species if isinstance(species, list) else [None]:
+            if not isinstance(one, Mapping) or not _is_number(one.get("occu")):
+                return {}
+            found[str(one.get("element"))] += one["occu"]
+    return dict(found)
+
+
+def _parameters(settings: object) -> dict[str, Any]:
+    """Hubbard U of a calculation, from its input."""
+    names = ("hubbards", "is_hubbard")
+    return {name: settings[name] for name in names if name in settings} if isinstance(settings, Mapping) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
