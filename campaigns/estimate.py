@@ -98,8 +98,9 @@ def _references(settings: RankSettings, candidates: str | Path, model: Path, pot
             table, begin = Path(folder) / GATHERED, time.monotonic()
             fetch_references(files, systems_of(candidates)[0], table, scheme=scheme, assumed=settings.scheme)
             yield (
-                f"references: {pq.read_metadata(table).num_rows:,} in the chemical systems of the sample or of more "
-                f"candidates, about {time.monotonic() - begin:,.0f} s, {table.stat().st_size / 1e6:,.1f} MB on disk"
+                f"references: {pq.read_metadata(table).num_rows:,} phases in the chemical systems of the sample (other "
+                f"candidates may need more), about {time.monotonic() - begin:,.0f} s, "
+                f"{table.stat().st_size / 1e6:,.1f} MB on disk"
             )
             if settings.relax_references:
                 yield f"relaxation of these references: {_relaxation(settings, table, model, potential)}"
