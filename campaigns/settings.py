@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
-from ..pipeline.errors import ConfigError, detail
+from ..pipeline.errors import ConfigError, OutputExistsError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.suggestions import unknown_name
 from ..screening.relaxation.batched import RelaxSettings
@@ -97,8 +97,17 @@ class RankSettings(BaseModel):
         moved = str(folder / model) if not Path(model).is_absolute() and (folder / model).exists() else model
         return settings.model_copy(update={**paths, "model": moved})
 
-    def save(self, path: Path) -> None:
-        """Write a campaign file, with paths relative to its folder and without secrets in URLs."""
+    def save(self, path: Path, *, overwrite: bool = True) -> None:
+        """Write a campaign file, with paths relative to its folder and without secrets in URLs.
+
+        Args:
+            path: File to write.
+            overwrite: Whether to replace a file with another content.
+
+        Raises:
+            OutputExistsError: The file exists, has another content, and may not be overwritten; or it cannot be
+                written.
+        """
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
         for name in _PATHS:
@@ -106,7 +115,13 @@ class RankSettings(BaseModel):
                 content[name] = [_moved(one, lambda p: Path(os.path.relpath(p, folder))) for one in content[name]]
         if Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
-        write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        try:
+            if not overwrite and path.exists() and path.read_bytes() != text.encode():
+                raise OutputExistsError(f"{path}: already exists and holds something else; choose another file")
+            write_text_atomically(path, text)
+        except OSError as error:
+            raise OutputExistsError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _moved(source: str, move: Any) -> str:
