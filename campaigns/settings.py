@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
-from ..pipeline.energy_schemes import SCHEMES
-from ..pipeline.errors import DISK_FULL, ConfigError, detail
+from ..pipeline.errors import ConfigError, OutputExistsError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
 from ..pipeline.suggestions import unknown_name
@@ -138,11 +137,16 @@ class RankSettings(BaseModel):
         moved = str(folder / model) if not is_known(model) and (folder / model).exists() else model
         return settings.model_copy(update={**paths, "model": moved})
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, overwrite: bool = True) -> None:
         """Write a campaign file, with paths relative to its folder and without secrets in URLs.
 
+        Args:
+            path: File to write.
+            overwrite: Whether to replace a file with another content.
+
         Raises:
-            ConfigError: The folder of the file does not exist or cannot be written.
+            OutputExistsError: The file exists, has another content, and may not be overwritten; or it cannot be
+                written.
         """
         content = self.model_dump(mode="json", exclude_defaults=True)
         folder = path.parent.resolve()
@@ -152,12 +156,13 @@ class RankSettings(BaseModel):
                 content[name] = [_moved(one, relative, servers) for one in content[name]]
         if not is_known(self.model) and Path(self.model).exists():
             content["model"] = os.path.relpath(self.model, folder)
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         try:
-            write_text_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+            if not overwrite and path.exists() and path.read_bytes() != text.encode():
+                raise OutputExistsError(f"{path}: already exists and holds something else; choose another file")
+            write_text_atomically(path, text)
         except OSError as error:
-            if error.errno in DISK_FULL:
-                raise
-            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+            raise OutputExistsError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _joined(folder: Path, path: str) -> str:

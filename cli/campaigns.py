@@ -91,10 +91,7 @@ def rank(
             device=device,
         )
     if save_config is not None:
-        settings.save(save_config)
-    if estimate:
-        account(campaign_cost(settings, progress=shows_progress(), note=tell))
-        return
+        settings.save(save_config, overwrite=False)
     with resumable():
         found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
     best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"

@@ -56,6 +56,7 @@ def train(
         equiscreen train training.zarr --config config.yaml --out run
     """
     from .. import model
+    from ..pipeline.runs.staging import check_place
 
     if repeat is not None:
         if stores or config or start or limit or seeds > 1:
@@ -69,6 +70,8 @@ def train(
     if not stores:
         raise ConfigError("no graph stores to train on; give at least one G.zarr")
     settings = model.Config.load(config) if config else model.Config()
+    if config and overwrite:
+        check_place(out.resolve(), [config])
     if start is not None:
         settings = settings.starting_from(start)
     with resumable():

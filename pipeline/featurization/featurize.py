@@ -199,9 +199,9 @@ def _featurize(
         aside=tuple(plan.aside),
         unread=_unread(manifests),
         not_found=lacking,
-        without_volume=sum(manifest.notes["without_volume"] for manifest in manifests),
-        asymmetric=sum(manifest.notes["asymmetric"] for manifest in manifests),
-        unnamed=dict(sum((Counter(manifest.notes["unnamed"]) for manifest in manifests), Counter())),
+        without_volume=sum(manifest.notes.get("without_volume", 0) for manifest in manifests),
+        asymmetric=sum(manifest.notes.get("asymmetric", 0) for manifest in manifests),
+        unnamed=dict(sum((Counter(manifest.notes.get("unnamed", {})) for manifest in manifests), Counter())),
     )
     for store in base:
         store.check_unchanged()

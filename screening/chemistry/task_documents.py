@@ -31,7 +31,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     output = document["output"]
     structure = document.get("structure") or output.get("structure")
     composition = _atoms(structure) or document.get("composition_unit_cell") or document.get("composition")
-    parameters = document.get("parameters") or _parameters(document.get("input"))
+    parameters = document.get("parameters") or _parameters(document)
     per_atom, total = output.get("energy_per_atom"), output["energy"]
     if _is_number(per_atom) and _is_number(total) and isinstance(composition, Mapping):
         n_atoms = sum(count for count in composition.values() if _is_number(count))
@@ -60,10 +60,15 @@ def _atoms(structure: object) -> dict[str, float]:
     return dict(found)
 
 
-def _parameters(settings: object) -> dict[str, Any]:
-    """Hubbard U of a calculation, from its input."""
-    names = ("hubbards", "is_hubbard")
-    return {name: settings[name] for name in names if name in settings} if isinstance(settings, Mapping) else {}
+def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Hubbard U of a task, from its input, or from that of the calculation that was run last."""
+    last = document.get("calcs_reversed")
+    calculation = last[0] if isinstance(last, list) and last else None
+    for one in (document, calculation):
+        settings = one.get("input") if isinstance(one, Mapping) else None
+        if isinstance(settings, Mapping) and settings.get("hubbards") is not None:
+            return {"hubbards": settings["hubbards"]}
+    return {}
 
 
 def _is_number(value: object) -> bool:

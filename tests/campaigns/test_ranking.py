@@ -286,3 +286,15 @@ def test_a_campaign_killed_at_ten_moments_ends_with_the_same_bits(
     subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
     for name in ("relaxed.zarr", "hull.zarr", "best/scores.zarr"):
         xr.testing.assert_identical(values(tmp_path / "whole" / name), values(tmp_path / "killed" / name))
+
+
+def test_a_campaign_file_replaces_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "a.cif"
+    source.write_text("data_a")
+    settings = RankSettings.of(sources=[str(source)], model="7net-0", top=5)
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        settings.save(source, overwrite=False)
+    assert source.read_text() == "data_a"
+    for _ in range(2):  # the same command resumes
+        settings.save(tmp_path / "c.yaml", overwrite=False)
+    assert RankSettings.load(tmp_path / "c.yaml").top == 5

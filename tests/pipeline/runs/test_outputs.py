@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_a_foreign_folder_in_place_of_the_unfinished_work_stays(
         (foreign / "thesis.tex").unlink()
         verb(tmp_path / name)
         assert not foreign.exists()
+
+
+def test_a_configuration_in_the_run_folder_stays(
+    store: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "model.ckpt").write_bytes(b"")
+    (run / "config.yaml").write_text("training: {max_epochs: 1}")
+    done = command_line("train", store, "--config", run / "config.yaml", "--out", run, "--overwrite")
+    assert done.returncode == 1
+    assert "config.yaml is read by this run" in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "model.ckpt", "run.json"]

@@ -186,17 +186,17 @@ def test_task_documents_are_read_as_entries(scores: Path, tmp_path: Path) -> Non
         output = {"energy": entry["energy"], "energy_per_atom": entry["energy"] / size}
         task: dict[str, Any] = {
             "task_id": f"mp-{number}",
-            "run_type": "GGA",
+            "run_type": entry["parameters"]["run_type"],
             "output": output,
-            "input": {"hubbards": {}},
+            "input": {"hubbards": entry["parameters"].get("hubbards", {})},
         }
         if number % 2:
+            symbols = [symbol for symbol, count in entry["composition"].items() for _ in range(int(count))]
             sites = [
-                {"species": [{"element": symbol, "occu": 1}], "abc": [0, 0, 0]}
-                for symbol, count in entry["composition"].items()
-                for _ in range(int(count))
+                {"species": [{"element": symbol, "occu": 1}], "abc": [place / len(symbols), 0, 0]}
+                for place, symbol in enumerate(symbols)
             ]
-            output["structure"] = {"lattice": {"matrix": np.eye(3).tolist()}, "sites": sites}
+            output["structure"] = {"lattice": {"matrix": (np.eye(3) * 20).tolist()}, "sites": sites}
             reduced = min(entry["composition"].values())
             task["composition"] = {symbol: count / reduced for symbol, count in entry["composition"].items()}
         else:
