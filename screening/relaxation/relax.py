@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -427,6 +427,29 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RelaxEstimate:
+    """Estimated cost of a relaxation; as text, one line.
+
+    Attributes:
+        structures: Number of structures.
+        seconds: Time on one core.
+        evaluations: Mean number of evaluations per structure.
+        sample: Number of structures that this is extrapolated from.
+    """
+
+    structures: int
+    seconds: float
+    evaluations: float
+    sample: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, {self.evaluations:.0f} "
+            f"evaluations per structure (from a sample of {self.sample})"
+        )
+
+
 def estimate(
     store: str | Path,
     model: str | Path,
@@ -434,7 +457,7 @@ def estimate(
     limit: int | None = None,
     *,
     sample_of: int | None = None,
-) -> str:
+) -> RelaxEstimate:
     """Estimate the cost of a relaxation: relax some structures in this process and scale up by edges.
 
     Args:
@@ -443,9 +466,6 @@ def estimate(
         settings: Settings of the relaxation; None uses the defaults.
         limit: Scale up to the first `limit` structures only.
         sample_of: Scale up to this many structures, of which the store is a sample.
-
-    Returns:
-        One line of text.
 
     Raises:
         ConfigError: The limit is below 1.
@@ -464,7 +484,4 @@ def estimate(
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
     if sample_of is not None:
         total, size = total * sample_of / size, sample_of
-    return (
-        f"{size:,} structures: about {total:,.0f} s on one core, {steps / len(rows):.0f} evaluations per structure "
-        f"(from a sample of {len(rows)})"
-    )
+    return RelaxEstimate(size, total, steps / len(rows), len(rows))
