@@ -19,7 +19,7 @@ Example:
     4
     >>> scores = equiscreen.screen("crystals.zarr", "model.onnx", "crystals.scores.zarr", scheduler="threads")
     >>> scores["formula"].values.tolist()
-    ['Al', 'Cu', 'Au', 'AlCu']
+    ['Al', 'Cu', 'AlCu', 'AlCu3']
 
 More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
 ``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list) and

@@ -10,7 +10,7 @@ import typer
 
 from ..demo.acts import Act
 from .options import Overwrite, Scheduler
-from .terminal.account import account, shows_progress, tell
+from .terminal.account import account, shows_progress, tell, wants_json
 
 
 def demo(
@@ -40,7 +40,7 @@ def demo(
     """
     from ..demo.job import SkippedAct, run_demo
 
-    complete = True
+    reports, complete = {}, True
     for report in run_demo(
         out,
         only=only,
@@ -55,7 +55,11 @@ def demo(
         if isinstance(report, SkippedAct):
             print(report, file=sys.stderr, flush=True)
             complete = False
+        elif wants_json():
+            reports[report.act] = report
         else:
             account(report)
+    if wants_json():
+        account("\n".join(map(str, reports.values())), reports)
     if not complete:
         raise typer.Exit(1)

@@ -89,7 +89,9 @@ def import_(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME|FILE", help="Name of published weights (7net-0, 7net-l3i5, 7net-mf-0), or a weights file."
+            metavar="NAME|FILE",
+            help="Name of published weights, as for `--model` of other verbs (`equiscreen models` lists them), or a "
+            "weights file.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
@@ -112,26 +114,29 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` accept the checkpoint. A weights file may be SevenNet's .pth or
-    Nequix's .pt or .nqx, under any name; the architecture is taken from the file. The energy scheme, which is stored in
-    the checkpoint, determines which energies the model's predictions may be compared with.
+    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no package holds are
+    downloaded into the cache (EQUISCREEN_CACHE) and checked. Reads SevenNet's .pth files and Nequix's
+    .pt and .nqx files, whatever their names; the architecture is taken from the file. The energy scheme determines
+    which energies the model's predictions may be compared with, and is stored in the checkpoint.
 
     \b
     Example:
         equiscreen import 7net-0 --out 7net-0.ckpt
         equiscreen export 7net-0.ckpt --out 7net-0.onnx
     """
+    from ..campaigns.models.resolve import published_weights
     from ..model.pretrained.load import import_weights
-    from ..model.pretrained.registry import describe_registry
+    from ..model.pretrained.registry import REGISTRY, describe_registry
 
     if list_:
-        print(describe_registry())
+        account(describe_registry(), {"weights": [*REGISTRY.values()]})
         return
     if source is None or out is None:
         raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
-    account(
-        import_weights(
-            source,
+    with resumable():  # a download is resumed
+        weights, modality = published_weights(source, modality, progress=shows_progress(), note=tell)
+        text = import_weights(
+            weights,
             out,
             modality=modality,
             energy_scheme=energy_scheme,
@@ -139,4 +144,4 @@ def import_(
             overwrite=overwrite,
             note=tell,
         )
-    )
+    account(text, path=out)

@@ -12,8 +12,8 @@ CandidateSources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="Graph store (G.zarr) of the candidates, or its URL; or structure files of any kind that "
-        "`equiscreen featurize` reads.",
+        help="Graph store (G.zarr) of the candidates, or its URL; structure files of any kind that `equiscreen "
+        "featurize` reads; or scores, whose structures are taken (of a relaxation, the relaxed ones).",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]

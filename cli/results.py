@@ -228,8 +228,10 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, overwrite=overwrite)
-    text = f"{page}: {page.stat().st_size / 1e6:.1f} MB"
-    if by is None and default_ranking(ScoresReader(scores)) is None:
+    page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    rows = ScoresReader(scores)
+    ranking, size = default_ranking(rows), page.stat().st_size
+    text = f"{page}: {size / 1e6:.1f} MB"
+    if ranking is None:
         text += f"\nno candidates are ranked: {NOT_COMPARABLE}"
-    account(text, path=page)
+    account(text, {"scores": scores, "rows": len(rows), "ranked_by": ranking, "bytes_on_disk": size}, path=page)

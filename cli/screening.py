@@ -187,7 +187,7 @@ def relax(
 
 
 def cascade(
-    store: Annotated[str, typer.Argument(metavar="G.zarr", help="Graph store of the candidates, or its URL.")],
+    sources: CandidateSources,
     fast: Annotated[
         str, typer.Option(help="Fast model, which scores every structure: an ONNX file, a name or a checkpoint.")
     ],
@@ -231,10 +231,11 @@ def cascade(
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the rejected
-    ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
-    FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
-    hull. An interrupted run resumes when you run the same command again.
+    Files are featurized first, with the larger cutoff of the two models, into FOLDER.candidates.graphs.zarr.
+    The accurate model evaluates what the fast one keeps, and a random sample of what the fast model rejects. The
+    printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
+    FOLDER/result.zarr holds the kept structures and then the audited ones, relaxed and with their energies above
+    the hull. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -246,7 +247,7 @@ def cascade(
 
     with resumable():
         found = screening.cascade(
-            store,
+            sources,
             onnx_file(fast),
             onnx_file(accurate),
             out,
@@ -258,5 +259,6 @@ def cascade(
             scheduler=scheduler,
             budget=budget,
             progress=shows_progress(),
+            announce=tell,
         )
     account(multi_fidelity.summary(found, out), found, path=out)

@@ -91,6 +91,7 @@ def run_published(
     energy = found["formation_energy_per_atom"].values
     known = np.isfinite(energy)
     return PublishedReport(
+        act=Act.PUBLISHED,
         out=folder,
         seconds=clock.seconds,
         crystals=len(dft),

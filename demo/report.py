@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .acts import Act
+
 
 class Steps:
     """Announces each step of an act when it begins, and records its duration.
@@ -35,10 +37,12 @@ class ActReport:
     """Report of an act.
 
     Attributes:
+        act: The act.
         out: Folder of the act.
         seconds: Duration of each step, seconds.
     """
 
+    act: Act
     out: Path
     seconds: dict[str, float]
 

@@ -138,6 +138,7 @@ def run_trained(
         hull(folder / SCORES, out=folder / HULL, progress=progress)  # the candidates include each pure metal
         report(folder / HULL, folder / PAGE, title="Alloys ranked by a newly trained network")
     return TrainedReport(
+        act=Act.TRAIN,
         out=folder,
         candidates=candidates,
         exported=exported,

@@ -90,13 +90,15 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
     """
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise CheckpointError(f"{path}: no such checkpoint; `equiscreen train` and `equiscreen import` write them")
     try:
         with zipfile.ZipFile(file) as archive:  # torch writes a checksum of each tensor but does not verify it
             damaged = archive.testzip()
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
-        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{path}: not a checkpoint ({type(error).__name__}); `equiscreen train` and `equiscreen import` write them"
+        ) from error
     if damaged:
         raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; copy the file again")
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
@@ -161,6 +163,10 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     else:
         members = [folder / MODEL_FILE]
     missing = [file for file in members if not file.is_file()]
+    if missing and (folder / "zarr.json").is_file():
+        raise CheckpointError(
+            f"{folder}: is a store, not a model; `equiscreen train {folder} --out RUN` trains one on it"
+        )
     if missing:
         raise CheckpointError(
             f"{missing[0].parent}: no {MODEL_FILE} in this run folder; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 
 from ..export.runtime.ensemble import Ensemble, Models
 from ..pipeline.errors import ConfigError, OutputExistsError, StoreError
-from ..pipeline.featurization.estimate import ESTIMATE_RECORDS
+from ..pipeline.featurization.estimate import ESTIMATE_RECORDS, FeaturizeEstimate
 from ..pipeline.featurization.estimate import estimate as estimate_featurization
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.graphs.neighbor_list import MAX_EDGES, MIN_DISTANCE
@@ -37,10 +37,27 @@ from ..pipeline.sources.discovery import (
 )
 from ..pipeline.sources.formats import holds_structures
 from ..pipeline.store.dedup import Dedup
-from ..pipeline.store.graph_store import GraphStore
+from ..pipeline.store.graph_store import GraphStore, open_root
+from ..pipeline.store.schema import GRAPH_SCHEMA
 from ..pipeline.store.tables import FAILURES_FILE
 from ..pipeline.structures.structure import MAX_ATOMS
 from .dataset.paths import graphs_path
+from .dataset.reader import place_of_graphs
+from .dataset.scores import SCORES_SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class StepsEstimate:
+    """Estimated cost of several steps; as text, a line about each.
+
+    Attributes:
+        steps: Estimate of each step by its verb; for graphs that exist already, a line about their store.
+    """
+
+    steps: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +129,10 @@ def prepare_graphs(
 
 
 @contextmanager
-def sampled_graphs(named: Sequence[str], cutoff: float, limit: int | None) -> Iterator[tuple[str, Path, int]]:
-    """Make a graph store of the first records of some files, to estimate the cost of all records.
+def sampled_graphs(
+    named: Sequence[str], cutoff: float, limit: int | None
+) -> Iterator[tuple[FeaturizeEstimate, Path, int]]:
+    """A graph store of the first records of some files, from which the cost of all of them can be estimated.
 
     Args:
         named: Sources, as text.
@@ -121,18 +140,18 @@ def sampled_graphs(named: Sequence[str], cutoff: float, limit: int | None) -> It
         limit: Number of records that would be read; None reads all.
 
     Yields:
-        One line on the cost of featurizing all records; the graph store; the number of structures that all records are
+        The cost of featurizing all records; the graph store; the number of structures that all records are
         expected to give.
     """
     whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
     with TemporaryDirectory() as scratch:
         sample, size = Path(scratch) / "sample.zarr", min(ESTIMATE_RECORDS, whole.records)
         report = featurize(named, sample, cutoff=cutoff, limit=size, scheduler=IN_PROCESS)
-        yield str(whole), sample, round(report.stored * whole.records / report.read)
+        yield whole, sample, round(report.stored * whole.records / report.read)
 
 
 def graph_store_of(named: Sequence[str]) -> str | None:
-    """The graph store to screen, if the source is one; None for files.
+    """The graph store to screen, if the source is one, or scores, whose structures are in one; None for files.
 
     Raises:
         ConfigError: The sources are several graph stores, or a graph store among files.
@@ -147,7 +166,13 @@ def graph_store_of(named: Sequence[str]) -> str | None:
             f"{stores[0]}: a graph store among files; screen it on its own, or run `equiscreen featurize` on the files "
             "and combine the two stores with `equiscreen merge`"
         )
-    return stores[0] if stores else None
+    return _graphs_of(stores[0]) if stores else None
+
+
+def _graphs_of(path: str) -> str:
+    """A graph store, or that of a scores dataset: of a relaxation, its relaxed structures."""
+    attrs = dict(open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA).attrs)
+    return path if attrs["schema"] == GRAPH_SCHEMA else place_of_graphs(path, attrs, None)
 
 
 def _is_store(source: str) -> bool:

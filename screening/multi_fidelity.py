@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.provenance import recorded_path
-from ..pipeline.runs.steps_folder import StepsFolder
+from ..pipeline.runs.lock import locked
+from ..pipeline.runs.marks import read_mark, write_mark
+from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.sources.discovery import Paths, path_names
 from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
+from .candidate_graphs import Sources, prepare_graphs
 from .convex_hull.hull import hull
 from .convex_hull.reference_files import content_version
 from .dataset.reader import ScoresReader
@@ -29,6 +34,7 @@ from .dataset.scores import SCORES_SCHEMA, open_scores
 from .dataset.subset import GraphSubset
 from .relaxation.batched import RelaxSettings
 from .relaxation.relax import relax
+from .relaxation.relax_files import candidates_path
 from .scoring.screen import screen
 
 FAST, FAST_HULL, CHOSEN, ACCURATE, RESULT = "fast.zarr", "fast.hull.zarr", "chosen.zarr", "accurate.zarr", "result.zarr"
@@ -90,7 +96,7 @@ class Recall:
 
 
 def cascade(
-    store: str | Path,
+    sources: Sources,
     fast: str | Path,
     accurate: str | Path,
     out: str | Path,
@@ -104,6 +110,7 @@ def cascade(
     scheduler: str | None = None,
     budget: float | None = None,
     progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
 ) -> xr.Dataset:
     """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
@@ -123,7 +130,9 @@ def cascade(
         (4, 0)
 
     Args:
-        store: Graph store, with at least the larger cutoff of the two models.
+        sources: Structure files, as for `equiscreen.pipeline.featurize`, which are featurized first into
+            ``OUT.candidates.graphs.zarr``; or one graph store, with at least the larger cutoff of the two models; or
+            scores, whose graph store is used.
         fast: ONNX file of the model that screens everything.
         accurate: ONNX file of the model that decides.
         out: Folder to write.
@@ -136,12 +145,14 @@ def cascade(
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which a relaxation starts no more parts.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        announce: Called before the screen begins, with a one-line summary of the featurization.
 
     Returns:
         The last dataset, ``result.zarr``; ``attrs["cascade"]`` holds counts and the recall.
 
     Raises:
         ConfigError: The settings or references cannot be used.
+        SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: The store cannot be read, or none of its structures can be scored.
         ModelFileError: A model cannot be used.
         OutputExistsError: The folder holds something else, or another run is using it.
@@ -152,11 +163,16 @@ def cascade(
         raise ConfigError(
             "audit must be at least 1, and keep_below at least as large as target; otherwise hits would be discarded"
         )
-    graphs = GraphStore(store)
+    models = [OnnxPotential.load(path, threads=1) for path in (fast, accurate)]
+    larger = fast if models[0].cutoff > models[1].cutoff else accurate
+    prepared = prepare_graphs(sources, larger, candidates_path(out), RunOptions(scheduler=scheduler, progress=progress))
+    if announce is not None and prepared.summary:
+        announce(prepared.summary)
+    store, graphs = prepared.path, GraphStore(prepared.path)
     folder = Path(out)
     plan = {
         "store_hash": graphs.store_hash,
-        "models": [OnnxPotential.load(path, threads=1).sha256 for path in (fast, accurate)],
+        "models": [model.sha256 for model in models],
         "references": [_versions(given, folder) for given in (references, fast_references)],
         "settings": asdict(chosen),
         "relaxation": asdict(relaxation or RelaxSettings()) if chosen.relax else None,

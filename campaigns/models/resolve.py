@@ -71,6 +71,38 @@ def model_file(
     return path
 
 
+def published_weights(
+    name: str,
+    modality: str | None = None,
+    *,
+    progress: bool = False,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> tuple[str | Path, str | None]:
+    """What `model.pretrained.load` reads for a model that is known by name, downloaded if no package holds it.
+
+    Args:
+        name: ``NAME[/FIDELITY][@HASH]`` of published weights, or an alias; anything else is returned as it is.
+        modality: Fidelity, if the name gives none.
+        progress: Show the progress of the download on standard error.
+        note: Called with a message about the next step, if that may take a minute.
+
+    Returns:
+        Name in the registry or file of the weights, and their fidelity.
+
+    Raises:
+        ModelFileError: The fidelity is unknown, or the hash does not match.
+        UnreachableError: The weights cannot be downloaded.
+    """
+    if not is_known(name):
+        return name, modality
+    model = find_model(name, modality)
+    weights = model.published
+    if weights.packaged:
+        return weights.name, model.fidelity or None
+    target = cache_folder() / "weights" / weights.file
+    return fetch(weights.url, target, model.sha256, progress=progress, note=note), model.fidelity or None
+
+
 def ready_file(model: CatalogModel) -> Path | None:
     """The model's ONNX file, if it need not be exported: from the package `equiscreen-models` or the cache.
 
@@ -87,16 +119,12 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
     bundled = bundled_file(model)
     if bundled is not None:
         return bundled
-    weights = model.published
 
     def make() -> bytes:
         with _installed(model.name, f" (or `pip install {DISTRIBUTION}`, if that holds the model)"):
             from .exports import exported_weights  # noqa: PLC0415 - needs PyTorch
-        if weights.packaged:
-            return exported_weights(weights.name, model.fidelity, note)
-        target = cache_folder() / "weights" / weights.file
-        file = fetch(weights.url, target, model.sha256, progress=progress, note=note)
-        return exported_weights(file, model.fidelity, note)
+        weights, fidelity = published_weights(model.name, progress=progress, note=note)
+        return exported_weights(weights, fidelity or "", note)
 
     return made_once(_cached(model.name, model.sha256), make, note)
 

@@ -71,6 +71,11 @@ def shows_tracebacks() -> bool:
     return _wanted.get().verbose
 
 
+def wants_json() -> bool:
+    """Whether the account is one JSON object."""
+    return _wanted.get().as_json
+
+
 def tell(text: str) -> None:
     """Announce the next step of a verb on standard error."""
     if not _wanted.get().quiet:
@@ -107,8 +112,10 @@ def _plain(value: Any) -> Any:
     """A value with strings as keys, and None for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value  # NumPy's arrays and numbers

@@ -39,7 +39,10 @@ def describe(path: str | Path) -> dict[str, Any]:
     if target.suffix == ".ckpt" or any((target / name).exists() for name in ("run.json", "ensemble.json")):
         return _describe_checkpoint(target)
     if target.is_file():
-        raise EquiscreenError(f"{path}: neither a store, nor a .ckpt, nor an .onnx file")
+        raise EquiscreenError(
+            f"{path}: neither a store, nor a .ckpt, nor an .onnx file; `equiscreen featurize` makes a store of "
+            "structure files"
+        )
     return _describe_store(dataset_in(target))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -15,6 +16,7 @@ _GROUPS = {
     **dict.fromkeys(("limit", "estimate", "budget", "device", "scheduler", "max_edges"), _RUN),
     **dict.fromkeys(("as_json", "quiet", "verbose", "help"), _MESSAGES),
 }
+_OF_ALL_VERBS = ("--json", "--quiet", "-q", "--verbose", "-v")
 _ORDER = ("Options", _INPUT_AND_OUTPUT, _RUN, _MESSAGES)
 
 
@@ -48,6 +50,17 @@ class Verb(TyperCommand):
 
 class Verbs(TyperGroup):
     """The group of all verbs, whose page lists them by the part of the work that they belong to."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the options of all verbs before the verb too, by moving them behind it; other options belong there."""
+        count = len(list(takewhile(_OF_ALL_VERBS.__contains__, args)))
+        if count < len(args):
+            args = [args[count], *args[:count], *args[count + 1 :]]
+        first = args[0].partition("=")[0] if args else ""
+        of_verbs = {name for verb in self.commands.values() for one in verb.params for name in one.opts}
+        if first in of_verbs - {name for one in self.get_params(ctx) for name in one.opts}:
+            ctx.fail(f"{first} goes after the verb: equiscreen VERB {first}")
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the verbs and their first sentences by group."""

@@ -20,6 +20,7 @@ from zarr.storage import FsspecStore
 from ..errors import StoreError, detail
 from ..graphs.graph_block import GraphBlock
 from ..graphs.offsets import offsets_of, starts
+from ..provenance import resolved_path
 from ..redaction import redact_text, redact_urls
 from ..runs.target import ROOT_FILE
 from .checksums import CHECKSUMS_FILE, ShardChecks, is_intact, stored_digests
@@ -49,10 +50,10 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
         StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has an unsupported schema.
     """
     place = location(path)
-    root, content = _open_local(place) if isinstance(place, Path) else _open_url(place)
+    root, content = _open_local(place, schemas) if isinstance(place, Path) else _open_url(place)
     found = root.attrs.get("schema")
     if found not in schemas:
-        raise StoreError(f"{path}: has schema {found!r}, expected {' or '.join(map(repr, schemas))}")
+        raise StoreError(f"{path}: {_other_kind(path, root.attrs, schemas)}")
     if root.attrs.get("complete") is not True:
         raise StoreError(f"{path}: unfinished; write it again")
     if not is_intact(content):
@@ -70,7 +71,21 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
         raise StoreError(f"{path}: has changed during this run; run the command again with --overwrite")
 
 
-def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
+def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:
+    """What a store is that has none of the expected schemas, and how to get one that has."""
+    graphs = attrs.get("graph_store")
+    if attrs.get("schema") == GRAPH_SCHEMA:
+        return f"is a graph store, which holds no scores; make some: {_screening(path)}"
+    if schemas == (GRAPH_SCHEMA,) and isinstance(graphs, Mapping) and graphs.get("path"):
+        return f"holds scores; the graph store of its structures is {resolved_path(str(graphs['path']), path)}"
+    return f"has schema {attrs.get('schema')!r}, expected {' or '.join(map(repr, schemas))}"
+
+
+def _screening(source: str | Path) -> str:
+    return f"`equiscreen screen {source} --model NAME --out S.zarr`"
+
+
+def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes]:
     """The root group of a store, and the content of its root file."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
@@ -81,7 +96,8 @@ def _open_local(path: Path) -> tuple[zarr.Group, bytes]:
     except Exception as error:  # a damaged root file can make zarr raise anything
         if (path / ROOT_FILE).is_file():
             raise StoreError(_damaged(path, _first_line(error, path))) from error
-        raise StoreError(f"{path}: not a Zarr store ({type(error).__name__})") from error
+        make = f"`equiscreen featurize {path} --out G.zarr`" if GRAPH_SCHEMA in schemas else _screening(path)
+        raise StoreError(f"{path}: not a Zarr store; to make one of structure files: {make}") from error
 
 
 def _damaged(path: str | Path, reason: str) -> str:

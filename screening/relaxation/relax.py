@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -429,6 +429,29 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RelaxEstimate:
+    """Estimated cost of a relaxation; as text, one line.
+
+    Attributes:
+        structures: Number of structures.
+        seconds: Time on one core.
+        evaluations: Mean number of evaluations per structure.
+        sample: Number of structures that this is extrapolated from.
+    """
+
+    structures: int
+    seconds: float
+    evaluations: float
+    sample: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, {self.evaluations:.0f} "
+            f"evaluations per structure (from a sample of {self.sample})"
+        )
+
+
 def estimate(
     store: str | Path,
     model: str | Path,
@@ -436,7 +459,7 @@ def estimate(
     limit: int | None = None,
     *,
     sample_of: int | None = None,
-) -> str:
+) -> RelaxEstimate:
     """Estimate the cost of a relaxation: relax some structures in this process and scale up by edges.
 
     Args:
@@ -445,9 +468,6 @@ def estimate(
         settings: Settings of the relaxation; None uses the defaults.
         limit: Scale up to the first `limit` structures only.
         sample_of: Scale up to this many structures, of which the store is a sample.
-
-    Returns:
-        One line of text.
 
     Raises:
         ConfigError: The limit is below 1.
@@ -466,26 +486,5 @@ def estimate(
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
     disk = _size_of_outputs(graphs, size, settings or RelaxSettings())
     if sample_of is not None:
-        total, disk, size = total * sample_of / size, disk * sample_of / size, sample_of
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        f"{size:,} structures: about {total:,.0f} s on one core, {steps / len(rows):.0f} evaluations per structure "
-        f"(from a sample of {len(rows)}), at most {disk / 1e6:,.1f} MB on disk besides text columns, "
-        f"{memory / 1e6:,.0f} MB of memory per worker"
-    )
-
-
-def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> float:
-    """Size of the scores and of the graph store of the first structures, bytes, without compression and text."""
-    counts = {
-        STRUCTURE: size,
-        ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),
-        EDGE: int(graphs.n_edges[:size].sum(dtype=np.int64)),
-    }
-    return float(
-        sum(
-            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
-            for spec in (*relaxed_arrays(settings), *relaxed_graph_arrays(()))
-            if spec.dtype != TEXT
-        )
-    )
+        total, size = total * sample_of / size, sample_of
+    return RelaxEstimate(size, total, steps / len(rows), len(rows))

@@ -12,8 +12,7 @@ from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
-from ...pipeline.sources.discovery import Paths, path_names
-from ..candidate_graphs import graph_store_of, prepare_graphs, sampled_graphs
+from ..candidate_graphs import Sources, StepsEstimate, graph_store_of, prepare_graphs, sampled_graphs, source_names
 from .batched import RelaxSettings
 from .relax import estimate as estimate_relaxation
 from .relax import relax
@@ -90,7 +89,9 @@ def relax_files(
     )
 
 
-def estimate(sources: Paths, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None) -> str:
+def estimate(
+    sources: Sources, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
+) -> StepsEstimate:
     """Estimate the cost of `relax_files` from a sample.
 
     Args:
@@ -100,7 +101,7 @@ def estimate(sources: Paths, model: str | Path, settings: RelaxSettings | None =
         limit: Read only the first `limit` records.
 
     Returns:
-        One line of text per step.
+        The estimate of each step.
 
     Raises:
         EquiscreenError: As for `relax_files`.
@@ -108,7 +109,9 @@ def estimate(sources: Paths, model: str | Path, settings: RelaxSettings | None =
     named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
-        return estimate_relaxation(store, model, settings, limit)
+        return StepsEstimate({"relax": estimate_relaxation(store, model, settings, limit)})
     cutoff = Ensemble.load(model, threads=1).cutoff
     with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
-        return f"{featurizing}\n{estimate_relaxation(sample, model, settings, sample_of=expected)}"
+        return StepsEstimate(
+            {"featurize": featurizing, "relax": estimate_relaxation(sample, model, settings, sample_of=expected)}
+        )

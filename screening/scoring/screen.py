@@ -8,7 +8,7 @@ import resource
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -418,7 +418,33 @@ def summary(scores: xr.Dataset, path: str | Path) -> str:
     )
 
 
-def estimate(store: str | Path, model: Models, limit: int | None = None, *, sample_of: int | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class ScreenEstimate:
+    """Estimated cost of a screen; as text, one line.
+
+    Attributes:
+        structures: Number of structures.
+        seconds: Time on one core.
+        bytes_on_disk: Largest size of the scores without text columns.
+        bytes_in_memory: Memory of one worker.
+    """
+
+    structures: int
+    seconds: float
+    bytes_on_disk: int
+    bytes_in_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, at most "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk besides text columns, {self.bytes_in_memory / 1e6:,.0f} MB of "
+            "memory per worker"
+        )
+
+
+def estimate(
+    store: str | Path, model: Models, limit: int | None = None, *, sample_of: int | None = None
+) -> ScreenEstimate:
     """Estimate the cost of a screen: score the first structures in this process and scale up by edges.
 
     Args:
@@ -426,9 +452,6 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
         model: ONNX file, or several.
         limit: Scale up to the first `limit` structures only.
         sample_of: Number of structures to scale up to, if the store is a sample of them.
-
-    Returns:
-        One line of text.
 
     Raises:
         ConfigError: The limit is below 1.
@@ -447,7 +470,4 @@ def estimate(store: str | Path, model: Models, limit: int | None = None, *, samp
     arrays = score_arrays(potential.outputs)
     row = sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape(1)) for spec in arrays if spec.dtype != TEXT)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        f"{total:,} structures: about {seconds:,.0f} s on one core, at most {total * row / 1e6:,.1f} MB on "
-        f"disk besides text columns, {memory / 1e6:,.0f} MB of memory per worker"
-    )
+    return ScreenEstimate(total, float(seconds), total * row, memory)

@@ -14,6 +14,8 @@ from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
 from ...pipeline.store.graph_store import GraphStore
 from ..candidate_graphs import (
+    Sources,
+    StepsEstimate,
     differences_of,
     graph_store_of,
     prepare_graphs,
@@ -94,7 +96,7 @@ def screen_files(
     return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
 
 
-def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None = None) -> str:
+def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None = None) -> StepsEstimate:
     """Estimate the cost of both steps of `screen_files` from a sample.
 
     Args:
@@ -104,7 +106,7 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
         limit: Read only the first `limit` records.
 
     Returns:
-        One line of text per step.
+        The estimate of each step.
 
     Raises:
         ConfigError: As for `screen_files`.
@@ -114,10 +116,12 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
     named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
-        return estimate_screen(store, model, limit)
+        return StepsEstimate({"screen": estimate_screen(store, model, limit)})
     cutoff = Ensemble.load(model, threads=1).cutoff
     path = graphs_path(out)
     if Target.of(path).exists() and not differences_of(path, named, cutoff, limit):
-        return f"{reused_summary(GraphStore(path))}\n{estimate_screen(path, model, limit)}"
+        return StepsEstimate(
+            {"featurize": reused_summary(GraphStore(path)), "screen": estimate_screen(path, model, limit)}
+        )
     with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
-        return f"{featurizing}\n{estimate_screen(sample, model, sample_of=expected)}"
+        return StepsEstimate({"featurize": featurizing, "screen": estimate_screen(sample, model, sample_of=expected)})

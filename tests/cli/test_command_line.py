@@ -12,12 +12,14 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import typer
 from equiscreen import __version__
 from equiscreen.__main__ import main
 from equiscreen.cli.app import app
 from equiscreen.pipeline.errors import EquiscreenError
+from equiscreen.screening import open_scores
 from equiscreen.screening.scoring.screen import command_line
 
 from ..conftest import write_extxyz
@@ -227,6 +229,17 @@ def test_every_verb_and_option_is_explained() -> None:
             assert getattr(parameter, "help", ""), f"{name}: {parameter.name}"
 
 
+def test_options_of_all_verbs_may_stand_before_the_verb(folder: Path) -> None:
+    store = folder / "g.zarr"
+    assert json.loads(in_this_process("--json", "info", store).stdout)["counts"]["stored"] == 6
+    first = in_this_process("--quiet", "featurize", folder / "s.extxyz", "--out", folder / "q.zarr", "--limit", "2")
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
+    assert "Traceback" in in_this_process("-v", "info", folder / "none").stderr
+    assert "--model goes after the verb: equiscreen VERB --model" in in_this_process("--model", "x", "rank").stderr
+    assert "--json goes after the verb" in in_this_process("--json").stderr
+    assert "--version" in in_this_process("--verson").stderr
+
+
 def test_a_slip_in_a_verb_or_option_is_told_with_the_right_word() -> None:
     assert "Did you mean 'screen'?" in in_this_process("scren").stderr
     assert "--model" in in_this_process("screen", "--modl", "x").stderr
@@ -240,6 +253,60 @@ def test_accounts_are_json_for_machines_and_nothing_on_request(folder: Path, tmp
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     assert_one_line(in_this_process(*words, "--out", tmp_path / "b.zarr", "--json"), "b.zarr", "exists")
     assert "Traceback" in in_this_process(*words, "--out", tmp_path / "b.zarr", "--verbose").stderr
+
+
+def test_estimates_reports_and_lists_are_whole_objects(
+    folder: Path, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    words = (folder / "s.extxyz", "--model", exported("float32"), "--out", tmp_path / "s.zarr")
+    cost = json.loads(in_this_process("screen", *words, "--estimate", "--json").stdout)
+    assert (cost["steps"]["featurize"]["records"], cost["steps"]["screen"]["structures"]) == (6, 6)
+    cost = json.loads(in_this_process("relax", *words, "--max-steps", "2", "--estimate", "--json").stdout)
+    assert (cost["steps"]["relax"]["structures"], cost["steps"]["relax"]["sample"]) == (6, 6)
+    assert in_this_process("screen", *words, "--scheduler", "threads").returncode == 0
+    page = json.loads(in_this_process("report", tmp_path / "s.zarr", "--json").stdout)
+    assert (page["rows"], page["ranked_by"]) == (6, None)
+    assert page["bytes_on_disk"] == Path(page["path"]).stat().st_size
+    weights = json.loads(in_this_process("import", "--list", "--json").stdout)["weights"]
+    assert {"7net-0", "nequix-mp-1"} <= {one["name"] for one in weights}
+    assert weights[0]["sha256"][0].startswith("7052cb42")
+
+
+def test_another_kind_of_input_is_told_with_the_command_that_makes_the_right_one(
+    folder: Path, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    crystals, graphs, scores = folder / "s.extxyz", folder / "g.zarr", tmp_path / "s.zarr"
+    model = exported("float32")
+    out = ("--out", tmp_path / "o")
+    assert (
+        in_this_process("screen", graphs, "--model", model, "--out", scores, "--scheduler", "threads").returncode == 0
+    )
+    for words, cure in (
+        (("train", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
+        (("merge", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
+        (("train", scores, *out), f"the graph store of its structures is {graphs}"),
+        (("select", graphs, *out), f"`equiscreen screen {graphs} --model NAME --out S.zarr`"),
+        (("report", crystals), f"`equiscreen screen {crystals} --model NAME --out S.zarr`"),
+        (("export", model, *out), "`equiscreen train` and `equiscreen import` write them"),
+        (("export", "7net-0", *out), "`equiscreen train` and `equiscreen import` write them"),
+        (("screen", graphs, "--model", graphs, *out), f"`equiscreen train {graphs} --out RUN`"),
+        (("info", crystals), "`equiscreen featurize`"),
+    ):
+        assert_one_line(in_this_process(*words), cure)
+
+
+def test_scores_as_candidates_stand_for_their_structures(
+    folder: Path, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, words = exported("float32"), ("--scheduler", "threads")
+    first = in_this_process("relax", folder / "g.zarr", "--model", model, "--out", tmp_path / "r.zarr", *words)
+    assert first.returncode == 0, first.stderr
+    again = in_this_process("screen", tmp_path / "r.zarr", "--model", model, "--out", tmp_path / "s.zarr", *words)
+    assert again.returncode == 0, again.stderr
+    relaxed, scores = open_scores(tmp_path / "r.zarr"), open_scores(tmp_path / "s.zarr")
+    assert scores.attrs["graph_store"]["path"] == "r.graphs.zarr"
+    ok = relaxed["status"].values == 0
+    assert np.allclose(scores["energy"].values[ok], relaxed["energy"].values[ok], atol=1e-5)
 
 
 def test_version() -> None:

@@ -164,6 +164,39 @@ def test_other_words_in_the_same_folder_are_refused(run: Run, done: Path, tmp_pa
         run(tmp_path)
 
 
+def test_structure_files_and_scores_stand_for_a_graph_store(
+    exported: Callable[[str], Path], sevennet_model: Path, data: Path, tmp_path: Path
+) -> None:
+    crystals = write_extxyz(tmp_path / "c.extxyz", 6)
+    settings = CascadeSettings(keep_below=1000.0, target=-1.0, audit=1, relax=False)
+    models = exported("float32"), sevennet_model  # with cutoffs of 4.5 and 5
+    known = tmp_path / "fast.csv"
+    known.write_text("formula,energy_per_atom,scheme\nAl,0,own\nCu,0,own\nAu,0,own\n")
+    lines: list[str] = []
+
+    def go(source: Path, out: str) -> xr.Dataset:
+        return cascade(
+            source,
+            *models,
+            tmp_path / out,
+            data / ELEMENTS,
+            settings,
+            fast_references=known,
+            scheduler="threads",
+            announce=lines.append,
+        )
+
+    of_files = go(crystals, "files")
+    graphs = GraphStore(tmp_path / "files.candidates.graphs.zarr")
+    assert graphs.cutoff == 5.0
+    assert len(lines) == 1
+    assert "read 6 = stored 6" in lines[0]
+    assert go(crystals, "files").identical(of_files)
+    of_scores = go(tmp_path / "files/fast.zarr", "scores")
+    assert of_scores["energy"].equals(of_files["energy"])
+    assert len(lines) == 2  # of the second call: the store was reused
+
+
 def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hits would be discarded"):
         run(tmp_path / "a", CascadeSettings(keep_below=0.0, target=0.1))

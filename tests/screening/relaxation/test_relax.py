@@ -220,7 +220,7 @@ def test_what_a_run_says(graphs: Path, relaxed: Path, sevennet_model: Path) -> N
     line = summary(open_scores(relaxed), relaxed)
     assert f"{CRYSTALS} structures ({CRYSTALS} ok)" in line
     assert "r.graphs.zarr" in line
-    assert "evaluations per structure" in estimate(graphs, sevennet_model)
+    assert "evaluations per structure" in str(estimate(graphs, sevennet_model))
 
 
 def test_workers_find_what_this_process_finds(

@@ -259,15 +259,15 @@ def test_an_estimate_scales_both_halves_to_all_records(
 ) -> None:
     for module in (featurization_estimate, candidate_graphs):
         monkeypatch.setattr(module, "ESTIMATE_RECORDS", 4)
-    records, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
+    records, structures = str(estimate(sources, model, tmp_path / "s.zarr")).splitlines()
     assert records.startswith("12 records: ")
     assert structures.startswith("9 structures: ")  # three of the four records of the sample could be stored
     assert not list(tmp_path.glob("s.*"))
     prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
-    reused, structures = estimate(sources, model, tmp_path / "s.zarr").splitlines()
+    reused, structures = str(estimate(sources, model, tmp_path / "s.zarr")).splitlines()
     assert "reused the existing store: read 12" in reused
     assert structures.startswith("11 structures: ")
-    assert estimate([tmp_path / "s.graphs.zarr"], model, tmp_path / "t.zarr", 3).startswith("3 structures: ")
+    assert str(estimate([tmp_path / "s.graphs.zarr"], model, tmp_path / "t.zarr", 3)).startswith("3 structures: ")
 
 
 def test_a_run_killed_as_it_cleaned_up_leaves_nothing_behind(
