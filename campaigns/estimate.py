@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,12 +31,26 @@ from .settings import RankSettings
 _LAST_SECONDS, _LAST_RATE, _LAST_ROW, _LAST_MEMORY, _REPORT = 10, 3_000, 500, 1_200_000_000, 5_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class CampaignEstimate:
+    """Estimated cost of a campaign; as text, a line about each step.
+
+    Attributes:
+        steps: Estimate of each step by its name; text where nothing can be counted.
+    """
+
+    steps: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {cost}" for name, cost in self.steps.items())
+
+
 def estimate(
     settings: RankSettings,
     *,
     progress: bool | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
-) -> str:
+) -> CampaignEstimate:
     """Estimate the cost of a campaign.
 
     The sample is featurized, and some of its structures and references are relaxed. Servers are not asked.
@@ -49,67 +64,72 @@ def estimate(
         note: Called with a message about a model that is exported first.
 
     Returns:
-        One line of text per step.
+        The estimate of each step.
 
     Raises:
         EquiscreenError: As for `campaigns.rank`.
     """
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
-    return "\n".join(_lines(settings, model, OnnxPotential.load(model, threads=1)))
+    return CampaignEstimate(dict(_steps(settings, model, OnnxPotential.load(model, threads=1))))
 
 
-def _lines(settings: RankSettings, model: Path, potential: OnnxPotential) -> Iterator[str]:
-    """Line about each step."""
+def _steps(settings: RankSettings, model: Path, potential: OnnxPotential) -> Iterator[tuple[str, object]]:
+    """Name and estimate of each step."""
     sources = path_names(settings.sources)
     store = graph_store_of(sources)
+    evaluation = "relaxation" if settings.relax else "scores"
     if store is not None:
         size = len(GraphStore(store))
         size = size if settings.limit is None else min(size, settings.limit)
-        yield f"{'relaxation' if settings.relax else 'scores'}: {_evaluation(settings, store, model, size)}"
+        yield evaluation, _evaluation(settings, store, model, size)
         yield from _references(settings, store, model, potential)
     else:
         with sampled_graphs(sources, potential.cutoff, settings.limit) as (featurizing, sample, size):
-            yield f"graphs: {featurizing}"
-            yield f"{'relaxation' if settings.relax else 'scores'}: {_evaluation(settings, sample, model, size)}"
+            yield "graphs", featurizing
+            yield evaluation, _evaluation(settings, sample, model, size)
             yield from _references(settings, sample, model, potential)
     yield (
-        f"hull, selection and report: about {_LAST_SECONDS + size / _LAST_RATE:,.0f} s, "
+        "hull, selection and report",
+        f"about {_LAST_SECONDS + size / _LAST_RATE:,.0f} s, "
         f"{(_REPORT + size * _LAST_ROW) / 1e6:,.1f} MB on disk besides the best structures, at most "
-        f"{_LAST_MEMORY / 1e6:,.0f} MB of memory"
+        f"{_LAST_MEMORY / 1e6:,.0f} MB of memory",
     )
 
 
-def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> str:
+def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> object:
     """Cost of the relaxation or scores of `size` structures, of which a store holds a sample."""
     if settings.relax:
         return relaxation.estimate(graphs, model, settings.relaxation, settings.limit, sample_of=size)
     return scoring.estimate(graphs, model, settings.limit, sample_of=size)
 
 
-def _references(settings: RankSettings, candidates: str | Path, model: Path, potential: OnnxPotential) -> Iterator[str]:
-    """Lines about the references, and about crystals of the elements."""
+def _references(
+    settings: RankSettings, candidates: str | Path, model: Path, potential: OnnxPotential
+) -> Iterator[tuple[str, object]]:
+    """Estimates for the references, and about crystals of the elements."""
     scheme = potential.metadata.energy_scheme
     live = [name for name in settings.references if is_live(name)]
     files = [name for name in settings.references if name not in live and not is_dataset(name)]
     if live:
-        yield f"references from {', '.join(live)}: not known before the download"
+        yield f"references from {', '.join(live)}", "not known before the download"
     if files:
         with tempfile.TemporaryDirectory() as folder:
             table, begin = Path(folder) / GATHERED, time.monotonic()
             fetch_references(files, systems_of(candidates)[0], table, scheme=scheme, assumed=settings.scheme)
             yield (
-                f"references: {pq.read_metadata(table).num_rows:,} phases in the chemical systems of the sample (other "
+                "references",
+                f"{pq.read_metadata(table).num_rows:,} phases in the chemical systems of the sample (other "
                 f"candidates may need more), about {time.monotonic() - begin:,.0f} s, "
-                f"{table.stat().st_size / 1e6:,.1f} MB on disk"
+                f"{table.stat().st_size / 1e6:,.1f} MB on disk",
             )
             if settings.relax_references:
-                yield f"relaxation of these references: {_relaxation(settings, table, model, potential)}"
+                yield "relaxation of these references", _relaxation(settings, table, model, potential)
     needed = settings.relax_references or not (settings.references or elemental_energies(scheme))
     if needed and not elements_path(potential).exists():
-        yield f"relaxation of the elements, once for each model: {_relaxation(settings, ELEMENTS, model, potential)}"
+        yield "relaxation of the elements, once for each model", _relaxation(settings, ELEMENTS, model, potential)
 
 
-def _relaxation(settings: RankSettings, structures: Path, model: Path, potential: OnnxPotential) -> str:
+def _relaxation(settings: RankSettings, structures: Path, model: Path, potential: OnnxPotential) -> object:
     """Cost of relaxing the structures in a file."""
     with sampled_graphs([str(structures)], potential.cutoff, None) as (_, sample, size):
         return relaxation.estimate(sample, model, settings.relaxation, sample_of=size)

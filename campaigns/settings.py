@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
-from ..pipeline.errors import ConfigError, OutputExistsError, detail
+from ..pipeline.energy_schemes import SCHEMES
+from ..pipeline.errors import DISK_FULL, ConfigError, OutputExistsError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
 from ..pipeline.suggestions import unknown_name
@@ -162,6 +163,8 @@ class RankSettings(BaseModel):
                 raise OutputExistsError(f"{path}: already exists and holds something else; choose another file")
             write_text_atomically(path, text)
         except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
             raise OutputExistsError(f"{path}: cannot be written ({error.strerror})") from error
 
 

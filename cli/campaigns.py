@@ -92,6 +92,9 @@ def rank(
         )
     if save_config is not None:
         settings.save(save_config, overwrite=False)
+    if estimate:
+        account(campaign_cost(settings, progress=shows_progress(), note=tell))
+        return
     with resumable():
         found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
     best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"

@@ -228,9 +228,9 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, store=store, overwrite=overwrite)
+    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, overwrite=overwrite)
     rows = ScoresReader(scores)
-    ranking, size = default_ranking(rows), page.stat().st_size
+    ranking, size = by or default_ranking(rows), page.stat().st_size
     text = f"{page}: {size / 1e6:.1f} MB"
     if ranking is None:
         text += f"\nno candidates are ranked: {NOT_COMPARABLE}"

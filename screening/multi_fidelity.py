@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +17,14 @@ from numpy.typing import NDArray
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.provenance import recorded_path
-from ..pipeline.runs.lock import locked
-from ..pipeline.runs.marks import read_mark, write_mark
 from ..pipeline.runs.options import RunOptions
+from ..pipeline.runs.steps_folder import StepsFolder
 from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.sources.discovery import Paths, path_names
 from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
-from .candidate_graphs import Sources, prepare_graphs
+from .candidate_graphs import prepare_graphs
 from .convex_hull.hull import hull
 from .convex_hull.reference_files import content_version
 from .dataset.reader import ScoresReader
@@ -96,7 +94,7 @@ class Recall:
 
 
 def cascade(
-    sources: Sources,
+    sources: Paths,
     fast: str | Path,
     accurate: str | Path,
     out: str | Path,

@@ -438,17 +438,22 @@ class RelaxEstimate:
         seconds: Time on one core.
         evaluations: Mean number of evaluations per structure.
         sample: Number of structures that this is extrapolated from.
+        bytes_on_disk: Largest size of the outputs, without text columns.
+        bytes_of_memory: Memory of a worker.
     """
 
     structures: int
     seconds: float
     evaluations: float
     sample: int
+    bytes_on_disk: float
+    bytes_of_memory: int
 
     def __str__(self) -> str:
         return (
             f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, {self.evaluations:.0f} "
-            f"evaluations per structure (from a sample of {self.sample})"
+            f"evaluations per structure (from a sample of {self.sample}), at most {self.bytes_on_disk / 1e6:,.1f} MB "
+            f"on disk besides text columns, {self.bytes_of_memory / 1e6:,.0f} MB of memory per worker"
         )
 
 
@@ -486,5 +491,22 @@ def estimate(
     total = seconds * float(graphs.n_edges[:size].sum(dtype=np.int64)) / max(1, edges)
     disk = _size_of_outputs(graphs, size, settings or RelaxSettings())
     if sample_of is not None:
-        total, size = total * sample_of / size, sample_of
-    return RelaxEstimate(size, total, steps / len(rows), len(rows))
+        total, disk, size = total * sample_of / size, disk * sample_of / size, sample_of
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return RelaxEstimate(size, total, steps / len(rows), len(rows), disk, memory)
+
+
+def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> float:
+    """Size of the scores and of the graph store of the first structures, bytes, without compression and text."""
+    counts = {
+        STRUCTURE: size,
+        ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),
+        EDGE: int(graphs.n_edges[:size].sum(dtype=np.int64)),
+    }
+    return float(
+        sum(
+            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
+            for spec in (*relaxed_arrays(settings), *relaxed_graph_arrays(()))
+            if spec.dtype != TEXT
+        )
+    )

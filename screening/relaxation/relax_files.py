@@ -12,7 +12,8 @@ from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
-from ..candidate_graphs import Sources, StepsEstimate, graph_store_of, prepare_graphs, sampled_graphs, source_names
+from ...pipeline.sources.discovery import Paths, path_names
+from ..candidate_graphs import StepsEstimate, graph_store_of, prepare_graphs, sampled_graphs
 from .batched import RelaxSettings
 from .relax import estimate as estimate_relaxation
 from .relax import relax
@@ -90,7 +91,7 @@ def relax_files(
 
 
 def estimate(
-    sources: Sources, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
+    sources: Paths, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
 ) -> StepsEstimate:
     """Estimate the cost of `relax_files` from a sample.
 

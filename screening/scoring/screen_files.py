@@ -14,7 +14,6 @@ from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
 from ...pipeline.store.graph_store import GraphStore
 from ..candidate_graphs import (
-    Sources,
     StepsEstimate,
     differences_of,
     graph_store_of,
@@ -96,7 +95,7 @@ def screen_files(
     return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
 
 
-def estimate(sources: Sources, model: Models, out: str | Path, limit: int | None = None) -> StepsEstimate:
+def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None = None) -> StepsEstimate:
     """Estimate the cost of both steps of `screen_files` from a sample.
 
     Args:
