@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import xarray as xr
 from ase.data import chemical_symbols
@@ -22,6 +22,7 @@ from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.runs.steps_folder import StepsFolder
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, is_server, path_names, server_name
+from ..pipeline.store.graph_store import GraphStore
 from ..screening.candidate_graphs import prepare_graphs
 from ..screening.chemistry.composition import parsed
 from ..screening.chemistry.elemental_energies import elemental_energies
@@ -178,6 +179,7 @@ class _Steps:
 
     def evaluate(self) -> None:
         """Relax the structures, or score them as they are."""
+        self._tell_not_covered()
         is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
         common = {**self._common(), "limit": self.options.limit if is_store else None}
         if self.settings.relax:
@@ -186,18 +188,15 @@ class _Steps:
         else:
             make = partial(scoring.screen, self.graphs, self.model, self.scores, **common)
             self._once(self.scores, make, scoring.summary)
-        self._tell_not_covered()
 
     def _tell_not_covered(self) -> None:
-        """Say which elements the model does not cover, and how many structures are not ranked for that reason."""
-        scores = open_scores(self.scores)
-        count = scores.attrs["status_counts"].get("unknown_element", 0)
-        if count:
-            symbols = {symbol for text in scores["formula"].values for symbol in re.findall("[A-Z][a-z]?", str(text))}
-            lacking = sorted(symbols - {chemical_symbols[number] for number in self.potential.metadata.elements})
+        """Name the elements of the structures that the model does not cover."""
+        numbers = set(np.unique(GraphStore(self.graphs).column("atomic_number")).tolist())
+        lacking = [chemical_symbols[number] for number in sorted(numbers - {*self.potential.metadata.elements})]
+        if lacking:
             self.note(
-                f"{count:,} of {scores.sizes['structure']:,} structures are not ranked: {self.settings.model} does not "
-                f"cover {', '.join(lacking)}; `equiscreen models` lists other models"
+                f"{self.settings.model} does not cover {', '.join(lacking)}: structures with them are not ranked "
+                "(`equiscreen models` lists other models)"
             )
 
     def gather(self) -> None:

@@ -85,7 +85,10 @@ class RankSettings(BaseModel):
     @field_validator(*_PATHS, mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return path_names(value) if isinstance(value, str | Path) else value
+        if isinstance(value, str | Path):
+            return path_names(value)
+        is_list = isinstance(value, list | tuple)
+        return tuple(str(one) if isinstance(one, Path) else one for one in value) if is_list else value
 
     @model_validator(mode="after")
     def _has_references(self) -> Self:

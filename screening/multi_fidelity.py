@@ -44,6 +44,12 @@ _FOLDER = StepsFolder(
         "references": "other references",
         "equiscreen": "another version of equiscreen",
     },
+    first_use={
+        "device": (FAST,),
+        **dict.fromkeys(("references", "scheme"), (FAST_HULL, RESULT)),
+        "settings": (CHOSEN, ACCURATE, RESULT),
+        "relaxation": (ACCURATE,),
+    },
 )
 CONFIDENCE = 0.95
 _BATCH = 512

@@ -12,6 +12,8 @@ from ...pipeline.errors import ModelFileError, detail
 from .catalog import CatalogModel
 
 PACKAGE, DISTRIBUTION = "equiscreen_models", "equiscreen-models"
+# Names of the models that it holds.
+BUNDLED = ("7net-0",)
 MANIFEST, MANIFEST_SCHEMA = "manifest.json", "equiscreen-models/1"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ... import __version__
 from ...pipeline.errors import ModelFileError
 from ...pipeline.redaction import redact_urls
-from .bundled import DISTRIBUTION, bundled_file
+from .bundled import BUNDLED, DISTRIBUTION, bundled_file
 from .cache import cache_folder, intact_model, made_once, usable
 from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
@@ -121,7 +121,8 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
         return bundled
 
     def make() -> bytes:
-        with _installed(model.name, f" (or `pip install {DISTRIBUTION}`, if that holds the model)"):
+        wheel = f"; or, without PyTorch, the wheel {DISTRIBUTION}, which `make models-wheel` builds"
+        with _installed(model.name, wheel if model.name in BUNDLED else ""):
             from .exports import exported_weights  # noqa: PLC0415 - needs PyTorch
         weights, fidelity = published_weights(model.name, progress=progress, note=note)
         return exported_weights(weights, fidelity or "", note)
@@ -178,6 +179,6 @@ def _installed(model: str, otherwise: str = "") -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ModelFileError(
-            f"{model}: its first use exports the weights, which needs {error.name}: pip install 'equiscreen[rank]'"
-            f"{otherwise}"
+            f"{model}: its first use exports the weights, which needs PyTorch and onnx ({error.name} is not "
+            f"installed): pip install 'equiscreen[rank]'{otherwise}"
         ) from error

@@ -17,11 +17,11 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from equiscreen import __version__
-from equiscreen.campaigns.models.bundled import DISTRIBUTION, MANIFEST, MANIFEST_SCHEMA, PACKAGE
+from equiscreen.campaigns.models.bundled import BUNDLED, DISTRIBUTION, MANIFEST, MANIFEST_SCHEMA, PACKAGE
 from equiscreen.campaigns.models.catalog import find_model
 from equiscreen.campaigns.models.exports import exported_weights
 
-MODEL = "7net-0"
+(MODEL,) = BUNDLED
 PROJECT = f"""\
 [build-system]
 requires = ["setuptools>=77"]
