@@ -17,6 +17,7 @@ from equiscreen import __version__
 from equiscreen.campaigns import model_file
 from equiscreen.campaigns.models.cache import cache_folder, made_once
 from equiscreen.campaigns.models.catalog import CATALOG, find_model
+from equiscreen.campaigns.models.resolve import published_weights
 from equiscreen.export import OnnxPotential
 from equiscreen.export.runtime.file_validation import with_checksum
 from equiscreen.pipeline.errors import CheckpointError, EquiscreenError, ModelFileError
@@ -233,6 +234,27 @@ def test_downloaded_weights_are_exported(cache: Path, data: Path) -> None:
     potential = OnnxPotential.load(model_file("nequix-mp-1"), threads=1)
     assert potential.metadata.origin["name"] == "nequix-mp-1"
     assert potential.cutoff == find_model("nequix-mp-1").published.cutoff
+
+
+def test_import_finds_weights_by_the_names_of_the_catalogue(cache: Path, data: Path) -> None:
+    assert published_weights("7net-0@7052cb42") == ("7net-0", None)
+    assert published_weights("7net-mf-0/R2SCAN") == ("7net-mf-0", "R2SCAN")
+    assert published_weights("7net-mf-0", "R2SCAN") == ("7net-mf-0", "R2SCAN")
+    assert published_weights("mine.pth", "PBE") == ("mine.pth", "PBE")
+    (cache / "weights").mkdir(parents=True)
+    file = shutil.copy(data / "weights" / "nequix-mp-1.nqx", cache / "weights")
+    assert published_weights("nequix-mp-1") == (Path(file), None)
+    with pytest.raises(ModelFileError, match="the SHA-256 of nequix-mp-1-pft-nocotrain is c191f720"):
+        published_weights("nequix-mp-1-pft-nocotrain@00000000")
+
+
+@pytest.mark.slow
+def test_import_uses_downloaded_weights(cache: Path, data: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    (cache / "weights").mkdir(parents=True)
+    shutil.copy(data / "weights" / "nequix-mp-1.nqx", cache / "weights")
+    done = command_line("import", "nequix-mp-1@1647af8e", "--out", tmp_path / "n.ckpt")
+    assert done.returncode == 0, done.stderr
+    assert "n.ckpt: 89 elements, cutoff 6 angstrom" in done.stdout
 
 
 @pytest.mark.slow
