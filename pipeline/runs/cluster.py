@@ -14,7 +14,7 @@ import types
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,18 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         stack.enter_context(dask.config.set(SETTINGS))
         try:
             with _interrupts_blocked():
-                cluster = stack.enter_context(
-                    LocalCluster(
-                        n_workers=0 if processes else 1,
-                        threads_per_worker=1,
-                        processes=processes,
-                        host=LOOPBACK if processes else None,
-                        dashboard_address=f"{LOOPBACK}:0",
-                        # By default, the dashboard of a worker in this process listens on the machine's address.
-                        worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
-                        memory_limit="auto",
-                        silence_logs=_SILENT,  # also silences the workers
-                    )
+                started = LocalCluster(
+                    n_workers=0 if processes else 1,
+                    threads_per_worker=1,
+                    processes=processes,
+                    host=LOOPBACK if processes else None,
+                    dashboard_address=f"{LOOPBACK}:0",
+                    # By default it listens on the address of the worker: in this process, that of the machine.
+                    worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
+                    memory_limit="auto",
+                    silence_logs=_SILENT,  # of the workers too
                 )
+                cluster = stack.enter_context(_closed_at_last(started))
                 client = stack.enter_context(Client(cluster))
         except Exception as error:  # Dask wraps the original error, such as a full disk
             reason = detail(error.__cause__ or error)
@@ -91,6 +90,22 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             stack.enter_context(_main_module_hidden())
             _start_workers(client, os.cpu_count() or 1)
         yield client
+
+
+@contextmanager
+def _closed_at_last(cluster: Any) -> Iterator[Any]:
+    """Close a cluster at the end of the block.
+
+    On a busy machine, workers may take longer than Dask waits for them. That is no error of the run, which is finished;
+    they end when they notice that their scheduler has.
+    """
+    with ExitStack() as closing:
+        opened = closing.enter_context(cluster)
+        try:
+            yield opened
+        finally:
+            with suppress(TimeoutError):
+                closing.close()
 
 
 def dashboard(client: Any) -> str | None:
