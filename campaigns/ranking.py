@@ -95,7 +95,7 @@ def rank(
     Args:
         sources: Structure files of any kind, or one graph store.
         out: Folder to write.
-        scheduler: Dask cluster to work on, see `pipeline.runs.cluster.connect`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Remove the campaign that the folder holds, and start again.
         progress: Show progress on standard error; by default, on a terminal and in a notebook.
         note: Called with a line about each step when the step ends.

@@ -232,10 +232,10 @@ def cascade(
     """Screen with a fast model, then with an accurate one.
 
     Files are featurized first, with the larger cutoff of the two models, into FOLDER.candidates.graphs.zarr.
-    The accurate model evaluates what the fast one keeps, and a random sample of what the fast model rejects. The
-    printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
-    FOLDER/result.zarr holds the kept structures and then the audited ones, relaxed and with their energies above
-    the hull. An interrupted run resumes when you run the same command again.
+    The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the rejected
+    ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
+    FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
+    hull. An interrupted run resumes when you run the same command again.
 
     \b
     Example:

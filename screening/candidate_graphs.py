@@ -132,7 +132,7 @@ def prepare_graphs(
 def sampled_graphs(
     named: Sequence[str], cutoff: float, limit: int | None
 ) -> Iterator[tuple[FeaturizeEstimate, Path, int]]:
-    """A graph store of the first records of some files, from which the cost of all of them can be estimated.
+    """Make a graph store of the first records of some files, to estimate the cost of all records.
 
     Args:
         named: Sources, as text.

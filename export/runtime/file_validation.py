@@ -214,13 +214,13 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
         if known is None:
             raise _DamagedError
         if known.refusal:
-            raise ModelFileError(f"{name}: refused: {known.refusal}")
+            raise ModelFileError(f"{name}: not accepted: {known.refusal}")
         if encoding not in known.kinds:
             raise _DamagedError
         if known.message is not None:
             _check(value, known.message, name, depth + 1)  # what it holds is the better reason
         elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
-            raise ModelFileError(f"{name}: refused: it uses operators from the domain {domain!r}")
+            raise ModelFileError(f"{name}: not accepted: it uses operators from the domain {domain!r}")
         if number in seen and not known.repeated:
             raise _DamagedError
         seen.add(number)

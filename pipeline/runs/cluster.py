@@ -76,10 +76,10 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
                     processes=processes,
                     host=LOOPBACK if processes else None,
                     dashboard_address=f"{LOOPBACK}:0",
-                    # By default it listens on the address of the worker: in this process, that of the machine.
+                    # By default, the dashboard of a worker in this process listens on the machine's address.
                     worker_dashboard_address=None if processes else f"{LOOPBACK}:0",
                     memory_limit="auto",
-                    silence_logs=_SILENT,  # of the workers too
+                    silence_logs=_SILENT,  # also silences the workers
                 )
                 cluster = stack.enter_context(_closed_at_last(started))
                 client = stack.enter_context(Client(cluster))
@@ -96,8 +96,8 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 def _closed_at_last(cluster: Any) -> Iterator[Any]:
     """Close a cluster at the end of the block.
 
-    On a busy machine, workers may take longer than Dask waits for them. That is no error of the run, which is finished;
-    they end when they notice that their scheduler has.
+    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished all the same, and the
+    workers end when they notice that their scheduler is gone.
     """
     with ExitStack() as closing:
         opened = closing.enter_context(cluster)

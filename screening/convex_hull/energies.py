@@ -61,7 +61,7 @@ class ScoredEnergies(ScoresReader):
 
     Args:
         path: Path or URL of the dataset of a screen, relaxation or hull; or of the graph store.
-        store: Path of its graph store, if it is not where the dataset says.
+        store: Path of the graph store, if it is not where the dataset records it.
         labelled: The graph store, if the energies are its labels.
         labels: Energy scheme of these labels.
 

@@ -91,12 +91,12 @@ def hull(
             candidates compete with each other and with the elements; their hull is too high where phases are missing,
             so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
-        scheme: Energy scheme of table rows and entries that state none, and of the energies of a graph store.
-        store: Graph store of the candidates, if it is not where the scores say.
+        scheme: Energy scheme of table rows and entries that do not state one, and of the energies of a graph store.
+        store: Graph store of the candidates, if it is not where the scores record it.
         model_references: Datasets of references relaxed with the model of the candidates, for a hull in the model's
             own energies.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: Leave out each structure's own phase among the references, which all need structures.
+        exclude_self: For each structure, leave its own phase out of the references, which all need structures.
         within: Largest energy above hull of structures that count as near the hull, eV/atom.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
             spread of an ensemble takes its place.
@@ -123,7 +123,7 @@ def hull(
             f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
-    # As they are before their content is hashed.
+    # Record the files before their content is hashed.
     files = [InputFile.of(Path(path)) if Path(path).is_file() else path for path in (*paths, *of_model)]
     versions = [content_version(path) for path in (*paths, *of_model)]
     recorded = [[recorded_path(path, target), *version] for path, *version in versions]
@@ -206,7 +206,7 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     if graphs is None:
         return ScoredEnergies(scores, store)
     if graphs.attrs.get("relaxed_from"):
-        raise ConfigError(f"{scores}: its energies are those of a relaxation; use the scores beside it")
+        raise ConfigError(f"{scores}: its energies come from a relaxation; use the scores beside it")
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{scores}: a graph store states no energy scheme; set the scheme of its energies with --scheme: "

@@ -40,7 +40,8 @@ from .references import (
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
 _NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
-# OMat24 has the Hubbard U and the POTCARs of the Materials Project, but for these (OMat24StaticSet in FAIRChem).
+# OMat24 has the Hubbard U and the POTCARs of the Materials Project except for these POTCARs (OMat24StaticSet in
+# FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
 _OTHER_U = "Hubbard U of another scheme"
@@ -151,7 +152,7 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
 
 
 def _name_of(record: object, number: int) -> str:
-    """Id of an entry, or its place in the file."""
+    """Id of an entry, or its position in the file."""
     given = record.get("entry_id", record.get("task_id")) if isinstance(record, Mapping) else None
     return str(given) if isinstance(given, str | int | float) and str(given) else str(number)
 

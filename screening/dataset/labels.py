@@ -39,7 +39,7 @@ class _ComputedArray:
 
 
 def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
-    """Arrays of a graph store with energies, under the names that they have in a scores dataset.
+    """Arrays of a graph store with energies, under their names in a scores dataset.
 
     Args:
         graphs: The graph store.

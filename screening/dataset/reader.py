@@ -94,7 +94,7 @@ class ScoresReader:
             return np.asarray(self._arrays[name][start:stop])
         except StoreError:
             raise
-        except Exception as error:  # damaged chunks fail anywhere in the codecs, URLs anywhere in the file system
+        except Exception as error:  # damaged chunks and failing URLs raise errors of many kinds
             raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:

@@ -229,7 +229,7 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
     except (
         ConfigError,
         StoreError,
-    ) as error:  # for example a selection, or a missing store: the rest of the page is still valid
+    ) as error:  # for example a selection or a missing store; the rest of the page is still valid
         out.append(section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
     return out
 
