@@ -96,7 +96,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 def _closed_at_last(cluster: Any) -> Iterator[Any]:
     """Close a cluster at the end of the block.
 
-    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished all the same, and the
+    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished all the same; the
     workers end when they notice that their scheduler is gone.
     """
     with ExitStack() as closing:
