@@ -129,8 +129,9 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
             OnnxPotential(whole + tag + b"\x00")
     with pytest.raises(ModelFileError, match="damaged"):
         OnnxPotential(whole + b"\x42\x02\x10\x0b")  # a second version of the standard operators
+    plain = onnx.load_model_from_string(whole).graph.SerializeToString()
     with pytest.raises(ModelFileError, match="damaged"):
-        OnnxPotential(whole + b"\x3a" + varint(len(graph)) + graph)  # a second graph, which protobuf would merge
+        OnnxPotential(whole + b"\x3a" + varint(len(plain)) + plain)  # a second graph, which protobuf would merge
 
 
 def varint(value: int) -> bytes:
