@@ -60,7 +60,7 @@ def estimate(
 
     Args:
         settings: Settings of the campaign.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a message about a model that is exported first.
 
     Returns:

@@ -97,7 +97,7 @@ def rank(
         out: Folder to write.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Remove the campaign that the folder holds, and start again.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step when the step ends.
         settings: Fields of `RankSettings`.
 

@@ -57,8 +57,9 @@ class RankSettings(BaseModel):
         scheme: Energy scheme of references that state none.
         relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
             model's own energies.
-        within: Largest energy above hull of structures that count as near the hull, eV/atom. Their probability is given
-            if the model is an ensemble, or if its error is known and the structures are relaxed.
+        within: Largest energy above hull of structures that count as near the hull, eV/atom. The probability of
+            being one of them is given if the model is an ensemble, or if its error is known and the structures are
+            relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.

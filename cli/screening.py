@@ -210,7 +210,9 @@ def cascade(
     ] = None,
     keep_below: Annotated[
         float,
-        typer.Option(help="Keep structures that the fast model predicts at most this far above the hull, eV/atom."),
+        typer.Option(
+            help="Keep structures that the fast model predicts to be at most this far above the hull, eV/atom."
+        ),
     ] = 0.2,
     target: Annotated[
         float,
@@ -231,10 +233,10 @@ def cascade(
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    Files are featurized first, with the larger cutoff of the two models, into FOLDER.candidates.graphs.zarr.
+    Files are featurized first, with the larger cutoff of the two models, into OUT.candidates.graphs.zarr.
     The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the rejected
     ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
-    FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
+    OUT/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
     hull. An interrupted run resumes when you run the same command again.
 
     \b

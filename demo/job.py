@@ -55,7 +55,7 @@ def run_demo(
         epochs: Number of training epochs in act two.
         overwrite: Replace the folders of the acts.
         scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step.
 
     Returns:

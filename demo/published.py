@@ -74,7 +74,7 @@ def run_published(
     Args:
         folder: An existing, empty folder.
         scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step.
 
     Raises:

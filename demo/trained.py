@@ -109,7 +109,7 @@ def run_trained(
         n_training: Number of structures to train on.
         epochs: Number of training epochs.
         scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step.
     """
     clock = Steps(Act.TRAIN, note)

@@ -63,7 +63,7 @@ class OutputExistsError(EquiscreenError):
 
 
 class StoreError(EquiscreenError):
-    """A store is missing, incomplete, damaged or has an unsupported schema."""
+    """A store is missing, incomplete or damaged, or has an unsupported schema."""
 
 
 class ConfigError(EquiscreenError):

@@ -170,7 +170,7 @@ def graph_store_of(named: Sequence[str]) -> str | None:
 
 
 def _graphs_of(path: str) -> str:
-    """A graph store, or that of a scores dataset: of a relaxation, its relaxed structures."""
+    """A graph store, or that of a scores dataset: for a relaxation, that of its relaxed structures."""
     attrs = dict(open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA).attrs)
     return path if attrs["schema"] == GRAPH_SCHEMA else place_of_graphs(path, attrs, None)
 

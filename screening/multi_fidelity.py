@@ -148,7 +148,7 @@ def cascade(
         device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which a relaxation starts no more parts.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the screen begins, with a one-line summary of the featurization.
 
     Returns:

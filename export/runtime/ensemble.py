@@ -55,7 +55,7 @@ class Ensemble:
             **settings: Keyword arguments of `OnnxPotential.load`.
 
         Raises:
-            ModelFileError: The models do not form an ensemble, or a file is missing, damaged, or was not exported by
+            ModelFileError: The models do not form an ensemble, or a file is missing or damaged, or was not exported by
                 equiscreen.
         """
         paths = paths_of(models)

@@ -101,7 +101,7 @@ class OnnxPotential:
             device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
         Raises:
-            ModelFileError: The file is missing, damaged, or was not exported by equiscreen.
+            ModelFileError: The file is missing or damaged, or was not exported by equiscreen.
             DeviceError: This machine does not have the device.
         """
         return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)

@@ -73,9 +73,7 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.key is None) != (self.by in ("structure", "composition")):
-            raise ValueError(
-                "`key` (a column of the stores) is required if `by` is group, stratified or time, and only then"
-            )
+            raise ValueError("set `key` (a column of the stores) if `by` is group, stratified or time, and only then")
         if self.validation + self.test >= 1:
             raise ValueError("validation and test leave no structures to train on")
         return self

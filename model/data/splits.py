@@ -61,7 +61,7 @@ class Split:
             stores: Stores that it must belong to; their numbers of structures are compared.
 
         Raises:
-            StoreError: The file is missing, damaged, not a split, or belongs to other stores.
+            StoreError: The file is missing, damaged or not a split, or belongs to other stores.
         """
         parts: dict[str, list[NDArray[np.bool_]]] = {part: [] for part in SUBSETS}
         try:

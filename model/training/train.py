@@ -100,7 +100,7 @@ def train(
         config: Configuration of network and training.
         limit: Use only the first `limit` structures of each store.
         overwrite: Replace an existing run.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Raises:
         ConfigError: The stores do not fit the configuration.

@@ -94,7 +94,7 @@ def featurize(
         limit: Read only the first `limit` records.
         append: Add to an existing store.
         overwrite: Replace an existing store.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
         Numbers of records read, stored, failed and duplicate.

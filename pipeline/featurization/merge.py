@@ -43,7 +43,7 @@ def merge(
         dedup: Which structures count as duplicates; the first of them is kept.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
         Numbers of records read, stored, failed and duplicate.

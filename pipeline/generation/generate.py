@@ -89,7 +89,7 @@ def generate(
         max_atoms: Largest number of atoms in a cell.
         min_probability: Smallest probability of a substitution.
         overwrite: Replace an existing file.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Raises:
         SourceError: As for `load_prototypes` and `substitute`.

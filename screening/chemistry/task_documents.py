@@ -26,7 +26,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     without both, the entry has none.
 
     Raises:
-        ValueError: The total energy and the energy per atom are not those of this composition.
+        ValueError: The total energy and the energy per atom do not agree for this composition.
     """
     output = document["output"]
     structure = document.get("structure") or output.get("structure")
@@ -36,7 +36,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     if _is_number(per_atom) and _is_number(total) and isinstance(composition, Mapping):
         n_atoms = sum(count for count in composition.values() if _is_number(count))
         if abs(total - per_atom * n_atoms) > _SAME_ENERGY * max(n_atoms, 1):
-            raise ValueError(f"{total:g} eV and {per_atom:g} eV/atom are not those of {n_atoms:g} atoms")
+            raise ValueError(f"{total:g} eV and {per_atom:g} eV/atom do not agree for {n_atoms:g} atoms")
     made = {
         "entry_id": document.get("entry_id", document.get("task_id")),
         "composition": composition,

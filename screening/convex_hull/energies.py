@@ -72,7 +72,7 @@ class ScoredEnergies(ScoresReader):
             structures.
 
     Raises:
-        StoreError: The dataset is missing, unfinished, not a scores dataset, or has no energies.
+        StoreError: The dataset is missing, unfinished or not a scores dataset, or has no energies.
     """
 
     def __init__(

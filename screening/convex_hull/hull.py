@@ -101,7 +101,7 @@ def hull(
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
             spread of an ensemble takes its place.
         overwrite: Replace an existing dataset.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
         The dataset, opened.

@@ -424,7 +424,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
     except Exception as error:  # parts of pymatgen raise many kinds of errors
         raise EntryLeftOutError("malformed structure", detail(error)) from error
     if not len(crystal) or not crystal.is_ordered or not np.isfinite(crystal.lattice.matrix).all():
-        raise EntryLeftOutError("malformed structure", "it is empty, disordered or has no cell")
+        raise EntryLeftOutError("malformed structure", "it is empty or disordered, or has no cell")
     return crystal
 
 
@@ -434,7 +434,7 @@ def entry_records(path: str) -> Iterator[object]:
     An entry of a list that gives a key twice is yielded as the error that says so.
 
     Raises:
-        SourceError: The file is missing, too large, or has no entries.
+        SourceError: The file is missing or too large, or has no entries.
     """
     source = find_files([path])[0]
     with source.open() as stream:

@@ -96,7 +96,7 @@ def relax(
         limit: Relax only the first `limit` structures.
         budget: Hours after which no more parts are started; None sets no limit.
         overwrite: Replace existing outputs.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
         The opened scores; `screening.relaxation.output.relaxed_arrays` lists their variables.

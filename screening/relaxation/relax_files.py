@@ -58,7 +58,7 @@ def relax_files(
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         overwrite: Replace existing outputs, and a graph store of the files that is damaged or holds other graphs.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the relaxation begins, with a one-line summary of the featurization.
         options: Other arguments of `equiscreen.screening.relax`.
 

@@ -103,12 +103,12 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
         by: Column to rank by, lowest first; by default that of `default_ranking`.
 
     Raises:
-        ConfigError: The dataset has no such column of numbers.
+        ConfigError: The dataset has no such numeric column.
         StoreError: The dataset is damaged, or has no energies.
     """
     if by is not None and not (by in rows.specs and rows.specs[by].dtype.startswith("float")):
         numbers = [name for name, spec in rows.specs.items() if spec.dtype.startswith("float") and len(spec.dims) == 1]
-        raise ConfigError(f"{rows.path}: {unknown_name('column of numbers', by, numbers)}")
+        raise ConfigError(f"{rows.path}: {unknown_name('numeric column', by, numbers)}")
     ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
     if value not in rows.specs:

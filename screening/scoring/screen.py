@@ -93,7 +93,7 @@ def screen(
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
             (`featurize --append`), or that a limit had excluded.
         overwrite: Replace an existing dataset.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         command: Command line of the user, recorded in the attributes of the dataset.
 
     Returns:

@@ -71,7 +71,7 @@ def screen_files(
         append: Keep the scores in `out`, and score only structures added to the store since, as in
             `equiscreen.screening.screen`; only for a graph store.
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         command: Command of the user, for the dataset's attributes.
         announce: Called before scoring begins, with a one-line summary of the featurization.
 

@@ -92,7 +92,7 @@ def select(
         formats: Output formats; see `OutputFormat`.
         store: Graph store of the scores, if it was moved.
         overwrite: Replace an earlier selection.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
         The selected rows.
