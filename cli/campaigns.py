@@ -102,7 +102,7 @@ def rank(
 
 
 def _check_alone(file: str, sources: list[str], ctx: typer.Context) -> None:
-    """Check that nothing beside a campaign file says what it says.
+    """Check that no sources or settings are given in addition to a campaign file.
 
     Raises:
         ConfigError: There are other sources, or options that are settings of a campaign.

@@ -74,7 +74,8 @@ class SplitConfig(Section):
     def _complete(self) -> Self:
         if (self.key is None) != (self.by in ("structure", "composition")):
             raise ValueError(
-                "`key` (a column of the stores) is required if `by` is group, stratified or time, and only then"
+                "`key` (a column of the stores) is required if `by` is group, stratified or time, and not allowed "
+                "otherwise"
             )
         if self.validation + self.test >= 1:
             raise ValueError("validation and test leave no structures to train on")

@@ -240,7 +240,7 @@ def test_the_own_phase_is_left_out_by_structure_alone(crystals: Crystals, tmp_pa
     assert "without their own phases" in summary(found, "h")
     assert "recognised by structure" in found["energy_above_hull"].attrs["description"]
     table = own_references(crystals, tmp_path / "own.csv", shift)
-    with pytest.raises(SourceError, match=r"own\.csv: a table has no structures"):
+    with pytest.raises(SourceError, match=r"own\.csv: the table has no structures"):
         hull(scores, [elements, table], tmp_path / "t.zarr", exclude_self=True)
     with pytest.raises(SourceError, match=r"entries.*: entry .* has no structure"):
         hull(scores, [known, crystals.elements], tmp_path / "t.zarr", exclude_self=True)

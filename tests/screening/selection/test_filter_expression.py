@@ -141,7 +141,7 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("min(*n_atoms) < 3", "is not part of the filter language"),
         ("min(**n_atoms) < 3", "takes no"),
         ("min(n_atoms, key=abs) < 3", "character 17 .*single ="),
-        ("min(n_atoms) < 3", "takes 2 to 16 values"),
+        ("min(n_atoms) < 3", "the number of values must be 2 to 16"),
         ("abs(magnetic) < 3", "character 5 .*expected a number, not true or false"),
         ("median(n_atoms) < 3", "character 1 .*unknown function 'median'; choose one of abs"),
     ],
