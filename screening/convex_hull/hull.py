@@ -247,7 +247,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
             f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
             f"({attrs['own_phases_left_out']:,} recognised by structure)"
         )
-    error = "" if dataset_attrs.get("kind") == LABELLED else ", known phases included, to within the model's error"
+    error = "" if dataset_attrs.get("kind") == LABELLED else " (may include known phases, owing to model error)"
     return f"{attrs['below_hull']:,} below the hull of {phases}{error}"
 
 
@@ -270,9 +270,9 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
-    """Note on structures whose energy is part of no hull, by status."""
+    """Note on structures whose energy is not part of any hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
-    return f"; part of no hull: {', '.join(counts)}" if counts else ""
+    return f"; not part of any hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
