@@ -38,7 +38,7 @@ def test_a_mistake_in_a_campaign_file_is_one_line(text: str, message: str, tmp_p
 
 def test_a_campaign_file_keeps_the_names_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "7net-0").mkdir()  # the name of the weights comes first
+    (tmp_path / "7net-0").mkdir()  # the name of the weights takes precedence
     (tmp_path / "results").mkdir()
     references = ["mp", "optimade:mp", "https://host/a.json", "b.json"]
     settings = RankSettings.of(sources=["a.cif"], references=references)

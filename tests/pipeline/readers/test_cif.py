@@ -1,4 +1,4 @@
-"""CIFs: unambiguous files are read; files that contradict themselves or leave atoms open are rejected with a reason."""
+"""CIFs: unambiguous files are read; files with contradictions or undetermined atoms are rejected with a reason."""
 
 from __future__ import annotations
 

@@ -588,7 +588,7 @@ def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_pat
         hull(scores, [crystals.elements, other])
     with pytest.raises(ConfigError, match="use --scheme"):
         hull(scores, crystals.others)
-    with pytest.raises(ConfigError, match="need references of the elements"):
+    with pytest.raises(ConfigError, match="need references for the elements"):
         hull(other, crystals.others, scheme="omat24")
     corrected = write_scores(tmp_path / "c.zarr", crystals.graphs, crystals.corrected, scheme="mp2020-corrected")
     found = hull(corrected, crystals.elements)
