@@ -7,7 +7,7 @@ The names that matter most, each imported on first use:
 * ``train``: a network, trained on graph stores.
 * ``export_onnx``: the network as one ONNX file, which needs no PyTorch.
 * ``screen``: energies, forces and stresses of all structures of a graph store.
-* ``relax``: the same of the relaxed structures.
+* ``relax``: energies, forces and stresses of the relaxed structures.
 * ``hull``: formation energies and energies above the convex hull.
 * ``select``: the best structures, as files and as a table.
 * ``open_scores``: the result of any of these as an xarray dataset.
@@ -26,8 +26,8 @@ More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.m
 ``equiscreen.campaigns`` (whole jobs, and models by name). The command line does the same: ``equiscreen --help``.
 """
 
-# Imports point one way: pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__. What is below
-# this line imports none of these packages before one of their names is used.
+# Imports point one way: pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__. The code
+# below this line imports none of these packages before one of their names is used.
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Energies of the elements from a model itself, made once for each model and kept in the cache.
+"""Energies of the elements from a model itself, computed once for each model and kept in the cache.
 
 `elements.extxyz` beside this module holds the stable phase of 89 elements in PBE, with its id in the Materials Project:
 the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
@@ -25,7 +25,7 @@ ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
 def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
-    """Scores dataset of the crystals of all elements, relaxed with a model; elements that it does not cover have none.
+    """Scores dataset of crystals of all elements, relaxed with a model; those that it does not cover have no energy.
 
     The dataset is in the cache folder, under the hash of the model's weights.
 
@@ -33,7 +33,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         model: ONNX file, with energy, forces and stress.
         potential: The same file, loaded.
         options: How the relaxation is carried out.
-        note: Called with a message if the dataset is made, or is damaged.
+        note: Called with a message if the dataset is damaged or has to be computed.
 
     Raises:
         ModelFileError: The model has no forces or stress.
@@ -67,7 +67,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
 
 
 def elements_path(potential: OnnxPotential) -> Path:
-    """Path of that dataset in the cache, which depends on the weights and on the version of equiscreen."""
+    """Path of the dataset of elements in the cache, which depends on the weights and on the version of equiscreen."""
     name = f"{potential.metadata.weights_sha256[:12]}.equiscreen-{__version__}"
     return cache_folder() / "elements" / name / "elements.zarr"
 

@@ -36,7 +36,7 @@ class CampaignEstimate:
     """Estimated cost of a campaign; as text, a line about each step.
 
     Attributes:
-        steps: Estimate of each step by its name; text where nothing can be counted.
+        steps: Estimate of each step by its name; text if the cost is not known.
     """
 
     steps: Mapping[str, object]
@@ -60,8 +60,8 @@ def estimate(
 
     Args:
         settings: Settings of the campaign.
-        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
-        note: Called with a message about a model that is exported first.
+        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        note: Called with a message if a model is exported first.
 
     Returns:
         The estimate of each step.
@@ -106,7 +106,7 @@ def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: i
 def _references(
     settings: RankSettings, candidates: str | Path, model: Path, potential: OnnxPotential
 ) -> Iterator[tuple[str, object]]:
-    """Estimates for the references, and about crystals of the elements."""
+    """Estimates for the references and for the crystals of the elements."""
     scheme = potential.metadata.energy_scheme
     live = [name for name in settings.references if is_live(name)]
     files = [name for name in settings.references if name not in live and not is_dataset(name)]

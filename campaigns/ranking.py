@@ -109,7 +109,7 @@ def rank(
         CheckpointError: There is no such model.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: None of the structures could be evaluated or selected.
-        OutputExistsError: The folder holds a campaign with other settings, something else, or what is to be read.
+        OutputExistsError: The folder holds a campaign with other settings, something else, or an input.
     """
     chosen = RankSettings.of(sources=path_names(sources), **settings)
     return run(chosen, Path(out), scheduler=scheduler, overwrite=overwrite, progress=progress, note=note)
@@ -132,7 +132,7 @@ def run(
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)
         step.candidates()
-        step.gather()  # first, so that references that cannot be used are told before hours of relaxation
+        step.gather()  # first, so that unusable references are reported before hours of relaxation
         step.evaluate()
         step.elements()
         step.relax_references()
@@ -318,7 +318,7 @@ class _Steps:
             return None
 
     def _structures_of(self, references: str) -> Path | str:
-        """Graph store of the structures of references: of a dataset, or of the table of all others."""
+        """Graph store of the structures of a dataset of references, or of the table that holds all other references."""
         if is_dataset(references):
             return place_of_graphs(references, ScoresReader(references).attrs, None)
         out = self.folder / KNOWN
@@ -334,7 +334,7 @@ class _Steps:
 
 
 def _is_relaxed_with(dataset: str, potential: OnnxPotential) -> bool:
-    """Whether a dataset is the relaxation of structures with a model."""
+    """Whether a dataset holds structures relaxed with a model."""
     rows = ScoredEnergies(dataset)
     return rows.relaxed and rows.model == potential.metadata.weights_sha256
 
@@ -347,7 +347,7 @@ def _check_structures(table: Path, given: Sequence[str]) -> None:
         given: Names of the references in it, as given by the user.
 
     Raises:
-        SourceError: Some have none.
+        SourceError: Some compounds have no structure.
     """
     structure = "lattice_vectors"
     has_any = structure in pq.read_schema(table).names
@@ -358,8 +358,8 @@ def _check_structures(table: Path, given: Sequence[str]) -> None:
         name = next((one for one in given if recorded_path(one, table) == first["source"]), first["source"])
         raise SourceError(
             f"{name}: {len([row for row in lacking if row['source'] == first['source']]):,} of its references have no "
-            f"structure ({first['formula']} {first['id']} is the first), which --relax-references needs; use entries "
-            "with structures, or leave out --relax-references"
+            f"structure ({first['formula']} {first['id']} is the first); all compounds need one for "
+            "--relax-references; use references with structures, or leave out --relax-references"
         )
 
 

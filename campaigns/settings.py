@@ -27,14 +27,14 @@ from .references.fetch import MP
 DEFAULT_MODEL = "7net-0"
 # Suffixes of a campaign file.
 SUFFIXES = (".yaml", ".yml")
-# Settings that hold paths, each with the names of servers that are no paths.
+# Settings that hold paths, each with the names of servers, which are not paths.
 _PATHS: Mapping[str, frozenset[str]] = {"sources": frozenset(), "references": frozenset({MP})}
-# Largest number of structures: that of 64 bits.
+# Largest number of structures: the largest signed integer of 64 bits.
 _MOST = 2**63 - 1
-# What pydantic calls by the names of Python's types.
+# Replacements for messages of pydantic, which name Python types.
 _EXPECTED = {
-    "tuple_type": "must be a list of texts",
-    "string_type": "must be text",
+    "tuple_type": "must be a list of strings",
+    "string_type": "must be a string",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
     "dataclass_type": "must hold settings, such as `fmax: 0.05`",
@@ -57,9 +57,8 @@ class RankSettings(BaseModel):
         scheme: Energy scheme of references that state none.
         relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
             model's own energies.
-        within: Largest energy above hull of structures that count as near the hull, eV/atom. The probability of
-            being one of them is given if the model is an ensemble, or if its error is known and the structures are
-            relaxed.
+        within: Structures at most this far above the hull, eV/atom, count as near it. The probability that they are is
+            given if the model is an ensemble, or if its error is known and the structures are relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.
@@ -147,10 +146,10 @@ class RankSettings(BaseModel):
 
         Args:
             path: File to write.
-            overwrite: Whether to replace a file with another content.
+            overwrite: Whether to replace a file with different content.
 
         Raises:
-            OutputExistsError: The file exists, has another content, and may not be overwritten; or it cannot be
+            OutputExistsError: The file exists with different content and may not be overwritten; or it cannot be
                 written.
         """
         content = self.model_dump(mode="json", exclude_defaults=True)
@@ -164,7 +163,7 @@ class RankSettings(BaseModel):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         try:
             if not overwrite and path.exists() and path.read_bytes() != text.encode():
-                raise OutputExistsError(f"{path}: already exists and holds something else; choose another file")
+                raise OutputExistsError(f"{path}: already exists with different content; choose another file")
             write_text_atomically(path, text)
         except OSError as error:
             if error.errno in DISK_FULL:

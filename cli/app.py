@@ -37,7 +37,7 @@ app = typer.Typer(
     "structure files into a graph store, `screen` or `relax` it with a model (published weights by name, or your own "
     "after `train` and `export`), then `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example "
     "in a few minutes; `equiscreen VERB --help` explains each verb. "
-    "`--json`, `--quiet` and `--verbose` may stand before or after the verb.",
+    "`--json`, `--quiet` and `--verbose` may come before or after the verb.",
     no_args_is_help=True,
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -54,14 +54,15 @@ def rank(
     overwrite: Annotated[bool, typer.Option(help="Remove the campaign that --out holds, and start again.")] = False,
     save_config: Annotated[
         Path | None,
-        typer.Option(help="Also write the settings to this campaign file.", show_default="OUT/campaign.yaml only"),
+        typer.Option(help="Also write the settings to this campaign file.", show_default="only campaign.yaml in --out"),
     ] = None,
 ) -> None:
     """Rank crystals: the whole job in one command.
 
     The structures are converted to graphs and relaxed with the model; their formation energies and, with --references,
-    their energies above the convex hull are computed. The best structures are printed, and written as CIF files and as
-    a table; OUT/report.html shows all results. An interrupted campaign resumes when you run the same command again.
+    their energies above the convex hull are computed. The best structures are printed, and written to the folder --out
+    as CIF files and as a table; report.html in that folder shows all results. An interrupted campaign resumes when you
+    run the same command again.
 
     \b
     Example:
@@ -102,7 +103,7 @@ def rank(
 
 
 def _check_alone(file: str, sources: list[str], ctx: typer.Context) -> None:
-    """Check that nothing beside a campaign file says what it says.
+    """Check that no sources or settings are given in addition to a campaign file.
 
     Raises:
         ConfigError: There are other sources, or options that are settings of a campaign.

@@ -13,7 +13,7 @@ CandidateSources = Annotated[
     typer.Argument(
         metavar="SOURCE...",
         help="Graph store (G.zarr) of the candidates, or its URL; structure files of any kind that `equiscreen "
-        "featurize` reads; or scores, whose structures are used (for a relaxation, the relaxed ones).",
+        "featurize` reads; or scores, whose structures are used (the relaxed ones of a relaxation).",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
@@ -75,8 +75,8 @@ Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Largest energy above hull of structures that count as near the hull, in eV/atom; the probability of "
-        "being one of them is given if the model is an ensemble or its error is known.",
+        help="Structures at most this far above the hull, in eV/atom, count as near it; the probability that they are "
+        "is given if the model is an ensemble or its error is known.",
     ),
 ]
 MovedStore = Annotated[

@@ -63,7 +63,7 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates themselves. The output
     holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
-    and the decomposition products. The distance of a known phase deviates by the model's error, in either direction.
+    and the decomposition products. The distance of a known phase is off by the model's error, in either direction.
     References with a different functional or scheme are left out and counted. Energies in the mp-uncorrected scheme, of
     candidates and references alike, receive the MP2020 corrections exactly once. For unrelaxed structures, the column
     names end in _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same
@@ -212,11 +212,12 @@ def report(
 ) -> None:
     """Write an HTML report on a screen.
 
-    It shows the best candidates with pictures, a table that can be sorted and filtered, structures to turn around
-    and to download, counts, distributions, elements, and cost. The page needs no other file and no network. Candidates
-    are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by formation energy.
-    Without either, candidates are ranked by energy per atom if all have the same composition, and otherwise not at all.
-    Candidates that are the same crystal share one row of the table, which opens to show all of them.
+    The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
+    rotated and downloaded, counts, distributions, elements, and cost. The page needs no other file and no network.
+    Candidates are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by
+    formation energy. Without either, candidates are ranked by energy per atom if all have the same composition, and
+    otherwise not at all. Candidates that are the same crystal share one row of the table, which expands to show all of
+    them.
 
     \b
     Example:

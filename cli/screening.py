@@ -233,11 +233,11 @@ def cascade(
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    Files are featurized first, with the larger cutoff of the two models, into OUT.candidates.graphs.zarr.
-    The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the rejected
-    ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the cascade keeps.
-    OUT/result.zarr holds the kept structures followed by the audited ones, relaxed and with their energies above the
-    hull. An interrupted run resumes when you run the same command again.
+    For --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger cutoff of the two
+    models. The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the
+    rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
+    cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their
+    energies above the hull. An interrupted run resumes when you run the same command again.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Act one: `rank` relaxes and ranks known crystals with published weights, and DFT tells how well.
+"""Act one: `rank` relaxes and ranks known crystals with published weights, and DFT shows how well.
 
 `crystals.extxyz` beside this module holds the intermetallics of Al and the metals from Sc to Zn in the data set
 `mp_20_val` (Xie et al., arXiv:2110.06197), with their ids and formation energies in the Materials Project (Jain et al.,
@@ -38,7 +38,7 @@ class PublishedReport(ActReport):
         crystals: Number of crystals.
         relaxed: Number of crystals whose relaxation has converged.
         mae: Mean absolute difference between the formation energies and those of the Materials Project, eV/atom.
-        spearman: Spearman correlation of the two.
+        spearman: Spearman correlation between the two sets of formation energies.
         table: The best crystals, as text.
     """
 

@@ -29,7 +29,7 @@ class Probes:
     """Structures with the distances, density and size of the training data, with forces as in real data.
 
     Attributes:
-        structures: Structures, of which as many are periodic as in the training data.
+        structures: Structures, of which the same fraction is periodic as in the training data.
         blocks: Three blocks of such structures, of different sizes. Each block also has an isolated atom, and a crystal
             and a molecule if their forces are as small as in real data.
         force: Largest force on an atom, eV/angstrom; 0 without forces.

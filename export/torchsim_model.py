@@ -74,7 +74,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         wanted = {"energy": True, "forces": compute_forces, "stress": compute_stress}
         made = {spec.name for spec in self.potential.outputs}
         if absent := [name for name, is_wanted in wanted.items() if is_wanted and name not in made]:
-            raise ModelFileError(f"{model}: the model has no {', '.join(absent)}")
+            raise ModelFileError(f"{model}: the model does not predict {', '.join(absent)}")
 
     def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:
         """Evaluate all systems of a state; called by TorchSim.

@@ -1,6 +1,6 @@
-"""YAML of bounded size and depth, without aliases: a file of a few lines could otherwise fill the memory.
+"""YAML of bounded size and depth, without aliases: otherwise, a file of a few lines could exhaust the memory.
 
-A key that is given twice is refused: YAML's parsers keep the last value without a word.
+A key that is given twice is rejected: YAML parsers silently keep the last value.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import yaml
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
-MAX_VALUES = 20_000  # which take about a second
+MAX_VALUES = 20_000  # parsing this many takes about a second
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key that is given twice."""
+    """A safe loader that rejects keys that are given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a dictionary of a node.
+        """Make a dictionary from a node.
 
         Raises:
             ValueError: A key is given twice.
@@ -30,7 +30,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # refused by the parser
+                continue  # rejected by the parser
             if key in seen:
                 raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1})")
             seen.add(key)

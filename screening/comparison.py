@@ -59,8 +59,8 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         Along dim structure: `structure_id`, `row_a`, `row_b`, and `NAME_difference` = b - a of each column. Along dim
         column: `count`, the number of rows where both values are finite and both statuses ok; over these rows
         `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`,
-        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common; of equal values, the
-        lowest are those of the first ids.
+        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common; among equal values, those
+        with the first ids count as the lowest.
 
     Raises:
         StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
@@ -72,7 +72,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     names = _columns(first, second, columns)
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
-        why = f"; {repeated:,} ids are repeated, and no row can be joined by those" if repeated else ""
+        why = f"; {repeated:,} ids are repeated, and rows cannot be joined by repeated ids" if repeated else ""
         raise StoreError(f"{a} and {b} have no structure_id in common{why}")
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
@@ -326,7 +326,7 @@ def _check_compositions(
         count = len(np.unique(places[other]))
         raise SourceError(
             f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these "
-            f"are not the same structures ({count:,} of {len(ids):,} ids)"
+            f"are not the same structures ({count:,} of {len(ids):,} ids disagree)"
         )
     return len(np.unique(places))
 

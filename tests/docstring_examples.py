@@ -1,8 +1,8 @@
-"""Files that the examples in docstrings use: a plugin of pytest for `make docs-test`.
+"""Files that the examples in docstrings use: a pytest plugin for `make docs-test`.
 
 Each example runs in a folder of its own that holds four crystals of Al and Cu (`crystals.extxyz`, `candidates.zarr`), a
-small network that has learned EMT's energies of such crystals (`training.zarr`, `run`, `model.onnx`), and what it says
-of the four (`scores.zarr`, `relaxed.zarr`, `relaxed.hull.zarr`).
+small network that has learned EMT's energies of such crystals (`training.zarr`, `run`, `model.onnx`), and its results
+for the four (`scores.zarr`, `relaxed.zarr`, `relaxed.hull.zarr`).
 """
 
 from __future__ import annotations

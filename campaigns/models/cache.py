@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 def intact_model(path: Path) -> bool:
     """Whether an ONNX file exists and is the one that `made_once` wrote, by the SHA-256 in the file beside it.
 
-    The checksum inside an ONNX file would not tell that another model has taken its place.
+    The checksum inside an ONNX file would not show that another model has taken its place.
     """
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_file(path).read_text().strip()
@@ -56,7 +56,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
 
     Args:
         path: The file.
-        make: Returns its content.
+        make: Returns the content of the file.
         note: Called with a message if the file is damaged or another process is making it.
 
     Returns:
@@ -119,5 +119,5 @@ def usable(path: Path) -> Iterator[None]:
             raise OSError(error.errno, error.strerror, str(path.parent)) from error
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)
         raise EquiscreenError(
-            f"{path.parent}: the cache cannot be used ({reason}); set {VARIABLE} to a folder that you can write"
+            f"{path.parent}: the cache cannot be used ({reason}); set {VARIABLE} to a folder that you can write to"
         ) from error

@@ -78,7 +78,7 @@ def published_weights(
     progress: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[str | Path, str | None]:
-    """What `model.pretrained.load` reads for a model that is known by name, downloaded if no package holds it.
+    """The weights of a model that is known by name, for `model.pretrained.load`; downloaded if no package holds them.
 
     Args:
         name: ``NAME[/FIDELITY][@HASH]`` of published weights, or an alias; anything else is returned as it is.

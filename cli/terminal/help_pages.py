@@ -52,7 +52,7 @@ class Verbs(TyperGroup):
     """The group of all verbs, whose page lists them by the part of the work that they belong to."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the options of all verbs before the verb too, by moving them behind it; other options belong there."""
+        """Accept the options that all verbs share before the verb too, by moving them after it."""
         count = len(list(takewhile(_OF_ALL_VERBS.__contains__, args)))
         if count < len(args):
             args = [args[count], *args[:count], *args[count + 1 :]]

@@ -36,7 +36,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
 
     Raises:
         ModelFileError: The file is not a model exported by equiscreen.
-        ValueError: The model has no energy.
+        ValueError: The model does not predict energies.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE's own do
@@ -46,7 +46,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.outputs: dict[str, Any] = {}
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
-            raise ValueError(f"{model}: the model has no energy")
+            raise ValueError(f"{model}: the model does not predict energy")
         made = {spec.name for spec in self.potential.outputs}
         self.implemented_properties = [x for x in type(self).implemented_properties if x in {*made, "free_energy"}]
 

@@ -73,7 +73,10 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.key is None) != (self.by in ("structure", "composition")):
-            raise ValueError("set `key` (a column of the stores) if `by` is group, stratified or time, and only then")
+            raise ValueError(
+                "`key` (a column of the stores) is required if `by` is group, stratified or time, and not allowed "
+                "otherwise"
+            )
         if self.validation + self.test >= 1:
             raise ValueError("validation and test leave no structures to train on")
         return self

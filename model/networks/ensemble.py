@@ -64,7 +64,7 @@ def check_members(networks: Sequence[Network]) -> None:
         CheckpointError: There are fewer than two networks, or their elements, cutoff, outputs or dtype differ.
     """
     if len(networks) < 2:
-        raise CheckpointError(f"an ensemble of {len(networks)}; at least two networks are needed")
+        raise CheckpointError(f"an ensemble needs at least two networks, not {len(networks)}")
     kinds = {(x.elements, x.cutoff, x.outputs, x.dtype) for x in networks}
     if len(kinds) > 1:
         raise CheckpointError("the members of the ensemble differ in elements, cutoff, outputs or dtype")

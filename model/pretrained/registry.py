@@ -83,7 +83,7 @@ REGISTRY = {
             sha256=("a7ff190d41efe5b8317a03d20a468e4036a1a3e64e0b14fdbab64ac3f4bfc09d",),
             training_data="MPtrj",
             citation=_SEVENNET,
-            purpose="like 7net-0, but with harmonics up to degree 3: slower but, say its authors, more accurate",
+            purpose="like 7net-0, but with harmonics up to degree 3: slower; more accurate according to its authors",
             size=14_345_754,
             **_MP,
             **_SEVENNET_NETWORK,

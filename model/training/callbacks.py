@@ -124,7 +124,7 @@ class Patience(EarlyStopping):
 
 
 class EpochLines(Callback):
-    """Prints a line of the validation loss and errors: after every epoch on a terminal, at intervals in a log.
+    """Prints a line with the validation loss and errors: after every epoch on a terminal, at intervals in a log.
 
     Args:
         units: Units of the outputs, by name.

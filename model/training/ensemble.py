@@ -99,7 +99,7 @@ def train_ensemble(
     """
     begin = time.monotonic()
     if members < 2:
-        raise ConfigError(f"an ensemble of {members}; at least two members are needed")
+        raise ConfigError(f"an ensemble needs at least two members, not {members}")
     folder, graphs = Path(out), open_stores(stores)
     recipe = make_recipe(graphs, config or Config(), limit, members)
     settings = recipe.config

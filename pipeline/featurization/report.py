@@ -68,9 +68,9 @@ class FeaturizeReport:
                 f"; {self.without_volume:,} stresses of structures with fewer than three periodic directions skipped"
             )
         if self.asymmetric:
-            told += f"; {self.asymmetric:,} stresses are not symmetric, their symmetric parts are stored"
+            told += f"; {self.asymmetric:,} stresses are not symmetric, so their symmetric parts are stored"
         told += "".join(
-            f"; {count:,} structures have no text or whole number as {name}, and are named by their file and place"
+            f"; {count:,} structures have no text or whole number as {name}, and are named by their file and position"
             for name, count in self.unnamed.items()
         )
         return (

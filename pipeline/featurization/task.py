@@ -45,7 +45,7 @@ ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id"
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
-# Larger relative asymmetries of a stress than printed digits explain.
+# Relative asymmetry of a stress that is too large for the rounding of printed digits.
 _ROUNDING = 1e-3
 # How data sets for MACE mark isolated atoms, in their field `config_type`.
 _ISOLATED_ATOM = re.compile(r"isolated_?atom", re.IGNORECASE)

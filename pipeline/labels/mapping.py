@@ -277,7 +277,8 @@ class LabelMapping(BaseModel):
     ) -> dict[str, NDArray[np.float64]]:
         """Read all labels of one record, skipping those that are absent.
 
-        Labels that ASE's readers return have ASE's units, unless the record states another: ``energy_unit=Hartree``.
+        Labels that ASE's readers return have ASE's units, unless the record states other units:
+        ``energy_unit=Hartree``.
 
         Args:
             fields: The record.
@@ -289,8 +290,8 @@ class LabelMapping(BaseModel):
             float64[n_atoms, *shape] for labels of its atoms.
 
         Raises:
-            LabelError: A value is present but is not numeric or has the wrong shape, or the record states a unit for
-                it that is unknown, or not that of the mapping.
+            LabelError: A value is present but is not numeric or has the wrong shape, or the record states a unit that
+                is unknown or differs from that of the mapping.
         """
         found: dict[str, NDArray[np.float64]] = {}
         stated = stated_units(fields)
@@ -326,7 +327,7 @@ class LabelMapping(BaseModel):
         """A rule with the unit that a record states, if the unit of the rule is only ASE's default.
 
         Raises:
-            LabelError: The unit is unknown, or not that of a rule of the user's.
+            LabelError: The unit is unknown, or differs from that of a rule that the user gave.
         """
         wanted = self.quantity(name).unit or ""
         stated = rule.model_copy(update={"unit": unit})
@@ -334,7 +335,7 @@ class LabelMapping(BaseModel):
         if rule in ASE_DEFAULTS[name]:
             return stated
         if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
-            raise LabelError(f"label {name!r}: the record says that {rule.path} is in {unit}, not in {rule.unit}")
+            raise LabelError(f"label {name!r}: {rule.path} is in {unit} by the record, in {rule.unit} by the mapping")
         return rule
 
 

@@ -18,7 +18,7 @@ from ..errors import InvalidStructureError
 _KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 _COLUMNS = frozenset({"species", "pos"})
 _MAX_COLUMNS, _DIGITS = 10_000, 9
-# ASE rejects a frame if one of these does not have nine numbers, so it is given them under another name.
+# ASE rejects a frame if one of these does not have nine numbers, so these values are passed to ASE under another name.
 _TENSORS = ("stress", "virial")
 _HIDDEN = "equiscreen:"
 # A quoted or bracketed value, a matrix as nested lists, or a key.
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 _ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
 # Names that other programs give the cell.
 _CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
-# What says in which units all values are, or those of lengths, and the words that it may have.
+# Keys that state the units of all values or of lengths, and the units that they may state.
 _UNITS = re.compile(r"units?", re.IGNORECASE)
 _LENGTH_UNIT = re.compile(
     r"(length|distance|position|pos|coordinate|coord|lattice|cell|box)s?_?units?"
@@ -50,7 +50,7 @@ def atoms_of_frame(text: str) -> ase.Atoms:
 
     Raises:
         InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false, or
-            a cell under another name than ``Lattice``, or says that lengths or all values have other units than ASE's.
+            a cell under a name other than ``Lattice``, or units of lengths or of all values that are not ASE's.
     """
     matrices: dict[str, NDArray[np.float64]] = {}
 
@@ -76,7 +76,7 @@ def _comment(line: str) -> dict[str, Any]:
             return found[0]
         key = _KEYS.get(key.lower(), key)
         if key in seen and _ONCE.fullmatch(key):
-            raise InvalidStructureError(f"the comment line has two values of {key}")
+            raise InvalidStructureError(f"the comment line has two values for {key}")
         seen.add(key)
         return f"{_HIDDEN}{key}" if key in _TENSORS else key
 
@@ -96,7 +96,7 @@ def _comment(line: str) -> dict[str, Any]:
 
 
 def _check_units(info: Mapping[str, Any]) -> None:
-    """Refuse units of lengths, or of all values, that are not ASE's."""
+    """Reject units of lengths, or of all values, that are not ASE's."""
     for key, value in info.items():
         known = _OF_ALL if _UNITS.fullmatch(key) else _OF_LENGTHS if _LENGTH_UNIT.fullmatch(key) else None
         if known is not None and not known.issuperset(re.findall(r"[^\W\d_]+", str(value).lower())):

@@ -1,4 +1,4 @@
-"""JSON in which no object gives a key twice: parsers keep the last value without a word, which may be the wrong one."""
+"""JSON in which no object gives a key twice: parsers silently keep the last value, which may be wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidStructureError
 from ..jit import compiled
 
-_MAX_DEPTH = 1024  # that orjson reads
+_MAX_DEPTH = 1024  # the deepest that orjson reads
 # The constants of FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/), and an odd factor that spreads small numbers.
 _OFFSET, _PRIME, _SPREAD = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)
 
@@ -25,12 +25,12 @@ def parse_json(content: bytes) -> Any:
     """Parse JSON, and also NaN, infinities and integers beyond 64 bits, which the standard lacks.
 
     Args:
-        content: Text in UTF-8 or, if it is not, in Latin-1.
+        content: Text in UTF-8 or, failing that, in Latin-1.
 
     Raises:
         RepeatedKeyError: An object gives a key twice.
         ValueError: The text is not JSON.
-        RecursionError: It is nested too deeply.
+        RecursionError: The text is nested too deeply.
     """
     try:
         found = orjson.loads(content)
@@ -43,11 +43,11 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_leniently(content: bytes) -> Any:
-    """Parse JSON as `parse_json` does, but keep the last value of a repeated key: to name a record that is refused.
+    """Parse JSON as `parse_json` does, but keep the last value of a repeated key, to name a rejected record.
 
     Raises:
         ValueError: The text is not JSON.
-        RecursionError: It is nested too deeply.
+        RecursionError: The text is nested too deeply.
     """
     try:
         return orjson.loads(content)
@@ -56,7 +56,7 @@ def parse_leniently(content: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of some keys and values.
+    """Make an object from keys and values.
 
     Raises:
         RepeatedKeyError: A key is given twice.

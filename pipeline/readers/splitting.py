@@ -26,7 +26,7 @@ _LONGEST_LINE = 1 << 20
 _HEADER_LINES = 7  # of a POSCAR: comment, scale, three lattice vectors, symbols, numbers of atoms
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
 _LINE_OF_A_BLOCK_OR_TEXT = re.compile(rb"^(?:data_|;)", re.IGNORECASE | re.MULTILINE)
-# A space group or operation that is known, outside comments; the crystal system alone is no symmetry.
+# A space group or operation that is known, outside comments; the crystal system alone is not a symmetry.
 _SYMMETRY = re.compile(
     rb"^[^#\n]*?(?<!\S)_(?:symmetry|space_group)[_.](?!cell_setting|crystal_system)\S+\s+(?!['\";]?[?.]['\"]?(?:\s|$))",
     re.IGNORECASE | re.MULTILINE,
@@ -75,7 +75,8 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
 def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
     """Split a CIF into data blocks with a cell or atoms; the first block if there are none.
 
-    A crystal without symmetry waits, with those after it, until it is known whether a block without a crystal has one.
+    A crystal without symmetry waits, with those after it, until it is known whether a block without a crystal gives a
+    symmetry.
     """
     first, any_crystal, shared = b"", False, False
     waiting: list[bytes] = []
@@ -98,7 +99,7 @@ def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
 
 
 def _with_own_symmetry(blocks: Sequence[bytes], *, shared: bool) -> Iterator[RawDocument]:
-    """Crystals; if another block of the file gives a symmetry, those without one of their own are refused."""
+    """Crystals; if another block gives a symmetry, crystals without a symmetry of their own are rejected."""
     for block in blocks:
         yield unreadable(SYMMETRY_ELSEWHERE) if shared and not _SYMMETRY.search(block) else block
 

@@ -82,8 +82,8 @@ def run_tasks(
         if client.status == "running":
             raise
         raise EquiscreenError(
-            "the connection to the Dask scheduler is lost; restart it if it has stopped, and run the same command "
-            "again to resume"
+            "the connection to the Dask scheduler is lost; if the scheduler has stopped, restart it; then run the same "
+            "command again to resume"
         ) from error
     finally:
         if client.status == "running":

@@ -25,7 +25,8 @@ class StepsFolder:
 
     Attributes:
         noun: What such a folder holds, such as "campaign". It holds its plan in ``NOUN.json``.
-        differences: What differs if a part of the plan does, by its name; values of other parts are given in messages.
+        differences: Words for a difference in a part of the plan, by its name; for other parts, messages give the
+            values.
         outputs: Beginnings of the names of all files and folders of such a run.
         notes: Names of files that mean nothing without the stores of the steps.
         first_use: Outputs that depend on a part of the plan, by its name. Until one of them exists or is being made,
@@ -65,8 +66,8 @@ class StepsFolder:
             overwrite: Remove what the folder holds, if it is a run of this kind; None if the user has no such choice.
 
         Raises:
-            OutputExistsError: The folder cannot be written, holds an input, something else, another plan or a damaged
-                one, or another run is using it.
+            OutputExistsError: The folder cannot be written; or it holds an input, something else, another plan or a
+                damaged one; or another run is using it.
         """
         check_place(folder.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
         try:
@@ -99,7 +100,7 @@ class StepsFolder:
         found = read_mark(path)
         if found is None:
             raise OutputExistsError(
-                f"{path}: damaged, so it does not say what the folder holds; {again}, or choose another `--out`"
+                f"{path}: damaged, so the contents of the folder are unknown; {again}, or choose another `--out`"
             )
         changed = {name for name in self._free(folder) if found.get(name) != plan.get(name)}
         differences = self._differences({**found, **{name: plan[name] for name in changed}}, plan)
@@ -135,8 +136,8 @@ class StepsFolder:
         other = next((one for one in sorted(held) if not one.name.startswith(self.outputs)), None)
         if other is not None:
             raise OutputExistsError(
-                f"{folder}: holds {other.name}, which is no part of a {self.noun}, so it is not overwritten; choose "
-                "another `--out`"
+                f"{folder}: holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
+                "choose another `--out`"
             )
         write_mark(path, _CLEARING)
         for one in held:
@@ -147,7 +148,7 @@ class StepsFolder:
         path.unlink()
 
     def _forget(self, folder: Path) -> None:
-        """Let a folder in which no step has begun take another plan, such as one whose mistake is mended."""
+        """Let a folder in which no step has begun take another plan, such as one with a mistake corrected."""
         records = {self.plan_file, self.lock_file, *self.notes}
         if {one.name for one in folder.iterdir()} <= records:
             for name in records - {self.lock_file}:
@@ -159,7 +160,7 @@ class StepsFolder:
         for name, new in plan.items():
             old = found.get(name)
             if old == new or (None in (old, new) and isinstance(old or new, Mapping)):
-                continue  # the settings of a step that one of them leaves out, which is a difference by itself
+                continue  # settings of a step that one of the plans omits, which is reported as a difference anyway
             if name in self.differences:
                 differences.append(self.differences[name])
             elif isinstance(old, Mapping) and isinstance(new, Mapping):

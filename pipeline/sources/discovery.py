@@ -138,7 +138,7 @@ def _several(
 def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Select the structure files of a folder, excluding the contents of Zarr stores, campaigns and unfinished runs.
 
-    The results of a campaign may lie among its sources, which must not change with them.
+    A campaign may write its results among its sources; the results must not become sources themselves.
     """
     stores = {name.rpartition("/")[0] for name in found if name.endswith("/zarr.json")}
     stores |= {

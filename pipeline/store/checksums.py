@@ -52,7 +52,7 @@ class ShardChecks:
     """Checks of a local store's shards, each made when a row of the shard is read for the first time.
 
     Zarr notices flipped bits, but not a shard that another one has replaced. Shards behind a URL are not checked, since
-    all of each would have to be fetched.
+    each would have to be downloaded in full.
 
     Args:
         path: Local path or URL of the store.
@@ -70,7 +70,7 @@ class ShardChecks:
         except OSError as error:
             raise self._error(f"{CHECKSUMS_FILE} cannot be read") from error
         if hashlib.sha256(content).hexdigest() != self._hash:
-            raise self._error(f"{CHECKSUMS_FILE} is not that of this store")
+            raise self._error(f"{CHECKSUMS_FILE} does not belong to this store")
         found: dict[str, str] = json.loads(content)
         return found
 

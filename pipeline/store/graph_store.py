@@ -72,10 +72,10 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
 
 
 def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:
-    """What a store is that has none of the expected schemas, and how to get one that has."""
+    """What kind of store this is, if none of the expected schemas, and how to get one of the expected kind."""
     graphs = attrs.get("graph_store")
     if attrs.get("schema") == GRAPH_SCHEMA:
-        return f"is a graph store, which holds no scores; make some: {_screening(path)}"
+        return f"is a graph store, which holds no scores; to compute them, run {_screening(path)}"
     if schemas == (GRAPH_SCHEMA,) and isinstance(graphs, Mapping) and graphs.get("path"):
         return f"holds scores; the graph store of its structures is {resolved_path(str(graphs['path']), path)}"
     return f"has schema {attrs.get('schema')!r}, expected {' or '.join(map(repr, schemas))}"
@@ -97,7 +97,7 @@ def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes
         if (path / ROOT_FILE).is_file():
             raise StoreError(_damaged(path, _first_line(error, path))) from error
         make = f"`equiscreen featurize {path} --out G.zarr`" if GRAPH_SCHEMA in schemas else _screening(path)
-        raise StoreError(f"{path}: not a Zarr store; to make one of structure files: {make}") from error
+        raise StoreError(f"{path}: not a Zarr store; to make one from structure files, run {make}") from error
 
 
 def _damaged(path: str | Path, reason: str) -> str:

@@ -19,7 +19,8 @@ OF_SCHEME = {
     MATPES_PBE: frozenset({GGA}),
     R2SCAN: frozenset({R2SCAN_FUNCTIONAL}),
 }
-# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which may not.
+# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which need not show
+# it.
 _RUN_TYPES = frozenset({"run_type", "calc_type"})
 STATING = _RUN_TYPES | {
     "functional",
@@ -181,7 +182,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
     given = list(statements)
     names = {one.name for one in given if one.name}
     if any(name.upper().startswith(_HYBRIDS) for name in names):
-        names.discard(_HYBRID)  # a less precise statement of the same
+        names.discard(_HYBRID)  # a less precise statement of the same functional
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
         raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))

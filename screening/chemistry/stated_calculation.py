@@ -60,7 +60,7 @@ class StatedCalculation:
 
     @classmethod
     def of(cls, record: object) -> Self:
-        """Read a pymatgen entry or a task document, as it is in JSON.
+        """Read a pymatgen entry or a task document, as parsed from JSON.
 
         Raises:
             StatementError: A statement is malformed.
@@ -74,7 +74,7 @@ class StatedCalculation:
         """The functional that the statements agree on; None if there is none.
 
         Raises:
-            StatementError: They contradict each other.
+            StatementError: The statements contradict each other.
         """
         try:
             found = agreed(self.statements.values())
@@ -153,7 +153,7 @@ def _texts(place: str, value: object) -> list[str]:
     """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
 
     Raises:
-        StatementError: It is not text.
+        StatementError: The value is not text.
     """
     if isinstance(value, Mapping):
         value = value.get("value", value)
@@ -167,10 +167,10 @@ def _texts(place: str, value: object) -> list[str]:
 
 
 def _list_of_texts(place: str, value: object) -> list[str]:
-    """Texts of a list, without those that are missing.
+    """Strings of a list, without those that are missing.
 
     Raises:
-        StatementError: It is not a list of strings.
+        StatementError: The value is not a list of strings.
     """
     items = [] if value is None else value
     if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
@@ -182,7 +182,7 @@ def _titles(place: str, value: object) -> list[str]:
     """Titles of POTCARs: a list of strings, or of dictionaries that hold one as ``titel``.
 
     Raises:
-        StatementError: It is malformed.
+        StatementError: The value is malformed.
     """
     items = value if isinstance(value, list) else []
     titles = [item.get("titel") if isinstance(item, Mapping) else item for item in items]

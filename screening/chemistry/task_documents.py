@@ -1,4 +1,4 @@
-"""Task documents of atomate and emmet, in which a calculation's results stand under ``output``, as entries."""
+"""Task documents of atomate and emmet, whose results are under ``output``, read as entries."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-# Energies of one calculation, total and per atom, that differ by less are equal as printed (eV/atom).
+# Total energy and energy per atom of a calculation are equal, as printed, if they differ by less (eV/atom).
 _SAME_ENERGY = 1e-4
 
 
 def is_task_document(record: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a record has its energy under ``output``, and none of its own as entries have."""
+    """Whether a record has its energy under ``output``, and not at its top level as an entry has."""
     if not isinstance(record, Mapping) or "energy" in record:
         return False
     output = record.get("output")
@@ -26,7 +26,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     without both, the entry has none.
 
     Raises:
-        ValueError: The total energy and the energy per atom do not agree for this composition.
+        ValueError: The total energy and the energy per atom contradict each other for this composition.
     """
     output = document["output"]
     structure = document.get("structure") or output.get("structure")
@@ -36,7 +36,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     if _is_number(per_atom) and _is_number(total) and isinstance(composition, Mapping):
         n_atoms = sum(count for count in composition.values() if _is_number(count))
         if abs(total - per_atom * n_atoms) > _SAME_ENERGY * max(n_atoms, 1):
-            raise ValueError(f"{total:g} eV and {per_atom:g} eV/atom do not agree for {n_atoms:g} atoms")
+            raise ValueError(f"{total:g} eV and {per_atom:g} eV/atom contradict each other for {n_atoms:g} atoms")
     made = {
         "entry_id": document.get("entry_id", document.get("task_id")),
         "composition": composition,
@@ -48,7 +48,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _atoms(structure: object) -> dict[str, float]:
-    """Number of atoms of each species of a pymatgen structure; empty if it is none."""
+    """Number of atoms of each species of a pymatgen structure; empty if it is not one."""
     found: Counter[str] = Counter()
     sites = structure.get("sites") if isinstance(structure, Mapping) else None
     for site in sites if isinstance(sites, list) else []:

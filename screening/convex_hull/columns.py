@@ -42,7 +42,7 @@ class HullOptions:
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
         exclude_self: Whether each structure's own phase is left out of its hull.
         model_hull: Whether there is a hull in the model's own energies too.
-        within: Largest energy above hull of structures that count as near the hull, eV/atom.
+        within: Structures at most this far above the hull, eV/atom, count as near it.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
             spread of an ensemble takes its place.
     """

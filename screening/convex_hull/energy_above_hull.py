@@ -261,7 +261,7 @@ def write_distances(
     staging: Staging,
     bar: ProgressReport,
 ) -> list[PartManifest]:
-    """Write a part with all arrays of the output for each chunk of rows, except for parts that are there already.
+    """Write a part with all arrays of the output for each chunk of rows, except for parts that already exist.
 
     Args:
         candidates: Energies of the candidates.
@@ -292,7 +292,7 @@ def write_distances(
 
 
 def _below(above_hull: PartArray, rows: EnergyRows) -> int:
-    """Number of rows below a hull; a nonsense energy, which is below any hull, does not count."""
+    """Number of rows below a hull; absurd energies, which are below any hull, do not count."""
     return int((np.asarray(above_hull)[rows.competes] < 0).sum())
 
 
@@ -422,7 +422,7 @@ def _member_distances(
 def _probabilities(
     above: NDArray[np.float64], std: NDArray[np.float64], options: HullOptions
 ) -> dict[str, NDArray[np.float64]]:
-    """Probabilities of each row to be below the hull and near it, for normally distributed errors.
+    """Probabilities that each row is below the hull and near it, for normally distributed errors.
 
     Args:
         above: float64[n], energies above hull (eV/atom).

@@ -31,7 +31,7 @@ from .energy_above_hull import ConvexHull, find_hull, read_energies, write_dista
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
-# Largest energy above hull of structures that count as near the hull, eV/atom.
+# Structures at most this far above the hull, eV/atom, count as near it.
 NEAR = 0.05
 # Elements that a summary names.
 _NAMED = 10
@@ -60,7 +60,7 @@ def hull(
     end in ``_unrelaxed``.
 
     All references span the hull of the references, as in pymatgen's `get_e_above_hull`: a structure with the same
-    energy as the stable reference of its composition has distance 0, and the distance of a known phase deviates by the
+    energy as the stable reference of its composition has distance 0, and the distance of a known phase is off by the
     error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is left out
     for that structure, so that a stable known phase gets the (negative) distance to the hull of all others. Phases are
     recognised by structure alone, never by name. Elements are always measured against their own references.
@@ -68,8 +68,8 @@ def hull(
     With `model_references`, the distance to a second hull is added: that of reference structures relaxed with the
     candidates' own model, elements included. There, errors that the model makes for all similar crystals cancel.
 
-    With the energies of an ensemble's members, or a known `error` of the model, the probabilities are added that the
-    structure is below the hull, and that it is at most `within` above it.
+    With the energies of an ensemble's members, or a known `error` of the model, the result also has the probabilities
+    that the structure is below the hull and that it is at most `within` above it.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     are left out, and counted by reason, if they state a different functional or energy scheme from that of the
@@ -97,7 +97,7 @@ def hull(
             own energies.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         exclude_self: For each structure, leave its own phase out of the references, which all need structures.
-        within: Largest energy above hull of structures that count as near the hull, eV/atom.
+        within: Structures at most this far above the hull, eV/atom, count as near it.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
             spread of an ensemble takes its place.
         overwrite: Replace an existing dataset.
@@ -107,8 +107,8 @@ def hull(
         The dataset, opened.
 
     Raises:
-        ConfigError: `within` or `error` is negative, references follow a different energy scheme or cannot be used, or
-            an extra is not installed.
+        ConfigError: `within` is negative or `error` is not positive, references follow a different energy scheme or
+            cannot be used, or an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores or their graph store cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -206,7 +206,7 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     if graphs is None:
         return ScoredEnergies(scores, store)
     if graphs.attrs.get("relaxed_from"):
-        raise ConfigError(f"{scores}: its energies come from a relaxation; use the scores beside it")
+        raise ConfigError(f"{scores}: its energies come from a relaxation; use the scores next to it")
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{scores}: a graph store states no energy scheme; set the scheme of its energies with --scheme: "
@@ -247,7 +247,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
             f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
             f"({attrs['own_phases_left_out']:,} recognised by structure)"
         )
-    error = "" if dataset_attrs.get("kind") == LABELLED else ", known phases included, to within the model's error"
+    error = "" if dataset_attrs.get("kind") == LABELLED else " (may include known phases, owing to model error)"
     return f"{attrs['below_hull']:,} below the hull of {phases}{error}"
 
 
@@ -270,9 +270,9 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
-    """Note on structures whose energy is part of no hull, by status."""
+    """Note on structures whose energy is not part of any hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
-    return f"; part of no hull: {', '.join(counts)}" if counts else ""
+    return f"; not part of any hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:

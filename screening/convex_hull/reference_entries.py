@@ -431,7 +431,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 def entry_records(path: str) -> Iterator[object]:
     """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
-    An entry of a list that gives a key twice is yielded as the error that says so.
+    For an entry of a list that gives a key twice, the error is yielded in its place.
 
     Raises:
         SourceError: The file is missing or too large, or has no entries.

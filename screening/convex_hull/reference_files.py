@@ -68,8 +68,8 @@ def read_references(
             of elements are added to them.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset is not one of
-            the model's.
+        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset was not
+            computed with the candidates' model.
         SourceError: A file cannot be read, or has no structures although they are needed.
     """
     if scheme is not None and scheme not in SCHEMES:
@@ -82,7 +82,9 @@ def read_references(
         before, waited = len(found.energy), len(waiting)
         name = str(path).rstrip("/")
         if own_energies and not is_dataset(name):
-            raise ConfigError(f"{path}: not a dataset of `equiscreen relax`, which alone has energies of the model")
+            raise ConfigError(
+                f"{path}: not a dataset of `equiscreen relax`; only such datasets have energies of the model"
+            )
         if name.endswith(TABLES):
             left_out = tables[len(account)] = LeftOut()
             notes = {**read_table(name, settings, found, waiting, left_out), **left_out.attrs()}
@@ -123,7 +125,7 @@ def _read_dataset(
     rows = ScoredEnergies(path)
     if own_energies and rows.model != candidates.model:
         raise ConfigError(
-            f"{path}: its energies come from another model than those of the candidates; relax its structures with "
+            f"{path}: its energies and those of the candidates come from different models; relax its structures with "
             "the same model"
         )
     if not rows.relaxed and not allow and candidates.relaxed:

@@ -159,7 +159,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         added += 1
     if waiting and not added:
         raise ConfigError(
-            f"formation energies also need references of the elements, and {lacking} have none; add --references "
+            f"formation energies also need references for the elements, but {lacking} have none; add --references "
             "with the elements"
         )
 
@@ -204,8 +204,8 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
         raise ConfigError(f"{path}: states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
     if settings.with_structures and _STRUCTURE[0] not in names:
         raise SourceError(
-            f"{path}: a table has no structures, by which --exclude-self recognises a phase; use entries with "
-            "structures, or leave out --exclude-self"
+            f"{path}: the table has no structures, by which --exclude-self recognises phases; use references "
+            "with structures, or leave out --exclude-self"
         )
     formula = next(name for name in _FORMULAS if name in names)
     identity = next((name for name in _ID_COLUMNS if name in names), "")
@@ -320,8 +320,8 @@ def _structure(
             return None
         reason = f"has a structure that cannot be read ({error})" if fields else "has no structure"
         raise SourceError(
-            f"{path}: --exclude-self recognises a phase by its structure, but {name} {reason}; use entries with "
-            "structures, or leave out --exclude-self"
+            f"{path}: --exclude-self recognises a phase by its structure, but {name} {reason}; use references "
+            "with structures, or leave out --exclude-self"
         ) from error
     return lambda: structure
 

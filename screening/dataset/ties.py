@@ -1,4 +1,4 @@
-"""Order of rows by a value, in which equal values do not depend on the order of the rows in the dataset."""
+"""Order of rows by a value; the order of equal values does not depend on that of the rows in the dataset."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _HASH = "structure_hash"
 def best_first(scores: ScoresReader, rows: NDArray[np.int64], *keys: NDArray[np.generic]) -> NDArray[np.int64]:
     """Places of some rows in ascending order of the keys; equal rows are ordered by structure hash, then by id.
 
-    The ids of sources without names count their records, so that the hash comes first. Without a graph store, which has
-    the hashes, ids decide alone.
+    The hash comes first, since ids of sources without names only count the records. Without a graph store, which has
+    the hashes, the ids decide.
 
     Args:
         scores: The dataset.

@@ -21,7 +21,7 @@ from ..dataset.scores import UNRELAXED
 
 # Candidates whose structures are part of the page, and the largest number of atoms of such a structure.
 STRUCTURES, MAX_ATOMS = 200, 500
-# Duplicates are looked for among this many of the best candidates.
+# Number of the best candidates that are searched for duplicates.
 FOLDED = 10_000
 # Relaxations that end at a force of 0.02 eV/angstrom leave sites about this far from the minimum (angstrom).
 _SAME = 0.05
@@ -106,7 +106,7 @@ class CandidateTable:
 
     @property
     def distinct(self) -> NDArray[np.int64]:
-        """Places of the candidates that are no duplicates of others, best first."""
+        """Places of the candidates that are not duplicates of others, best first."""
         return np.flatnonzero(self.parents == np.arange(len(self.parents)))
 
     def as_json(self) -> dict[str, Any]:
@@ -131,9 +131,9 @@ class CandidateTable:
 def candidate_table(rows: ScoresReader, ranked: NDArray[np.int64], ranked_by: str) -> CandidateTable:
     """Read the candidates of a report.
 
-    Two candidates are the same crystal if `structures.matching.same_crystal` finds so within 0.05 angstrom; this is
-    looked for among the best 10,000. The structures of the best 200 distinct candidates are read, unless they have more
-    than 500 atoms. If the graph store cannot be read, the table has neither duplicates nor structures, and a note.
+    Two of the best 10,000 candidates are duplicates if `structures.matching.same_crystal` matches them within 0.05
+    angstrom. The structures of the best 200 distinct candidates are read, unless they have more than 500 atoms. If the
+    graph store cannot be read, the table marks no duplicates and has no structures, and a note gives the reason.
 
     Args:
         rows: Reader of the dataset.
@@ -164,7 +164,7 @@ def candidate_table(rows: ScoresReader, ranked: NDArray[np.int64], ranked_by: st
 
 
 def decomposition_in_words(text: str) -> str:
-    """Competing phases as a person writes them.
+    """Competing phases in words, with fractions in per cent.
 
     Example:
         >>> decomposition_in_words("0.6667 NaCl (mp-22862) + 0.3333 Na (mp-10172)")

@@ -27,7 +27,7 @@ _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
 # bin. Otherwise, a few absurd values would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
-# Reasons why structures of a source are no graphs that are named on their own; all others are counted together.
+# Number of reasons for failures that are listed one by one; all others are counted together.
 _REASONS = 6
 
 
@@ -198,7 +198,7 @@ def _source(rows: ScoresReader) -> GraphStore | None:
 
 
 def _not_stored(source: GraphStore | None) -> Iterator[tuple[str, int]]:
-    """Yield why structures of the source are no graphs, the most frequent reasons first."""
+    """Yield why structures of the source are not stored as graphs, the most frequent reasons first."""
     counts = {} if source is None else source.attrs.get("counts", {})
     if source is not None and counts.get("failed"):
         reasons = Counter(source.table(FAILURES_FILE)["reason"].to_pylist())

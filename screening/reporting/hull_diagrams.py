@@ -26,7 +26,7 @@ _DOWN = 1e-8
 
 
 def hull_diagrams(table: CandidateTable, phases: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Return a figure of plotly for each system.
+    """Return a Plotly figure for each system.
 
     Args:
         table: Candidates; diagrams show those with a formation energy.

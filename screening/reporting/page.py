@@ -15,7 +15,7 @@ _POLICY = (
 )
 _STYLES = ("tabulator_simple.min.css", "page.css")
 _LIBRARIES = ("plotly-cartesian.min.js", "tabulator.min.js", "3Dmol-min.js")
-_NO_SCRIPT = "Tables and figures of this page need JavaScript; it fetches nothing from any network."
+_NO_SCRIPT = "The tables and figures of this page need JavaScript, which fetches nothing from any network."
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -42,7 +42,7 @@ def section(heading: str, body: str) -> str:
 
 
 def data(name: str, value: Any) -> str:
-    """Return data for the script of the page, as JSON that no browser takes for markup.
+    """Return data for the script of the page, as JSON that no browser mistakes for markup.
 
     Args:
         name: Id of the element.

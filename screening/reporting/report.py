@@ -51,8 +51,8 @@ def report(
     """Write a report of a screen, a relaxation, a hull or a selection.
 
     The page shows the best candidates with pictures; a table of candidates that can be sorted and filtered, with the
-    structures of the best 200 to turn around and to download; the convex hulls of binary and ternary systems; a funnel
-    of counts; distributions of energies and uncertainties; a periodic table of the hits; predictions against labels, if
+    structures of the best 200 to rotate and download; the convex hulls of binary and ternary systems; a funnel of
+    counts; distributions of energies and uncertainties; a periodic table of the hits; predictions against labels, if
     the graph store has any; cost and provenance. It needs no network. Candidates that are the same crystal are folded
     into one row of the table.
 
@@ -161,7 +161,7 @@ def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
         column = content.value.removesuffix(UNRELAXED).removesuffix("_per_atom").replace("_", " ")
     ranked = f"The candidates are ranked by {column}."
     if has_phases and content.lower_bound:
-        return f"{ranked} No references were given, so nothing tells yet which of them are stable."
+        return f"{ranked} No references were given, so it is not known which of them are stable."
     return ranked if has_phases else f"{ranked} There is no convex hull yet; run equiscreen hull to add one."
 
 
@@ -176,8 +176,8 @@ def _candidates(content: ReportContent, table: CandidateTable) -> list[str]:
     folded = len(table.rows) - len(table.distinct)
     notes = [
         f"The best {len(table.rows):,} of {content.scored:,}." if len(table.rows) < content.scored else "",
-        f"{folded:,} duplicates are folded below the crystal that they repeat." if folded else "",
-        "Click a row for its structure, a heading to sort.",
+        f"Duplicates, folded below the crystal that they repeat: {folded:,}." if folded else "",
+        "Click a row to see its structure, or a heading to sort.",
         escape(table.note),
     ]
     body = (
@@ -222,15 +222,15 @@ def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
     try:
         label, prediction = labels_and_predictions(dataset, store=store)
         if len(label):
-            out.append(section("Predictions beside labels", figures.parity_plot(label, prediction)))
+            out.append(section("Predictions against labels", figures.parity_plot(label, prediction)))
         if len(label) and "energy_std" in dataset:
             error, spread = calibration(dataset, store=store)
-            out.append(section("Errors beside predicted uncertainties", figures.calibration_plot(error, spread)))
+            out.append(section("Errors against predicted uncertainties", figures.calibration_plot(error, spread)))
     except (
         ConfigError,
         StoreError,
     ) as error:  # for example a selection or a missing store; the rest of the page is still valid
-        out.append(section("Predictions beside labels", f"<p>Not shown: {escape(str(error))}</p>"))
+        out.append(section("Predictions against labels", f"<p>Not shown: {escape(str(error))}</p>"))
     return out
 
 

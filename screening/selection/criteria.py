@@ -116,7 +116,7 @@ class SelectionPlan:
         pareto = pareto_measures(scores, _sequence(criteria.pareto))
         weight = criteria.uncertainty_weight
         if pareto and weight:
-            raise ConfigError("an uncertainty weight needs a single ranking column; drop it or --pareto")
+            raise ConfigError("an uncertainty weight needs a single ranking column; drop the weight or --pareto")
         measure = pareto[0] if pareto and criteria.by is None else Measure.of(scores, criteria.by, weight)
         return cls(
             criteria=criteria,

@@ -279,7 +279,7 @@ class _Parser(ast.NodeVisitor):
         literal = node.operand if isinstance(node, ast.UnaryOp) and negative else node
         term = self.visit(literal) if isinstance(literal, ast.Constant) else None
         if term is None or (negative and not isinstance(term.literal, float)):
-            raise self._error(self._place(node), "a list holds numbers or words in quotes")
+            raise self._error(self._place(node), "a list may hold only numbers or words in quotes")
         return constant(term.kind, self._place(node), -term.literal) if negative else term  # type: ignore[operator]
 
     def visit_Call(self, node: ast.Call) -> Term:
@@ -291,7 +291,9 @@ class _Parser(ast.NodeVisitor):
         kind, function, least, most = FUNCTIONS[name]
         given = [self._operand(argument, Kind.NUMBER) for argument in node.args]
         if not least <= len(given) <= most:
-            raise self._error(place, f"{name} takes {least if least == most else f'{least} to {most}'} values")
+            raise self._error(
+                place, f"{name}: the number of values must be {least if least == most else f'{least} to {most}'}"
+            )
         return applied(kind, place, given[0], function) if most == 1 else reduced(kind, given, function)
 
     def visit_Constant(self, node: ast.Constant) -> Term:

@@ -154,7 +154,7 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
         raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
     if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
         raise ConfigError(
-            f"{len(chosen.rows):,} structures are too many for files of their own; use `--top`, or `--format "
+            f"{len(chosen.rows):,} structures are too many for one file each; use `--top`, or `--format "
             "csv,extxyz,parquet,zarr`"
         )
 

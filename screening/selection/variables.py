@@ -38,6 +38,6 @@ def numeric_column(scores: ScoresReader, name: str) -> ArraySpec:
         raise ConfigError(f"{scores.path}: {unknown_name('column', name, scores.specs)}")
     variable = variable_of(spec)
     if variable.refusal or variable.kind != Kind.NUMBER:
-        problem = variable.refusal or f"expected a column of numbers, not {variable.kind}"
+        problem = variable.refusal or f"expected a numeric column, not {variable.kind}"
         raise ConfigError(f"{scores.path}: {name}: {problem}")
     return spec

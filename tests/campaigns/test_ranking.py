@@ -159,7 +159,7 @@ def test_references_relaxed_with_the_model_give_a_second_hull(
     found = rank(source, out, note=lines.append, **settings).load()
     table = next(line for line in lines if line.startswith(f"{out / 'references.parquet'}: 9 phases"))
     assert "entries, " in table
-    assert "9 of 10 taken; 1 outside the chemical systems" in table
+    assert "9 of 10 kept; 1 outside the chemical systems" in table
     assert any(re.search(r"below the model's own hull of \d+ phases", line) for line in lines)
     column = found["energy_above_model_hull"]
     assert column.attrs["units"] == "eV/atom"
@@ -292,7 +292,7 @@ def test_a_campaign_file_replaces_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "a.cif"
     source.write_text("data_a")
     settings = RankSettings.of(sources=[str(source)], model="7net-0", top=5)
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputExistsError, match="already exists with different content"):
         settings.save(source, overwrite=False)
     assert source.read_text() == "data_a"
     for _ in range(2):  # the same command resumes

@@ -1,4 +1,4 @@
-"""Campaign files: each mistake is one line that names the setting, and what is written is read again as it was."""
+"""Campaign files: each mistake is one line that names the setting, and a written file is read back unchanged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from equiscreen.pipeline.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sources: 5", "sources: must be a list of texts"),
-        ("sources: [[a.cif]]", "sources.0: must be text"),
+        ("sources: 5", "sources: must be a list of strings"),
+        ("sources: [[a.cif]]", "sources.0: must be a string"),
         ('sources: [""]', "sources.0: must not be empty"),
         ("sources: [a.cif]\nsources: [b.cif]", "the key 'sources' is given twice (line 2)"),
         ("sources: [a.cif]\nrelaxation: {fmax: 1, fmax: 2}", "the key 'fmax' is given twice (line 2)"),
         ("sources: [a.cif]\nlimit: 99999999999999999999", "limit: input should be less than or equal to"),
-        ("sources: [a.cif]\nmodel: 7", "model: must be text"),
+        ("sources: [a.cif]\nmodel: 7", "model: must be a string"),
         ("sources: [a.cif]\nscheme: mp-uncorected", "did you mean 'mp-uncorrected'"),
         ("sources: [a.cif]\nrelaxation: 5", "relaxation: must hold settings"),
         ("sources: [a.cif]\nrelaxation: {fmx: 0.1}", "relaxation: unknown setting 'fmx'; did you mean 'fmax'"),
@@ -38,7 +38,7 @@ def test_a_mistake_in_a_campaign_file_is_one_line(text: str, message: str, tmp_p
 
 def test_a_campaign_file_keeps_the_names_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "7net-0").mkdir()  # the name of the weights comes first
+    (tmp_path / "7net-0").mkdir()  # the name of the weights takes precedence
     (tmp_path / "results").mkdir()
     references = ["mp", "optimade:mp", "https://host/a.json", "b.json"]
     settings = RankSettings.of(sources=["a.cif"], references=references)

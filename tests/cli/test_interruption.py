@@ -61,7 +61,7 @@ def test_ctrl_c_tells_how_to_resume(
         code = process.wait(timeout=60)
     lines = [line for line in log.read_text().splitlines() if line.startswith("equiscreen: ")]
     assert "Traceback" not in log.read_text()
-    if code:  # else the run had ended
+    if code:  # otherwise, the run had already ended
         assert (code, lines) == (130, [HINT])
     _, left = psutil.wait_procs(
         processes_in(tmp_path) - before, timeout=60

@@ -158,7 +158,7 @@ def test_torchsims_runner_takes_it(model: OnnxModel) -> None:
 
 
 def test_atoms_and_systems_keep_their_order(model: OnnxModel) -> None:
-    """Atoms within a system are permuted, and systems are in another order than their indices."""
+    """Atoms within a system are permuted, and systems are in a different order from their indices."""
     rng = np.random.default_rng(0)
     several = state_of(probe_structures(ELEMENTS, 3, seed=8))
     within = np.concatenate([rng.permutation(np.flatnonzero(several.system_idx == index)) for index in range(3)])
@@ -228,7 +228,7 @@ def test_molecules_and_slabs_have_forces_but_no_stress(potential: OnnxPotential,
 
 
 def test_a_model_without_an_energy_is_refused() -> None:
-    with pytest.raises(ModelFileError, match="the model has no energy"):
+    with pytest.raises(ModelFileError, match="the model does not predict energy"):
         OnnxModel(with_heads(energy=False))
 
 

@@ -105,7 +105,7 @@ def test_ids_in_common_by_chance_join_nothing(
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},-1.0,{formulas[0]}\n")
     assert join_energies(scores, tmp_path / "t.csv").attrs["dft"]["joined"] == 1
     (tmp_path / "t.csv").write_text(f"structure_id,energy,formula\n{one},,Xe7Kr\n{one},-1.0,{formulas[0]}\n")
-    with pytest.raises(SourceError, match=r"is Xe7Kr in this table, but.*\(1 of 1 ids\)"):
+    with pytest.raises(SourceError, match=r"is Xe7Kr in this table, but.*\(1 of 1 ids disagree\)"):
         join_energies(scores, tmp_path / "t.csv")
 
 

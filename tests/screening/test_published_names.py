@@ -91,7 +91,7 @@ def test_presigned_urls_from_files_to_the_report(
     sources.append(f"{url}/z.zip?{QUERY}")
     work = tmp_path / "work"
     work.mkdir()
-    monkeypatch.chdir(tmp_path)  # the outputs lie in another folder than the commands are run in
+    monkeypatch.chdir(tmp_path)  # the outputs are not in the folder that the commands are run in
     words = ("screen", *sources, "--model", exported("float32"), "--allow-extrapolation", "--scheduler", "threads")
     screened = command_line(*words, "--out", work / "s.zarr")
     assert screened.returncode == 0, screened.stderr

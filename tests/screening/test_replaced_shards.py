@@ -1,4 +1,4 @@
-"""A shard that was replaced by a sound one, or that says that its chunks do not exist, is damage in every reader."""
+"""A shard that was replaced by a sound one, or that says that its chunks do not exist, is damaged for every reader."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_checksums_of_another_store_are_damage(folder: Path, tmp_path: Path) -> 
         shutil.copytree(folder / store, tmp_path / store)
     shutil.copyfile(tmp_path / "s.zarr" / "checksums.json", tmp_path / "g.zarr" / "checksums.json")
     (tmp_path / "s.zarr" / "checksums.json").unlink()
-    with pytest.raises(StoreError, match=r"checksums.json is not that of this store"):
+    with pytest.raises(StoreError, match=r"checksums.json does not belong to this store"):
         GraphStore(tmp_path / "g.zarr").block(0, 1)
     with pytest.raises(StoreError, match=r"checksums.json cannot be read"):
         open_scores(tmp_path / "s.zarr")

@@ -17,7 +17,7 @@ from .sites import Sites, read_sites
 from .symmetry import Statements, generated, read_symmetry, same_atoms, without_repeats
 from .tags import FRACTIONAL, SYSTEMS, Tags, gives_symmetry, tags_of
 
-SYMMETRY_ELSEWHERE = "symmetry is given in another data block only"
+SYMMETRY_ELSEWHERE = "symmetry is given only in another data block"
 _HYDROGEN = 1
 _CELL_TAGS = (
     *(f"_cell_length_{edge}" for edge in "abc"),

@@ -84,7 +84,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
         raise InvalidStructureError(f"unknown element, or several on one site ({where}, {text!r})")
     number = int(gemmi.Element(wanted).atomic_number)
     if letters == _RARE_EARTH and number not in known:
-        raise InvalidStructureError(f"{text!r} is rhenium or any rare earth ({where}); write the element as Re")
+        raise InvalidStructureError(f"{text!r} may mean rhenium or any rare earth ({where}); write rhenium as Re")
     if len(letters) == 1 or _certain(letters.upper(), number, known, of_label=not kind):
         return number
     hint = _LABEL.match(label) if kind else None

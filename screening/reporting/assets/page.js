@@ -60,7 +60,7 @@ function candidates() {
   return { columns, rows, roots, details, folded: Boolean(parents) };
 }
 
-// "Li O -F": formulas with Li and O and without F. Other text is looked for in every column.
+// "Li O -F": formulas with Li and O and without F. Other text is searched for in every column.
 function filterOf(text) {
   const words = text.trim().split(/\s+/).filter(Boolean);
   const isElement = (word) => /^-?[A-Z][a-z]?$/.test(word);
@@ -122,7 +122,7 @@ function makeTable({ columns, roots, folded }, show) {
     height: roots.length > 14 ? 560 : false,
     layout: "fitDataFill",
     selectableRows: 1,
-    placeholder: "no candidate fulfils the filter",
+    placeholder: "no candidate matches the filter",
     printAsHtml: true,
     printRowRange: () => table.getRows("active").slice(0, 50),
   });

@@ -160,7 +160,7 @@ def test_members_have_to_be_of_one_kind() -> None:
 
 
 def test_one_is_no_ensemble(properties: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="an ensemble of 1; at least two members"):
+    with pytest.raises(ConfigError, match="an ensemble needs at least two members, not 1"):
         train_ensemble(properties, tmp_path / "run", settings_of(), members=1)
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""Units that a file states are honoured or refused; a stress that is not symmetric is symmetrised, and told."""
+"""Units that a file states are honoured or rejected; a stress that is not symmetric is symmetrised and reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_unit_of_the_user_must_be_that_of_the_record() -> None:
     for inline in ("energy=energy[hartree]", "energy=energy[Eh]"):
         found = LabelMapping().with_inline([inline]).extract(fields, 2)
         assert found["energy"] == pytest.approx(-2.0 * units.Hartree)
-    with pytest.raises(LabelError, match="says that energy is in hartree, not in eV"):
+    with pytest.raises(LabelError, match="energy is in hartree by the record, in eV by the mapping"):
         LabelMapping().with_inline(["energy=energy"]).extract(fields, 2)
 
 

@@ -1,4 +1,4 @@
-"""CIFs: unambiguous files are read; files that contradict themselves or leave atoms open are rejected with a reason."""
+"""CIFs: unambiguous files are read; files with contradictions or undetermined atoms are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_symmetry_that_follows_the_crystal_in_another_block(symmetry: str, own: 
     crystal, other = cif(own), f"data_s\n{symmetry}"
     for text in (crystal + other, other + crystal, crystal + other + cif(named("F m -3 m"))):
         found = cut(text, tmp_path)
-        assert found[0] == "symmetry is given in another data block only"
+        assert found[0] == "symmetry is given only in another data block"
         assert found[1:] in ([], [""])
         if text.count("data_x") == 1:
             assert reason(text) == found[0]

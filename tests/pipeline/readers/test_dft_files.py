@@ -223,7 +223,7 @@ def test_periodicity_is_read_in_every_spelling_and_otherwise_refused(
 
 def test_a_frame_whose_comment_contradicts_itself_is_refused() -> None:
     for comment in ("energy=-1 energy=-2", "Lattice=[[3,0,0],[0,3,0],[0,0,3]] energy=-1", 'stress="1" stress="2"'):
-        assert "the comment line has two values of" in frame(f"{CUBE} {comment}").reason
+        assert "the comment line has two values for" in frame(f"{CUBE} {comment}").reason
     # A cell under a name that is not read would make a molecule with the energy of a crystal.
     for name in ("cell", "Cell", "unit_cell", "lattice_vectors", "box"):
         assert f"has {name}, but no Lattice" in frame(f'{name}="4 0 0 0 4 0 0 0 4" energy=-1').reason

@@ -1,4 +1,4 @@
-"""JSON in which an object gives a key twice is refused with the name of the key, wherever it stands."""
+"""JSON in which an object gives a key twice is rejected with the name of the key, wherever it is."""
 
 from __future__ import annotations
 

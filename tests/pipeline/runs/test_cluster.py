@@ -157,7 +157,7 @@ def test_ctrl_c_is_one_line_at_any_moment_and_however_often(tmp_path: Path, mome
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     _, err = process.communicate(timeout=60)
-    if process.returncode:  # else the run had ended
+    if process.returncode:  # otherwise, the run had already ended
         assert (process.returncode, len(err.splitlines())) == (130, 1), err
         assert err.startswith("equiscreen: interrupted")
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]

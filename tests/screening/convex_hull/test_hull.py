@@ -191,7 +191,7 @@ def test_known_phases_are_on_the_hull_that_they_belong_to(crystals: Crystals, tm
     above = found["energy_above_hull"].values
     assert (above[shift == 0] == 0).sum() > 10  # stable phases, with the energies of their references
     assert ((above < 0) & (shift == 0)).sum() == 0
-    assert "known phases included, to within the model's error" in summary(found, "h")
+    assert "may include known phases, owing to model error" in summary(found, "h")
 
 
 def own_references(crystals: Crystals, path: Path, shift: np.ndarray[Any, Any]) -> Path:
@@ -240,7 +240,7 @@ def test_the_own_phase_is_left_out_by_structure_alone(crystals: Crystals, tmp_pa
     assert "without their own phases" in summary(found, "h")
     assert "recognised by structure" in found["energy_above_hull"].attrs["description"]
     table = own_references(crystals, tmp_path / "own.csv", shift)
-    with pytest.raises(SourceError, match=r"own\.csv: a table has no structures"):
+    with pytest.raises(SourceError, match=r"own\.csv: the table has no structures"):
         hull(scores, [elements, table], tmp_path / "t.zarr", exclude_self=True)
     with pytest.raises(SourceError, match=r"entries.*: entry .* has no structure"):
         hull(scores, [known, crystals.elements], tmp_path / "t.zarr", exclude_self=True)
@@ -365,7 +365,7 @@ def test_an_energy_without_meaning_is_measured_but_pulls_no_hull_down(
     below = (found["energy_above_hull"].values < 0) & (found["status"].values == 0)
     assert found.attrs["hull"]["below_hull"] == below.sum()
     assert found.attrs["hull"]["not_competing"] == {outcome: 1}
-    assert f"; part of no hull: 1 {outcome.replace('_', ' ')}" in summary(found, "h")
+    assert f"; not part of any hull: 1 {outcome.replace('_', ' ')}" in summary(found, "h")
     for name in ("energy_above_hull", "energy_above_joint_hull"):
         shift = expected[name].values - found[name].values
         assert shift[2] == pytest.approx(100.0 / crystals.n_atoms[2])
@@ -588,7 +588,7 @@ def test_other_schemes_are_refused_and_not_corrected(crystals: Crystals, tmp_pat
         hull(scores, [crystals.elements, other])
     with pytest.raises(ConfigError, match="use --scheme"):
         hull(scores, crystals.others)
-    with pytest.raises(ConfigError, match="need references of the elements"):
+    with pytest.raises(ConfigError, match="need references for the elements"):
         hull(other, crystals.others, scheme="omat24")
     corrected = write_scores(tmp_path / "c.zarr", crystals.graphs, crystals.corrected, scheme="mp2020-corrected")
     found = hull(corrected, crystals.elements)

@@ -176,7 +176,7 @@ def test_the_same_crystal_is_one_row(data: Path, sevennet_model: Path, tmp_path:
     parents = table["parents"]
     assert parents[ids.index("copy")] == parents[ids.index(first["material_id"])]
     assert parents[ids.index(second["material_id"])] == ids.index(second["material_id"])
-    assert "1 duplicates are folded" in text
+    assert "Duplicates, folded below the crystal that they repeat: 1." in text
 
 
 def test_names_are_never_code(page: Path) -> None:
@@ -198,8 +198,8 @@ def test_labels_and_uncertainties_have_plots(exported: Callable[[str], Path], tm
     models = [altered(exported("float32"), tmp_path / f"m{i}.onnx", factor) for i, factor in enumerate((1.0, 1.1))]
     screen(tmp_path / "c.zarr", models, tmp_path / "s.zarr", scheduler="threads")
     text = report(tmp_path / "s.zarr").read_text()
-    assert "<h2>Predictions beside labels</h2>" in text
-    assert "<h2>Errors beside predicted uncertainties</h2>" in text
+    assert "<h2>Predictions against labels</h2>" in text
+    assert "<h2>Errors against predicted uncertainties</h2>" in text
     assert "14 structures: mean error" in text
     assert "There is no convex hull yet, and the candidates are not ranked" in text
 

@@ -16,7 +16,7 @@ from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STRUCTURE_ARRAYS
 from equiscreen.screening.dataset.subset import Subset
 
 VALIDATION = "mp/mp_20_val.csv.gz"
-# Statuses of a relaxation, in another order than those of a screen.
+# Statuses of a relaxation, in a different order from those of a screen.
 STATUSES = ("ok", "unknown_element", "not_finite", "not_converged", "exploded", "too_large", "extrapolating")
 
 

@@ -461,7 +461,7 @@ def test_graphs_that_are_gone_or_changed(
     ("words", "says"),
     [
         ({"by": "energy_above_hul"}, "did you mean 'energy_above_hull'"),
-        ({"by": "formula"}, "expected a column of numbers"),
+        ({"by": "formula"}, "expected a numeric column"),
         ({"by": "stress"}, "3 x 3 numbers"),
         ({"top": 0}, "1 or more"),
         ({"formats": ["cif", "xls"]}, "unknown format 'xls'"),
