@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import EquiscreenError
 from ...pipeline.plain_text import one_line
+from ...pipeline.structures.cif_text import cif_text
 from ...pipeline.structures.matching import composition_key, crystal_vector, first_same_crystal
 from ...pipeline.structures.structure import Structure
-from ..dataset.cif import cif_text
 from ..dataset.ranked_table import space_group_symbol
 from ..dataset.reader import ScoresReader
 from ..dataset.scores import UNRELAXED

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.plain_text import extxyz_text
+from ...pipeline.structures.cif_text import cif_text
 from ...pipeline.structures.structure import Structure
-from ..dataset.cif import cif_text
 
 # Most characters of a structure's id that become part of a file name.
 MAX_NAME = 80

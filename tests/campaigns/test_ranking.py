@@ -185,7 +185,7 @@ def test_an_estimate_tells_the_cost_of_each_step_and_writes_nothing(
     settings = {"model": str(exported("float32")), "references": [str(references)], "scheme": "own"}
     fast = {"relaxation": RelaxSettings(max_steps=2)}
     before = sorted(tmp_path.rglob("*"))
-    text = estimate(RankSettings.of(sources=[str(source)], relax_references=True, **settings, **fast))
+    text = str(estimate(RankSettings.of(sources=[str(source)], relax_references=True, **settings, **fast)))
     steps = [line.partition(":")[0] for line in text.splitlines()]
     assert steps == [
         "graphs",

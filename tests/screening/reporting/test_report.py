@@ -20,9 +20,9 @@ from ase.io import read
 from equiscreen.cli.app import app
 from equiscreen.pipeline import Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
+from equiscreen.pipeline.structures.cif_text import cif_text
 from equiscreen.pipeline.structures.matching import same_crystal
 from equiscreen.screening import hull, open_scores, report, screen
-from equiscreen.screening.dataset.cif import cif_text
 from equiscreen.screening.dataset.reader import ScoresReader
 from equiscreen.screening.reporting.candidate_table import CandidateTable
 from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content

@@ -8,8 +8,8 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from ...pipeline.plain_text import one_line
-from ...pipeline.structures.structure import Structure
+from ..plain_text import one_line
+from .structure import Structure
 
 _NOT_IN_A_TAG = re.compile(r"[^A-Za-z0-9._+-]+")
 
