@@ -44,6 +44,7 @@ def crystals(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_results_among_the_sources_are_no_sources(crystals: Path, sevennet_model: Path) -> None:
     arguments = {"model": str(sevennet_model), "relax": False, "scheduler": "threads"}
     found = rank(crystals, crystals / "results", **arguments)

@@ -172,7 +172,7 @@ def test_references_relaxed_with_the_model_give_a_second_hull(
     assert not np.allclose(whole["energy_above_model_hull"], whole["energy_above_hull"], equal_nan=True)
     with (out / "best/ranked.csv").open(newline="") as file:
         assert "energy_above_model_hull" in next(csv.reader(file))
-    assert "above model hull, eV/atom" in (out / "report.html").read_text()
+    assert '"heading":"above model hull"' in (out / "report.html").read_text()
     assert rank(source, out, **settings).load().identical(found)
 
 
@@ -198,7 +198,7 @@ def test_an_estimate_tells_the_cost_of_each_step_and_writes_nothing(
     for line in text.splitlines():
         assert re.search(r"about [\d,]+ s.* MB on disk", line)
     assert "relaxation of these references: 3 structures: about" in text
-    text = estimate(RankSettings.of(sources=[str(source)], relax=False, **settings))
+    text = str(estimate(RankSettings.of(sources=[str(source)], relax=False, **settings)))
     assert [line.partition(":")[0] for line in text.splitlines()] == [
         "graphs",
         "scores",
