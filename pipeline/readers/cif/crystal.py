@@ -45,8 +45,8 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
     if len(crystals) > 1:
         names = ", ".join(block.name for block in crystals[:3])
         raise InvalidStructureError(
-            f"{len(crystals)} crystals in one text (data blocks {names}); put them in one file, each data block "
-            "beginning on its own line"
+            f"{len(crystals)} crystals in one text (first data blocks: {names}); write them to a CIF file in which "
+            "each data block begins on a new line"
         )
     block = (crystals or blocks)[0]
     if len(document) > 1 and not gives_symmetry(block) and any(map(gives_symmetry, document)):
