@@ -358,8 +358,8 @@ def _check_structures(table: Path, given: Sequence[str]) -> None:
         name = next((one for one in given if recorded_path(one, table) == first["source"]), first["source"])
         raise SourceError(
             f"{name}: {len([row for row in lacking if row['source'] == first['source']]):,} of its references have no "
-            f"structure ({first['formula']} {first['id']} is the first); all compounds need one for "
-            "--relax-references; use references with structures, or leave out --relax-references"
+            f"structure ({first['formula']} {first['id']} is the first), but --relax-references needs one for every "
+            "compound; use references with structures, or leave out --relax-references"
         )
 
 

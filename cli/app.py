@@ -34,9 +34,9 @@ from .terminal.help_pages import Verb, Verbs
 app = typer.Typer(
     help="Screen crystal structures with E(3)-equivariant neural networks.\n\n"
     "`rank` does the whole job: from structure files to a ranked list and a report. Step by step: `featurize` "
-    "structure files into a graph store, `screen` or `relax` it with a model (published weights by name, or your own "
-    "after `train` and `export`), then `hull`, `select` and `report`. `equiscreen demo` runs all of this on an example "
-    "in a few minutes; `equiscreen VERB --help` explains each verb. "
+    "structure files into a graph store, `screen` or `relax` it with a model (published weights by name, or your own, "
+    "made with `train` and `export`), then `hull`, `select` and `report`. `equiscreen demo` runs all of this on an "
+    "example in a few minutes; `equiscreen VERB --help` explains each verb. "
     "`--json`, `--quiet` and `--verbose` may come before or after the verb.",
     no_args_is_help=True,
     cls=Verbs,

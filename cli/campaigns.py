@@ -24,7 +24,10 @@ def rank(
     ],
     model: Annotated[
         str,
-        typer.Option(help="Published weights by name, or an ONNX file, checkpoint or run folder."),
+        typer.Option(
+            help="Name of published weights (`equiscreen models` lists them), or an ONNX file, checkpoint or run "
+            "folder."
+        ),
     ] = "7net-0",
     references: References = None,
     out: Annotated[Path, typer.Option(help="Folder to write; to resume, run the same command again.")] = Path(
@@ -42,8 +45,8 @@ def rank(
         bool,
         typer.Option(
             "--relax-references",
-            help="Also relax the structures of --references with the model, and give the distance to their hull in the "
-            "model's own energies.",
+            help="Also relax the structures of --references with the model, and give the distance to the hull of these "
+            "relaxed references, in the model's own energies.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -60,9 +63,9 @@ def rank(
     """Rank crystals: the whole job in one command.
 
     The structures are converted to graphs and relaxed with the model; their formation energies and, with --references,
-    their energies above the convex hull are computed. The best structures are printed, and written to the folder --out
-    as CIF files and as a table; report.html in that folder shows all results. An interrupted campaign resumes when you
-    run the same command again.
+    their energies above the convex hull are computed. The best structures are printed, and written to the folder `best`
+    in --out as CIF files and as a table; report.html in --out shows all results. An interrupted campaign resumes when
+    you run the same command again.
 
     \b
     Example:
@@ -128,15 +131,18 @@ def references(
         list[str],
         typer.Argument(
             metavar="WHAT...",
-            help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .parquet), equiscreen datasets (.zarr), "
-            "mp (Materials Project, through mp-api and MP_API_KEY; untested), optimade:PROVIDER (alexandria, "
+            help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .csv.gz, .parquet), scores datasets "
+            "(.zarr), mp (Materials Project, through mp-api and MP_API_KEY; untested), optimade:PROVIDER (alexandria, "
             "alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write (.parquet).")],
     systems: Annotated[
         str | None,
-        typer.Option(metavar="Li-Fe-O,...", help="Chemical systems; only phases within one of them are kept."),
+        typer.Option(
+            metavar="Li-Fe-O,...",
+            help="Chemical systems, separated by commas; only phases within one of them are kept.",
+        ),
     ] = None,
     candidates: Annotated[
         str | None,
@@ -151,12 +157,12 @@ def references(
 ) -> None:
     """Fetch reference phases into a table for `equiscreen hull`.
 
-    Only energies that can be compared with those of the candidates are kept. The energy scheme is that of the
-    scores given as --candidates, else --scheme, else mp-uncorrected. References that are left out are counted by
-    reason. The table records the source, functional and structure of each phase, and a summary: run types, phases per
-    chemical system, and missing elements and systems. An interrupted download resumes when you run the same command
-    again; files are read again. Servers need `pip install 'equiscreen[remote]'`. Providers marked untested could not be
-    reached when this was written.
+    Only energies that can be compared with those of the candidates are kept. The energy scheme of the candidates
+    is that of the scores given as --candidates, else --scheme, else mp-uncorrected. References that are left out are
+    counted by reason. The table records the source, functional and structure of each phase, and a summary: run types,
+    phases per chemical system, and missing elements and systems. An interrupted download resumes when you run the same
+    command again; files are read again. Queries of servers need `pip install 'equiscreen[remote]'`. Providers marked
+    untested could not be reached when this page was written.
 
     \b
     Example:

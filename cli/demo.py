@@ -15,7 +15,7 @@ from .terminal.account import account, shows_progress, tell, wants_json
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder to write; each act keeps its stores, model and scores in a sub-folder.")
+        Path, typer.Option(help="Folder to write; each act keeps its stores, model and scores in a subfolder.")
     ] = Path("equiscreen-demo"),
     only: Annotated[Act | None, typer.Option(help="Run only this act.", show_default="both")] = None,
     candidates: Annotated[int, typer.Option(min=10, help="Number of new structures that act two screens.")] = 5000,
@@ -26,13 +26,14 @@ def demo(
 ) -> None:
     """Run the whole workflow on an example, in two acts.
 
-    Act one, `published`: `equiscreen rank` relaxes and ranks 75 intermetallics of the Materials Project with the
-    published weights 7net-0, and compares their formation energies with those from DFT. It needs
-    `pip install 'equiscreen[demo]'`. If the package that carries the weights is not installed, act one is skipped, act
-    two still runs, and the exit code is 1.
+    Act one, `published`: `equiscreen rank` relaxes and ranks 75 intermetallics from the Materials Project with the
+    published weights 7net-0, and compares their formation energies with those from DFT.
 
     Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
+
+    The demo needs `pip install 'equiscreen[demo]'`. If the package that carries the weights is not installed, act one
+    is skipped, act two still runs, and the exit code is 1.
 
     \b
     Example, a smaller act two:

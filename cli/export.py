@@ -41,10 +41,10 @@ def export(
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
 
-    The file is written only if it passes all checks: the graph contains no reducing scatter, agrees with PyTorch on
+    The file is written only if its graph passes all checks: it contains no reducing scatter, agrees with PyTorch on
     new structures of different sizes, gives bit-identical results with one and two threads (in float64: identical up to
     rounding), and obeys the symmetries: rotations, reflections, translations and permutations of atoms. The results are
-    stored in the file's metadata; `equiscreen info M.onnx --json` prints them.
+    stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

@@ -17,10 +17,13 @@ def info(
         ),
     ],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Also recompute the checksums of a graph store and compare them.")
+        bool,
+        typer.Option(
+            "--verify", help="Also recompute the checksums of a graph store and compare them with the stored ones."
+        ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything that is stored as one JSON object.")
+        bool, typer.Option("--json", help="Print, as one JSON object, everything that is stored.")
     ] = False,
 ) -> None:
     """Describe a store, scores, run folder, checkpoint or model.

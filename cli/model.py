@@ -96,13 +96,13 @@ def import_(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
     modality: Annotated[
-        str | None, typer.Option(help="Which fidelity of a multi-fidelity model to use: PBE or R2SCAN.")
+        str | None, typer.Option(help="Fidelity to use of a multi-fidelity model: PBE or R2SCAN.")
     ] = None,
     energy_scheme: Annotated[
         str | None,
         typer.Option(
-            help="Energy scheme of the weights (the DFT settings their energies follow): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan or own.",
+            help="Energy scheme of the weights (the DFT settings that their energies follow): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name).",
             show_default="that of known weights, else own",
         ),
     ] = None,
@@ -114,10 +114,10 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no package holds are
-    downloaded into the cache (EQUISCREEN_CACHE) and checked. Reads SevenNet's .pth files and Nequix's
-    .pt and .nqx files, whatever their names; the architecture is taken from the file. The energy scheme determines
-    which energies the model's predictions may be compared with, and is stored in the checkpoint.
+    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
+    downloaded into the cache folder (environment variable EQUISCREEN_CACHE) and checked. SevenNet's .pth files
+    and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file. The energy
+    scheme determines which energies the model's predictions may be compared with, and is stored in the checkpoint.
 
     \b
     Example:

@@ -31,8 +31,8 @@ def models(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="Show only this model: NAME, NAME/FIDELITY or NAME@HASH, where HASH stands for the first digits of "
-            "the SHA-256 of its weights.",
+            help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
+            "NAME@HASH (HASH is the first digits of the SHA-256 of the weights).",
             show_default=False,
         ),
     ] = None,
@@ -42,14 +42,14 @@ def models(
             "--fetch", help="Prepare the model for use: download its weights if needed, and export them to the cache."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """List the models that are known by name.
 
     For each model, the list gives its purpose, energy scheme, training data, licence, elements, cutoff, symmetry, size
-    and speed, the source of its weights, and whether it is ready for use in the package equiscreen-models or in the
-    cache folder (EQUISCREEN_CACHE). Every verb that takes a model accepts these names. The first use of a name exports
-    the weights, which takes half a minute and requires `pip install 'equiscreen[rank]'`.
+    and speed, the source of its weights, and whether it is ready for use, in the package equiscreen-models or in the
+    cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model accepts these names. The first
+    use of a name exports the weights, which takes half a minute and requires `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

@@ -13,11 +13,13 @@ CandidateSources = Annotated[
     typer.Argument(
         metavar="SOURCE...",
         help="Graph store (G.zarr) of the candidates, or its URL; structure files of any kind that `equiscreen "
-        "featurize` reads; or scores, whose structures are used (the relaxed ones of a relaxation).",
+        "featurize` reads; or a scores dataset, whose structures are used (after a relaxation, the relaxed ones).",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N structures.", show_default="all")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Use only the first structures, at most this many.", show_default="all")
+]
 Estimate = Annotated[
     bool, typer.Option(help="Print what the run would cost, extrapolated from a sample, and exit without running it.")
 ]
@@ -49,17 +51,17 @@ AllowExtrapolation = Annotated[
     bool,
     typer.Option(
         "--allow-extrapolation",
-        help="Accept results even if atoms are implausibly close (for the model's training data or "
-        "their covalent radii), a force is above 50 eV/angstrom or the energy is implausible. Without this option, "
-        "such structures get the status extrapolating: they are ranked after all others and left out of convex hulls.",
+        help="Accept results even if atoms are implausibly close (judged by the model's training data or the covalent "
+        "radii), a force is above 50 eV/angstrom or the energy is implausible. Without this option, such structures "
+        "get the status extrapolating: they are ranked after all others and left out of convex hulls.",
     ),
 ]
 References = Annotated[
     list[str] | None,
     typer.Option(
-        help="Competing phases: pymatgen entries (.json, .json.gz), another equiscreen dataset (.zarr), or a table "
-        "(.csv, .csv.gz, .parquet) with the columns formula and energy_per_atom or formation_energy_per_atom, in "
-        "eV/atom, and optionally scheme and run_type or functional. Repeatable.",
+        help="Competing phases: pymatgen entries (.json, .json.gz), a scores dataset (.zarr), or a table (.csv, "
+        ".csv.gz, .parquet) with the columns formula and either energy_per_atom or formation_energy_per_atom "
+        "(eV/atom), and optionally scheme and either run_type or functional. Repeatable.",
         show_default="none: only the candidates compete, so distances are lower bounds",
     ),
 ]
@@ -67,16 +69,16 @@ Scheme = Annotated[
     str | None,
     typer.Option(
         help="Energy scheme to assume for references that state none (table rows without `scheme`, entries without a "
-        "run type), and for the labels of a graph store: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, r2scan "
-        "or own."
+        "run type), and for the labels of a graph store: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
+        "r2scan, or own (a scheme without a name)."
     ),
 ]
 Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Structures at most this far above the hull, in eV/atom, count as near it; the probability of being near "
-        "it is given if the model is an ensemble or its error is known.",
+        help="Structures at most this far above the hull, in eV/atom, count as near it; the output gives the "
+        "probability of being near it if the model is an ensemble or its error is known.",
     ),
 ]
 MovedStore = Annotated[

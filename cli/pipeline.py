@@ -38,23 +38,24 @@ def generate(
     ] = None,
     max_atoms: Annotated[
         int | None,
-        typer.Option(min=2, help="Skip prototypes with more atoms in the cell.", show_default="no limit"),
+        typer.Option(min=2, help="Skip prototypes with more atoms than this in the cell.", show_default="no limit"),
     ] = None,
     min_probability: Annotated[
-        float, typer.Option(help="Skip substitutions with a lower probability (0 to 1).")
+        float, typer.Option(help="Skip substitutions with a lower probability than this (0 to 1).")
     ] = 1e-4,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate candidate crystals by ion substitution in known ones.
 
-    Each prototype is assigned oxidation states; prototypes without any (metals and alloys) are skipped. Ions are
-    replaced with the probabilities that Hautier et al. (2011) mined from known compounds, most likely first. Charge
-    neutrality is preserved, and the volume is scaled with the ionic radii. When all likely substitutions are used up,
-    slightly strained and rattled copies follow until --count is reached; no two candidates are equal.
+    Each prototype is assigned oxidation states; prototypes to which none can be assigned (such as metals and alloys)
+    are skipped. Ions are substituted at random, according to the probabilities that Hautier et al. (2011) mined from
+    known compounds, so that likelier substitutions tend to come first. Charge neutrality is preserved, and the volume
+    is scaled with the ionic radii. When all likely substitutions are used up, slightly strained and rattled copies
+    follow until --count is reached; no two candidates are equal.
 
     The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
-    substitution_probability. `equiscreen featurize` and `equiscreen screen` read it. Needs `pip install
-    'equiscreen[generate]'`.
+    substitution_probability. `equiscreen featurize` and `equiscreen screen` read it. This verb needs
+    `pip install 'equiscreen[generate]'`.
 
     \b
     Example:
@@ -108,15 +109,15 @@ def featurize(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="One label to read, as NAME=KEY.PATH, with an optional :SHAPE after NAME and an optional unit in "
-            "square brackets at the end: energy=outputs.E[eV], dielectric:3x3=e_total, charge:atom=charges[e]. "
-            "Repeatable."
+            help="One label to read, as NAME=KEY.PATH, where KEY.PATH is a column, a key or a dotted path; with an "
+            "optional :SHAPE after NAME and an optional unit in square brackets at the end, for example "
+            "energy=outputs.E[eV], dielectric:3x3=e_total or charge:atom=charges[e]. Repeatable."
         ),
     ] = None,
     save_labels: Annotated[
         Path | None, typer.Option(help="Write the mapping given by --labels, --label and --column to this YAML file.")
     ] = None,
-    column: Annotated[list[str] | None, typer.Option(help="Input column to copy to the store. Repeatable.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Column or key to copy to the store. Repeatable.")] = None,
     id_field: Annotated[str | None, typer.Option(help="Column or key that holds the id of a structure.")] = None,
     file_format: Annotated[
         Format | None,
@@ -131,11 +132,11 @@ def featurize(
     dedup: Deduplication = Dedup.EXACT,
     max_atoms: Annotated[
         int | None,
-        typer.Option(min=1, help="Record structures with more atoms as failures.", show_default="65,535"),
+        typer.Option(min=1, help="Record structures with more atoms than this as failures.", show_default="65,535"),
     ] = None,
     max_edges: Annotated[
         int | None,
-        typer.Option(min=1, help="Record structures with more edges as failures.", show_default="20,000,000"),
+        typer.Option(min=1, help="Record structures with more edges than this as failures.", show_default="20,000,000"),
     ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add the structures to the existing store at --out.")

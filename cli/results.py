@@ -18,7 +18,7 @@ def hull(
         typer.Argument(
             metavar="S.zarr",
             help="Scores written by `equiscreen screen` or `equiscreen relax`, or their URL; or a graph store with "
-            "energies as labels (with --scheme).",
+            "energies as labels (then --scheme is required).",
         ),
     ],
     references: References = None,
@@ -52,7 +52,7 @@ def hull(
         float | None,
         typer.Option(
             help="Standard deviation of the model's errors in energies above hull, eV/atom: adds the probabilities of "
-            "being below the hull and of being at most --within above it. Those of an ensemble come from its spread.",
+            "being below the hull and of being at most --within above it. For an ensemble, its spread is used instead.",
             show_default="not known",
         ),
     ] = None,
@@ -63,11 +63,11 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates themselves. The output
     holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
-    and the decomposition products. The distance of a known phase is off by the model's error, in either direction.
-    References with a different functional or scheme are left out and counted. Energies in the mp-uncorrected scheme, of
-    candidates and references alike, receive the MP2020 corrections exactly once. For unrelaxed structures, the column
-    names end in _unrelaxed. Needs `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same
-    command again.
+    and the decomposition products. For a candidate that is itself a known phase, energy_above_hull is off by the
+    model's error, in either direction. References with a different functional or scheme are left out and counted.
+    Energies in the mp-uncorrected scheme, of candidates and references alike, receive the MP2020 corrections exactly
+    once. For unrelaxed structures, the column names end in _unrelaxed. This verb needs
+    `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -97,23 +97,30 @@ def hull(
 
 def select(
     scores: Annotated[
-        str, typer.Argument(metavar="S.zarr", help="Scores of a screen, a relaxation or a hull, or their URL.")
+        str,
+        typer.Argument(
+            metavar="S.zarr",
+            help="Scores written by `equiscreen screen`, `equiscreen relax` or `equiscreen hull`, or their URL.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     where: Annotated[
         str | None,
         typer.Option(
-            help='Filter expression: "energy_above_hull < 0.05 and n_atoms <= 20", \'status in ["ok", '
-            '"not_converged"]\'. Supports and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and isnan; '
-            "names refer to columns of S.zarr, or to columns that `select` adds."
+            help='Filter expression, such as "energy_above_hull < 0.05 and n_atoms <= 20" or \'status in ["ok", '
+            '"not_converged"]\'. It may contain and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and '
+            "isnan; names refer to columns of S.zarr, or to columns that `select` adds."
         ),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Keep only the best N.", show_default="all")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Keep only the best structures, at most this many.", show_default="all")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
             help="Column to rank by, lowest first; -COLUMN ranks highest first.",
-            show_default="energy_above_hull, else formation_energy_per_atom",
+            show_default="energy_above_hull, else formation_energy_per_atom, else energy_per_atom if all "
+            "compositions are equal",
         ),
     ] = None,
     allowed_elements: Annotated[
@@ -130,17 +137,20 @@ def select(
         list[str] | None,
         typer.Option(
             help="Keep the Pareto front of two or more columns, for example energy_above_hull,-band_gap. Lower is "
-            "better; write -COLUMN where higher is better. With --top, further fronts follow until N are kept."
+            "better; write -COLUMN where higher is better. With --top, further fronts follow until that many "
+            "structures are kept."
         ),
     ] = None,
     per_system: Annotated[
-        int | None, typer.Option(min=1, help="Keep at most N structures per chemical system.", show_default="no limit")
+        int | None,
+        typer.Option(min=1, help="Keep at most this many structures per chemical system.", show_default="no limit"),
     ] = None,
     per_prototype: Annotated[
-        int | None, typer.Option(min=1, help="Keep at most N structures per prototype.", show_default="no limit")
+        int | None,
+        typer.Option(min=1, help="Keep at most this many structures per prototype.", show_default="no limit"),
     ] = None,
     uncertainty_weight: Annotated[
-        float, typer.Option(min=0.0, help="Rank by the value plus this many standard deviations.")
+        float, typer.Option(min=0.0, help="Make values worse by this many standard deviations before ranking.")
     ] = 0.0,
     known: Annotated[
         str | None,
@@ -158,10 +168,10 @@ def select(
 ) -> None:
     """Select the best structures and write them to files.
 
-    Prints the best ten rows (or --top, up to 100) as a table; ranked.csv holds all selected rows. Only rows with the
-    status ok are considered, unless the filter refers to status. The number of rows skipped for each reason is printed.
-    Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added. The filter may use
-    them too: they are computed only for rows that meet all other conditions. Needs
+    Prints the best ten rows (with --top, that many, up to 100) as a table; ranked.csv holds all selected rows. Only
+    rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
+    reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
+    The filter may use them too: they are computed only for rows that meet all other conditions. This verb needs
     `pip install 'equiscreen[select]'`.
 
     \b
@@ -198,20 +208,20 @@ def report(
         str,
         typer.Argument(
             metavar="S.zarr|FOLDER",
-            help="Scores of a screen, a relaxation, a hull or a selection, or their URL; or the folder of a selection "
-            "or a cascade.",
+            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or the folder that "
+            "`equiscreen select`, `cascade` or `rank` wrote.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
     top: Annotated[int, typer.Option(min=1, max=100_000, help="Largest number of candidates in the table.")] = 10_000,
     by: Annotated[
-        str | None, typer.Option(help="Column to rank by, lowest first.", show_default="energy above hull")
+        str | None, typer.Option(help="Column to rank by, lowest first.", show_default="as described above")
     ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an HTML report on a screen.
+    """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
     rotated and downloaded, counts, distributions, elements, and cost. The page needs no other file and no network.

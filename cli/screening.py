@@ -31,7 +31,8 @@ def screen(
         int | None,
         typer.Option(
             min=1,
-            help="Mark structures with more edges as too large (an edge takes about 30 kB of memory with 7net-0).",
+            help="Mark structures with more edges than this as too large (an edge takes about 30 kB of memory with "
+            "7net-0).",
             show_default="100,000",
         ),
     ] = None,
@@ -52,9 +53,9 @@ def screen(
 ) -> None:
     """Score every structure of a graph store, or of structure files.
 
-    Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr for
-    --out S.zarr. Its failures.parquet lists structures that could not be read. To keep extra columns or set the format,
-    run `equiscreen featurize` first and screen its store.
+    Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr with
+    --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
+    columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
     with units, and a status that gives the reason if a structure could not be scored. With several models, it also
@@ -108,8 +109,8 @@ def relax(
         str,
         typer.Option(
             metavar="AXES",
-            help="Relax the cell only in the directions of these lattice vectors, such as ab; non-periodic directions "
-            "are ignored. Without this option, slabs and chains keep their cell.",
+            help="Relax the cell only in the directions of these lattice vectors, such as ab for the first two; "
+            "non-periodic directions are ignored. Without this option, slabs and chains keep their cell.",
             show_default="all for a crystal, none for a slab or chain",
         ),
     ] = "",
@@ -136,11 +137,11 @@ def relax(
 ) -> None:
     """Relax every structure of a graph store, or of structure files.
 
-    Atoms and cell relax together. For --out R.zarr, R.zarr has one row per structure: the energy before and after, the
-    largest remaining force and stress, the change in volume and space group, and a status that gives the reason if a
-    structure could not be relaxed. The relaxed structures are in R.graphs.zarr next to it, a graph store with the same
-    rows. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted run
-    resumes when you run the same command again.
+    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
+    and after, the largest remaining force and stress, the change in volume and space group, and a status that gives the
+    reason if a structure could not be relaxed. The relaxed structures are in the graph store R.graphs.zarr next to it,
+    in the same rows. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
+    interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -189,12 +190,17 @@ def relax(
 def cascade(
     sources: CandidateSources,
     fast: Annotated[
-        str, typer.Option(help="Fast model, which scores every structure: an ONNX file, a name or a checkpoint.")
+        str,
+        typer.Option(
+            help="Fast model, which scores every structure: an ONNX file, the name of published weights or a "
+            "checkpoint."
+        ),
     ],
     accurate: Annotated[
         str,
         typer.Option(
-            help="Accurate model, which evaluates the structures that are kept: an ONNX file, a name or a checkpoint."
+            help="Accurate model, which evaluates the structures that are kept: an ONNX file, the name of published "
+            "weights or a checkpoint."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to resume.")],
@@ -233,11 +239,12 @@ def cascade(
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    For --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger cutoff of the two
+    With --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger cutoff of the two
     models. The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the
     rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
-    cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed and with their
-    energies above the hull. An interrupted run resumes when you run the same command again.
+    cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless
+    --no-relax is given) and with their energies above the hull. An interrupted run resumes when you run the same
+    command again.
 
     \b
     Example:

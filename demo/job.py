@@ -48,7 +48,7 @@ def run_demo(
     """Run the demo's acts.
 
     Args:
-        out: Folder to write; each act writes to a sub-folder with the name of the act.
+        out: Folder to write; each act writes to a subfolder with the name of the act.
         only: The act to run; None runs all.
         n_candidates: Number of new structures that act two screens.
         n_training: Number of structures that act two trains on.

@@ -83,7 +83,9 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     chosen = np.isfinite(model_formation)
     chosen[pure] = False
     if not chosen.any():
-        raise StoreError(f"{store}: no candidate has a score whose status is ok; train on more structures or epochs")
+        raise StoreError(
+            f"{store}: no candidate has a score whose status is ok; train on more structures or for more epochs"
+        )
     model_formation, emt_formation = model_formation[chosen], emt_formation[chosen]
     order = np.argsort(model_formation)
     emt_rank = np.empty(len(order), dtype=np.int64)

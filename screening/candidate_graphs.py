@@ -215,7 +215,7 @@ def differences_of(
     recipe = dict(store.attrs.get("recipe", {}))
     differences = []
     if store.cutoff != cutoff:
-        differences.append(f"its cutoff is {store.cutoff} angstrom, that of the model is {cutoff}")
+        differences.append(f"its cutoff is {store.cutoff} angstrom, but that of the model is {cutoff}")
     if store.attrs.get("inputs_sha256") != inputs_digest(_inputs_now(named, store)):
         differences.append("different or changed sources")
     if recipe.pop("limit", None) != limit:

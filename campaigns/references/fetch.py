@@ -129,8 +129,8 @@ def fetch_references(
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
             if not rows:
                 raise ConfigError(
-                    f"{', '.join(map(redact_urls, given))}: no reference lies in the chemical systems of the "
-                    "candidates; use references that cover their elements"
+                    f"{', '.join(map(redact_urls, given))}: no reference lies in the chemical systems asked "
+                    "for; use references that cover their elements"
                 )
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)

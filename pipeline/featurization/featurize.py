@@ -88,8 +88,8 @@ def featurize(
         id_field: Field of a record with the id of its structure.
         dedup: ``exact`` drops structures with equal cell, coordinates and order; ``crystal`` drops structures that are
             the same crystal in any cell, origin, order and orientation.
-        max_atoms: Structures with more atoms fail.
-        max_edges: Structures with more edges fail.
+        max_atoms: Structures with more atoms than this fail.
+        max_edges: Structures with more edges than this fail.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Add to an existing store.

@@ -93,8 +93,8 @@ def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
     for store in stores[1:]:
         if store.cutoff != stores[0].cutoff:
             raise StoreError(
-                f"{store.path}: its cutoff is {store.cutoff} angstrom, that of {stores[0].path} is {stores[0].cutoff}; "
-                "featurize one of them again"
+                f"{store.path}: its cutoff is {store.cutoff} angstrom, but that of {stores[0].path} is "
+                f"{stores[0].cutoff}; featurize one of them again"
             )
     return stores
 

@@ -65,8 +65,8 @@ class FeaturizeSettings:
         mapping: Labels and columns to read, including ASE's defaults, which apply to `ASE_FORMATS` only.
         options: How files are read.
         id_field: Field with the id of a structure; None tries `ID_FIELDS`.
-        max_atoms: Structures with more atoms fail.
-        max_edges: Structures with more edges fail.
+        max_atoms: Structures with more atoms than this fail.
+        max_edges: Structures with more edges than this fail.
         dedup: Which structures count as duplicates.
     """
 

@@ -199,8 +199,8 @@ def plan_substitutions(
     if not hosts:
         within = "" if max_atoms is None else f" of at most {max_atoms} atoms"
         raise SourceError(
-            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} with an anion of N, "
-            "O, F, S, Cl, Se, Br or I and other elements, each with one integer charge"
+            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} that contain an "
+            "anion of N, O, F, S, Cl, Se, Br or I, and in which all atoms of an element have the same integer charge"
         )
     lists = [_likely(host.ions, host.amounts, allowed, min_probability) for host in hosts]
     if not sum(len(ions) for ions, _ in lists):

@@ -60,8 +60,8 @@ def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) 
     """
     if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
         raise ConfigError(
-            f"{path}: its entries follow several functionals ({', '.join(sorted(functionals))}); keep those that the "
-            "model was trained on"
+            f"{path}: its entries follow several functionals ({', '.join(sorted(functionals))}); keep only the "
+            "entries with the functional that the model was trained on"
         )
 
 

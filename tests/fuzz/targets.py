@@ -310,7 +310,7 @@ def judge_yaml(folder: Path) -> None:
 
 
 def make_targets(folder: Path, model: Path, checkpoint: Path) -> dict[str, Target]:
-    """All targets, with their sound inputs in sub-folders of `folder`."""
+    """All targets, with their sound inputs in subfolders of `folder`."""
     names = ("formats", "stores", "scores", "models", "checkpoints", "references", "unfinished", "yaml")
     sound = {name: folder / name for name in names}
     for path in sound.values():

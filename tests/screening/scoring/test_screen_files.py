@@ -208,7 +208,7 @@ def merged(sources: list[Path], graphs: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_cutoff, r"its cutoff is 5\.5 angstrom, that of the model is 4\.5"),
+        (other_cutoff, r"its cutoff is 5\.5 angstrom, but that of the model is 4\.5"),
         (fewer_sources, "different or changed sources"),
         (changed_later, "different or changed sources"),
         (limited, "different limit"),
