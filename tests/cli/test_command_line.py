@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("screen", "{}/g.zarr", "--model", "{}/bad.cif", "--out", "{}/s.zarr"), ("bad.cif", "not an ONNX file")),
         (("screen", "{}/none.zarr", "--model", "{}/m.onnx", "--out", "{}/s.zarr"), ("none.zarr", "no such store")),
         (("info", "{}/nothing"), ("nothing", "no such file")),
-        (("info", "{}/s.extxyz"), ("s.extxyz", "neither")),
+        (("info", "{}/s.extxyz"), ("s.extxyz", "not a store")),
     ],
 )
 def test_mistakes_are_one_line(

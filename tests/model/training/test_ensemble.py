@@ -155,7 +155,7 @@ def test_members_have_to_be_of_one_kind() -> None:
     for other in kinds:
         with pytest.raises(CheckpointError, match="differ in elements, cutoff, outputs or dtype"):
             check_members([small_network("4x0e + 2x1o"), other])
-    with pytest.raises(CheckpointError, match="an ensemble of 1"):
+    with pytest.raises(CheckpointError, match="at least two networks"):
         EnsemblePotential([small_network("4x0e + 2x1o")])
 
 

@@ -107,7 +107,7 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("9 ** 9 ** 9 ** 9 > n_atoms", "exponent"),
         ("n_atoms in [n_atoms]", "a list may hold only"),
         ("n_atoms in ['a']", "in a list"),
-        ("abs(n_atoms, 3) > 1", "takes 1"),
+        ("abs(n_atoms, 3) > 1", "the number of values must be 1"),
         ("n_atoms < 0x10", "character 11 .*'0x10' is not a number"),
         ("formula == 'H2", "character 12 .*closing quote is missing"),
         ("(" * 500 + "magnetic" + ")" * 500, f"more than {MAX_DEPTH} levels deep"),
