@@ -62,8 +62,9 @@ def rank(
 ) -> None:
     """Rank crystals: the whole job in one command.
 
-    The structures are converted to graphs and relaxed with the model; their formation energies and, with --references,
-    their energies above the convex hull are computed. The best structures are printed, and written to the folder `best`
+    The structures are converted to graphs and relaxed with the model, and their formation energies and energies above
+    the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
+    The best structures are printed, and written to the folder `best`
     in --out as CIF files and as a table; report.html in --out shows all results. An interrupted campaign resumes when
     you run the same command again.
 

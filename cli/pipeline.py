@@ -41,7 +41,7 @@ def generate(
         typer.Option(min=2, help="Skip prototypes with more atoms than this in the cell.", show_default="no limit"),
     ] = None,
     min_probability: Annotated[
-        float, typer.Option(help="Skip substitutions with a lower probability than this (0 to 1).")
+        float, typer.Option(help="Skip substitutions with a lower probability than this (between 1e-6 and 1).")
     ] = 1e-4,
     overwrite: Overwrite = False,
 ) -> None:

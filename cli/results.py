@@ -66,7 +66,7 @@ def hull(
     and the decomposition products. For a candidate that is itself a known phase, energy_above_hull is off by the
     model's error, in either direction. References with a different functional or scheme are left out and counted.
     Energies in the mp-uncorrected scheme, of candidates and references alike, receive the MP2020 corrections exactly
-    once. For unrelaxed structures, the column names end in _unrelaxed. This verb needs
+    once. For unrelaxed structures, the names of energy columns end in _unrelaxed. This verb needs
     `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b

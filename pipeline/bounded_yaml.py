@@ -43,7 +43,7 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is too large or too deep, has aliases or too many values, gives a key twice, or is not
+        ValueError: The file is too large or too deeply nested, has aliases or too many values, gives a key twice, or is not
             YAML; the message says which, on one line.
     """
     with path.open("rb") as file:
@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML text; see `load_yaml`.
 
     Raises:
-        ValueError: The text is too deep, has aliases or too many values, gives a key twice, or is not YAML.
+        ValueError: The text is too deeply nested, has aliases or too many values, gives a key twice, or is not YAML.
     """
     depth = 0
     try:

@@ -136,7 +136,7 @@ class EpochLines(Callback):
         self._last = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Print if a line is due."""
+        """Print a line if one is due."""
         if not trainer.is_global_zero or time.monotonic() - self._last < self.every_s:
             return
         self._last = time.monotonic()

@@ -108,7 +108,7 @@ def _positions(attributes: Mapping[str, Any]) -> NDArray[np.float64]:
     if len(positions) and positions.shape[1:] != (3,):
         raise InvalidStructureError(f"positions of shape {positions.shape}")
     if n_sites is not None and n_sites != len(positions):
-        raise InvalidStructureError(f"{len(positions)} coordinates, but {n_sites} sites")
+        raise InvalidStructureError(f"cartesian_site_positions has length {len(positions)}, but nsites is {n_sites}")
     return positions
 
 

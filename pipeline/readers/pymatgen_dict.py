@@ -29,7 +29,7 @@ def is_optimade(value: Any) -> bool:
 
 
 def structure_keys(record: Any) -> list[str]:
-    """List the keys of a record whose values are structures."""
+    """List those keys of a record whose values are structures."""
     if not isinstance(record, dict):
         return []
     return [

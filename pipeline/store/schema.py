@@ -96,7 +96,7 @@ def structure_array(
         dtype: A numpy type name, or `TEXT`.
         description: Description of the array.
         dims: Names of the dims of one row.
-        inner: Sizes of these dims; may be omitted for those in `FIXED_DIMS`.
+        inner: Sizes of these dims; may be omitted if all of them are in `FIXED_DIMS`.
         attrs: Further attributes, such as units and CF flags, in the order in which they are written.
     """
     return ArraySpec(name, (STRUCTURE, *dims), dtype, {"description": description, **attrs}, inner)

@@ -146,7 +146,7 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(cartesian_site_positions=None), "response_fields"),
         (salt(cartesian_site_positions=[[0, 0], [1, 1], [2, 2]], nsites=3), "shape"),
         (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"too large \(atom 1\)"),
-        (salt(nsites=3), "2 coordinates, but 3 sites"),
+        (salt(nsites=3), "has length 2, but nsites is 3"),
         (salt(lattice_vectors=None), "periodic, but has no cell"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"without a lattice vector \(axis 2\)"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0]]), "shape"),
