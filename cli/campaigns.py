@@ -64,9 +64,8 @@ def rank(
 
     The structures are converted to graphs and relaxed with the model, and their formation energies and energies above
     the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
-    The best structures are printed, and written to the folder `best`
-    in --out as CIF files and as a table; report.html in --out shows all results. An interrupted campaign resumes when
-    you run the same command again.
+    The best structures are printed, and written to the folder `best` in --out as CIF files and as a table; report.html
+    in --out shows all results. An interrupted campaign resumes when you run the same command again.
 
     \b
     Example:

@@ -43,8 +43,8 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is too large or too deeply nested, has aliases or too many values, gives a key twice, or is not
-            YAML; the message says which, on one line.
+        ValueError: The file is too large or too deeply nested, has aliases or too many values, gives a key twice, or is
+            not YAML; the message says which, on one line.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
