@@ -32,23 +32,32 @@ RIGHT_HANDED = [np.eye(3, dtype=int).tolist(), [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 CHIRAL = [1, 4, 19, 76, 78, 92, 96, 144, 145, 152, 154, 169, 170, 178, 179, 198, 199, 212]
 
 
-def quartz(number: int) -> Structure:
-    """Quartz of space group 152 (P3_121) or 154 (P3_221)."""
+def crystal_of(
+    cell: gemmi.UnitCell, group: gemmi.SpaceGroup, atoms: dict[str, tuple[float, float, float]]
+) -> Structure:
+    """The crystal of a space group with an atom of each symbol at a fractional position."""
     small = gemmi.SmallStructure()
-    small.cell = gemmi.UnitCell(4.9134, 4.9134, 5.4052, 90, 90, 120)
-    small.spacegroup = gemmi.find_spacegroup_by_number(152)
-    for symbol, fract in (("Si", (0.4697, 0, 1 / 3)), ("O", (0.4135, 0.2669, 0.4524))):
+    small.cell, small.spacegroup = cell, group
+    for symbol, fract in atoms.items():
         site = gemmi.SmallStructure.Site()
         site.label = site.type_symbol = symbol
         site.element, site.fract = gemmi.Element(symbol), gemmi.Fractional(*fract)
         small.add_site(site)
     small.setup_cell_images()
     sites = small.get_all_unit_cell_sites()
-    hand = [1, 1, 1] if number == 152 else [1, 1, -1]  # a mirror image of the positions and of the cell
     numbers = [site.element.atomic_number for site in sites]
-    cell = np.array(small.cell.orth.mat.tolist()).T
-    positions = np.array([site.fract.tolist() for site in sites]) @ cell
-    return Structure.from_cartesian(numbers, positions * hand, cell, True)
+    basis = np.array(small.cell.orth.mat.tolist()).T
+    return Structure.from_fractional(numbers, basis, [site.fract.tolist() for site in sites])
+
+
+def quartz(number: int) -> Structure:
+    """Quartz of space group 152 (P3_121) or 154 (P3_221)."""
+    cell = gemmi.UnitCell(4.9134, 4.9134, 5.4052, 90, 90, 120)
+    atoms = {"Si": (0.4697, 0, 1 / 3), "O": (0.4135, 0.2669, 0.4524)}
+    crystal = crystal_of(cell, gemmi.find_spacegroup_by_number(152), atoms)
+    hand = [1, 1, 1] if number == 152 else [1, 1, -1]  # a mirror image of the positions and of the cell
+    positions = crystal.frac_coord @ crystal.cell
+    return Structure.from_cartesian(crystal.atomic_number, positions * hand, crystal.cell, True)
 
 
 def in_basis(structure: Structure, basis: list[list[int]]) -> Structure:
@@ -88,25 +97,13 @@ def test_every_format_keeps_the_hand(number: int, tmp_path: Path) -> None:
 
 def chiral_crystal(number: int) -> Structure:
     """A crystal in general positions of a chiral space group."""
-    small = gemmi.SmallStructure()
     group = gemmi.find_spacegroup_by_number(number)
     system = group.crystal_system_str()
     angles = {"triclinic": (81, 97, 104), "monoclinic": (90, 103, 90)}
     angles |= dict.fromkeys(("trigonal", "hexagonal"), (90, 90, 120))
     lengths = {"cubic": (11.0,) * 3} | dict.fromkeys(("tetragonal", "trigonal", "hexagonal"), (8.6, 8.6, 11.4))
-    small.cell = gemmi.UnitCell(*lengths.get(system, (6.3, 7.4, 8.9)), *angles.get(system, (90, 90, 90)))
-    small.spacegroup = group
-    for symbol, fract in (("Si", (0.31, 0.13, 0.07)), ("O", (0.11, 0.42, 0.23)), ("N", (0.43, 0.21, 0.17))):
-        site = gemmi.SmallStructure.Site()
-        site.label = site.type_symbol = symbol
-        site.element, site.fract = gemmi.Element(symbol), gemmi.Fractional(*fract)
-        small.add_site(site)
-    small.setup_cell_images()
-    sites = small.get_all_unit_cell_sites()
-    numbers = [site.element.atomic_number for site in sites]
-    return Structure.from_fractional(
-        numbers, np.array(small.cell.orth.mat.tolist()).T, [s.fract.tolist() for s in sites]
-    )
+    cell = gemmi.UnitCell(*lengths.get(system, (6.3, 7.4, 8.9)), *angles.get(system, (90, 90, 90)))
+    return crystal_of(cell, group, {"Si": (0.31, 0.13, 0.07), "O": (0.11, 0.42, 0.23), "N": (0.43, 0.21, 0.17)})
 
 
 def hand(structure: Structure) -> float:
