@@ -19,6 +19,7 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...pipeline.suggestions import unknown_name
 from ..dataset.default_ranking import ENERGY_PER_ATOM, default_ranking
 from ..dataset.reader import ScoresReader
+from ..dataset.scores import UNRELAXED
 from ..dataset.ties import best_first
 
 # Energies above hull (eV/atom) that define a hit and a close hit.
@@ -128,7 +129,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
         best_values = np.concatenate([best_values, values[taken]])
         order = best_first(rows, best, best_values)[:top]
         best, best_values = best[order], best_values[order]
-    suffix = "_unrelaxed" if value.endswith("_unrelaxed") else ""
+    suffix = UNRELAXED if value.endswith(UNRELAXED) else ""
     source = _source(rows)
     spread = f"energy_above_hull_std{suffix}" if f"energy_above_hull_std{suffix}" in rows.specs else "energy_std"
     return ReportContent(

@@ -109,8 +109,8 @@ def _heading(column: str) -> str:
         "energy_above_hull_std": "Uncertainty of the energy above the hull",
         "energy_per_atom": "Energy per atom",
         "energy_std": "Uncertainty of the energy",
-    }.get(column.removesuffix("_unrelaxed"), column.replace("_", " "))
-    return f"{text}, unrelaxed structures" if column.endswith("_unrelaxed") else text
+    }.get(column.removesuffix(UNRELAXED), column.replace("_", " "))
+    return f"{text}, unrelaxed structures" if column.endswith(UNRELAXED) else text
 
 
 def _hits_heading(content: ReportContent) -> str:
@@ -128,7 +128,7 @@ def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> st
         sentences.append(
             f"{content.near:,} of them are within {NEAR} eV/atom of the convex hull; {content.below:,} are below it."
         )
-        if content.value.endswith("_unrelaxed"):
+        if content.value.endswith(UNRELAXED):
             sentences.append(
                 "The structures were not relaxed, so their energies are upper bounds; run equiscreen relax to lower "
                 "them."
