@@ -194,13 +194,15 @@ def _gather(axis: int | None) -> Callable[..., Value]:
     """Make a handler that gathers along an axis: rows for `embedding` and `index`, a given axis for `index_select`."""
 
     def handler(graph: Graph, node: fx.Node, x: Value, *arguments: Any) -> Value:
-        if len(node.all_input_nodes) != 2:
-            raise ExportError(f"{node.target} of a tensor with itself has no translation to ONNX")
         along, index = (axis, arguments[0]) if axis is not None else arguments
         if isinstance(index, Sequence):
             if len(index) != 1:
-                raise ExportError(f"{node.target} with several indices has no translation to ONNX")
+                raise ExportError(
+                    f"{node.target} with an index on any axis but the first has no translation to ONNX: use index_select"
+                )
             (index,) = index
+        if len(node.all_input_nodes) != 2:
+            raise ExportError(f"{node.target} of a tensor indexed by itself has no translation to ONNX")
         (traced,) = (y for y in node.all_input_nodes if y is not node.args[0])
         index = graph.full(index, traced.meta["val"])
         x = graph.full(x, _traced(node))

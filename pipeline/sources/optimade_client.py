@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -249,6 +249,26 @@ def _download(
     return state.structures
 
 
+class _RepeatingObject(dict[str, Any]):
+    """A JSON object that gives a key twice; written again as it was sent, so that the file's reader rejects it.
+
+    Args:
+        pairs: Keys and values, in the order of the text.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._pairs = pairs
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+def _as_sent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _RepeatingObject(pairs)
+
+
 @dataclass(frozen=True, slots=True)
 class _Page:
     """One page of a listing.
@@ -369,7 +389,7 @@ class _Server:
             raise _PageError(message, unsupported=response.status_code in {400, 501})
         body = self._body(response, self.max_bytes)
         try:
-            content = json.loads(body)
+            content = json.loads(body, object_pairs_hook=_as_sent)
         except (ValueError, RecursionError) as error:
             begin = _one_line(body[:60].decode("utf-8", errors="replace"))
             raise _PageError(f"{_shown(url)}: not JSON ({begin!r})") from error

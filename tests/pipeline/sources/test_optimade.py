@@ -749,3 +749,19 @@ def test_a_run_goes_on_with_what_a_server_gave_before_it_failed(tmp_path: Path) 
         asked = len(broken.asked)
         assert featurize(*words, cutoff=3.0, scheduler="threads").read == 7
     assert len(broken.asked) - asked == 2  # the page that failed, and the last one
+
+
+def test_a_resource_that_gives_a_key_twice_fails_by_itself(tmp_path: Path) -> None:
+    database = Database()
+
+    def repeated(request: BaseHTTPRequestHandler, number: int, _: int) -> bool:
+        body = json.dumps(database.content(request.path, number)).replace('"nsites": 2', '"nsites": 1, "nsites": 2', 1)
+        return number == 1 and respond(request, 200, body.encode())
+
+    database.trouble = repeated
+    with serving(database) as address:
+        report = featurize(f"optimade:{address}", tmp_path / "g.zarr", cutoff=3.0, scheduler="threads")
+    assert (report.read, report.stored, report.duplicate, report.failed) == (7, 1, 5, 1)
+    (failure,) = GraphStore(tmp_path / "g.zarr").table("failures.parquet").to_pylist()
+    assert failure["structure_id"] == "x-2"
+    assert "'nsites' is given twice" in failure["reason"]
