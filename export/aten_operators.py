@@ -198,7 +198,7 @@ def _gather(axis: int | None) -> Callable[..., Value]:
         if isinstance(index, Sequence):
             if len(index) != 1:
                 raise ExportError(
-                    f"{node.target} with an index on any axis but the first has no translation to ONNX: use index_select"
+                    f"{node.target} with an index on any axis but the first has no translation: use index_select"
                 )
             (index,) = index
         if len(node.all_input_nodes) != 2:
