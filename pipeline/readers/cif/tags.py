@@ -134,8 +134,8 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
     """Return the tags of a block.
 
     Raises:
-        InvalidStructureError: A tag is given twice, the sites are spread over several loops, the structure is
-            modulated, or its magnetic group is given without its operations.
+        InvalidStructureError: A tag is given twice, the sites are spread over several loops, the block has a save
+            frame, the structure is modulated, or its magnetic group is given without its operations.
     """
     groups: list[str | tuple[str, ...]] = []
     for item in block:
@@ -144,6 +144,10 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
             groups.append(pair[0])
         elif item.loop is not None:
             groups.append(tuple(item.loop.tags))
+        elif item.frame is not None:
+            raise InvalidStructureError(
+                f"save frame (save_{item.frame.name}), which only a dictionary may have; move its content to the block"
+            )
     found = _tags(tuple(groups))
     if isinstance(found, str):
         raise InvalidStructureError(found)

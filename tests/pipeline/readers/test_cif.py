@@ -235,3 +235,8 @@ def test_rare_earths_are_not_rhenium() -> None:
 
 def test_an_empty_list_of_sites_is_told() -> None:
     assert "the list of sites is empty" in reason(cif(rows=()))
+
+
+@pytest.mark.parametrize("content", ELSEWHERE)
+def test_what_a_save_frame_holds_is_not_lost_in_silence(content: str) -> None:
+    assert "save frame (save_s)" in reason(f"{cif()}save_s\n{content}save_\n")
