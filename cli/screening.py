@@ -236,6 +236,7 @@ def cascade(
     budget: Budget = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove the cascade that --out holds, and start again.")] = False,
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
@@ -267,6 +268,7 @@ def cascade(
             device=device,
             scheduler=scheduler,
             budget=budget,
+            overwrite=overwrite,
             progress=shows_progress(),
             announce=tell,
         )

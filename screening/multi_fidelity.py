@@ -44,6 +44,7 @@ _FOLDER = StepsFolder(
         "references": "other references",
         "equiscreen": "another version of equiscreen",
     },
+    outputs=("fast.", "chosen.", "accurate.", "result."),
     first_use={
         "device": (FAST,),
         **dict.fromkeys(("references", "scheme"), (FAST_HULL, RESULT)),
@@ -113,6 +114,7 @@ def cascade(
     device: str = "cpu",
     scheduler: str | None = None,
     budget: float | None = None,
+    overwrite: bool = False,
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> xr.Dataset:
@@ -148,6 +150,7 @@ def cascade(
         device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which a relaxation starts no more parts.
+        overwrite: Remove the cascade that the folder holds, and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the screen begins, with a one-line summary of the featurization.
 
@@ -169,7 +172,8 @@ def cascade(
         )
     models = [OnnxPotential.load(path, threads=1) for path in (fast, accurate)]
     larger = fast if models[0].cutoff > models[1].cutoff else accurate
-    prepared = prepare_graphs(sources, larger, candidates_path(out), RunOptions(scheduler=scheduler, progress=progress))
+    options = RunOptions(scheduler=scheduler, overwrite=overwrite, progress=progress)
+    prepared = prepare_graphs(sources, larger, candidates_path(out), options)
     if announce is not None and prepared.summary:
         announce(prepared.summary)
     store, graphs = prepared.path, GraphStore(prepared.path)
@@ -185,9 +189,8 @@ def cascade(
         "equiscreen": version("equiscreen"),
     }
     common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
-    with _FOLDER.opened(
-        folder, plan, [store, fast, accurate, *path_names(references), *path_names(fast_references or ())]
-    ):
+    inputs = [store, fast, accurate, *path_names(references), *path_names(fast_references or ())]
+    with _FOLDER.opened(folder, plan, inputs, overwrite=overwrite):
         if not (folder / FAST).exists():
             screen(store, fast, folder / FAST, **common)
         if not (folder / FAST_HULL).exists():

@@ -123,6 +123,18 @@ def test_steps_that_are_there_are_not_made_again(run: Run, done: Path, tmp_path:
     assert run(tmp_path / "c").equals(again)
 
 
+def test_overwriting_replaces_a_cascade_and_nothing_else(run: Run, done: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    shutil.copytree(done, place)
+    (place / "thesis.tex").touch()
+    with pytest.raises(OutputExistsError, match=r"holds thesis\.tex, which is not part of a cascade"):
+        run(place, overwrite=True)
+    assert open_scores(place / "result.zarr").equals(open_scores(done / "result.zarr"))
+    (place / "thesis.tex").unlink()
+    other = CascadeSettings(keep_below=-1.0, target=-1.0, audit=2, relax=False)
+    assert run(place, other, overwrite=True).attrs["cascade"]["settings"]["audit"] == 2
+
+
 @pytest.mark.slow
 def test_relaxed_by_the_verb_killed_and_said_again(
     graphs: GraphStore,
