@@ -46,10 +46,11 @@ def models(
 ) -> None:
     """List the models that are known by name.
 
-    For each model, the list gives its purpose, energy scheme, training data, licence, elements, cutoff, symmetry, size
-    and speed, the source of its weights, and whether it is ready for use, in the package equiscreen-models or in the
-    cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model accepts these names. The first
-    use of a name exports the weights, which takes half a minute and requires `pip install 'equiscreen[rank]'`.
+    For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
+    symmetry, size and speed, the source of its weights, and whether it is ready for use, in the package
+    equiscreen-models or in the cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model
+    accepts these names. The first use of a name exports the weights, which takes half a minute and requires `pip
+    install 'equiscreen[rank]'`.
 
     \b
     Example:
@@ -92,11 +93,17 @@ def _text(model: CatalogModel) -> str:
     mirror = {
         None: "mirror images differ",
         0.0: "mirror images have equal energies",
-    }.get(model.mirror_violation, f"mirror images differ by {model.mirror_violation:.0e} eV/atom or more")
+    }.get(model.mirror_violation, f"mirror images differ by {model.mirror_violation:.4f} eV/atom or more")
+    error = (
+        "not known for energies above hull"
+        if model.hull_error is None
+        else f"{model.hull_error} eV/atom for the energies above hull of new crystals (RMSE, Matbench Discovery)"
+    )
     also = f" (also {', '.join(weights.aliases)})" if weights.aliases else ""
     rows = {
         "good for": weights.purpose,
         "energies": f"{weights.functionals[model.fidelity]}, scheme {model.scheme}; trained on {weights.training_data}",
+        "accuracy": error,
         "network": f"{weights.n_elements} elements, cutoff {weights.cutoff:g} angstrom, {speed}",
         "symmetry": f"{'SO(3)' if weights.symmetry == 'so3' else 'O(3)'}: {mirror}",
         "licence": f"{weights.licence}; {weights.citation}",
