@@ -63,7 +63,7 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     assert report.ranking.spearman > 0.3
     text = str(report)
     assert "EMT" in text
-    assert "not DFT" in text
+    assert "replaces DFT" in text
     assert len(report.ranking.best) == 10
     assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png", "report.html"} <= {
         p.name for p in (out / "train").iterdir()

@@ -21,7 +21,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "select --known": lambda folder: select(
         folder / "s.zarr", folder / "out", by="energy", known=folder / "known.zarr"
     ),
-    "report": lambda folder: report(folder / "s.zarr", folder / "out"),
+    "report": lambda folder: report(folder / "s.zarr", folder / "out", by="energy_per_atom"),
     "hull": lambda folder: hull(folder / "s.zarr", (), folder / "out"),
     "compare": lambda folder: compare(folder / "s.zarr", folder / "t.zarr"),
     "join_energies": lambda folder: join_energies(folder / "s.zarr", folder / "dft.csv"),

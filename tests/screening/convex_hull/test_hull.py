@@ -420,7 +420,7 @@ def test_each_member_has_its_own_hull(crystals: Crystals, tmp_path: Path) -> Non
 def test_a_known_error_gives_the_probability_of_being_near_the_hull(crystals: Crystals, tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "s.zarr", crystals.graphs, crystals.uncorrected)
     references = [crystals.elements, crystals.others]
-    found = hull(scores, references, tmp_path / "h.zarr", within=0.03, error=0.05)
+    found = hull(scores, references, tmp_path / "h.zarr", scheme="mp2020-corrected", within=0.03, error=0.05)
     above = found["energy_above_hull"].values
     for name, level in (("probability_below_hull", 0.0), ("probability_near_hull", 0.03)):
         np.testing.assert_allclose(found[name].values, norm.cdf(level, above, 0.05), atol=1e-12)
