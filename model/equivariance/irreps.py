@@ -62,7 +62,7 @@ class SphericalHarmonics(nn.Module):
             self.register_buffer(f"_raise_{degree}", matrix, persistent=False)
 
     def forward(self, unit_vectors: Tensor) -> Tensor:
-        """Map float[..., 3] to float[..., (l_max + 1)^2], degrees in ascending order."""
+        """Map float[n, 3] to float[n, (l_max + 1)^2], degrees in ascending order."""
         n = unit_vectors.shape[0]
         first = unit_vectors * math.sqrt(3.0)
         degrees = [torch.ones_like(unit_vectors.sum(-1, keepdim=True)), first]
@@ -74,7 +74,7 @@ class SphericalHarmonics(nn.Module):
 
 
 class IrrepsLinear(nn.Module):
-    """Linear map of the channels of each irrep: the general linear map that commutes with rotations and mirrors."""
+    """Linear map of the channels of each irrep: the most general one that commutes with rotations and mirrors."""
 
     def __init__(self, channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class IrrepsLinear(nn.Module):
 class ChannelwiseProduct(nn.Module):
     """Channel-wise Clebsch-Gordan products of two features, over all allowed paths.
 
-    For each irrep the result concatenates the channels of all paths.
+    The channels of each irrep of the result are those of all paths that end in it, side by side.
 
     Args:
         left: Irreps of the left feature.
