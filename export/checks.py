@@ -40,9 +40,12 @@ def check_structure(model: onnx.ModelProto) -> None:
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:
-            raise ExportError(f"the graph contains {node.op_type} from the domain {node.domain!r}")
+            raise ExportError(
+                f"the graph contains {node.op_type} from the domain {node.domain!r}; "
+                "only standard operators are allowed"
+            )
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
-            raise ExportError(f"the graph contains {node.op_type} ({node.name})")
+            raise ExportError(f"the graph contains {node.op_type} ({node.name}), which an export must not contain")
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise ExportError("the graph stores tensors in other files")
     for value in model.graph.input:
@@ -139,7 +142,7 @@ def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterab
 
 
 def check_determinism(data: bytes, block: GraphBlock) -> None:
-    """Run one batch several times, with one and with two threads.
+    """Check that repeated runs of one batch, with one and with two threads, give the same bits.
 
     Args:
         data: Content of the ONNX file.

@@ -182,8 +182,8 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
     spent = {3: 1, 6: 2}
     if any(size not in spent for size in shape) or sum(spent.get(size, 0) for size in shape) != basis.rank:
         raise ValueError(
-            f"shape {shape} does not fit a tensor with {basis.rank} indices: an axis of length 3 is one index, an axis "
-            "of length 6 a symmetric pair of indices"
+            f"a tensor of rank {basis.rank} does not have shape {shape}: an axis of length 3 is one index, an axis of "
+            "length 6 a symmetric pair of indices"
         )
     rows = torch.arange(3**basis.rank).reshape((3,) * basis.rank)
     for axis, size in enumerate(shape):
