@@ -53,7 +53,7 @@ class Ranking:
         n_top: Length of the model's and EMT's lists of best candidates that are compared.
         n_shared: Number of candidates in both lists.
         best: The model's best candidates.
-        left_out: Number of candidates that are not ranked, since their status, or that of one of their metals, is not
+        left_out: Number of candidates that are not ranked, because their status or that of one of their metals is not
             ok.
     """
 

@@ -51,7 +51,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     for value in model.graph.input:
         frozen = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value != 3]
         if frozen:
-            raise ExportError(f"input {value.name} has fixed sizes {frozen}")
+            raise ExportError(f"input {value.name} has fixed sizes {frozen}; only axes of length 3 may be fixed")
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -100,7 +100,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
                 if not difference <= limit:
                     unit = UNITS.get(name.removesuffix(SPREAD), "")
                     raise ExportError(
-                        f"{name} differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
+                        f"{name}: ONNX Runtime differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
                         + f", above the limit {limit:.1e} {unit}".rstrip()
                     )
     return report

@@ -101,10 +101,10 @@ def export_onnx(
             single file.
         out: ONNX file to write.
         outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
-            forces and stress no gradient is computed, and 7net-0 takes 0.28 of the time.
+            forces and stress, no gradient is computed, and an evaluation of 7net-0 takes 0.28 of the time.
         float64: Compute in float64, for checks; several times slower.
-        average_mirror: Average a network without parity with its mirror image, which makes it respect reflections;
-            takes twice the time.
+        average_mirror: Average a network without parity with its mirror image, so that the model respects reflections;
+            evaluations take twice the time.
         opset: Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.
         overwrite: Replace an existing file.
         note: Called with a line about the next step, since each step may take minutes.

@@ -56,8 +56,8 @@ class Ensemble:
             **settings: Keyword arguments of `OnnxPotential.load`.
 
         Raises:
-            ModelFileError: The models do not form an ensemble, or a file is missing or damaged, or was not exported by
-                equiscreen.
+            ModelFileError: As in `Ensemble` and `OnnxPotential.load`.
+            DeviceError: This machine does not have the device.
         """
         paths = paths_of(models)
         return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])

@@ -77,7 +77,7 @@ class OnnxPotential:
             self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ModelFileError(
-                f"{name}: ONNX Runtime cannot load it: {detail(error)}; upgrade ONNX Runtime, or export the model "
+                f"{name}: ONNX Runtime cannot load it ({detail(error)}); upgrade ONNX Runtime, or export the model "
                 "again with a lower `--opset`"
             ) from error
         check_providers(self._session.get_providers(), chosen, device)

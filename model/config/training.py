@@ -16,7 +16,7 @@ class TermConfig(Section):
     Attributes:
         weight: Weight of the mean over all labelled components.
         kind: ``squared``, ``absolute`` or ``huber`` (squared below `delta`, absolute beyond).
-        delta: Threshold of the Huber loss, in the unit of the term.
+        delta: Threshold of the Huber loss, in the unit of the error.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -35,8 +35,8 @@ class LossConfig(Section):
     """Terms of the loss; missing labels are ignored.
 
     Errors are those of the energy per atom (eV), the force components (eV/angstrom) and the stress components
-    (eV/angstrom^3). Errors of a head are those of its irrep components (with `transform: log`, of the logarithm), in
-    units of their spread in the training set.
+    (eV/angstrom^3). Errors of a head are those of its irrep components (with `transform: log`, of the logarithm; for an
+    extensive head, per atom), in units of their spread in the training set.
 
     Attributes:
         energy: Term of the energy per atom.
@@ -55,10 +55,10 @@ class SplitConfig(Section):
     """Which structures are held out.
 
     Attributes:
-        by: How structures are held out. ``structure``: at random. ``composition``: all structures of random reduced
-            formulas. ``group``: all structures that share a random value of the column `key`. ``stratified``: at
-            random, the same fraction for each value of the column `key`. ``time``: those with the latest values in the
-            column `key`.
+        by: How structures are held out. ``structure``: at random. ``composition``: all structures of randomly chosen
+            reduced formulas. ``group``: all structures with randomly chosen values of the column `key`.
+            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: those with the
+            latest values in the column `key`.
         key: Column of the stores (`featurize --column` keeps it); required if `by` is ``group``, ``stratified`` or
             ``time``.
         validation: Fraction of the structures used for validation during training.
@@ -80,7 +80,9 @@ class SplitConfig(Section):
                 "otherwise"
             )
         if self.validation + self.test >= 1:
-            raise ValueError("`validation` plus `test` is 1 or more: no structures to train on are left; lower them")
+            raise ValueError(
+                "`validation` and `test` add up to 1 or more, which leaves no structures to train on; lower them"
+            )
         return self
 
 

@@ -52,8 +52,8 @@ def fit_statistics(
 
     Reference energies are the least-squares fit of total energies to composition; if the compositions do not determine
     them, the minimum-norm solution is used. Energy scales are the root mean square of the force components or, without
-    forces, the standard deviation of the residual energy per atom. For the shifts of heads see `_StructureHead` and
-    `_AtomHead`.
+    forces, the standard deviation of the residual energy per atom. The shifts of a head are fitted to composition if
+    structures have its label; if atoms have it, they are the means of the elements.
 
     Args:
         stores: Graph stores.

@@ -41,8 +41,8 @@ class Split:
     def save(self, path: str | Path) -> None:
         """Write a NumPy archive atomically.
 
-        It holds ``training_0``, ``validation_0``, ``test_0`` (int64[n], rows of the first store), ``training_1``, ...
-        and ``n_structures`` (int64[n_stores]).
+        The archive holds ``training_0``, ``validation_0`` and ``test_0`` (int64[n], rows of the first store),
+        ``training_1``, ..., and ``n_structures`` (int64[n_stores]).
         """
         place = Path(path)
         arrays = {_SIZES: np.array([len(chosen) for chosen in self.training], dtype=np.int64)}

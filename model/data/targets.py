@@ -178,7 +178,7 @@ def _find_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) ->
     if math.prod(shape) != math.prod(stored):
         raise ConfigError(
             f"heads.{name}: the stored label {label!r} has shape {list(stored)}, but the head has shape {list(shape)}; "
-            "set a `shape` with as many numbers as the label"
+            "set a `shape` that holds as many numbers as the label"
         )
     try:
         presentation(tensor_basis(config), shape)
@@ -196,6 +196,8 @@ def usable_structures(
     stores: Sequence[GraphStore], energy: bool, heads: Mapping[str, HeadLabels]
 ) -> list[NDArray[np.bool_]]:
     """Find the structures with a label to train on: energy, forces or stress (if `energy`), or a label of a head.
+
+    Forces and stresses count only in stores that have at least one energy.
 
     Returns:
         bool[n_structures] for each store.

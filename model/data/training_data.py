@@ -61,7 +61,7 @@ class TrainingData:
         )
 
     def names(self, batch: Batch, rows: Sequence[int]) -> str:
-        """Describe structures of a batch, of which it names up to three: id, row and store."""
+        """Describe structures of a batch by id, row and store; after the first three, only by their number."""
         found = []
         for row in rows[:3]:
             store, place = self.stores[int(batch.store[row])], int(batch.row[row])

@@ -36,7 +36,11 @@ def product_paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[I
 
 
 def coupling(path: Path) -> Tensor:
-    """Clebsch-Gordan coefficients of a path, float64[left, right, out], normalised to preserve variance."""
+    """Clebsch-Gordan coefficients of a path, normalised to preserve variance.
+
+    Returns:
+        float64[2 l + 1, 2 l + 1, 2 l + 1] for the left, right and resulting irrep.
+    """
     matrix: Tensor = o3.wigner_3j(path.left.l, path.right.l, path.out.l, dtype=torch.float64)
     return matrix * math.sqrt(path.out.dim)
 
@@ -85,7 +89,7 @@ class IrrepsLinear(nn.Module):
         self._scales = {irrep: 1 / math.sqrt(channels_in[irrep]) for irrep in self.irreps}
 
     def forward(self, features: Features) -> Features:
-        """Map each irrep that both sides have."""
+        """Map the features of each irrep that input and output have in common."""
         out = {}
         for irrep in self.irreps:
             x = features[irrep]
@@ -105,7 +109,8 @@ class ChannelwiseProduct(nn.Module):
         right: Irreps of the right feature.
         out: Irreps to keep.
         channels: Number of channels of every irrep, on both sides.
-        square: Whether both sides are the same feature; products that vanish or differ only in order are skipped.
+        square: Whether both sides are the same feature; if so, products that vanish or differ only in order are
+            skipped.
     """
 
     def __init__(

@@ -51,7 +51,8 @@ class TensorBasis:
     Attributes:
         irreps: Irreps with their multiplicities.
         rank: Number of Cartesian indices; None for a head given as irreps.
-        matrix: float64[3^rank, dim], maps irrep components to tensor components; its columns are orthonormal.
+        matrix: float64[3^rank, dim], maps irrep components to tensor components, with orthonormal columns; the identity
+            for a head given as irreps.
     """
 
     irreps: tuple[tuple[int, Irrep], ...]

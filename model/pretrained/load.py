@@ -72,7 +72,8 @@ def load_pretrained(
     known = _identify(path)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path"
+            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path "
+            "of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})

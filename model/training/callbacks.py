@@ -214,8 +214,8 @@ def make_trainer(
         return _trainer(folder, config, accelerator, callbacks, bar=bar)
     except MisconfigurationException as error:
         raise ConfigError(
-            f"training.accelerator {accelerator}, devices {config.devices}: {detail(error)}; "
-            "choose devices that this machine has"
+            f"training.accelerator {accelerator}, devices {config.devices}: not available on this machine "
+            f"({detail(error)}); choose others"
         ) from error
 
 

@@ -165,7 +165,7 @@ class TrainingModule(lightning.LightningModule):
     def _halve(self, batch: Batch, optimizer: torch.optim.Optimizer, error: Exception) -> None:
         if self.trainer.world_size > 1:
             raise EquiscreenError(
-                f"out of memory with {len(batch)} structures in one process; lower training.batch_size, or set "
+                f"out of memory in one process (number of structures: {len(batch)}); lower training.batch_size, or set "
                 "training.devices to 1, with which batches are split as needed"
             ) from error
         if self.parts >= len(batch):

@@ -27,6 +27,9 @@ def repeat(
         overwrite: As in `train`.
         progress: As in `train`.
 
+    Returns:
+        The report of `train` or, for an ensemble, of `train_ensemble`.
+
     Raises:
         ConfigError: There is no run, or its stores or the checkpoint that it fine-tuned have changed since.
         OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
