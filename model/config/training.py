@@ -107,7 +107,8 @@ class TrainingConfig(Section):
     Attributes:
         seed: Random seed of the initial weights and the order of the structures.
         max_epochs, max_minutes: Training ends at whichever comes first; None sets no time limit.
-        batch_size: Structures per step, over all processes.
+        batch_size: Structures per step, over all processes; with one process, a batch that does not fit into memory is
+            processed in parts, with equal results.
         learning_rate: Peak learning rate, reached after `warmup_steps`.
         schedule: ``cosine`` decays the learning rate to zero; ``plateau`` multiplies it by `plateau_factor` after
             `plateau_epochs` epochs without a better validation loss.

@@ -46,7 +46,7 @@ class _Loader:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Training with manual optimisation: a batch that does not fit into memory is processed in parts.
+    """Training with manual optimisation: in a single process, a batch that does not fit into memory is split.
 
     Args:
         network: Network to train.
