@@ -131,7 +131,7 @@ def prototypes() -> dict[str, Atoms]:
 
 
 def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
-    """Put random metals on the sites of a prototype, scale it to their radii, then strain and rattle it."""
+    """Put random metals on the sites of a prototype, scale the cell to their radii, then strain and rattle it."""
     atoms = prototype.copy()
     species, sites = np.unique(prototype.numbers, return_inverse=True)
     atoms.numbers = np.array([atomic_numbers[m] for m in rng.choice(METALS, len(species), replace=False)])[sites]
@@ -164,7 +164,7 @@ def metallic_radii() -> NDArray[np.float64]:
 
 
 def labelled(atoms: Atoms, *, teach: bool) -> Atoms:
-    """Attach EMT's energy, forces and stress as labels, or only the energy as `info["emt_energy"]`."""
+    """Return a copy with EMT's energy, forces and stress as labels, or with only the energy as `info["emt_energy"]`."""
     worker = atoms.copy()
     worker.calc = EMT()
     energy = float(worker.get_potential_energy())
@@ -178,7 +178,7 @@ def labelled(atoms: Atoms, *, teach: bool) -> Atoms:
 
 
 def write_references(path: Path) -> dict[str, float]:
-    """Write the seven metals in fcc, each at EMT's equilibrium lattice constant, without labels.
+    """Write the seven metals in fcc, each at EMT's equilibrium lattice constant, with EMT's energy as ``emt_energy``.
 
     Returns:
         EMT's energy of each metal, eV/atom.

@@ -11,25 +11,30 @@ from ..screening.dataset.scores import OK
 
 
 def element_fractions(block: GraphBlock, numbers: ArrayLike) -> NDArray[np.float64]:
-    """Fraction of the atoms of each structure that have each atomic number, float64[n_structures, n_elements]."""
+    """Fractions of the atoms of each structure that belong to each element, float64[n_structures, n_elements].
+
+    Args:
+        block: Structures.
+        numbers: Atomic numbers of the elements.
+    """
     wanted = np.asarray(numbers)
     is_element = block.atomic_number[:, None] == wanted
     return np.add.reduceat(is_element.astype(np.float64), block.atom_start, axis=0) / block.n_atoms[:, None]
 
 
 def reliable_energies(scores: xr.Dataset) -> NDArray[np.float64]:
-    """float64[n], energies of all rows (eV/atom); NaN where the status is not ok and the energy thus unreliable."""
+    """Energies of all rows, float64[n] (eV/atom); NaN where the status is not ok, so that the energy is unreliable."""
     return np.where(scores["status"].values == OK, scores["energy_per_atom"].values, np.nan)
 
 
 def formation_energies(
     energy: NDArray[np.float64], fractions: NDArray[np.float64], elements: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """float64[n], energies relative to the elements (eV/atom); NaN if a constituent element has no energy.
+    """Energies relative to the elements, float64[n] (eV/atom); NaN if an element of the structure has no energy.
 
     Args:
-        energy: float64[n], energies, eV/atom.
-        fractions: float64[n, elements], atomic fractions.
-        elements: float64[elements], energies of the elements, eV/atom.
+        energy: float64[n], energies of the structures, eV/atom.
+        fractions: float64[n, n_elements], atomic fractions.
+        elements: float64[n_elements], energies of the elements, eV/atom.
     """
     return np.asarray(energy - np.where(fractions > 0, fractions * elements, 0.0).sum(axis=1))

@@ -45,7 +45,7 @@ def run_demo(
     progress: bool | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Iterator[ActReport | SkippedAct]:
-    """Run the demo's acts.
+    """Run the acts of the demo.
 
     Args:
         out: Folder to write; each act writes to a subfolder with the name of the act.
@@ -53,17 +53,17 @@ def run_demo(
         n_candidates: Number of new structures that act two screens.
         n_training: Number of structures that act two trains on.
         epochs: Number of training epochs in act two.
-        overwrite: Replace the folders of the acts.
+        overwrite: Replace folders that an earlier demo wrote.
         scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step.
 
     Returns:
-        The report of each act, as soon as the act ends. If the package that carries the weights is not installed, act
-        one is skipped.
+        An iterator that runs the acts and yields the report of each. If the package that carries the weights is not
+        installed, act one is skipped.
 
     Raises:
-        OutputExistsError: The folder of an act exists.
+        OutputExistsError: The folder of an act is not empty, unless `overwrite` is set and the demo wrote the folder.
     """
     acts = list(Act) if only is None else [only]
     folders = {act: Path(out) / act for act in acts}
@@ -95,9 +95,13 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
-        raise OutputExistsError(f"{folder}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(
+            f"{folder}: already exists; choose another --out, or use --overwrite if the demo wrote it"
+        )
     if not (folder / MARK).is_file():
-        raise OutputExistsError(f"{folder}: already exists and was not written by the demo, so it is not overwritten")
+        raise OutputExistsError(
+            f"{folder}: already exists and was not written by the demo, so it is not overwritten; choose another --out"
+        )
 
 
 def _emptied(folder: Path) -> Path:

@@ -22,7 +22,16 @@ SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One row of the list of best candidates; formation energies in eV/atom."""
+    """One row of the list of best candidates.
+
+    Attributes:
+        structure_id: Id of the candidate.
+        formula: Reduced formula.
+        prototype: AFLOW label of the prototype.
+        predicted: Formation energy from the model, eV/atom.
+        emt: Formation energy from EMT, eV/atom.
+        emt_rank: Rank by EMT's formation energy, from 1.
+    """
 
     structure_id: str
     formula: str
@@ -44,7 +53,7 @@ class Ranking:
         n_top: Length of the model's and EMT's lists of best candidates that are compared.
         n_shared: Number of candidates in both lists.
         best: The model's best candidates.
-        left_out: Number of candidates that are not ranked, since their status, or that of one of their metals, is not
+        left_out: Number of candidates that are not ranked, because their status or that of one of their metals is not
             ok.
     """
 
@@ -69,7 +78,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
         scores: Scores of that store.
 
     Raises:
-        StoreError: No candidate has a reliable energy.
+        StoreError: No candidate can be ranked.
     """
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
@@ -84,7 +93,8 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     chosen[pure] = False
     if not chosen.any():
         raise StoreError(
-            f"{store}: no candidate has a score whose status is ok; train on more structures or for more epochs"
+            f"{store}: no candidate can be ranked, because its status or that of one of its metals is not ok; train on "
+            "more structures or for more epochs"
         )
     model_formation, emt_formation = model_formation[chosen], emt_formation[chosen]
     order = np.argsort(model_formation)

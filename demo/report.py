@@ -12,7 +12,7 @@ from .acts import Act
 
 
 class Steps:
-    """Announces each step of an act when it begins, and records its duration.
+    """Announces each step of an act when the step begins, and records its duration.
 
     Args:
         act: Name of the act.
@@ -25,7 +25,7 @@ class Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time a step."""
+        """Announce a step, and record its duration if it succeeds."""
         self.note(f"{self.act}: {name}")  # an export is silent for a minute
         begin = time.monotonic()
         yield

@@ -111,6 +111,9 @@ def run_trained(
         scheduler: Where the work runs; see `pipeline.runs.cluster.connect`.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a line about each step.
+
+    Raises:
+        StoreError: No candidate can be ranked.
     """
     clock = Steps(Act.TRAIN, note)
     graphs, candidate_graphs, model_file = folder / "training.zarr", folder / "candidates.zarr", folder / "model.onnx"

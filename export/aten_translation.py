@@ -65,7 +65,7 @@ def translate(
 def _call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Translate one operation, or evaluate it now if all its arguments are constant."""
     if node.target not in HANDLERS:
-        raise ExportError(f"{node.target} has no translation to ONNX")
+        raise ExportError(f"{node.target} has no translation to ONNX; add one to export/aten_operators.py")
     sources = {x: values[x] for x in node.all_input_nodes if x in values}
     if sources and all(_is_known(value, x) for x, value in sources.items()):
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda x: values[x].constant if x in values else x)

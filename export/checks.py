@@ -40,15 +40,18 @@ def check_structure(model: onnx.ModelProto) -> None:
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:
-            raise ExportError(f"the graph contains {node.op_type} from the domain {node.domain!r}")
+            raise ExportError(
+                f"the graph contains {node.op_type} from the domain {node.domain!r}; "
+                "only standard operators are allowed"
+            )
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
-            raise ExportError(f"the graph contains {node.op_type} ({node.name})")
+            raise ExportError(f"the graph contains {node.op_type} ({node.name}), which an export must not contain")
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise ExportError("the graph stores tensors in other files")
     for value in model.graph.input:
         frozen = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value != 3]
         if frozen:
-            raise ExportError(f"input {value.name} has fixed sizes {frozen}")
+            raise ExportError(f"input {value.name} has fixed sizes {frozen}; only axes of length 3 may be fixed")
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -97,7 +100,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
                 if not difference <= limit:
                     unit = UNITS.get(name.removesuffix(SPREAD), "")
                     raise ExportError(
-                        f"{name} differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
+                        f"{name}: ONNX Runtime differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
                         + f", above the limit {limit:.1e} {unit}".rstrip()
                     )
     return report
@@ -139,7 +142,7 @@ def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterab
 
 
 def check_determinism(data: bytes, block: GraphBlock) -> None:
-    """Run one batch several times, with one and with two threads.
+    """Check that repeated runs of one batch, with one and with two threads, give the same bits.
 
     Args:
         data: Content of the ONNX file.

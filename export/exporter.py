@@ -87,7 +87,8 @@ def export_onnx(
     """Export a checkpoint, with forces, stress and all heads, to one ONNX file.
 
     The file is written only after these checks: the structure of the graph, agreement with PyTorch on new structures
-    of different sizes, equal results with one and two threads, and the symmetries of the model.
+    of different sizes, equal results with one and two threads (in float64, up to rounding), and the symmetries of the
+    model.
 
     Example:
         >>> from equiscreen.export import export_onnx
@@ -100,24 +101,24 @@ def export_onnx(
             single file.
         out: ONNX file to write.
         outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
-            forces and stress no gradient is computed, and 7net-0 takes 0.28 of the time.
+            forces and stress, no gradient is computed, and an evaluation of 7net-0 takes 0.28 of the time.
         float64: Compute in float64, for checks; several times slower.
-        average_mirror: Average a network without parity with its mirror image, which makes it respect reflections;
-            takes twice the time.
-        opset: Version of the ONNX operator set, for older or newer runtimes.
+        average_mirror: Average a network without parity with its mirror image, so that the model respects reflections;
+            evaluations take twice the time.
+        opset: Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.
         overwrite: Replace an existing file.
         note: Called with a line about the next step, since each step may take minutes.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError: The checkpoint cannot be read, or the members of the ensemble do not match.
         ConfigError: `average_mirror` is set for a network that has parity or heads.
         ExportError: A check failed, the network lacks a requested output, or the opset is not supported.
-        OutputExistsError: The file exists.
+        OutputExistsError: The file already exists, is a folder, or is one of the checkpoints.
     """
     target = check_file(out, find_checkpoints(checkpoint), overwrite=overwrite)
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
-        raise ExportError(f"unknown opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")
+        raise ExportError(f"unsupported opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")
     if average_mirror:
         networks = [MirrorAveraged(network).eval() for network in networks]
         card = replace(card, symmetry="o3", mirror_violation={}, mirror_structures=0)

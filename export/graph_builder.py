@@ -66,7 +66,13 @@ class Graph:
         self.origins: dict[str, Value] = {}
 
     def add_input(self, name: str, example: Tensor, axes: Sequence[str]) -> Value:
-        """Add an input; its variable sizes get the names of its axes."""
+        """Add an input.
+
+        Args:
+            name: Name of the input.
+            example: Traced tensor.
+            axes: Names of the axes of variable size, in order.
+        """
         value, remaining = Value(name, shape_of(example), example.dtype), iter(axes)
         for axis, size in enumerate(value.shape):
             if not size.is_Integer:
@@ -76,12 +82,16 @@ class Graph:
         return value
 
     def described(self, value: Value) -> onnx.ValueInfoProto:
-        """Type and shape of a value, with the names of its axes."""
+        """Name, type and shape of a value, with the names of its axes of variable size."""
         sizes = [int(size) if size.is_Integer else self.axes.get(size) for size in value.shape]
         return helper.make_tensor_value_info(value.name, ONNX_TYPES[value.dtype], sizes)
 
     def constant(self, tensor: Tensor) -> Value:
-        """Add a constant; equal constants are stored once."""
+        """Add a constant; equal constants are stored once.
+
+        Raises:
+            ExportError: The dtype has no translation to ONNX.
+        """
         if tensor.dtype not in ONNX_TYPES:
             raise ExportError(f"a constant of {tensor.dtype} has no translation to ONNX")
         array = tensor.detach().cpu().contiguous().numpy()
@@ -114,7 +124,11 @@ class Graph:
         return found
 
     def sizes(self, sizes: Sequence[sympy.Expr]) -> Value:
-        """Several sizes as a tensor, int64[len(sizes)]."""
+        """Several sizes as a tensor, int64[len(sizes)].
+
+        Raises:
+            ExportError: As in `size`.
+        """
         if all(size.is_Integer for size in sizes):
             return self.constant(torch.tensor([int(size) for size in sizes], dtype=torch.int64))
         parts = [self.size(size) for size in sizes]
@@ -122,7 +136,12 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.emit("Concat", parts, shape, torch.int64, axis=0)
 
     def size(self, size: sympy.Expr) -> Value:
-        """One size as a tensor, int64[1]."""
+        """One size as a tensor, int64[1].
+
+        Raises:
+            ExportError: The size is neither that of an input nor computed from such sizes by sums, products and floor
+                division.
+        """
         if size.is_Integer:
             return self.constant(torch.tensor([int(size)], dtype=torch.int64))
         if size in self.places:

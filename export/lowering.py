@@ -49,7 +49,7 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
     model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
-        raise ExportError("the graph depends on the size of the traced example: a size is fixed in it")
+        raise ExportError("the graph depends on the size of the traced example: it contains a fixed size")
     return model
 
 
@@ -62,7 +62,8 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     sizes = (*table.neighbors.shape, len(table.pair_slot), len(table.volume))
     if len(set(sizes)) < len(sizes) or min(sizes) < 2:
         raise ExportError(
-            f"the traced example has {sizes} atoms, slots, pairs and structures: equal sizes cannot be told apart"
+            f"the traced example has {sizes} atoms, slots, pairs and structures; these numbers must differ and be "
+            "at least 2"
         )
     return example
 

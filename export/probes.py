@@ -26,15 +26,15 @@ _SEED, _POOL = 14, 12
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Structures with the distances, density and size of the training data, with forces as in real data.
+    """Structures with the distances, density and size of the training data, and with forces as in real data.
 
     Attributes:
         structures: Structures, of which the same fraction is periodic as in the training data.
         blocks: Three blocks of such structures, of different sizes. Each block also has an isolated atom, and a crystal
             and a molecule if their forces are as small as in real data.
         force: Largest force on an atom, eV/angstrom; 0 without forces.
-        scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if no structure
-            has forces below `TAME`.
+        scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if forces on the
+            structures exceed `TAME`.
     """
 
     structures: list[Structure]
@@ -47,7 +47,7 @@ class Probes:
         """Choose structures for a network.
 
         Raises:
-            ExportError: No structure has neighbours and finite predictions.
+            ExportError: The structures have no neighbours, or the network predicts forces that are not finite.
         """
         potential = TorchPotential(network)
         source = ProbeSource.of(network.elements, network.cutoff, network.statistics.geometry)
@@ -66,9 +66,9 @@ class Probes:
             if not blocks[-1].n_edges[:count].any():
                 raise ExportError(
                     f"the test structures have no neighbours within {network.cutoff} angstrom, so nothing would be "
-                    "checked"
+                    "checked; train with a larger cutoff"
                 )
         if not np.isfinite(force):
-            raise ExportError("the network predicts forces that are not finite")
+            raise ExportError("the network predicts forces that are not finite; check its training")
         scale = max(1.0, max(network.statistics.energy_scales) / _USUAL_FORCE, force / TAME)
         return cls(structures, blocks, force, scale)

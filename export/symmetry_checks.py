@@ -74,7 +74,7 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes
             if not violation <= limit:
                 unit = UNITS.get(name, spec.unit)
                 raise ExportError(
-                    f"{spec.name} of {change.name} structures is off by {violation:.1e} {unit}".rstrip()
+                    f"{spec.name}: predictions for {change.name} structures are off by {violation:.1e} {unit}".rstrip()
                     + f", above the limit {limit:.1e} {unit}".rstrip()
                 )
     return out

@@ -26,8 +26,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
     Energies are in eV and forces in eV/angstrom. Stresses are in eV/angstrom^3, positive under tension as TorchSim's
     optimizers expect; they are defined only for systems that are periodic in all three directions.
 
-    ONNX Runtime computes on the CPU: tensors on another device are copied there and back at each step. The results
-    carry no gradients.
+    A model given by its path is evaluated on the CPU; tensors on another device are copied there and back at each step.
+    The results carry no gradients.
 
     `torch_sim.io` treats systems that are periodic in one or two directions, such as slabs, as not periodic at all, and
     a state does not show this. If the `pbc` of a state is a tensor of three values, each direction is respected.
@@ -50,7 +50,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
-        ModelFileError: The file is not a model exported by equiscreen, or lacks the energy or a requested output.
+        ModelFileError: The file cannot be read, is not a model exported by equiscreen, or lacks the energy or a
+            requested output.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         wanted = {"energy": True, "forces": compute_forces, "stress": compute_stress}
         made = {spec.name for spec in self.potential.outputs}
         if absent := [name for name, is_wanted in wanted.items() if is_wanted and name not in made]:
-            raise ModelFileError(f"{model}: the model does not predict {', '.join(absent)}")
+            raise ModelFileError(
+                f"{model}: the model does not predict {', '.join(absent)}; use a model exported with these outputs"
+            )
 
     def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:
         """Evaluate all systems of a state; called by TorchSim.

@@ -1,6 +1,6 @@
 """Equivariant networks, trained on graph stores.
 
-`layers` and `networks` hold the architectures, `data`, `training` and `evaluation` fit and test them, and `pretrained`
+`layers` and `networks` hold the architectures; `data`, `training` and `evaluation` fit and test them; `pretrained`
 imports published weights.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints of networks: weights with everything needed to rebuild the network, readable without unpickling."""
+"""Checkpoints of networks: weights with everything needed to rebuild the network; reading one runs no code in it."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ class ModelCard:
     """Metadata that a checkpoint stores beside the weights.
 
     Attributes:
-        symmetry: Symmetry group under which the network is equivariant.
+        symmetry: Symmetry group under which the network is equivariant: ``o3`` or ``so3``.
         energy_scheme: Energy scheme of the model; determines which energies its predictions may be compared with.
-        training_data: Hash of the graph store that the network was trained on.
+        training_data: Hashes of the graph stores that the network was trained on, separated by spaces; empty for
+            imported weights.
         validation: Mean absolute errors on the validation structures, keyed by name and unit.
         test: Mean absolute errors on the test structures, if there are any.
         mirror_violation: Largest difference of each output between structures and their mirror images, keyed by name
-            and unit, for a network without parity: a lower bound for other structures.
+            and unit, for a network without parity; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
-        calibration: Calibration of an ensemble's spread, by output: root mean square of error over spread.
+        calibration: Root mean square of error over spread, by output, for an ensemble; 1 is a well-calibrated spread.
         origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
 
@@ -53,12 +54,17 @@ class ModelCard:
 
 
 def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None:
-    """Write a network to a file atomically.
+    """Write a network and its model card to a file, atomically.
 
     Example:
         >>> from equiscreen.model import load_checkpoint, save_checkpoint
         >>> network, card = load_checkpoint("run/model.ckpt")
         >>> save_checkpoint("copy.ckpt", network, card)
+
+    Args:
+        path: File to write, in an existing folder.
+        network: Network to save.
+        card: Metadata to save with it.
     """
     target = Path(path)
     content = {
@@ -75,9 +81,7 @@ def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None
 
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[Network, ModelCard]:
-    """Read a network in evaluation mode, cast to `dtype` (None keeps its own).
-
-    The file is read with `weights_only`: it cannot run code.
+    """Read a network and its model card; no code in the file is run.
 
     Example:
         >>> from equiscreen.model import load_checkpoint
@@ -85,25 +89,38 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         >>> network.elements, card.energy_scheme
         ((13, 29), 'own')
 
+    Args:
+        path: Path of the checkpoint.
+        dtype: Data type to convert the network to; None keeps that of the file.
+
+    Returns:
+        The network, on the CPU and in evaluation mode, and its model card.
+
     Raises:
-        CheckpointError: The file is missing, damaged or not a checkpoint of equiscreen.
+        CheckpointError: The file is missing, damaged or not a checkpoint of this version of equiscreen.
     """
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; `equiscreen train` and `equiscreen import` write them")
+        raise CheckpointError(
+            f"{path}: no such checkpoint; `equiscreen train` and `equiscreen import` write checkpoints"
+        )
     try:
         with zipfile.ZipFile(file) as archive:  # torch writes a checksum of each tensor but does not verify it
             damaged = archive.testzip()
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: not a checkpoint ({type(error).__name__}); `equiscreen train` and `equiscreen import` write them"
+            f"{path}: not a checkpoint that can be read ({type(error).__name__}); copy the file again, or use one that "
+            "`equiscreen train` or `equiscreen import` wrote"
         ) from error
     if damaged:
         raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; copy the file again")
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path}: expected schema {MODEL_SCHEMA!r}, found {found!r}")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this version of equiscreen (schema {found!r} instead of {MODEL_SCHEMA!r}); "
+            "use the model.ckpt of a run folder, or convert weights of SevenNet or Nequix with `equiscreen import`"
+        )
     try:
         settings = content["network"]
         config = NequipConfig(**settings) if settings.get("family") == "nequip" else NetworkConfig(**settings)
@@ -112,7 +129,10 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, EquiscreenError) as error:
-        raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or written by another version of equiscreen ({detail(error)}); copy the file again, or "
+            "write it again with this version"
+        ) from error
 
 
 def _statistics(content: Mapping[str, Any]) -> DataStatistics:
@@ -141,8 +161,15 @@ def make_network(
 ) -> Network:
     """Build an untrained network from its configuration.
 
+    Args:
+        config: Configuration of the network; its cutoff must be set.
+        elements: Supported atomic numbers, in ascending order.
+        statistics: Statistics of the training set.
+        dtype: Data type of weights and features.
+
     Raises:
         ConfigError: A head needs irreps that the network never produces.
+        ValueError: The cutoff is not set.
     """
     if isinstance(config, NequipConfig):
         return NequipNetwork(config, elements, statistics, dtype)
@@ -150,10 +177,13 @@ def make_network(
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:
-    """Return the checkpoint at a path, or all checkpoints of a run folder (one network or an ensemble).
+    """List the checkpoints of a run folder: one, or those of all members of an ensemble.
+
+    Args:
+        path: Run folder; any other path is returned unchanged, without a check that it exists.
 
     Raises:
-        CheckpointError: The run folder has no finished model.
+        CheckpointError: The folder holds no finished model, or its ``ensemble.json`` is damaged.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -165,30 +195,44 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     missing = [file for file in members if not file.is_file()]
     if missing and (folder / "zarr.json").is_file():
         raise CheckpointError(
-            f"{folder}: is a store, not a model; `equiscreen train {folder} --out RUN` trains one on it"
+            f"{folder}: a store, not a model; to train a model on a graph store, run "
+            f"`equiscreen train {folder} --out RUN`"
         )
     if missing:
         raise CheckpointError(
-            f"{missing[0].parent}: no {MODEL_FILE} in this run folder; "
-            "run the same `equiscreen train` command again to finish it"
+            f"{missing[0].parent}: no {MODEL_FILE} in this folder; to finish an interrupted run, run the same "
+            "`equiscreen train` command again"
         )
     return members
 
 
 def save_ensemble(folder: Path, members: Sequence[str], card: ModelCard) -> None:
-    """Mark the runs inside a folder as an ensemble; without this file, the folder is not one."""
+    """Write ``ensemble.json``, the file that makes a folder of runs an ensemble.
+
+    Args:
+        folder: Run folder of the ensemble.
+        members: Names of its subfolders, one per member.
+        card: Model card of the ensemble.
+    """
     content = {"schema": ENSEMBLE_SCHEMA, "members": list(members), "card": asdict(card)}
     write_text_atomically(folder / ENSEMBLE_FILE, json.dumps(content, indent=1))
 
 
 def load_members(path: str | Path, dtype: torch.dtype | None = None) -> tuple[list[Network], ModelCard]:
-    """Read the network, or all members of the ensemble, at a path, together with its model card.
+    """Read a network, or all members of an ensemble, with the model card.
 
     Example:
         >>> from equiscreen.model import load_members
         >>> networks, card = load_members("ensemble")
         >>> len(networks)
         2
+
+    Args:
+        path: Path of a checkpoint, or of the run folder of a network or an ensemble.
+        dtype: As in `load_checkpoint`.
+
+    Returns:
+        The networks, on the CPU and in evaluation mode, and the model card of the network or the ensemble.
 
     Raises:
         CheckpointError: As in `load_checkpoint` and `find_checkpoints`.
@@ -212,15 +256,22 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
             raise ValueError(content["schema"])  # noqa: TRY301 - reported like any other damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ENSEMBLE_FILE}: damaged: {detail(error)}") from error
+        raise CheckpointError(
+            f"{folder / ENSEMBLE_FILE}: damaged ({detail(error)}); delete this file, and run the same "
+            "`equiscreen train` command again to restore it"
+        ) from error
     return content
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Summarise a checkpoint for `equiscreen info`.
+    """Summarise a checkpoint or a run folder for `equiscreen info`.
+
+    Returns:
+        Plain values by name: the architecture, outputs, elements and statistics of the network (of the first member of
+        an ensemble), and the model card.
 
     Raises:
-        CheckpointError: As in `load_checkpoint`.
+        CheckpointError: As in `load_members`.
     """
     networks, card = load_members(path)
     network = networks[0]

@@ -42,13 +42,13 @@ class ProbeSource:
     """What random structures have in common with the training data of a network.
 
     Attributes:
-        elements: Elements to draw from.
+        elements: Atomic numbers of the elements to draw from.
         cutoff: Cutoff radius, angstrom.
         spacing: Distance at which neighbours are placed, by atomic numbers: float64[119, 119], angstrom. Pairs that are
             not neighbours in the training data are placed beyond the cutoff.
         atom_volume: Volume per atom of crystals, angstrom^3; 0 if it is not known.
         crystals: Fraction of the structures that are periodic.
-        atoms: Typical number of atoms.
+        atoms: Largest number of atoms in a molecule.
     """
 
     elements: tuple[int, ...]
@@ -60,7 +60,13 @@ class ProbeSource:
 
     @classmethod
     def of(cls, elements: Sequence[int], cutoff: float, geometry: GeometryStatistics | None) -> Self:
-        """Read the statistics of the training data, or use tabulated radii if they are not known."""
+        """Build a source from the statistics of the training data or, if they are not known, from tabulated radii.
+
+        Args:
+            elements: Atomic numbers of the elements to draw from.
+            cutoff: Cutoff radius, angstrom.
+            geometry: Statistics of the training data; None if they are not known.
+        """
         if geometry is None or not geometry.minimum_distances:
             return cls(tuple(elements), cutoff, np.minimum(_tabulated(), 0.75 * cutoff))
         spacing = np.full((len(covalent_radii),) * 2, 1.01 * cutoff)
@@ -77,7 +83,7 @@ class ProbeSource:
         Args:
             count: Number of structures.
             seed: Random seed.
-            max_atoms: Largest number of atoms in a structure; there are never more than 27.
+            max_atoms: Largest number of atoms in a structure, at least 2; crystals never have more than 27.
         """
         rng = np.random.default_rng(seed)
         whole = [math.floor(place * self.crystals) for place in range(count + 1)]  # number of crystals so far
@@ -87,7 +93,7 @@ class ProbeSource:
         ]
 
     def crystal(self, rng: np.random.Generator, max_atoms: int) -> Structure:
-        """Make a crystal: a jittered cubic grid of sites, of at most three elements, in a slightly sheared cell."""
+        """Make a crystal: a jittered cubic grid of atoms of at most three elements, in a slightly sheared cell."""
         boxes = [box for box in itertools.product((1, 2, 3), repeat=3) if 2 <= math.prod(box) <= max_atoms]
         box = np.array(boxes[int(rng.integers(len(boxes)))])
         places = np.array(list(itertools.product(*map(range, box))))
@@ -109,7 +115,7 @@ class ProbeSource:
         return Structure.from_fractional(chosen, cell, frac)
 
     def molecule(self, rng: np.random.Generator, max_atoms: int) -> Structure:
-        """Make a molecule: each atom is placed next to another, and no pair is closer than its spacing."""
+        """Make a molecule: each atom is placed next to another, and no pair is much closer than its spacing."""
         size = int(rng.integers(2, max(3, int(min(max_atoms, self.atoms)) + 1)))
         numbers, positions = [int(rng.choice(self.elements))], np.zeros((1, 3))
         for _ in range(40 * size):
@@ -145,7 +151,7 @@ def tame(potential: Potential, structures: Sequence[Structure], count: int) -> t
     """Choose the structures that are most like training data: with neighbours, and with forces of at most `TAME`.
 
     Args:
-        potential: The network; without forces, the first structures are taken.
+        potential: The network; if it has no forces, the first structures with neighbours are taken.
         structures: More structures than needed.
         count: Number of structures to choose.
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class HeadStatistics:
-    """Statistics of the labels of one head, in the label's unit (of their logarithm if the head is transformed).
+    """Statistics of the labels of one head, in the unit of the label; with `transform: log`, of their logarithms.
 
     Attributes:
         shape: Shape of one label.
         unit: Unit of the label, as in the store.
-        shifts: Least-squares contribution of an atom, for each element and each invariant (0e) component of the head,
-            in the order of its irreps.
-        scales: Root mean square of a component after the shifts are subtracted, for each irrep of the head (every copy
-            on its own); per atom for an extensive head.
+        shifts: For each element, the contribution of an atom to each invariant (0e) component of the head, fitted to
+            the labels; components are in the order of the head's irreps.
+        scales: Root mean square of the components of each irrep of the head (each copy has its own) after the shifts
+            are subtracted; per atom for an extensive head.
     """
 
     shape: tuple[int, ...]
@@ -31,10 +31,10 @@ class GeometryStatistics:
 
     Attributes:
         minimum_distances: Smallest distance of each pair of elements that are neighbours within the cutoff (angstrom),
-            under both symbols in the order of atomic numbers, such as ``Na-Cl``.
-        atom_volume: Mean volume per atom of the structures that are periodic in all directions (angstrom^3); None
-            without such crystals.
-        crystals: Fraction of the structures that are crystals.
+            keyed by the two symbols in the order of atomic numbers, such as ``Na-Cl``.
+        atom_volume: Mean volume per atom of the structures that are periodic in all three directions (angstrom^3); None
+            if there are none.
+        crystals: Fraction of the structures that are periodic in all three directions.
         atoms: Median number of atoms of a structure.
     """
 

@@ -35,7 +35,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
-        ModelFileError: The file is not a model exported by equiscreen.
+        ModelFileError: The file cannot be read or is not a model exported by equiscreen.
         ValueError: The model does not predict energies.
     """
 
@@ -46,7 +46,7 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.outputs: dict[str, Any] = {}
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
-            raise ValueError(f"{model}: the model does not predict energy")
+            raise ValueError(f"{model}: the model does not predict energies, which ASE requires; use a model that does")
         made = {spec.name for spec in self.potential.outputs}
         self.implemented_properties = [x for x in type(self).implemented_properties if x in {*made, "free_energy"}]
 

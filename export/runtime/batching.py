@@ -25,7 +25,7 @@ def evaluate_batches(block: GraphBlock, rows: NDArray[np.int64], potential: Pote
         potential: Potential; its `slots`, if it has that attribute, limit the size of a batch.
 
     Yields:
-        Rows of a batch, and their evaluation; None in its place for a single structure that does not fit into memory.
+        Rows of a batch, and their evaluation; the row of a structure that does not fit into memory, and None.
     """
     slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
     some = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)

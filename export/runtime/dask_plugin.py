@@ -33,12 +33,12 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         """Load the model when a worker starts.
 
         Raises:
-            ModelFileError: The file has changed since the run began.
+            ModelFileError: The file cannot be read, or has changed since the run began.
             DeviceError: The worker does not have this device.
         """
         data = read_model(self.model)
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ModelFileError(f"{self.model}: the file has changed since the run began")
+            raise ModelFileError(f"{self.model}: the file has changed since the run began; restore the file")
         self.potential = OnnxPotential(
             data, str(self.model), threads=worker.state.nthreads, slots=self.slots, device=self.device
         )

@@ -32,12 +32,13 @@ class Ensemble:
         names: Paths of the model files, for messages and provenance.
 
     Raises:
-        ModelFileError: The energy schemes or the outputs of the members differ, or a member is duplicated.
+        ModelFileError: There are no members, their energy schemes or outputs differ, or one of several members is given
+            twice or is itself an ensemble.
     """
 
     def __init__(self, members: Sequence[OnnxPotential], names: Sequence[str]) -> None:
         if not members:
-            raise ModelFileError("no model given")
+            raise ModelFileError("no model given; give at least one ONNX file")
         self.members, self.names = tuple(members), tuple(names)
         self._check()
         first = self.members[0]
@@ -55,17 +56,18 @@ class Ensemble:
             **settings: Keyword arguments of `OnnxPotential.load`.
 
         Raises:
-            ModelFileError: The models do not form an ensemble, or a file is missing or damaged, or was not exported by
-                equiscreen.
+            ModelFileError: As in `Ensemble` and `OnnxPotential.load`.
+            DeviceError: This machine does not have the device.
         """
         paths = paths_of(models)
         return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float]:
-        """Smallest distance of each pair of elements in the training data, angstrom; the largest value of all members.
+        """Smallest distance of each pair of elements in the training data, angstrom, keyed by atomic numbers.
 
-        A structure beyond the training data of one member is beyond that of the ensemble.
+        If members differ, the largest value counts: a structure that is too dense for one member is too dense for the
+        ensemble.
         """
         out: dict[tuple[int, int], float] = {}
         for member in self.members:
@@ -130,7 +132,7 @@ class Ensemble:
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]
                 raise ModelFileError(
-                    f"{its_name}: it predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
+                    f"{its_name}: predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
                     "--outputs"
                 )
             earlier = [member.sha256 for member in self.members[:place]]

@@ -151,14 +151,15 @@ _SCHEMA: Mapping[str, Mapping[int, _Field]] = {
 
 
 def check_model_bytes(data: bytes, name: str) -> None:
-    """Reject a file unless it is one self-contained model of standard operators.
+    """Reject a file unless it is one self-contained ONNX model of standard operators.
 
     Args:
         data: Content of the file.
         name: Name of the file, for messages.
 
     Raises:
-        ModelFileError: The file is damaged, refers to external data, or holds operators from other domains.
+        ModelFileError: The file is damaged or not an ONNX file, or holds something that is not accepted, such as
+            references to other files or operators from other domains.
     """
     entry = _checksum_entry(data)
     if entry and data[-len(entry) :] != entry:
@@ -214,13 +215,16 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
         if known is None:
             raise _DamagedError
         if known.refusal:
-            raise ModelFileError(f"{name}: not accepted: {known.refusal}")
+            raise ModelFileError(f"{name}: not accepted: {known.refusal}; use the file as `equiscreen export` wrote it")
         if encoding not in known.kinds:
             raise _DamagedError
         if known.message is not None:
             _check(value, known.message, name, depth + 1)  # what it holds is the better reason
         elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
-            raise ModelFileError(f"{name}: not accepted: it uses operators from the domain {domain!r}")
+            raise ModelFileError(
+                f"{name}: not accepted: it uses operators from the domain {domain!r}; use the file as "
+                "`equiscreen export` wrote it"
+            )
         if number in seen and not known.repeated:
             raise _DamagedError
         seen.add(number)

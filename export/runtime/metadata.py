@@ -27,17 +27,18 @@ class ModelMetadata:
         elements: Atomic numbers that the model covers.
         dtype: Data type of inputs and outputs, "float32" or "float64".
         outputs: Outputs of the model.
-        symmetry: Group under which the model is equivariant.
+        symmetry: Group under which the model is equivariant: ``o3`` or ``so3``.
         energy_scheme: Energy scheme of the model (the DFT settings that its energies follow).
-        training_data: Hash of the graph store that the model was trained on.
+        training_data: Hashes of the graph stores that the model was trained on, separated by spaces; empty for imported
+            weights.
         weights_sha256: SHA-256 of all constants of the graph.
         parity: Largest differences from PyTorch, by output and dtype, measured at export.
-        validation: Mean absolute errors on the validation structures, by output.
-        test: Mean absolute errors on the test structures, by output; empty without test structures.
+        validation: Mean absolute errors on the validation structures, by output and unit.
+        test: Mean absolute errors on the test structures, by output and unit; empty without test structures.
         equiscreen: Version of equiscreen that exported the model.
         members: Number of networks in the ensemble; with more than one, the model also predicts their spread.
         mirror_violation: Largest differences between structures and their mirror images, by output and unit, for a
-            network that is only SO(3)-equivariant: a lower bound for other structures.
+            network that is only SO(3)-equivariant; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
         calibration: Root mean square of error over spread, by output, for an ensemble.
         laws: Largest violations of symmetry, by output and operation, measured at export.
@@ -87,21 +88,25 @@ class ModelMetadata:
             where: Name of the file, for messages.
 
         Raises:
-            ModelFileError: The file was not exported by equiscreen, or has an unsupported schema.
+            ModelFileError: The file was not exported by equiscreen, has an unsupported schema, or its metadata is
+                incomplete or unreadable.
         """
         found = {key.removeprefix(_PREFIX): value for key, value in props.items() if key.startswith(_PREFIX)}
         try:
             values: dict[str, Any] = {name: json.loads(value) for name, value in found.items()}
         except ValueError as error:
-            raise ModelFileError(f"{where}: unreadable metadata") from error
+            raise ModelFileError(f"{where}: unreadable metadata; export the model again") from error
         schema = values.get("schema")
         if schema != ONNX_SCHEMA:
             raise ModelFileError(
-                f"{where}: schema {schema!r} instead of {ONNX_SCHEMA!r}; was it exported by equiscreen?"
+                f"{where}: schema {schema!r} instead of {ONNX_SCHEMA!r}; use a model exported by equiscreen, or export "
+                "the model again with this version"
             )
         missing = {item.name for item in fields(cls)} - values.keys() - _ADDED
         if missing:
-            raise ModelFileError(f"{where}: its metadata lacks {', '.join(sorted(missing))}")
+            raise ModelFileError(
+                f"{where}: its metadata lacks {', '.join(sorted(missing))}; export the model again with this version"
+            )
         try:
             values["elements"] = tuple(int(number) for number in values["elements"])
             values["outputs"] = tuple(
@@ -110,7 +115,7 @@ class ModelMetadata:
             if values.get("minimum_distances") is not None:
                 values["minimum_distances"] = _distances(values["minimum_distances"])
         except (TypeError, KeyError, ValueError, AttributeError, EquiscreenError) as error:
-            raise ModelFileError(f"{where}: unreadable metadata") from error
+            raise ModelFileError(f"{where}: unreadable metadata; export the model again") from error
         return cls(**{name: value for name, value in values.items() if name in cls.__slots__})
 
 

@@ -43,7 +43,8 @@ class OnnxPotential:
         device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
     Raises:
-        ModelFileError: The file is not a model exported by equiscreen, or ONNX Runtime is not installed.
+        ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
+            cannot load the file.
         DeviceError: This machine does not have the device.
     """
 
@@ -75,7 +76,10 @@ class OnnxPotential:
             # Load from bytes: given a path, ONNX Runtime would follow references to other files.
             self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise ModelFileError(f"{name}: ONNX Runtime cannot load it: {detail(error)}") from error
+            raise ModelFileError(
+                f"{name}: ONNX Runtime cannot load it ({detail(error)}); upgrade ONNX Runtime, or export the model "
+                "again with a lower `--opset`"
+            ) from error
         check_providers(self._session.get_providers(), chosen, device)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -84,9 +88,14 @@ class OnnxPotential:
         unknown = set(self._inputs) - set(INPUT_NAMES)
         made = {item.name for item in self._session.get_outputs()}
         if absent := {spec.name for spec in self.outputs} - made:
-            raise ModelFileError(f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}")
+            raise ModelFileError(
+                f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}; export the model again"
+            )
         if unknown:
-            raise ModelFileError(f"{name}: has unknown inputs: {', '.join(sorted(unknown))}")
+            raise ModelFileError(
+                f"{name}: its graph has unknown inputs: {', '.join(sorted(unknown))}; export the model again with this "
+                "version"
+            )
 
     @classmethod
     def load(
@@ -101,7 +110,8 @@ class OnnxPotential:
             device: Device that evaluates the model; see `export.runtime.providers.providers`.
 
         Raises:
-            ModelFileError: The file is missing or damaged, or was not exported by equiscreen.
+            ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not
+                installed or cannot load the file.
             DeviceError: This machine does not have the device.
         """
         return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
@@ -144,11 +154,23 @@ class OnnxPotential:
         return evaluate_in_buckets(block, self, dtype, self.slots, self.run_table)
 
     def evaluate_structures(self, structures: Sequence[Structure]) -> Evaluation:
-        """Evaluate all outputs for structures, after building their graphs."""
+        """Evaluate all outputs for structures, after building their graphs.
+
+        Raises:
+            InvalidStructureError: A structure cannot become a graph, for example because two atoms are at one position.
+            UnknownElementError: The model does not cover an element.
+        """
         return self.evaluate(GraphBlock.from_structures(structures, self.cutoff))
 
     def run_table(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate all outputs for one padded neighbour table; returns arrays by name."""
+        """Evaluate all outputs for one padded neighbour table.
+
+        Args:
+            arrays: Arrays of the table, by name; see `NeighborTable.arrays`.
+
+        Returns:
+            Arrays of the outputs, by name.
+        """
         names = [spec.name for spec in self.outputs]
         feed = {name: arrays[name] for name in self._inputs}
         return dict(zip(names, self._session.run(names, feed), strict=True))

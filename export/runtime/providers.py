@@ -46,7 +46,12 @@ def providers(device: str) -> list[Provider]:
 
 
 def check_providers(found: Sequence[str], chosen: Sequence[Provider], device: str) -> None:
-    """Check that ONNX Runtime uses the requested GPU: if it cannot, it falls back to the CPU.
+    """Check that ONNX Runtime uses the requested GPU and has not fallen back to the CPU; for ``auto``, only warn.
+
+    Args:
+        found: Names of the providers that ONNX Runtime uses.
+        chosen: Providers from `providers`.
+        device: As for `providers`.
 
     Raises:
         DeviceError: A GPU was requested explicitly, and ONNX Runtime fell back to the CPU.

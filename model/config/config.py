@@ -34,7 +34,7 @@ class Config(Section):
 
     Attributes:
         network: The architecture; a `NequipConfig` only in run folders of networks fine-tuned from imported weights.
-        training: All other settings.
+        training: Settings of the training.
     """
 
     network: Annotated[
@@ -53,7 +53,7 @@ class Config(Section):
         """Read a YAML file.
 
         Raises:
-            ConfigError: The file is missing, is not YAML, or holds an unknown key or an invalid value.
+            ConfigError: The file cannot be read, is not YAML, or holds an unknown key or an invalid value.
         """
         try:
             content = load_yaml(Path(path))
@@ -67,7 +67,11 @@ class Config(Section):
 
     @classmethod
     def parse(cls, content: Any, where: str) -> Self:
-        """Validate a configuration given as plain values; error messages name its source, `where`.
+        """Validate a configuration given as plain values.
+
+        Args:
+            content: The sections `network` and `training`, both optional.
+            where: Source of the values, which error messages name.
 
         Raises:
             ConfigError: There is an unknown key or an invalid value.

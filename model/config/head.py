@@ -8,17 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A section of the configuration: immutable, and it rejects unknown keys."""
+    """A section of the configuration. Sections are immutable and reject unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class HeadConfig(Section):
-    """A property that the network predicts besides the energy, per structure or per atom.
+    """A property, other than the energy and its gradients, that the network predicts per structure or per atom.
 
     Attributes:
-        tensor: Kind of tensor: a name from `equivariance.tensors.TENSORS` (scalar, vector, symmetric, elastic, ...) or
-            an index formula in e3nn's notation such as ``ij=ji``.
+        tensor: Kind of tensor: a name from `model.equivariance.tensors.TENSORS` (scalar, vector, symmetric, elastic,
+            ...) or an index formula in e3nn's notation such as ``ij=ji``.
         irreps: Irreps of the property, instead of `tensor`, for labels given as irrep components in e3nn's order.
         pseudo: Whether a mirror flips the sign in addition to the transformation of the indices.
         per: Whether each structure or each atom has a value.

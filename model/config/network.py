@@ -33,7 +33,7 @@ class Architecture(Section):
     """Settings shared by all architectures.
 
     Attributes:
-        symmetry: Symmetry group under which the features transform.
+        symmetry: Irreps that the features can have: ``o3``, ``natural`` or ``so3``; see `NetworkConfig`.
         cutoff: Cutoff radius (angstrom).
         energy: Whether the network predicts an energy, with forces and stress.
         heads: Heads that predict other properties, by name.
@@ -46,27 +46,28 @@ class Architecture(Section):
 
 
 class NetworkConfig(Architecture):
-    """Configuration of an `EquivariantNetwork`. Keys that are not set follow the preset.
+    """Configuration of an `EquivariantNetwork`.
 
     Attributes:
-        preset: ``small``, ``medium`` or ``large``.
-        symmetry: ``natural``: features have the parity of the spherical harmonics (0e, 1o, 2e, ...), O(3)-equivariant;
-            ``o3``: features of both parities, which pseudoscalars, axial vectors and similar tensors need; ``so3``:
-            parity is not tracked, so predictions for mirror images may differ.
-        cutoff: Cutoff radius (angstrom); None uses the store's.
+        preset: ``small``, ``medium`` or ``large``: sets the defaults of `hidden_irreps`, `l_max`, `radial_hidden` and
+            `correlation`.
+        symmetry: ``natural``: features with the parity of the spherical harmonics (0e, 1o, 2e, ...), equivariant under
+            rotations and mirrors; ``o3``: features of both parities, which pseudoscalars, axial vectors and similar
+            tensors need; ``so3``: parity is not tracked, so predictions for mirror images may differ.
+        cutoff: Cutoff radius (angstrom); None uses that of the store (the smallest of several stores).
         hidden_irreps: Features of an atom between interactions, in e3nn's notation (multiplicity, l, parity).
         l_max: Highest degree of the spherical harmonics.
         n_interactions: Number of interaction layers.
-        basis: Radial basis from which the learned radial functions are built.
+        basis: Radial basis from which the learned radial functions are built: ``chebyshev`` or ``bessel``.
         n_basis: Number of radial basis functions.
         envelope_power: Power p of the polynomial envelope that takes the radial basis to zero at the cutoff (Gasteiger
-            et al.).
+            et al., ICLR 2020).
         n_radial: Number of learned radial functions per degree; the channels are divided among them.
         radial_hidden: Hidden width of the radial perceptron.
         correlation: Highest order of the products of an atom's density with itself (body order minus one).
         nonlinearity: Nonlinearity after each interaction: ``none``, ``gate`` (each channel is gated by its own scalar)
             or ``mix`` (each channel is scaled by a perceptron on all scalars).
-        readout_hidden: Hidden width of the last readout.
+        readout_hidden: Hidden width of the last energy readout.
         energy: Whether the network predicts an energy, with forces and stress.
         heads: Heads that predict other properties, by name.
     """
@@ -105,7 +106,9 @@ class NetworkConfig(Architecture):
         for name in self.heads:
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
-                raise ValueError(f"a head cannot be named {name!r}")
+                raise ValueError(
+                    f"a head cannot be named {name!r}: the name is reserved or not a Python identifier; choose another"
+                )
         return self
 
 
@@ -124,7 +127,7 @@ class NequipConfig(Architecture):
         envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
             2020) or ``xplor`` (the switching function of molecular dynamics codes).
         envelope_power: Power of the polynomial envelope.
-        envelope_onset: Distance at which ``xplor`` sets in (angstrom).
+        envelope_onset: Distance at which ``xplor`` begins to fall (angstrom).
         layer_norm: Whether features are divided by their root mean square before the gate.
     """
 
@@ -161,7 +164,7 @@ class NequipConfig(Architecture):
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
         if self.heads:
-            raise ValueError("heads: not supported by NequIP-type networks")
+            raise ValueError("heads: NequIP-type networks cannot have heads; remove them")
         if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
             raise ValueError("envelope_onset: must lie between 0 and the cutoff")
         return self

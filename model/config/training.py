@@ -16,7 +16,7 @@ class TermConfig(Section):
     Attributes:
         weight: Weight of the mean over all labelled components.
         kind: ``squared``, ``absolute`` or ``huber`` (squared below `delta`, absolute beyond).
-        delta: Threshold of the Huber loss, in the unit of the term.
+        delta: Threshold of the Huber loss, in the unit of the error.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -35,8 +35,8 @@ class LossConfig(Section):
     """Terms of the loss; missing labels are ignored.
 
     Errors are those of the energy per atom (eV), the force components (eV/angstrom) and the stress components
-    (eV/angstrom^3). Errors of a head are those of its irrep components in units of their spread in the training set (of
-    the logarithm if the head is transformed).
+    (eV/angstrom^3). Errors of a head are those of its irrep components (with `transform: log`, of the logarithm; for an
+    extensive head, per atom), in units of their spread in the training set.
 
     Attributes:
         energy: Term of the energy per atom.
@@ -55,10 +55,12 @@ class SplitConfig(Section):
     """Which structures are held out.
 
     Attributes:
-        by: How structures are chosen. ``structure``: at random. ``composition``: whole reduced formulas at random.
-            ``group``: whole groups that share a value of the column `key`, at random. ``stratified``: at random within
-            each group. ``time``: the latest by the column `key`.
-        key: Column of the stores (`featurize --column`).
+        by: How structures are held out. ``structure``: at random. ``composition``: all structures of randomly chosen
+            reduced formulas. ``group``: all structures with randomly chosen values of the column `key`.
+            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: those with the
+            latest values in the column `key`.
+        key: Column of the stores (`featurize --column` keeps it); required if `by` is ``group``, ``stratified`` or
+            ``time``.
         validation: Fraction of the structures used for validation during training.
         test: Fraction of the structures evaluated once, at the end.
         seed: Random seed of the split; all members of an ensemble share it.
@@ -78,7 +80,9 @@ class SplitConfig(Section):
                 "otherwise"
             )
         if self.validation + self.test >= 1:
-            raise ValueError("validation and test leave no structures to train on")
+            raise ValueError(
+                "`validation` and `test` add up to 1 or more, which leaves no structures to train on; lower them"
+            )
         return self
 
 
@@ -87,9 +91,9 @@ class FineTuneConfig(Section):
 
     Attributes:
         checkpoint: Path of a model.ckpt or a run folder; its architecture replaces `network`, except for new heads.
-        freeze: Name prefixes of the parameters to freeze: ``embedding``, ``radial``, ``interactions.0``, ...
+        freeze: Name prefixes of the parameters to freeze, such as ``embedding``, ``radial`` or ``interactions.0``.
         references: ``fit`` refits the reference energies to the residuals of the checkpoint on the new labels; ``keep``
-            keeps them.
+            keeps those of the checkpoint's elements.
     """
 
     checkpoint: Path | None = None
@@ -103,23 +107,25 @@ class TrainingConfig(Section):
     Attributes:
         seed: Random seed of the initial weights and the order of the structures.
         max_epochs, max_minutes: Training ends at whichever comes first; None sets no time limit.
-        batch_size: Structures per step, over all processes.
+        batch_size: Structures per step, over all processes; with one process, a batch that does not fit into memory is
+            processed in parts, with equal results.
         learning_rate: Peak learning rate, reached after `warmup_steps`.
-        schedule: ``cosine`` decays to zero; ``plateau`` multiplies by `plateau_factor` after `plateau_epochs` epochs
-            without a better validation loss.
-        weight_decay: Weight decay of AdamW; 0 is Adam.
+        schedule: ``cosine`` decays the learning rate to zero; ``plateau`` multiplies it by `plateau_factor` after
+            `plateau_epochs` epochs without a better validation loss.
+        weight_decay: Weight decay of AdamW.
         ema_decay: Decay of the exponential moving average of the weights, which is validated and saved.
-        gradient_clip: Largest norm of the gradient.
+        gradient_clip: Largest norm of the gradient; larger gradients are scaled down to it.
         loss: Terms of the loss and their weights.
         split: Which structures are held out.
-        fine_tune: Checkpoint to start from.
+        fine_tune: Checkpoint to fine-tune, if any.
         dtype: Data type of weights and features; energies are always summed in float64.
         threads: Number of PyTorch threads per process; None uses all cores.
-        devices: Number of processes that share each batch: one per GPU, or processes on the CPU.
-        accelerator: ``auto`` uses a GPU if there is one.
-        energy_scale: One ``global`` scale, or one per ``element``.
-        checkpoint_minutes: Longest time between two saved states, and so the most work an interruption can cost.
-        early_stop_epochs: Stop after this many epochs without improvement; None never stops early.
+        devices: Number of processes that share each batch; on GPUs, each process uses one.
+        accelerator: ``cpu``, ``cuda``, or ``auto``, which uses a GPU if there is one.
+        energy_scale: One ``global`` scale of the atomic energies, or one for each ``element``.
+        checkpoint_minutes: Minutes between two saves of the state within an epoch; the state is also saved at the end
+            of each epoch.
+        early_stop_epochs: Stop after this many epochs without a better validation loss; None never stops early.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -12,7 +12,10 @@ from .head import HeadConfig
 
 
 def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
-    """Return a preset's features: channels halve with each degree; the other parity gets a quarter of the channels."""
+    """Return a preset's features: channels halve with each degree.
+
+    Under ``o3``, irreps of the parity that spherical harmonics do not have get a quarter of the channels, at least two.
+    """
     parts = []
     for degree in range(l_max + 1):
         natural = Irrep(degree, (-1) ** degree)
@@ -26,14 +29,17 @@ def check_network(symmetry: str, hidden: str, l_max: int, heads: Mapping[str, He
     """Validate a network's irreps and heads, and return the hidden irreps in normal form.
 
     Raises:
-        ValueError: A network of this symmetry does not have one of the irreps, or cannot carry one of the heads.
+        ValueError: The hidden irreps are invalid or do not exist in this symmetry, or the network cannot predict one of
+            the heads.
     """
     irreps = [(mul, carrier(ir, symmetry)) for mul, ir in parsed(hidden)]
     kinds = [ir for _, ir in irreps]
     if len(set(kinds)) != len(kinds):
-        raise ValueError(f"hidden_irreps {hidden}: list each irrep only once")
+        raise ValueError(
+            f"hidden_irreps {hidden}: list each irrep only once (`symmetry: so3` does not distinguish parities)"
+        )
     if Irrep("0e") not in kinds:
-        raise ValueError(f"hidden_irreps {hidden}: scalars (0e) are required, since the energy is a scalar")
+        raise ValueError(f"hidden_irreps {hidden}: scalars (0e) are required; add them, as in 32x0e + 16x1o")
     wrong = [str(ir) for ir in kinds if ir not in all_irreps(ir.l, symmetry)]
     if wrong:
         raise ValueError(
@@ -54,8 +60,7 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
     irreps = [ir for _, ir in basis.irreps]
     if symmetry == "so3" and _is_pseudo(head, irreps):
         raise ValueError(
-            f"heads.{name}: a pseudotensor changes sign under a mirror, which `symmetry: so3` does not track; "
-            "use `symmetry: o3`"
+            f"heads.{name}: a pseudotensor requires parity, which `symmetry: so3` does not track; use `symmetry: o3`"
         )
     lacking = [str(ir) for ir in irreps if symmetry == "natural" and ir.p != (-1) ** ir.l]
     if lacking:
@@ -63,15 +68,15 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
     degree = max(ir.l for ir in irreps)
     if degree > l_max:
         raise ValueError(
-            f"heads.{name}: contains l = {degree}; harmonics up to l_max = {l_max} never produce it at a cubic site, "
-            f"and their products seldom do; set `l_max: {degree}`"
+            f"heads.{name}: contains l = {degree}, which harmonics up to l_max = {l_max} cannot represent at sites of "
+            f"high symmetry; set `l_max: {degree}` (at most 6)"
         )
     if head.transform == "log" and not (basis.rank == 0 or _is_symmetric_matrix(basis)):
         raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix")
     if head.transform == "log" and (head.extensive or head.pseudo or irreps[0].p < 0):
         raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor")
     if head.per == "atom" and head.extensive:
-        raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms")
+        raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms; drop it")
 
 
 def _is_pseudo(head: HeadConfig, irreps: Iterable[Irrep]) -> bool:

@@ -36,7 +36,7 @@ def of_elements(store: GraphStore, elements: Collection[int]) -> NDArray[np.bool
 
 
 def compositions(store: GraphStore) -> Iterator[NDArray[np.int64]]:
-    """Yield the compositions of all structures of a store in order, int64[n, 119] at a time (see `element_counts`)."""
+    """Yield the compositions of all structures of a store in order, in pieces int64[n, 119] (see `element_counts`)."""
     start_of = store.offsets[0]
     for begin in range(0, len(store), ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, len(store))
@@ -67,7 +67,7 @@ class Batch:
         inputs: Inputs of the network, in the order of `INPUT_NAMES`.
         labels: float64, NaN where missing. If the network has an energy: ``energy`` [G] in eV, ``forces`` [N, 3] in
             eV/angstrom and ``stress`` [G, 3, 3] in eV/angstrom^3. For each head: its irrep components, [G, dim] or
-            [N, dim], in the label's unit (of the logarithm if the head is transformed).
+            [N, dim], in the label's unit (with `transform: log`, of the logarithm).
         n_atoms: float64[G], number of atoms of each structure.
         store: int64[G], index of the store that each structure comes from.
         row: int64[G], row of each structure in that store.
@@ -132,7 +132,7 @@ class Batch:
 
 
 def table_tensors(block: GraphBlock, cutoff: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Build the network's inputs for all structures of a block."""
+    """Build the network's inputs for all structures of a block, in the order of `INPUT_NAMES`."""
     arrays = neighbor_table(block, cutoff, np.float64 if dtype == torch.float64 else np.float32).arrays()
     return tuple(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in INPUT_NAMES)
 

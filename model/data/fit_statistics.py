@@ -52,8 +52,8 @@ def fit_statistics(
 
     Reference energies are the least-squares fit of total energies to composition; if the compositions do not determine
     them, the minimum-norm solution is used. Energy scales are the root mean square of the force components or, without
-    forces, the standard deviation of the residual energy per atom. For the shifts of heads see `_StructureHead` and
-    `_AtomHead`.
+    forces, the standard deviation of the residual energy per atom. The shifts of a head are fitted to composition if
+    structures have its label; if atoms have it, they are the means of the elements.
 
     Args:
         stores: Graph stores.
@@ -62,11 +62,12 @@ def fit_statistics(
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
         known: Reference energies (eV) by atomic number that are not fitted, such as those of isolated atoms.
-        energy_scale: One scale for all elements, or one for each element with at least 100 labelled force components.
+        energy_scale: ``global``: one scale for all elements; ``element``: a scale of its own for each element with at
+            least 100 labelled force components.
 
     Returns:
         The elements of these structures in ascending order, and the statistics. An element that occurs in no structure
-        with an energy has the reference energy 0.
+        with an energy, and is not in `known`, has the reference energy 0.
 
     Raises:
         ConfigError: No structure has a usable label for one of the heads.
@@ -90,7 +91,10 @@ def fit_statistics(
             fit.add(block, counts)
     for name, fit in fits.items():
         if not fit.count:
-            raise ConfigError(f"heads.{name}: no training structure has a usable label {heads[name].label!r}")
+            raise ConfigError(
+                f"heads.{name}: no training structure has a usable label {heads[name].label!r}; "
+                "add labelled structures, or change training.split"
+            )
     elements = np.flatnonzero(atoms)
     references = energies.references(known or {})
     scales = forces.scales(energies.spread(references), by_element=energy_scale == "element")

@@ -57,6 +57,10 @@ def isolated_atoms(
 def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[NDArray[np.bool_]]) -> dict[int, float]:
     """Energy of each element that has an isolated atom (eV), by atomic number.
 
+    Args:
+        stores: Graph stores.
+        isolated: bool[n_structures] for each store, from `isolated_atoms`.
+
     Raises:
         ConfigError: An element has two different energies.
     """

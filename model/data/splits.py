@@ -41,8 +41,8 @@ class Split:
     def save(self, path: str | Path) -> None:
         """Write a NumPy archive atomically.
 
-        It holds ``training_0``, ``validation_0``, ``test_0`` (int64[n], rows of the first store), ``training_1``, ...
-        and ``n_structures`` (int64[n_stores]).
+        The archive holds ``training_0``, ``validation_0`` and ``test_0`` (int64[n], rows of the first store),
+        ``training_1``, ..., and ``n_structures`` (int64[n_stores]).
         """
         place = Path(path)
         arrays = {_SIZES: np.array([len(chosen) for chosen in self.training], dtype=np.int64)}
@@ -61,7 +61,7 @@ class Split:
             stores: Stores that it must belong to; their numbers of structures are compared.
 
         Raises:
-            StoreError: The file is missing, damaged or not a split, or belongs to other stores.
+            StoreError: The file is missing, damaged or not a split, or the numbers of structures differ.
         """
         parts: dict[str, list[NDArray[np.bool_]]] = {part: [] for part in SUBSETS}
         try:
@@ -71,10 +71,15 @@ class Split:
                         found.append(np.zeros(size, dtype=bool))
                         found[-1][arrays[f"{part}_{number}"]] = True
         except (OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path}: not a split file of equiscreen, or damaged ({type(error).__name__})") from error
+            raise StoreError(
+                f"{path}: cannot be read as a split ({type(error).__name__}); use the split.npz of a run folder"
+            ) from error
         sizes = [len(chosen) for chosen in parts["training"]]
         if stores is not None and sizes != [len(store) for store in stores]:
-            raise StoreError(f"{path}: belongs to stores of {sizes} structures, not {[len(store) for store in stores]}")
+            raise StoreError(
+                f"{path}: belongs to stores with {sizes} structures, not {[len(store) for store in stores]}; use the "
+                "stores that were split"
+            )
         return cls(**{part: tuple(found) for part, found in parts.items()})
 
 
@@ -87,8 +92,9 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
       one for the test and less than two for the validation.
     - ``composition``, ``group``: groups are considered in random order; a group is taken if it brings the number of
       structures closer to the target. Structures without a value form one group.
-    - ``time``: the latest structures are the test, those before them the validation. Structures with equal times stay
-      together. Times are compared as numbers if all can be read as such, otherwise as text: write dates as 2024-05-31.
+    - ``time``: the latest structures form the test set, those before them the validation set. Structures with equal
+      times stay together. Times are compared as numbers if all can be read as such, otherwise as text: write dates as
+      2024-05-31.
 
     Args:
         stores: Graph stores.
@@ -129,7 +135,10 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
 def _check_number(number: int, what: str, config: SplitConfig) -> None:
     parts = ["training", "validation", *(["test"] if config.test > 0 else [])]
     if number < len(parts):
-        raise ConfigError(f"training.split: only {number} {what}, but {', '.join(parts)} need at least one each")
+        raise ConfigError(
+            f"training.split: too few {what}: {number}, but each part ({', '.join(parts)}) needs at least one; add "
+            "structures"
+        )
 
 
 def _numbers(total: int, config: SplitConfig) -> tuple[int, int]:
@@ -179,7 +188,10 @@ def _number_groups(
     if config.by == "time":
         empty = int(np.count_nonzero(values == ""))
         if empty:
-            raise ConfigError(f"training.split: {empty:,} of {len(rows):,} structures have no {config.key!r}")
+            raise ConfigError(
+                f"training.split: {empty:,} of {len(rows):,} structures have no {config.key!r}; add the missing "
+                "values, or choose another `key`"
+            )
         return _groups(_as_numbers(values)), f"times in {config.key!r}"
     return _groups(values), f"values of {config.key!r}"
 
@@ -212,7 +224,7 @@ def _column(stores: Sequence[GraphStore], name: str | None) -> NDArray[np.generi
             columns = sorted(key for key, known in store.specs.items() if known.attrs.get("role") == "column")
             raise ConfigError(
                 f"training.split.key: {store.path} has no column {name!r} (available: "
-                f"{', '.join([*columns, 'source'])}); `featurize --column {name}` adds it"
+                f"{', '.join([*columns, 'source'])}); featurize the structures again with `--column {name}`"
             )
         values = store.column(str(name)).tolist()
         texts += ["" if isinstance(x, float) and math.isnan(x) else str(x).strip() for x in values]

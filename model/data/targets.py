@@ -57,7 +57,7 @@ class HeadLabels:
         return kind is not None and kind.molecules_only
 
     def components(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Convert labels to irrep components (of the logarithm if the head is transformed).
+        """Convert labels to irrep components (with `transform: log`, of the logarithm).
 
         Args:
             values: float64[n, *shape]. Labels of a symmetric tensor are symmetrised.
@@ -172,13 +172,13 @@ def _find_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) ->
         )
     per = "structure" if label in having[0].label_names[0] else "atom"
     if per != config.per:
-        raise ConfigError(f"heads.{name}: {label!r} is a label per {per}; use `per: {per}`")
+        raise ConfigError(f"heads.{name}: the label {label!r} has one value per {per}; use `per: {per}`")
     stored, unit = having[0].label_shape(label)
     shape = stored if config.shape is None else config.shape
     if math.prod(shape) != math.prod(stored):
         raise ConfigError(
-            f"heads.{name}: the stored label {label!r} has shape {list(stored)}, but the head is configured with shape "
-            f"{list(shape)}"
+            f"heads.{name}: the stored label {label!r} has shape {list(stored)}, but the head has shape {list(shape)}; "
+            "set a `shape` that holds as many numbers as the label"
         )
     try:
         presentation(tensor_basis(config), shape)
@@ -196,6 +196,8 @@ def usable_structures(
     stores: Sequence[GraphStore], energy: bool, heads: Mapping[str, HeadLabels]
 ) -> list[NDArray[np.bool_]]:
     """Find the structures with a label to train on: energy, forces or stress (if `energy`), or a label of a head.
+
+    Forces and stresses count only in stores that have at least one energy.
 
     Returns:
         bool[n_structures] for each store.

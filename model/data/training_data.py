@@ -37,7 +37,16 @@ class TrainingData:
         share: tuple[int, int] = (0, 1),
         skip: int = 0,
     ) -> StructureBatches:
-        """Batches of the training, validation or test structures."""
+        """Batches of the training, validation or test structures.
+
+        Args:
+            subset: ``training``, ``validation`` or ``test``.
+            network: Network that the batches are for.
+            config: Settings of the training.
+            shuffle: As in `StructureBatches`.
+            share: As in `StructureBatches`.
+            skip: As in `StructureBatches`.
+        """
         return StructureBatches(
             self.stores,
             getattr(self.split, subset),
@@ -52,7 +61,7 @@ class TrainingData:
         )
 
     def names(self, batch: Batch, rows: Sequence[int]) -> str:
-        """Describe structures of a batch so that a person can find them."""
+        """Describe structures of a batch by id, row and store; after the first three, only by their number."""
         found = []
         for row in rows[:3]:
             store, place = self.stores[int(batch.store[row])], int(batch.row[row])

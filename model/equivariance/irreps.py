@@ -36,7 +36,11 @@ def product_paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[I
 
 
 def coupling(path: Path) -> Tensor:
-    """Clebsch-Gordan coefficients of a path, float64[left, right, out], normalised to preserve variance."""
+    """Clebsch-Gordan coefficients of a path, normalised to preserve variance.
+
+    Returns:
+        float64[2 l + 1, 2 l + 1, 2 l + 1] for the left, right and resulting irrep.
+    """
     matrix: Tensor = o3.wigner_3j(path.left.l, path.right.l, path.out.l, dtype=torch.float64)
     return matrix * math.sqrt(path.out.dim)
 
@@ -62,7 +66,7 @@ class SphericalHarmonics(nn.Module):
             self.register_buffer(f"_raise_{degree}", matrix, persistent=False)
 
     def forward(self, unit_vectors: Tensor) -> Tensor:
-        """Map float[..., 3] to float[..., (l_max + 1)^2], degrees in ascending order."""
+        """Map float[n, 3] to float[n, (l_max + 1)^2], degrees in ascending order."""
         n = unit_vectors.shape[0]
         first = unit_vectors * math.sqrt(3.0)
         degrees = [torch.ones_like(unit_vectors.sum(-1, keepdim=True)), first]
@@ -74,7 +78,7 @@ class SphericalHarmonics(nn.Module):
 
 
 class IrrepsLinear(nn.Module):
-    """Linear map of the channels of each irrep: the general linear map that commutes with rotations and mirrors."""
+    """Linear map of the channels of each irrep: the most general one that commutes with rotations and mirrors."""
 
     def __init__(self, channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> None:
         super().__init__()
@@ -85,7 +89,7 @@ class IrrepsLinear(nn.Module):
         self._scales = {irrep: 1 / math.sqrt(channels_in[irrep]) for irrep in self.irreps}
 
     def forward(self, features: Features) -> Features:
-        """Map each irrep that both sides have."""
+        """Map the features of each irrep that input and output have in common."""
         out = {}
         for irrep in self.irreps:
             x = features[irrep]
@@ -98,14 +102,15 @@ class IrrepsLinear(nn.Module):
 class ChannelwiseProduct(nn.Module):
     """Channel-wise Clebsch-Gordan products of two features, over all allowed paths.
 
-    For each irrep the result concatenates the channels of all paths.
+    The channels of each irrep of the result are those of all paths that end in it, side by side.
 
     Args:
         left: Irreps of the left feature.
         right: Irreps of the right feature.
         out: Irreps to keep.
         channels: Number of channels of every irrep, on both sides.
-        square: Whether both sides are the same feature; products that vanish or differ only in order are skipped.
+        square: Whether both sides are the same feature; if so, products that vanish or differ only in order are
+            skipped.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from .tensors import TensorBasis, TensorProperty, presentation, tensor_basis
 def rotate_property(
     values: NDArray[np.float64], head: TensorProperty, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Transform values of a head to those of the rotated structures.
+    """Transform values of a head to those of the rotated structures: float64[n, *shape].
 
     Args:
         values: float64[n, *shape].

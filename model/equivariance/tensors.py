@@ -51,7 +51,8 @@ class TensorBasis:
     Attributes:
         irreps: Irreps with their multiplicities.
         rank: Number of Cartesian indices; None for a head given as irreps.
-        matrix: float64[3^rank, dim], maps irrep components to tensor components; its columns are orthonormal.
+        matrix: float64[3^rank, dim], maps irrep components to tensor components, with orthonormal columns; the identity
+            for a head given as irreps.
     """
 
     irreps: tuple[tuple[int, Irrep], ...]
@@ -114,7 +115,7 @@ def _cartesian(formula: str, pseudo: bool) -> TensorBasis:
         tensor = io.CartesianTensor(formula)
         change = tensor.reduced_tensor_products().change_of_basis
     except Exception as error:  # a contradictory formula fails in many ways
-        raise ValueError(f"{formula!r} is not a valid index formula") from error
+        raise ValueError(f"{formula!r} is not a valid index formula; write it like ij=ji") from error
     finally:
         torch.set_default_dtype(before)
     irreps = tuple((mul, Irrep(ir.l, ir.p * sign)) for mul, ir in tensor)
@@ -133,7 +134,7 @@ def parsed(text: str) -> tuple[tuple[int, Irrep], ...]:
     except Exception as error:
         raise ValueError(f"{text!r} are not valid irreps; write them like 32x0e + 16x1o + 8x2e") from error
     if not irreps:
-        raise ValueError(f"{text!r} contains no irreps")
+        raise ValueError(f"{text!r} contains no irreps; write them like 32x0e + 16x1o + 8x2e")
     return irreps
 
 
@@ -177,11 +178,14 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
     """
     if basis.rank is None:
         if shape != (basis.dim,):
-            raise ValueError(f"irreps with {basis.dim} components do not have shape {shape}")
+            raise ValueError(f"irreps with {basis.dim} components form one axis and do not have shape {shape}")
         return basis.matrix
     spent = {3: 1, 6: 2}
     if any(size not in spent for size in shape) or sum(spent.get(size, 0) for size in shape) != basis.rank:
-        raise ValueError(f"a tensor with {basis.rank} indices does not have shape {shape}")
+        raise ValueError(
+            f"a tensor of rank {basis.rank} does not have shape {shape}: an axis of length 3 is one index, an axis of "
+            "length 6 a symmetric pair of indices"
+        )
     rows = torch.arange(3**basis.rank).reshape((3,) * basis.rank)
     for axis, size in enumerate(shape):
         if size == 6:
@@ -190,7 +194,7 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
             rows = front[first, second].movedim(0, axis)
     matrix = basis.matrix[rows.reshape(-1)]
     if torch.linalg.matrix_rank(matrix) < basis.dim:
-        raise ValueError(f"shape {shape} drops components of the tensor")
+        raise ValueError(f"shape {shape} drops components of the tensor; use axes of length 3 only")
     return matrix
 
 

@@ -17,8 +17,8 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
     """Measure how well a predicted standard deviation matches the errors.
 
     Args:
-        error: float[...].
-        spread: float[...], of the same shape.
+        error: float[...], predictions minus labels; NaN where a label is missing.
+        spread: float[...], predicted standard deviations, of the same shape.
 
     Returns:
         The following numbers, NaN if there are too few points.
@@ -56,7 +56,11 @@ def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
 
 
 def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    """Return absolute errors and spreads where both are finite, float64[n] each."""
+    """Return absolute errors and spreads where both are finite, float64[n] each.
+
+    Raises:
+        ValueError: The shapes differ, or a spread is negative.
+    """
     if error.shape != spread.shape:
         raise ValueError(f"errors have shape {error.shape}, spreads {spread.shape}")
     values, sigma = both_finite(error, spread)

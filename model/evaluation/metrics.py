@@ -47,6 +47,9 @@ def compare(network: Network, batches: Iterable[Batch], parts: int = 1) -> dict[
         network: The network; it is left in evaluation mode.
         batches: Batches on any device.
         parts: Number of parts that each batch is split into, to fit into memory.
+
+    Returns:
+        Predictions and labels of each output, by name.
     """
     network.eval()
     device = network.reference_energies.device

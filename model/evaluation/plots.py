@@ -46,6 +46,9 @@ class Parity:
         label: float[...], NaN where missing.
         found: float[...], predictions, of the same shape.
         subset: Subset that the structures belong to.
+
+    Raises:
+        ValueError: The shapes of labels and predictions differ.
     """
 
     name: str

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Float64Buffers(nn.Module):
-    """A module whose registered constants stay in float64, such as the units of energies summed over atoms."""
+    """A module with constants that stay in float64 when it is cast, such as reference energies and their scales."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ class Head(Float64Buffers):
         return OutputSpec(name, self.config.per, self.statistics.shape, self.statistics.unit, defined)
 
     def forward(self, features: Features, species: Tensor, members: Tensor) -> Tensor:
-        """Predict the irrep components (of the logarithm if the head is transformed), in the unit of the labels.
+        """Predict the irrep components (with `transform: log`, of the logarithm), in the unit of the labels.
 
         Args:
             features: Features of the last interaction.

@@ -134,14 +134,14 @@ class Interaction(nn.Module):
         config: Configuration of the network.
         channels_in: Number of channels of each irrep of the senders' features.
         channels_out: Number of channels of each irrep of the next features.
-        n_elements: Number of receiver elements.
-        mean_neighbors: See `Density`.
+        n_elements: Number of elements that the network supports.
+        mean_neighbors: Mean number of neighbours, as in `Density`.
         residual: Whether the atom's own features are added. In the first interaction they are a constant of the
             element, and adding them would give an isolated atom an energy.
 
     Attributes:
-        channels_out: Number of channels of each irrep it produces; a requested irrep may need one more interaction to
-            be reached.
+        channels_out: Number of channels of each irrep that the interaction produces. A requested irrep is missing if it
+            first appears in a later interaction.
     """
 
     def __init__(
@@ -226,7 +226,8 @@ class Gate(nn.Module):
     """SiLU on the scalars; every other channel is multiplied by the sigmoid of its own gate scalar.
 
     Args:
-        channels: Number of channels of each output irrep; the input has `gates` additional scalars.
+        channels: Number of channels of each output irrep; the input has an additional scalar, the gate, for each
+            channel that is not a scalar.
     """
 
     def __init__(self, channels: Mapping[Irrep, int]) -> None:
@@ -236,7 +237,7 @@ class Gate(nn.Module):
         self.widths = [channels[SCALAR], *self.gated.values()]
 
     def forward(self, features: Features) -> Features:
-        """Apply the gates and drop them."""
+        """Apply the gates; the result does not contain them."""
         scalars, *gates = torch.split(features[SCALAR], self.widths, dim=-1)
         out = {SCALAR: silu(scalars) * SILU_SCALE}
         for ir, gate in zip(self.gated, gates, strict=True):
@@ -245,7 +246,7 @@ class Gate(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """Multiply each channel by one plus a learned function of all scalars; add such a function to the scalars.
+    """Adds a learned function of all scalars to each scalar, and multiplies other channels by one plus such a function.
 
     Args:
         channels: Number of channels of each irrep.

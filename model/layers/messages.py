@@ -1,4 +1,4 @@
-"""Sums of messages over neighbours: the step in which NequIP-type networks spend their time.
+"""Sums of messages over neighbours: the step in which NequIP-type networks spend most of their time.
 
 Slots are laid out as [N, components, K, channels]. Values of a pair then multiply whole rows of slots and channels, and
 the sum over components and slots is one matrix product per atom.
@@ -36,7 +36,11 @@ class Slots:
         self._senders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def senders(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`index`, its recomputed copy and `places` of senders' features with `dim` components: int64[N, dim, K]."""
+        """Indices for `gather_rows` of senders' features with `dim` components, int64[N, dim, K] each.
+
+        Returns:
+            `index`, a copy of `index` that is computed differently, and `places`.
+        """
         if dim not in self._senders:
             n, k = self.table.neighbors.shape
             device = self.table.neighbors.device

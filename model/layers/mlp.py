@@ -18,7 +18,7 @@ SILU_SCALE = 1.677
 
 
 class Perceptron(nn.Module):
-    """Linear maps with SiLU between them; it maps zero to zero.
+    """Linear maps without biases, with SiLU in between, so that zero is mapped to zero.
 
     Args:
         *widths: Widths of the input, the hidden layers and the output.

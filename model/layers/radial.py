@@ -17,6 +17,10 @@ class RadialBasis(nn.Module):
 
     The envelope, with its power p, is that of Gasteiger et al., "Directional message passing", ICLR 2020. Chebyshev
     polynomials are the default basis; the alternative, Bessel functions sin(n pi r / rc) / r, is from the same paper.
+
+    Args:
+        config: Configuration of the network.
+        cutoff: Cutoff radius (angstrom).
     """
 
     def __init__(self, config: NetworkConfig, cutoff: float) -> None:
@@ -34,7 +38,11 @@ class RadialBasis(nn.Module):
         self.register_buffer("spread", torch.eye(self.degrees, dtype=torch.float64)[:, degree], persistent=False)
 
     def forward(self, distance: Tensor) -> list[Tensor]:
-        """Map float[E, 1] to float[n_radial, E, (l_max + 1)^2] for each interaction: one function per degree."""
+        """Map distances, float[E, 1] in angstrom, to radial functions.
+
+        Returns:
+            float[n_radial, E, (l_max + 1)^2] for each interaction; components of the same degree share a function.
+        """
         u = distance / self.cutoff
         functions = _bessel(u, self.n_basis) if self.basis == "bessel" else _chebyshev(u, self.n_basis)
         basis = functions * polynomial_envelope(u, self.envelope_power)

@@ -102,12 +102,23 @@ class _GatherSenders(torch.autograd.Function):
 
 
 def permute_slots(x: Tensor, reverse: Tensor) -> Tensor:
-    """Copy to each slot the value of the opposite edge's slot: float[G, N * K, c] by int64[N, K]."""
+    """Copy to each slot the value of the opposite edge's slot.
+
+    Args:
+        x: float[groups, N * K, c]; the result has the same shape.
+        reverse: int64[N, K], slot of the opposite edge.
+    """
     out: Tensor = _PermuteSlots.apply(x, reverse)  # type: ignore[no-untyped-call]
     return out
 
 
 def gather_senders(x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:
-    """Copy to each slot the features of its sender: float[G, N, c] to float[G, N * K, c]."""
+    """Copy to each slot the features of its sender: float[groups, N, c] to float[groups, N * K, c].
+
+    Args:
+        x: Features of all atoms.
+        neighbors: int64[N, K], sender of each slot.
+        reverse: int64[N, K], slot of the opposite edge.
+    """
     out: Tensor = _GatherSenders.apply(x, neighbors, reverse)  # type: ignore[no-untyped-call]
     return out

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predictions of a network, in the form used for training.
+    """Predictions of a network for G structures with N atoms in total, in the form used for training.
 
     Attributes:
         energy: float64[G], eV; None, like forces and virial, if the network has no energy.
         forces: float[N, 3], eV/angstrom.
         virial: float64[G, 3, 3], eV: derivative of the energy with respect to strain; divided by the volume it is the
             stress.
-        heads: Irrep components of each head, by name: float64[G or N, dim].
+        heads: Irrep components of each head, by name: float64[G, dim], or float64[N, dim] for properties of atoms.
     """
 
     energy: Tensor | None
@@ -48,12 +48,15 @@ class Network(Float64Buffers):
         config: Configuration of the network; its cutoff must be set.
         elements: Supported atomic numbers, in ascending order.
         statistics: Statistics of the training set, such as reference energies and scales of the elements.
+
+    Raises:
+        ValueError: The cutoff is not set.
     """
 
     def __init__(self, config: Architecture, elements: Sequence[int], statistics: DataStatistics) -> None:
         super().__init__()
         if config.cutoff is None:
-            raise ValueError("the network's cutoff is not set")
+            raise ValueError("the network's cutoff is not set; set `cutoff` in its configuration")
         self.elements, self.statistics = tuple(elements), statistics
         self.cutoff = config.cutoff
         index = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.int64)
@@ -86,7 +89,7 @@ class Network(Float64Buffers):
         """Compute atomic energies without references, in units of the energy scales: float[N]."""
 
     def named_heads(self) -> list[tuple[str, Head]]:
-        """The heads, by name."""
+        """Names and heads, in the order of the outputs."""
         return []
 
     @property

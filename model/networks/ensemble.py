@@ -14,13 +14,13 @@ from .torch_potential import TorchPotential
 
 
 class EnsemblePotential:
-    """Several networks, evaluated in order.
+    """An ensemble of networks as one potential.
 
     Args:
         networks: At least two networks with the same elements, cutoff, outputs and dtype.
 
     Raises:
-        CheckpointError: The networks do not match.
+        CheckpointError: There are fewer than two networks, or their elements, cutoff, outputs or dtype differ.
     """
 
     def __init__(self, networks: Sequence[Network]) -> None:
@@ -39,7 +39,7 @@ class EnsemblePotential:
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
-        """Means, and standard deviations with the suffix ``_std``."""
+        """Specifications of the outputs: means, and standard deviations with the suffix ``_std``."""
         return with_spread(self.members[0].outputs)
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
@@ -67,4 +67,6 @@ def check_members(networks: Sequence[Network]) -> None:
         raise CheckpointError(f"an ensemble needs at least two networks, not {len(networks)}")
     kinds = {(x.elements, x.cutoff, x.outputs, x.dtype) for x in networks}
     if len(kinds) > 1:
-        raise CheckpointError("the members of the ensemble differ in elements, cutoff, outputs or dtype")
+        raise CheckpointError(
+            "the members of the ensemble differ in elements, cutoff, outputs or dtype; export each member on its own"
+        )

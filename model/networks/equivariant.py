@@ -2,8 +2,8 @@
 
 Every interaction sums learned radial functions times spherical harmonics times the neighbours' features into a density
 on each atom, couples the density's components to irreps, takes products of the density with itself and mixes channels.
-No layer has biases, and an atom's own features enter only through products with its density, so an isolated atom has
-exactly its reference energy.
+No layer has biases, and an atom's own element enters only as a factor of its density, so an isolated atom has exactly
+its reference energy.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class EquivariantNetwork(Network):
 
     Raises:
         ConfigError: A head needs irreps that the network never produces.
+        ValueError: The cutoff is not set.
     """
 
     config: NetworkConfig
@@ -97,7 +98,7 @@ class EquivariantNetwork(Network):
         return self.embedding.weight.dtype
 
     def named_heads(self) -> list[tuple[str, Head]]:
-        """The heads, by name."""
+        """Names and heads, in the order of the outputs."""
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:

@@ -74,7 +74,7 @@ class NequipNetwork(Network):
         return self.readout.dtype
 
     def convolution(self, layer: int) -> Convolution:
-        """Return the convolution of an interaction."""
+        """Return the convolution of an interaction, counted from 0."""
         interaction = self.interactions[layer]
         if not isinstance(interaction, NequipInteraction):
             raise TypeError(type(interaction))
@@ -107,11 +107,11 @@ class BesselFunctions(nn.Module):
         self.frequencies = nn.Parameter(math.pi / config.cutoff * torch.arange(1, config.n_basis + 1))
 
     def forward(self, distance: Tensor) -> Tensor:
-        """Map float[E, 1] to float[E, n_basis]."""
+        """Map distances, float[E, 1] in angstrom, to float[E, n_basis]."""
         return sine(distance * self.frequencies) * (self.envelope(distance) / distance)
 
     def envelope(self, distance: Tensor) -> Tensor:
-        """Envelope that falls from 1 to 0 at the cutoff, and is 0 beyond."""
+        """Envelope of distances in angstrom: falls from 1 to 0 at the cutoff, and is 0 beyond."""
         if self.config.envelope == "polynomial":
             return polynomial_envelope(distance / self.cutoff, self.config.envelope_power)
         onset = self.config.envelope_onset or 0.0
@@ -217,7 +217,7 @@ class NequipInteraction(nn.Module):
         channels_out: Number of channels of each output irrep.
         harmonics: Irreps of the spherical harmonics.
         n_elements: Number of elements for the first interaction, whose inputs depend only on the element, so that an
-            atom's message and skip connection are tables. None for the others.
+            atom's message and skip connection are read from tables; None for all other interactions.
     """
 
     def __init__(
@@ -252,7 +252,15 @@ class NequipInteraction(nn.Module):
         couplings: Mapping[Path, Tensor],
         slots: Slots,
     ) -> Features:
-        """Compute the next features of all atoms; arguments as in `Convolution`."""
+        """Compute the next features of all atoms.
+
+        Args:
+            features: Features of all atoms.
+            species: int64[N], index of each atom's element.
+            basis: As in `Convolution.forward`.
+            couplings: As in `Convolution.forward`.
+            slots: As in `Convolution.forward`.
+        """
         sent = features if self.send is None else _apply_linear(features, self.send, self.send_bias)
         out = _apply_linear(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
         own = _apply_linear(features, self.skip, None) if self.skip else {SCALAR: self.skip_table[species].unsqueeze(1)}

@@ -28,7 +28,7 @@ _POOL, _SEED = 40, 21
 def mirror_violation(
     potential: Potential, config: Architecture, geometry: GeometryStatistics | None = None
 ) -> dict[str, float]:
-    """Measure the largest difference between structures and their inverted images, keyed by output and unit.
+    """Measure the largest difference of each output between structures and their inverted images.
 
     Energies are compared per atom. The `MIRROR_STRUCTURES` structures are random, have no symmetry, and consist of the
     network's elements. Their distances, density and size are those of the training data; if these are not known,
@@ -37,7 +37,10 @@ def mirror_violation(
     Args:
         potential: The network as a potential.
         config: Configuration of the network, which determines how its heads transform under inversion.
-        geometry: Statistics of the training data.
+        geometry: Statistics of the training data; None if they are not known.
+
+    Returns:
+        Differences by output and unit, such as ``energy eV/atom``.
     """
     source = ProbeSource.of(potential.elements, potential.cutoff, geometry)
     structures, _ = tame(potential, source.structures(_POOL, _SEED), MIRROR_STRUCTURES)
@@ -68,10 +71,11 @@ def mirror_violation(
 class MirrorAveraged(Network):
     """The mean of a network without parity and its mirror image, which respects mirror symmetry.
 
-    It takes twice the time. A prediction changes by half of the difference between a structure and its mirror image.
+    Evaluations take twice the time. A prediction changes by half of the difference between a structure and its mirror
+    image.
 
     Args:
-        network: A network with an energy and without heads.
+        network: A network with an energy, without heads and without parity.
 
     Raises:
         ConfigError: The network has heads, or already tracks parity.
@@ -79,9 +83,14 @@ class MirrorAveraged(Network):
 
     def __init__(self, network: Network) -> None:
         if network.config.symmetry != "so3":
-            raise ConfigError(f"a network with `symmetry: {network.config.symmetry}` already equals its mirror image")
+            raise ConfigError(
+                f"a network with `symmetry: {network.config.symmetry}` already respects mirror symmetry; drop "
+                "`--average-mirror`"
+            )
         if network.config.heads:
-            raise ConfigError("networks with heads cannot be averaged with their mirror images")
+            raise ConfigError(
+                "networks with heads cannot be averaged with their mirror images; drop `--average-mirror`"
+            )
         super().__init__(network.config, network.elements, network.statistics)
         self.config, self.network = network.config, network
 

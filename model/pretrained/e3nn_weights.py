@@ -56,7 +56,7 @@ def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
     """Sign of the 3j symbols that a file was trained with, relative to the installed e3nn.
 
     The sign differs between versions of e3nn. Tensor products store the symbols beside their weights if no degree is
-    zero.
+    zero; without stored symbols, the sign is 1.
 
     Raises:
         ValueError: The symbols follow a different convention.

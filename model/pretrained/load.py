@@ -48,7 +48,8 @@ def load_pretrained(
         (89, 'mp-uncorrected')
 
     Args:
-        source: A name in `REGISTRY`, or the path of a file: SevenNet's .pth, Nequix's .pt or .nqx.
+        source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
+            Nequix's .pt or .nqx.
         modality: Fidelity to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
@@ -59,8 +60,8 @@ def load_pretrained(
         The network, in float32 and evaluation mode, and its model card.
 
     Raises:
-        CheckpointError: The name or file does not exist, the file is damaged or not a checkpoint of SevenNet or Nequix,
-            or its architecture is not supported.
+        CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
+            or not a checkpoint of SevenNet or Nequix, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -71,7 +72,8 @@ def load_pretrained(
     known = _identify(path)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path"
+            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path "
+            "of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
     card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})
@@ -95,14 +97,23 @@ def import_weights(
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> str:
-    """Convert published weights to a checkpoint; arguments as in `load_pretrained`.
+    """Convert published weights to a checkpoint.
+
+    Args:
+        source: As in `load_pretrained`.
+        out: Checkpoint to write.
+        modality: As in `load_pretrained`.
+        energy_scheme: As in `load_pretrained`.
+        trust: As in `load_pretrained`.
+        overwrite: Replace an existing checkpoint.
+        note: As in `load_pretrained`.
 
     Returns:
         A summary of the checkpoint, in one line.
 
     Raises:
         CheckpointError: As in `load_pretrained`.
-        OutputExistsError: The checkpoint already exists.
+        OutputExistsError: The checkpoint already exists, is a folder, or is the source.
     """
     target = check_file(out, [source], overwrite=overwrite)
     network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust, note=note)
@@ -141,13 +152,17 @@ def _identify(path: Path) -> Published | None:
 def _packaged_file(model: Published) -> Path:
     """Find the file of a model in the package that contains it, without importing the package."""
     if not model.packaged:
-        raise CheckpointError(f"{model.name}: not part of any package; download {model.url} and pass its path")
+        raise CheckpointError(
+            f"{model.name}: not part of any package; download {model.url} and pass the path of the file"
+        )
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
         raise CheckpointError(f"{model.name}: needs the package sevenn; pip install 'equiscreen[pretrained]'")
     path = Path(spec.origin).parent / model.file
     if not path.is_file():
-        raise CheckpointError(f"{model.name}: the installed version of sevenn does not contain {model.file}")
+        raise CheckpointError(
+            f"{model.name}: the installed version of sevenn does not contain {model.file}; pip install --upgrade sevenn"
+        )
     return path
 
 
@@ -158,7 +173,9 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
             f"{path}: no such file, and no published model of that name; choose one of {', '.join(REGISTRY)}"
         )
     if _unpacked_size(path) > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
+        raise CheckpointError(
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; such files cannot be imported"
+        )
     with path.open("rb") as file:
         first = file.read(1)
     if first == b"{":
@@ -167,14 +184,14 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         return read_nequix(path), ""
     content = _unpickle(path, trust=trust)
     if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix")
+        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix, and no others can be imported")
     try:
         fidelity = modality_name(content["config"], modality, path)
         return from_sevennet(content, fidelity, path), fidelity
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or an unsupported version: {detail(error)}") from error
+        raise CheckpointError(f"{path}: damaged, or an unsupported version of SevenNet: {detail(error)}") from error
 
 
 def _unpacked_size(path: Path) -> int:
@@ -196,12 +213,14 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
     except pickle.UnpicklingError as error:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
-            raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix") from error
+            raise CheckpointError(f"{path}: damaged, or not a checkpoint of SevenNet or Nequix") from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
-        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix ({detail(error)})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint of SevenNet or Nequix ({detail(error)})"
+        ) from error
 
 
 def _unsafe_globals(path: Path) -> list[str]:

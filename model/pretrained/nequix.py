@@ -61,7 +61,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a Nequix file: its first line holds no settings") from error
     if missing:
-        raise CheckpointError(f"{path}: unsupported architecture: {missing[0]} is missing")
+        raise CheckpointError(f"{path}: unsupported architecture: the setting {missing[0]} is missing")
     if settings["index_weights"]:
         raise CheckpointError(f"{path}: unsupported architecture: index_weights is true")
     try:
@@ -73,7 +73,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         )
         return _network(settings, config, state)
     except Exception as error:  # torch and NumPy raise many kinds of errors for a truncated file
-        raise CheckpointError(f"{path}: damaged: {detail(error)}") from error
+        raise CheckpointError(f"{path}: damaged, or an unsupported architecture: {detail(error)}") from error
 
 
 def _architecture(settings: Mapping[str, Any]) -> NequipConfig:

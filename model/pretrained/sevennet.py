@@ -137,7 +137,7 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
     """Return the requested fidelity, or the file's default; "" if the file has only one.
 
     Raises:
-        CheckpointError: The file does not have the requested fidelity.
+        CheckpointError: The file does not have the requested fidelity, or none is requested and it has no default.
     """
     known = settings.get("_modal_map") or {}
     if not settings.get("use_modality") or not known:
@@ -146,7 +146,7 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
         return ""
     name = requested or settings.get("default_modal")
     if name not in known:
-        raise CheckpointError(f"{path}: unknown --modality {name}; choose one of {', '.join(sorted(known))}")
+        raise CheckpointError(f"{path}: has no fidelity {name}; choose `--modality` from {', '.join(sorted(known))}")
     return str(name)
 
 

@@ -96,7 +96,7 @@ class Best(ModelCheckpoint):
         return {**found, **named, "best_k_models": best, "dirpath": ""}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best weights so far; Lightning's own method forgets them if the folder was renamed."""
+        """Restore the record of the best weights, which Lightning's own method discards if the folder was renamed."""
 
         def relocated(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
@@ -163,7 +163,7 @@ class LocalProcesses(DDPStrategy):
         self.rendezvous = rendezvous
 
     def setup_distributed(self) -> None:
-        """Connect this process with the others, over the loopback interface; Lightning keeps an existing group."""
+        """Connect this process with the others, over the loopback interface; Lightning then keeps the group."""
         self.set_world_ranks()
         loopback = next((name for _, name in socket.if_nameindex() if name in _LOOPBACK), None)
         if loopback is not None:  # by default, processes listen on the address of the machine
@@ -213,7 +213,10 @@ def make_trainer(
     try:
         return _trainer(folder, config, accelerator, callbacks, bar=bar)
     except MisconfigurationException as error:
-        raise ConfigError(f"training.accelerator {accelerator}, devices {config.devices}: {detail(error)}") from error
+        raise ConfigError(
+            f"training.accelerator {accelerator}, devices {config.devices}: not available on this machine "
+            f"({detail(error)}); choose others"
+        ) from error
 
 
 def _trainer(

@@ -39,7 +39,7 @@ class EnsembleReport:
         validation: Mean absolute errors of the mean prediction on the validation structures, by name and unit.
         test: Mean absolute errors of the mean prediction on the test structures, if there are any.
         calibration: Root mean square of error over spread, by output; 1 is a well-calibrated spread.
-        seconds: Duration of this call.
+        seconds: Duration of this call, seconds.
     """
 
     folder: Path
@@ -73,13 +73,12 @@ def train_ensemble(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> EnsembleReport:
-    """Train several networks that differ only in their random numbers; resumes like `train`.
+    """Train several networks that differ only in their random numbers; an interrupted run resumes as in `train`.
 
     Each member is a run of its own in ``member-0``, ``member-1``, ...; all share one split. The spread of the members
     is compared with the error of their mean on the test structures or, if there are none, on the validation structures.
 
     Example:
-        >>> from equiscreen.export import export_onnx
         >>> from equiscreen.model import Config, train_ensemble
         >>> train_ensemble("training.zarr", "pair", Config.load("quick.yaml"), members=2).members
         2
@@ -87,7 +86,8 @@ def train_ensemble(
     Args:
         stores: As in `train`.
         out: Run folder of the ensemble, which `export_onnx` accepts.
-        config: Configuration of each member; the seed is that of the first.
+        config: Configuration of the members; their seeds are consecutive and begin with `training.seed`. None uses the
+            defaults.
         members: Number of members, at least two.
         limit: As in `train`.
         overwrite: As in `train`.
@@ -95,7 +95,7 @@ def train_ensemble(
 
     Raises:
         ConfigError: As in `train`, or there are fewer than two members.
-        OutputExistsError: As in `train`.
+        OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
     """
     begin = time.monotonic()
     if members < 2:

@@ -57,7 +57,8 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     if isinstance(start.config, NequipConfig):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
-                f"{config.training.fine_tune.checkpoint}: imported weights predict only an energy and cannot have heads"
+                f"{config.training.fine_tune.checkpoint}: networks with imported weights predict energies, forces and "
+                "stresses, and nothing else; remove `heads` and `energy: false` from `network`"
             )
         return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
@@ -67,7 +68,10 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
         checked = NetworkConfig.model_validate(network.model_dump())
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{config.training.fine_tune.checkpoint}: cannot add a new head: {reason}") from error
+        raise ConfigError(
+            f"{config.training.fine_tune.checkpoint}: its architecture, which fine-tuning keeps, cannot have the new "
+            f"heads ({reason}); train a new network instead"
+        ) from error
     return config.model_copy(update={"network": checked})
 
 
@@ -116,7 +120,9 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
         for parameter in frozen:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError(f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train")
+        raise ConfigError(
+            f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train; freeze less"
+        )
     return others
 
 
@@ -155,7 +161,10 @@ def merged_statistics(
     for name, fresh in fitted.heads.items():
         head, known = (fresh, of_data) if name in anew else (old.heads[name], of_start)
         if head.unit != fresh.unit:
-            raise ConfigError(f"heads.{name}: labels are in {fresh.unit!r}, but the checkpoint uses {head.unit!r}")
+            raise ConfigError(
+                f"heads.{name}: labels are in {fresh.unit!r}, but the checkpoint uses {head.unit!r}; featurize the "
+                "structures again with the labels in this unit"
+            )
         mean = tuple(np.mean(head.shifts, axis=0).tolist())
         shifts = tuple(head.shifts[known[element]] if element in known else mean for element in together)
         heads[name] = replace(head, shifts=shifts)
@@ -180,7 +189,7 @@ def fit_references(
 ) -> tuple[float, ...]:
     """Fit the reference energies of some elements to new labels, with the rest of the network fixed.
 
-    Corrections to the present reference energies are the least-squares fit of the residual energies to composition, on
+    Corrections to the current reference energies are the least-squares fit of the residual energies to composition, on
     a sample of labelled structures that covers rare elements.
 
     Args:

@@ -46,7 +46,7 @@ class _Loader:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Training with manual optimisation: a batch that does not fit into memory is processed in parts.
+    """Training with manual optimisation: in a single process, a batch that does not fit into memory is split.
 
     Args:
         network: Network to train.
@@ -107,7 +107,7 @@ class TrainingModule(lightning.LightningModule):
         """Do one step of the optimiser.
 
         Raises:
-            EquiscreenError: The loss or gradient is not finite, or a single structure does not fit into memory.
+            EquiscreenError: The loss or its gradient is not finite, or there is not enough memory.
         """
         begin = time.monotonic()
         optimizer = self.optimizers()
@@ -165,11 +165,13 @@ class TrainingModule(lightning.LightningModule):
     def _halve(self, batch: Batch, optimizer: torch.optim.Optimizer, error: Exception) -> None:
         if self.trainer.world_size > 1:
             raise EquiscreenError(
-                f"out of memory with {len(batch)} structures in one process; lower training.batch_size"
+                f"out of memory in one process (number of structures: {len(batch)}); lower training.batch_size, or set "
+                "training.devices to 1, with which batches are split as needed"
             ) from error
         if self.parts >= len(batch):
             raise EquiscreenError(
-                f"out of memory with a single structure; the batch contains {self.data.names(batch, range(len(batch)))}"
+                f"out of memory with a single structure of a batch with {self.data.names(batch, range(len(batch)))}; "
+                "leave out the largest structures, or use a machine with more memory"
             ) from error
         self.parts *= 2
         optimizer.zero_grad()
@@ -178,13 +180,13 @@ class TrainingModule(lightning.LightningModule):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
 
     def _describe_divergence(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
-        """Describe which structure made the loss or its gradient infinite."""
-        where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch}, batch {batch_idx}"
+        """Describe which structure made the loss or its gradient infinite or NaN; counts from 1, like the progress."""
+        where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
         if torch.isfinite(loss):
-            where = f"the gradient became infinite in epoch {self.current_epoch}, batch {batch_idx}"
+            where = f"the gradient became infinite or NaN in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
         rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
-            return f"{where}, caused by {self.data.names(batch, rows.tolist())}: check its labels and distances"
+            return f"{where}, caused by {self.data.names(batch, rows.tolist())}: check the labels and distances"
         # A label of 1e30 corrupts references and scales, so that other structures fail before its own turn comes.
         hint = largest_label(self.data, self.network, self.config)
         if not hint and self._before is not None:
@@ -257,7 +259,8 @@ class TrainingModule(lightning.LightningModule):
         if not torch.isfinite(loss):
             by = f", caused by {self._wrong}" if self._wrong else ""
             raise EquiscreenError(
-                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch}{by}: check the labels"
+                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch + 1}{by}: check the "
+                "labels, or lower training.learning_rate"
             )
         self.log("validation/loss", loss)
         if self.trainer.training or self.trainer.validating:

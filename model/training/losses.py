@@ -60,7 +60,7 @@ def _residual(found: Tensor, label: Tensor, weight: Tensor | float = 1.0, *, per
 
 
 def term_of(loss: LossConfig, name: str) -> TermConfig:
-    """Return the loss term of a quantity."""
+    """Return the loss term of a quantity; heads that are not listed have the default term."""
     if name in ("energy", "forces", "stress"):
         term: TermConfig = getattr(loss, name)
         return term

@@ -21,9 +21,18 @@ def repeat(
         >>> repeat("ensemble/member-0", "again").epochs
         1
 
+    Args:
+        run: Run folder of the network or ensemble to repeat.
+        out: Run folder to write.
+        overwrite: As in `train`.
+        progress: As in `train`.
+
+    Returns:
+        The report of `train` or, for an ensemble, of `train_ensemble`.
+
     Raises:
         ConfigError: There is no run, or its stores or the checkpoint that it fine-tuned have changed since.
-        OutputExistsError: As in `train`.
+        OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
     """
     recipe = read_recipe(run)
     hidden = [store for store in recipe.stores if HIDDEN in store]
@@ -34,12 +43,16 @@ def repeat(
     graphs = open_stores(recipe.stores)
     changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
     if changed:
-        raise ConfigError(f"{changed[0]}: not the store that {run} was trained on; its content has changed")
+        raise ConfigError(
+            f"{changed[0]}: not the store that {run} was trained on: its content has changed; restore the store, or "
+            "train a new network on it"
+        )
     training = recipe.config.training.model_copy(update={"threads": recipe.threads})
     config = recipe.config.model_copy(update={"training": training})
     if make_recipe(graphs, config, recipe.limit).start_sha256 != recipe.start_sha256:
         raise ConfigError(
-            f"{training.fine_tune.checkpoint}: not the checkpoint that {run} started from; its content has changed"
+            f"{training.fine_tune.checkpoint}: not the checkpoint that {run} started from: its content has changed; "
+            "restore the checkpoint, or fine-tune it in a new run"
         )
     if recipe.members == 1:
         return train(recipe.stores, out, config, limit=recipe.limit, overwrite=overwrite, progress=progress)

@@ -75,7 +75,7 @@ def read_recipe(folder: str | Path) -> Recipe:
     """Read the recipe of a run.
 
     Raises:
-        ConfigError: The folder is not a run folder, or is damaged.
+        ConfigError: The folder is not a run folder, or its ``run.json`` is damaged.
     """
     path = Path(folder) / RUN_FILE
     try:
@@ -90,7 +90,7 @@ def read_recipe(folder: str | Path) -> Recipe:
             str(content["start_sha256"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}: not a run folder ({path.name} cannot be read)") from error
+        raise ConfigError(f"{folder}: not a run folder of `equiscreen train` ({path.name} cannot be read)") from error
 
 
 @contextmanager
@@ -137,8 +137,8 @@ def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder}: an unfinished run with a different configuration or store; use the same ones to resume it, "
-            "or `--overwrite` to discard it"
+            f"{folder}: holds an unfinished run with different settings or stores; resume it with the same ones, or "
+            "use `--overwrite` to discard it"
         )
     _write_recipe(folder, recipe)
 
@@ -167,6 +167,9 @@ def join_logs(folder: Path) -> Path:
 
     Args:
         folder: Run folder.
+
+    Returns:
+        Path of the file.
     """
     rows: dict[int, dict[str, str]] = {}
     for part in sorted((folder / "log").glob("part-*/metrics.csv")):

@@ -34,6 +34,8 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
 
     Raises:
         ConfigError: The stores do not fit the configuration.
+        StoreError: The stores disagree on the shape or unit of a label.
+        CheckpointError: The checkpoint to fine-tune cannot be read.
     """
     config, training = recipe.config.network, recipe.config.training
     if config.cutoff is None:
@@ -107,7 +109,7 @@ def _isolated(atoms: Mapping[int, float]) -> list[str]:
     if not atoms:
         return []
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
-    return [f"isolated atoms give the reference energies of {listed}; they are left out of the split"]
+    return [f"reference energies of isolated atoms: {listed}; these structures are left out of the split"]
 
 
 def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tuple[int, ...]) -> Split:

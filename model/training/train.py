@@ -46,12 +46,12 @@ class TrainingReport:
 
     Attributes:
         checkpoint: Path of the model.
-        validation: Mean absolute errors on the validation structures; NaN without labels.
-        test: Mean absolute errors on the test structures, if there are any.
-        units: Units of the errors.
+        validation: Mean absolute errors on the validation structures, by output; NaN without labels.
+        test: Mean absolute errors on the test structures, by output, if there are any.
+        units: Units of the errors, by output.
         n_training, n_validation, n_test: Number of structures in each subset.
-        epochs: Total number of epochs.
-        seconds: Duration of this call.
+        epochs: Number of epochs, including those before an interruption.
+        seconds: Duration of this call, seconds.
     """
 
     checkpoint: Path
@@ -97,14 +97,18 @@ def train(
     Args:
         stores: One graph store or several.
         out: Run folder; the model is written to ``model.ckpt`` in it.
-        config: Configuration of network and training.
+        config: Configuration of network and training; None uses the defaults.
         limit: Use only the first `limit` structures of each store.
-        overwrite: Replace an existing run.
+        overwrite: Replace a finished run, or an unfinished one with different settings or stores.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Raises:
-        ConfigError: The stores do not fit the configuration.
-        OutputExistsError: The folder holds a finished run, or one with a different configuration.
+        ConfigError: The stores or this machine do not fit the configuration.
+        OutputExistsError: The folder holds a finished or a different run, is not a run folder, contains an input, or is
+            in use by another process.
+        StoreError: A store cannot be read, or has changed during the run.
+        CheckpointError: The checkpoint to fine-tune cannot be read.
+        EquiscreenError: The loss is not finite, memory is insufficient, or the saved state of the run is damaged.
     """
     begin = time.monotonic()
     graphs = open_stores(stores)
@@ -124,15 +128,23 @@ def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
     """
     paths = [stores] if isinstance(stores, str | Path) else list(stores)
     if not paths:
-        raise ConfigError("no graph store to train on")
+        raise ConfigError("no graph store to train on; give at least one")
     return [GraphStore(path) for path in paths]
 
 
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """Build the recipe of a run; a cutoff that is not set defaults to that of the stores.
+    """Build the recipe of a run; a cutoff that is not set defaults to the smallest of the stores.
+
+    Args:
+        stores: Stores to train on.
+        config: Configuration of network and training.
+        limit: Number of structures to use from the beginning of each store; None uses all.
+        members: Number of members of the ensemble; 1 is a single network.
 
     Raises:
-        ConfigError: The cutoff exceeds that of a store, or the loss has a term for an unknown head.
+        ConfigError: The cutoff exceeds that of a store, the loss has a term for an unknown head, or the checkpoint to
+            fine-tune is an ensemble or cannot have the new heads.
+        CheckpointError: The checkpoint to fine-tune cannot be read.
     """
     smallest = min(stores, key=lambda store: store.cutoff)
     network, training, digest = config.network, config.training, ""
@@ -144,7 +156,10 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         training = training.model_copy(update={"fine_tune": fine_tune})
     unknown = training.loss.heads.keys() - network.heads.keys()
     if unknown:
-        raise ConfigError(f"training.loss.heads: {', '.join(sorted(unknown))} not defined in network.heads")
+        raise ConfigError(
+            f"training.loss.heads: {', '.join(sorted(unknown))} not defined in network.heads; define each head there, "
+            "or remove its term"
+        )
     cutoff = network.cutoff or smallest.cutoff
     if cutoff > smallest.cutoff:
         raise ConfigError(

@@ -287,8 +287,8 @@ def test_another_kind_of_input_is_told_with_the_command_that_makes_the_right_one
         (("train", scores, *out), f"the graph store of its structures is {graphs}"),
         (("select", graphs, *out), f"`equiscreen screen {graphs} --model NAME --out S.zarr`"),
         (("report", crystals), f"`equiscreen screen {crystals} --model NAME --out S.zarr`"),
-        (("export", model, *out), "`equiscreen train` and `equiscreen import` write them"),
-        (("export", "7net-0", *out), "`equiscreen train` and `equiscreen import` write them"),
+        (("export", model, *out), "use one that `equiscreen train` or `equiscreen import` wrote"),
+        (("export", "7net-0", *out), "`equiscreen train` and `equiscreen import` write checkpoints"),
         (("screen", graphs, "--model", graphs, *out), f"`equiscreen train {graphs} --out RUN`"),
         (("info", crystals), "`equiscreen featurize`"),
     ):

@@ -84,7 +84,7 @@ def test_an_export_that_breaks_a_law_fails() -> None:
     """Wrongly mixed spherical harmonics break rotations, although PyTorch and ONNX Runtime agree on them."""
     wrong = small_network("2x0e + 2x1o", n_interactions=1, correlation=2).float()
     wrong.harmonics._raise_2.data[:, 0] *= 1.01
-    with traced_once(), pytest.raises(ExportError, match="of turned structures is off by"):
+    with traced_once(), pytest.raises(ExportError, match="predictions for turned structures are off by"):
         lower_and_check([wrong], ModelCard())
 
 
@@ -98,7 +98,7 @@ def test_what_knows_no_mirrors_may_not_say_so() -> None:
     with traced_once():
         report = lower_and_check([network], ModelCard(symmetry="so3"))[1].laws
         assert {name.split("/")[1] for name in report} == {"turned", "moved and renumbered"}
-        with pytest.raises(ExportError, match="of mirrored structures is off by"):
+        with pytest.raises(ExportError, match="predictions for mirrored structures are off by"):
             lower_and_check([network], ModelCard(symmetry="o3"))
 
 

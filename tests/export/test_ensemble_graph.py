@@ -188,7 +188,7 @@ def test_an_unfinished_ensemble_is_not_exported(folder: Path, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"member-1: .* run the same `equiscreen train` command again"):
         export_onnx(tmp_path, tmp_path / "m.onnx")
     (tmp_path / "ensemble.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this run folder"):
+    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this folder"):
         export_onnx(tmp_path, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 

@@ -134,5 +134,5 @@ def test_the_mean_with_the_mirror_image_knows_parity(tmp_path: Path) -> None:
     assert "forces/mirrored" in potential.metadata.laws
     assert mirror_violation(potential, network.config)["forces eV/angstrom"] < 1e-2 * alone["forces eV/angstrom"]
     save_checkpoint(tmp_path / "n.ckpt", narrow("nequix", "natural", "none", "float32"), ModelCard())
-    with pytest.raises(ConfigError, match="already equals its mirror image"):
+    with pytest.raises(ConfigError, match="already respects mirror symmetry"):
         export_onnx(tmp_path / "n.ckpt", tmp_path / "n.onnx", average_mirror=True)

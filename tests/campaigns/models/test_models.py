@@ -215,7 +215,7 @@ def test_a_checkpoint_is_exported_once_by_its_content(checkpoint: Path, cache: P
     written = path.stat().st_mtime_ns
     assert model_file(str(checkpoint.parent)) == path  # the run folder
     assert path.stat().st_mtime_ns == written
-    with pytest.raises(CheckpointError, match=r"no model.ckpt in this run folder"):
+    with pytest.raises(CheckpointError, match=r"no model.ckpt in this folder"):
         model_file(tmp_path)
 
 

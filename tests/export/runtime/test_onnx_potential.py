@@ -174,7 +174,7 @@ def test_other_networks_export_too(settings: dict[str, object]) -> None:
 def test_exporting_needs_a_checkpoint_and_a_free_place(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         export_onnx(tmp_path / "none.ckpt", tmp_path / "m.onnx")
-    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this run folder"):
+    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this folder"):
         export_onnx(tmp_path, tmp_path / "m.onnx")
     (tmp_path / "m.onnx").write_text("mine")
     with pytest.raises(OutputExistsError, match="--overwrite"):

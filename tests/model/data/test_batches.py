@@ -397,8 +397,8 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
     ("name", "config", "message"),
     [
         ("gab", HeadConfig(), r"heads\.gab: no store has a label 'gab' \(available: charge, dielectric"),
-        ("charge", HeadConfig(), "'charge' is a label per atom; use `per: atom`"),
-        ("gap", HeadConfig(tensor="vector"), r"heads\.gap: label 'gap': a tensor with 1 indices does not have"),
+        ("charge", HeadConfig(), "the label 'charge' has one value per atom; use `per: atom`"),
+        ("gap", HeadConfig(tensor="vector"), r"heads\.gap: label 'gap': a tensor of rank 1 does not have"),
         ("mu", HeadConfig(tensor="vector", shape=(6,)), r"the stored label 'mu' has shape \[3\], but .* shape \[6\]"),
     ],
 )

@@ -129,14 +129,17 @@ def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Pat
     two = [np.arange(len(store)) < 1 for store in stores]
     assert joined(split_structures(stores, two, SplitConfig()).validation).sum() == 1
     with pytest.raises(
-        ConfigError, match="only 2 labelled structures, but training, validation, test need at least one"
+        ConfigError,
+        match=r"too few labelled structures: 2, but each part \(training, validation, test\) needs at least one",
     ):
         split_structures(stores, two, SplitConfig(test=0.1))
-    with pytest.raises(ConfigError, match=r"only 1 values of 'source', but training, validation need at least one"):
+    with pytest.raises(
+        ConfigError, match=r"too few values of 'source': 1, but each part \(training, validation\) needs at least one"
+    ):
         split_structures(stores[:1], usable[:1], SplitConfig(by="group", key="source"))
     (tmp_path / "split.npz").write_text("nothing")
     for name in ("split.npz", "none.npz"):
-        with pytest.raises(StoreError, match="not a split file of equiscreen"):
+        with pytest.raises(StoreError, match="cannot be read as a split"):
             Split.load(tmp_path / name)
 
 
@@ -149,5 +152,5 @@ def test_a_split_is_read_as_it_was_written(stores: tuple[GraphStore, GraphStore]
     rows = np.load(tmp_path / "split.npz")["validation_1"]
     assert np.array_equal(rows, np.flatnonzero(split.validation[1]))
     assert [path.name for path in tmp_path.iterdir()] == ["split.npz"]
-    with pytest.raises(StoreError, match=r"belongs to stores of \[60, 30\] structures, not \[60\]"):
+    with pytest.raises(StoreError, match=r"belongs to stores with \[60, 30\] structures, not \[60\]"):
         Split.load(tmp_path / "split.npz", stores[:1])

@@ -44,9 +44,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no formula": ({}, {"tensor": "ij=kl"}, "'ij=kl' is not a valid index formula"),
     "no irreps": ({}, {"irreps": "2x"}, "'2x' are not valid irreps; write them like"),
     "zero irreps": ({}, {"irreps": "0x0e"}, "contains no irreps"),
-    "a shape too small": ({}, {"tensor": "symmetric", "shape": (3,)}, "2 indices does not have shape"),
-    "a shape with no meaning": ({}, {"tensor": "symmetric", "shape": (9,)}, "2 indices does not have shape"),
-    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps with 6 components do not have"),
+    "a shape too small": ({}, {"tensor": "symmetric", "shape": (3,)}, "a tensor of rank 2 does not have shape"),
+    "a shape with no meaning": ({}, {"tensor": "symmetric", "shape": (9,)}, "a tensor of rank 2 does not have shape"),
+    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps with 6 components form one axis"),
     "a shape that loses": ({"symmetry": "o3"}, {"tensor": "matrix", "shape": (6,)}, "drops components"),
     "logarithm of a vector": (
         {},

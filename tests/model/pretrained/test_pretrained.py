@@ -298,7 +298,7 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
         "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet or Nequix"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
-        "settings.nqx": (b'{"cutoff": 6.0}\n', "unsupported architecture: atomic_numbers is missing"),
+        "settings.nqx": (b'{"cutoff": 6.0}\n', "the setting atomic_numbers is missing"),
         "indexed.nqx": (
             json.dumps(settings | {"index_weights": True}).encode() + b"\n",
             "unsupported architecture: index_weights",
@@ -337,11 +337,11 @@ def test_wrong_words_are_told(data: Path) -> None:
         CheckpointError, match="no such file, and no published model of that name; choose one of 7net-0"
     ):
         load_pretrained("7net-9")
-    with pytest.raises(CheckpointError, match=r"download https://\S+/nequix-omat-1\.nqx and pass its path"):
+    with pytest.raises(CheckpointError, match=r"download https://\S+/nequix-omat-1\.nqx and pass the path of the file"):
         load_pretrained("nequix-omat-1")
     with pytest.raises(CheckpointError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
         load_pretrained("7net-0", energy_scheme="pbe")
-    with pytest.raises(CheckpointError, match="unknown --modality X; choose one of PBE, R2SCAN"):
+    with pytest.raises(CheckpointError, match="has no fidelity X; choose `--modality` from PBE, R2SCAN"):
         load_pretrained("7net-mf-0", modality="X")
     for source in ("7net-0", data / "weights/nequix-mp-1.nqx"):
         with pytest.raises(CheckpointError, match="has only one fidelity"):

@@ -206,7 +206,7 @@ def test_a_member_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text(
         '{"schema": "equiscreen-ensemble/1", "members": ["member-0", "member-1"], "card": {}}'
     )
-    with pytest.raises(CheckpointError, match=r"member-0: no model\.ckpt in this run folder"):
+    with pytest.raises(CheckpointError, match=r"member-0: no model\.ckpt in this folder"):
         load_members(tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_a_killed_ensemble_goes_on_with_the_members_that_it_lacks(properties: Pa
     before = (first.read_bytes(), first.stat().st_mtime_ns)
     with pytest.raises(CheckpointError, match="run the same `equiscreen train` command again"):
         load_members(run)
-    with pytest.raises(OutputExistsError, match="different configuration"):
+    with pytest.raises(OutputExistsError, match="different settings or stores"):
         train_ensemble(properties, run, settings_of(max_epochs=12), members=3)
     report = train_ensemble(properties, run, settings_of(max_epochs=12), members=2)
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before

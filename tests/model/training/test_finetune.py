@@ -187,7 +187,7 @@ def test_a_mistake_is_named(store: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
         tune(tmp_path / "none.ckpt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this run folder"):
+    with pytest.raises(CheckpointError, match=r"no model\.ckpt in this folder"):
         tune(tmp_path / "empty")
     for member in ("member-0", "member-1"):
         shutil.copytree(start, tmp_path / "both" / member)
@@ -262,5 +262,5 @@ def test_imported_weights_get_a_new_element(silver: Path, imported: Path, tmp_pa
 
 
 def test_imported_weights_take_no_heads(silver: Path, imported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imported weights predict only an energy and cannot have heads"):
+    with pytest.raises(ConfigError, match="imported weights predict energies, forces and stresses, and nothing else"):
         fine_tuned(silver, tmp_path / "run", imported, {"heads": {"hardness": {}}}, max_epochs=1)

@@ -127,7 +127,7 @@ def test_a_finished_or_other_run_is_not_touched(store: Path, tmp_path: Path) -> 
     with pytest.raises(OutputExistsError, match="finished run"):
         train(store, tmp_path / "run", config(max_epochs=1))
     (tmp_path / "run" / "model.ckpt").unlink()
-    with pytest.raises(OutputExistsError, match="different configuration"):
+    with pytest.raises(OutputExistsError, match="different settings or stores"):
         train(store, tmp_path / "run", config(max_epochs=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
@@ -341,7 +341,7 @@ def test_a_structure_without_a_finite_prediction_is_named_among_its_batch(tmp_pa
         start.embedding.weight[start.elements.index(79)] = torch.nan
     save_checkpoint(tmp_path / "m.ckpt", start, ModelCard())
     fine_tune = {"checkpoint": str(tmp_path / "m.ckpt"), "references": "keep"}
-    with pytest.raises(EquiscreenError, match=r"loss became nan in epoch 0, .*, caused by crystal-5 \(row 5 of .*\): "):
+    with pytest.raises(EquiscreenError, match=r"loss became nan in epoch 1, .*, caused by crystal-5 \(row 5 of .*\): "):
         train(store, tmp_path / "run", config(fine_tune=fine_tune, batch_size=16, split={"validation": 0.1}))
 
 
