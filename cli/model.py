@@ -17,9 +17,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to write; the trained network is its model.ckpt.")],
     stores: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="G.zarr...", help="Graph stores with energies (preferably with forces) or other labels."
-        ),
+        typer.Argument(metavar="G.zarr", help="Graph stores with energies (preferably with forces) or other labels."),
     ] = None,
     config: Annotated[
         Path | None,

@@ -30,7 +30,7 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
             "NAME@HASH (HASH is the first digits of the SHA-256 of the weights).",
             show_default=False,
@@ -49,7 +49,8 @@ def models(
     For each model, the list gives its purpose, energy scheme, training data, licence, elements, cutoff, symmetry, size
     and speed, the source of its weights, and whether it is ready for use, in the package equiscreen-models or in the
     cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model accepts these names. The first
-    use of a name exports the weights, which takes half a minute and requires `pip install 'equiscreen[rank]'`.
+    use of a model that is not ready exports its weights, which takes half a minute and needs
+    `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

@@ -60,8 +60,8 @@ def hull(
 ) -> None:
     """Compute every structure's energy above the convex hull.
 
-    The hull is built from the known phases in --references or, without them, from the candidates themselves. The output
-    holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
+    The hull is built from the known phases in --references or, without them, from the candidates and the elements. The
+    output holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
     and the decomposition products. For a candidate that is itself a known phase, energy_above_hull is off by the
     model's error, in either direction. References with a different functional or scheme are left out and counted.

@@ -102,7 +102,9 @@ def relax(
         float,
         typer.Option(help="Convergence threshold: largest component of the stress plus the external pressure, GPa."),
     ] = 0.05,
-    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
+    max_steps: Annotated[
+        int, typer.Option(min=1, help="Maximum number of evaluations per structure; --rattle allows as many again.")
+    ] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
     fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
     cell_axes: Annotated[
@@ -119,7 +121,8 @@ def relax(
         float,
         typer.Option(
             help="After relaxing, displace the atoms at random with this standard deviation in angstrom (0.05 works "
-            "well) and relax again, since a symmetric structure may be at a saddle point. 0 skips this step."
+            "well) and relax again, since a symmetric structure may be at a saddle point; the result is kept if its "
+            "energy is lower. 0 skips this step."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,

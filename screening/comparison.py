@@ -64,7 +64,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
 
     Raises:
         StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
-        ConfigError: One of the datasets lacks a column.
+        ConfigError: A dataset lacks a column, the two have none of `COMPARED` in common, or `top` is below 1.
     """
     first, second = ScoresReader(a), ScoresReader(b)
     if top < 1:
@@ -230,8 +230,8 @@ def join_energies(
         and the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, an id has two energies, or its formula is not
-            that of the structure.
+        SourceError: The table cannot be read, a column appears twice, an id has two energies or belongs to several
+            structures, or its formula is not that of the structure.
         ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
     """
@@ -239,7 +239,9 @@ def join_energies(
     place = folder if "://" not in str(scores) and folder.exists() else scores
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
-        raise ConfigError(f"{place}: has no energy_per_atom to compare with")
+        raise ConfigError(
+            f"{place}: has no energy_per_atom to compare with; use scores of a model that predicts energies"
+        )
     scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
     left_out: Counter[str] = Counter()
     ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column, scheme, left_out)
@@ -357,7 +359,10 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
         if best is None or (found >= 0).sum() > (best[1] >= 0).sum():
             repeated = pc.is_in(wanted, value_set=_repeated(own)).to_numpy(zero_copy_only=False)
             if repeated.any():
-                raise SourceError(f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures")
+                raise SourceError(
+                    f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures; use the "
+                    "unique file names of a selection as ids"
+                )
             best = (name, found)
     if best is None:
         raise StoreError(f"{rows.path}: has no structure_id")

@@ -182,7 +182,7 @@ def find_hull(
         references: Reference phases.
         bar: Progress.
         lower_bound: Whether there are no references besides elements, so that the candidates serve as references.
-        exclude_self: Leave out the own phase of each candidate, recognised by its structure.
+        exclude_self: Leave each candidate's own phase, recognised by its structure, out of its hull.
 
     Raises:
         ConfigError: pymatgen is needed and not installed.

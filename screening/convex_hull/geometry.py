@@ -315,7 +315,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
             options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
         )
         if result.x is None:
-            raise ConfigError(f"the linear program for the convex hull failed: {result.message}")
+            raise ConfigError(f"the linear program for the convex hull failed ({result.message}); please report this")
         support = np.argsort(-result.x, kind="stable")[: present.sum()]
         support = support[result.x[support] > _OUTSIDE]
         # The solver is only as exact as its tolerance; now that the corners are known, solve for their amounts.

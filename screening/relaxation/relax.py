@@ -201,11 +201,13 @@ class _RelaxPlan:
                 raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
         if graphs.exists() and not graphs.is_equiscreen_store():
             raise OutputExistsError(
-                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten"
+                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
+                "--out"
             )
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten"
+                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                "another --out"
             )
 
     def _is_from_this_run(self, path: Path) -> bool:

@@ -104,6 +104,7 @@ def screen(
             the scores to append to come from other graphs, models or settings.
         ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
+        ConfigError: The limit is below 1, or both `append` and `overwrite` are set.
         OutputExistsError: The output exists, or another run is writing it.
     """
     options = RunOptions(
