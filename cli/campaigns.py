@@ -40,7 +40,7 @@ def rank(
     where: Annotated[
         str | None,
         typer.Option(
-            help="Rank only structures that meet this filter expression; see `equiscreen select --help`.",
+            help="Select only structures that meet this filter expression; see `equiscreen select --help`.",
             show_default="all",
         ),
     ] = None,
@@ -69,8 +69,8 @@ def rank(
     The structures are converted to graphs and relaxed with the model, and their formation energies and energies above
     the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
     The ten best structures are printed. The folder `best` in --out holds the best --top structures as CIF files and as
-    a table (ranked.csv); report.html in --out shows all results. An interrupted campaign resumes when you run the same
-    command again. This verb needs `pip install 'equiscreen[rank]'`.
+    a table (ranked.csv); report.html in --out is a report on the whole campaign. An interrupted campaign resumes when
+    you run the same command again. This verb needs `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

@@ -113,9 +113,10 @@ def import_(
     """Import published weights as a checkpoint.
 
     `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
-    downloaded into the cache folder (environment variable EQUISCREEN_CACHE) and checked. SevenNet's .pth files
-    and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file. The energy
-    scheme determines which energies the model's predictions may be compared with, and is stored in the checkpoint.
+    downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
+    .pth files and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file.
+    The energy scheme determines which energies the model's predictions may be compared with, and is stored in the
+    checkpoint.
 
     \b
     Example:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_HELP = (
     "ONNX file from `equiscreen export`, the name of published weights such as 7net-0 (`equiscreen models` lists "
-    "them), or a checkpoint. Weights and checkpoints are exported once into the cache."
+    "them), or a checkpoint or run folder. Weights and checkpoints are exported once into the cache."
 )
 
 

@@ -57,9 +57,10 @@ def screen(
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
-    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
-    with units, and a status that gives the reason if a structure could not be scored. With several models, it also
-    holds energy_std and energy_members. An interrupted run resumes when you run the same command again.
+    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure (as
+    far as the model predicts them), with units, and a status that gives the reason if a structure could not be scored.
+    With several models, it also holds energy_std and energy_members. An interrupted run resumes when you run the same
+    command again.
 
     \b
     Example:
@@ -247,7 +248,7 @@ def cascade(
     rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
     cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless
     --no-relax is given) and with their energies above the hull. An interrupted run resumes when you run the same
-    command again.
+    command again. This verb needs `pip install 'equiscreen[hull]'`.
 
     \b
     Example:

@@ -73,11 +73,12 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
         why = f"; {repeated:,} ids are repeated, and rows cannot be joined by repeated ids" if repeated else ""
-        raise StoreError(f"{a} and {b} have no structure_id in common{why}")
+        raise StoreError(f"{a} and {b} have no structure_id in common{why}; compare datasets of the same structures")
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
         raise StoreError(
-            f"{a} and {b} have ids in common, but never for the same composition; they hold different structures"
+            f"{a} and {b} have ids in common, but never for the same composition; compare datasets of the same "
+            "structures"
         )
     row_a, row_b = row_a[alike], row_b[alike]
     ids = first.rows("structure_id", row_a)
@@ -117,7 +118,9 @@ def _columns(a: ScoresReader, b: ScoresReader, wanted: Sequence[str] | None) -> 
     if wanted is None:
         found = tuple(name for name in COMPARED if name in a.specs and name in b.specs)
         if not found:
-            raise ConfigError(f"{a.path} and {b.path} have none of the usual columns in common; choose columns")
+            raise ConfigError(
+                f"{a.path} and {b.path} have none of the usual columns in common; choose the columns to compare"
+            )
         return found
     for one in (a, b):
         for name in wanted:
@@ -248,7 +251,10 @@ def join_energies(
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
-        raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
+        raise ConfigError(
+            f"{table}: none of its {len(ids):,} ids is among those of {place}; set id_column to the column of "
+            "structure ids or file names"
+        )
     checked = _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
     rows.check_unchanged()
@@ -406,7 +412,7 @@ def _read_energies(
         if energies.setdefault(one, value) != value:
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
-        why = "".join(f"; {count:,} {reason}" for reason, count in left_out.items())
+        why = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
         raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
     return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
 

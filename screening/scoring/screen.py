@@ -154,7 +154,10 @@ def screen_store(
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] + counts[EXTRAPOLATING] == 0:
             run.staging.discard()
-            raise StoreError(f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}")
+            raise StoreError(
+                f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}; choose another "
+                "model or, if they are too large, smaller cells"
+            )
         digests = run.concatenate(plan.specs, manifests)
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}
