@@ -25,9 +25,10 @@ ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
 def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
-    """Scores dataset of the crystals in `ELEMENTS`, relaxed with a model; elements outside the model have no energy.
+    """Scores dataset of the crystals in `ELEMENTS`, relaxed with a model.
 
-    The dataset is computed once and kept in the cache folder, at `elements_path`.
+    Elements that the model does not cover have no energy. The dataset is computed once and kept in the cache folder, at
+    `elements_path`.
 
     Args:
         model: ONNX file, with energy, forces and stress.

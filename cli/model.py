@@ -47,7 +47,8 @@ def train(
 
     The loss includes energies, forces, stresses and the labels of all heads, where the stores have them. An interrupted
     run resumes when you run the same command again, and ends with the same weights. The run folder keeps the
-    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
+    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several stores, --limit
+    applies to each.
 
     \b
     Example:

@@ -53,7 +53,8 @@ AllowExtrapolation = Annotated[
         "--allow-extrapolation",
         help="Accept results even if atoms are implausibly close (judged by the model's training data or the covalent "
         "radii), a force is above 50 eV/angstrom or the energy is implausible. Without this option, such structures "
-        "get the status extrapolating: they are ranked after all others and left out of convex hulls.",
+        "get the status extrapolating: they are left out of convex hulls, and `select` skips them or, if its filter "
+        "admits them, ranks them last.",
     ),
 ]
 References = Annotated[

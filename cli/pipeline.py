@@ -84,8 +84,8 @@ def featurize(
         typer.Argument(
             metavar="SOURCE",
             help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, VASP output "
-            "(XDATCAR, vasprun.xml, OUTCAR), JSON, JSON lines, ASE databases, and CSV or parquet with a column of "
-            "structures. Text files may be compressed, and files may be packed in zip or tar archives. optimade:URL "
+            "(XDATCAR; vasprun.xml and OUTCAR if named), JSON, JSON lines, ASE databases, and CSV or parquet with a "
+            "column of structures. Text files may be compressed, and files may be packed in zip or tar archives. optimade:URL "
             "queries an OPTIMADE server.",
         ),
     ],
