@@ -85,8 +85,8 @@ def featurize(
             metavar="SOURCE",
             help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, VASP output "
             "(XDATCAR; vasprun.xml and OUTCAR if named), JSON, JSON lines, ASE databases, and CSV or parquet with a "
-            "column of structures. Text files may be compressed, and files may be packed in zip or tar archives. optimade:URL "
-            "queries an OPTIMADE server.",
+            "column of structures. Text files may be compressed, and files may be packed in zip or tar archives. "
+            "optimade:URL queries an OPTIMADE server.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
