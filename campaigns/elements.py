@@ -37,7 +37,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         note: Called with a message if the dataset is damaged or has to be computed.
 
     Raises:
-        ModelFileError: The model has no forces or stress.
+        ModelFileError: The model lacks energy, forces or stress.
         EquiscreenError: The cache folder cannot be written.
     """
     out = elements_path(potential)

@@ -163,7 +163,9 @@ def read_energies(
         usable += int(np.isfinite(chunk.energy).sum())
         bar.advance(chunk.stop - chunk.start)
     if not usable:
-        raise StoreError(f"{scores.path}: none of its {size:,} structures has a usable energy")
+        raise StoreError(
+            f"{scores.path}: none of its {size:,} structures has a usable energy; score them with another model"
+        )
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
 

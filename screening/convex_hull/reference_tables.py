@@ -82,7 +82,8 @@ def read_table(
     Raises:
         ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
             corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
-        SourceError: The table cannot be read, or a column appears twice.
+        SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
+            needs.
     """
     schemes: set[str] = set()
     functionals: set[str] = set()

@@ -217,12 +217,15 @@ def relax_structures(
         Key and result of each structure, in the order in which they finish.
 
     Raises:
-        ConfigError: The potential has no forces or no stress.
+        ConfigError: The potential does not predict energy, forces and stress.
     """
     settings = settings or RelaxSettings()
     predicted = {spec.name for spec in potential.outputs}
     if absent := {"energy", "forces", "stress"} - predicted:
-        raise ConfigError(f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict")
+        raise ConfigError(
+            f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict; choose a model with "
+            "energy, forces and stress"
+        )
     plausibility = plausibility or Plausibility.of(potential)
     waiting, in_flight = iter(structures), list[tuple[Key, _Relaxation]]()
     while True:

@@ -103,7 +103,8 @@ def relax(
 
     Raises:
         StoreError: The store cannot be read, or it changed during the run.
-        ModelFileError: The model cannot be used, has no forces or stress, or its cutoff exceeds that of the graphs.
+        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds that of the
+            graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
         ConfigError: The limit is below 1, or the output is a URL.
