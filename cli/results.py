@@ -128,10 +128,11 @@ def select(
         typer.Option(help="Keep structures that contain only these elements, for example Li,Fe,O.", show_default="all"),
     ] = None,
     any_elements: Annotated[
-        list[str] | None, typer.Option(help="Keep structures that contain at least one of these elements.")
+        list[str] | None,
+        typer.Option(help="Keep structures that contain at least one of these elements, for example Li,Na."),
     ] = None,
     excluded_elements: Annotated[
-        list[str] | None, typer.Option(help="Skip structures that contain any of these elements.")
+        list[str] | None, typer.Option(help="Skip structures that contain any of these elements, for example Cd,Pb.")
     ] = None,
     pareto: Annotated[
         list[str] | None,
