@@ -187,7 +187,7 @@ def find_hull(
         exclude_self: Leave each candidate's own phase, recognised by its structure, out of its hull.
 
     Raises:
-        ConfigError: pymatgen is needed and not installed.
+        ConfigError: pymatgen or scipy is needed and not installed, or a linear program failed.
         StoreError: The structures of the candidates cannot be read.
         SourceError: The structures of the references cannot be read.
     """

@@ -120,6 +120,9 @@ class Hulls:
         Args:
             system: Elements of all these compositions.
             numbers: int64[n], numbers of the compositions.
+
+        Raises:
+            ConfigError: scipy is needed and not installed, or a linear program failed.
         """
         fractions = self._compositions.fractions(numbers)
         if self.missing(system):
@@ -139,6 +142,9 @@ class Hulls:
         Args:
             system: Elements of the composition, at least two.
             number: Number of the composition.
+
+        Raises:
+            ConfigError: scipy is needed and not installed, or a linear program failed.
         """
         if self.missing(system):
             return _no_hull(1, len(system))
