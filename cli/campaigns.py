@@ -70,7 +70,7 @@ def rank(
     the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
     The ten best structures are printed. The folder `best` in --out holds the best --top structures as CIF files and as
     a table (ranked.csv); report.html in --out is a report on the whole campaign. An interrupted campaign resumes when
-    you run the same command again. This verb needs `pip install 'equiscreen[rank]'`.
+    you run the same command again. `pip install 'equiscreen[rank]'` installs all that this verb needs.
 
     \b
     Example:
