@@ -1,4 +1,4 @@
-"""Energies of the elements from a model itself, computed once for each model and kept in the cache.
+"""A model's own energies of the elements, computed once for each model and kept in the cache.
 
 `elements.extxyz` beside this module holds the stable phase of 89 elements in PBE, with its id in the Materials Project:
 the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
@@ -25,9 +25,10 @@ ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
 def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
-    """Scores dataset of crystals of all elements, relaxed with a model; those that it does not cover have no energy.
+    """Scores dataset of the crystals in `ELEMENTS`, relaxed with a model.
 
-    The dataset is in the cache folder, under the hash of the model's weights.
+    Elements that the model does not cover have no energy. The dataset is computed once and kept in the cache folder, at
+    `elements_path`.
 
     Args:
         model: ONNX file, with energy, forces and stress.
@@ -36,7 +37,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         note: Called with a message if the dataset is damaged or has to be computed.
 
     Raises:
-        ModelFileError: The model has no forces or stress.
+        ModelFileError: The model lacks energy, forces or stress.
         EquiscreenError: The cache folder cannot be written.
     """
     out = elements_path(potential)

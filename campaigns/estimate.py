@@ -53,7 +53,7 @@ def estimate(
 ) -> CampaignEstimate:
     """Estimate the cost of a campaign.
 
-    The sample is featurized, and some of its structures and references are relaxed. Servers are not asked.
+    The sample is featurized, and some of its structures and references are relaxed. Servers are not queried.
 
     Example:
         >>> print(estimate(RankSettings(sources=["candidates.extxyz"])))  # doctest: +SKIP

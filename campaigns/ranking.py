@@ -98,7 +98,7 @@ def rank(
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Remove the campaign that the folder holds, and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
-        note: Called with a line about each step when the step ends.
+        note: Called with a message about each step.
         settings: Fields of `RankSettings`.
 
     Returns:
@@ -106,7 +106,9 @@ def rank(
 
     Raises:
         ConfigError: A setting is invalid, a reference cannot be used, or a package is not installed.
-        CheckpointError: There is no such model.
+        ModelFileError: The model is unknown or cannot be used.
+        CheckpointError: The checkpoint is damaged or unfinished.
+        DeviceError: The device does not exist here, or on a worker.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: None of the structures could be evaluated or selected.
         OutputExistsError: The folder holds a campaign with other settings, something else, or an input.

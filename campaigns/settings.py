@@ -93,7 +93,7 @@ class RankSettings(BaseModel):
     @model_validator(mode="after")
     def _has_references(self) -> Self:
         if self.relax_references and not self.references:
-            raise ValueError("relax_references needs references")
+            raise ValueError("relax_references needs references; add some, or leave out relax_references")
         return self
 
     @field_validator("scheme")

@@ -79,7 +79,10 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
         for path in given:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
-                raise EquiscreenError(f"{url}: is a URL, but this must be a local path; copy the file or folder")
+                raise EquiscreenError(
+                    f"{url}: is a URL, but this must be a local path; copy inputs to this machine first, "
+                    "and outputs afterwards"
+                )
         verb(**options)
 
     return checked

@@ -17,7 +17,7 @@ def rank(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Structure files of any kind that `equiscreen featurize` reads, a graph store, or one campaign file "
             "(.yaml) that holds all settings.",
         ),
@@ -38,7 +38,11 @@ def rank(
         bool, typer.Option("--relax/--no-relax", help="Relax the structures, or score them without relaxation.")
     ] = True,
     where: Annotated[
-        str | None, typer.Option(help="Filter expression, as for `equiscreen select --where`.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Select only structures that meet this filter expression; see `equiscreen select --help`.",
+            show_default="all",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of best structures to write.")] = 100,
     relax_references: Annotated[
@@ -64,8 +68,9 @@ def rank(
 
     The structures are converted to graphs and relaxed with the model, and their formation energies and energies above
     the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
-    The best structures are printed, and written to the folder `best` in --out as CIF files and as a table; report.html
-    in --out shows all results. An interrupted campaign resumes when you run the same command again.
+    The ten best structures are printed. The folder `best` in --out holds the best --top structures as CIF files and as
+    a table (ranked.csv); report.html in --out is a report on the whole campaign. An interrupted campaign resumes when
+    you run the same command again. `pip install 'equiscreen[rank]'` installs all that this verb needs.
 
     \b
     Example:
@@ -116,7 +121,10 @@ def _check_alone(file: str, sources: list[str], ctx: typer.Context) -> None:
 
     others = [source for source in sources if source != file]
     if others:
-        raise ConfigError(f"{file}: a campaign file holds all sources; add {others[0]} to its `sources:`")
+        raise ConfigError(
+            f"{file}: a campaign file must be the only source, but {others[0]} is given too; list structure files "
+            "under its `sources:`"
+        )
     options = [
         f"--{name.replace('_', '-')}"
         for name in RankSettings.model_fields
@@ -130,10 +138,11 @@ def references(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="WHAT...",
+            metavar="WHAT",
             help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .csv.gz, .parquet), scores datasets "
-            "(.zarr), mp (Materials Project, through mp-api and MP_API_KEY; untested), optimade:PROVIDER (alexandria, "
-            "alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
+            "of relaxed structures (.zarr), mp (Materials Project, through mp-api and MP_API_KEY; untested), "
+            "optimade:PROVIDER (alexandria, alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or "
+            "optimade:PROVIDER@URL for a mirror.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write (.parquet).")],

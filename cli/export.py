@@ -43,8 +43,9 @@ def export(
 
     The file is written only if its graph passes all checks: it contains no reducing scatter, agrees with PyTorch on
     new structures of different sizes, gives bit-identical results with one and two threads (in float64: identical up to
-    rounding), and obeys the symmetries: rotations, reflections, translations and permutations of atoms. The results are
-    stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
+    rounding), and obeys the symmetries: rotations, reflections (unless the network has no parity), translations and
+    permutations of atoms. The results are stored in the file's metadata; `equiscreen info model.onnx --json` prints
+    them.
 
     \b
     Example:

@@ -19,7 +19,7 @@ def info(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Also recompute the checksums of a graph store and compare them with the stored ones."
+            "--verify", help="Also check a graph store against its checksums; other files cannot be verified."
         ),
     ] = False,
     as_json: Annotated[

@@ -17,9 +17,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to write; the trained network is its model.ckpt.")],
     stores: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="G.zarr...", help="Graph stores with energies (preferably with forces) or other labels."
-        ),
+        typer.Argument(metavar="G.zarr", help="Graph stores with energies (preferably with forces) or other labels."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -49,7 +47,8 @@ def train(
 
     The loss includes energies, forces, stresses and the labels of all heads, where the stores have them. An interrupted
     run resumes when you run the same command again, and ends with the same weights. The run folder keeps the
-    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors.
+    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several stores, --limit
+    applies to each.
 
     \b
     Example:
@@ -115,9 +114,10 @@ def import_(
     """Import published weights as a checkpoint.
 
     `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
-    downloaded into the cache folder (environment variable EQUISCREEN_CACHE) and checked. SevenNet's .pth files
-    and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file. The energy
-    scheme determines which energies the model's predictions may be compared with, and is stored in the checkpoint.
+    downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
+    .pth files and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file.
+    The energy scheme determines which energies the model's predictions may be compared with, and is stored in the
+    checkpoint.
 
     \b
     Example:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_HELP = (
     "ONNX file from `equiscreen export`, the name of published weights such as 7net-0 (`equiscreen models` lists "
-    "them), or a checkpoint. Weights and checkpoints are exported once into the cache."
+    "them), or a checkpoint or run folder. Weights and checkpoints are exported once into the cache."
 )
 
 
@@ -30,7 +30,7 @@ def models(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
             "NAME@HASH (HASH is the first digits of the SHA-256 of the weights).",
             show_default=False,
@@ -49,8 +49,8 @@ def models(
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
     symmetry, size and speed, the source of its weights, and whether it is ready for use, in the package
     equiscreen-models or in the cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model
-    accepts these names. The first use of a name exports the weights, which takes half a minute and requires `pip
-    install 'equiscreen[rank]'`.
+    accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
+    needs `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

@@ -11,7 +11,7 @@ from ..pipeline.store.dedup import Dedup
 CandidateSources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCE",
         help="Graph store (G.zarr) of the candidates, or its URL; structure files of any kind that `equiscreen "
         "featurize` reads; or a scores dataset, whose structures are used (after a relaxation, the relaxed ones).",
     ),
@@ -43,7 +43,7 @@ Device = Annotated[
 Budget = Annotated[
     float | None,
     typer.Option(
-        help="Start no new batch of structures after this many hours; run the same command again to resume.",
+        help="Start no new batch after this many hours of relaxing structures; run the same command again to resume.",
         show_default="no limit",
     ),
 ]
@@ -53,7 +53,8 @@ AllowExtrapolation = Annotated[
         "--allow-extrapolation",
         help="Accept results even if atoms are implausibly close (judged by the model's training data or the covalent "
         "radii), a force is above 50 eV/angstrom or the energy is implausible. Without this option, such structures "
-        "get the status extrapolating: they are ranked after all others and left out of convex hulls.",
+        "get the status extrapolating: they are left out of convex hulls, and `select` skips them or, if its filter "
+        "admits them, ranks them last.",
     ),
 ]
 References = Annotated[
@@ -62,15 +63,15 @@ References = Annotated[
         help="Competing phases: pymatgen entries (.json, .json.gz), a scores dataset (.zarr), or a table (.csv, "
         ".csv.gz, .parquet) with the columns formula and either energy_per_atom or formation_energy_per_atom "
         "(eV/atom), and optionally scheme and either run_type or functional. Repeatable.",
-        show_default="none: only the candidates compete, so distances are lower bounds",
+        show_default="none: only the candidates and the elements compete, so distances are lower bounds",
     ),
 ]
 Scheme = Annotated[
     str | None,
     typer.Option(
         help="Energy scheme to assume for references that state none (table rows without `scheme`, entries without a "
-        "run type), and for the labels of a graph store: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
-        "r2scan, or own (a scheme without a name)."
+        "run type) and, in `equiscreen hull`, for the labels of a graph store: mp-uncorrected, mp2020-corrected, "
+        "omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
     ),
 ]
 Within = Annotated[

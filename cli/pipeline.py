@@ -82,11 +82,11 @@ def featurize(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, VASP output "
-            "(XDATCAR, vasprun.xml, OUTCAR), JSON, JSON lines, ASE databases, and CSV or parquet with a column of "
-            "structures. Files may be compressed, or packed in zip or tar archives. optimade:URL queries an OPTIMADE "
-            "server.",
+            "(XDATCAR; vasprun.xml and OUTCAR if named), JSON, JSON lines, ASE databases, and CSV or parquet with a "
+            "column of structures. Text files may be compressed, and files may be packed in zip or tar archives. "
+            "optimade:URL queries an OPTIMADE server.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
@@ -207,7 +207,7 @@ def featurize(
 
 def merge(
     stores: Annotated[
-        list[str], typer.Argument(metavar="G.zarr...", help="Graph stores to merge; all must have the same cutoff.")
+        list[str], typer.Argument(metavar="G.zarr", help="Graph stores to merge; all must have the same cutoff.")
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path or a URL.")],
     dedup: Deduplication = Dedup.EXACT,

@@ -60,8 +60,8 @@ def hull(
 ) -> None:
     """Compute every structure's energy above the convex hull.
 
-    The hull is built from the known phases in --references or, without them, from the candidates themselves. The output
-    holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
+    The hull is built from the known phases in --references or, without them, from the candidates and the elements. The
+    output holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
     and the decomposition products. For a candidate that is itself a known phase, energy_above_hull is off by the
     model's error, in either direction. References with a different functional or scheme are left out and counted.
@@ -128,10 +128,11 @@ def select(
         typer.Option(help="Keep structures that contain only these elements, for example Li,Fe,O.", show_default="all"),
     ] = None,
     any_elements: Annotated[
-        list[str] | None, typer.Option(help="Keep structures that contain at least one of these elements.")
+        list[str] | None,
+        typer.Option(help="Keep structures that contain at least one of these elements, for example Li,Na."),
     ] = None,
     excluded_elements: Annotated[
-        list[str] | None, typer.Option(help="Skip structures that contain any of these elements.")
+        list[str] | None, typer.Option(help="Skip structures that contain any of these elements, for example Cd,Pb.")
     ] = None,
     pareto: Annotated[
         list[str] | None,

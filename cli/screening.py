@@ -57,9 +57,10 @@ def screen(
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
-    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure,
-    with units, and a status that gives the reason if a structure could not be scored. With several models, it also
-    holds energy_std and energy_members. An interrupted run resumes when you run the same command again.
+    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure (as
+    far as the model predicts them), with units, and a status that gives the reason if a structure could not be scored.
+    With several models, it also holds energy_std and energy_members. An interrupted run resumes when you run the same
+    command again.
 
     \b
     Example:
@@ -102,7 +103,9 @@ def relax(
         float,
         typer.Option(help="Convergence threshold: largest component of the stress plus the external pressure, GPa."),
     ] = 0.05,
-    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of evaluations per structure.")] = 500,
+    max_steps: Annotated[
+        int, typer.Option(min=1, help="Maximum number of evaluations per structure; --rattle allows as many again.")
+    ] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
     fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
     cell_axes: Annotated[
@@ -119,7 +122,8 @@ def relax(
         float,
         typer.Option(
             help="After relaxing, displace the atoms at random with this standard deviation in angstrom (0.05 works "
-            "well) and relax again, since a symmetric structure may be at a saddle point. 0 skips this step."
+            "well) and relax again, since a symmetric structure may be at a saddle point; the result is kept if its "
+            "energy is lower. 0 skips this step."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,
@@ -245,7 +249,7 @@ def cascade(
     rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
     cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless
     --no-relax is given) and with their energies above the hull. An interrupted run resumes when you run the same
-    command again.
+    command again. This verb needs `pip install 'equiscreen[hull]'`.
 
     \b
     Example:

@@ -92,6 +92,7 @@ def prepare_graphs(
     Raises:
         ConfigError: As for `screen_files`; or the screen appends and the source is not a graph store.
         SourceError: As for `screen_files`.
+        StoreError: The source is a store that is missing, unfinished or damaged.
         ModelFileError: As for `screen_files`.
         OutputExistsError: As for `screen_files`.
     """
@@ -155,16 +156,17 @@ def graph_store_of(named: Sequence[str]) -> str | None:
 
     Raises:
         ConfigError: The sources are several graph stores, or a graph store among files.
+        StoreError: The store is missing, unfinished or damaged.
     """
     stores = [source for source in named if _is_store(source)]
     if stores and len(named) > 1:
         if len(stores) == len(named):
             raise ConfigError(
-                f"{len(stores)} graph stores; screen each on its own, or combine them with `equiscreen merge`"
+                f"{len(stores)} stores; use each on its own, or combine graph stores with `equiscreen merge`"
             )
         raise ConfigError(
-            f"{stores[0]}: a graph store among files; screen it on its own, or run `equiscreen featurize` on the files "
-            "and combine the two stores with `equiscreen merge`"
+            f"{stores[0]}: a store among files; use it on its own, or run `equiscreen featurize` on the files and "
+            "combine the graph stores with `equiscreen merge`"
         )
     return _graphs_of(stores[0]) if stores else None
 

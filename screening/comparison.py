@@ -64,7 +64,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
 
     Raises:
         StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
-        ConfigError: One of the datasets lacks a column.
+        ConfigError: A dataset lacks a column, the two have none of `COMPARED` in common, or `top` is below 1.
     """
     first, second = ScoresReader(a), ScoresReader(b)
     if top < 1:
@@ -73,11 +73,12 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     row_a, row_b, repeated = _joined(first, second)
     if len(row_a) == 0:
         why = f"; {repeated:,} ids are repeated, and rows cannot be joined by repeated ids" if repeated else ""
-        raise StoreError(f"{a} and {b} have no structure_id in common{why}")
+        raise StoreError(f"{a} and {b} have no structure_id in common{why}; compare datasets of the same structures")
     alike = _same_composition(first.rows("formula", row_a), second.rows("formula", row_b))
     if not alike.any():
         raise StoreError(
-            f"{a} and {b} have ids in common, but never for the same composition; they hold different structures"
+            f"{a} and {b} have ids in common, but never for the same composition; compare datasets of the same "
+            "structures"
         )
     row_a, row_b = row_a[alike], row_b[alike]
     ids = first.rows("structure_id", row_a)
@@ -117,7 +118,9 @@ def _columns(a: ScoresReader, b: ScoresReader, wanted: Sequence[str] | None) -> 
     if wanted is None:
         found = tuple(name for name in COMPARED if name in a.specs and name in b.specs)
         if not found:
-            raise ConfigError(f"{a.path} and {b.path} have none of the usual columns in common; choose columns")
+            raise ConfigError(
+                f"{a.path} and {b.path} have none of the usual columns in common; choose the columns to compare"
+            )
         return found
     for one in (a, b):
         for name in wanted:
@@ -230,8 +233,8 @@ def join_energies(
         and the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, an id has two energies, or its formula is not
-            that of the structure.
+        SourceError: The table cannot be read, a column appears twice, an id has two energies or belongs to several
+            structures, or its formula is not that of the structure.
         ConfigError: A column is missing, or no id is among the scores.
         StoreError: The scores cannot be read.
     """
@@ -239,14 +242,19 @@ def join_energies(
     place = folder if "://" not in str(scores) and folder.exists() else scores
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
-        raise ConfigError(f"{place}: has no energy_per_atom to compare with")
+        raise ConfigError(
+            f"{place}: has no energy_per_atom to compare with; use scores of a model that predicts energies"
+        )
     scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
     left_out: Counter[str] = Counter()
     ids, energies, energy_name, formulas = _read_energies(Path(table), id_column, energy_column, scheme, left_out)
     key, found = _matched(rows, ids)
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
-        raise ConfigError(f"{table}: none of its {len(ids):,} ids is among those of {place}")
+        raise ConfigError(
+            f"{table}: none of its {len(ids):,} ids is among those of {place}; set id_column to the column of "
+            "structure ids or file names"
+        )
     checked = _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
     rows.check_unchanged()
@@ -357,7 +365,10 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
         if best is None or (found >= 0).sum() > (best[1] >= 0).sum():
             repeated = pc.is_in(wanted, value_set=_repeated(own)).to_numpy(zero_copy_only=False)
             if repeated.any():
-                raise SourceError(f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures")
+                raise SourceError(
+                    f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures; use the "
+                    "unique file names of a selection as ids"
+                )
             best = (name, found)
     if best is None:
         raise StoreError(f"{rows.path}: has no structure_id")
@@ -401,7 +412,7 @@ def _read_energies(
         if energies.setdefault(one, value) != value:
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
-        why = "".join(f"; {count:,} {reason}" for reason, count in left_out.items())
+        why = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
         raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
     return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
 

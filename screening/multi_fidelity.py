@@ -142,14 +142,15 @@ def cascade(
         fast: ONNX file of the model that screens everything.
         accurate: ONNX file of the model that decides.
         out: Folder to write.
-        references: References of the convex hull, as for `convex_hull.hull.hull`; their energies must suit both models.
+        references: References of the convex hull, as for `convex_hull.hull.hull`; their energies must follow the scheme
+            of the accurate model and, without `fast_references`, that of the fast one.
         settings: Which structures are kept, and which are hits; None for the defaults.
         fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
-        scheme: Energy scheme of references given as tables.
+        scheme: Energy scheme of references that state none.
         device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
-        budget: Hours after which a relaxation starts no more parts.
+        budget: Hours after which the relaxation starts no more parts; None sets no limit.
         overwrite: Remove the cascade that the folder holds, and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the screen begins, with a one-line summary of the featurization.
@@ -158,17 +159,19 @@ def cascade(
         The last dataset, ``result.zarr``; ``attrs["cascade"]`` holds counts and the recall.
 
     Raises:
-        ConfigError: The settings or references cannot be used.
+        ConfigError: The sources, settings or references cannot be used.
         SourceError: A file does not exist, or none of the structures could be stored.
-        StoreError: The store cannot be read, or none of its structures can be scored.
+        StoreError: A store cannot be read, none of its structures can be scored, or the fast model keeps none.
         ModelFileError: A model cannot be used.
+        DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The folder holds something else, or another run is using it.
-        EquiscreenError: The budget is used up.
+        EquiscreenError: The budget was spent before all kept structures were relaxed.
     """
     chosen = settings or CascadeSettings()
     if chosen.audit < 1 or chosen.keep_below < chosen.target:
         raise ConfigError(
-            "audit must be at least 1, and keep_below at least as large as target; otherwise hits would be discarded"
+            "--audit must be at least 1, and --keep-below at least as large as --target; otherwise hits would be "
+            "discarded"
         )
     models = [OnnxPotential.load(path, threads=1) for path in (fast, accurate)]
     larger = fast if models[0].cutoff > models[1].cutoff else accurate
@@ -228,7 +231,7 @@ def summary(found: xr.Dataset, out: str | Path) -> str:
 
 
 def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: float = CONFIDENCE) -> Recall:
-    """Return the fraction of all hits that are among the kept structures.
+    """Estimate the fraction of all hits that are among the kept structures.
 
     The interval is that of Clopper and Pearson (Biometrika 26, 404 (1934)) for the fraction of hits among the rejected
     structures; it is exact for a sample drawn with replacement, and too wide for one drawn without. If all rejected
@@ -271,7 +274,7 @@ def _divided(rows: ScoresReader, keep_below: float) -> tuple[NDArray[np.int64], 
     if rejected.all():
         raise StoreError(
             f"{rows.path}: the fast model predicts no structure within {keep_below} eV/atom of the hull; choose a "
-            "larger keep_below"
+            "larger --keep-below"
         )
     return np.flatnonzero(~rejected), np.flatnonzero(rejected)
 

@@ -125,7 +125,9 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
         raise ModelFileError(unknown_model(name))
     fidelity = stated if slash else modality
     if modality is not None and fidelity != modality:
-        raise ModelFileError(f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}")
+        raise ModelFileError(
+            f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}; use one of the two"
+        )
     if fidelity is not None and "" in weights.schemes:
         raise ModelFileError(f"{name}: {base} has only one fidelity; use `{base}`")
     if fidelity is not None and fidelity not in weights.schemes:
@@ -136,7 +138,10 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
             f"{base}@{weights.sha256[0][:_MIN_DIGITS]}"
         )
     if not weights.sha256[0].startswith(digits.lower()):
-        raise ModelFileError(f"{name}: the SHA-256 of {base} is {weights.sha256[0]}")
+        raise ModelFileError(
+            f"{name}: the SHA-256 of {base} is {weights.sha256[0]}, which does not begin with the digits after @; "
+            "leave out @ and the digits to use these weights"
+        )
     return CATALOG[CatalogModel(weights, next(iter(weights.schemes)) if fidelity is None else fidelity).name]
 
 

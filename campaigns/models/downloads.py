@@ -160,7 +160,9 @@ def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: P
 def _check_size(size: int, url: str, part: Path) -> None:
     if size > MAX_BYTES:
         part.unlink(missing_ok=True)
-        raise ModelFileError(f"{url}: larger than {MAX_BYTES >> 20} MiB, so it is not the published file")
+        raise ModelFileError(
+            f"{url}: larger than {MAX_BYTES >> 20} MiB, so it is not the published file; try again from another network"
+        )
 
 
 def _by_hand(target: Path) -> str:

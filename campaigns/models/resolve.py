@@ -54,7 +54,9 @@ def model_file(
         EquiscreenError: The cache folder cannot be written.
     """
     if "://" in str(model):
-        raise ModelFileError(f"{redact_urls(str(model))}: is a URL, but this must be a local path; copy the file")
+        raise ModelFileError(
+            f"{redact_urls(str(model))}: is a URL, but this must be a local path; copy the file to this machine"
+        )
     if isinstance(model, str) and is_known(model):
         return _published(find_model(model, modality), progress=progress, note=note)
     path = Path(model)

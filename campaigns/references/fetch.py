@@ -100,6 +100,7 @@ def fetch_references(
     Raises:
         ConfigError: A source has no suitable references, is unknown or needs a setting.
         SourceError: A source cannot be read, or a server fails.
+        StoreError: A scores dataset is missing or damaged.
         OutputExistsError: The table exists, cannot be written, or another run is writing it.
     """
     target, given = Path(out), path_names(what)
@@ -129,8 +130,8 @@ def fetch_references(
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
             if not rows:
                 raise ConfigError(
-                    f"{', '.join(map(redact_urls, given))}: no reference lies in the chemical systems asked "
-                    "for; use references that cover their elements"
+                    f"{', '.join(map(redact_urls, given))}: no references, or none in the chosen chemical "
+                    "systems; use references that cover their elements"
                 )
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)

@@ -36,7 +36,8 @@ def entries_of_mp(
     """
     if scheme not in _THERMO_TYPES:
         raise ConfigError(
-            f"mp: the Materials Project has no energies that follow {scheme}, the scheme of the candidates"
+            f"mp: the Materials Project has no energies that follow {scheme}, the scheme of the candidates; choose "
+            "another source"
         )
     if systems.given is None:
         raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")

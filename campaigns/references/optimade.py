@@ -153,7 +153,10 @@ def resource_phases(
                     yield phase
     if seen and without == len(seen):
         asked = ", ".join(provider.response_fields())
-        raise ConfigError(f"{provider.name}: serves no energies: none of {without:,} structures has any of {asked}")
+        raise ConfigError(
+            f"{provider.name}: serves no energies: none of {without:,} structures has any of {asked}; "
+            "choose another provider"
+        )
     check_one_functional(provider.name, settings.scheme, functionals)
 
 

@@ -25,7 +25,7 @@ _BLOCK = 4096
 
 
 class ChemicalSystems:
-    """The chemical systems of candidates; a phase competes if it lies within one of these systems.
+    """The chemical systems of candidates; a phase competes if all of its elements are in one of these systems.
 
     Args:
         systems: Symbols of the elements of each candidate; None if everything is wanted.
@@ -37,7 +37,7 @@ class ChemicalSystems:
     def __init__(self, systems: Iterable[frozenset[str]] | None) -> None:
         self.given = None if systems is None else sorted({frozenset(one) for one in systems}, key=sorted)
         if self.given is not None and not any(self.given):
-            raise ConfigError("no chemical systems: the candidates have no readable structure")
+            raise ConfigError("no chemical systems are given; name at least one, such as Li-Fe-O")
         for symbol in sorted(frozenset().union(*(self.given or ()))):
             if symbol not in atomic_numbers or symbol == "X":
                 raise ConfigError(f"unknown element {symbol!r} in a chemical system; write systems as Li-Fe-O,Na-Cl")

@@ -88,7 +88,7 @@ def _scores(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"ranked by {steps['ranked_by']}; {steps['selected']:,} of {steps['rows']:,}"
     if found.get("hull"):
         references = [one["path"] for one in found["hull"].get("references", ())]
-        yield f"hull: {', '.join(references) or 'of the candidates only'}"
+        yield f"hull: {', '.join(references) or 'of the candidates and the elements'}"
     digest = str(model.get("sha256", ""))[:12]
     yield f"model: {model.get('path')} (sha256 {digest}), energies: {model.get('energy_scheme')}" if model else ""
     yield f"structures: {(found.get('graph_store') or {}).get('path')}"

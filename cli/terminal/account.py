@@ -35,9 +35,14 @@ class Messages:
 _wanted: ContextVar[Messages] = ContextVar("wanted", default=Messages())  # noqa: B039 - it is frozen
 _OPTIONS = {
     "as_json": Annotated[
-        bool, typer.Option("--json", help="Print a summary of the run as one JSON object, and nothing else.")
+        bool, typer.Option("--json", help="Print the summary of the run as one JSON object instead of text.")
     ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors: no progress and no summary.")],
+    "quiet": Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Show no progress and no text summary; --json and errors are still printed."
+        ),
+    ],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
 }
 
@@ -72,12 +77,12 @@ def shows_tracebacks() -> bool:
 
 
 def wants_json() -> bool:
-    """Whether the account is one JSON object."""
+    """Whether the account is printed as one JSON object."""
     return _wanted.get().as_json
 
 
 def tell(text: str) -> None:
-    """Announce the next step of a verb on standard error."""
+    """Print a note on standard error, such as the next step of a verb, unless --quiet is given."""
     if not _wanted.get().quiet:
         print(redact_text(text), file=sys.stderr, flush=True)
 
@@ -87,7 +92,8 @@ def account(text: object, found: object = None, **more: Any) -> None:
 
     Args:
         text: The account as readable text.
-        found: What the run returned: a dataset, whose attributes and number of rows are printed as JSON, or a report.
+        found: What the run returned, for the JSON object: a dataset, of which the attributes and the number of rows are
+            printed; or a report or mapping, which is printed whole. None takes `text` itself.
         more: Further entries of the JSON object, such as the path of the output.
     """
     wanted = _wanted.get()

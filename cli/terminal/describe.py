@@ -52,11 +52,13 @@ def verify_store(path: str | Path) -> str:
         A line stating that all of them match.
 
     Raises:
-        StoreError: A checksum does not match; the message names the damaged files.
+        StoreError: The path is not a graph store, or a checksum does not match; the message names the damaged parts.
     """
     damaged = GraphStore(path).verify()
     if damaged:
-        raise StoreError(f"{path}: damaged: {', '.join(damaged)}")
+        raise StoreError(
+            f"{path}: damaged: {', '.join(damaged)}; run the command that wrote the store again, with --overwrite"
+        )
     return f"{redact_urls(str(path))}: all checksums match"
 
 

@@ -35,7 +35,7 @@ def parse_elements(given: Sequence[str]) -> frozenset[int]:
     symbols = [symbol.strip() for text in given for symbol in text.split(",") if symbol.strip()]
     unknown = [symbol for symbol in symbols if atomic_numbers.get(symbol, 0) < 1]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is not the symbol of an element")
+        raise ConfigError(f"{unknown[0]!r} is not the symbol of an element; write elements as Li,Fe,O")
     return frozenset(atomic_numbers[symbol] for symbol in symbols)
 
 

@@ -25,7 +25,7 @@ _MODEL_COLUMNS = {
     "in the model's own energies; negative below it",
 }
 _DECOMPOSITION = "competing phases: fraction of the structure's atoms in each, formula, id"
-_EXCLUDED = "; the own phase of the structure, recognised by structure, is left out of the hull"
+_EXCLUDED = "; each structure's own phase, recognised by structure, is left out of its hull"
 _OTHER_COLUMNS = ("correction_per_atom", "decomposition", "model_decomposition", "hull_status")
 
 

@@ -163,7 +163,9 @@ def read_energies(
         usable += int(np.isfinite(chunk.energy).sum())
         bar.advance(chunk.stop - chunk.start)
     if not usable:
-        raise StoreError(f"{scores.path}: none of its {size:,} structures has a usable energy")
+        raise StoreError(
+            f"{scores.path}: none of its {size:,} structures has a usable energy; score them with another model"
+        )
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
 
@@ -182,10 +184,10 @@ def find_hull(
         references: Reference phases.
         bar: Progress.
         lower_bound: Whether there are no references besides elements, so that the candidates serve as references.
-        exclude_self: Leave out the own phase of each candidate, recognised by its structure.
+        exclude_self: Leave each candidate's own phase, recognised by its structure, out of its hull.
 
     Raises:
-        ConfigError: pymatgen is needed and not installed.
+        ConfigError: pymatgen or scipy is needed and not installed, or a linear program failed.
         StoreError: The structures of the candidates cannot be read.
         SourceError: The structures of the references cannot be read.
     """

@@ -120,6 +120,9 @@ class Hulls:
         Args:
             system: Elements of all these compositions.
             numbers: int64[n], numbers of the compositions.
+
+        Raises:
+            ConfigError: scipy is needed and not installed, or a linear program failed.
         """
         fractions = self._compositions.fractions(numbers)
         if self.missing(system):
@@ -139,6 +142,9 @@ class Hulls:
         Args:
             system: Elements of the composition, at least two.
             number: Number of the composition.
+
+        Raises:
+            ConfigError: scipy is needed and not installed, or a linear program failed.
         """
         if self.missing(system):
             return _no_hull(1, len(system))
@@ -315,7 +321,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
             options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
         )
         if result.x is None:
-            raise ConfigError(f"the linear program for the convex hull failed: {result.message}")
+            raise ConfigError(f"the linear program for the convex hull failed ({result.message}); please report this")
         support = np.argsort(-result.x, kind="stable")[: present.sum()]
         support = support[result.x[support] > _OUTSIDE]
         # The solver is only as exact as its tolerance; now that the corners are known, solve for their amounts.

@@ -107,10 +107,11 @@ def hull(
         The dataset, opened.
 
     Raises:
-        ConfigError: `within` is negative or `error` is not positive, references follow a different energy scheme or
-            cannot be used, or an extra is not installed.
+        ConfigError: An argument is out of range, `exclude_self` is set without references, the candidates are a graph
+            store and `scheme` is not given, references follow a different energy scheme or cannot be used, or an extra
+            is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
-        StoreError: The scores or their graph store cannot be read, or have no energies.
+        StoreError: The scores, their graph store or a dataset of references cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()

@@ -98,7 +98,7 @@ def levels_of(
     needs_alone: NDArray[np.bool_],
     advance: Callable[[int], None],
 ) -> Levels:
-    """Compute the hulls at compositions.
+    """Compute the hulls at the compositions of candidates.
 
     Args:
         compositions: All compositions, n.
@@ -107,6 +107,9 @@ def levels_of(
         candidates: float64[n], lowest energy of a candidate of each composition (eV/atom); NaN where there is none.
         needs_alone: bool[n], compositions for which the hull of all other compositions is needed.
         advance: Called with the number of compositions that have been completed.
+
+    Raises:
+        ConfigError: scipy is needed and not installed, or a linear program failed.
     """
     n = len(compositions)
     blank = np.full(n, np.nan)

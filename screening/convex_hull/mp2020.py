@@ -140,8 +140,8 @@ class MP2020:
     def oxidation_states(self, symbols: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, float]:
         """The most likely neutral combination of oxidation states, averaged for each element; empty if there is none.
 
-        These are the first that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` returns: those with the
-        largest sum of the ions' occurrences in the ICSD, and among equal sums the first that is tried.
+        It is the first that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` returns: the one with the largest
+        sum of the ions' occurrences in the ICSD, and among equal sums the one that is tried first.
         """
         if sorted(zip(symbols, counts, strict=True)) == [("H", 1), ("O", 1)]:
             counts = tuple(2 * count for count in counts)  # pymatgen reduces this formula to H2O2

@@ -94,7 +94,8 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
 
     Raises:
         SourceError: The file cannot be read, or an entry lacks the structure that every entry needs.
-        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional.
+        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional; or
+            pymatgen is needed and not installed.
     """
     left_out = LeftOut()
     schemes: set[str] = set()
@@ -122,7 +123,8 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
 
     Raises:
         SourceError: An entry lacks the structure that every entry needs.
-        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional.
+        ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional; or
+            pymatgen is needed and not installed.
     """
     functionals: set[str] = set()
     for number, record in enumerate(records):
@@ -402,7 +404,10 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     try:
         crystal = _crystal(entry.structure)
     except EntryLeftOutError as error:
-        raise SourceError(f"{path}: entry {name}: {error}; --exclude-self needs its structure") from error
+        raise SourceError(
+            f"{path}: entry {name}: {error}; --exclude-self needs its structure: repair the entry, or leave out "
+            "--exclude-self"
+        ) from error
     return partial(
         Structure.from_fractional,
         np.array([site.specie.Z for site in crystal], dtype=np.uint8),

@@ -71,6 +71,7 @@ def read_references(
         ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset was not
             computed with the candidates' model.
         SourceError: A file cannot be read, or has no structures although they are needed.
+        StoreError: A dataset cannot be read, or has no energies.
     """
     if scheme is not None and scheme not in SCHEMES:
         raise ConfigError(f"unknown energy scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")

@@ -80,9 +80,10 @@ def read_table(
         Summary of the file.
 
     Raises:
-        ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
-            own and the rows follow more than one functional.
-        SourceError: The table cannot be read, or a column appears twice.
+        ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
+            corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
+        SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
+            needs.
     """
     schemes: set[str] = set()
     functionals: set[str] = set()
@@ -107,8 +108,8 @@ def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterat
         left_out: Counts of the rows that are left out.
 
     Raises:
-        ConfigError: A column is missing, the table states no energy scheme, or the candidates follow a scheme of their
-            own and the rows follow more than one functional.
+        ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
+            corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
         SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
             needs.
     """
@@ -285,7 +286,10 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
     if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {settings.scheme}")
     if formation and scheme == UNCORRECTED:
-        raise ConfigError(f"{path}: formation energies of {scheme!r} cannot be used; use --scheme {CORRECTED}")
+        raise ConfigError(
+            f"{path}: formation energies of {scheme!r} cannot be used; if they include the MP2020 corrections, state "
+            f"{CORRECTED}, in the column scheme if there is one, otherwise with --scheme"
+        )
     return scheme
 
 

@@ -104,7 +104,7 @@ class ReadSettings:
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
         keep_structures: Whether structures are read where they exist.
-        wanted: Returns whether references of a chemical system are wanted; None accepts all.
+        wanted: Function that tells whether references of a chemical system are wanted; None accepts all.
     """
 
     scheme: str

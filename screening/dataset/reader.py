@@ -95,7 +95,10 @@ class ScoresReader:
         except StoreError:
             raise
         except Exception as error:  # damaged chunks and failing URLs raise errors of many kinds
-            raise StoreError(f"{self.path}: array {name!r} cannot be read ({type(error).__name__})") from error
+            raise StoreError(
+                f"{self.path}: array {name!r} cannot be read ({type(error).__name__}); check the disk or connection, "
+                "or write the dataset again"
+            ) from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of each chunk of rows."""
@@ -122,7 +125,10 @@ class ScoresReader:
                 f"{self.path}: cannot open its graph store; use --store to give its path ({error})"
             ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
-            raise StoreError(f"{place}: is not the graph store that {self.path} was computed from, or has changed")
+            raise StoreError(
+                f"{place}: is not the graph store that {self.path} was computed from, or has changed; use --store to "
+                "give the right one, or write the scores again"
+            )
         return graphs
 
     def check_unchanged(self) -> None:

@@ -134,8 +134,7 @@ def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset, lazily.
 
     Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
-    turns the dataset into a table. A local dataset of up to 256 MB is compared with its checksums; for larger ones,
-    `equiscreen info --verify` does so.
+    turns the dataset into a table. A local dataset of up to 256 MB is compared with its checksums when it is opened.
 
     Example:
         >>> from equiscreen.screening import open_scores

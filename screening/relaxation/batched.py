@@ -75,9 +75,9 @@ class RelaxSettings:
         optimizer: Optimization algorithm.
         pressure: External pressure, GPa.
         fix_cell: Relax the atoms only, with a fixed cell.
-        cell_axes: Lattice vectors in whose directions the cell relaxes, as a text of the letters a, b and c; directions
-            that are not periodic are left out. If empty, crystals relax in all directions, and structures that are not
-            periodic in three directions keep their cell.
+        cell_axes: Lattice vectors in whose directions the cell relaxes, as a string of the letters a, b and c;
+            directions that are not periodic are left out. If empty, crystals relax in all directions, and structures
+            that are not periodic in three directions keep their cell.
         fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
         symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
         rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
@@ -125,7 +125,9 @@ class RelaxSettings:
         if self.fix_cell and self.pressure:
             raise ConfigError("pressure has no effect on a fixed cell; set either pressure or fix_cell")
         if not set(self.cell_axes) <= set(_AXES) or len(set(self.cell_axes)) < len(self.cell_axes):
-            raise ConfigError(f"unknown cell axes {self.cell_axes!r}; choose some of the letters a, b and c")
+            raise ConfigError(
+                f"cell axes {self.cell_axes!r} are invalid; use each of the letters a, b and c at most once"
+            )
         if self.cell_axes and (self.fix_cell or self.fix_symmetry):
             raise ConfigError(
                 "cell_axes relaxes the cell in some directions, fix_cell in none, and fix_symmetry only as the space "
@@ -215,12 +217,15 @@ def relax_structures(
         Key and result of each structure, in the order in which they finish.
 
     Raises:
-        ConfigError: The potential has no forces or no stress.
+        ConfigError: The potential does not predict energy, forces and stress.
     """
     settings = settings or RelaxSettings()
     predicted = {spec.name for spec in potential.outputs}
     if absent := {"energy", "forces", "stress"} - predicted:
-        raise ConfigError(f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict")
+        raise ConfigError(
+            f"a relaxation needs {', '.join(sorted(absent))}, which the model does not predict; choose a model with "
+            "energy, forces and stress"
+        )
     plausibility = plausibility or Plausibility.of(potential)
     waiting, in_flight = iter(structures), list[tuple[Key, _Relaxation]]()
     while True:

@@ -103,7 +103,8 @@ def relax(
 
     Raises:
         StoreError: The store cannot be read, or it changed during the run.
-        ModelFileError: The model cannot be used, has no forces or stress, or its cutoff exceeds that of the graphs.
+        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds that of the
+            graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
         ConfigError: The limit is below 1, or the output is a URL.
@@ -201,11 +202,13 @@ class _RelaxPlan:
                 raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
         if graphs.exists() and not graphs.is_equiscreen_store():
             raise OutputExistsError(
-                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten"
+                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
+                "--out"
             )
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten"
+                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                "another --out"
             )
 
     def _is_from_this_run(self, path: Path) -> bool:

@@ -57,7 +57,7 @@ class ReportContent:
         value: Column of the energies that are shown; candidates are ranked by it, lowest first, if `is_ranking`.
         is_ranking: Whether the candidates are comparable by that column.
         has_hull: Whether that column is an energy above hull.
-        lower_bound: Whether the hull consists of candidates only.
+        lower_bound: Whether the hull is built from candidates and elements only, without references.
         scored: Number of rows with a value.
         near: Number of rows within `NEAR` of the hull.
         below: Number of rows below the hull.
@@ -113,7 +113,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
     if value not in rows.specs:
-        raise StoreError(f"{rows.path}: has neither energies above hull nor energies; there is nothing to report")
+        raise StoreError(f"{rows.path}: has no energies to report; use scores of a model that predicts energies")
     has_hull = value.startswith("energy_above_")
     tally, formulas = _Tally(), Counter[str]()
     best, best_values = np.zeros(0, dtype=np.int64), np.zeros(0)

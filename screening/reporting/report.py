@@ -135,8 +135,8 @@ def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> st
             )
         if content.lower_bound:
             sentences.append(
-                "The hull consists of candidates only, so energies above hull are lower bounds; add references with "
-                "equiscreen hull --references."
+                "The hull consists of candidates and elements only, so energies above hull are lower bounds; add "
+                "references with equiscreen hull --references."
             )
     else:
         sentences.append(_without_hull(content, has_phases="hull" in attrs))

@@ -104,6 +104,7 @@ def screen(
             the scores to append to come from other graphs, models or settings.
         ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
+        ConfigError: The limit is below 1, or both `append` and `overwrite` are set.
         OutputExistsError: The output exists, or another run is writing it.
     """
     options = RunOptions(
@@ -153,7 +154,10 @@ def screen_store(
         statuses = dict(zip(STATUS_MEANINGS, counts.tolist(), strict=True))
         if counts[OK] + counts[EXTRAPOLATING] == 0:
             run.staging.discard()
-            raise StoreError(f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}")
+            raise StoreError(
+                f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}; choose another "
+                "model or, if they are too large, smaller cells"
+            )
         digests = run.concatenate(plan.specs, manifests)
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}

@@ -79,10 +79,12 @@ def screen_files(
         The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
 
     Raises:
-        ConfigError: The sources are several graph stores, or a graph store among files.
+        ConfigError: The sources are several graph stores, or a graph store among files; or `append` is set and the
+            source is not a graph store; or see `equiscreen.screening.screen`.
         SourceError: A file does not exist, or none of the structures could be stored.
-        StoreError: None of the structures could be scored.
+        StoreError: A store cannot be read, or none of the structures could be scored.
         ModelFileError: A model cannot be used.
+        DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The scores exist, or the graph store beside them has different sources or a different cutoff.
     """
     options = RunOptions(

@@ -107,7 +107,10 @@ class CopyTask:
         Raises:
             EquiscreenError: Always; workers died while they copied rows, and no row may be lost.
         """
-        raise EquiscreenError(f"{self.scores}: the workers that read it died, perhaps because they ran out of memory")
+        raise EquiscreenError(
+            f"{self.scores}: the workers that read it died, perhaps because they ran out of memory; free "
+            "some and run the same command again"
+        )
 
 
 class TimedPotential:

@@ -105,7 +105,8 @@ class SelectionPlan:
         """Check criteria against a dataset.
 
         Raises:
-            ConfigError: The dataset has no such column, or the criteria contradict each other.
+            ConfigError: The filter or an element is invalid, the dataset lacks a column, or the criteria contradict
+                each other.
         """
         added = (*OF_FORMULA, *OF_STRUCTURE, *(OF_KNOWN if criteria.known is not None else ()))
         derived = {spec.name: variable_of(spec) for spec in added if _is_free(scores, spec.name)}

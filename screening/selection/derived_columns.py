@@ -68,7 +68,7 @@ class DerivedColumns:
 
     Attributes:
         specs: Specs of the columns, by name.
-        notes: Which columns are not computed, and why.
+        notes: Which columns are not computed or not replaced, and why.
 
     Raises:
         ConfigError: A column in `needed` requires a package that is not installed.

@@ -139,7 +139,9 @@ class _Parser(ast.NodeVisitor):
         return ConfigError(f"--where, at character {place + 1} of {' '.join(self.text.split())[:200]!r}: {message}")
 
     def _too_deep(self, place: int) -> ConfigError:
-        return self._error(place, f"nested more than {MAX_DEPTH} levels deep")
+        return self._error(
+            place, f"nested more than {MAX_DEPTH} levels deep, or too long; split it over two selections"
+        )
 
     def _syntax_error(self, error: SyntaxError) -> ConfigError:
         if not error.offset:  # Python reports the end of the text as 0

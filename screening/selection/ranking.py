@@ -48,7 +48,7 @@ class Measure:
 
         Raises:
             ConfigError: The dataset has no such column, no standard deviation of the column, or no column to rank by
-                default.
+                default; or the weight is negative or not finite.
         """
         if column is None:
             column = default_ranking(scores)

@@ -98,7 +98,8 @@ def select(
         The selected rows.
 
     Raises:
-        ConfigError: The filter, a column or an element is invalid, or a required package is not installed.
+        ConfigError: The filter, a column, an element, a number or a format is invalid; too many structures are selected
+            for one file each; or a required package is not installed.
         StoreError: The scores or the graph store cannot be read or have changed meanwhile, or no structure was
             selected.
         OutputExistsError: The output exists, or another run is writing it.
@@ -151,7 +152,7 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
         ConfigError: There are more than `MAX_FILES` structures.
     """
     if len(chosen.rows) == 0:
-        raise StoreError(f"{scores}: nothing was selected: {_listed(chosen.left_out)}")
+        raise StoreError(f"{scores}: nothing was selected; loosen the criteria ({_listed(chosen.left_out)})")
     if len(chosen.rows) > MAX_FILES and set(wanted) & set(_OF_FILES):
         raise ConfigError(
             f"{len(chosen.rows):,} structures are too many for one file each; use `--top`, or `--format "
@@ -270,4 +271,6 @@ def _check_free(target: Path, out: str | Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
     recipe = target / RECIPE_FILE
     if not recipe.is_file() or SELECTION_SCHEMA not in recipe.read_text():
-        raise OutputExistsError(f"{out}: already exists and is not a selection, so it is not overwritten")
+        raise OutputExistsError(
+            f"{out}: already exists and is not a selection, so it is not overwritten; choose another `--out`"
+        )

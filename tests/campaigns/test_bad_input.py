@@ -91,7 +91,7 @@ def rank_file(file: Path, out: Path) -> xr.Dataset:
     ("beside", "message"),
     [
         (["--limit", "5", "--no-relax"], "holds all settings; set --relax, --limit in it instead"),
-        (["more.cif"], "holds all sources; add more.cif"),
+        (["more.cif"], "must be the only source, but more.cif is given too"),
     ],
 )
 def test_nothing_beside_a_campaign_file_is_ignored(beside: list[str], message: str, tmp_path: Path) -> None:

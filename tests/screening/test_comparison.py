@@ -136,7 +136,7 @@ def test_energies_of_other_functionals_are_not_compared(scores: Path, columns: d
     facts = join_energies(scores, tmp_path / "t.csv").attrs["dft"]
     assert (facts["joined"], facts["left_out_by_reason"]) == (3, {"functional r2SCAN": 1})
     (tmp_path / "t.csv").write_text(f"structure_id,energy,xc\n{a},-1.0,HSE06\n")
-    with pytest.raises(SourceError, match=r"no finite energy.*1 functional HSE06"):
+    with pytest.raises(SourceError, match=r"no finite energy.*1 left out: functional HSE06"):
         join_energies(scores, tmp_path / "t.csv")
 
 

@@ -445,4 +445,4 @@ def test_the_verb_prints_the_account(
     assert "6 of 7 kept; 1 outside the chemical systems" in done.stdout
     done = command_line("references", entries, "--systems", "Ag-Au", "--out", tmp_path / "b.parquet")
     assert done.returncode == 1
-    assert "no reference lies in the chemical systems" in done.stderr
+    assert "none in the chosen chemical systems" in done.stderr
