@@ -2,6 +2,7 @@
 # make test       lint, then the tests, on all cores
 # make lint       ruff, mypy and the import contracts (import-linter)
 # make docs-test  run the examples in the README and in docstrings
+# make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
 # make clean      remove the virtual environments and all caches
@@ -19,12 +20,13 @@ BIN := $(VENV)/bin
 # would spin while they wait for one another.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DATA ?= ../shared/data
+SITE ?= build/site
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns demo cli
 
-.PHONY: demo test lint docs-test slow models-wheel clean
+.PHONY: demo test lint docs-test docs slow models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -39,10 +41,17 @@ lint: $(VENV)/installed | $(PACKAGE)
 	  $(addprefix -p equiscreen.,$(PARTS)) -m equiscreen.__main__
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
 
-docs-test: $(VENV)/installed | $(PACKAGE)
+docs-test: docs | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
 	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(PARTS))
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/campaigns/test_readme_lines.py
+
+# mkdocs would search the whole checkout, with its virtual environments, so it gets a folder of the packages alone.
+docs: $(VENV)/installed
+	mkdir -p build/documented/equiscreen
+	ln -sf $(addprefix ../../../,__init__.py $(PARTS)) build/documented/equiscreen
+	$(BIN)/codespell README.md CHANGELOG.md mkdocs.yml docs
+	PYTHONPATH=build/documented NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow --timeout 7200

@@ -21,6 +21,7 @@ FILES_AT_THE_ROOT = {
     "__init__.py",
     "__main__.py",
     "constraints.txt",
+    "mkdocs.yml",
     "py.typed",
     "pyproject.toml",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import equiscreen
 import pytest
 import yaml
+from equiscreen import campaigns, export, model, pipeline, screening
 from equiscreen.model import Config
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening import open_scores
@@ -19,7 +20,9 @@ from .conftest import ELEMENTS, ROOT, cif_text, write_emt_labelled
 
 README = (ROOT / "README.md").read_text()
 OWN_NETWORK = (ROOT / "docs/own_network.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages that only the site has, made from the program when it is built.
+GENERATED = {ROOT / "docs/reference/command_line.md"}
 # Figures in the README: the file of the benchmark, what it printed, and the words of the README.
 FIGURES = [
     ("featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
@@ -74,7 +77,8 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    assert [target for target in links(page) if not (page.parent / target).exists()] == []
+    targets = {(page.parent / target).resolve() for target in links(page)}
+    assert [str(target) for target in targets - GENERATED if not target.exists()] == []
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -82,10 +86,18 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     pending = list(reached)
     while pending:
         page = pending.pop()
-        found = {(page.parent / target).resolve() for target in links(page) if target.endswith(".md")}
+        found = {(page.parent / target).resolve() for target in links(page) if target.endswith(".md")} - GENERATED
         pending += found - reached
         reached |= found
     assert [page.name for page in PAGES if page not in reached] == []
+
+
+def test_every_page_and_every_public_name_is_on_the_site() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in PAGES[1:] if f"{page.relative_to(ROOT / 'docs')}\n" not in settings] == []
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE)
+    parts = (campaigns, pipeline, model, export, screening)
+    assert listed == [f"{part.__name__}.{name}" for part in parts for name in part.__all__]
 
 
 @pytest.mark.parametrize(("file", "pattern", "words"), FIGURES)
