@@ -139,14 +139,16 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
     """
     groups: list[str | tuple[str, ...]] = []
     for item in block:
-        pair: Any = item.pair  # untyped in gemmi: two strings, or None
+        pair: Any = item.pair  # gemmi's types leave out that each of these may be None
+        loop: Any = item.loop
+        frame: Any = item.frame
         if pair is not None:
             groups.append(pair[0])
-        elif item.loop is not None:
-            groups.append(tuple(item.loop.tags))
-        elif item.frame is not None:
+        elif loop is not None:
+            groups.append(tuple(loop.tags))
+        elif frame is not None:
             raise InvalidStructureError(
-                f"save frame (save_{item.frame.name}), which only a dictionary may have; move its content to the block"
+                f"save frame (save_{frame.name}), which only a dictionary may have; move its content to the block"
             )
     found = _tags(tuple(groups))
     if isinstance(found, str):
