@@ -768,7 +768,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["s3://a-bucket/s.cif", "s3://a-bucket/*.cif", "s3://a-bucket/folder/"])
 def test_an_object_store_without_credentials(tmp_path: Path, url: str) -> None:
     begin = time.monotonic()
-    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(url, tmp_path)
+    assert "for S3, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(url, tmp_path)
     assert time.monotonic() - begin < 60
 
 
