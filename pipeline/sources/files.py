@@ -164,7 +164,8 @@ class SourceFile:
 
     def _unreadable(self, error: Exception) -> SourceError:
         return SourceError(
-            f"{self.name}: cannot be read ({detail(error, self._url)}); check its permissions, or copy or download it again"
+            f"{self.name}: cannot be read ({detail(error, self._url)}); check its permissions, or copy or "
+            "download it again"
         )
 
     def detected(self) -> Format:

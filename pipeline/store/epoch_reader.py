@@ -285,8 +285,8 @@ def _label_shapes(
                 first = kinds.setdefault(name, kind)
                 if kind != first:
                     raise StoreError(
-                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}; featurize "
-                        "one of the stores again"
+                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}; "
+                        "featurize one of the stores again"
                     )
     return shapes
 

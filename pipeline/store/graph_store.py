@@ -82,8 +82,8 @@ def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, 
     if schemas == (GRAPH_SCHEMA,) and isinstance(graphs, Mapping) and graphs.get("path"):
         return f"holds scores; the graph store of its structures is {resolved_path(str(graphs['path']), path)}"
     return (
-        f"has schema {attrs.get('schema')!r} instead of {' or '.join(map(repr, schemas))}; it is another kind of store, "
-        "or was written by another version of equiscreen"
+        f"has schema {attrs.get('schema')!r} instead of {' or '.join(map(repr, schemas))}; it is another kind of "
+        "store, or was written by another version of equiscreen"
     )
 
 
