@@ -63,7 +63,7 @@ def parse_yaml(text: str) -> Any:
     try:
         for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             if count > MAX_VALUES:
-                raise ValueError(f"more than {MAX_VALUES:,} values, too many for a settings file")
+                raise ValueError(f"more than {MAX_VALUES:,} keys, values and brackets, too many for a settings file")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -10,7 +10,7 @@ ones.
 - ``matpes-pbe``: PBE with the settings of MatPES.
 - ``r2scan``: calculations with the r2SCAN functional.
 - ``own``: a scheme without a name. Such energies are compared only with energies of the same model, or when the user
-states that two models were trained on the same energies.
+  states that two models were trained on the same energies.
 """
 
 from __future__ import annotations

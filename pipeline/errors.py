@@ -43,7 +43,7 @@ def detail(error: BaseException, about: str = "") -> str:
 
 
 class SourceError(EquiscreenError):
-    """A structure file is missing, empty or in an unknown format."""
+    """A source of structures is missing, cannot be read or holds nothing usable, or a setting for it is invalid."""
 
 
 class UnreachableError(SourceError):
@@ -51,7 +51,7 @@ class UnreachableError(SourceError):
 
 
 class LabelError(EquiscreenError):
-    """A label mapping does not fit the data."""
+    """A label mapping is invalid or does not fit the data."""
 
 
 class InvalidStructureError(EquiscreenError):
@@ -59,11 +59,11 @@ class InvalidStructureError(EquiscreenError):
 
 
 class OutputExistsError(EquiscreenError):
-    """The output path already exists."""
+    """An output already exists, is in use by another run, or cannot be written."""
 
 
 class StoreError(EquiscreenError):
-    """A store is missing, incomplete or damaged, or has an unsupported schema."""
+    """A store is missing, unfinished, damaged, changed during a run, or unsuitable for the task."""
 
 
 class ConfigError(EquiscreenError):

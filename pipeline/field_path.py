@@ -7,7 +7,10 @@ from typing import Any
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path, or None. A key that itself contains the dots is tried first."""
+    """Return the value at a dotted path, or None. A number in the path is the index of a list item.
+
+    A key of `fields` that equals the whole path, dots included, takes precedence.
+    """
     if path in fields:
         return fields[path]
     value: Any = fields

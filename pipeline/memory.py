@@ -1,4 +1,4 @@
-"""Machine errors, above all running out of memory."""
+"""Errors of the machine, above all a lack of memory."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tupl
             known = joined.setdefault(name, spec)
             if (known.dims, known.inner, known.attrs.get("units")) != (spec.dims, spec.inner, spec.attrs.get("units")):
                 raise StoreError(
-                    f"{store.path}: {name!r} has {_shape_and_unit(spec)}, but {_shape_and_unit(known)} in another store"
+                    f"{store.path}: {name!r} has {_shape_and_unit(spec)}, but {_shape_and_unit(known)} in the data "
+                    "to be combined with it; featurize one of the two again, with the shape and unit of the other"
                 )
     return tuple(joined.values())
 

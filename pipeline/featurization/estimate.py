@@ -52,13 +52,14 @@ def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimat
 
     Raises:
         SourceError: As for `featurize`; or a source is a server, which does not report its number of records.
+        LabelError: As for `featurize`.
     """
     form = (settings.get("options") or ReadOptions()).format
     live = [str(source) for source in sources if is_server(str(source))]
     if live:
         raise SourceError(
-            f"{live[0]}: the number of structures on a server is unknown before the download; "
-            "set --limit to download only some"
+            f"{live[0]}: the number of structures on a server is unknown before the download, so there is no estimate; "
+            "run without --estimate, and with --limit to download only some"
         )
     n_records = count_records(find_files(sources, form), settings.pop("limit", None) or sys.maxsize)
     with tempfile.TemporaryDirectory() as scratch:

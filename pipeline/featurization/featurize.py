@@ -86,8 +86,9 @@ def featurize(
             in other formats no label is guessed.
         options: How files are read.
         id_field: Field of a record with the id of its structure.
-        dedup: ``exact`` drops structures with equal cell, coordinates and order; ``crystal`` drops structures that are
-            the same crystal in any cell, origin, order and orientation.
+        dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
+            unless it has labels and no earlier one has the same labels; ``crystal`` drops it if an earlier one is the
+            same crystal, whatever the cell, origin, site order, orientation and labels.
         max_atoms: Structures with more atoms than this fail.
         max_edges: Structures with more edges than this fail.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -100,10 +101,15 @@ def featurize(
         Numbers of records read, stored, failed and duplicate.
 
     Raises:
-        SourceError: A file does not exist, or none of its structures could be stored.
-        LabelError: A mapped label is missing from the data, or its name is taken.
-        OutputExistsError: The output exists, or another run is writing it.
-        StoreError: The store to append to cannot be read, or has a different cutoff.
+        SourceError: A source is missing or cannot be read, no structure could be stored, or `cutoff` is not between
+            0.1 and 100 angstrom.
+        LabelError: A label, column or id field is missing from the data, a unit is invalid, or a name is taken.
+        OutputExistsError: The output exists, cannot be written or is an input; or another run is writing it, or did
+            not finish with other settings.
+        StoreError: The store to append to cannot be read, or differs in cutoff or in the shape or unit of a label; or
+            an input changes during the run.
+        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
+        ValueError: `dedup` is neither ``exact`` nor ``crystal``.
     """
     begin = time.monotonic()
     named = path_names(sources)
@@ -176,7 +182,7 @@ def _featurize(
     lacking = _labels_not_found(settings.mapping, found)
     problem: EquiscreenError | None = _nothing_stored(run.staging, manifests)
     if problem is None and lacking and not found:
-        problem = LabelError(f"label {lacking[0]!r}: no structure has it")
+        problem = LabelError(f"label {lacking[0]!r}: no structure has a value for it; check its path")
     if problem is not None:
         run.staging.discard()
         raise problem

@@ -40,7 +40,7 @@ def merge(
     Args:
         stores: Finished graph stores with the same cutoff.
         out: Path or URL of the store to write.
-        dedup: Which structures count as duplicates; the first of them is kept.
+        dedup: Which structures count as duplicates, ``exact`` or ``crystal``, as for `featurize`; the first is kept.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         overwrite: Replace an existing store.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
@@ -49,8 +49,12 @@ def merge(
         Numbers of records read, stored, failed and duplicate.
 
     Raises:
-        StoreError: A store cannot be read or changes during the run, or the stores are incompatible.
-        OutputExistsError: The output exists, or another run is writing it.
+        StoreError: No stores are given, one cannot be read or changes during the run, or their cutoffs, or the shapes
+            or units of their labels, differ.
+        OutputExistsError: The output exists, cannot be written or is an input; or another run is writing it, or did
+            not finish with other settings.
+        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
+        ValueError: `dedup` is neither ``exact`` nor ``crystal``.
     """
     begin = time.monotonic()
     base = _open_compatible(stores)
@@ -89,12 +93,12 @@ def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
     """
     stores = [GraphStore(path) for path in paths]
     if not stores:
-        raise StoreError("no stores given")
+        raise StoreError("no stores to merge; give the path of at least one")
     for store in stores[1:]:
         if store.cutoff != stores[0].cutoff:
             raise StoreError(
                 f"{store.path}: its cutoff is {store.cutoff} angstrom, but that of {stores[0].path} is "
-                f"{stores[0].cutoff}; featurize one of them again"
+                f"{stores[0].cutoff}; featurize one of them again, with the cutoff of the other"
             )
     return stores
 

@@ -109,7 +109,7 @@ class Partition:
         return PartKey(self.number, self.begin, self.end)
 
     def halves(self) -> tuple[Partition, ...]:
-        """The same items in two partitions; nothing if there is only one item."""
+        """The same items in two partitions; empty if there is only one item."""
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
     def unread(self, reason: str) -> Iterator[RawRecord]:
@@ -130,7 +130,11 @@ class Partition:
 
 
 def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRecord]:
-    """Yield all records of a partition. A record that cannot be read is yielded with a reason; the others follow."""
+    """Yield all records of a partition. A record that cannot be read is yielded with a reason; the others follow.
+
+    Raises:
+        UnreachableError: A remote file cannot be fetched, or this machine does not see a local one.
+    """
     begin, end = partition.begin, partition.end
     match partition.content:
         case FileGroup(files):

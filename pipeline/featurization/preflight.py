@@ -20,7 +20,9 @@ PEEK_SOURCES = 20
 
 
 def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: FeaturizeSettings) -> None:
-    """Check that the first records have every mapped label, column and id field.
+    """Check that the first records hold the mapped labels (at least one of them), every column, and the id field.
+
+    It is enough if one of these records has the field. Optional labels are not checked.
 
     Args:
         client: Dask client.
@@ -28,7 +30,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
         settings: Settings of the run.
 
     Raises:
-        LabelError: None of the first records has a mapped label, column or id field.
+        LabelError: None of the first records has any of the labels, one of the columns, or the id field.
     """
     from distributed import KilledWorker  # noqa: PLC0415 - see cluster.connect
 
@@ -53,7 +55,8 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
             continue  # other labels were found; the report lists the missing ones
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys found: {', '.join(keys)} (if later structures have it, set `optional: true` in a YAML mapping)"
+            f"keys found: {', '.join(keys)} (a label that only later structures have needs `optional: true` in a YAML "
+            "mapping)"
         )
 
 

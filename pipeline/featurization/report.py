@@ -12,7 +12,7 @@ SOFTWARE = ("equiscreen", "numpy", "zarr", "gemmi", "ase", "moyopy")
 
 @dataclass(frozen=True, slots=True)
 class FeaturizeReport:
-    """Counts of a run, with read = stored + failed + duplicate.
+    """Report of a run, with read = stored + failed + duplicate.
 
     Example:
         >>> from equiscreen.pipeline import featurize
@@ -29,8 +29,8 @@ class FeaturizeReport:
         in_store: Number of structures in the store; more than `stored` after an append.
         aside: Members of archives that were skipped because their names are not those of structure files.
         not_found: Requested labels that no structure has.
-        unread: Fields that look like a label but are not read, or whose values contradict the label, with the label's
-            name and the number of structures.
+        unread: Fields that look like a label but are not read, or whose values contradict the label: the name of the
+            field, that of the label, and the number of structures.
         without_volume: Number of structures whose stress is not stored, since they have no volume.
         asymmetric: Number of structures whose stress is not symmetric, so that its symmetric part is stored.
         unnamed: Number of records whose id is missing or neither text nor a whole number, by the field of the id.

@@ -84,7 +84,7 @@ def generate(
         prototypes: Paths of graph stores; see `load_prototypes`.
         out: Path of the file; see `write_candidates`.
         count: Number of candidates; see `substitute`.
-        seed: Random seed; the same seed and prototypes give the same file.
+        seed: Random seed, not negative; the same prototypes, seed and settings give the same candidates.
         elements: Symbols of the elements that candidates may contain; None allows all.
         max_atoms: Largest number of atoms in a cell.
         min_probability: Smallest probability of a substitution.
@@ -93,8 +93,9 @@ def generate(
 
     Raises:
         SourceError: As for `load_prototypes` and `substitute`.
+        StoreError: As for `load_prototypes`.
         ConfigError: As for `substitute`.
-        OutputExistsError: The file exists.
+        OutputExistsError: The file exists, is a folder or a URL, or overlaps a store of prototypes.
     """
     begin = time.monotonic()
     path = check_file(out, [] if prototypes is None else prototypes, overwrite=overwrite)
@@ -140,7 +141,7 @@ def write_candidates(
         The number of candidates written.
 
     Raises:
-        OutputExistsError: The file exists, or the path is a folder.
+        OutputExistsError: The file exists, or the path is a folder or a URL.
     """
     target = check_file(path, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,8 @@ def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Struc
         Name and structure of each prototype.
 
     Raises:
-        SourceError: A source is not a store.
-        StoreError: A store is unfinished or damaged.
+        SourceError: A source is a file instead of a store.
+        StoreError: A store is missing, unfinished or damaged, or changes while it is read.
     """
     if not sources:
         return _aflow_prototypes()

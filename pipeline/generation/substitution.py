@@ -184,7 +184,12 @@ def plan_substitutions(
     max_atoms: int | None,
     min_probability: float,
 ) -> SubstitutionPlan:
-    """Find all likely substitutions of all prototypes and draw their order; see `substitute`."""
+    """Find all likely substitutions of all prototypes and draw their order; see `substitute` for the arguments.
+
+    Raises:
+        SourceError: No prototype can be assigned oxidation states, or none has a likely substitution.
+        ConfigError: A setting is out of range, or an element is unknown.
+    """
     if count < 0 or seed < 0:
         raise ConfigError(f"count is {count} and seed is {seed}; neither can be negative")
     if not LEAST_PROBABILITY <= min_probability < 1:
@@ -289,7 +294,11 @@ def _in_drawn_order(plan: SubstitutionPlan, seed: int) -> SubstitutionPlan:
 def draw_candidates(
     plan: SubstitutionPlan, count: int, seed: int, max_strain: float, rattle: float
 ) -> Iterator[Candidate]:
-    """Make candidates in the order of the plan, then strained and rattled copies in the same order."""
+    """Make candidates in the order of the plan, then strained and rattled copies in the same order.
+
+    Raises:
+        SourceError: Fewer than `count` distinct candidates exist, because copies are neither strained nor rattled.
+    """
     table = ion_table()
     rng = np.random.default_rng((seed, 1))
     # With 8 bytes of the hash, the chance that any two of a million different candidates collide is 3e-8.

@@ -17,7 +17,7 @@ from .offsets import starts
 
 @dataclass(frozen=True)
 class GraphBlock:
-    """Graphs of several structures, concatenated.
+    """Graphs of several structures, concatenated; in the shapes below, n_atoms and n_edges are totals.
 
     Example:
         >>> from ase.build import bulk
@@ -27,17 +27,17 @@ class GraphBlock:
         (1, [1], [12])
 
     Attributes:
-        n_atoms: int32[n_structures].
-        n_edges: int32[n_structures].
-        cell: float64[n_structures, 3, 3], angstrom.
-        pbc: bool[n_structures, 3].
+        n_atoms: int32[n_structures], number of atoms of each structure.
+        n_edges: int32[n_structures], number of edges of each structure.
+        cell: float64[n_structures, 3, 3], lattice vectors as rows, angstrom.
+        pbc: bool[n_structures, 3], which lattice vectors are periodic.
         atomic_number: uint8[n_atoms].
-        frac_coord: float64[n_atoms, 3].
+        frac_coord: float64[n_atoms, 3], fractional coordinates.
         n_neighbors: uint16[n_atoms], number of edges of each receiver.
-        neighbor: uint16[n_edges], index within the structure.
-        image: int16[n_edges, 3], lattice image of the neighbour.
-        structure_labels: Labels with one row per structure.
-        atom_labels: Labels with one row per atom.
+        neighbor: uint16[n_edges], sender of each edge, as an index within its structure.
+        image: int16[n_edges, 3], lattice image of the sender.
+        structure_labels: Labels with one row per structure, by name: float64[n_structures, ...].
+        atom_labels: Labels with one row per atom, by name: float64[n_atoms, ...].
     """
 
     n_atoms: NDArray[np.int32]
@@ -151,7 +151,7 @@ class GraphBlock:
         )
 
     def between(self, start: int, stop: int) -> GraphBlock:
-        """Slice the structures from `start` up to `stop`, at least one; the arrays are views."""
+        """Return the structures from `start` up to `stop`, of which there is at least one; the arrays are views."""
         last = stop - 1
         atoms = slice(self.atom_start[start], self.atom_start[last] + self.n_atoms[last])
         edges = slice(self.edge_start[start], self.edge_start[last] + self.n_edges[last])
@@ -171,7 +171,7 @@ class GraphBlock:
 
     @staticmethod
     def concatenate(blocks: Sequence[GraphBlock]) -> GraphBlock:
-        """Concatenate blocks, which must all have the same labels."""
+        """Concatenate blocks, of which there is at least one; all must have the same labels."""
         joined: dict[str, Any] = {}
         for item in fields(GraphBlock):
             parts = [getattr(block, item.name) for block in blocks]

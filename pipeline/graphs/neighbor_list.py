@@ -65,25 +65,29 @@ def neighbor_list(
         [12]
 
     Args:
-        structure: A structure with any cell, however small or skewed, and any periodicity.
+        structure: A structure of any periodicity. Its cell may be smaller than the cutoff, and skewed.
         cutoff: Cutoff in angstrom.
         min_distance: Distance in angstrom below which two atoms are taken to overlap.
         max_edges: Number of edges above which an error is raised.
 
     Raises:
-        InvalidStructureError: Two atoms overlap, or a count exceeds a limit or what the store can hold.
+        InvalidStructureError: Two atoms overlap, or the number of edges, of neighbours of an atom or of lattice images
+            is too large.
     """
     count, neighbor, image, outcome, i, j = _search(
         structure.frac_coord, structure.cell, structure.pbc, float(cutoff), float(min_distance), int(max_edges)
     )
     if outcome == _TOO_MANY_IMAGES:
-        raise InvalidStructureError(f"cell of zero volume (more than {MAX_IMAGES} images within the cutoff)")
+        raise InvalidStructureError(
+            f"too many lattice images (more than {MAX_IMAGES} within the cutoff: the cell is too small or "
+            "flat, or the cutoff too large)"
+        )
     if outcome == _TOO_CLOSE:
         raise InvalidStructureError(f"overlapping atoms (atoms {i} and {j}, less than {min_distance:g} angstrom apart)")
     if outcome == _TOO_MANY_EDGES:
         raise InvalidStructureError(f"too many edges (more than {max_edges})")
     if outcome == _IMAGE_TOO_FAR:
-        raise InvalidStructureError(f"lattice images beyond {MAX_IMAGE} (reduce the cell)")
+        raise InvalidStructureError(f"lattice images beyond {MAX_IMAGE} (the cell is too skewed; reduce it)")
     if outcome == _TOO_MANY_NEIGHBORS:
         raise InvalidStructureError(f"too many neighbours of one atom (more than {MAX_NEIGHBORS})")
     return NeighborList(count, neighbor, image)

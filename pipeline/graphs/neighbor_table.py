@@ -92,7 +92,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         width: Smallest number of slots of an atom.
 
     Raises:
-        InvalidStructureError: Edges are unsorted or have no opposite, or counts do not add up.
+        InvalidStructureError: Edges are unsorted or have no opposite, or counts or neighbour indices are wrong.
     """
     from .neighbor_table_kernels import fill_slots  # noqa: PLC0415 - numba takes half a second to import
 
@@ -106,7 +106,10 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         n_atoms = _plain(block.n_atoms, np.int32)
         wrong = fill_slots(n_atoms, *graph, padding, numbered.slot, numbered.edge_start, vectors, neighbors, reverse)
     if wrong >= 0:
-        raise InvalidStructureError(f"structure {wrong} of the block: edges are unsorted or lack their opposite edges")
+        raise InvalidStructureError(
+            f"structure {wrong} of the block: its counts or neighbour indices are wrong, or its edges are "
+            "unsorted or lack their opposites; rebuild its graph"
+        )
     pair, pair_slot = slot_pairs(reverse)
     return NeighborTable(
         atomic_number=block.atomic_number.astype(np.int64),
@@ -121,7 +124,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
 
 
 def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
-    """Number of slots of each atom in the tables that a structure is evaluated in: int64[n_structures].
+    """Number of slots per atom in the table in which each structure is evaluated: int64[n_structures].
 
     The width is the largest number of neighbours of an atom, rounded up to one of a few values, so that many structures
     share a width.
@@ -131,11 +134,13 @@ def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
         cutoff: Cutoff of the network, angstrom.
 
     Raises:
-        InvalidStructureError: Counts do not add up.
+        InvalidStructureError: Counts or neighbour indices are wrong.
     """
     numbered = _numbered(block, _checked_arrays(block), cutoff)
     if numbered.wrong >= 0:
-        raise InvalidStructureError(f"structure {numbered.wrong} of the block: its counts do not add up")
+        raise InvalidStructureError(
+            f"structure {numbered.wrong} of the block: its counts or neighbour indices are wrong; rebuild its graph"
+        )
     sizes = np.array(_WIDTHS)
     out: NDArray[np.int64] = sizes[np.searchsorted(sizes, numbered.width)]
     return out
@@ -203,7 +208,9 @@ def _checked_arrays(block: GraphBlock) -> _Graph:
     n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
     lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
     if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
-        raise InvalidStructureError("the arrays of the block do not match its counts")
+        raise InvalidStructureError(
+            "the lengths of the arrays of the block do not match its counts; rebuild its graphs"
+        )
     return (
         _plain(block.cell, np.float64),
         _plain(block.frac_coord, np.float64),
@@ -261,7 +268,7 @@ def evaluation_groups(block: GraphBlock, cutoff: float, slots: int) -> Iterator[
         int64[n], indices into the block, and the width of the table; every structure occurs exactly once.
 
     Raises:
-        InvalidStructureError: Counts do not add up.
+        InvalidStructureError: Counts or neighbour indices are wrong.
     """
     widths = table_widths(block, cutoff)
     for width in np.unique(widths).tolist():

@@ -58,6 +58,8 @@ def number_slots(
 ) -> int:
     """Number those edges of every atom that are shorter than the cutoff.
 
+    Arrays without a description are those of a `GraphBlock`.
+
     Args:
         n_atoms: int32[n_structures].
         n_edges: int32[n_structures].
@@ -145,6 +147,8 @@ def fill_slots(
     reverse: NDArray[np.int64],
 ) -> int:
     """Write the slots of all atoms, including padding.
+
+    Arrays without a description are those of a `GraphBlock` or, for outputs, of a `NeighborTable`.
 
     Args:
         n_atoms: int32[n_structures].

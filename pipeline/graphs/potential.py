@@ -123,11 +123,15 @@ def evaluate_in_buckets(
 
     Raises:
         UnknownElementError: The block contains an element that the model does not support.
+        InvalidStructureError: As for `pipeline.graphs.neighbor_table.neighbor_table`.
     """
     present: list[int] = np.flatnonzero(np.bincount(block.atomic_number)).tolist()
     unknown = sorted(set(present).difference(potential.elements))
     if unknown:
-        raise UnknownElementError(f"the model does not support the elements {unknown}")
+        raise UnknownElementError(
+            f"the model does not support the elements {unknown} (atomic numbers); remove their structures, or use "
+            "another model"
+        )
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
     for rows, width in evaluation_groups(block, potential.cutoff, slots):
         atoms = ragged_rows(block.atom_start[rows], block.n_atoms[rows])

@@ -47,9 +47,10 @@ class LabelRule(BaseModel):
         path: Keys into the record, joined by dots: ``outputs.energy``.
         unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy. A
             `stress` in units of energy is a virial, -volume * stress, as GPUMD, QUIP and NequIP write it.
-        sign: -1 for a stress that is positive under compression.
-        order: Order of six stress components; by default ASE's order.
-        when: Other fields, and the values that each must have for this rule to apply.
+        sign: 1, or -1 for a stress that is positive under compression.
+        order: Order of the six components of a stress, or of an axis in Voigt notation; by default ASE's: xx, yy, zz,
+            yz, xz, xy.
+        when: Other fields, each with the values that it may have for this rule to apply.
         optional: Whether the label may be absent from the whole source.
     """
 
@@ -125,7 +126,11 @@ class LabelMapping(BaseModel):
             raise LabelError(f"{name_or_path}: {' '.join(str(error).split())[:1000]}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the mapping as YAML that `load` reads."""
+        """Write the mapping as YAML that `load` reads.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
         content = self.model_dump(mode="json", exclude_defaults=True)
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -136,7 +141,7 @@ class LabelMapping(BaseModel):
         ``born:atomx3x3=born_charges[e]``.
 
         Raises:
-            LabelError: A label does not have that form.
+            LabelError: A label does not have that form, or gives a shape for a predefined quantity.
         """
         labels = dict(self.labels)
         quantities: dict[str, Any] = dict(self.quantities)
@@ -195,7 +200,7 @@ class LabelMapping(BaseModel):
         """Check all units before any file is read.
 
         Raises:
-            LabelError: A unit is unknown or has the wrong dimension.
+            LabelError: A unit is unknown or has the wrong dimension, or a tensor has a rank above 4.
         """
         for name, rules in self.labels.items():
             if self.quantity(name).turns:
@@ -290,8 +295,8 @@ class LabelMapping(BaseModel):
             float64[n_atoms, *shape] for labels of its atoms.
 
         Raises:
-            LabelError: A value is present but is not numeric or has the wrong shape, or the record states a unit that
-                is unknown or differs from that of the mapping.
+            LabelError: A value is present but is not numeric, is infinite or has the wrong shape, or the record states
+                a unit that is unknown or differs from that of the mapping.
         """
         found: dict[str, NDArray[np.float64]] = {}
         stated = stated_units(fields)
@@ -335,7 +340,9 @@ class LabelMapping(BaseModel):
         if rule in ASE_DEFAULTS[name]:
             return stated
         if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
-            raise LabelError(f"label {name!r}: {rule.path} is in {unit} by the record, in {rule.unit} by the mapping")
+            raise LabelError(
+                f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping"
+            )
         return rule
 
 

@@ -27,7 +27,7 @@ _SPELLINGS = {
 
 
 def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Units that a record states, by the name of the field: in lower case, singular and without the prefix REF.
+    """Units that a record states, by the name of the field: in lower case, in the singular and without ``REF_``.
 
     Args:
         fields: The record.

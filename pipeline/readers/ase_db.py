@@ -25,7 +25,7 @@ def row_ids(path: Path, name: str) -> list[int]:
     """List the ids of all rows, in ascending order.
 
     Raises:
-        SourceError: The file is not an ASE database.
+        SourceError: The file is not an ASE database or is damaged, or the package that reads LMDB is not installed.
     """
     try:
         _check_whole(path)
@@ -36,7 +36,10 @@ def row_ids(path: Path, name: str) -> list[int]:
             return sorted(map(int, database.ids))
     except Exception as error:  # sqlite3, lmdb and ASE raise their own errors
         reason = detail(error).replace(str(path), name)
-        raise SourceError(f"{name}: not an ASE database, or damaged ({reason})") from error
+        raise SourceError(
+            f"{name}: cannot be read as an ASE database ({reason}); copy or download it again, or, for an LMDB file, "
+            "install equiscreen[lmdb]"
+        ) from error
 
 
 def read_rows(path: Path, source: str, ids: Sequence[int], first: int) -> Iterator[RawRecord]:

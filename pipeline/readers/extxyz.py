@@ -49,8 +49,10 @@ def atoms_of_frame(text: str) -> ase.Atoms:
     yz, xz, xy), and be a matrix of nested lists. A stress of nine components stays a matrix, symmetric or not.
 
     Raises:
-        InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false, or
-            a cell under a name other than ``Lattice``, or units of lengths or of all values that are not ASE's.
+        InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false,
+            malformed columns, a cell under a name other than ``Lattice`` only, or units (of lengths or of all values)
+            other than ASE's.
+        Exception: ASE cannot parse the frame; it raises many kinds of errors.
     """
     matrices: dict[str, NDArray[np.float64]] = {}
 
@@ -100,7 +102,7 @@ def _check_units(info: Mapping[str, Any]) -> None:
     for key, value in info.items():
         known = _OF_ALL if _UNITS.fullmatch(key) else _OF_LENGTHS if _LENGTH_UNIT.fullmatch(key) else None
         if known is not None and not known.issuperset(re.findall(r"[^\W\d_]+", str(value).lower())):
-            raise InvalidStructureError(f"{key} is {value!s:.40}; convert the values to eV and angstrom")
+            raise InvalidStructureError(f"{key} is {value!s:.40}; convert all values to eV and angstrom")
 
 
 def _axes(value: Any) -> NDArray[np.bool_]:

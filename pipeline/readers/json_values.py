@@ -22,7 +22,7 @@ class RepeatedKeyError(InvalidStructureError):
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, and also NaN, infinities and integers beyond 64 bits, which the standard lacks.
+    """Parse JSON; integers beyond 64 bits are accepted, and so are NaN and infinities, which the standard lacks.
 
     Args:
         content: Text in UTF-8 or, failing that, in Latin-1.

@@ -29,7 +29,8 @@ def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
             `cartesian_site_positions` [n_atoms, 3] in angstrom; `species_at_sites` [n_atoms]; `species`.
 
     Raises:
-        InvalidStructureError: The structure is disordered, has atoms without positions, or lacks required fields.
+        InvalidStructureError: The structure is disordered, has atoms without positions, or is invalid; or a required
+            field is missing or malformed.
     """
     try:
         numbers = _atomic_numbers(attributes)
@@ -106,7 +107,7 @@ def _positions(attributes: Mapping[str, Any]) -> NDArray[np.float64]:
         raise InvalidStructureError("no cartesian_site_positions; request them with response_fields")
     positions = np.array([list(row) for row in given], dtype=np.float64)
     if len(positions) and positions.shape[1:] != (3,):
-        raise InvalidStructureError(f"positions of shape {positions.shape}")
+        raise InvalidStructureError(f"positions have shape {positions.shape} instead of (n_atoms, 3)")
     if n_sites is not None and n_sites != len(positions):
         raise InvalidStructureError(f"cartesian_site_positions has length {len(positions)}, but nsites is {n_sites}")
     return positions

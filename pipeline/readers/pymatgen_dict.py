@@ -46,7 +46,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
     """Read the dictionary form of a pymatgen `Structure` or `Molecule`.
 
     Raises:
-        InvalidStructureError: The structure is disordered or lacks required fields.
+        InvalidStructureError: The structure is disordered or invalid, or a required field is missing or malformed.
     """
     try:
         numbers = [_site_number(site["species"], index) for index, site in enumerate(data["sites"])]

@@ -54,7 +54,8 @@ class ReadOptions:
 
     Attributes:
         format: Format of all sources; None detects it from the content of each file.
-        structure_field: Column of a table, or dotted path in a JSON record, of the structure; None searches for it.
+        structure_field: Column of a table, or dotted path in a JSON record, that holds the structure; None searches for
+            it.
     """
 
     format: Format | None = None
@@ -85,7 +86,12 @@ class RawRecord:
 
 
 def read_document(document: Document, options: ReadOptions) -> RawRecord:
-    """Read one document; an error becomes the record's reason."""
+    """Read one document; an error becomes the record's reason.
+
+    Raises:
+        MemoryError: The memory is exhausted.
+        ImportError: A library cannot be loaded.
+    """
     origin = (document.source, document.index)
     if document.reason:
         return RawRecord(*origin, None, reason=document.reason, format=document.format, name=document.name)
@@ -136,7 +142,12 @@ def fields_beside(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_row(source: str, index: int, row: Mapping[str, Any], form: Format, options: ReadOptions) -> RawRecord:
-    """Read one row of a table; an error becomes the record's reason."""
+    """Read one row of a table; an error becomes the record's reason.
+
+    Raises:
+        MemoryError: The memory is exhausted.
+        ImportError: A library cannot be loaded.
+    """
     try:
         structure, fields = _from_mapping(row, options)
     except _UnreadableRecordError as error:

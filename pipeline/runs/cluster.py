@@ -46,7 +46,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
     """Open a Dask client.
 
     A cluster on this machine listens on the loopback interface only. Its workers do not import the calling script, so
-    that the script needs no ``if __name__ == "__main__":``, and they ignore Ctrl-C, which is for this process.
+    that the script needs no ``if __name__ == "__main__":``, and they ignore Ctrl-C, which this process handles.
 
     Args:
         scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
@@ -56,7 +56,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         A `distributed.Client`.
 
     Raises:
-        EquiscreenError: No cluster answers at the address, or the workers die while starting.
+        EquiscreenError: No cluster answers at the address, or none can be started on this machine.
     """
     import dask  # noqa: PLC0415 - see below
     from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
@@ -85,7 +85,10 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
                 client = stack.enter_context(Client(cluster))
         except Exception as error:  # Dask wraps the original error, such as a full disk
             reason = detail(error.__cause__ or error)
-            raise EquiscreenError(f"Dask cannot start ({reason}); set TMPDIR to choose its temporary folder") from error
+            raise EquiscreenError(
+                f"Dask cannot start ({reason}); if its temporary folder is full or cannot be written, set TMPDIR to "
+                "another folder"
+            ) from error
         if processes:
             stack.enter_context(_main_module_hidden())
             _start_workers(client, os.cpu_count() or 1)
@@ -109,7 +112,7 @@ def _closed_at_last(cluster: Any) -> Iterator[Any]:
 
 
 def dashboard(client: Any) -> str | None:
-    """Address of the client's dashboard; None if there is no dashboard because bokeh is not installed."""
+    """Address of the client's dashboard; None if bokeh is not installed, or the dashboard does not answer."""
     if client.cluster is not None:  # started by `connect`
         services = client.cluster.scheduler_info.get("services", {})
         here = importlib.util.find_spec("bokeh") is not None and "dashboard" in services
@@ -170,7 +173,9 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
             raise EquiscreenError(
                 f"{address}: Dask's configuration names no TLS certificates on this machine; see {_TLS}"
             ) from error
-        raise EquiscreenError(f"no Dask scheduler answers at {address}: {detail(error)}") from error
+        raise EquiscreenError(
+            f"no Dask scheduler answers at {address}: {detail(error)}; check the address and that the scheduler runs"
+        ) from error
     with client:
         yield client
 
@@ -189,7 +194,7 @@ def _start_workers(client: Any, count: int) -> None:
     """Start `count` workers, and wait until they are ready.
 
     Raises:
-        EquiscreenError: Workers died at every attempt.
+        EquiscreenError: No worker started.
     """
     from distributed import Status  # noqa: PLC0415 - see `connect`
 
@@ -209,7 +214,7 @@ def _start_workers(client: Any, count: int) -> None:
             time.sleep(_POLL_S)
     if not client.nthreads():
         raise EquiscreenError(
-            f"the worker processes died {STARTS} times while starting; free some memory, or use --scheduler threads"
+            f"no worker process started in up to {STARTS} attempts; free some memory, or use --scheduler threads"
         )
 
 

@@ -29,7 +29,7 @@ class FailurePolicy(Generic[Item]):
     """What to do about a task whose workers die.
 
     Attributes:
-        split: Divides the work into smaller tasks; returns nothing if it cannot be divided.
+        split: Divides the work into smaller tasks; returns an empty sequence if it cannot be divided.
         skip: Returns the same task without the work that kills workers.
         retry_alone: Whether a task is run again on its own before it is divided. Dask also suspects tasks that only
             waited on a worker that died; where dividing a task changes the rounding of its results, an innocent task
@@ -67,7 +67,8 @@ def run_tasks(
         shared: Files and folders that every worker must see.
 
     Raises:
-        EquiscreenError: A task killed its workers, the scheduler is lost, or a worker does not see a shared file.
+        EquiscreenError: A task killed its workers and there is no policy, no workers are left, the scheduler is lost,
+            or a worker does not see a shared file.
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
     on_worker = _WithSharedFiles(function, tuple(map(str, shared)))

@@ -27,7 +27,9 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "a process that has just started"
-            raise OutputExistsError(f"{path.parent}: another run is writing here ({holder})") from error
+            raise OutputExistsError(
+                f"{path.parent}: another run is writing here ({holder}); wait until it ends"
+            ) from error
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

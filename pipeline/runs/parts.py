@@ -57,7 +57,7 @@ class PartKey(NamedTuple):
         return f"{self.number:07d}-{self.begin:05d}-{self.end:05d}"
 
     def halves(self) -> tuple[PartKey, ...]:
-        """Keys of two parts with the same items; nothing if there is only one item."""
+        """Keys of two parts with the same items; empty if there is only one item."""
         middle = (self.begin + self.end) // 2
         if middle == self.begin:
             return ()

@@ -29,7 +29,7 @@ def shows_progress(wanted: bool | None) -> bool:
 
 
 class ProgressReport:
-    """Counts finished items, and shows the rate and the remaining time on standard error.
+    """Counts finished items, and shows their rate and the time left on standard error.
 
     Args:
         title: Name of the run, such as "featurize".

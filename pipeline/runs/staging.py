@@ -155,7 +155,8 @@ def staged_run(
         extend: The new output contains the rows of the existing one and replaces it.
 
     Raises:
-        OutputExistsError: The output exists, another run is writing it, or an unfinished run had different settings.
+        OutputExistsError: The output exists, cannot be written or overlaps an input; another run is writing it; or an
+            unfinished run has different settings.
     """
     target = Target.of(out)
     if target.path is not None:
@@ -194,7 +195,7 @@ def make_working_folder(folder: Path, out: str | Path, lock: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = not (folder / lock).exists() and any(not _has_parts(one) for one in folder.iterdir())
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+        raise OutputExistsError(f"{out}: cannot be written ({error.strerror}); choose another `--out`") from error
     if foreign:
         raise OutputExistsError(f"{folder}: already exists and was not made by equiscreen; choose another `--out`")
 
@@ -253,7 +254,9 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     """
     for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
-            raise OutputExistsError(f"{out}: {source} is read by this run; choose another --out")
+            raise OutputExistsError(
+                f"{out}: cannot be the output, because {source} is read by this run; choose another"
+            )
 
 
 def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool) -> Path:
@@ -268,13 +271,13 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
         OutputExistsError: The file exists, is a folder or a URL, or overlaps an input.
     """
     if "://" in str(out):
-        raise OutputExistsError(f"{out}: the output must be a local file; write a local file, then copy it")
+        raise OutputExistsError(f"{out}: the output must be a local file; choose a local path, then copy the file")
     target = Path(out)
     check_place(target.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
     if target.is_dir():
         raise OutputExistsError(f"{out}: is a folder; choose a file")
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{out}: already exists; choose another file, or use `--overwrite`")
     return target
 
 
@@ -285,7 +288,9 @@ def _check_free(target: Target, *, replace: bool) -> None:
     if not replace:
         raise OutputExistsError(f"{target}: already exists; choose another --out, or use --overwrite")
     if not target.is_equiscreen_store():
-        raise OutputExistsError(f"{target}: already exists and is not an equiscreen store, so it is not overwritten")
+        raise OutputExistsError(
+            f"{target}: already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+        )
 
 
 def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:

@@ -25,13 +25,15 @@ class StepsFolder:
 
     Attributes:
         noun: What such a folder holds, such as "campaign". It holds its plan in ``NOUN.json``.
-        differences: Words for a difference in a part of the plan, by its name; for other parts, messages give the
-            values.
-        outputs: Beginnings of the names of all files and folders of such a run.
+        differences: For parts of the plan, by name, how messages describe a difference in them; for other parts,
+            messages give both values.
+        outputs: Prefixes of the names of all files and folders of such a run.
         notes: Names of files that mean nothing without the stores of the steps.
-        first_use: Outputs that depend on a part of the plan, by its name. Until one of them exists or is being made,
-            the part may change: a mistake in the settings of a late step costs none of the steps before it.
-        made_from: Parts of the plan that a file depends on, by its name; it is removed if one of them changes.
+        first_use: For parts of the plan, by name, the outputs that depend on them. Until one of these outputs exists or
+            is being made, the part may change: a mistake in the settings of a late step costs none of the steps before
+            it.
+        made_from: For files, by name, the parts of the plan that they depend on. A file is removed if one of its parts
+            changes.
     """
 
     noun: str

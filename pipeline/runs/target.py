@@ -76,7 +76,11 @@ class Target:
                     fs.rm_file(f"{path}/{MARK_FILE}")
 
     def is_equiscreen_store(self) -> bool:
-        """Whether the target holds a store written by equiscreen."""
+        """Whether the target holds a store written by equiscreen.
+
+        Raises:
+            OutputExistsError: The object store cannot be reached, or the root file there is not JSON.
+        """
         if self.path is not None:
             root = self.path / ROOT_FILE
             return root.is_file() and b"equiscreen-" in root.read_bytes()  # it may be damaged
@@ -115,4 +119,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise OutputExistsError(f"{redact_urls(url)}: cannot be written ({detail(error, url)})") from error
+        raise OutputExistsError(
+            f"{redact_urls(url)}: cannot be written ({detail(error, url)}); check the URL and your permissions, and "
+            "run the command again"
+        ) from error

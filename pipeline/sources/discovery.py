@@ -38,7 +38,7 @@ _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", 
 
 
 def path_names(paths: Paths) -> list[str]:
-    """One path or URL, or several, as a list of text."""
+    """Return one path or URL, or several, as a list of strings."""
     return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
@@ -64,7 +64,7 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
         names = [without_folder(file.name, printable(folder)) for file in found]
         files += [replace(file, name=name) for file, name in zip(found, names, strict=True)]
     if not files:
-        raise SourceError("no sources given")
+        raise SourceError("no sources given; name at least one file, folder, glob or URL")
     return files
 
 
@@ -97,7 +97,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         if _wildcards(fs, path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{shown}: matches no files")  # noqa: TRY301 - re-raised unchanged
+                raise SourceError(f"{shown}: matches no files; check the pattern")  # noqa: TRY301 - re-raised unchanged
             return _several(source, path, fs, found, form)
         info = fs.info(path)
         if info["type"] != "directory":
@@ -114,7 +114,9 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
     except Exception as error:  # each file system raises its own errors
         raise SourceError(f"{shown}: cannot be reached ({detail(error, source)}){_hint(error)}") from error
     if not inside:
-        raise SourceError(f"{shown}: no structure files in this folder")
+        raise SourceError(
+            f"{shown}: no structure files in this folder; to read files with other names, give their paths or a glob"
+        )
     return _several(source, path, fs, inside, form)
 
 
@@ -171,7 +173,7 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
         protocol = source.split("://", maxsplit=1)[0]
         package = _INSTALL.get(protocol, f"the fsspec backend of {protocol}")
         raise SourceError(
-            f"{redact_urls(source)}: reading {protocol}:// needs {package}: pip install {package}"
+            f"{redact_urls(source)}: reading {protocol}:// needs {package}; install it with pip"
         ) from error
     except FileNotFoundError as error:
         raise SourceError(f"{redact_urls(source)}: no such file or folder") from error
@@ -191,9 +193,9 @@ def _options(source: str) -> dict[str, Any]:
 
 
 def _hint(error: Exception) -> str:
-    """Advice on common errors of object stores, to append to a message."""
+    """Advice to append to the message of an error of permissions or credentials."""
     if "credentials" in f"{type(error).__name__} {error}".lower() or isinstance(error, PermissionError):
-        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or check their permissions"
+        return "; check your permissions (for S3, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
     return ""
 
 

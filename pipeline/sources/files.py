@@ -71,7 +71,7 @@ class SourceFile:
         version: Token that changes when the content does: the SHA-256 of a local file, otherwise a digest of metadata.
         format: Format set by the user; None detects it from the content.
         seekable: Whether the file can be read from any position; some web servers only send whole files.
-        stamp: `stamp_of` a local file from before its version was found; empty for others.
+        stamp: Result of `stamp_of` for a local file, from before its version was computed; empty for others.
     """
 
     name: str
@@ -163,13 +163,19 @@ class SourceFile:
         return self.path if "://" in self.path else f"{protocol}://{self.path}"
 
     def _unreadable(self, error: Exception) -> SourceError:
-        return SourceError(f"{self.name}: cannot be read ({detail(error, self._url)}); copy or download it again")
+        return SourceError(
+            f"{self.name}: cannot be read ({detail(error, self._url)}); check its permissions, or copy or "
+            "download it again"
+        )
 
     def detected(self) -> Format:
-        """Return the format set by the user or detected from the content; for an archive, a set format is its members'.
+        """Return the format of the file: the one set by the user, or the one detected from the content.
+
+        A text format that is set for an archive applies to its members; the format returned is that of the archive.
 
         Raises:
-            SourceError: The file is unreadable, empty, or in an unknown format.
+            SourceError: The file is unreadable, empty or in an unknown format, or a compressed file of a format that
+                needs random access.
         """
         with self.open() as stream:
             found = stream.binary() if self.format in TEXTS else None

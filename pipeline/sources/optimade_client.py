@@ -76,7 +76,8 @@ def fetch(
         The number of structures in the file.
 
     Raises:
-        SourceError: The server does not respond, rejects the request, or does not follow OPTIMADE.
+        SourceError: The URL is invalid, httpx is not installed, or the server does not respond, rejects the request or
+            does not follow OPTIMADE.
         OutputExistsError: The file exists, cannot be written, or belongs to another unfinished download.
     """
     first = listing_url(url)
@@ -94,7 +95,7 @@ def listing_url(url: str) -> str:
     """URL of the first page: the `structures` endpoint with the fields that a structure needs.
 
     Raises:
-        SourceError: The URL is not an http or https URL, or contains a password.
+        SourceError: The URL is not an http or https URL, or contains a user name or password.
     """
     try:
         parts = urlsplit(url.strip())
@@ -120,7 +121,7 @@ def listing_url(url: str) -> str:
 
 
 class UnsupportedQueryError(SourceError):
-    """A server rejected a query before sending any data, as servers without an optional part of OPTIMADE do."""
+    """A server rejected a query before sending any structure, often because it lacks an optional OPTIMADE feature."""
 
 
 class _PageError(Exception):
@@ -191,7 +192,7 @@ def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
         except (BlockingIOError, FileNotFoundError):
             alone = False
         if not alone:
-            raise OutputExistsError(f"{file}: another run is downloading it")
+            raise OutputExistsError(f"{file}: another run is downloading it; wait until it ends")
         yield stream
 
 

@@ -95,8 +95,8 @@ class ShardChecks:
 
     def _error(self, reason: str) -> StoreError:
         return StoreError(
-            f"{self._path}: has changed during this run, or is damaged: {reason}; run the command again with "
-            "--overwrite, or write the store again"
+            f"{self._path}: has changed while it was being read, or is damaged: {reason}; run the command again and, "
+            "if this error persists, write the store again"
         )
 
 

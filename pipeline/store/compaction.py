@@ -97,7 +97,7 @@ def shard_tasks(compaction: Compaction) -> list[ShardTask]:
 
 
 def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
-    """Gather the rows of one shard from the parts and write them.
+    """Gather the rows of one shard from their sources and write them.
 
     Returns:
         SHA-256 of the rows of each array, by ``name/shard``.
@@ -226,6 +226,9 @@ def compact(client: Any, compaction: Compaction) -> dict[str, str]:
 
     Returns:
         SHA-256 of the rows of every shard, by ``name/shard``.
+
+    Raises:
+        EquiscreenError: As for `run_tasks`.
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}

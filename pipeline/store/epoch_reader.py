@@ -58,7 +58,7 @@ class PlacedBlock:
         return len(self.row)
 
     def take(self, indices: NDArray[np.int64]) -> PlacedBlock:
-        """The structures at `indices`, in that order."""
+        """Select the structures at `indices`, in that order."""
         return PlacedBlock(self.block.take(indices), self.store[indices], self.row[indices])
 
     @staticmethod
@@ -285,7 +285,8 @@ def _label_shapes(
                 first = kinds.setdefault(name, kind)
                 if kind != first:
                     raise StoreError(
-                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}"
+                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}; "
+                        "featurize one of the stores again"
                     )
     return shapes
 

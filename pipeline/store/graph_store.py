@@ -68,7 +68,10 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
         StoreError: The store was replaced, appended to or removed.
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
-        raise StoreError(f"{path}: has changed during this run; run the command again with --overwrite")
+        raise StoreError(
+            f"{path}: has changed during this run; run the command again, and discard the unfinished run if it reports "
+            "one"
+        )
 
 
 def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:
@@ -78,7 +81,10 @@ def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, 
         return f"is a graph store, which holds no scores; to compute them, run {_screening(path)}"
     if schemas == (GRAPH_SCHEMA,) and isinstance(graphs, Mapping) and graphs.get("path"):
         return f"holds scores; the graph store of its structures is {resolved_path(str(graphs['path']), path)}"
-    return f"has schema {attrs.get('schema')!r}, expected {' or '.join(map(repr, schemas))}"
+    return (
+        f"has schema {attrs.get('schema')!r} instead of {' or '.join(map(repr, schemas))}; it is another kind of "
+        "store, or was written by another version of equiscreen"
+    )
 
 
 def _screening(source: str | Path) -> str:
@@ -154,7 +160,7 @@ class GraphStore:
         try:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); featurize again") from error
+            raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); write it again") from error
         check_shards(self.path, self._arrays)
         self._checks = ShardChecks(self.path, self.store_hash)
 
@@ -212,7 +218,11 @@ class GraphStore:
         return tuple(names[STRUCTURE]), tuple(names[ATOM])
 
     def label_shape(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape of one row of a label, and its units."""
+        """Shape of one row of a label, and its unit (empty if it has none).
+
+        Raises:
+            StoreError: The store has no such label.
+        """
         array = self._array(name)
         return array.shape[1:], str(array.attrs.get("units", ""))
 
@@ -228,7 +238,7 @@ class GraphStore:
         atoms, edges = offsets_of(self.n_atoms), offsets_of(self.n_edges)  # type: ignore[arg-type]
         for name, found in (("atom_start", atoms), ("edge_start", edges)):
             if not np.array_equal(self.column(name), found[:-1]):
-                raise StoreError(f"{self.path}: damaged: {name} and the counts disagree")
+                raise StoreError(f"{self.path}: damaged: {name} and the counts disagree; write the store again")
         return atoms, edges
 
     @cached_property
@@ -276,13 +286,20 @@ class GraphStore:
             atom_labels={name: self._rows(name, *atoms) for name in per_atom},
         )
         if int(block.n_neighbors.sum(dtype=np.int64)) != len(block.neighbor):
-            raise StoreError(f"{self.path}: damaged: neighbour counts and edges of structures {start}-{stop} disagree")
+            raise StoreError(
+                f"{self.path}: damaged: neighbour counts and edges of structures {start}-{stop} disagree; write the "
+                "store again"
+            )
         return block
 
     def blocks(
         self, size: int, start: int = 0, stop: int | None = None, labels: bool | Collection[str] = True
     ) -> Iterator[GraphBlock]:
-        """Read blocks of `size` structures, in order."""
+        """Read blocks of `size` structures, in order; the last one may be smaller.
+
+        Raises:
+            StoreError: The data is damaged.
+        """
         end = len(self) if stop is None else min(stop, len(self))
         for begin in range(start, end, size):
             yield self.block(begin, min(begin + size, end), labels)
@@ -337,7 +354,7 @@ class GraphStore:
                 ) from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
-                "`equiscreen info --verify` lists all damage; featurize again"
+                "`equiscreen info --verify` lists all damage; write the store again"
             ) from error
 
     def _counts_and_spans(
@@ -359,5 +376,7 @@ class GraphStore:
             return 0, 0
         first = self._rows(name, start, stop)
         if not np.array_equal(first, first[0] + starts(counts)):
-            raise StoreError(f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree")
+            raise StoreError(
+                f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree; write the store again"
+            )
         return int(first[0]), int(first[-1]) + int(counts[-1])

@@ -88,7 +88,10 @@ def opened(path: str, store_hash: str) -> GraphStore:
     """
     store = GraphStore(path)
     if store.store_hash != store_hash:
-        raise StoreError(f"{path}: has changed during this run; run the command again")
+        raise StoreError(
+            f"{path}: has changed during this run; run the command again, and discard the unfinished run if it reports "
+            "one"
+        )
     return store
 
 

@@ -174,8 +174,8 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
     """All arrays of a graph store with the labels and columns of `mapping`.
 
     Raises:
-        LabelError: A label or column has the name of an array or dim of the store or the scores, or a name that no
-            array can have.
+        LabelError: A label or column has the name of an array or dim of the store or the scores, or of another label
+            or column, or a name that no array can have.
     """
     dims = {dim for spec in _GRAPH_ARRAYS for dim in spec.dims}
     taken = {spec.name for spec in _GRAPH_ARRAYS} | dims | set(SCORE_NAMES)
@@ -193,11 +193,21 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Reserve a name, or raise if it is taken or not allowed."""
+    """Reserve a name.
+
+    Raises:
+        LabelError: The name is taken or not allowed.
+    """
     if name in taken:
-        raise LabelError(f"{name!r} cannot be the name of a label or column: it is taken or given twice")
+        raise LabelError(
+            f"{name!r} cannot be the name of a label or column: it is taken or given twice; rename the label, or leave "
+            "the column out"
+        )
     if not name or "/" in name or name.startswith((".", "__")):
-        raise LabelError(f"{name!r} cannot be the name of an array")
+        raise LabelError(
+            f"{name!r} cannot be the name of a label or column: it is empty, contains '/', or begins with '.' or '__'; "
+            "rename the label, or leave the column out"
+        )
     taken.add(name)
 
 

@@ -49,7 +49,7 @@ class InputStore:
         """Check that the store still has the content that the run began with.
 
         Raises:
-            StoreError: The store was replaced or appended to.
+            StoreError: The store was replaced, appended to or removed.
         """
         check_unchanged(self.path, self.schema, self.store_hash)
 
@@ -75,7 +75,7 @@ class InputFile:
 
     @classmethod
     def of_sources(cls, files: Iterable[SourceFile]) -> list[Self]:
-        """The local files among some sources, as they were when their versions were found."""
+        """The local files among some sources, as they were when their versions were computed."""
         known = [file for file in files if file.local and file.stamp]
         return [cls(Path(file.path), file.stamp, file.version.removeprefix(SHA256)) for file in known]
 
@@ -91,7 +91,10 @@ class InputFile:
         except OSError:
             same = False
         if not same:
-            raise StoreError(f"{self.path}: has changed during this run; run the command again with --overwrite")
+            raise StoreError(
+                f"{self.path}: has changed during this run; run the command again, and discard the unfinished run if "
+                "it reports one"
+            )
 
     def _has_content(self) -> bool:
         """Whether the content is unchanged: times and permissions of a file may change without its content."""
@@ -156,8 +159,9 @@ class StoreWriter:
             on_workers: Whether to connect to Dask workers; without them, everything is done in this process.
 
         Raises:
-            OutputExistsError: The output exists, another run writes it, or an unfinished run had different settings.
-            EquiscreenError: No cluster answers.
+            OutputExistsError: The output exists, cannot be written or overlaps an input; another run is writing it; or
+                an unfinished run has different settings.
+            EquiscreenError: No cluster answers, or none can be started.
         """
         known = [file for file in self.files if isinstance(file, InputFile)]
         others = [file for file in self.files if not isinstance(file, InputFile)]
@@ -237,6 +241,9 @@ class StoreRun:
 
         Returns:
             The manifests of all parts in order, including parts of earlier runs.
+
+        Raises:
+            EquiscreenError: As for `run_tasks`.
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
@@ -276,7 +283,7 @@ class StoreRun:
         """Check that no input has changed since the run began.
 
         Raises:
-            StoreError: An input was replaced or appended to.
+            StoreError: An input was changed, replaced or removed.
         """
         for store in self.inputs:
             store.check_unchanged()
@@ -302,6 +309,7 @@ class StoreRun:
 
         Raises:
             StoreError: An input has changed; nothing is published.
+            OutputExistsError: The upload to a URL failed.
         """
         self.check_inputs()
         finish_store(self.staging.store, digests, attrs)

@@ -17,7 +17,8 @@ _NOT_IN_A_TAG = re.compile(r"[^A-Za-z0-9._+-]+")
 def cif_text(structure: Structure, name: str, facts: Mapping[str, Any]) -> str:
     """Return a CIF with all atoms of the cell, without symmetry (P1) and with ten decimals.
 
-    A CIF holds the lengths and angles of the cell, which belong to a right-handed basis.
+    A CIF gives a cell by its lengths and angles, which do not record its handedness, so the cell of a left-handed basis
+    is written as a right-handed one of the same lattice.
 
     Args:
         structure: Structure that is periodic in three directions.

@@ -48,7 +48,7 @@ class Structure:
     Attributes:
         atomic_number: uint8[n_atoms].
         cell: float64[3, 3], lattice vectors as rows, angstrom.
-        frac_coord: float64[n_atoms, 3].
+        frac_coord: float64[n_atoms, 3], fractional coordinates.
         pbc: bool[3], which lattice vectors are periodic.
     """
 
@@ -66,12 +66,12 @@ class Structure:
         Args:
             numbers: int[n_atoms], atomic numbers.
             cell: float[3, 3], lattice vectors as rows, angstrom.
-            frac_coord: float[n_atoms, 3].
-            pbc: bool[3].
+            frac_coord: float[n_atoms, 3], fractional coordinates.
+            pbc: bool[3], which lattice vectors are periodic.
 
         Raises:
-            InvalidStructureError: The structure has no atoms, too many atoms, an unknown element, non-finite numbers,
-                or a cell of zero volume.
+            InvalidStructureError: The structure has no atoms, too many atoms, an unknown element, numbers that are not
+                finite or too large, a cell of zero volume, or different numbers of elements and coordinates.
         """
         axes = np.array(pbc, dtype=bool)
         lattice = np.array(cell, dtype=np.float64, order="C").reshape(3, 3)
@@ -105,7 +105,7 @@ class Structure:
             pbc: bool or bool[3], which lattice vectors are periodic.
 
         Raises:
-            InvalidStructureError: As for `from_fractional`.
+            InvalidStructureError: As for `from_fractional`; or a periodic structure has no cell.
         """
         axes = np.broadcast_to(np.array(pbc, dtype=bool), 3).copy()
         xyz = np.array(positions, dtype=np.float64).reshape(-1, 3)
@@ -119,7 +119,11 @@ class Structure:
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms) -> Structure:
-        """Make a structure from an `ase.Atoms`."""
+        """Make a structure from an `ase.Atoms`.
+
+        Raises:
+            InvalidStructureError: As for `from_cartesian`.
+        """
         return cls.from_cartesian(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     def to_ase(self) -> ase.Atoms:
@@ -157,7 +161,8 @@ class Structure:
     def content_hash(self) -> bytes:
         """Hash (16 bytes) of elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
 
-        Two files that hold the same structure give the same hash; a different order of sites gives a different one.
+        Two files that hold the same structure give the same hash; another cell, or another order of sites, gives a
+        different one.
         """
         cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
         content = b"".join(

@@ -48,7 +48,7 @@ class Contents:
     electrons: float = math.nan
 
     def contradiction(self, numbers: Sequence[int], volume: float) -> str:
-        """Return what contradicts the atoms of a cell; an empty text if nothing does.
+        """Return what contradicts the atoms of a cell; an empty string if nothing does.
 
         Args:
             numbers: Atomic numbers of all atoms in the cell.
@@ -73,7 +73,7 @@ class Contents:
         """What contradicts the mass of a formula unit or the number of electrons in the cell."""
         mass = _mass(numbers) / self.units if self.units > 0 else 0.0
         if mass and self.mass > 0 and abs(mass / self.mass - 1) > _DENSITY_TOLERANCE:
-            return f"a formula unit has a mass of {mass:.1f}, but the file states {self.mass:g}"
+            return f"a formula unit has a mass of {mass:.1f} dalton, but the file states {self.mass:g}"
         if self.electrons > 0 and abs(sum(numbers) / self.electrons - 1) > _ELECTRON_TOLERANCE:
             return f"the atoms have {sum(numbers)} electrons, but the file states {self.electrons:g} (F_000)"
         return ""
@@ -124,7 +124,7 @@ def parse_formula(text: str) -> Mapping[int, float]:
 
 
 def multiplicity_contradiction(stated: Sequence[str], generated: Sequence[int], order: int) -> str:
-    """Return what contradicts the stated numbers of equivalent sites; an empty text if nothing does.
+    """Return what contradicts the stated numbers of equivalent sites; an empty string if nothing does.
 
     Some programs write the order of the site's symmetry instead, which is accepted.
 
@@ -139,7 +139,7 @@ def multiplicity_contradiction(stated: Sequence[str], generated: Sequence[int], 
     if all(one == made for _, one, made in known) or all(one * made == order for _, one, made in known):
         return ""
     site, one, made = next(found for found in known if found[1] != found[2])
-    return f"site {site} has a multiplicity of {one:g}, but {made} in the cell"
+    return f"site {site} has a stated multiplicity of {one:g}, but the symmetry generates {made} atoms from it"
 
 
 def _agrees(found: Mapping[int, int], wanted: Mapping[int, float]) -> bool:

@@ -34,8 +34,8 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
     """Read the only crystal of a CIF text, and the name of its data block.
 
     Raises:
-        InvalidStructureError: The text does not parse, or there are several crystals, or the crystal is disordered or
-            lacks a cell or sites, or its symmetry, which another data block gives.
+        InvalidStructureError: The text does not parse, has no unit cell or several crystals, or gives the symmetry only
+            in another data block; or the crystal is rejected by `structure_from_block`.
     """
     document = parse_cif(text)
     blocks = [block for block in document if _holds(block, _CELL_TAGS[0])]

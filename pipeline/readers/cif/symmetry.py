@@ -161,7 +161,9 @@ def _statements(
         words = " and ".join(dict.fromkeys(group[0].name for group in fitting))
         return Statements([reading for group in fitting for reading in group], f"contradictory symmetry: {words}")
     if by_operations:
-        return Statements([group[0] for group in fitting[: len(by_operations)]], "two lists of operations")
+        return Statements(
+            [group[0] for group in fitting[: len(by_operations)]], "contradictory symmetry: two lists of operations"
+        )
     first = fitting[0]
     return Statements(
         first,

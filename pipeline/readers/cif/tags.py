@@ -80,7 +80,7 @@ class Tags:
     sites: tuple[tuple[str, int], ...]
 
     def text(self, block: gemmi.cif.Block, name: str) -> str:
-        """Return the value of a tag that is not in a loop; an empty text if it is absent or unknown."""
+        """Return the value of a tag that is not in a loop; an empty string if it is absent or unknown."""
         tag = self.names.get(name)
         value = block.find_value(tag) if tag is not None else None
         if value is None:
@@ -100,7 +100,7 @@ class Tags:
         return None if tag is None else list(block.find_values(tag))
 
     def site_columns(self, block: gemmi.cif.Block) -> dict[str, list[str]]:
-        """Return the columns of the list of sites, by name without ``_atom_site_``, of one length."""
+        """Return the columns of the list of sites, by name without ``_atom_site_``, all of the same length."""
         if not self.sites:
             return {}
         name, at = self.sites[0]

@@ -413,7 +413,7 @@ def test_a_cell_with_images_without_number_costs_only_itself(tmp_path: Path) -> 
     ase.io.write(tmp_path / "s.extxyz", [STRUCTURES[0].to_ase(), tiny, STRUCTURES[1].to_ase()])
     report = run(tmp_path / "s.extxyz", tmp_path / "g.zarr")
     assert (report.stored, report.failed) == (2, 1)
-    assert "zero volume" in str(failures(tmp_path / "g.zarr")[0]["reason"])
+    assert "too many lattice images" in str(failures(tmp_path / "g.zarr")[0]["reason"])
 
 
 def test_defaults_of_extended_xyz_stay_with_it(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_unit_of_the_user_must_be_that_of_the_record() -> None:
     for inline in ("energy=energy[hartree]", "energy=energy[Eh]"):
         found = LabelMapping().with_inline([inline]).extract(fields, 2)
         assert found["energy"] == pytest.approx(-2.0 * units.Hartree)
-    with pytest.raises(LabelError, match="energy is in hartree by the record, in eV by the mapping"):
+    with pytest.raises(LabelError, match="energy is in hartree in the record, but in eV in the mapping"):
         LabelMapping().with_inline(["energy=energy"]).extract(fields, 2)
 
 

@@ -663,13 +663,13 @@ def test_records_too_large_cost_only_themselves(tmp_path: Path, monkeypatch: pyt
 def test_databases_that_are_none(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE people (name TEXT)")
-    assert "not an ASE database" in refusal(tmp_path / "other.db", tmp_path)
+    assert "cannot be read as an ASE database" in refusal(tmp_path / "other.db", tmp_path)
     with ase.db.connect(tmp_path / "s.db") as database:
         for s in STRUCTURES[:4] * 20:
             database.write(s.to_ase())
     whole = (tmp_path / "s.db").read_bytes()
     (tmp_path / "cut.db").write_bytes(whole[:100])
-    assert "not an ASE database, or damaged" in refusal(tmp_path / "cut.db", tmp_path)
+    assert "cannot be read as an ASE database" in refusal(tmp_path / "cut.db", tmp_path)
     damaged = bytearray(whole)
     half = len(whole) // 2
     damaged[half : half + half // 2] = b"\x07" * (half // 2)
@@ -677,7 +677,7 @@ def test_databases_that_are_none(tmp_path: Path) -> None:
     try:
         report, rows = beside(tmp_path / "damaged.db", tmp_path)
     except SourceError as error:
-        assert "damaged.db: not an ASE database, or damaged" in str(error)  # noqa: PT017 - both outcomes are correct
+        assert "damaged.db: cannot be read as an ASE database" in str(error)  # noqa: PT017 - both outcomes are correct
     else:
         assert report.failed == len(rows) > 0
         assert report.read > 2
@@ -722,9 +722,9 @@ def test_an_lmdb_database_that_ends_early(tmp_path: Path) -> None:
     assert run(tmp_path / "s.aselmdb", tmp_path / "g.zarr").stored == 4
     for part in (2, 8):
         (tmp_path / "cut.aselmdb").write_bytes(whole[: len(whole) // part])
-        assert "not an ASE database, or damaged (truncated)" in refusal(tmp_path / "cut.aselmdb", tmp_path)
+        assert "cannot be read as an ASE database (truncated)" in refusal(tmp_path / "cut.aselmdb", tmp_path)
     (tmp_path / "cut.aselmdb").write_bytes(whole[:64])
-    assert "not an ASE database, or damaged" in refusal(tmp_path / "cut.aselmdb", tmp_path)
+    assert "cannot be read as an ASE database" in refusal(tmp_path / "cut.aselmdb", tmp_path)
 
 
 def test_parquet_that_is_damaged(tmp_path: Path) -> None:
@@ -768,7 +768,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["s3://a-bucket/s.cif", "s3://a-bucket/*.cif", "s3://a-bucket/folder/"])
 def test_an_object_store_without_credentials(tmp_path: Path, url: str) -> None:
     begin = time.monotonic()
-    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(url, tmp_path)
+    assert "for S3, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(url, tmp_path)
     assert time.monotonic() - begin < 60
 
 

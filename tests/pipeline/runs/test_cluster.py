@@ -140,7 +140,7 @@ def test_workers_killed_while_they_start(tmp_path: Path, kills: int) -> None:
     _, err = process.communicate(timeout=200)
     if process.returncode:
         assert err.splitlines() == [
-            "equiscreen: the worker processes died 3 times while starting; free some memory, or use --scheduler threads"
+            "equiscreen: no worker process started in up to 3 attempts; free some memory, or use --scheduler threads"
         ]
     assert process.returncode == int(kills > 4)
 
