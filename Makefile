@@ -1,7 +1,7 @@
 # make demo       rank crystals with published weights, then train a network; in a virtual environment of its own
 # make test       lint, then the tests, on all cores
 # make lint       ruff, mypy and the import contracts (import-linter)
-# make docs-test  run the examples in the README and in docstrings
+# make docs-test  build the documentation, and run the examples in README, docs and docstrings, and the notebooks
 # make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
@@ -44,7 +44,8 @@ lint: $(VENV)/installed | $(PACKAGE)
 docs-test: docs | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
 	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(PARTS))
-	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/campaigns/test_readme_lines.py
+	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/test_notebooks.py \
+	  tests/campaigns/test_readme_lines.py
 
 # mkdocs would search the whole checkout, with its virtual environments, so it gets a folder of the packages alone.
 docs: $(VENV)/installed

@@ -304,6 +304,7 @@ def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         list(run_tasks(client, abs, [-1]))
 
 
+@pytest.mark.slow
 def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_path: Path) -> None:
     dense = ase.Atoms("H", cell=np.eye(3) * 1.2, pbc=True).repeat(26)
     crystals = [ase.Atoms("Cu", cell=np.eye(3) * a, pbc=True) for a in (3.0, 3.1)]

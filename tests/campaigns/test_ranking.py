@@ -85,6 +85,7 @@ def test_a_campaign_gives_the_numbers_of_its_steps(candidates: Path, sevennet_mo
         rank(candidates, tmp_path / "mine", **arguments)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_scheme_is_its_own_zero_of_energy(
     exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

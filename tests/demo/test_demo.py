@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from ..conftest import traced_once
 
 
+@pytest.mark.slow
 def test_alloys_are_metals_at_sensible_distances() -> None:
     library = prototypes()
     assert set(library) == PROTOTYPES

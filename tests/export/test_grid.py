@@ -46,7 +46,7 @@ SMALLEST = {
 # Preset, symmetry, heads, outputs, dtype, opset. Most combinations of values of any two columns occur.
 HANDFUL = [
     ("small", "natural", "none", None, "float32", 17),
-    ("medium", "o3", "scalar", ("energy",), "float64", 23),
+    pytest.param("medium", "o3", "scalar", ("energy",), "float64", 23, marks=pytest.mark.slow),
     pytest.param("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20, marks=pytest.mark.slow),
     ("small", "o3", "tensor", ("forces", "stress"), "float64", 18),
     pytest.param("sevennet", "so3", "none", ("energy", "forces"), "float32", 23, marks=pytest.mark.slow),

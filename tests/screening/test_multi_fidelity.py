@@ -176,6 +176,7 @@ def test_other_words_in_the_same_folder_are_refused(run: Run, done: Path, tmp_pa
         run(tmp_path)
 
 
+@pytest.mark.slow
 def test_structure_files_and_scores_stand_for_a_graph_store(
     exported: Callable[[str], Path], sevennet_model: Path, data: Path, tmp_path: Path
 ) -> None:

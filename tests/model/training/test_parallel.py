@@ -55,6 +55,7 @@ def listening() -> Iterator[set[str]]:
         watcher.join()
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(store: Path, tmp_path: Path) -> None:
     # Batches of seven cannot be divided evenly; the last one, of two, leaves one structure to each process.
     settings = {"dtype": "float64", "batch_size": 7, "max_epochs": 2, "accelerator": "cpu"}

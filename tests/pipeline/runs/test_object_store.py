@@ -66,6 +66,7 @@ def test_from_bucket_to_bucket_is_as_from_disk_to_disk(
     assert xr.open_zarr("s3://screening/g.zarr").sizes["structure"] == 15
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_is_kept_replaced_extended_and_merged(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

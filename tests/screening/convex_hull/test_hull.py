@@ -432,6 +432,7 @@ def test_a_known_error_gives_the_probability_of_being_near_the_hull(crystals: Cr
         hull(scores, references, tmp_path / "no.zarr", error=0.0)
 
 
+@pytest.mark.slow
 def test_the_own_phase_is_left_out_of_the_hulls_of_all_members(crystals: Crystals, tmp_path: Path) -> None:
     """Also where another phase of the composition is lower for some members, or for all."""
     size, rng = 9, np.random.default_rng(7)

@@ -132,6 +132,7 @@ def test_every_row_is_accounted_for(words: dict[str, Any], scores: Path, tmp_pat
         assert recipe["selected"] <= words["top"]
 
 
+@pytest.mark.slow
 @FEW
 @given(words=words_of_a_choice, size=st.sampled_from([1, 7, 64, 149]))
 def test_chunks_change_nothing(words: dict[str, Any], size: int, scores: Path, tmp_path: Path) -> None:
