@@ -102,7 +102,7 @@ def _check_units(info: Mapping[str, Any]) -> None:
     for key, value in info.items():
         known = _OF_ALL if _UNITS.fullmatch(key) else _OF_LENGTHS if _LENGTH_UNIT.fullmatch(key) else None
         if known is not None and not known.issuperset(re.findall(r"[^\W\d_]+", str(value).lower())):
-            raise InvalidStructureError(f"{key} is {value!s:.40}; convert all values to eV and angstrom")
+            raise InvalidStructureError(f"{key} is {value!s:.40}; convert the values to eV and angstrom")
 
 
 def _axes(value: Any) -> NDArray[np.bool_]:
