@@ -4,6 +4,8 @@
 # make docs-test  build the documentation, and run the examples in README, docs and docstrings, and the notebooks
 # make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
+# make dist       build the wheel and the source distribution in dist
+# make release-check  say what still keeps this version from being released
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
 # make clean      remove the virtual environments and all caches
 #
@@ -26,7 +28,7 @@ DEMO_OUT ?= equiscreen-demo
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns demo cli
 
-.PHONY: demo test lint docs-test docs slow models-wheel clean
+.PHONY: demo test lint docs-test docs slow dist release-check models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -67,6 +69,12 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
+
+dist: $(VENV)/installed
+	$(BIN)/python -m build --outdir dist .
+
+release-check: dist
+	$(BIN)/python tools/release/check.py dist
 
 models-wheel: $(VENV)/installed
 	$(BIN)/python tools/models_wheel/build.py --out dist
