@@ -22,7 +22,7 @@ DATA ?= ../shared/data
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
-PARTS := pipeline model export screening campaigns demo cli
+PARTS := pipeline model export screening campaigns conformance demo cli
 
 .PHONY: demo test lint docs-test slow models-wheel clean
 
@@ -41,7 +41,7 @@ lint: $(VENV)/installed | $(PACKAGE)
 
 docs-test: $(VENV)/installed | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
-	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(PARTS))
+	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(filter-out conformance,$(PARTS)))
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/campaigns/test_readme_lines.py
 
 slow: $(VENV)/installed
