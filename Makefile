@@ -26,7 +26,7 @@ SITE ?= build/site
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
-PARTS := pipeline model export screening campaigns demo cli
+PARTS := pipeline model export screening campaigns conformance demo cli
 
 .PHONY: demo test lint docs-test docs slow dist release-check models-wheel clean
 
@@ -45,7 +45,7 @@ lint: $(VENV)/installed | $(PACKAGE)
 
 docs-test: docs | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
-	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(PARTS))
+	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(filter-out conformance,$(PARTS)))
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/test_notebooks.py \
 	  tests/campaigns/test_readme_lines.py
 

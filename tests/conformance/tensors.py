@@ -1,70 +1,27 @@
-"""How outputs must transform with their structures, derived only from the kind of tensor of each output."""
+"""How heads must transform with their structures, derived only from their kind of tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from e3nn import o3
+from equiscreen.conformance.outputs import Array, OutputKind
 from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.equivariance.tensors import TENSORS
-from equiscreen.model.networks.ensemble import SPREAD
-from equiscreen.pipeline.graphs.potential import OutputSpec
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 
 # Nye's index pairs in ASE's order, and the position of each pair.
 _PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 _PLACES = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-# Implicit heads: the energy and its derivatives.
-_ENERGY = {
-    "energy": HeadConfig(extensive=True),
-    "forces": HeadConfig(tensor="vector", per="atom"),
-    "stress": HeadConfig(tensor="symmetric"),
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A transformation of a structure.
-
-    Attributes:
-        turn: float64[3, 3], a rotation or a rotoinversion.
-        atoms: int[n_new_atoms], index of the original atom of each new atom; None keeps the atoms.
-        copies: Number of original cells in the new cell.
-    """
-
-    turn: Array | None = None
-    atoms: NDArray[np.int64] | None = None
-    copies: int = 1
-
-
-def expected(
-    before: Mapping[str, Array], outputs: Iterable[OutputSpec], heads: Mapping[str, HeadConfig], change: Change
-) -> dict[str, Array]:
-    """Compute the expected outputs of transformed structures.
-
-    The spread of an ensemble is a standard deviation of components, which is not a tensor unless it is a scalar; under
-    a rotation, the spreads of other outputs are skipped.
-    """
-    kinds = {**_ENERGY, **heads}
-    found = {}
-    for spec in outputs:
-        name = spec.name.removesuffix(SPREAD)
-        kind, values = kinds[name], before[spec.name]
-        if change.turn is not None and (name == spec.name or not spec.shape):
-            values = turned(values, kind, change.turn)
-            if name != spec.name:
-                values = np.abs(values)
-        elif change.turn is not None:
-            continue
-        if kind.per == "atom" and change.atoms is not None:
-            values = values[change.atoms]
-        found[spec.name] = values * (change.copies if kind.extensive else 1)
-    return found
+def kinds_of(heads: Mapping[str, HeadConfig]) -> dict[str, OutputKind]:
+    """How the outputs of heads transform."""
+    return {
+        name: OutputKind(lambda values, turn, head=head: turned(values, head, turn), extensive=head.extensive)
+        for name, head in heads.items()
+    }
 
 
 def turned(values: Array, kind: HeadConfig, turn: Array) -> Array:

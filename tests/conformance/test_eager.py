@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from equiscreen.model.config.head import HeadConfig
+from equiscreen.conformance.laws import crystals
+from equiscreen.conformance.outputs import OutputKind
 from equiscreen.model.equivariance.tensors import TENSORS
 from equiscreen.model.networks.ensemble import EnsemblePotential
 from equiscreen.model.networks.reflection import mirror_violation
@@ -15,9 +16,10 @@ from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.graphs.potential import Potential
 
-from ..conftest import evaluate
-from .laws import PotentialLaws, crystals
+from ..conftest import CUTOFF, ELEMENTS, evaluate
+from .laws import NetworkLaws
 from .networks import EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
+from .tensors import kinds_of
 
 
 @pytest.fixture(params=list(NETWORKS), scope="module")
@@ -25,23 +27,22 @@ def torch_potential(request: pytest.FixtureRequest) -> TorchPotential:
     return TorchPotential(network_of(NETWORKS[request.param]))
 
 
-class TestEagerFloat64(PotentialLaws):
+class TestEagerFloat64(NetworkLaws):
     @pytest.fixture(autouse=True)
     def _kind(self, torch_potential: TorchPotential) -> None:
         config = torch_potential.network.config
         self.reflections = config.symmetry != "so3"
-        self.energy = config.energy
 
     @pytest.fixture
     def potential(self, torch_potential: TorchPotential) -> Potential:
         return torch_potential
 
     @pytest.fixture
-    def heads(self, torch_potential: TorchPotential) -> Mapping[str, HeadConfig]:
-        return torch_potential.network.config.heads
+    def kinds(self, torch_potential: TorchPotential) -> Mapping[str, OutputKind]:
+        return kinds_of(torch_potential.network.config.heads)
 
 
-class TestEagerFloat32(PotentialLaws):
+class TestEagerFloat32(NetworkLaws):
     tolerance = 2e-5
     float64 = False
 
@@ -50,8 +51,8 @@ class TestEagerFloat32(PotentialLaws):
         return TorchPotential(network_of({"heads": NATURAL_HEADS}, dtype=torch.float32))
 
     @pytest.fixture
-    def heads(self) -> Mapping[str, HeadConfig]:
-        return NATURAL_HEADS
+    def kinds(self) -> Mapping[str, OutputKind]:
+        return kinds_of(NATURAL_HEADS)
 
 
 @pytest.fixture(params=list(NEQUIP), scope="module")
@@ -59,7 +60,7 @@ def nequip_potential(request: pytest.FixtureRequest) -> TorchPotential:
     return TorchPotential(nequip_of(NEQUIP[request.param]))
 
 
-class TestNequip(PotentialLaws):
+class TestNequip(NetworkLaws):
     isolated = None  # their skip connections contribute to it
     near_the_cutoff = (1e-2, 5e-2)  # SevenNet's envelope vanishes as the second power, its slope as the first
 
@@ -77,14 +78,14 @@ def ensemble() -> EnsemblePotential:
     return EnsemblePotential([network_of({"heads": NATURAL_HEADS, "correlation": 2}, seed) for seed in (1, 2, 3)])
 
 
-class TestEnsemble(PotentialLaws):
+class TestEnsemble(NetworkLaws):
     @pytest.fixture
     def potential(self, ensemble: EnsemblePotential) -> Potential:
         return ensemble
 
     @pytest.fixture
-    def heads(self) -> Mapping[str, HeadConfig]:
-        return NATURAL_HEADS
+    def kinds(self) -> Mapping[str, OutputKind]:
+        return kinds_of(NATURAL_HEADS)
 
 
 @pytest.mark.parametrize("name", ["natural", "o3", "every head"])
@@ -106,7 +107,7 @@ def test_networks_without_parity_do_not() -> None:
 def test_the_mirror_violation_is_that_of_the_structures() -> None:
     """The energy difference between mirror images agrees in magnitude with the reported violation."""
     potential = TorchPotential(network_of(NETWORKS["so3"]))
-    made = crystals()
+    made = crystals(ELEMENTS, CUTOFF)
     mirrored = [Structure.from_fractional(s.atomic_number, -s.cell, s.frac_coord) for s in made]
     before, after = evaluate(potential, made), evaluate(potential, mirrored)
     atoms = np.array([len(s) for s in made])

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from equiscreen.conformance.outputs import OutputKind
 from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
-from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.networks.base import Network
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.graphs.potential import Potential
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ..conftest import ELEMENTS, traced_once
-from .laws import PotentialLaws
+from .laws import NetworkLaws
 from .networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
+from .tensors import kinds_of
 
 # Narrow and with one interaction, cheap enough for tests that run often.
 SMALL: dict[str, Any] = {
@@ -88,36 +89,34 @@ def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
     return loaded(nequip_of((SHORT | WHOLE)[request.param]))
 
 
-class TestOnnxFloat64(PotentialLaws):
+class TestOnnxFloat64(NetworkLaws):
     @pytest.fixture
     def potential(self, exported: Callable[[str], Path]) -> Potential:
         return OnnxPotential.load(exported("float64"))
 
 
-class TestOnnxHeads(PotentialLaws):
+class TestOnnxHeads(NetworkLaws):
     @pytest.fixture
     def potential(self, small: OnnxPotential) -> Potential:
         return small
 
     @pytest.fixture
-    def heads(self) -> Mapping[str, HeadConfig]:
-        found: Mapping[str, HeadConfig] = SMALL["heads"]
-        return found
+    def kinds(self) -> Mapping[str, OutputKind]:
+        return kinds_of(SMALL["heads"])
 
 
 @pytest.mark.slow
-class TestOnnxManyHeads(PotentialLaws):
+class TestOnnxManyHeads(NetworkLaws):
     @pytest.fixture
     def potential(self, larger: OnnxPotential) -> Potential:
         return larger
 
     @pytest.fixture
-    def heads(self) -> Mapping[str, HeadConfig]:
-        found: Mapping[str, HeadConfig] = LARGER["heads"]
-        return found
+    def kinds(self) -> Mapping[str, OutputKind]:
+        return kinds_of(LARGER["heads"])
 
 
-class TestOnnxWithoutParity(PotentialLaws):
+class TestOnnxWithoutParity(NetworkLaws):
     reflections = False
 
     @pytest.fixture
@@ -125,12 +124,11 @@ class TestOnnxWithoutParity(PotentialLaws):
         return chiral
 
     @pytest.fixture
-    def heads(self) -> Mapping[str, HeadConfig]:
-        found: Mapping[str, HeadConfig] = CHIRAL["heads"]
-        return found
+    def kinds(self) -> Mapping[str, OutputKind]:
+        return kinds_of(CHIRAL["heads"])
 
 
-class TestOnnxNequip(PotentialLaws):
+class TestOnnxNequip(NetworkLaws):
     isolated = None
     near_the_cutoff = (1e-2, 5e-2)
 
@@ -143,7 +141,7 @@ class TestOnnxNequip(PotentialLaws):
         return nequip_potential
 
 
-class TestOnnxFloat32(PotentialLaws):
+class TestOnnxFloat32(NetworkLaws):
     tolerance = 2e-5
     float64 = False
 

@@ -1,0 +1,133 @@
+"""The potential that is tested, from the words of the command line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ase.calculators.calculator import BaseCalculator
+
+from ..campaigns.models.resolve import model_file
+from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.errors import EquiscreenError, detail
+from ..pipeline.graphs.potential import Potential
+from ..pipeline.structures.elements import atomic_number
+from .calculator_potential import CalculatorPotential
+
+# Rounding errors relative to the size of the results; `laws` says why.
+FLOAT32, FLOAT64 = 2e-5, 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A potential and what it claims; see the attributes of `laws.PotentialLaws`.
+
+    Attributes:
+        name: Name of the model file, or of the calculator.
+        potential: The potential.
+        elements: Atomic numbers of the elements that are tested.
+        tolerance: Largest relative difference due to rounding.
+        exact: Whether equal inputs must give equal bits.
+        reflections: Whether it must be equivariant under reflections.
+        cutoff_known: Whether its cutoff is known.
+    """
+
+    name: str
+    potential: Potential
+    elements: tuple[int, ...]
+    tolerance: float
+    exact: bool
+    reflections: bool = True
+    cutoff_known: bool = True
+
+    @property
+    def float64(self) -> bool:
+        """Whether rounding is small enough for fine differences."""
+        return self.tolerance < FLOAT32 / 100
+
+    def describe(self) -> str:
+        """One line for the head of the report."""
+        symmetry = "O(3)" if self.reflections else "SO(3)"
+        reach = f"cutoff {self.potential.cutoff:.3f} angstrom" if self.cutoff_known else "no known cutoff"
+        return f"{self.name}: {len(self.elements)} elements, {reach}, {symmetry}, tolerance {self.tolerance:g}"
+
+
+def subject_of_model(model: str, elements: Sequence[int], tolerance: float | None) -> Subject:
+    """Load a model.
+
+    Args:
+        model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
+        elements: Atomic numbers to test; none stands for all of the model's.
+        tolerance: Relative rounding error; None derives it from the dtype.
+
+    Raises:
+        EquiscreenError: There is no such model, or it lacks an element.
+    """
+    path = model_file(model, progress=True, note=lambda text: print(text, file=sys.stderr))  # noqa: T201
+    potential = OnnxPotential.load(path)
+    if missing := sorted(set(elements) - set(potential.elements)):
+        raise EquiscreenError(f"{model}: the model does not cover the atomic numbers {missing}")
+    return Subject(
+        name=path.name,
+        potential=potential,
+        elements=tuple(elements) or potential.elements,
+        tolerance=tolerance or (FLOAT64 if potential.metadata.dtype == "float64" else FLOAT32),
+        exact=True,
+        reflections=potential.metadata.symmetry != "so3",
+    )
+
+
+def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: float | None) -> Subject:
+    """Make an ASE calculator.
+
+    Args:
+        factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.
+        elements: Atomic numbers to test.
+        tolerance: Relative rounding error; None stands for float64.
+
+    Raises:
+        EquiscreenError: No elements are given, or the calculator cannot be made or used.
+    """
+    if not elements:
+        raise EquiscreenError("--calculator needs --elements, such as --elements Al,Cu: ASE does not list them")
+    calculator = make_calculator(factory)
+    potential = CalculatorPotential(calculator, elements, tolerance or FLOAT64)
+    return Subject(
+        name=factory,
+        potential=potential,
+        elements=tuple(elements),
+        tolerance=tolerance or FLOAT64,
+        exact=False,
+        cutoff_known=potential.reach is not None,
+    )
+
+
+def make_calculator(factory: str) -> BaseCalculator:
+    """Make the calculator that ``MODULE:NAME`` stands for.
+
+    Raises:
+        EquiscreenError: It cannot be imported or made, or is no calculator.
+    """
+    module, _, name = factory.partition(":")
+    if not module or not name:
+        raise EquiscreenError(f"--calculator {factory}: must be MODULE:NAME, such as ase.calculators.emt:EMT")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
+    except Exception as error:  # of a module by somebody else
+        raise EquiscreenError(f"--calculator {factory}: {type(error).__name__}: {detail(error)}") from error
+    if not hasattr(made, "get_property"):
+        raise EquiscreenError(f"--calculator {factory}: makes a {type(made).__name__}, which is no ASE calculator")
+    return made
+
+
+def parse_elements(text: str) -> tuple[int, ...]:
+    """Atomic numbers of chemical symbols that are separated by commas.
+
+    Raises:
+        EquiscreenError: One of them is not an element.
+    """
+    symbols = [symbol.strip() for symbol in text.split(",") if symbol.strip()]
+    return tuple(dict.fromkeys(atomic_number(symbol, "--elements") for symbol in symbols))
