@@ -48,7 +48,7 @@ def test_a_store_that_is_replaced_is_noticed_before_its_rows_are_kept(tmp_path: 
     graphs = GraphStore(tmp_path / "4.zarr")
     shutil.rmtree(tmp_path / "4.zarr")
     (tmp_path / "6.zarr").rename(tmp_path / "4.zarr")
-    with pytest.raises(StoreError, match="has changed during this run"):
+    with pytest.raises(StoreError, match="has changed while it was being read"):
         _write_chosen(tmp_path, graphs, np.arange(2))
     assert not (tmp_path / "chosen.zarr").exists()
 

@@ -217,7 +217,7 @@ def test_a_crystal_system_needs_its_symmetry(tag: str) -> None:
 def test_mass_and_electrons_tell_missing_atoms() -> None:
     head = f"{named('F m -3 m')}\n_cell_formula_units_Z 4\n"
     assert formula(cif(f"{head}_chemical_formula_weight 58.44\n_exptl_crystal_F_000 112")) == "Cl4Na4"
-    assert "a mass of 58.4, but the file states 94.47" in reason(cif(f"{head}_chemical_formula_weight 94.47"))
+    assert "a mass of 58.4 dalton, but the file states 94.47" in reason(cif(f"{head}_chemical_formula_weight 94.47"))
     assert "112 electrons, but the file states 184" in reason(cif(f"{head}_exptl_crystal_F_000 184"))
 
 
