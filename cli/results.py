@@ -219,6 +219,12 @@ def report(
     by: Annotated[
         str | None, typer.Option(help="Column to rank by, lowest first.", show_default="as described above")
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which to write each chart as PNG and SVG, 85 mm wide, and the numbers that it shows as CSV."
+        ),
+    ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -241,7 +247,7 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, overwrite=overwrite)
+    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, charts=figures, overwrite=overwrite)
     rows = ScoresReader(scores)
     ranking, size = by or default_ranking(rows), page.stat().st_size
     text = f"{page}: {size / 1e6:.1f} MB"

@@ -19,7 +19,6 @@ _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accen
 # Largest number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
-_CALIBRATION_BINS = 10
 # Rows of the periodic table: number of elements from the left and from the right; the f block is drawn below.
 _PERIODS = ((1, 1), (2, 6), (2, 6), (2, 16), (2, 16), (2, 15), (2, 15))
 _COLUMNS = 18
@@ -161,17 +160,15 @@ def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> 
     return f"{_figure('parity', [_diagonal(ends), points], 420, **axes)}<p class='note'>{text}{drawn}</p>"
 
 
-def calibration_plot(error: NDArray[np.float64], spread: NDArray[np.float64]) -> str:
+def calibration_plot(predicted: Sequence[float], found: Sequence[float]) -> str:
     """Return a calibration plot: root mean square error against predicted uncertainty.
 
     Args:
-        error: float64[n], prediction minus label, eV/atom.
-        spread: float64[n], standard deviation among the members of the ensemble, eV/atom.
+        predicted: Predicted uncertainties of groups of structures, eV/atom; see `labelled_energies.binned_errors`.
+        found: Root mean square errors of these groups, eV/atom.
     """
-    bins = [rows for rows in np.array_split(np.argsort(spread, kind="stable"), _CALIBRATION_BINS) if len(rows)]
-    predicted = [float(np.sqrt((spread[rows] ** 2).mean())) for rows in bins]
-    found = [float(np.sqrt((error[rows] ** 2).mean())) for rows in bins]
-    points = {"type": "scatter", "mode": "lines+markers", "x": predicted, "y": found, "line": {"color": _ACCENT}}
+    line = {"mode": "lines+markers", "line": {"color": _ACCENT}}
+    points = {"type": "scatter", "x": list(predicted), "y": list(found), **line}
     axes = _axes("predicted standard deviation, eV/atom", "root mean square error, eV/atom")
     note = (
         "Each point is a tenth of the structures, grouped by predicted uncertainty; above the line, errors are larger "

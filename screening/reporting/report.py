@@ -15,13 +15,14 @@ from ...pipeline.runs.staging import check_file
 from ..dataset.default_ranking import ENERGY_PER_ATOM, NOT_COMPARABLE
 from ..dataset.paths import dataset_in, report_path
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import UNRELAXED, open_scores
-from ..label_comparison import calibration, labels_and_predictions
+from ..dataset.scores import UNRELAXED
 from . import figures
 from .candidate_table import CandidateTable, candidate_table
 from .content import NEAR, ReportContent, read_content
 from .hull_diagrams import hull_diagrams
+from .labelled_energies import LabelledEnergies, labelled_energies
 from .page import data, page, section
+from .printed_figures import write_figures
 from .structure_svg import picture
 
 # Rows of the table by default, and cards with pictures above it.
@@ -46,6 +47,7 @@ def report(
     top: int = TOP,
     by: str | None = None,
     store: str | Path | None = None,
+    charts: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a report of a screen, a relaxation, a hull or a selection.
@@ -70,7 +72,8 @@ def report(
         top: Largest number of candidates in the table.
         by: Column to rank by, lowest first; by default the energy above hull, else the formation energy.
         store: Graph store of the structures, if it was moved. Without it the report has no structures.
-        overwrite: Replace an existing file.
+        charts: Folder for the charts as files for a publication: PNG, SVG and, with the numbers shown, CSV.
+        overwrite: Replace existing files.
 
     Returns:
         Path of the HTML file.
@@ -87,17 +90,25 @@ def report(
     content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
     table = candidate_table(rows, content.best, content.value)
+    diagrams = hull_diagrams(table, (rows.attrs.get("hull") or {}).get("phases") or {})
+    energies, reason = None, ""
+    try:
+        energies = labelled_energies(scores, store)
+    except (ConfigError, StoreError) as error:  # a selection, or a missing store; the rest of the page is still valid
+        reason = str(error)
     sections = [
         _summary(content, name, rows.attrs),
         *_candidates(content, table),
-        *_hulls(table, rows.attrs),
+        *_hulls(diagrams),
         section("From the source to the best candidates", figures.funnel(content.funnel) + _losses(content)),
         *(section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
         section(_hits_heading(content), figures.periodic_table(content.element_hits)),
-        *_labels(scores, store),
+        *_labels(energies, reason),
         _provenance(rows.attrs),
     ]
     rows.check_unchanged()
+    if charts is not None:
+        write_figures(Path(charts), content, diagrams, energies, [*inputs, target], overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(target, page(name, sections))
     return target
@@ -201,9 +212,8 @@ def _card(content: ReportContent, table: CandidateTable, place: int) -> str:
     )
 
 
-def _hulls(table: CandidateTable, attrs: Mapping[str, Any]) -> list[str]:
+def _hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return diagrams of the hull in systems of two or three elements."""
-    diagrams = hull_diagrams(table, (attrs.get("hull") or {}).get("phases") or {})
     return [section("Convex hulls", figures.hulls(diagrams))] if diagrams else []
 
 
@@ -215,23 +225,20 @@ def _losses(content: ReportContent) -> str:
     return f"<table class='facts losses'>{body}</table>"
 
 
-def _labels(scores: str | Path, store: str | Path | None) -> list[str]:
-    """Return the parity plot and, for an ensemble, the calibration plot, if the graph store has labels."""
-    dataset = open_scores(scores)
-    out = []
-    try:
-        label, prediction = labels_and_predictions(dataset, store=store)
-        if len(label):
-            out.append(section("Predictions against labels", figures.parity_plot(label, prediction)))
-        if len(label) and "energy_std" in dataset:
-            error, spread = calibration(dataset, store=store)
-            out.append(section("Errors against predicted uncertainties", figures.calibration_plot(error, spread)))
-    except (
-        ConfigError,
-        StoreError,
-    ) as error:  # for example a selection or a missing store; the rest of the page is still valid
-        out.append(section("Predictions against labels", f"<p>Not shown: {escape(str(error))}</p>"))
-    return out
+def _labels(energies: LabelledEnergies | None, reason: str) -> list[str]:
+    """Return the parity plot and, for an ensemble, the calibration plot.
+
+    Args:
+        energies: Energies with labels; None if there are none.
+        reason: Why the labels could not be read; empty if they were.
+    """
+    if energies is None:
+        return [section("Predictions against labels", f"<p>Not shown: {escape(reason)}</p>")] if reason else []
+    found = [section("Predictions against labels", figures.parity_plot(energies.label, energies.prediction))]
+    if energies.calibration is not None:
+        plot = figures.calibration_plot(*energies.calibration)
+        found.append(section("Errors against predicted uncertainties", plot))
+    return found
 
 
 def _provenance(attrs: Mapping[str, Any]) -> str:

@@ -1,0 +1,62 @@
+"""Energies of a dataset beside the labels of its graph store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dataset.scores import open_scores
+from ..label_comparison import calibration, labels_and_predictions
+
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledEnergies:
+    """Energies with labels.
+
+    Attributes:
+        label: float64[n], eV/atom.
+        prediction: float64[n], eV/atom.
+        calibration: For an ensemble, what `binned_errors` returns; None for a single model.
+    """
+
+    label: NDArray[np.float64]
+    prediction: NDArray[np.float64]
+    calibration: tuple[list[float], list[float]] | None
+
+
+def labelled_energies(scores: str | Path, store: str | Path | None) -> LabelledEnergies | None:
+    """Read the energies that have a label; None if there are none.
+
+    Args:
+        scores: Path or URL of the dataset.
+        store: Its graph store, if it was moved.
+
+    Raises:
+        ConfigError: The dataset is a selection, or has no energies.
+        StoreError: The graph store is missing, or not the one that the scores were computed from.
+    """
+    dataset = open_scores(scores)
+    label, prediction = labels_and_predictions(dataset, store=store)
+    if not len(label):
+        return None
+    binned = binned_errors(*calibration(dataset, store=store)) if "energy_std" in dataset else None
+    return LabelledEnergies(label, prediction, binned)
+
+
+def binned_errors(error: NDArray[np.float64], spread: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Return root mean squares of predicted uncertainties and of errors, for tenths ordered by predicted uncertainty.
+
+    Args:
+        error: float64[n], prediction minus label.
+        spread: float64[n], standard deviation among the members of the ensemble.
+    """
+    bins = [rows for rows in np.array_split(np.argsort(spread, kind="stable"), _BINS) if len(rows)]
+    return (
+        [float(np.sqrt((spread[rows] ** 2).mean())) for rows in bins],
+        [float(np.sqrt((error[rows] ** 2).mean())) for rows in bins],
+    )
