@@ -99,8 +99,9 @@ def select(
     scores: Annotated[
         str,
         typer.Argument(
-            metavar="S.zarr",
-            help="Scores written by `equiscreen screen`, `equiscreen relax` or `equiscreen hull`, or their URL.",
+            metavar="S.zarr|FOLDER",
+            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or the folder that "
+            "`equiscreen select`, `cascade` or `rank` wrote.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
