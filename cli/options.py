@@ -26,8 +26,9 @@ Estimate = Annotated[
 Deduplication = Annotated[
     Dedup,
     typer.Option(
-        help="Which structures count as duplicates: `exact` compares cell, coordinates and site order; `crystal` "
-        "recognises the same crystal, whatever its cell, origin, site order and orientation."
+        help="Which structures count as duplicates: `exact` compares cell, elements, coordinates and site order, and "
+        "keeps a structure whose labels differ; `crystal` recognises the same crystal, whatever its cell, origin, site "
+        "order, orientation and labels."
     ),
 ]
 Scheduler = Annotated[
