@@ -80,7 +80,8 @@ Within = Annotated[
     typer.Option(
         min=0,
         help="Structures at most this far above the hull, in eV/atom, count as near it; the output gives the "
-        "probability of being near it if the model is an ensemble or its error is known.",
+        "probability of being near it if the structures were scored with several models or the model's error is "
+        "known.",
     ),
 ]
 MovedStore = Annotated[

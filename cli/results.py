@@ -52,7 +52,8 @@ def hull(
         float | None,
         typer.Option(
             help="Standard deviation of the model's errors in energies above hull, eV/atom: adds the probabilities of "
-            "being below the hull and of being at most --within above it. For an ensemble, its spread is used instead.",
+            "being below the hull and of being at most --within above it. If the structures were scored with "
+            "several models, their spread is used instead.",
             show_default="not known",
         ),
     ] = None,

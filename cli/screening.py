@@ -63,8 +63,8 @@ def screen(
 
     Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force, stress and other properties of
     each structure (those that the model predicts), with units, and a status that gives the reason if a structure could
-    not be scored. With several models or an ensemble, it also holds energy_std, max_force_std and energy_members. An
-    interrupted run resumes when you run the same command again.
+    not be scored. With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
+    energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
