@@ -58,7 +58,7 @@ class RankSettings(BaseModel):
         relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
             model's own energies.
         within: Structures at most this far above the hull, eV/atom, count as near it. The probability of being near it
-            is given if the model is an ensemble, or if its error is known and the structures are relaxed.
+            is given if the model's error is known, references are given, and the structures are relaxed.
         relax: Whether to relax the structures, or to score them as they are.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.

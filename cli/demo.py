@@ -26,7 +26,7 @@ def demo(
 ) -> None:
     """Run the whole workflow on an example, in two acts.
 
-    Act one, `published`: `equiscreen rank` relaxes and ranks 75 intermetallics from the Materials Project with the
+    Act one, `published`, relaxes and ranks 75 intermetallics from the Materials Project with `equiscreen rank` and the
     published weights 7net-0, and compares their formation energies with those from DFT.
 
     Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on

@@ -13,7 +13,7 @@ from .terminal.account import account, tell
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="M.ckpt", help="Checkpoint, or a run folder that contains one.")
+        Path, typer.Argument(metavar="M.ckpt", help="Checkpoint, or the run folder of a network or an ensemble.")
     ],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")],
     outputs: Annotated[
@@ -36,16 +36,18 @@ def export(
             "structure get the same energy; takes twice the time.",
         ),
     ] = False,
-    opset: Annotated[int, typer.Option(help="Version of the ONNX operator set.")] = 20,
+    opset: Annotated[
+        int, typer.Option(help="Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.")
+    ] = 20,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
 
-    The file is written only if its graph passes all checks: it contains no reducing scatter, agrees with PyTorch on
-    new structures of different sizes, gives bit-identical results with one and two threads (in float64: identical up to
-    rounding), and obeys the symmetries: rotations, reflections (unless the network has no parity), translations and
-    permutations of atoms. The results are stored in the file's metadata; `equiscreen info model.onnx --json` prints
-    them.
+    An ensemble also becomes a single file. The file is written only if its graph passes all checks: it contains no
+    reducing scatter, agrees with PyTorch on new structures of different sizes, gives bit-identical results with one and
+    two threads (in float64: identical up to rounding), and obeys the symmetries: rotations, reflections (unless the
+    network has no parity), translations and permutations of atoms. The results are stored in the file's metadata;
+    `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

@@ -95,7 +95,7 @@ def import_(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
     modality: Annotated[
-        str | None, typer.Option(help="Fidelity to use of a multi-fidelity model: PBE or R2SCAN.")
+        str | None, typer.Option(help="For a multi-fidelity model, the fidelity to use: PBE or R2SCAN.")
     ] = None,
     energy_scheme: Annotated[
         str | None,

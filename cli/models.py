@@ -32,7 +32,7 @@ def models(
         typer.Argument(
             metavar="NAME",
             help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
-            "NAME@HASH (HASH is the first digits of the SHA-256 of the weights).",
+            "NAME@HASH (HASH stands for the first digits, at least 8, of the SHA-256 of the weights).",
             show_default=False,
         ),
     ] = None,

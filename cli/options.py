@@ -26,8 +26,9 @@ Estimate = Annotated[
 Deduplication = Annotated[
     Dedup,
     typer.Option(
-        help="Which structures count as duplicates: `exact` compares cell, coordinates and site order; `crystal` "
-        "recognises the same crystal, whatever its cell, origin, site order and orientation."
+        help="Which structures count as duplicates: `exact` compares cell, elements, coordinates and site order, and "
+        "keeps a structure whose labels differ; `crystal` recognises the same crystal, whatever its cell, origin, site "
+        "order, orientation and labels."
     ),
 ]
 Scheduler = Annotated[
@@ -79,7 +80,8 @@ Within = Annotated[
     typer.Option(
         min=0,
         help="Structures at most this far above the hull, in eV/atom, count as near it; the output gives the "
-        "probability of being near it if the model is an ensemble or its error is known.",
+        "probability of being near it if the structures were scored with several models or the model's error is "
+        "known.",
     ),
 ]
 MovedStore = Annotated[

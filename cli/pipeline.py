@@ -28,7 +28,7 @@ def generate(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of candidates to generate.")] = 10_000,
     seed: Annotated[
-        int, typer.Option(min=0, help="Random seed; the same seed and prototypes give the same candidates.")
+        int, typer.Option(min=0, help="Random seed; the same prototypes, seed and options give the same candidates.")
     ] = 0,
     elements: Annotated[
         str | None,
@@ -84,14 +84,17 @@ def featurize(
         typer.Argument(
             metavar="SOURCE",
             help="Files, folders, globs or URLs (s3://, https://, zip://) of CIF, POSCAR, extended XYZ, VASP output "
-            "(XDATCAR; vasprun.xml and OUTCAR if named), JSON, JSON lines, ASE databases, and CSV or parquet with a "
-            "column of structures. Text files may be compressed, and files may be packed in zip or tar archives. "
-            "optimade:URL queries an OPTIMADE server.",
+            "(XDATCAR; vasprun.xml and OUTCAR only if given by name), JSON, JSON lines, ASE databases, and CSV or "
+            "parquet with a column of structures. Text files may be compressed, and files may be packed in zip or tar "
+            "archives. optimade:URL queries an OPTIMADE server.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Graph store to write (Zarr): a path, or a URL such as s3://BUCKET/G.zarr.")],
     cutoff: Annotated[
-        float | None, typer.Option(help="Cutoff radius of the neighbour graph, angstrom.", show_default="5.0")
+        float | None,
+        typer.Option(
+            help="Cutoff radius of the neighbour graph, angstrom.", show_default="5.0; with --append, that of the store"
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -216,9 +219,9 @@ def merge(
 ) -> None:
     """Merge graph stores into one, without duplicates.
 
-    Of several equal structures, the first is kept. Labels and columns that only some stores have are empty for
-    structures from the other stores; labels of the same name must agree in shape and unit. An interrupted run resumes
-    when you run the same command again.
+    Of several equal structures, the first is kept; with `--dedup exact`, later ones with other labels are kept too.
+    Labels and columns that only some stores have are empty for structures from the other stores; labels of the same
+    name must agree in shape and unit. An interrupted run resumes when you run the same command again.
 
     \b
     Example:

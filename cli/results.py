@@ -52,7 +52,8 @@ def hull(
         float | None,
         typer.Option(
             help="Standard deviation of the model's errors in energies above hull, eV/atom: adds the probabilities of "
-            "being below the hull and of being at most --within above it. For an ensemble, its spread is used instead.",
+            "being below the hull and of being at most --within above it. If the structures were scored with "
+            "several models, their spread is used instead.",
             show_default="not known",
         ),
     ] = None,
@@ -99,8 +100,9 @@ def select(
     scores: Annotated[
         str,
         typer.Argument(
-            metavar="S.zarr",
-            help="Scores written by `equiscreen screen`, `equiscreen relax` or `equiscreen hull`, or their URL.",
+            metavar="S.zarr|FOLDER",
+            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or the folder that "
+            "`equiscreen select`, `cascade` or `rank` wrote.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],

@@ -46,7 +46,11 @@ def screen(
     allow_extrapolation: AllowExtrapolation = False,
     append: Annotated[
         bool,
-        typer.Option("--append", help="Keep the existing scores, and score only structures added to the store since."),
+        typer.Option(
+            "--append",
+            help="Keep the existing scores, and score only structures that were added to the store since, or that "
+            "--limit had excluded.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
@@ -57,10 +61,10 @@ def screen(
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
-    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force and stress of each structure (as
-    far as the model predicts them), with units, and a status that gives the reason if a structure could not be scored.
-    With several models, it also holds energy_std and energy_members. An interrupted run resumes when you run the same
-    command again.
+    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force, stress and other properties of
+    each structure (those that the model predicts), with units, and a status that gives the reason if a structure could
+    not be scored. With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
+    energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -123,7 +127,7 @@ def relax(
         typer.Option(
             help="After relaxing, displace the atoms at random with this standard deviation in angstrom (0.05 works "
             "well) and relax again, since a symmetric structure may be at a saddle point; the result is kept if its "
-            "energy is lower. 0 skips this step."
+            "energy is lower by more than 1 meV/atom. 0 skips this step."
         ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --rattle.")] = 0,

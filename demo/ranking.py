@@ -93,8 +93,8 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     chosen[pure] = False
     if not chosen.any():
         raise StoreError(
-            f"{store}: no candidate can be ranked, because its status or that of one of its metals is not ok; train on "
-            "more structures or for more epochs"
+            f"{store}: no candidate can be ranked: for each, its own status or that of one of its metals is not ok; "
+            "train on more structures or for more epochs"
         )
     model_formation, emt_formation = model_formation[chosen], emt_formation[chosen]
     order = np.argsort(model_formation)

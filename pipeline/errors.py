@@ -71,11 +71,11 @@ class ConfigError(EquiscreenError):
 
 
 class CheckpointError(EquiscreenError):
-    """A file is not an equiscreen checkpoint."""
+    """A checkpoint or file of published weights is missing, damaged, not supported, or unsuitable for the task."""
 
 
 class ModelFileError(EquiscreenError):
-    """A file is not an ONNX model exported by equiscreen, or does not fit the store."""
+    """A model is unknown, missing, damaged, not exported by equiscreen, or does not fit the store."""
 
 
 class DeviceError(EquiscreenError):

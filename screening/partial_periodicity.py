@@ -1,6 +1,6 @@
 """Stresses of slabs and chains, which are periodic in two directions or in one.
 
-Only strains in the periodic directions are meaningful. If the source gave a cell vector for each other direction, a
+Only strains in the periodic directions are meaningful. If the source gave a cell vector for each of the others, a
 volume is known, and the components of the stress (1/V) dE/d(strain) in the periodic directions are defined, as in ASE
 and in DFT codes. Otherwise there is no volume: the derivative is divided by the area of the slab, or by the length of
 the chain. These quotients do not depend on the amount of vacuum, so they are given in both cases.

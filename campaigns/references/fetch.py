@@ -108,7 +108,7 @@ def fetch_references(
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))
     if not given:
-        raise ConfigError("no references given: name files, mp or optimade:PROVIDER")
+        raise ConfigError("no references given; give at least one file, mp or optimade:PROVIDER")
     if target.suffix != ".parquet":
         raise ConfigError(f"{out}: the table is a parquet file; give it a name that ends in .parquet")
     check_file(target, given, overwrite=overwrite)

@@ -174,7 +174,7 @@ def _label(labels: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[in
 class StructureBatches(IterableDataset[Batch]):
     """Batches of chosen structures of several stores, in the order of an `EpochReader`, built ahead of use.
 
-    The batches depend on the stores, the choice, the seeds and the share, but not on how far ahead they are built.
+    The batches do not depend on how far ahead they are built.
 
     Args:
         stores: Graph stores.

@@ -71,8 +71,8 @@ def mirror_violation(
 class MirrorAveraged(Network):
     """The mean of a network without parity and its mirror image, which respects mirror symmetry.
 
-    Evaluations take twice the time. A prediction changes by half of the difference between a structure and its mirror
-    image.
+    Evaluations take twice the time. Averaging changes a prediction by half of the difference between the network's
+    predictions for a structure and for its mirror image.
 
     Args:
         network: A network with an energy, without heads and without parity.

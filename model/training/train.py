@@ -133,7 +133,7 @@ def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
 
 
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """Build the recipe of a run; a cutoff that is not set defaults to the smallest of the stores.
+    """Build the recipe of a run; a cutoff that is not set defaults to the smallest cutoff of the stores.
 
     Args:
         stores: Stores to train on.

@@ -78,12 +78,12 @@ def featurize(
 
     Args:
         sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) that contain CIF, POSCAR,
-            CSV, parquet, extended XYZ, JSON, JSON lines, ASE databases, and zip and tar archives of such files;
-            ``optimade:URL`` queries a server.
+            CSV, parquet, extended XYZ, VASP output, JSON, JSON lines, ASE databases, and zip and tar archives of such
+            files; ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
         cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is being extended.
-        labels: Where to find labels in the records. By default, files that ASE reads give energy, forces and stress;
-            in other formats no label is guessed.
+        labels: Where to find labels in the records. By default, extended XYZ, ASE databases, vasprun.xml and OUTCAR
+            give energy, forces and stress; in other formats no label is guessed.
         options: How files are read.
         id_field: Field of a record with the id of its structure.
         dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,

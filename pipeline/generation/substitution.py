@@ -117,8 +117,9 @@ def substitute(
 
         V_new / V_old = (sum_i n_i r(new ion i) / sum_i n_i r(old ion i))^3
 
-    with Shannon's ionic radii r, as in pymatgen's `RLSVolumePredictor`. Of several formulas (ionic, covalent or atomic
-    radii; sums of radii, sums of cubes, closest contact) this one came closest to real isostructural crystals.
+    with Shannon's ionic radii r and n_i ions in the formula; pymatgen's `RLSVolumePredictor` has n_i^(1/3) instead of
+    n_i. Of several formulas (ionic, covalent or atomic radii; sums of radii, sums of cubes, closest contact) this one
+    came closest to real isostructural crystals.
 
     When all are used up, the same substitutions are repeated with random isotropic strains and displacements. No two
     candidates, and no candidate and prototype, have the same content hash. With the same prototypes, seed and settings,

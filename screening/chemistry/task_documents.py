@@ -23,7 +23,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a task document: its id, total energy, composition, Hubbard U and structure.
 
     The composition is that of the structure in the output or, without one, that of its cell as the document states it;
-    without both, the entry has none.
+    if there is neither, the entry has none.
 
     Raises:
         ValueError: The total energy and the energy per atom contradict each other for this composition.

@@ -44,7 +44,7 @@ class HullOptions:
         model_hull: Whether there is a hull in the model's own energies too.
         within: Structures at most this far above the hull, eV/atom, count as near it.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
-            spread of an ensemble takes its place.
+            spread of several models takes its place.
     """
 
     lower_bound: bool

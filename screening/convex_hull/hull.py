@@ -68,8 +68,8 @@ def hull(
     With `model_references`, the distance to a second hull is added: that of reference structures relaxed with the
     candidates' own model, elements included. There, errors that the model makes for all similar crystals cancel.
 
-    With the energies of an ensemble's members, or a known `error` of the model, the result also has the probabilities
-    that the structure is below the hull and that it is at most `within` above it.
+    With the energies of several models (`energy_members`), or a known `error` of the model, the result also has the
+    probabilities that the structure is below the hull and that it is at most `within` above it.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
     are left out, and counted by reason, if they state a different functional or energy scheme from that of the
@@ -99,7 +99,7 @@ def hull(
         exclude_self: For each structure, leave its own phase out of the references, which all need structures.
         within: Structures at most this far above the hull, eV/atom, count as near it.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
-            spread of an ensemble takes its place.
+            spread of several models takes its place.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 

@@ -160,8 +160,8 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
         added += 1
     if waiting and not added:
         raise ConfigError(
-            f"formation energies also need references for the elements, but {lacking} have none; add --references "
-            "with the elements"
+            f"formation energies also need references for the elements, but there are none for {lacking}; add "
+            "--references with the elements"
         )
 
 

@@ -11,7 +11,7 @@ RANKINGS = tuple(f"{name}{end}" for name in _COMPARABLE for end in ("", UNRELAXE
 ENERGY_PER_ATOM = "energy_per_atom"
 NOT_COMPARABLE = (
     "energies per atom are not comparable between compositions, and there are neither energies above hull nor "
-    "formation energies; `equiscreen hull` computes both"
+    "formation energies; run `equiscreen hull`, which computes both"
 )
 
 

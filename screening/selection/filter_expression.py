@@ -87,7 +87,8 @@ class _Parser(ast.NodeVisitor):
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
         if len(text) > MAX_LENGTH:
             raise ConfigError(
-                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; split it over two selections"
+                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; apply one part of it, then "
+                "the rest to that selection"
             )
         self.text, self.variables = text, variables
         self.depth = 0
@@ -140,7 +141,9 @@ class _Parser(ast.NodeVisitor):
 
     def _too_deep(self, place: int) -> ConfigError:
         return self._error(
-            place, f"nested more than {MAX_DEPTH} levels deep, or too long; split it over two selections"
+            place,
+            f"nested more than {MAX_DEPTH} levels deep, or too long; apply one part of it, then the rest to that "
+            "selection",
         )
 
     def _syntax_error(self, error: SyntaxError) -> ConfigError:

@@ -53,7 +53,7 @@ class Measure:
         if column is None:
             column = default_ranking(scores)
             if column is None:
-                raise ConfigError(f"{scores.path}: {NOT_COMPARABLE}; or choose a column with `--by`")
+                raise ConfigError(f"{scores.path}: {NOT_COMPARABLE}, or choose a column with `--by`")
         name, descending = column.strip().removeprefix("-"), column.strip().startswith("-")
         numeric_column(scores, name)
         if not np.isfinite(weight) or weight < 0.0:
@@ -184,9 +184,9 @@ def pareto_measures(scores: ScoresReader, columns: Sequence[str]) -> tuple[Measu
             ``["energy_above_hull,-band_gap"]``.
 
     Raises:
-        ConfigError: There are fewer than two different columns, or the dataset lacks one.
+        ConfigError: There is only one column, one is named twice, or the dataset lacks one.
     """
     names = [name.strip() for text in columns for name in text.split(",") if name.strip()]
     if names and (len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names)):
-        raise ConfigError("a Pareto front needs two or more different columns")
+        raise ConfigError("a Pareto front needs two or more columns, each named only once")
     return tuple(Measure.of(scores, name) for name in names)

@@ -121,7 +121,7 @@ def _elements(
     out = []
     for found, kind, name in zip(numbers, kinds, names, strict=True):
         if not (kind or name):
-            raise InvalidStructureError("unknown element (a site without type symbol and label)")
+            raise InvalidStructureError("unknown element (a site with neither type symbol nor label)")
         out.append(found or site_element(kind, name, known, listed))
     return out
 
