@@ -43,6 +43,7 @@ _STYLE = {
 }
 _PALE = 0.15  # shade of the least frequent element
 _TILE = 0.92
+_GAP = 0.03  # between a corner of a triangle and the name of its element
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ def _histogram(spread: Distribution) -> PrintedFigure:
             axes.axvline(0, color=BLACK, linestyle=":", linewidth=0.8)
         axes.set_xlabel(f"{spread.name.replace('_', ' ')} ({spread.units})")
         axes.set_ylabel("structures")
+        axes.locator_params(axis="y", integer=True)
 
     table = {
         f"from ({spread.units})": left.tolist(),
@@ -191,7 +193,10 @@ def _elements(hits: Mapping[str, int]) -> PrintedFigure:
         axes.axis("off")
 
     ranked = sorted(hits.items(), key=lambda item: (-item[1], item[0]))
-    table = {"element": [symbol for symbol, _ in ranked], "structures": [count for _, count in ranked]}
+    table: dict[str, Sequence[Any]] = {
+        "element": [symbol for symbol, _ in ranked],
+        "structures": [count for _, count in ranked],
+    }
     return PrintedFigure("elements", 50, table, draw)
 
 
@@ -230,12 +235,11 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
         for one, (marker, face, edge) in zip(points, styles, strict=True):
             shades = one["marker"]["color"]
             if isinstance(shades, list):
-                drawn = axes.scatter(
-                    one["x"], one["y"], c=shades, s=14, cmap="cividis_r", vmin=0, vmax=one["marker"]["cmax"], zorder=2
-                )
+                scale: dict[str, Any] = {"c": shades, "cmap": "cividis_r", "vmin": 0, "vmax": one["marker"]["cmax"]}
+                drawn = axes.scatter(one["x"], one["y"], s=14, marker="D", label=one["name"], zorder=2, **scale)
                 axes.figure.colorbar(drawn, label="above hull (eV/atom)", shrink=0.8)
             else:
-                look = {"marker": marker, "facecolors": face, "edgecolors": edge, "linewidths": 0.8}
+                look: dict[str, Any] = {"marker": marker, "facecolors": face, "edgecolors": edge, "linewidths": 0.8}
                 axes.scatter(one["x"], one["y"], s=14, label=one["name"], zorder=2, **look)
         if is_binary:
             axes.set_xlabel(diagram["layout"]["xaxis"]["title"]["text"])
@@ -243,8 +247,9 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
         else:
             for one in diagram["layout"]["annotations"]:
                 low = one["yshift"] < 0
-                axes.text(one["x"], one["y"], one["text"], ha="center", va="top" if low else "bottom")
-            axes.set(aspect="equal", xlim=(-0.08, 1.08), ylim=(-0.1, 0.98))
+                shift = -_GAP if low else _GAP
+                axes.text(one["x"], one["y"] + shift, one["text"], ha="center", va="top" if low else "bottom")
+            axes.set(aspect="equal", xlim=(-0.08, 1.08), ylim=(-0.12, 1.0))
             axes.axis("off")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
