@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_no_tests(dist: Path) ->
     parts = ("campaigns", "cli", "conformance", "demo", "export", "model", "pipeline", "screening")
     wanted = [name for name in tracked_files() if name.startswith(parts)]
     assert [name for name in wanted if f"equiscreen/{name}" not in held] == []
-    assert not [name for name in held if name.split("/")[1] in {"tests", "docs", "tools", "notebooks"}]
+    assert not [name for name in held if name.split("/")[1] in {"tests", "docs", "tools", "notebooks", "examples"}]
 
 
 def test_twine_accepts_them(dist: Path) -> None:
