@@ -74,7 +74,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     depend on them are left out.
 
     Args:
-        store: Graph store of the candidates, with the label `emt_energy` and the pure metals as ``reference-*``.
+        store: Graph store of the candidates, with EMT's energies as labels and the pure metals as ``reference-*``.
         scores: Scores of that store.
 
     Raises:
@@ -86,7 +86,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     names = scores["structure_id"].values.astype(object)
     pure = np.array([int(np.flatnonzero(names == f"reference-{metal}")[0]) for metal in METALS])
     predicted = reliable_energies(scores)
-    emt = block.structure_labels["emt_energy"] / block.n_atoms
+    emt = block.structure_labels["energy"] / block.n_atoms
     model_formation = formation_energies(predicted, fractions, predicted[pure])
     emt_formation = formation_energies(emt, fractions, emt[pure])
     chosen = np.isfinite(model_formation)

@@ -123,7 +123,7 @@ def run_trained(
         )
     with clock.step("featurize"):
         training = featurize(training_files, graphs, cutoff=CUTOFF, scheduler=scheduler, progress=progress)
-        truth = LabelMapping(labels={"emt_energy": (LabelRule(path="emt_energy", unit="eV"),)}, columns=COLUMNS)
+        truth = LabelMapping(labels={"energy": (LabelRule(path="emt_energy", unit="eV"),)}, columns=COLUMNS)
         candidates = featurize(
             candidate_files, candidate_graphs, cutoff=CUTOFF, labels=truth, scheduler=scheduler, progress=progress
         )

@@ -69,9 +69,10 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png", "report.html"} <= {
         p.name for p in (out / "train").iterdir()
     }
+    assert "<h2>Predictions against labels</h2>" in (out / "train" / "report.html").read_text()
     scores = open_scores(out / "train" / "scores.zarr")
     # EMT's energies are in the store, where the model does not see them.
-    truth = GraphStore(out / "train" / "candidates.zarr").block(0, 67).structure_labels["emt_energy"]
+    truth = GraphStore(out / "train" / "candidates.zarr").block(0, 67).structure_labels["energy"]
     assert np.corrcoef(scores["energy"].values, truth)[0, 1] > 0.5
     with pytest.raises(OutputExistsError, match="--overwrite"):
         run_demo(out)

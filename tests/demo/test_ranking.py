@@ -33,7 +33,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, xr.Dataset]:
     for one, name, energy in zip(atoms, names, emt.tolist(), strict=True):
         one.info = {"structure_id": name, "emt_energy": energy * len(one), "prototype": "B2"}
     ase.io.write(folder / "c.extxyz", atoms)
-    mapping = LabelMapping().with_inline(["emt_energy=emt_energy[eV]"], ["prototype"])
+    mapping = LabelMapping().with_inline(["energy=emt_energy[eV]"], ["prototype"])
     featurize(folder / "c.extxyz", folder / "c.zarr", cutoff=4.0, labels=mapping, scheduler="threads")
     columns = {
         "structure_id": names,
