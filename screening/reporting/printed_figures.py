@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...pipeline.atomic import atomic_path
-from ...pipeline.errors import ConfigError
+from ...pipeline.errors import ConfigError, OutputExistsError
 from ...pipeline.runs.staging import check_file
 from .content import Distribution, ReportContent
 from .figures import element_places
@@ -98,7 +98,12 @@ def write_figures(
     paths = [folder / f"{chart.name}{suffix}" for chart in charts for suffix in (".png", ".svg", ".csv")]
     for path in paths:
         check_file(path, inputs, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(
+            f"{folder}: cannot be a folder for figures ({error.strerror}); choose another `--figures`"
+        ) from error
     for chart in charts:
         with rc_context(_STYLE):
             figure = Figure(figsize=(_COLUMN, chart.height * _MM), layout="constrained")

@@ -97,6 +97,14 @@ def test_files_in_the_folder_stay_unless_they_are_to_be_replaced(scores: Path, t
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("place", ["file", "file/charts"])
+def test_a_file_in_place_of_the_folder_is_named(scores: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputExistsError, match=rf"{place}: cannot be a folder for figures .*; choose another"):
+        report(scores, tmp_path / "r.html", charts=tmp_path / place)
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_hulls_of_two_and_three_elements(scores: Path, tmp_path: Path) -> None:
     formulas = ["Al", "Ni", "Ti", "AlNi", "AlNi3", "Al3Ni", "Al3Ti", "TiNi", "TiNi3", "AlNi2Ti"]
     energies = [0.0, 0.0, 0.0, -0.65, -0.4, -0.4, -0.38, -0.36, -0.5, -0.6]
