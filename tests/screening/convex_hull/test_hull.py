@@ -426,7 +426,7 @@ def test_a_known_error_gives_the_probability_of_being_near_the_hull(crystals: Cr
         np.testing.assert_allclose(found[name].values, norm.cdf(level, above, 0.05), atol=1e-12)
     assert "at most 0.03 eV/atom" in str(found["probability_near_hull"].attrs)
     assert (found.attrs["hull"]["within"], found.attrs["hull"]["error"]) == (0.03, 0.05)
-    again = hull(tmp_path / "h.zarr", references, tmp_path / "again.zarr")
+    again = hull(tmp_path / "h.zarr", references, tmp_path / "again.zarr", scheme="mp2020-corrected")
     assert not [name for name in again.variables if str(name).startswith("probability")]
     with pytest.raises(ConfigError, match="error must be positive"):
         hull(scores, references, tmp_path / "no.zarr", error=0.0)
