@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -138,17 +138,15 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
             frame, the structure is modulated, or its magnetic group is given without its operations.
     """
     groups: list[str | tuple[str, ...]] = []
-    for item in block:
-        pair: Any = item.pair  # gemmi's types leave out that each of these may be None
-        loop: Any = item.loop
-        frame: Any = item.frame
-        if pair is not None:
-            groups.append(pair[0])
-        elif loop is not None:
-            groups.append(tuple(loop.tags))
-        elif frame is not None:
+    items: Iterable[Any] = block  # gemmi's types leave out that two of pair, loop and frame are None
+    for item in items:
+        if item.pair is not None:
+            groups.append(item.pair[0])
+        elif item.loop is not None:
+            groups.append(tuple(item.loop.tags))
+        elif item.frame is not None:
             raise InvalidStructureError(
-                f"save frame (save_{frame.name}), which only a dictionary may have; move its content to the block"
+                f"save frame (save_{item.frame.name}), which only a dictionary may have; move its content to the block"
             )
     found = _tags(tuple(groups))
     if isinstance(found, str):
