@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator
 
 from ..pipeline.errors import EquiscreenError, detail
 from ..pipeline.graphs.graph_block import GraphBlock
@@ -35,7 +35,7 @@ class CalculatorPotential:
             None if there is no such distance below 20 angstrom.
 
     Raises:
-        EquiscreenError: The calculator cannot compute a crystal of the elements.
+        EquiscreenError: The calculator cannot compute a crystal, or two atoms in vacuum, of the elements.
     """
 
     def __init__(self, calculator: BaseCalculator, elements: Sequence[int], tolerance: float) -> None:
@@ -45,7 +45,12 @@ class CalculatorPotential:
         self.reach: float | None = None
         crystal = crystals(self.elements, np.inf)[0]
         self.outputs = tuple(spec for spec in ENERGY_OUTPUTS if self._offers(spec.name, crystal))
-        self.reach = self._range(tolerance)
+        try:
+            self.reach = self._range(tolerance)
+        except Exception as error:  # as in _offers
+            raise EquiscreenError(
+                f"the calculator fails for two atoms in vacuum: {detail(error)} (the laws need molecules too)"
+            ) from error
 
     @property
     def cutoff(self) -> float:
@@ -76,7 +81,7 @@ class CalculatorPotential:
         get = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces, "stress": atoms.get_stress}[output]
         try:
             get()
-        except PropertyNotImplementedError:
+        except NotImplementedError:  # ASE's PropertyNotImplementedError is one
             if output != "energy":
                 return False
             raise EquiscreenError("the calculator does not predict energies") from None

@@ -44,7 +44,11 @@ _FOLDER = StepsFolder(
         "references": "other references",
         "equiscreen": "another version of equiscreen",
     },
-    outputs=("fast.", "chosen.", "accurate.", "result."),
+    # Whole names, so that models and pictures beside them are not taken for parts of the cascade.
+    outputs=(
+        *(FAST, FAST_HULL, CHOSEN, ACCURATE, RESULT),
+        *("chosen.parts", "chosen.partial", "accurate.graphs.zarr", "result.report.html"),
+    ),
     first_use={
         "device": (FAST,),
         **dict.fromkeys(("references", "scheme"), (FAST_HULL, RESULT)),
@@ -175,6 +179,8 @@ def cascade(
         )
     models = [OnnxPotential.load(path, threads=1) for path in (fast, accurate)]
     larger = fast if models[0].cutoff > models[1].cutoff else accurate
+    if overwrite:
+        _FOLDER.check_removable(Path(out))  # before the graphs, which lie beside the folder, are replaced
     options = RunOptions(scheduler=scheduler, overwrite=overwrite, progress=progress)
     prepared = prepare_graphs(sources, larger, candidates_path(out), options)
     if announce is not None and prepared.summary:

@@ -31,7 +31,7 @@ def test_the_source_distribution_holds_what_the_repository_holds(dist: Path) -> 
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
-    left_out = {".ci/run", ".gitignore", "Containerfile", "SECURITY.md"}
+    left_out = {".ci/run", ".gitignore"}
     assert {name for name in tracked_files() if name not in held} <= left_out
 
 

@@ -127,22 +127,39 @@ class StepsFolder:
         if any(one.name != self.lock_file for one in folder.iterdir()):
             raise OutputExistsError(f"{folder}: already exists and is not a {self.noun}; choose another `--out`")
 
+    def check_removable(self, folder: Path) -> None:
+        """Check that a folder holds nothing but a run of this kind, or does not exist.
+
+        Raises:
+            OutputExistsError: The folder holds something else, or is a file.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise OutputExistsError(f"{folder}: is a file; choose another `--out`")
+        if not folder.exists():
+            return
+        if not (folder / self.plan_file).exists():
+            self._check_empty(folder)
+        other = next((one for one in self._held(folder) if not one.name.startswith(self.outputs)), None)
+        if other is not None:
+            raise OutputExistsError(
+                f"{folder}: holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
+                "choose another `--out`"
+            )
+
+    def _held(self, folder: Path) -> list[Path]:
+        """What a folder holds beside the plan and the lock file."""
+        return [one for one in sorted(folder.iterdir()) if one.name not in (self.plan_file, self.lock_file)]
+
     def _clear(self, folder: Path) -> None:
         """Remove all outputs, and the plan last.
 
         Raises:
             OutputExistsError: The folder holds other files too.
         """
+        self.check_removable(folder)
         path = folder / self.plan_file
-        held = [one for one in folder.iterdir() if one.name not in (self.plan_file, self.lock_file)]
-        other = next((one for one in sorted(held) if not one.name.startswith(self.outputs)), None)
-        if other is not None:
-            raise OutputExistsError(
-                f"{folder}: holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
-                "choose another `--out`"
-            )
         write_mark(path, _CLEARING)
-        for one in held:
+        for one in self._held(folder):
             if one.is_dir() and not one.is_symlink():
                 shutil.rmtree(one)
             else:

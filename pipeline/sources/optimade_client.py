@@ -420,6 +420,8 @@ class _Server:
         meta, links = (content.get(key) or {} for key in ("meta", "links"))
         if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
             raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`meta` or `links` is not an object)")
+        if any(isinstance(part, _RepeatingObject) for part in (content, links)):  # one of two lists would be lost
+            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (it gives a key twice)")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):

@@ -87,7 +87,7 @@ def write_figures(
 
     Raises:
         ConfigError: matplotlib is not installed.
-        OutputExistsError: A file exists, or cannot be written.
+        OutputExistsError: A file exists, or the folder cannot be made.
     """
     try:
         from matplotlib import rc_context  # noqa: PLC0415 - an extra
@@ -155,7 +155,8 @@ def _funnel(steps: Sequence[tuple[str, int]]) -> PrintedFigure:
         bars = axes.barh(names, counts, color=BLUE)
         axes.bar_label(bars, [f"{count:,}" for count in counts], padding=2)
         axes.invert_yaxis()
-        axes.margins(x=0.2)
+        axes.set_xlim(0, 1.2 * max(1, *counts))  # room for the counts beside the bars
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("structures")
 
     return PrintedFigure("funnel", 15 + 7 * len(steps), {"step": names, "structures": counts}, draw)
@@ -258,10 +259,15 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
             axes.axis("off")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
-    table: dict[str, list[Any]] = {name: [] for name in ("kind", "phase", "x", "y")}
+    layout = diagram["layout"]
+    # In a triangle, the places of the drawing; the phase says what lies there.
+    x_name, y_name = (
+        (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("place x", "place y")
+    )
+    table: dict[str, list[Any]] = {name: [] for name in ("kind", "phase", x_name, y_name)}
     for one in points:
         table["kind"] += [one["name"]] * len(one["x"])
         table["phase"] += [text.replace("<br>", "; ") for text in one["text"]]
-        table["x"] += one["x"]
-        table["y"] += one["y"]
+        table[x_name] += one["x"]
+        table[y_name] += one["y"]
     return PrintedFigure(f"hull_{system}", 70, table, draw)

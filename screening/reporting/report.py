@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.atomic import write_text_atomically
-from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.errors import ConfigError, OutputExistsError, StoreError
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.staging import check_file
 from ..dataset.default_ranking import ENERGY_PER_ATOM, NOT_COMPARABLE
@@ -79,13 +79,16 @@ def report(
         Path of the HTML file.
 
     Raises:
-        ConfigError: The dataset has no such column, or scipy, which diagrams of ternary hulls need, is not installed.
+        ConfigError: The dataset has no such column; or scipy, which diagrams of ternary hulls need, or matplotlib,
+            which charts as files need, is not installed.
         StoreError: The dataset cannot be read, or has changed meanwhile.
-        OutputExistsError: The file exists.
+        OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)
     inputs = [scores] if store is None else [scores, store]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
+    if charts is not None and "://" in str(charts):
+        raise OutputExistsError(f"{charts}: charts are written to a local folder; choose one, then copy it")
     rows = ScoresReader(scores, store)
     content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"

@@ -33,6 +33,13 @@ class DependsOnPlace(EMT):
     def calculate(self, *args, **kwargs):
         super().calculate(*args, **kwargs)
         self.results["energy"] += 0.01 * np.sin(self.atoms.positions).sum()
+
+
+class CrystalsOnly(EMT):
+    def calculate(self, atoms=None, *args, **kwargs):
+        if not atoms.pbc.all():
+            raise ValueError("periodic structures only")
+        super().calculate(atoms, *args, **kwargs)
 """
 
 
@@ -82,6 +89,15 @@ def test_an_energy_that_depends_on_the_place_is_found(tmp_path: Path) -> None:
     done = run(tmp_path, "--calculator", "broken:DependsOnPlace", "--elements", "Al,Cu")
     assert failed(done) >= {"translation", "rotation", "supercell"}, done.stdout + done.stderr
     assert not failed(done) & {"permutation", "batch_equals_single", "repeated_runs_agree", "forces_sum_to_zero"}
+
+
+def test_a_calculator_that_fails_for_molecules_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = run(tmp_path, "--calculator", "broken:CrystalsOnly", "--elements", "Al,Cu")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.strip() == (
+        "ERROR: the calculator fails for two atoms in vacuum: periodic structures only (the laws need molecules too)"
+    )
 
 
 @pytest.mark.parametrize(

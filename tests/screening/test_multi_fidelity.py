@@ -130,9 +130,27 @@ def test_overwriting_replaces_a_cascade_and_nothing_else(run: Run, done: Path, t
     with pytest.raises(OutputExistsError, match=r"holds thesis\.tex, which is not part of a cascade"):
         run(place, overwrite=True)
     assert open_scores(place / "result.zarr").equals(open_scores(done / "result.zarr"))
-    (place / "thesis.tex").unlink()
+    (place / "thesis.tex").rename(place / "fast.onnx")
+    with pytest.raises(OutputExistsError, match=r"holds fast\.onnx, which is not part of a cascade"):
+        run(place, overwrite=True)
+    (place / "fast.onnx").unlink()
     other = CascadeSettings(keep_below=-1.0, target=-1.0, audit=2, relax=False)
     assert run(place, other, overwrite=True).attrs["cascade"]["settings"]["audit"] == 2
+
+
+def test_a_refused_folder_keeps_the_graphs_beside_it(
+    fast: Path, sevennet_model: Path, data: Path, tmp_path: Path
+) -> None:
+    graphs = tmp_path / "c.candidates.graphs.zarr"
+    featurize(write_extxyz(tmp_path / "old.extxyz", 3, seed=1), graphs, cutoff=3.0, scheduler="threads")
+    before = GraphStore(graphs).store_hash
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "cascade.json").write_text("{}")
+    (tmp_path / "c" / "thesis.tex").touch()
+    new = write_extxyz(tmp_path / "new.extxyz", 4, seed=2)
+    with pytest.raises(OutputExistsError, match=r"holds thesis\.tex"):
+        cascade(new, fast, sevennet_model, tmp_path / "c", data / ELEMENTS, scheduler="threads", overwrite=True)
+    assert GraphStore(graphs).store_hash == before
 
 
 @pytest.mark.slow

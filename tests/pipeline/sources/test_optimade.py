@@ -751,6 +751,18 @@ def test_a_run_goes_on_with_what_a_server_gave_before_it_failed(tmp_path: Path) 
     assert len(broken.asked) - asked == 2  # the page that failed, and the last one
 
 
+def test_a_page_that_gives_its_structures_twice_is_an_error(tmp_path: Path) -> None:
+    database = Database()
+
+    def repeated(request: BaseHTTPRequestHandler, number: int, _: int) -> bool:
+        body = json.dumps(database.content(request.path, number)).replace('"data": [', '"data": [], "data": [', 1)
+        return respond(request, 200, body.encode())
+
+    database.trouble = repeated
+    with serving(database) as address, pytest.raises(SourceError, match="it gives a key twice"):
+        featurize(f"optimade:{address}", tmp_path / "g.zarr", cutoff=3.0, scheduler="threads")
+
+
 def test_a_resource_that_gives_a_key_twice_fails_by_itself(tmp_path: Path) -> None:
     database = Database()
 

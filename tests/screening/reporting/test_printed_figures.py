@@ -105,6 +105,15 @@ def test_a_file_in_place_of_the_folder_is_named(scores: Path, tmp_path: Path, pl
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_file_or_a_url_in_place_of_the_folder_is_refused(scores: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for place in (tmp_path / "mine", "s3://bucket/charts"):
+        with pytest.raises(OutputExistsError, match=re.escape(str(place))):
+            report(scores, tmp_path / "r.html", charts=place)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_hulls_of_two_and_three_elements(scores: Path, tmp_path: Path) -> None:
     formulas = ["Al", "Ni", "Ti", "AlNi", "AlNi3", "Al3Ni", "Al3Ti", "TiNi", "TiNi3", "AlNi2Ti"]
     energies = [0.0, 0.0, 0.0, -0.65, -0.4, -0.4, -0.38, -0.36, -0.5, -0.6]
@@ -114,5 +123,6 @@ def test_hulls_of_two_and_three_elements(scores: Path, tmp_path: Path) -> None:
     paths = write_figures(tmp_path, content, hull_diagrams(found, phases), None, [scores], overwrite=False)
     assert {path.stem for path in paths} >= {"hull_Al-Ni", "hull_Al-Ti-Ni"}
     table = columns(tmp_path / "hull_Al-Ni.csv")
+    assert list(table) == ["kind", "phase", "fraction of Ni in Al-Ni", "formation energy (eV/atom)"]
     assert table["kind"].count("candidates") == 2
     assert sum(text.startswith("AlNi;") for text in table["phase"]) == 1
