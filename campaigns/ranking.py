@@ -55,7 +55,11 @@ _FOLDER = StepsFolder(
         "references": "other references",
         "equiscreen": "another version of equiscreen",
     },
-    outputs=("best", "campaign.", "candidates.", "hull.", "references", "relaxed.", REPORT, "scores."),
+    outputs=(
+        *(SETTINGS_FILE, graphs_path(CANDIDATES), SCORES, RELAXED, graphs_path(RELAXED), "relaxed.trajectories"),
+        *(GATHERED, KNOWN, RELAXED_REFERENCES, graphs_path(RELAXED_REFERENCES), "references-*.relaxed*.zarr"),
+        *(HULL, BEST, REPORT, "*.report.html"),
+    ),
     notes=frozenset({SETTINGS_FILE}),
     first_use={
         **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),

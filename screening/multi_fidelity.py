@@ -27,6 +27,7 @@ from ..pipeline.store.writer import InputStore
 from .candidate_graphs import prepare_graphs
 from .convex_hull.hull import hull
 from .convex_hull.reference_files import content_version
+from .dataset.paths import graphs_path
 from .dataset.reader import ScoresReader
 from .dataset.scores import SCORES_SCHEMA, open_scores
 from .dataset.subset import GraphSubset
@@ -44,10 +45,9 @@ _FOLDER = StepsFolder(
         "references": "other references",
         "equiscreen": "another version of equiscreen",
     },
-    # Whole names, so that models and pictures beside them are not taken for parts of the cascade.
     outputs=(
-        *(FAST, FAST_HULL, CHOSEN, ACCURATE, RESULT),
-        *("chosen.parts", "chosen.partial", "accurate.graphs.zarr", "result.report.html"),
+        *(FAST, FAST_HULL, CHOSEN, "chosen.parts", "chosen.partial"),
+        *(ACCURATE, graphs_path(ACCURATE), "accurate.trajectories", RESULT, "*.report.html"),
     ),
     first_use={
         "device": (FAST,),

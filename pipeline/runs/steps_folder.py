@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class StepsFolder:
         noun: What such a folder holds, such as "campaign". It holds its plan in ``NOUN.json``.
         differences: For parts of the plan, by name, how messages describe a difference in them; for other parts,
             messages give both values.
-        outputs: Prefixes of the names of all files and folders of such a run.
+        outputs: Names of all files and folders of such a run, with `*` for any text; while they are written they have
+            a further ending, such as ``NAME.partial``.
         notes: Names of files that mean nothing without the stores of the steps.
         first_use: For parts of the plan, by name, the outputs that depend on them. Until one of these outputs exists or
             is being made, the part may change: a mistake in the settings of a late step costs none of the steps before
@@ -139,12 +141,15 @@ class StepsFolder:
             return
         if not (folder / self.plan_file).exists():
             self._check_empty(folder)
-        other = next((one for one in self._held(folder) if not one.name.startswith(self.outputs)), None)
+        other = next((one for one in self._held(folder) if not self._is_output(one.name)), None)
         if other is not None:
             raise OutputExistsError(
                 f"{folder}: holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
                 "choose another `--out`"
             )
+
+    def _is_output(self, name: str) -> bool:
+        return any(fnmatchcase(name, output) or fnmatchcase(name, f"{output}.partial") for output in self.outputs)
 
     def _held(self, folder: Path) -> list[Path]:
         """What a folder holds beside the plan and the lock file."""

@@ -9,7 +9,9 @@ from equiscreen.pipeline.errors import ConfigError, OutputExistsError
 from equiscreen.pipeline.runs import steps_folder
 from equiscreen.pipeline.runs.steps_folder import StepsFolder
 
-FOLDER = StepsFolder(noun="trip", differences={"ship": "another ship"}, outputs=("step.",), notes=frozenset({"notes"}))
+FOLDER = StepsFolder(
+    noun="trip", differences={"ship": "another ship"}, outputs=("step.zarr",), notes=frozenset({"notes"})
+)
 PLAN = {"ship": "a", "speed": {"knots": 3}, "crew": 2}
 
 
@@ -91,6 +93,20 @@ def test_what_is_not_of_such_a_run_is_left_alone(begun: Path, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(OutputExistsError, match="cannot be written"), FOLDER.opened(tmp_path / "file", PLAN):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "is_output"), [("step.zarr.partial", True), ("step.csv", False), ("step.zarrs", False)]
+)
+def test_a_name_that_begins_like_an_output_is_not_one(begun: Path, name: str, is_output: bool) -> None:
+    (begun / name).touch()
+    if is_output:
+        with FOLDER.opened(begun, PLAN, overwrite=True):
+            assert not (begun / name).exists()
+    else:
+        with pytest.raises(OutputExistsError, match=f"holds {name}, "), FOLDER.opened(begun, PLAN, overwrite=True):
+            pass
+        assert (begun / "step.zarr").exists()
 
 
 def test_an_interrupted_removal_is_finished(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
