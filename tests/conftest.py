@@ -27,8 +27,7 @@ from equiscreen.model.config.network import NetworkConfig
 from equiscreen.model.networks.base import Network
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.statistics import DataStatistics
-from equiscreen.pipeline import GraphBlock, Structure
-from equiscreen.pipeline.graphs.potential import Evaluation, Potential
+from equiscreen.pipeline import Structure
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import settings
 from torch import fx
@@ -195,10 +194,6 @@ def checkpoint(network: EquivariantNetwork, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"
     save_checkpoint(path, network, ModelCard())
     return path
-
-
-def evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluation:
-    return potential.evaluate(GraphBlock.from_structures(structures, potential.cutoff))
 
 
 def write_extxyz(path: Path, count: int, seed: int = 0, elements: Sequence[int] = ELEMENTS) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.config.config import Config
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline.errors import ConfigError
 from equiscreen.pipeline.structures.symmetry import find_symmetry, point_group
 
-from ..conftest import evaluate
 from .networks import EVERY_HEAD, EVERY_HIDDEN, network_of
 from .prototypes import CENTROSYMMETRIC, CHIRAL, GROUPS, PROTOTYPE_ELEMENTS, mirrored, prototype
 from .tensors import Array, turned

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, Structure
 
-from ..conftest import CUTOFF, evaluate
+from ..conftest import CUTOFF
 from .networks import network_of
 
 SIDE = 3.0  # of the polygons, angstrom; second neighbours in a hexagon lie beyond the cutoff

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ase import units
 from ase.data import atomic_masses
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import Structure
 
-from ..conftest import evaluate
 from .networks import network_of
 from .tensors import Array
 

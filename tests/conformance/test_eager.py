@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from equiscreen.conformance.laws import crystals
+from equiscreen.conformance.laws import crystals, evaluate
 from equiscreen.conformance.outputs import OutputKind
 from equiscreen.model.equivariance.tensors import TENSORS
 from equiscreen.model.networks.ensemble import EnsemblePotential
@@ -16,7 +16,7 @@ from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import Structure
 from equiscreen.pipeline.graphs.potential import Potential
 
-from ..conftest import CUTOFF, ELEMENTS, evaluate
+from ..conftest import CUTOFF, ELEMENTS
 from .laws import NetworkLaws
 from .networks import EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
 from .tensors import kinds_of

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.data.batches import table_tensors
 from equiscreen.model.layers.heads import Head
 from equiscreen.model.networks.equivariant import EquivariantNetwork
@@ -14,7 +15,7 @@ from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, Structure
 from scipy.spatial.transform import Rotation
 
-from ..conftest import CUTOFF, evaluate
+from ..conftest import CUTOFF
 from .networks import head, network_of
 from .prototypes import ACHIRAL, CHIRAL, PROTOTYPE_ELEMENTS, mirrored, prototype
 from .tensors import Array, turned

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.config.config import Config
 from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.config.network import NetworkConfig
@@ -25,7 +26,7 @@ from scipy.spatial.transform import Rotation
 
 from ...conformance.networks import EVERY_HEAD, EVERY_KIND, NATURAL_HEADS, head, network_of
 from ...conformance.tensors import cartesian, turned, wigner
-from ...conftest import ELEMENTS, evaluate
+from ...conftest import ELEMENTS
 
 # --- invalid configurations -------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from equiscreen.cli.terminal.describe import describe
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model import Config, load_checkpoint, load_members, train_ensemble
 from equiscreen.model.checkpoint import find_checkpoints
 from equiscreen.model.networks.ensemble import EnsemblePotential, check_members
@@ -25,7 +26,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ...conftest import ELEMENTS, evaluate, small_network
+from ...conftest import ELEMENTS, small_network
 from ..conftest import small_config
 from ..labelled import images, stored, whole
 from .conftest import plots_drawn

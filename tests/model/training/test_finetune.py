@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, repeat, train
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint, save_ensemble
 from equiscreen.model.networks.nequip import NequipNetwork
@@ -20,7 +21,7 @@ from equiscreen.pipeline.errors import CheckpointError, ConfigError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ...conformance.networks import NEQUIP, nequip_of
-from ...conftest import ELEMENTS, evaluate
+from ...conftest import ELEMENTS
 from ..conftest import small_config
 from ..labelled import images, stored
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 from ase.io import write
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model import Config, load_checkpoint, train
 from equiscreen.model.checkpoint import ModelCard, describe_checkpoint, save_checkpoint
 from equiscreen.model.networks.torch_potential import TorchPotential
@@ -25,7 +26,7 @@ from equiscreen.pipeline.errors import (
 )
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
-from ...conftest import ELEMENTS, evaluate, small_network
+from ...conftest import ELEMENTS, small_network
 from ..conftest import small_config as config
 from ..labelled import images, stored, whole
 from .conftest import plots_drawn

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from equiscreen.conformance.laws import evaluate
 from equiscreen.model.config.network import NetworkConfig
 from equiscreen.model.data.batches import table_tensors
 from equiscreen.model.equivariance.tensors import presentation, tensor_basis
@@ -19,8 +20,6 @@ from equiscreen.pipeline.structures.symmetry import point_group, symmetry_violat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from ...conftest import evaluate
 
 # Lattice constant in angstrom, and C11, C12, C44 in GPa, at room temperature: Kittel, Introduction to Solid State
 # Physics, 8th ed. (2005), ch. 1; Simmons and Wang, Single Crystal Elastic Constants (1971).
