@@ -439,9 +439,11 @@ def entry_records(path: str) -> Iterator[object]:
     For an entry of a list that gives a key twice, the error is yielded in its place.
 
     Raises:
-        SourceError: The file is missing or too large, or has no entries.
+        SourceError: The file is missing or too large, or has no entries; or the path stands for several files.
     """
-    source = find_files([path])[0]
+    source, *others = find_files([path])
+    if others:
+        raise SourceError(f"{path}: stands for {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:
