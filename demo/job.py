@@ -39,7 +39,7 @@ def run_demo(
     only: Act | None = None,
     n_candidates: int = 5000,
     n_training: int = 1500,
-    epochs: int = 40,
+    epochs: int = 30,
     overwrite: bool = False,
     scheduler: str | None = None,
     progress: bool | None = None,
