@@ -20,7 +20,7 @@ def demo(
     only: Annotated[Act | None, typer.Option(help="Run only this act.", show_default="both")] = None,
     candidates: Annotated[int, typer.Option(min=10, help="Number of new structures that act two screens.")] = 5000,
     training: Annotated[int, typer.Option(min=20, help="Number of structures that act two trains on.")] = 1500,
-    epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 40,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 30,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
