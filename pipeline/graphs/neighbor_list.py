@@ -30,7 +30,7 @@ class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
     The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
-    order, it is exactly opposite to the displacement of the opposite edge, which is also in the list.
+    order, it differs exactly in sign from the displacement of the opposite edge, which is also in the list.
 
     Example:
         >>> from ase.build import bulk
