@@ -233,8 +233,8 @@ def report(
     """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
-    rotated and downloaded, counts of structures, distributions of energies, the elements of the best structures, and
-    what the run cost. The page needs no other file and no network.
+    rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
+    run cost. The page needs no other file and no network.
     Candidates are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by
     formation energy. Without either, candidates are ranked by energy per atom if all have the same composition, and
     otherwise not at all. Candidates that are the same crystal share one row of the table, which expands to show all of

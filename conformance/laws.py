@@ -1,9 +1,9 @@
 """Physical laws that every potential must obey: inherit `PotentialLaws` and provide a `potential`.
 
-All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: those
-of energy, forces and stress to the largest energy or force of the tested structures, that of another output to its
-largest value. In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps
-thirteen, of which ten are required.
+All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: those of energy,
+forces and stress to the largest energy or force of the tested structures, that of another output to its largest value.
+In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which
+ten are required.
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ class LabelMapping(BaseModel):
         if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
             raise LabelError(
                 f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping; correct "
-                "the unit in the mapping, or leave it out"
+                "the one that is wrong"
             )
         return rule
 
