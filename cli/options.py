@@ -27,8 +27,8 @@ Deduplication = Annotated[
     Dedup,
     typer.Option(
         help="Which structures count as duplicates: `exact` compares cell, elements, coordinates and site order, and "
-        "keeps a structure whose labels differ; `crystal` recognises the same crystal, whatever its cell, origin, site "
-        "order, orientation and labels."
+        "keeps a structure whose labels differ from those of an equal one; `crystal` recognises the same crystal, "
+        "whatever its cell, origin, site order, orientation and labels."
     ),
 ]
 Scheduler = Annotated[

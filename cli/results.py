@@ -43,8 +43,8 @@ def hull(
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. All "
-            "references need structures.",
+            help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. Every "
+            "reference then needs a structure.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -224,7 +224,7 @@ def report(
     figures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which to write each chart as PNG and SVG, 85 mm wide, and the numbers that it shows as CSV."
+            help="Folder for the charts as files: each chart as PNG and SVG, 85 mm wide, and its numbers as CSV."
         ),
     ] = None,
     store: MovedStore = None,
@@ -233,7 +233,8 @@ def report(
     """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
-    rotated and downloaded, counts, distributions, elements, and cost. The page needs no other file and no network.
+    rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
+    run cost. The page needs no other file and no network.
     Candidates are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by
     formation energy. Without either, candidates are ranked by energy per atom if all have the same composition, and
     otherwise not at all. Candidates that are the same crystal share one row of the table, which expands to show all of

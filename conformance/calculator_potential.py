@@ -14,8 +14,8 @@ from ..pipeline.structures.structure import Structure
 from .laws import crystals, evaluate, largest_elements, pairs
 from .outputs import Array
 
-# Two atoms are out of reach of each other at the first of these distances (angstrom), or the range is unknown: their
-# energy must be the same at the second. Between the other distances the end of the interaction is looked for.
+# If the energy of two atoms is not the same at these two distances (angstrom), the range of the calculator is unknown.
+# Otherwise the two atoms do not interact there, and `_DISTANCES` are searched for the end of their interaction.
 _FAR = (20.0, 25.0)
 _DISTANCES = np.arange(0.5, _FAR[0], 0.25)
 
@@ -31,8 +31,8 @@ class CalculatorPotential:
     Attributes:
         elements: Atomic numbers of the elements that are tested.
         outputs: Energy, and forces and stress if the calculator offers them.
-        reach: Distance from which the energy of two atoms, those of the largest elements, no longer changes, angstrom;
-            None if there is no such distance below 20 angstrom.
+        reach: Distance beyond which the energy of two atoms no longer changes, angstrom; measured for the elements with
+            the largest radii. None if there is no such distance below 20 angstrom.
 
     Raises:
         EquiscreenError: The calculator cannot compute a crystal, or two atoms in vacuum, of the elements.
@@ -49,7 +49,7 @@ class CalculatorPotential:
             self.reach = self._range(tolerance)
         except Exception as error:  # as in _offers
             raise EquiscreenError(
-                f"the calculator fails for two atoms in vacuum: {detail(error)} (the laws need molecules too)"
+                f"the calculator fails for two atoms in vacuum: {detail(error)} (the laws also test molecules)"
             ) from error
 
     @property
@@ -84,7 +84,7 @@ class CalculatorPotential:
         except NotImplementedError:  # ASE's PropertyNotImplementedError is one
             if output != "energy":
                 return False
-            raise EquiscreenError("the calculator does not predict energies") from None
+            raise EquiscreenError("the calculator does not predict energies; the laws need one that does") from None
         except Exception as error:  # calculators raise whatever they like
             raise EquiscreenError(
                 f"the calculator fails for a crystal of {atoms.symbols}: {detail(error)} (check --elements)"

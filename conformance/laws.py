@@ -1,9 +1,9 @@
 """Physical laws that every potential must obey: inherit `PotentialLaws` and provide a `potential`.
 
-All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: for energy, forces
-and stress to the largest force (and energy) of the tested structures, for another output to its largest value. In
-float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which ten
-are required.
+All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: those of energy,
+forces and stress to the largest energy or force of the tested structures, that of another output to its largest value.
+In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which
+ten are required.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def slab(crystal: Structure, pbc: Sequence[bool] = (True, True, False)) -> Struc
 
 
 def largest_elements(elements: Sequence[int]) -> tuple[int, int]:
-    """The two elements with the largest covalent radii, which interact over long distances; one element twice."""
+    """The two elements with the largest covalent radii, which interact the farthest; a single one is repeated."""
     by_size = sorted(elements, key=lambda number: float(covalent_radii[number]))
     return by_size[max(0, len(by_size) - 2)], by_size[-1]
 
@@ -159,14 +159,14 @@ class PotentialLaws:
         force = 0.0
         if np.isfinite(arrays["forces"]).any():
             force = float(np.nanmax(np.abs(arrays["forces"])))
-            assert force > 1e-3, "the structures are not a test: no forces"
+            assert force > 1e-3, "the structures test nothing: all forces are zero"
         for name, values in wanted.items():
             assert np.array_equal(np.isnan(values), np.isnan(arrays[name])), name
             if np.isnan(values).all():
                 continue
             largest = float(np.nanmax(np.abs(values)))
             # The smallest heads of the untrained networks, pseudoscalars of crystals, are about 1e-5.
-            assert largest > 1e-7, f"{name} is not tested: zero everywhere"
+            assert largest > 1e-7, f"{name} is not tested: it is zero everywhere"
             of_energy = name.removesuffix("_std") in ("energy", "forces", "stress")
             scale = max(1.0, largest, force) if of_energy else largest
             error = float(np.nanmax(np.abs(values - arrays[name])))
@@ -452,7 +452,7 @@ class PotentialLaws:
 def _assert_agree(derivative: Array, found: Array, limit: float, name: str) -> None:
     """Compare a numerical derivative with an output, relative to the largest component of the output."""
     error, largest = float(np.abs(derivative - found).max()), float(np.abs(found).max())
-    assert error <= limit * largest, f"{name}: off by {error:.1e}, of {largest:.1e} at most"
+    assert error <= limit * largest, f"{name}: differs by {error:.1e}; the largest component is {largest:.1e}"
 
 
 def _rotation(seed: int) -> Array:

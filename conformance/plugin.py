@@ -42,7 +42,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         dest="conformance_elements",
         default="",
         metavar="SYMBOLS",
-        help="Elements to test, such as Al,Cu. Default: all of the model's; required for a calculator.",
+        help="Elements to test, such as Al,Cu. Default: all elements of the model; required for a calculator.",
     )
     group.addoption(
         "--tolerance",
@@ -55,7 +55,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the potential, so that a mistake on the command line is one line."""
+    """Load the potential here, so that a mistake on the command line is reported in one line."""
     option = config.option
     if hasattr(option, "conformance_model") and not option.help:
         config.stash[SUBJECT] = _subject(config)
@@ -69,7 +69,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def _subject(config: pytest.Config) -> Subject:
     option = config.option
     if (option.conformance_model is None) == (option.conformance_calculator is None):
-        raise pytest.UsageError(f"{PACKAGE} needs either --model MODEL or --calculator MODULE:NAME")
+        raise pytest.UsageError(f"{PACKAGE} needs either --model MODEL or --calculator MODULE:NAME, and not both")
     try:
         from ..pipeline.errors import EquiscreenError  # noqa: PLC0415 - see above
         from .subject import parse_elements, subject_of_calculator, subject_of_model  # noqa: PLC0415

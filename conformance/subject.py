@@ -59,7 +59,7 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
 
     Args:
         model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
-        elements: Atomic numbers to test; none stands for all of the model's.
+        elements: Atomic numbers to test; empty for all elements of the model.
         tolerance: Relative rounding error; None derives it from the dtype.
 
     Raises:
@@ -68,7 +68,9 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
     path = model_file(model, progress=True, note=lambda text: print(text, file=sys.stderr))  # noqa: T201
     potential = OnnxPotential.load(path)
     if missing := sorted(set(elements) - set(potential.elements)):
-        raise EquiscreenError(f"{model}: the model does not cover the atomic numbers {missing}")
+        raise EquiscreenError(
+            f"{model}: the model does not cover the atomic numbers {missing}; leave these elements out of --elements"
+        )
     return Subject(
         name=path.name,
         potential=potential,
@@ -91,7 +93,9 @@ def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: floa
         EquiscreenError: No elements are given, or the calculator cannot be made or used.
     """
     if not elements:
-        raise EquiscreenError("--calculator needs --elements, such as --elements Al,Cu: ASE does not list them")
+        raise EquiscreenError(
+            "--calculator needs --elements, such as --elements Al,Cu: an ASE calculator does not state its elements"
+        )
     calculator = make_calculator(factory)
     potential = CalculatorPotential(calculator, elements, tolerance or FLOAT64)
     return Subject(
@@ -108,7 +112,7 @@ def make_calculator(factory: str) -> BaseCalculator:
     """Make the calculator that ``MODULE:NAME`` stands for.
 
     Raises:
-        EquiscreenError: It cannot be imported or made, or is no calculator.
+        EquiscreenError: It cannot be imported or made, or is not a calculator.
     """
     module, _, name = factory.partition(":")
     if not module or not name:
@@ -119,7 +123,10 @@ def make_calculator(factory: str) -> BaseCalculator:
     except Exception as error:  # of a module by somebody else
         raise EquiscreenError(f"--calculator {factory}: {type(error).__name__}: {detail(error)}") from error
     if not hasattr(made, "get_property"):
-        raise EquiscreenError(f"--calculator {factory}: makes a {type(made).__name__}, which is no ASE calculator")
+        raise EquiscreenError(
+            f"--calculator {factory}: makes a {type(made).__name__}, which is not an ASE calculator; give a class or "
+            "function that makes one"
+        )
     return made
 
 

@@ -1,4 +1,4 @@
-"""Lowering of a network and its gradients to one ONNX graph.
+"""Lowering: the translation of a network and its gradients to one ONNX graph.
 
 ``make_fx`` traces the outputs and ``autograd.grad`` into one flat graph of ATen operators, which `aten_translation`
 translates to ONNX. Both steps run twice, on tables of different sizes, and must give the same bytes: this proves that

@@ -87,4 +87,4 @@ class UnknownElementError(EquiscreenError):
 
 
 class ExportError(EquiscreenError):
-    """The lowered network failed one of its checks."""
+    """A network cannot be translated to ONNX, or the result failed one of its checks."""

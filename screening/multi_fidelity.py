@@ -126,7 +126,7 @@ def cascade(
 
     Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. The accurate model also
     evaluates a random sample of the rejected structures; the hits among these show how many the cascade misses. The
-    sample is at the end of the result, after the kept structures, and can be selected from like them.
+    sample is at the end of the result, after the kept structures; `select` treats both in the same way.
 
     The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.

@@ -107,7 +107,8 @@ class NetworkConfig(Architecture):
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
                 raise ValueError(
-                    f"a head cannot be named {name!r}: the name is reserved or not a Python identifier; choose another"
+                    f"a head cannot be named {name!r}: the name is reserved or not a Python identifier; choose another "
+                    "name"
                 )
         return self
 

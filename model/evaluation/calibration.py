@@ -62,7 +62,7 @@ def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -
         ValueError: The shapes differ, or a spread is negative.
     """
     if error.shape != spread.shape:
-        raise ValueError(f"errors have shape {error.shape}, spreads {spread.shape}")
+        raise ValueError(f"errors have shape {error.shape}, but spreads have shape {spread.shape}")
     values, sigma = both_finite(error, spread)
     if (sigma < 0).any():
         raise ValueError("a spread is negative")

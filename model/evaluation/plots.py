@@ -59,7 +59,9 @@ class Parity:
 
     def __post_init__(self) -> None:
         if self.label.shape != self.found.shape:
-            raise ValueError(f"{self.name}: labels have shape {self.label.shape}, predictions {self.found.shape}")
+            raise ValueError(
+                f"{self.name}: labels have shape {self.label.shape}, but predictions have shape {self.found.shape}"
+            )
 
     def points(self) -> tuple[Floats, Floats]:
         """Labels and predictions where both are finite, float64[n] each."""

@@ -1,4 +1,4 @@
-"""Conversion of weights that all e3nn-based codes share."""
+"""The steps of converting weights that are the same for all codes based on e3nn."""
 
 from __future__ import annotations
 

@@ -86,9 +86,9 @@ def featurize(
             give energy, forces and stress; in other formats no label is guessed.
         options: How files are read.
         id_field: Field of a record with the id of its structure.
-        dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
-            unless it has labels and no earlier one has the same labels; ``crystal`` drops it if an earlier one is the
-            same crystal, whatever the cell, origin, site order, orientation and labels.
+        dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order, but
+            keeps it if it has labels that differ from those of all such earlier ones; ``crystal`` drops a structure if
+            an earlier one is the same crystal, whatever the cell, origin, site order, orientation and labels.
         max_atoms: Structures with more atoms than this fail.
         max_edges: Structures with more edges than this fail.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -104,8 +104,8 @@ def featurize(
         SourceError: A source is missing or cannot be read, no structure could be stored, or `cutoff` is not between
             0.1 and 100 angstrom.
         LabelError: A label, column or id field is missing from the data, a unit is invalid, or a name is taken.
-        OutputExistsError: The output exists, cannot be written or is an input; or another run is writing it, or did
-            not finish with other settings.
+        OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
+            unfinished run has different settings.
         StoreError: The store to append to cannot be read, or differs in cutoff or in the shape or unit of a label; or
             an input changes during the run.
         EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.

@@ -30,7 +30,7 @@ class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
     The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
-    order, it is exactly opposite to the displacement of the opposite edge, which is also in the list.
+    order, it is exactly the negative of the displacement of the opposite edge, which is also in the list.
 
     Example:
         >>> from ase.build import bulk
@@ -55,8 +55,8 @@ def neighbor_list(
 ) -> NeighborList:
     """Find all pairs closer than `cutoff`.
 
-    The displacement along an edge is exactly the negative of that along the reverse edge, so the list is symmetric even
-    for pairs whose distance equals the cutoff to the last bit.
+    The displacement along an edge is exactly the negative of that along the opposite edge, so the list is symmetric
+    even for pairs whose distance equals the cutoff to the last bit.
 
     Example:
         >>> from ase.build import bulk

@@ -103,9 +103,9 @@ class LabelMapping(BaseModel):
     def _known_stay_known(self) -> Self:
         for name in self.quantities:
             if name in KNOWN_QUANTITIES:
-                raise ValueError(f"{name!r} is predefined and cannot be redefined")
+                raise ValueError(f"{name!r} is predefined and cannot be redefined; choose another name")
             if name not in self.labels:
-                raise ValueError(f"quantity {name!r} has no label of the same name")
+                raise ValueError(f"quantity {name!r} has no label of the same name; add one to `labels`")
         return self
 
     @classmethod
@@ -341,7 +341,8 @@ class LabelMapping(BaseModel):
             return stated
         if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
             raise LabelError(
-                f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping"
+                f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping; correct "
+                "the one that is wrong"
             )
         return rule
 
@@ -400,7 +401,10 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
         return _symmetric_matrix(numbers.reshape(6), rule.order)
     # A flat list of all components is accepted, as well as a nested one.
     if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
-        raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, expected {shape}")
+        raise LabelError(
+            f"label {name!r}: {rule.path} has shape {numbers.shape} instead of {shape}; check the path, and the shape "
+            "that the mapping states"
+        )
     if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
         numbers = numbers * n_atoms
     numbers = numbers.reshape(shape)
@@ -437,8 +441,11 @@ def _factor(name: str, unit: str, target: str) -> float:
         zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
     except Exception as error:  # pint raises many kinds of errors, some from its parser
         raise LabelError(
-            f"label {name!r}: cannot convert unit {unit!r} to {target or 'a dimensionless number'}"
+            f"label {name!r}: cannot convert unit {unit!r} to {target or 'a dimensionless number'}; check the spelling "
+            "of the unit, and that it measures the same quantity"
         ) from error
     if zero != 0.0:
-        raise LabelError(f"label {name!r}: {unit!r} and {target!r} have different zero points")
+        raise LabelError(
+            f"label {name!r}: {unit!r} and {target!r} have different zero points; convert the values first"
+        )
     return one

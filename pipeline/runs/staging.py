@@ -255,7 +255,7 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(
-                f"{out}: cannot be the output, because {source} is read by this run; choose another"
+                f"{out}: cannot be the output, because {source} is read by this run; choose another output"
             )
 
 

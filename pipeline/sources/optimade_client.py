@@ -357,7 +357,7 @@ class _Server:
                     times = f" after {attempt} attempts" if attempt > 1 else ""
                     raise _PageError(f"{error}{times}", transient=True) from error
                 time.sleep(max(error.wait, min(self.delay * 2 ** (attempt - 1), MAX_WAIT_S)))
-        raise _PageError(f"{_shown(url)}: not requested (attempts is {self.attempts})")
+        raise _PageError(f"{_shown(url)}: not requested, since attempts is {self.attempts}; it must be at least 1")
 
     def _attempt(self, url: str) -> _Page:
         import httpx  # noqa: PLC0415 - see at

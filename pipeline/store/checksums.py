@@ -120,7 +120,10 @@ def check_content(path: Path | str, arrays: Mapping[str, zarr.Array[Any]], store
 
 
 def write_root_attributes(file: Path, attrs: Mapping[str, Any]) -> None:
-    """Add attributes to the root file of a store, ``zarr.json``, and seal it: change it only through this function."""
+    """Add attributes to the root file of a store, ``zarr.json``, and seal the file with a checksum.
+
+    Change its attributes only through this function; otherwise `is_intact` returns False.
+    """
     document = json.loads(file.read_bytes())
     attributes = document["attributes"]
     attributes.update(attrs)

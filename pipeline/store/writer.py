@@ -92,8 +92,8 @@ class InputFile:
             same = False
         if not same:
             raise StoreError(
-                f"{self.path}: has changed during this run; run the command again, and discard the unfinished run if "
-                "it reports one"
+                f"{self.path}: has changed during this run; run the command again and, if that reports an unfinished "
+                "run, discard the unfinished run"
             )
 
     def _has_content(self) -> bool:

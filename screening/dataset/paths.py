@@ -37,7 +37,10 @@ def dataset_in(path: str | Path) -> str | Path:
     if len(found) > 1:
         raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
     if not found:
-        raise StoreError(f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`")
+        raise StoreError(
+            f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
+            "the dataset itself"
+        )
     return found[0]
 
 

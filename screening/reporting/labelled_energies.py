@@ -49,7 +49,9 @@ def labelled_energies(scores: str | Path, store: str | Path | None) -> LabelledE
 
 
 def binned_errors(error: NDArray[np.float64], spread: NDArray[np.float64]) -> tuple[list[float], list[float]]:
-    """Return root mean squares of predicted uncertainties and of errors, for tenths ordered by predicted uncertainty.
+    """Return the root mean squares of predicted uncertainties and of errors.
+
+    The structures are sorted by predicted uncertainty and divided into tenths; each tenth gives one value of both.
 
     Args:
         error: float64[n], prediction minus label.

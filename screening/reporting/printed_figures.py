@@ -1,4 +1,4 @@
-"""The charts of a report for publications: PNG and SVG in the width of a column, and the numbers that they show as CSV.
+"""The charts of a report as files for publications: PNG and SVG, as wide as a column, and their numbers as CSV.
 
 Colours are from the palette of Okabe and Ito, Color Universal Design (2008), distinguishable with any colour vision.
 Equal data give equal bytes with one version of matplotlib.
@@ -79,7 +79,7 @@ def write_figures(
         content: Content of the report.
         diagrams: Hulls of binary and ternary systems, as `hull_diagrams` returns them.
         energies: Energies with labels; None if there are none.
-        inputs: What the report is made from, which is not written to.
+        inputs: What the report is made from; no file is written over it or into it.
         overwrite: Replace existing files.
 
     Returns:
