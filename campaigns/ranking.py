@@ -294,7 +294,8 @@ class _Steps:
         out = self.folder / REPORT
         if not out.exists():
             title = f"Crystals ranked by {self.settings.model}"
-            report(self.folder / HULL, out, title=title, by=ranking_column(self.settings))
+            by = ranking_column(self.settings)
+            report(self.folder / HULL, out, title=title, by=by, selection=self.folder / BEST)
 
     def _common(self) -> dict[str, Any]:
         """How a step that evaluates the model is carried out."""

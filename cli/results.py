@@ -221,6 +221,13 @@ def report(
     by: Annotated[
         str | None, typer.Option(help="Column to rank by, lowest first.", show_default="as described above")
     ] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A selection from these scores: the table then shows which of its structures are known or charge-neutral.",
+        ),
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(
@@ -250,7 +257,17 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, charts=figures, overwrite=overwrite)
+    page = reporting.report(
+        scores,
+        out,
+        title=title,
+        top=top,
+        by=by,
+        store=store,
+        selection=selection,
+        charts=figures,
+        overwrite=overwrite,
+    )
     rows = ScoresReader(scores)
     ranking, size = by or default_ranking(rows), page.stat().st_size
     text = f"{page}: {size / 1e6:.1f} MB"
