@@ -96,7 +96,7 @@ def hull(
         model_references: Datasets of references relaxed with the model of the candidates, for a hull in the model's
             own energies.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: For each structure, leave its own phase out of the references; each one then needs a structure.
+        exclude_self: For each structure, leave its own phase out of the references, which then all need structures.
         within: Structures at most this far above the hull, eV/atom, count as near it.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known.
             With several models, their spread is used instead.
