@@ -129,7 +129,7 @@ def _columns(a: ScoresReader, b: ScoresReader, wanted: Sequence[str] | None) -> 
 
 
 def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return the rows of equal ids in a and b (int64[n] each, in the order of a), and how many repeated ids were skipped."""
+    """Return the rows of equal ids in a and b (int64[n] each, in the order of a), and the number of repeated ids."""
     ids_a, ids_b = _ids(a, "structure_id"), _ids(b, "structure_id")
     if ids_a.equals(ids_b) and pc.count_distinct(ids_a).as_py() == len(ids_a):
         rows = np.arange(len(ids_a), dtype=np.int64)

@@ -439,11 +439,11 @@ def entry_records(path: str) -> Iterator[object]:
     If an entry of a list gives a key twice, the error is yielded in place of the entry.
 
     Raises:
-        SourceError: The file is missing or too large, or has no entries; or the path stands for several files.
+        SourceError: The file is missing or too large, or has no entries; or the path matches several files.
     """
     source, *others = find_files([path])
     if others:
-        raise SourceError(f"{path}: stands for {1 + len(others):,} files; give each file of references by its own path")
+        raise SourceError(f"{path}: matches {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:
