@@ -227,7 +227,9 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
     missing = attrs["missing_references"]
-    named = f"; no reference for {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
+    named = (
+        f"; no reference for {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
+    )
     timing = attrs["timing"]
     return (
         f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
