@@ -101,7 +101,7 @@ def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[
             "correction_per_atom", "float64", "correction included in the corrected energy", units="eV/atom"
         ),
         structure_array("decomposition", TEXT, _DECOMPOSITION),
-        structure_array("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
+        structure_array("hull_status", "uint8", "outcome of the hull calculation", **flags(HULL_STATUSES)),
     )
 
 

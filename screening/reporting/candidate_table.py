@@ -108,7 +108,7 @@ class CandidateTable:
 
     @property
     def distinct(self) -> NDArray[np.int64]:
-        """Places of the candidates that are not duplicates of others, best first."""
+        """Places in the table of the candidates that are not duplicates of others, best first: int64[n]."""
         return np.flatnonzero(self.parents == np.arange(len(self.parents)))
 
     def as_json(self) -> dict[str, Any]:

@@ -260,9 +260,9 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
     layout = diagram["layout"]
-    # In a triangle, the places of the drawing; the phase says what lies there.
+    # In a triangle, the coordinates of the drawing; the column `phase` says what lies there.
     x_name, y_name = (
-        (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("place x", "place y")
+        (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("position x", "position y")
     )
     table: dict[str, list[Any]] = {name: [] for name in ("kind", "phase", x_name, y_name)}
     for one in points:
