@@ -116,7 +116,7 @@ class Graph:
         key = (kind, *names, *(f"{name}={value}" for name, value in sorted(attributes.items())))
         if key not in self.known:
             place = len(self.nodes)
-            stem = f"/{kind.lower()}_{place}"  # no head can have such a name
+            stem = f"/{kind.lower()}_{place}"  # the name of a head cannot contain a slash
             outputs = [stem] if len(shapes) == 1 else [f"{stem}_{number}" for number in range(len(shapes))]
             self.nodes.append(helper.make_node(kind, names, outputs, stem, **attributes))
             self.known[key] = [Value(name, shape, dtype) for name, shape in zip(outputs, shapes, strict=True)]

@@ -161,7 +161,7 @@ class NequipConfig(Architecture):
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
                 raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
             if "0o" in kinds:
-                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported")
+                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported; remove them")
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
         if self.heads:
