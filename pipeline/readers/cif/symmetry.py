@@ -38,10 +38,10 @@ class Reading:
     """One reading of the symmetry of a block.
 
     Attributes:
-        name: Group as named in messages.
+        name: Name of the group, for messages.
         triplets: All operations, including lattice centrings.
         rotations: Distinct rotation matrices of the operations: int64[n, 3, 3].
-        group: Group in the tables; None for a setting that is not tabulated.
+        group: The tabulated group; None for a setting that is not tabulated.
     """
 
     name: str
