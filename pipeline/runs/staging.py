@@ -82,7 +82,7 @@ class Staging:
         """Rename or upload the finished store and remove the parts: the last steps of `publish`."""
         if self.out.path is None:
             self.out.upload(self.store)
-            self.store.rename(self.work / _UPLOADED)  # so that a run killed in `discard` does not upload the remains
+            self.store.rename(self.work / _UPLOADED)  # so that a run killed in `discard` does not upload what is left
         else:
             if self.out.path.exists():
                 self.out.path.rename(self.folder / _REPLACED)
@@ -174,7 +174,7 @@ def staged_run(
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
         write_mark(staging.plan, wanted)
-        # Scratch files of killed tasks. If such a task is still running, its part is made again.
+        # Scratch files of tasks whose run was killed. If one of these tasks is still running, its part is made again.
         for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)
         yield staging

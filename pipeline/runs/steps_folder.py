@@ -29,8 +29,8 @@ class StepsFolder:
         noun: What the folder holds, such as "campaign". The plan is in ``NOUN.json``.
         differences: Text with which messages describe a difference, by the name of the part of the plan that differs;
             for other parts, messages give both values.
-        outputs: Names of all files and folders of such a run, with `*` for any text; while they are written they have
-            a further ending, such as ``NAME.partial``.
+        outputs: Names of all files and folders of a run of this kind, with `*` for any text. While they are being
+            written, they have a further ending, as in ``NAME.partial``.
         notes: Names of files that mean nothing without the stores of the steps.
         first_use: For parts of the plan, by name, the outputs that depend on them. A part may change until one of these
             outputs exists or is being made, so that a mistake in the settings of a late step can be corrected without

@@ -110,7 +110,7 @@ def _says_nothing(operations: tuple[str, ...], values: tuple[str, ...]) -> bool:
 
 
 def _magnetic_operations(block: gemmi.cif.Block, tags: Tags) -> tuple[str, ...]:
-    """Operations of a magnetic group, times its centring translations, without time reversal."""
+    """Operations of a magnetic group, combined with its centring translations, without time reversal."""
     lists = []
     for name in MAGNETIC_OPERATIONS:
         values = [gemmi.cif.as_string(value).strip() for value in tags.column(block, name) or [_IDENTITY]]
