@@ -86,9 +86,9 @@ def featurize(
             give energy, forces and stress; in other formats no label is guessed.
         options: How files are read.
         id_field: Field of a record with the id of its structure.
-        dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order, but
-            keeps it if it has labels that differ from those of all such earlier ones; ``crystal`` drops a structure if
-            an earlier one is the same crystal, whatever the cell, origin, site order, orientation and labels.
+        dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
+            unless its labels differ from those of every earlier copy; ``crystal`` drops a structure if an earlier one
+            is the same crystal, whatever the cell, origin, site order, orientation and labels.
         max_atoms: Structures with more atoms than this fail.
         max_edges: Structures with more edges than this fail.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -340,4 +340,4 @@ def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> Sour
                 f"{row['source']}: none of its structures could be stored; record "
                 f"{row['source_index']}: {row['reason']}"
             )
-    return SourceError(f"{staging.out}: the sources hold no structures")
+    return SourceError(f"{staging.out}: the sources hold no structures; check their paths and their format")

@@ -63,7 +63,7 @@ def atoms_of_frame(text: str) -> ase.Atoms:
 
     atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1), properties_parser=parsed)))
     if atoms.calc is not None:
-        atoms.calc.results |= matrices  # ASE keeps one triangle
+        atoms.calc.results |= matrices  # ASE keeps only one triangle of a matrix
     return atoms
 
 
