@@ -17,13 +17,13 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...screening.dataset.reader import ScoresReader
 from ...screening.dataset.scores import SCORES_SCHEMA
 
-# Largest numbers of printed reasons, of names for each reason or status, and of inputs.
+# Largest number of reasons, of names for each reason or status, and of inputs that are printed.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
 _ALL_SYMBOLS = 12
 
 
 def about(description: Mapping[str, Any]) -> str:
-    """Lines about a file or folder.
+    """Describe a file or folder in a few lines of text.
 
     Args:
         description: Description of the file or folder, from `describe.describe`.
@@ -59,7 +59,7 @@ def _graphs(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(path: str) -> Iterator[str]:
-    """Lines on failures: the most common reasons, each with some names."""
+    """Lines on failures: the most common reasons, each with the names of some structures."""
     table = Path(path) / FAILURES_FILE
     if "://" in path or not table.is_file():
         return
@@ -96,7 +96,7 @@ def _scores(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _statuses(scores: ScoresReader) -> Iterator[str]:
-    """Lines on the structures without a full result, by status, with some names and the notes of the run."""
+    """Lines on the structures without a full result: for each status, some names with the notes of the run."""
     meanings = scores.meanings("status")
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
@@ -133,9 +133,9 @@ def _model(found: Mapping[str, Any]) -> Iterator[str]:
     for name in ("test", "validation"):
         values = found.get(name) or {}
         text = ", ".join(f"{key} {value:.3g}" for key, value in values.items() if isinstance(value, float))
-        yield f"errors, {name}: {text}" if text else ""
+        yield f"mean absolute errors, {name}: {text}" if text else ""
     laws = [value for value in (found.get("laws") or {}).values() if isinstance(value, float)]
-    yield f"checked at export: largest violation of a symmetry {max(laws):.1e}" if laws else ""
+    yield f"checked at export: largest symmetry violation, in the output's unit: {max(laws):.1e}" if laws else ""
     origin = found.get("origin") or {}
     yield "from " + ", ".join(f"{key} {value}" for key, value in origin.items()) if origin else ""
     yield f"sha256 {found['sha256']}" if found.get("sha256") else ""
