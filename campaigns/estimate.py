@@ -33,7 +33,7 @@ _LAST_SECONDS, _LAST_RATE, _LAST_ROW, _LAST_MEMORY, _REPORT = 10, 3_000, 500, 1_
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Estimated cost of a campaign; its text has one line per step.
+    """Estimated cost of a campaign; as text, one line per step.
 
     Attributes:
         steps: Estimate of each step by its name; text if the cost is not known.

@@ -32,7 +32,7 @@ _DFT = "materials_project_eV_per_atom"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedReport(ActReport):
-    """Report of act one; its text is a summary.
+    """Report of act one; as text, a summary.
 
     Attributes:
         crystals: Number of crystals.

@@ -85,12 +85,12 @@ def _scores(found: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name, one in arrays.items() if name not in usual and one["units"] not in ("", "1")]
     yield _arrays("columns", arrays, names)
     if steps:
-        yield f"ranked by {steps['ranked_by']}; {steps['selected']:,} of {steps['rows']:,}"
+        yield f"ranked by {steps['ranked_by']}; rows selected: {steps['selected']:,} of {steps['rows']:,}"
     if found.get("hull"):
         references = [one["path"] for one in found["hull"].get("references", ())]
         yield f"hull: {', '.join(references) or 'of the candidates and the elements'}"
     digest = str(model.get("sha256", ""))[:12]
-    yield f"model: {model.get('path')} (sha256 {digest}), energies: {model.get('energy_scheme')}" if model else ""
+    yield f"model: {model.get('path')} (sha256 {digest}), energy scheme: {model.get('energy_scheme')}" if model else ""
     yield f"structures: {(found.get('graph_store') or {}).get('path')}"
     yield from _provenance(found)
 
@@ -129,7 +129,7 @@ def _model(found: Mapping[str, Any]) -> Iterator[str]:
     cutoff = found.get("cutoff", (found.get("network") or {}).get("cutoff"))
     yield f"{len(symbols)} elements: {shown}; cutoff {cutoff} angstrom; symmetry {found.get('symmetry', '-')}"
     yield f"{found['parameters']:,} parameters" if "parameters" in found else f"computes in {found.get('dtype')}"
-    yield f"energies: {found.get('energy_scheme')}; trained on {found.get('training_data') or 'unknown data'}"
+    yield f"energy scheme: {found.get('energy_scheme')}; trained on {found.get('training_data') or 'unknown data'}"
     for name in ("test", "validation"):
         values = found.get(name) or {}
         text = ", ".join(f"{key} {value:.3g}" for key, value in values.items() if isinstance(value, float))
