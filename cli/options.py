@@ -21,7 +21,10 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="Use only the first structures, at most this many.", show_default="all")
 ]
 Estimate = Annotated[
-    bool, typer.Option(help="Print what the run would cost, extrapolated from a sample, and exit without running it.")
+    bool,
+    typer.Option(
+        help="Print the time, disk space and memory that the run would need, extrapolated from a sample, and exit."
+    ),
 ]
 Deduplication = Annotated[
     Dedup,

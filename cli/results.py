@@ -37,7 +37,9 @@ def hull(
     ] = None,
     unrelaxed_references: Annotated[
         bool,
-        typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references for relaxed structures."),
+        typer.Option(
+            "--unrelaxed-references", help="Accept datasets of unrelaxed structures as references for relaxed ones."
+        ),
     ] = False,
     exclude_self: Annotated[
         bool,
@@ -231,7 +233,7 @@ def report(
     figures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the charts as files: each chart as PNG and SVG, 85 mm wide, and its numbers as CSV."
+            help="Folder to write the charts to: each as PNG and SVG, 85 mm wide, with its numbers as CSV."
         ),
     ] = None,
     store: MovedStore = None,

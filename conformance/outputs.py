@@ -19,7 +19,7 @@ class OutputKind:
 
     Attributes:
         turned: Function of values, float64[n, *shape], and of a rotation or rotoinversion, float64[3, 3], that returns
-            the values of the turned structures.
+            the values of the rotated structures.
         extensive: Whether the value of a structure is proportional to its number of cells.
     """
 

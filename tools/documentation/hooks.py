@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the page of the command line, made from the program, and links and pictures outside `docs/`."""
+"""Hooks of mkdocs: generate the page of the command line; resolve links and pictures outside `docs/`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Link files of the repository that are not part of the site to the repository, if its address is known."""
+    """Point links to files outside the site at the repository; if its address is unknown, turn them into plain text."""
     up = page.file.src_uri.count("/") + 1
     pictures = re.compile(rf"(!\[[^\]]*\]\()(?:\.\./){{{up}}}{BENCHMARKS}/")
     markdown = pictures.sub(rf"\1{'../' * (up - 1)}{PICTURES}/", markdown)
