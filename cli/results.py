@@ -232,9 +232,7 @@ def report(
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to write the charts to: each as PNG and SVG, 85 mm wide, with its numbers as CSV."
-        ),
+        typer.Option(help="Folder to write the charts to: each as PNG and SVG, 85 mm wide, with its numbers as CSV."),
     ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
