@@ -227,7 +227,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A selection from these scores: the table then shows which of its structures are known or charge-neutral.",
+            help="A selection from these scores; the table then shows which structures are known or charge-neutral.",
         ),
     ] = None,
     figures: Annotated[

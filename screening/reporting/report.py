@@ -82,8 +82,8 @@ def report(
         Path of the HTML file.
 
     Raises:
-        ConfigError: The dataset has no such column; the selection was made from another dataset; or scipy, which diagrams of ternary hulls need, or matplotlib,
-            which charts as files need, is not installed.
+        ConfigError: The dataset has no such column; the selection was made from another dataset; or scipy, which
+            diagrams of ternary hulls need, or matplotlib, which charts as files need, is not installed.
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: A file exists, or cannot be written.
     """
