@@ -38,7 +38,7 @@ def export(
     ] = False,
     opset: Annotated[
         int, typer.Option(help="Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.")
-    ] = 20,
+    ] = 18,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
