@@ -105,6 +105,13 @@ class _WithSharedFiles(Generic[Item, Result]):
     function: Callable[[Item], Result]
     shared: tuple[str, ...]
 
+    @property
+    def __name__(self) -> str:
+        """Name of the function; Dask names its tasks after it, and its dashboard groups and colours tasks by name."""
+        from dask.utils import funcname  # noqa: PLC0415 - reading a store does not need Dask
+
+        return str(funcname(self.function))
+
     def __call__(self, item: Item) -> Result:
         for path in self.shared:
             check_seen(path)

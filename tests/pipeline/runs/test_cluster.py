@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import psutil
 import pytest
+from dask.utils import key_split
 from distributed import LocalCluster
 from equiscreen.pipeline.errors import EquiscreenError
 from equiscreen.pipeline.runs.cluster import connect, dashboard
@@ -107,6 +109,15 @@ def test_a_worker_that_does_not_see_a_folder_is_named(tmp_path: Path) -> None:
         list(run_tasks(client, abs, [-1], shared=[tmp_path, tmp_path / "elsewhere"]))
     assert str(told.value).startswith(f"{tmp_path}/elsewhere: not found on ")
     assert "by worker inproc://" in str(told.value)
+
+
+def test_tasks_are_named_for_their_function() -> None:
+    """Dask's dashboard and its task stream show these names."""
+    with connect("threads") as client:
+        client.get_task_stream()  # the scheduler records its tasks from now on
+        assert list(run_tasks(client, abs, [-1])) == [1]
+        assert list(run_tasks(client, partial(pow, 2), [3])) == [8]
+        assert [key_split(task["key"]) for task in client.get_task_stream()] == ["abs", "pow"]
 
 
 @pytest.mark.slow
