@@ -120,7 +120,12 @@ def test_lines_that_install_name_extras_that_exist(page: Path) -> None:
     for block in blocks(page):
         if block.language in SHELL:
             _, installing = without_installation(block.text)
-            named = {extra for line in installing for list_ in re.findall(r"\[([\w,]+)\]", line) for extra in list_.split(",")}
+            named = {
+                extra
+                for line in installing
+                for list_ in re.findall(r"\[([\w,]+)\]", line)
+                for extra in list_.split(",")
+            }
             assert named <= extras, str(block)
 
 
@@ -172,7 +177,7 @@ def shell(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     programs = tmp_path / "programs"
     programs.mkdir()
     vasp = programs / "run_vasp"
-    vasp.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests/documentation/vasp.py"}\n')
+    vasp.write_text(f"#!/bin/sh\nexec {sys.executable} {ROOT / 'tests/documentation/vasp.py'}\n")
     vasp.chmod(0o755)
     started = Shell(programs)
     yield started
@@ -182,9 +187,7 @@ def shell(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_the_blocks_of_a_page_run(
-    page: Path, shell: Shell, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_the_blocks_of_a_page_run(page: Path, shell: Shell, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("sevenn", reason="the sevenn package contains the weights")
     if any(BUCKET in block.text for block in blocks(page)):
         request.getfixturevalue("bucket")
@@ -197,4 +200,5 @@ def test_the_blocks_of_a_page_run(
                 make(session.folder / name)
         with short_trainings():
             session.run(block)
-    CHECKS.get(page.name, lambda session: None)(session)
+    if page.name in CHECKS:
+        CHECKS[page.name](session)

@@ -181,7 +181,9 @@ def write_elements(path: Path) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["formula", "energy_per_atom", "scheme"])
-        table.writerows((name, one.energy, "mp-uncorrected") for name, one in elemental_energies("mp-uncorrected").items())
+        table.writerows(
+            (name, one.energy, "mp-uncorrected") for name, one in elemental_energies("mp-uncorrected").items()
+        )
 
 
 def write_quick_config(path: Path) -> None:
