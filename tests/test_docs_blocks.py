@@ -99,8 +99,8 @@ def check_ranked(session: Session) -> None:
 
 def check_candidates_scored(session: Session) -> None:
     """All candidates have scores, and the script printed the best."""
-    assert open_scores(session.folder / "scores.zarr").sizes["structure"] == 6
-    assert len(re.findall(r"^mp-\d+ +-?\d", session.printed[-1], re.MULTILINE)) == 6
+    assert open_scores(session.folder / "scores.zarr").sizes["structure"] == 12
+    assert len(re.findall(r"^c\d+ +-?\d", session.printed[-1], re.MULTILINE)) == 10
 
 
 # What must be true after the blocks of a page.

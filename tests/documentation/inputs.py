@@ -59,6 +59,13 @@ def write_cifs(folder: Path, count: int) -> None:
         (folder / f"{atoms.info['structure_id']}.cif").write_text(cif_text(Structure.from_ase(atoms)))
 
 
+def write_alloy_cifs(folder: Path, count: int) -> None:
+    """A folder of CIFs of random alloys."""
+    folder.mkdir()
+    for number, structure in enumerate(probe_structures(ELEMENTS, count, seed=_FOURTH)):
+        (folder / f"c{number}.cif").write_text(cif_text(structure))
+
+
 def write_alloys(path: Path, count: int, seed: int) -> None:
     """Random alloys with EMT's energies, forces and stresses."""
     write_emt_labelled(path, probe_structures(ELEMENTS, count, seed=seed))
@@ -217,7 +224,10 @@ GIVEN: dict[str, dict[str, Maker]] = {
     "models.md": _CANDIDATES,
     "pretrained.md": {**_CANDIDATES, "my-sevennet.pth": write_sevennet},
     "references.md": {**_CANDIDATES, **_ENTRIES, "relaxed.zarr": write_relaxed, "elements.csv": write_elements},
-    "own_network.md": {**_CANDIDATES, "training.extxyz": partial(write_alloys, count=20, seed=_FIRST)},
+    "own_network.md": {
+        "training.extxyz": partial(write_alloys, count=20, seed=_FIRST),
+        "candidates": partial(write_alloy_cifs, count=12),
+    },
     "training.md": {
         "G.zarr": partial(write_alloy_store, count=16, seed=_FIRST),
         "A.zarr": partial(write_alloy_store, count=8, seed=_SECOND),

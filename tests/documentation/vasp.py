@@ -42,6 +42,7 @@ def vasprun(images: list[Atoms]) -> str:
     lines = [
         '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n',
         ' <generator><i name="program" type="string">vasp </i></generator>\n',
+        ' <kpoints><varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1</v></varray></kpoints>\n',
         f' <atominfo><array name="atoms"><set>{atoms}</set></array></atominfo>\n',
         f' <structure name="initialpos"><crystal><varray name="basis">{rows(first.cell)}</varray></crystal>',
         f'<varray name="positions">{rows(first.get_scaled_positions())}</varray></structure>\n',
