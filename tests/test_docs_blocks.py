@@ -67,6 +67,7 @@ class Session:
             script, _ = without_installation(block.text)
             ended = self.shell.run(script, self.folder)
             self.printed.append(ended.output)
+            print(ended.output)  # noqa: T201 - shown with -rP
             assert ended.code == 0, f"{block}:\n{ended.output}"
         elif block.language == PYTHON:
             code = compile("\n" * block.line + block.text, str(block.page), "exec")
@@ -88,6 +89,7 @@ class Session:
             yield
             file.seek(0)
             self.printed.append(file.read())
+        print(self.printed[-1])  # noqa: T201 - shown with -rP
 
 
 def check_ranked(session: Session) -> None:

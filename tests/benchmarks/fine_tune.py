@@ -31,10 +31,11 @@ from equiscreen.model import Config, load_checkpoint, train
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.pretrained.load import import_weights
 from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize
+from equiscreen.pipeline.errors import EquiscreenError
 from equiscreen.screening.chemistry.elemental_energies import elemental_energies
 
 MODEL, CUTOFF, SEED = "7net-0", 5.0, 0
-TRAINING: dict[str, Any] = {"batch_size": 4, "split": {"by": "structure", "validation": 0.1}}
+TRAINING: dict[str, Any] = {"batch_size": 2, "split": {"by": "structure", "validation": 0.1}}
 FROZEN = ["sent", "interactions.0", "interactions.1"]
 # Name of each run, with its learning rate, whether it replays the old domain, and what is frozen.
 RUNS: dict[str, tuple[float, bool, list[str]]] = {
@@ -139,7 +140,11 @@ def main() -> None:
         training = {**TRAINING, "learning_rate": rate, "max_epochs": words.epochs, "threads": words.threads}
         config = Config.parse({"training": {**training, "fine_tune": fine_tune}}, "fine_tune")
         begin = time.monotonic()
-        train([new, old] if with_old else new, folder / f"run-{number}", config)
+        try:
+            train([new, old] if with_old else new, folder / f"run-{number}", config)
+        except EquiscreenError as error:
+            print(f"{name:<30}  {str(error).partition(';')[0]}", flush=True)
+            continue
         seconds = time.monotonic() - begin
         tuned = TorchPotential(load_checkpoint(folder / f"run-{number}/model.ckpt")[0])
         print(line(name, tuned, new_test, old_test, held, seconds), flush=True)
