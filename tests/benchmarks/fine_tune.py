@@ -1,18 +1,19 @@
-"""Errors of 7net-0 on silicon and on other crystals, before and after the recipe of docs/tutorials/fine_tune.md.
+"""Errors of 7net-0 on molecules and on crystals, before and after the recipe of docs/tutorials/fine_tune.md.
 
-    python tests/benchmarks/fine_tune.py DATA_FOLDER [--structures 12] [--epochs 4] [--threads 2] [--scratch FOLDER]
+    python tests/benchmarks/fine_tune.py DATA_FOLDER [--structures 16] [--epochs 4] [--threads 2] [--scratch FOLDER]
 
-New domain: silicon from mlearn (Zuo et al., J. Phys. Chem. A 124, 731 (2020)): a few dozen structures to train on, as
-many others to test. Old domain: the intermetallics of the demo, strained and displaced, labelled by 7net-0 itself; two
+New domain: frames of acetylacetone at 300 K (BOTNet, Batatia et al., arXiv:2205.06643; MIT), which 7net-0, a model of
+inorganic crystals, hardly knows: a few to train on, as many of the last frames to test. Their energies have another
+zero, so the reference energies are fitted, and the mean error is removed from the energies, for all rows alike. Old
+domain: the intermetallics of the demo with at most six atoms, strained and displaced, labelled by 7net-0 itself; two
 thirds for the replay, one third for the test, where an error is a change of the model. For the crystals of that third
-as they are in the Materials Project, the formation energies of the models are compared with those of DFT, too. Takes a
-quarter of an hour. Prints the text of `fine_tune.txt`.
+as they are in the Materials Project, formation energies are also compared with those of DFT. Takes a few minutes.
+Prints the text of `fine_tune.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import platform
 import time
@@ -30,11 +31,11 @@ from equiscreen.demo.published import CRYSTALS
 from equiscreen.model import Config, load_checkpoint, train
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.pretrained.load import import_weights
-from equiscreen.pipeline import GraphBlock, GraphStore, LabelMapping, Structure, featurize
+from equiscreen.pipeline import GraphBlock, GraphStore, Structure, featurize
 from equiscreen.pipeline.errors import EquiscreenError
 from equiscreen.screening.chemistry.elemental_energies import elemental_energies
 
-MODEL, CUTOFF, SEED = "7net-0", 5.0, 0
+MODEL, CUTOFF, SEED, MOST_ATOMS = "7net-0", 5.0, 0, 6
 TRAINING: dict[str, Any] = {"batch_size": 2, "split": {"by": "structure", "validation": 0.1}}
 FROZEN = ["sent", "interactions.0", "interactions.1"]
 # Name of each run, with its learning rate, whether it replays the old domain, and what is frozen.
@@ -46,16 +47,14 @@ RUNS: dict[str, tuple[float, bool, list[str]]] = {
 }
 
 
-def silicon(data: Path, count: int, folder: Path) -> tuple[Path, Path]:
-    """Graph stores of silicon, to train on and to test."""
-    with gzip.open(data / "mlearn/Si.json.gz", "rt") as file:
-        records = json.load(file)
-    order = np.random.default_rng(SEED).permutation(len(records))
+def molecules(data: Path, count: int, folder: Path) -> tuple[Path, Path]:
+    """Graph stores of molecules, to train on and to test."""
+    frames = ase.io.read(data / "acac/train_300K.xyz", ":")
     stores = []
-    for name, places in (("new", order[:count]), ("new_test", order[count : 2 * count])):
-        source, store = folder / f"{name}.json", folder / f"{name}.zarr"
-        source.write_text(json.dumps([records[place] for place in places]))
-        featurize(source, store, cutoff=CUTOFF, labels=LabelMapping.load("mlearn"), scheduler="threads")
+    for name, some in (("new", frames[: 20 * count : 20]), ("new_test", frames[-4 * count :: 4])):
+        source, store = folder / f"{name}.extxyz", folder / f"{name}.zarr"
+        ase.io.write(source, some, format="extxyz")
+        featurize(source, store, cutoff=CUTOFF, scheduler="threads")
         stores.append(store)
     return stores[0], stores[1]
 
@@ -78,12 +77,14 @@ def replay(potential: TorchPotential, crystals: Sequence[Atoms], path: Path) -> 
 
 
 def errors(potential: TorchPotential, store: Path) -> tuple[float, float]:
-    """Mean absolute errors of energies (meV/atom) and forces (meV/angstrom)."""
+    """Mean absolute errors of energies (meV/atom), with the mean error removed, and of forces (meV/angstrom)."""
     graphs = GraphStore(store)
     block = graphs.block(0, len(graphs))
     found = potential.evaluate(block)
-    energy = np.abs(found.energy - block.structure_labels["energy"]) / block.n_atoms
-    return 1e3 * float(energy.mean()), 1e3 * float(np.abs(found.forces - block.atom_labels["forces"]).mean())
+    energy = (found.energy - block.structure_labels["energy"]) / block.n_atoms
+    return 1e3 * float(np.abs(energy - energy.mean()).mean()), 1e3 * float(
+        np.abs(found.forces - block.atom_labels["forces"]).mean()
+    )
 
 
 def error_of_formation(potential: TorchPotential, crystals: Sequence[Atoms]) -> float:
@@ -107,20 +108,21 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--structures", type=int, default=12)
+    parser.add_argument("--structures", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scratch", type=Path, default=Path("fine-tune"))
     words = parser.parse_args()
     folder = words.scratch
-    folder.mkdir(parents=True)
-    import_weights(MODEL, folder / "start.ckpt")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "start.ckpt").exists():
+        import_weights(MODEL, folder / "start.ckpt")
     start = TorchPotential(load_checkpoint(folder / "start.ckpt")[0])
-    crystals = ase.io.read(CRYSTALS, ":")
+    crystals = [atoms for atoms in ase.io.read(CRYSTALS, ":") if len(atoms) <= MOST_ATOMS]
     shuffled = [crystals[place] for place in np.random.default_rng(SEED).permutation(len(crystals))]
     third = len(crystals) // 3
     kept, held = shuffled[third:], shuffled[:third]
-    new, new_test = silicon(words.data, words.structures, folder)
+    new, new_test = molecules(words.data, words.structures, folder)
     old, old_test = replay(start, kept, folder / "old.zarr"), replay(start, held, folder / "old_test.zarr")
     versions = ", ".join(f"{name} {version(name)}" for name in ("equiscreen", "torch", "sevenn"))
     print(
@@ -128,15 +130,15 @@ def main() -> None:
         f"Python {platform.python_version()}, {versions}"
     )
     print(
-        f"{MODEL}; new: {words.structures} structures of silicon, tested on {words.structures} others; old: "
+        f"{MODEL}; new: {words.structures} molecules, tested on {words.structures} others; old: "
         f"{len(kept)} intermetallics for the replay, tested on {len(held)} others"
     )
-    print(f"{words.epochs} epochs, {json.dumps(TRAINING)}, references kept; frozen parts: {', '.join(FROZEN)}")
+    print(f"{words.epochs} epochs, {json.dumps(TRAINING)}, frozen parts: {', '.join(FROZEN)}")
     print("mean absolute errors: energies in meV/atom, forces in meV/angstrom")
     print(f"{'':<30}{'new: energy':>12}{'forces':>8}{'old: energy':>13}{'forces':>8}{'formation':>11}{'s':>6}")
     print(line("before", start, new_test, old_test, held, 0), flush=True)
     for number, (name, (rate, with_old, freeze)) in enumerate(RUNS.items()):
-        fine_tune = {"checkpoint": str(folder / "start.ckpt"), "references": "keep", "freeze": freeze}
+        fine_tune = {"checkpoint": str(folder / "start.ckpt"), "freeze": freeze}
         training = {**TRAINING, "learning_rate": rate, "max_epochs": words.epochs, "threads": words.threads}
         config = Config.parse({"training": {**training, "fine_tune": fine_tune}}, "fine_tune")
         begin = time.monotonic()
