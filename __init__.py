@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .screening.scoring.screen import screen
     from .screening.selection.select import select
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "OnnxCalculator",
     "export_onnx",

@@ -1,8 +1,8 @@
 """Whole campaigns, from a model's name and a folder of crystals to a ranked list.
 
 `models` turns the name of published weights into an ONNX file, `references` gathers reference phases, and `ranking`
-runs the steps of `screening` one after the other. This package builds on `screening`, which takes files only. It
-imports PyTorch only where weights are exported.
+runs the steps of `screening` one after the other. This package builds on `screening`, which accepts a model only
+as a file. It imports PyTorch only to export weights.
 """
 
 from typing import TYPE_CHECKING

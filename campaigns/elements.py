@@ -1,7 +1,8 @@
 """A model's own energies of the elements, computed once for each model and kept in the cache.
 
-`elements.extxyz` beside this module holds the stable phase of 89 elements in PBE, with its id in the Materials Project:
-the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc 0.7.0 (BSD-3).
+`elements.extxyz` beside this module holds the most stable PBE phase of each of 89 elements, with its id in the
+Materials Project: the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc
+0.7.0 (BSD-3).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
     `elements_path`.
 
     Args:
-        model: ONNX file, with energy, forces and stress.
+        model: ONNX file that predicts energy, forces and stress.
         potential: The same file, loaded.
-        options: How the relaxation is carried out.
+        options: Scheduler, device and progress display of the relaxation.
         note: Called with a message if the dataset is damaged or has to be computed.
 
     Raises:
@@ -50,7 +51,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         if out.exists():
             note(f"{out}: damaged; making it again")
             shutil.rmtree(folder)
-        note(f"relaxing crystals of the elements with the model, once: {out}")
+        note(f"relaxing crystals of the elements with the model (needed only once); result: {out}")
         with usable(folder):
             folder.mkdir(exist_ok=True)
         run = replace(options, limit=None, overwrite=True)
@@ -68,7 +69,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
 
 
 def elements_path(potential: OnnxPotential) -> Path:
-    """Path of the dataset of elements in the cache, which depends on the weights and on the version of equiscreen."""
+    """Path of the dataset of elements in the cache; the path depends on the weights and the version of equiscreen."""
     name = f"{potential.metadata.weights_sha256[:12]}.equiscreen-{__version__}"
     return cache_folder() / "elements" / name / "elements.zarr"
 

@@ -1,4 +1,4 @@
-"""Cost of a campaign: time, disk space and memory of each step, from a sample and without running it."""
+"""Estimated cost of a campaign: time, disk space and memory of each step, extrapolated from a sample."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .references.fetch import fetch_references
 from .references.systems import systems_of
 from .settings import RankSettings
 
-# Hull, selection and report: seconds for any campaign, structures per second, bytes per structure and bytes of memory
-# (tests/benchmarks/hull_rate.txt and select_rate.txt), and bytes of the report.
+# Hull, selection and report: fixed time (s), rate (structures/s), disk space per structure (bytes), memory (bytes; all
+# from tests/benchmarks/hull_rate.txt and select_rate.txt), and size of the report (bytes).
 _LAST_SECONDS, _LAST_RATE, _LAST_ROW, _LAST_MEMORY, _REPORT = 10, 3_000, 500, 1_200_000_000, 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Estimated cost of a campaign; as text, a line about each step.
+    """Estimated cost of a campaign; as text, one line per step.
 
     Attributes:
         steps: Estimate of each step by its name; text if the cost is not known.
@@ -53,14 +53,14 @@ def estimate(
 ) -> CampaignEstimate:
     """Estimate the cost of a campaign.
 
-    The sample is featurized, and some of its structures and references are relaxed. Servers are not queried.
+    A sample of the structures is featurized, and some structures and references are relaxed. Servers are not queried.
 
     Example:
         >>> print(estimate(RankSettings(sources=["candidates.extxyz"])))  # doctest: +SKIP
 
     Args:
         settings: Settings of the campaign.
-        progress: Show progress on standard error; by default, on a terminal and in a notebook.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a message if a model is exported first.
 
     Returns:
@@ -91,13 +91,13 @@ def _steps(settings: RankSettings, model: Path, potential: OnnxPotential) -> Ite
     yield (
         "hull, selection and report",
         f"about {_LAST_SECONDS + size / _LAST_RATE:,.0f} s, "
-        f"{(_REPORT + size * _LAST_ROW) / 1e6:,.1f} MB on disk besides the best structures, at most "
+        f"{(_REPORT + size * _LAST_ROW) / 1e6:,.1f} MB on disk plus the files of the best structures, at most "
         f"{_LAST_MEMORY / 1e6:,.0f} MB of memory",
     )
 
 
 def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> object:
-    """Cost of the relaxation or scores of `size` structures, of which a store holds a sample."""
+    """Cost of relaxing or scoring `size` structures, of which the store `graphs` holds a sample."""
     if settings.relax:
         return relaxation.estimate(graphs, model, settings.relaxation, settings.limit, sample_of=size)
     return scoring.estimate(graphs, model, settings.limit, sample_of=size)

@@ -155,7 +155,7 @@ def ranking_column(settings: RankSettings) -> str:
 
 
 class _Steps:
-    """The steps of a campaign. A step whose output exists is finished, since only complete outputs appear."""
+    """The steps of a campaign. A step is finished if its output exists, since outputs appear only when complete."""
 
     def __init__(
         self,
@@ -231,11 +231,13 @@ class _Steps:
         if self.references or elemental_energies(self.scheme):
             return
         out = self._own_elements()
-        self.note(f"{out}: energies of the elements, since equiscreen has none for the energy scheme {self.scheme}")
+        self.note(
+            f"{out}: the model's energies of the elements; equiscreen has none for the energy scheme {self.scheme}"
+        )
         self.elemental = [out]
 
     def relax_references(self) -> None:
-        """Relax the structures of the references with the model, for a hull in its own energies."""
+        """Relax the structures of the references with the model, for a hull in the model's own energies."""
         if not self.settings.relax_references:
             return
         self.model_references = [self._own_elements()]
@@ -294,10 +296,11 @@ class _Steps:
         out = self.folder / REPORT
         if not out.exists():
             title = f"Crystals ranked by {self.settings.model}"
-            report(self.folder / HULL, out, title=title, by=ranking_column(self.settings))
+            by = ranking_column(self.settings)
+            report(self.folder / HULL, out, title=title, by=by, selection=self.folder / BEST)
 
     def _common(self) -> dict[str, Any]:
-        """How a step that evaluates the model is carried out."""
+        """Run options of the steps that evaluate the model."""
         return {
             "device": self.options.device,
             "scheduler": self.options.scheduler,

@@ -27,7 +27,7 @@ from .references.fetch import MP
 DEFAULT_MODEL = "7net-0"
 # Suffixes of a campaign file.
 SUFFIXES = (".yaml", ".yml")
-# Settings that hold paths, each with the names of servers, which are not paths.
+# Settings that hold paths, each with the values that name a server instead of a path.
 _PATHS: Mapping[str, frozenset[str]] = {"sources": frozenset(), "references": frozenset({MP})}
 # Largest number of structures: the largest signed integer of 64 bits.
 _MOST = 2**63 - 1
@@ -175,11 +175,12 @@ def _joined(folder: Path, path: str) -> str:
     """A path in a folder, without ``..``, so that a campaign file names its sources as the command did."""
     joined = str(folder / path)
     plain = os.path.normpath(joined)
-    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined  # a link may lead elsewhere
+    # After a symbolic link, `..` may lead elsewhere.
+    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined
 
 
 def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[str]) -> str:
-    """A source whose path is moved; names of servers and URLs, which have no relative path, stay as they are."""
+    """Change the path of a source with `move`; names of servers and URLs stay as they are."""
     if "://" in source or source.startswith(OPTIMADE_PREFIX):
         return redact_urls(source)
     return source if source in servers else str(move(source))

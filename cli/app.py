@@ -55,12 +55,12 @@ _EXTRAS = {
     "aiohttp": "remote",
 }
 
-# What `Path` turns the beginning of a URL into.
+# The beginning of a URL after `Path` has collapsed its double slash.
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# Environment variable; if it is set, an error shows its traceback.
+# Environment variable; if it is set, errors show their tracebacks.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# Verbs by the part of the work that they belong to, in the order of `--help`.
+# Verbs by stage of the workflow, in the order of `--help`.
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
@@ -71,7 +71,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a verb reject URLs where it takes local paths: `Path` would turn them into folders."""
+    """Make a verb reject URLs where it takes local paths, since `Path` would turn a URL into the name of a folder."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:
@@ -80,8 +80,8 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
                 raise EquiscreenError(
-                    f"{url}: is a URL, but this must be a local path; copy inputs to this machine first, "
-                    "and outputs afterwards"
+                    f"{url}: is a URL, but only local paths can be used here; copy inputs to this machine first, "
+                    "or copy outputs to the URL afterwards"
                 )
         verb(**options)
 
@@ -125,7 +125,7 @@ def main() -> None:
 
 @contextmanager
 def _silent_background() -> Iterator[None]:
-    """Suppress tracebacks from threads and destructors of libraries: errors that matter are also raised here."""
+    """Suppress tracebacks from threads and destructors of libraries; errors that matter also reach the main thread."""
     hooks = threading.excepthook, sys.unraisablehook
     threading.excepthook, sys.unraisablehook = lambda _: None, lambda _: None
     try:
@@ -153,6 +153,6 @@ def _one_line(error: Exception) -> str:
 
 def _system_error(error: OSError) -> str:
     if error.errno in DISK_FULL:
-        place = error.filename or "that of the output, or that of temporary files, which TMPDIR can move"
+        place = error.filename or "that of the output or of temporary files; TMPDIR sets the folder of the latter"
         return f"the disk is full ({place}); free some space and run the same command again"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)

@@ -140,9 +140,9 @@ def references(
         typer.Argument(
             metavar="WHAT",
             help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .csv.gz, .parquet), scores datasets "
-            "of relaxed structures (.zarr), mp (Materials Project, through mp-api and MP_API_KEY; untested), "
-            "optimade:PROVIDER (alexandria, alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or "
-            "optimade:PROVIDER@URL for a mirror.",
+            "of relaxed structures (.zarr), mp (Materials Project, through the package mp-api, with your API key in "
+            "the environment variable MP_API_KEY; untested), optimade:PROVIDER (alexandria, alexandria-pbesol, mp, "
+            "oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write (.parquet).")],

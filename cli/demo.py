@@ -20,7 +20,7 @@ def demo(
     only: Annotated[Act | None, typer.Option(help="Run only this act.", show_default="both")] = None,
     candidates: Annotated[int, typer.Option(min=10, help="Number of new structures that act two screens.")] = 5000,
     training: Annotated[int, typer.Option(min=20, help="Number of structures that act two trains on.")] = 1500,
-    epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 40,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 30,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
@@ -32,8 +32,8 @@ def demo(
     Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
 
-    The demo needs `pip install 'equiscreen[demo]'`. If the package that carries the weights is not installed, act one
-    is skipped, act two still runs, and the exit code is 1.
+    The demo needs `pip install 'equiscreen[demo]'`. If neither sevenn nor equiscreen-models, which hold the weights, is
+    installed, act one is skipped, act two still runs, and the exit code is 1.
 
     \b
     Example, a smaller act two:

@@ -133,7 +133,7 @@ def import_(
         return
     if source is None or out is None:
         raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
-    with resumable():  # a download is resumed
+    with resumable():  # an interrupted download resumes
         weights, modality = published_weights(source, modality, progress=shows_progress(), note=tell)
         text = import_weights(
             weights,

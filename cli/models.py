@@ -20,7 +20,7 @@ MODEL_HELP = (
 
 
 def onnx_file(model: str) -> Path:
-    """The ONNX file of a model, which is given by name or as a file; see `campaigns.models.resolve.model_file`."""
+    """The ONNX file of a model that is given by name or as a file; see `campaigns.models.resolve.model_file`."""
     from ..campaigns.models.resolve import model_file
 
     return model_file(model, progress=True, note=tell)
@@ -61,7 +61,7 @@ def models(
 
     if fetch:
         if name is None:
-            raise typer.BadParameter("--fetch needs the NAME of a model")
+            raise typer.BadParameter("--fetch needs the NAME of a model; `equiscreen models` lists the names")
         find_model(name)
         onnx_file(name)
     chosen = [*CATALOG.values()] if name is None else [find_model(name)]

@@ -21,14 +21,17 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="Use only the first structures, at most this many.", show_default="all")
 ]
 Estimate = Annotated[
-    bool, typer.Option(help="Print what the run would cost, extrapolated from a sample, and exit without running it.")
+    bool,
+    typer.Option(
+        help="Print the time, disk space and memory that the run would need, extrapolated from a sample, and exit."
+    ),
 ]
 Deduplication = Annotated[
     Dedup,
     typer.Option(
         help="Which structures count as duplicates: `exact` compares cell, elements, coordinates and site order, and "
-        "keeps a structure whose labels differ; `crystal` recognises the same crystal, whatever its cell, origin, site "
-        "order, orientation and labels."
+        "keeps a structure whose labels differ from those of an equal one; `crystal` recognises the same crystal, "
+        "whatever its cell, origin, site order, orientation and labels."
     ),
 ]
 Scheduler = Annotated[

@@ -219,7 +219,7 @@ def merge(
 ) -> None:
     """Merge graph stores into one, without duplicates.
 
-    Of several equal structures, the first is kept; with `--dedup exact`, later ones with other labels are kept too.
+    Of several equal structures, the first is kept; with `--dedup exact`, so is a later one whose labels differ.
     Labels and columns that only some stores have are empty for structures from the other stores; labels of the same
     name must agree in shape and unit. An interrupted run resumes when you run the same command again.
 

@@ -37,14 +37,16 @@ def hull(
     ] = None,
     unrelaxed_references: Annotated[
         bool,
-        typer.Option("--unrelaxed-references", help="Accept unrelaxed datasets as references for relaxed structures."),
+        typer.Option(
+            "--unrelaxed-references", help="Accept datasets of unrelaxed structures as references for relaxed ones."
+        ),
     ] = False,
     exclude_self: Annotated[
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. All "
-            "references need structures.",
+            help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. Every "
+            "reference then needs a structure.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -221,11 +223,16 @@ def report(
     by: Annotated[
         str | None, typer.Option(help="Column to rank by, lowest first.", show_default="as described above")
     ] = None,
-    figures: Annotated[
+    selection: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which to write each chart as PNG and SVG, 85 mm wide, and the numbers that it shows as CSV."
+            metavar="FOLDER",
+            help="A selection from these scores; the table then shows which structures are known or charge-neutral.",
         ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write the charts to: each as PNG and SVG, 85 mm wide, with its numbers as CSV."),
     ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
@@ -233,7 +240,8 @@ def report(
     """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
-    rotated and downloaded, counts, distributions, elements, and cost. The page needs no other file and no network.
+    rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
+    run cost. The page needs no other file and no network.
     Candidates are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by
     formation energy. Without either, candidates are ranked by energy per atom if all have the same composition, and
     otherwise not at all. Candidates that are the same crystal share one row of the table, which expands to show all of
@@ -249,7 +257,17 @@ def report(
     from ..screening.reporting import report as reporting
 
     scores = str(dataset_in(scores))
-    page = reporting.report(scores, out, title=title, top=top, by=by, store=store, charts=figures, overwrite=overwrite)
+    page = reporting.report(
+        scores,
+        out,
+        title=title,
+        top=top,
+        by=by,
+        store=store,
+        selection=selection,
+        charts=figures,
+        overwrite=overwrite,
+    )
     rows = ScoresReader(scores)
     ranking, size = by or default_ranking(rows), page.stat().st_size
     text = f"{page}: {size / 1e6:.1f} MB"

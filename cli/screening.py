@@ -61,8 +61,8 @@ def screen(
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
-    Open the result with xarray.open_zarr. It holds energy, energy_per_atom, max_force, stress and other properties of
-    each structure (those that the model predicts), with units, and a status that gives the reason if a structure could
+    Open the result with xarray.open_zarr. For each structure, it holds the properties that the model predicts (energy,
+    energy_per_atom, max_force, stress and others), with units, and a status that gives the reason if a structure could
     not be scored. With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
     energy_members too. An interrupted run resumes when you run the same command again.
 
@@ -148,7 +148,7 @@ def relax(
     Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
     and after, the largest remaining force and stress, the change in volume and space group, and a status that gives the
     reason if a structure could not be relaxed. The relaxed structures are in the graph store R.graphs.zarr next to it,
-    in the same rows. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
+    in the same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
     interrupted run resumes when you run the same command again.
 
     \b

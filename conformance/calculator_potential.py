@@ -14,8 +14,8 @@ from ..pipeline.structures.structure import Structure
 from .laws import crystals, evaluate, largest_elements, pairs
 from .outputs import Array
 
-# Two atoms are out of reach of each other at the first of these distances (angstrom), or the range is unknown: their
-# energy must be the same at the second. Between the other distances the end of the interaction is looked for.
+# If the energy of two atoms is not the same at these two distances (angstrom), the range of the calculator is unknown.
+# Otherwise the two atoms do not interact there, and `_DISTANCES` are searched for the end of their interaction.
 _FAR = (20.0, 25.0)
 _DISTANCES = np.arange(0.5, _FAR[0], 0.25)
 
@@ -31,8 +31,8 @@ class CalculatorPotential:
     Attributes:
         elements: Atomic numbers of the elements that are tested.
         outputs: Energy, and forces and stress if the calculator offers them.
-        reach: Distance from which the energy of two atoms, those of the largest elements, no longer changes, angstrom;
-            None if there is no such distance below 20 angstrom.
+        reach: Distance beyond which the energy of two atoms no longer changes, angstrom; measured for the elements with
+            the largest radii. None if there is no such distance below 20 angstrom.
 
     Raises:
         EquiscreenError: The calculator cannot compute a crystal, or two atoms in vacuum, of the elements.
@@ -49,16 +49,17 @@ class CalculatorPotential:
             self.reach = self._range(tolerance)
         except Exception as error:  # as in _offers
             raise EquiscreenError(
-                f"the calculator fails for two atoms in vacuum: {detail(error)} (the laws need molecules too)"
+                f"the calculator fails for two atoms in vacuum: {detail(error)} (the laws need a calculator that "
+                "supports molecules)"
             ) from error
 
     @property
     def cutoff(self) -> float:
-        """Cutoff of the graphs, angstrom: the reach, or any small number if that is unknown."""
+        """Cutoff of the graphs, angstrom: the reach or, if that is unknown, an arbitrary small number."""
         return self.reach or 1.0
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Compute energy, forces and stress of all structures, one after the other."""
+        """Compute energy (eV), forces (eV/angstrom) and stress (eV/angstrom^3) of all structures, one by one."""
         offered = {spec.name for spec in self.outputs}
         energy = np.empty(len(block))
         forces = np.full((len(block.atomic_number), 3), np.nan)
@@ -81,11 +82,11 @@ class CalculatorPotential:
         get = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces, "stress": atoms.get_stress}[output]
         try:
             get()
-        except NotImplementedError:  # ASE's PropertyNotImplementedError is one
+        except NotImplementedError:  # ASE's PropertyNotImplementedError is a subclass
             if output != "energy":
                 return False
-            raise EquiscreenError("the calculator does not predict energies") from None
-        except Exception as error:  # calculators raise whatever they like
+            raise EquiscreenError("the calculator does not predict energies; the laws need one that does") from None
+        except Exception as error:  # calculators raise exceptions of any type
             raise EquiscreenError(
                 f"the calculator fails for a crystal of {atoms.symbols}: {detail(error)} (check --elements)"
             ) from error
@@ -100,7 +101,7 @@ class CalculatorPotential:
             return None
         inside = float(_DISTANCES[interacting][-1])
         outside = float(_DISTANCES[inside < _DISTANCES][0])
-        while outside - inside > 1e-6:  # well below the thousandth of an angstrom at which the laws look
+        while outside - inside > 1e-6:  # the laws test 1e-3 angstrom from the cutoff
             middle = (inside + outside) / 2
             if abs(self._pair_energies([middle])[0] - reference) > rounding:
                 inside = middle

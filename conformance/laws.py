@@ -1,9 +1,9 @@
 """Physical laws that every potential must obey: inherit `PotentialLaws` and provide a `potential`.
 
-All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: for energy, forces
-and stress to the largest force (and energy) of the tested structures, for another output to its largest value. In
-float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which ten
-are required.
+All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: those of energy,
+forces and stress to the largest energy or force of the tested structures, that of another output to its largest value.
+In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which
+ten are required.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ few = settings(
 )
 seeds = st.integers(0, 2**32 - 1)
 
-# Smallest distance of two atoms, in sums of their covalent radii and in angstrom. With a dozen neighbours at the length
-# of a bond, as in a random crystal of nonmetals, energies are thousands of eV.
+# Smallest distance between two atoms, in units of the sum of their covalent radii and in angstrom. If a dozen
+# neighbours were at the length of a bond, as in a random crystal of nonmetals, energies would be thousands of eV.
 CLOSEST, CLOSEST_ANGSTROM = 0.9, 2.0
-# Step (angstrom) and relative limit of differences in float32, whose energies are rounded at 1e-6 eV.
+# Step (angstrom) and relative tolerance of finite differences in float32, where energies are rounded at 1e-6 eV.
 COARSE = (5e-3, 5e-3)
 
 
@@ -47,7 +47,7 @@ def evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluatio
 
 
 def crystals(elements: Sequence[int], cutoff: float) -> list[Structure]:
-    """Crystals without any symmetry, of three to nine atoms."""
+    """Crystals without any symmetry, with three to nine atoms in the cell."""
     rng = np.random.default_rng(6)
     made = [s for s in probe_structures(elements, 6, seed=5, max_atoms=9, cutoff=cutoff) if len(s) > 2]
     noise = [rng.normal(0, 0.06, s.frac_coord.shape) for s in made]
@@ -81,13 +81,13 @@ def slab(crystal: Structure, pbc: Sequence[bool] = (True, True, False)) -> Struc
 
 
 def largest_elements(elements: Sequence[int]) -> tuple[int, int]:
-    """The two elements with the largest covalent radii, which interact over long distances; one element twice."""
+    """The two elements with the largest covalent radii, which interact the farthest; a single one is repeated."""
     by_size = sorted(elements, key=lambda number: float(covalent_radii[number]))
     return by_size[max(0, len(by_size) - 2)], by_size[-1]
 
 
 def pairs(numbers: Sequence[int], distances: Sequence[float] | Array) -> list[Structure]:
-    """Molecules of two atoms at some distances, angstrom."""
+    """Molecules of two atoms at the given distances, angstrom."""
     return [Structure.from_cartesian(numbers, np.diag([x, 0.0, 0.0])[[1, 0]]) for x in distances]
 
 
@@ -97,18 +97,19 @@ def slope(values: Array, step: float) -> Array:
 
 
 class PotentialLaws:
-    """Laws of a potential; subclasses define the fixture `potential` and, where they differ, what follows.
+    """Laws of a potential; subclasses define the fixture `potential` and override these attributes where needed.
 
     Attributes:
         tolerance: Largest relative difference due to rounding.
-        float64: Whether the potential computes in float64; otherwise derivatives are compared with coarser differences.
+        float64: Whether the potential computes in float64; otherwise derivatives are compared with coarser finite
+            differences.
         exact: Whether equal inputs give equal bits, and atoms beyond the cutoff contribute exactly nothing.
         reflections: Whether the potential is equivariant under reflections.
         cutoff_known: Whether `potential.cutoff` is the range of the interaction of two atoms.
         isolated: Energies of isolated atoms of the elements, eV, if they are stated.
-        near_the_cutoff: Interaction energy and force a hundredth of an angstrom inside the cutoff, relative to their
-            largest values. The default is for an envelope that vanishes as the third power of the distance to the
-            cutoff, and its slope as the second.
+        near_the_cutoff: Largest interaction energy and force allowed a hundredth of an angstrom inside the cutoff,
+            relative to their largest values. The default is for an envelope that vanishes as the third power of the
+            distance to the cutoff, so that its slope vanishes as the second.
     """
 
     tolerance = 1e-10
@@ -159,14 +160,14 @@ class PotentialLaws:
         force = 0.0
         if np.isfinite(arrays["forces"]).any():
             force = float(np.nanmax(np.abs(arrays["forces"])))
-            assert force > 1e-3, "the structures are not a test: no forces"
+            assert force > 1e-3, "the structures test nothing: all forces are zero"
         for name, values in wanted.items():
             assert np.array_equal(np.isnan(values), np.isnan(arrays[name])), name
             if np.isnan(values).all():
                 continue
             largest = float(np.nanmax(np.abs(values)))
-            # The smallest heads of the untrained networks, pseudoscalars of crystals, are about 1e-5.
-            assert largest > 1e-7, f"{name} is not tested: zero everywhere"
+            # The smallest outputs of the untrained networks, pseudoscalars of crystals, are about 1e-5.
+            assert largest > 1e-7, f"{name} is not tested: it is zero everywhere"
             of_energy = name.removesuffix("_std") in ("energy", "forces", "stress")
             scale = max(1.0, largest, force) if of_energy else largest
             error = float(np.nanmax(np.abs(values - arrays[name])))
@@ -177,7 +178,7 @@ class PotentialLaws:
     def test_rotation(
         self, potential: Potential, kinds: Mapping[str, OutputKind], everything: list[Structure], seed: int
     ) -> None:
-        """Outputs turn with the structure."""
+        """Outputs rotate with the structure."""
         self._assert_turned(potential, kinds, everything, _rotation(seed))
 
     @given(seed=seeds)
@@ -249,7 +250,7 @@ class PotentialLaws:
         structures: list[Structure],
         times: tuple[int, int, int],
     ) -> None:
-        """The energy of a supercell is that of its cells; forces and stress are those of one cell."""
+        """The energy of a supercell is the sum over its cells; forces and stress are those of one cell."""
         k = int(np.prod(times))
         large = [Structure.from_ase(s.to_ase().repeat(times)) for s in structures]
         atoms = _in_block(structures, [np.tile(np.arange(len(s)), k) for s in structures])
@@ -316,14 +317,14 @@ class PotentialLaws:
             assert absent == [not x for x in exist], spec.name
 
     def test_forces_sum_to_zero(self, potential: Potential, everything: list[Structure]) -> None:
-        """No structure pulls itself along."""
+        """The forces on the atoms of a structure sum to zero."""
         self.needs(potential, "forces")
         for s in everything:
             forces = evaluate(potential, [s]).forces
             assert self.close(forces.sum(axis=0), np.zeros(3), float(np.abs(forces).max()) * len(s))
 
     def test_stress_is_symmetric(self, potential: Potential, structures: list[Structure]) -> None:
-        """No crystal turns itself."""
+        """The stress is a symmetric matrix, so that no crystal exerts a torque on itself."""
         self.needs(potential, "stress")
         for s in structures:
             found = evaluate(potential, [s])
@@ -331,7 +332,7 @@ class PotentialLaws:
             assert self.close(found.stress, found.stress.transpose(0, 2, 1), scale)
 
     def test_molecule_has_no_torque(self, potential: Potential, elements: Sequence[int]) -> None:
-        """No molecule turns itself."""
+        """The forces on the atoms of a molecule exert no torque."""
         self.needs(potential, "forces")
         one = molecule(elements)
         forces = evaluate(potential, [one]).forces
@@ -340,7 +341,7 @@ class PotentialLaws:
         assert self.close(torque, np.zeros(3), 10 * float(np.abs(forces).max()))
 
     def test_isolated_atoms(self, potential: Potential, elements: Sequence[int]) -> None:
-        """An isolated atom has the energy that is stated, if one is, and no force."""
+        """An isolated atom has the stated energy, if there is one, and no force."""
         self.needs(potential, "energy")
         found = evaluate(potential, _isolated(elements))
         assert np.isfinite(found.energy).all()
@@ -351,14 +352,14 @@ class PotentialLaws:
     def test_isolated_atoms_are_isotropic(
         self, potential: Potential, elements: Sequence[int], kinds: Mapping[str, OutputKind]
     ) -> None:
-        """Other outputs of isolated atoms do not change when turned."""
+        """Other outputs of isolated atoms do not change under rotations."""
         if not kinds:
             pytest.skip("the potential has no outputs of known kind besides the energy and its derivatives")
         found = evaluate(potential, _isolated(elements)).properties
         outputs = [spec for spec in potential.outputs if spec.name in kinds]
         turn = _rotation(3) * (-1 if self.reflections else 1)
         for name, values in expected(found, outputs, kinds, Change(turn=turn)).items():
-            # Only two constant matrices lie between a shift and its tensor, so little is lost even in float32.
+            # Only two constant matrices turn a shift into its tensor, so little precision is lost even in float32.
             assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
 
     def test_smooth_at_the_cutoff(self, potential: Potential, elements: Sequence[int]) -> None:
@@ -371,14 +372,14 @@ class PotentialLaws:
         found = evaluate(potential, pairs(pair, distances))
         alone = float(evaluate(potential, _isolated(pair)).energy.sum())
         energies, forces = np.abs(found.energy - alone), np.abs(found.forces[::2, 0])
-        # Without exactness, the energies of the pair and of its atoms are rounded differently.
+        # If the potential is not exact, the energies of the pair and of its atoms are rounded differently.
         rounding = (1e-14 if self.exact else self.tolerance) * max(1.0, abs(alone))
         for name, values, near in zip(("energy", "force"), (energies, forces), self.near_the_cutoff, strict=True):
             assert values.max() > 1e-3, f"the pair does not interact: no {name}"
             assert values[3:].max() <= values.max() * near + rounding, f"the {name} does not vanish at the cutoff"
-            if self.exact or self.float64:  # otherwise a measured cutoff is not exact enough
-                # Ten times closer to the cutoff, a smooth function is at least ten times smaller, a jump is not. Small
-                # jumps are allowed: the force of ASE's EMT ends with one of a thousandth of its largest value.
+            if self.exact or self.float64:  # otherwise a measured cutoff is not precise enough
+                # Ten times closer to the cutoff, a smooth function is at least ten times smaller; a jump is not. Small
+                # jumps are allowed: the force of ASE's EMT ends with a jump of a thousandth of its largest value.
                 jump = max(values[3] / 2, values.max() * 3e-3)
                 assert values[4] <= jump + rounding, f"the {name} jumps at the cutoff"
         assert energies[5] <= rounding
@@ -387,7 +388,7 @@ class PotentialLaws:
     def test_everything_is_continuous_as_atoms_of_a_crystal_cross_the_cutoff(
         self, potential: Potential, elements: Sequence[int]
     ) -> None:
-        """No output jumps when a neighbour leaves."""
+        """No output jumps when a neighbour crosses the cutoff."""
         self.needs_cutoff()
         # Steps of two thousandths of an angstrom that cross the cutoff between the third and the fourth structure.
         pair = largest_elements(elements)
@@ -402,7 +403,7 @@ class PotentialLaws:
             steps = np.abs(np.diff(values, axis=0)).max(axis=1)
             rounding = 10 * self.tolerance * max(1.0, float(np.abs(values).max()))
             # A jump would stand out among the steps of a smooth function, which hardly vary along the path. (Without an
-            # envelope, neighbours at the cutoff would contribute as much as the function itself.)
+            # envelope, the jump would be about as large as the output itself.)
             smooth = 1.5 * max(steps[0], steps[1], steps[3], steps[4]) + rounding
             assert steps[2] <= smooth, f"{spec.name}: jumps by {steps[2]:.1e}"
             assert steps[2] <= 0.05 * max(1.0, float(np.abs(values).max())), spec.name
@@ -412,7 +413,7 @@ class PotentialLaws:
     ) -> None:
         """Forces agree with finite differences of the energy."""
         self.needs(potential, "energy", "forces")
-        # The error of the stencil is of order step^4, that of rounding of order 1e-16 |E| / step (1e-7 in float32).
+        # The error of the stencil is of order step^4, the rounding error of order 1e-16 |E| / step (1e-7 in float32).
         step, limit = (1e-4, 1e-6) if self.float64 else COARSE
         for s in (structures[1], molecule(elements)):
             forces = evaluate(potential, [s]).forces
@@ -427,12 +428,12 @@ class PotentialLaws:
         s, step = structures[1], 1e-3
         forces = evaluate(potential, _displaced(s, step)).forces.reshape(3 * len(s), 4, 3 * len(s))
         hessian = -slope(forces.transpose(0, 2, 1), step)
-        # As above, step^4 times fifth derivatives of the energy, which are about a hundred times the second.
+        # As above, the error is step^4 times the fifth derivatives of the energy, about a hundred times the second.
         _assert_agree(hessian, hessian.T, 1e-6, "second derivatives")
         assert np.abs(hessian).max() > 1e-2
 
     def test_stress_is_the_gradient_by_strain(self, potential: Potential, structures: list[Structure]) -> None:
-        """Stress agrees with finite differences of the energy, per volume."""
+        """Stress agrees with finite differences of the energy with respect to strain, divided by the volume."""
         self.needs(potential, "energy", "stress")
         s = structures[1]
         step, limit = (1e-5, 1e-6) if self.float64 else COARSE
@@ -452,7 +453,7 @@ class PotentialLaws:
 def _assert_agree(derivative: Array, found: Array, limit: float, name: str) -> None:
     """Compare a numerical derivative with an output, relative to the largest component of the output."""
     error, largest = float(np.abs(derivative - found).max()), float(np.abs(found).max())
-    assert error <= limit * largest, f"{name}: off by {error:.1e}, of {largest:.1e} at most"
+    assert error <= limit * largest, f"{name}: differs by {error:.1e}; the largest component is {largest:.1e}"
 
 
 def _rotation(seed: int) -> Array:
@@ -491,7 +492,7 @@ def _displaced(s: Structure, step: float) -> list[Structure]:
 
 def _crossing(pair: Sequence[int], cutoff: float, beyond: float) -> Structure:
     """Crystal of two atoms, each with two neighbours at a distance of about `cutoff + beyond`."""
-    scale = cutoff / 4.5  # the cutoff for which these numbers leave no other distance near it
+    scale = cutoff / 4.5  # with a cutoff of 4.5 angstrom, no other distance is near the cutoff
     cell = np.array(
         [[cutoff + beyond, 0.0, 0.0], [0.3 * scale, 3.9 * scale, 0.0], [0.1 * scale, 0.5 * scale, 4.1 * scale]]
     )

@@ -19,7 +19,7 @@ class OutputKind:
 
     Attributes:
         turned: Function of values, float64[n, *shape], and of a rotation or rotoinversion, float64[3, 3], that returns
-            the values of the turned structures.
+            the values of the rotated structures.
         extensive: Whether the value of a structure is proportional to its number of cells.
     """
 
@@ -63,9 +63,9 @@ def expected(
 ) -> dict[str, Array]:
     """Compute the expected outputs of transformed structures.
 
-    An output is left out if what to expect is unknown: one of unknown kind after a rotation, and a structure's one in a
-    supercell. The spread of an ensemble is a standard deviation of components, which is not a tensor unless it is a
-    scalar; under a rotation, the spreads of other outputs are left out.
+    An output of unknown kind is left out where its value cannot be predicted: after a rotation and, if it is a property
+    of the whole structure, in a supercell. The spread of an ensemble is the standard deviation of each component. It
+    does not transform as a tensor, so after a rotation only the spreads of scalars are kept.
     """
     known = {**ENERGY_KINDS, **kinds}
     found = {}

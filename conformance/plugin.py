@@ -2,7 +2,7 @@
 
 pytest imports the conftest.py of an installed package too late for command-line options, hence a plugin. It is loaded
 in every run of pytest in an environment with equiscreen, so it does nothing, and imports nothing, unless these laws are
-asked for; the options of other suites may then have the same names.
+requested; other test suites may therefore use the same names for their options.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUBJECT = pytest.StashKey["Subject"]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Add the options if the laws are asked for."""
+    """Add the options if the laws are requested."""
     if not (early_config.known_args_namespace.pyargs and any(word.startswith(PACKAGE) for word in args)):
         return
     pytest.register_assert_rewrite(f"{PACKAGE}.laws")
@@ -42,7 +42,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         dest="conformance_elements",
         default="",
         metavar="SYMBOLS",
-        help="Elements to test, such as Al,Cu. Default: all of the model's; required for a calculator.",
+        help="Elements to test, such as Al,Cu. Default: all elements of the model; required for a calculator.",
     )
     group.addoption(
         "--tolerance",
@@ -55,28 +55,28 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the potential, so that a mistake on the command line is one line."""
+    """Load the potential here, so that a mistake on the command line is reported in one line."""
     option = config.option
     if hasattr(option, "conformance_model") and not option.help:
         config.stash[SUBJECT] = _subject(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what is tested."""
+    """State which potential is tested."""
     return [f"potential: {config.stash[SUBJECT].describe()}"] if SUBJECT in config.stash else []
 
 
 def _subject(config: pytest.Config) -> Subject:
     option = config.option
     if (option.conformance_model is None) == (option.conformance_calculator is None):
-        raise pytest.UsageError(f"{PACKAGE} needs either --model MODEL or --calculator MODULE:NAME")
+        raise pytest.UsageError(f"{PACKAGE} needs either --model MODEL or --calculator MODULE:NAME, and not both")
     try:
         from ..pipeline.errors import EquiscreenError  # noqa: PLC0415 - see above
         from .subject import parse_elements, subject_of_calculator, subject_of_model  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise pytest.UsageError(f"{error.name} is not installed: pip install 'equiscreen[conformance]'") from error
     if (here := str(config.invocation_params.dir)) not in sys.path:
-        sys.path.append(here)  # for a calculator in a file beside the user
+        sys.path.append(here)  # for a calculator in a file in the current folder
     try:
         elements = parse_elements(option.conformance_elements)
         if option.conformance_model is not None:

@@ -1,4 +1,4 @@
-"""The potential that is tested, from the words of the command line."""
+"""The potential that is tested, made from the options of the command line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..pipeline.graphs.potential import Potential
 from ..pipeline.structures.elements import atomic_number
 from .calculator_potential import CalculatorPotential
 
-# Rounding errors relative to the size of the results; `laws` says why.
+# Rounding errors relative to the size of the results; the docstring of `laws` explains them.
 FLOAT32, FLOAT64 = 2e-5, 1e-10
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A potential and what it claims; see the attributes of `laws.PotentialLaws`.
+    """A potential and the properties that it must have; see the attributes of `laws.PotentialLaws`.
 
     Attributes:
         name: Name of the model file, or of the calculator.
@@ -30,7 +30,7 @@ class Subject:
         elements: Atomic numbers of the elements that are tested.
         tolerance: Largest relative difference due to rounding.
         exact: Whether equal inputs must give equal bits.
-        reflections: Whether it must be equivariant under reflections.
+        reflections: Whether the potential must be equivariant under reflections.
         cutoff_known: Whether its cutoff is known.
     """
 
@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def float64(self) -> bool:
-        """Whether rounding is small enough for fine differences."""
+        """Whether rounding errors are small enough for finite differences with small steps."""
         return self.tolerance < FLOAT32 / 100
 
     def describe(self) -> str:
@@ -59,7 +59,7 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
 
     Args:
         model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
-        elements: Atomic numbers to test; none stands for all of the model's.
+        elements: Atomic numbers to test; empty for all elements of the model.
         tolerance: Relative rounding error; None derives it from the dtype.
 
     Raises:
@@ -68,7 +68,9 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
     path = model_file(model, progress=True, note=lambda text: print(text, file=sys.stderr))  # noqa: T201
     potential = OnnxPotential.load(path)
     if missing := sorted(set(elements) - set(potential.elements)):
-        raise EquiscreenError(f"{model}: the model does not cover the atomic numbers {missing}")
+        raise EquiscreenError(
+            f"{model}: the model does not cover the atomic numbers {missing}; leave these elements out of --elements"
+        )
     return Subject(
         name=path.name,
         potential=potential,
@@ -85,13 +87,15 @@ def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: floa
     Args:
         factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.
         elements: Atomic numbers to test.
-        tolerance: Relative rounding error; None stands for float64.
+        tolerance: Relative rounding error; None takes that of float64.
 
     Raises:
         EquiscreenError: No elements are given, or the calculator cannot be made or used.
     """
     if not elements:
-        raise EquiscreenError("--calculator needs --elements, such as --elements Al,Cu: ASE does not list them")
+        raise EquiscreenError(
+            "--calculator needs --elements, such as --elements Al,Cu: an ASE calculator does not state its elements"
+        )
     calculator = make_calculator(factory)
     potential = CalculatorPotential(calculator, elements, tolerance or FLOAT64)
     return Subject(
@@ -108,7 +112,7 @@ def make_calculator(factory: str) -> BaseCalculator:
     """Make the calculator that ``MODULE:NAME`` stands for.
 
     Raises:
-        EquiscreenError: It cannot be imported or made, or is no calculator.
+        EquiscreenError: The object cannot be imported or made, or is not a calculator.
     """
     module, _, name = factory.partition(":")
     if not module or not name:
@@ -116,10 +120,15 @@ def make_calculator(factory: str) -> BaseCalculator:
     try:
         found = getattr(importlib.import_module(module), name)
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
-    except Exception as error:  # of a module by somebody else
-        raise EquiscreenError(f"--calculator {factory}: {type(error).__name__}: {detail(error)}") from error
+    except Exception as error:  # third-party code may raise anything
+        raise EquiscreenError(
+            f"--calculator {factory}: cannot be imported or made: {type(error).__name__}: {detail(error)}"
+        ) from error
     if not hasattr(made, "get_property"):
-        raise EquiscreenError(f"--calculator {factory}: makes a {type(made).__name__}, which is no ASE calculator")
+        raise EquiscreenError(
+            f"--calculator {factory}: makes a {type(made).__name__}, which is not an ASE calculator; give a class or "
+            "function that makes one"
+        )
     return made
 
 
@@ -127,7 +136,7 @@ def parse_elements(text: str) -> tuple[int, ...]:
     """Atomic numbers of chemical symbols that are separated by commas.
 
     Raises:
-        EquiscreenError: One of them is not an element.
+        EquiscreenError: A symbol is not that of an element.
     """
     symbols = [symbol.strip() for symbol in text.split(",") if symbol.strip()]
     return tuple(dict.fromkeys(atomic_number(symbol, "--elements") for symbol in symbols))

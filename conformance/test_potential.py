@@ -1,4 +1,4 @@
-"""The laws, applied to the potential of the command line: ``pytest --pyargs equiscreen.conformance --model MODEL``."""
+"""The laws, for the potential given on the command line: ``pytest --pyargs equiscreen.conformance --model MODEL``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from equiscreen.pipeline.graphs.potential import Potential
 class TestPotential(PotentialLaws):
     """Laws of the potential that `--model` or `--calculator` gives."""
 
-    # Whatever the envelope is: where the cutoff is known exactly, the law also looks for jumps.
+    # Wide enough for any envelope; where the cutoff is known exactly, the law also looks for jumps.
     near_the_cutoff = (0.05, 0.5)
 
     @pytest.fixture(autouse=True)

@@ -9,4 +9,4 @@ class Act(StrEnum):
     """An independent part of the demo."""
 
     PUBLISHED = "published"  # published weights; nothing is trained
-    TRAIN = "train"  # trains a network, with EMT as teacher and judge
+    TRAIN = "train"  # trains a network on labels from EMT, and checks it against EMT

@@ -1,8 +1,8 @@
 """Alloys of seven metals, made from real prototypes and labelled with ASE's effective medium theory (EMT).
 
 The prototypes are those of the AFLOW library (Mehl et al., Comput. Mater. Sci. 136, S1 (2017)), as pymatgen ships them.
-EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for exactly these metals. It
-takes milliseconds, and plays the role of DFT in this demo.
+EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for exactly these metals. An
+evaluation takes milliseconds; EMT plays the role of DFT in this demo.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class AlloyTask:
         first: Number of the first alloy. Number and seed determine an alloy completely.
         count: Number of alloys.
         seed: Random seed; training alloys and candidates have different ones.
-        teach: If True, write EMT's energy, forces and stress as labels. If False, write only the energy, under another
-            name, for the comparison at the end.
+        teach: If True, write EMT's energy, forces and stress as labels. If False, write only the energy, under the
+            name `emt_energy`, for the comparison at the end.
     """
 
     path: Path
@@ -96,7 +96,7 @@ def write_alloys(task: AlloyTask) -> int:
     """
     library = prototypes()
     with warnings.catch_warnings():
-        # ASE warns about calculator results that are also in `info`; here they never have the same name.
+        # ASE warns if `info` has a key with the name of a calculator result; here it never has one.
         warnings.simplefilter("ignore")
         images = []
         for number in range(task.first, task.first + task.count):

@@ -13,7 +13,7 @@ from .published import run_published
 from .report import ActReport
 from .trained import run_trained
 
-# An empty file that marks a folder as replaceable: no other work has a file of this name.
+# An empty file that marks a folder as replaceable: no other program writes a file of this name.
 MARK = ".equiscreen-demo"
 
 
@@ -39,7 +39,7 @@ def run_demo(
     only: Act | None = None,
     n_candidates: int = 5000,
     n_training: int = 1500,
-    epochs: int = 40,
+    epochs: int = 30,
     overwrite: bool = False,
     scheduler: str | None = None,
     progress: bool | None = None,
@@ -59,8 +59,8 @@ def run_demo(
         note: Called with a line about each step.
 
     Returns:
-        An iterator that runs the acts and yields the report of each. If the package that carries the weights is not
-        installed, act one is skipped.
+        An iterator that runs the acts and yields the report of each. If neither `sevenn` nor `equiscreen-models`, which
+        hold the weights, is installed, act one is skipped.
 
     Raises:
         OutputExistsError: The folder of an act is not empty, unless `overwrite` is set and the demo wrote the folder.

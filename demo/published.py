@@ -1,4 +1,4 @@
-"""Act one: `rank` relaxes and ranks known crystals with published weights, and DFT shows how well.
+"""Act one: `rank` relaxes and ranks known crystals with published weights, and the result is compared with DFT.
 
 `crystals.extxyz` beside this module holds the intermetallics of Al and the metals from Sc to Zn in the data set
 `mp_20_val` (Xie et al., arXiv:2110.06197), with their ids and formation energies in the Materials Project (Jain et al.,
@@ -32,7 +32,7 @@ _DFT = "materials_project_eV_per_atom"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedReport(ActReport):
-    """Report of act one; as text, its summary.
+    """Report of act one; as text, a summary.
 
     Attributes:
         crystals: Number of crystals.
@@ -78,7 +78,7 @@ def run_published(
         note: Called with a line about each step.
 
     Raises:
-        CheckpointError: The package that carries the weights is not installed.
+        CheckpointError: Neither `sevenn` nor `equiscreen-models`, which hold the weights, is installed.
     """
     clock = Steps(Act.PUBLISHED, note)
     crystals = folder / CRYSTALS.name

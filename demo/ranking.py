@@ -1,4 +1,4 @@
-"""Comparison of the model's ranking of act two's candidates with EMT's."""
+"""Comparison of two rankings of the candidates of act two: the model's and EMT's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Ranking:
         emt: float64[n], formation energies from EMT, eV/atom.
         mae: Mean absolute error of the formation energies, eV/atom.
         spearman: Spearman rank correlation.
-        n_top: Length of the model's and EMT's lists of best candidates that are compared.
+        n_top: Number of candidates in each of the two lists of best candidates, the model's and EMT's.
         n_shared: Number of candidates in both lists.
         best: The model's best candidates.
         left_out: Number of candidates that are not ranked, because their status or that of one of their metals is not
@@ -68,10 +68,10 @@ class Ranking:
 
 
 def compare(store: Path, scores: xr.Dataset) -> Ranking:
-    """Rank candidates by their formation energy from the pure metals, for the model and for EMT.
+    """Rank candidates by their formation energy relative to the pure metals, for the model and for EMT.
 
-    Each of the two uses its own energies of the metals. Scores whose status is not ok are not used, and candidates that
-    depend on them are left out.
+    The model and EMT each use their own energies of the metals. Scores whose status is not ok are not used, and
+    candidates that depend on them are left out.
 
     Args:
         store: Graph store of the candidates, with EMT's energies as labels and the pure metals as ``reference-*``.
@@ -154,6 +154,6 @@ def draw(ranking: Ranking, path: Path) -> None:
         title=f"{ranking.n_shared} of {ranking.n_top} among the first {ranking.n_top}",
         ylim=(0, 1.02),
     )
-    figure.suptitle("Labels are ASE's EMT, not DFT")
+    figure.suptitle("Labels are from ASE's EMT, not from DFT")
     figure.savefig(path, dpi=150)
     plt.close(figure)

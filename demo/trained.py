@@ -29,7 +29,7 @@ SCORES, HULL, PAGE = "scores.zarr", "hull.zarr", "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedReport(ActReport):
-    """Report of act two; as text, its summary.
+    """Report of act two; as text, a summary.
 
     Attributes:
         training: Report of featurizing the training structures.

@@ -31,7 +31,7 @@ def _elementwise(kind: str) -> Callable[..., Value]:
     def handler(graph: Graph, node: fx.Node, *operands: Any) -> Value:
         out = node.meta["val"]
         if node.kwargs.get("alpha", 1) != 1:
-            raise ExportError(f"{node.target} with alpha has no translation to ONNX")
+            raise ExportError(f"{node.target} with alpha has no translation to ONNX; multiply by it beforehand")
         dtype = out.dtype if out.dtype != torch.bool else _common_dtype(node.args)
         values = [_operand(graph, x, dtype) for x in operands]
         known = [x.constant for x in values]
@@ -78,7 +78,7 @@ def _where(graph: Graph, node: fx.Node, condition: Value, a: Any, b: Any) -> Val
 
 def _reversed_subtraction(graph: Graph, node: fx.Node, a: Value, b: float, alpha: float = 1) -> Value:
     if alpha != 1:
-        raise ExportError(f"{node.target} with alpha has no translation to ONNX")
+        raise ExportError(f"{node.target} with alpha has no translation to ONNX; multiply by it beforehand")
     dtype = node.meta["val"].dtype
     return graph.emit("Sub", [_operand(graph, b, dtype), _operand(graph, a, dtype)], a.shape, dtype)
 

@@ -45,9 +45,9 @@ def check_structure(model: onnx.ModelProto) -> None:
                 "only standard operators are allowed"
             )
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
-            raise ExportError(f"the graph contains {node.op_type} ({node.name}), which an export must not contain")
+            raise ExportError(f"the graph contains {node.op_type} ({node.name}); rewrite the layer without it")
     if any(tensor.external_data for tensor in model.graph.initializer):
-        raise ExportError("the graph stores tensors in other files")
+        raise ExportError("the graph stores tensors in other files; store them in the graph")
     for value in model.graph.input:
         frozen = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value != 3]
         if frozen:
@@ -156,15 +156,17 @@ def check_determinism(data: bytes, block: GraphBlock) -> None:
         potential = OnnxPotential(data, threads=threads)
         first, *others = (potential.evaluate(block) for _ in range(REPEATS))
         if not all(_equal(first, other) for other in others):
-            raise ExportError(f"two runs of the same batch gave different results (threads: {threads})")
+            raise ExportError(f"two runs of a batch differ (threads: {threads}); try another version of ONNX Runtime")
         results.append(first)
     one, two = results
     if potential.metadata.dtype == "float64":
         largest = max(float(np.nanmax(np.abs(x), initial=1e-3)) for x in one.arrays().values())
         if max(differences(one, two, block, one.arrays()).values()) > FLOAT64_THREAD_DIFFERENCE * largest:
-            raise ExportError("runs with one and with two threads differ by more than rounding")
+            raise ExportError(
+                "runs with one and with two threads differ by more than rounding; try another version of ONNX Runtime"
+            )
     elif not _equal(one, two):
-        raise ExportError("runs with one and with two threads differ")
+        raise ExportError("runs with one and with two threads differ; try another version of ONNX Runtime")
 
 
 def _equal(a: Evaluation, b: Evaluation) -> bool:

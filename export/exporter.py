@@ -41,7 +41,7 @@ class ExportReport:
         metadata: Metadata stored in the file, including the results of the checks.
         nodes: Number of nodes of the graph.
         size_bytes: Size of the file, bytes.
-        seconds: Time for lowering and checks, seconds.
+        seconds: Time for the translation to ONNX and the checks, seconds.
     """
 
     path: Path
@@ -138,7 +138,7 @@ def lower_and_check(
     opset: int = OPSET,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """Lower a network, or the members of an ensemble, and run all checks.
+    """Translate a network, or the members of an ensemble, to ONNX, and run all checks.
 
     Args:
         networks: One network, or the members of an ensemble.
@@ -148,7 +148,7 @@ def lower_and_check(
         note: Called with a line about the next step, since each step may take minutes.
 
     Returns:
-        The model, which carries its metadata, and the metadata.
+        The ONNX model, with its metadata stored in it, and the metadata.
 
     Raises:
         CheckpointError: The networks do not form an ensemble.

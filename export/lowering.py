@@ -1,4 +1,4 @@
-"""Lowering of a network and its gradients to one ONNX graph.
+"""Lowering: the translation of a network and its gradients to one ONNX graph.
 
 ``make_fx`` traces the outputs and ``autograd.grad`` into one flat graph of ATen operators, which `aten_translation`
 translates to ONNX. Both steps run twice, on tables of different sizes, and must give the same bytes: this proves that
@@ -49,7 +49,7 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
     model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
-        raise ExportError("the graph depends on the size of the traced example: it contains a fixed size")
+        raise ExportError("the graph contains a size of the traced example; take all sizes from the inputs")
     return model
 
 
@@ -70,7 +70,7 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
 
 def _trace(network: Network, example: tuple[Tensor, ...]) -> fx.GraphModule:
     aten = torch.ops.aten
-    # Gradients that would become scatters, and composite operators.
+    # Decompose gradients that would become scatters, and composite operators.
     decompositions = torch._decomp.get_decompositions(  # noqa: SLF001 - documented, despite its name
         [aten.silu_backward, aten.slice_backward, aten.select_backward, aten.new_zeros, aten.detach]
     )

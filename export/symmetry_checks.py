@@ -19,14 +19,14 @@ from .probes import LIMITS, UNITS, Probes
 from .runtime.onnx_potential import OnnxPotential
 
 _SEED = 31
-# The limit of heads is relative to their size. In float64 all limits shrink by the factor FLOAT64.
+# The limit for heads is relative to their size. In float64, all limits are multiplied by FLOAT64.
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Structures after a symmetry operation: a rotation or reflection, and a permutation of the atoms of each."""
+    """Structures after a symmetry operation, such as a rotation or a permutation of the atoms of each structure."""
 
     name: str
     structures: list[Structure]

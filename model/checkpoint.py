@@ -1,4 +1,4 @@
-"""Checkpoints of networks: weights with everything needed to rebuild the network; reading one runs no code in it."""
+"""Checkpoints of networks: everything needed to rebuild a network; a file is read without running any code in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class ModelCard:
         mirror_violation: Largest difference of each output between structures and their mirror images, keyed by name
             and unit, for a network without parity; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
-        calibration: Root mean square of error over spread, by output, for an ensemble; 1 is a well-calibrated spread.
+        calibration: Root mean square of the ratio of error to spread, by output, for an ensemble; 1 means that the
+            spread is well calibrated.
         origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
     """
 

@@ -19,19 +19,19 @@ from ..pipeline.structures.structure import Structure
 from .statistics import GeometryStatistics
 
 # Neighbours are placed at this multiple of the smallest distance in the training data or, if that is not known, of the
-# sum of covalent radii. There, forces nearly vanish for training data from thermal motion and from relaxed crystals
-# alike.
+# sum of covalent radii. At this distance forces nearly vanish, whether the training data come from thermal motion or
+# from relaxed crystals.
 _SPACING = 1.15
-# Noble gases have no bonds, and two atoms of hydrogen, nitrogen, oxygen or a halogen have one at most: neighbours of
-# the same element are placed at the sum of van der Waals radii.
+# Noble gases form no bonds, and an atom of hydrogen, nitrogen, oxygen or a halogen bonds to at most one other atom of
+# its element. Neighbours of the same element are therefore placed at the sum of van der Waals radii.
 _NOBLE, _DIATOMIC = [2, 10, 18, 36, 54, 86], [1, 7, 8, 9, 17, 35, 53]
-# With six neighbours, the bonds to small atoms are longer than the sum of radii.
+# Smallest tabulated spacing (angstrom): with six neighbours, bonds to small atoms are longer than the sum of radii.
 _SHORTEST = 1.5
 # Positions are displaced by this fraction of the spacing, which leaves no symmetry and forces of the order of
 # 1 eV/angstrom.
 _JITTER = 0.04
 _SHEAR = 0.04
-# Number of random arrangements of the elements, of which the densest is used: it keeps ions of one kind apart.
+# Number of random arrangements of the elements, of which the densest is used, because it keeps like ions apart.
 _TRIES = 12
 # Structures with larger forces (eV/angstrom) are unlike any training data, and rounding errors grow with the forces.
 TAME = 10.0
@@ -97,7 +97,7 @@ class ProbeSource:
         boxes = [box for box in itertools.product((1, 2, 3), repeat=3) if 2 <= math.prod(box) <= max_atoms]
         box = np.array(boxes[int(rng.integers(len(boxes)))])
         places = np.array(list(itertools.product(*map(range, box))))
-        # Distances between sites, in units of the spacing, up to those across a face.
+        # Distances between sites and to the images in adjacent cells, in units of the spacing.
         shifts = np.array(list(itertools.product((-1, 0, 1), repeat=3))) * box
         apart = np.linalg.norm(places[:, None, None] - places[:, None] + shifts, axis=3)
         apart = np.where(apart < 0.5, np.inf, apart).min(axis=2)  # an atom is not its own neighbour

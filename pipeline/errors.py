@@ -4,7 +4,8 @@ import errno
 
 from .redaction import redact_text
 
-# Numbers of the system's errors for a full disk or quota. They are left to the command line, whose message says so.
+# Error numbers of a full disk, an exhausted quota and a file that is too large. These errors are passed on to the
+# command line, which has its own message for them.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -87,4 +88,4 @@ class UnknownElementError(EquiscreenError):
 
 
 class ExportError(EquiscreenError):
-    """The lowered network failed one of its checks."""
+    """A network cannot be translated to ONNX, or the result failed one of its checks."""

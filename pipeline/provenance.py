@@ -16,9 +16,9 @@ _FILE = re.compile(r"^(?:file|local):(?://|(?=/))")
 def unrecorded_folders(sources: Sequence[str]) -> list[str]:
     """The part of each source that a store does not record.
 
-    A relative path and a URL are recorded as given. An absolute path is recorded relative to the working folder if it
-    lies inside; otherwise relative to the folder that holds all such sources, so that different files keep different
-    names.
+    A relative path and a URL are recorded as given. An absolute path inside the working folder is recorded relative to
+    the working folder. All other absolute paths are recorded relative to the folder that contains them all, so that
+    different files keep different names.
 
     Args:
         sources: Paths, globs and URLs as given by the user.

@@ -12,8 +12,8 @@ _NEXT = rf"::{_SCHEME}://"
 # A URL within one argument: `--out=s3://...`, `optimade:https://...`, `zip://*.cif::https://...`. It ends at a "::"
 # before the next URL, which is how fsspec chains them. A query with values lasts to the end: they may contain anything.
 _URL = re.compile(rf"(?P<scheme>{_SCHEME})://.*?(?={_NEXT}|\?(?:(?!{_NEXT})[^=])*=|\Z)(?:\?.*)?", re.DOTALL)
-# User and password end at an "@". A password with a bare "/", "@" or "?" makes the URL invalid but stays secret, so
-# it ends at the last "@" that it can. The digits of "host:8080/a@b" are a port.
+# User and password end at an "@". A password with an unescaped "/", "@" or "?" makes the URL invalid but must stay
+# hidden, so the match extends to the last possible "@". In "host:8080/a@b", the digits are a port.
 _NOT_A_PORT = r"[^/?#@:]*:(?!\d*(?:[/?#]|\Z))"
 _USER = re.compile(rf"(?<=://)(?:{_NOT_A_PORT}[^?]*|[^/?#]*|{_NOT_A_PORT}.*)@", re.DOTALL)
 _SEPARATORS = re.compile(r"([&;])")
@@ -23,11 +23,11 @@ _PLACE = re.compile(
     r"(?:(?:abfss?|az|adl|wasbs?|oci)://[a-z0-9$][a-z0-9-]*|github://[\w.-]+:[\w.-]+)(?=@[^/?#@:]*(?:[/?#]|\Z))",
     re.IGNORECASE,
 )
-# Query parameters of OPTIMADE servers, which messages about a query need.
+# Query parameters of OPTIMADE servers. Their values stay visible, because messages about a query need them.
 QUERY_PARAMETERS = frozenset(
     {"filter", "response_fields", "sort", "page_limit", "page_offset", "page_number", "page_above", "page_below"}
 )
-# A word of a text that holds a URL; punctuation at its end belongs to the sentence.
+# A word that contains a URL; punctuation at its end belongs to the sentence.
 _WORD = re.compile(r"(\S*://\S*?)([\"'`)\]}>.,:;]*)(?=\s|\Z)")
 # A query parameter that is in a later word because the URL contains spaces.
 _PARAMETER = re.compile(rf"((?:\?|(?<=\S)&)([\w.%-]+)=)(?!{re.escape(HIDDEN)})[^\s&;\"']+")
@@ -68,7 +68,7 @@ def redact_text(text: str, about: str = "") -> str:
         'no answer from https://***@host/a?sig=***: timed out'
 
     Args:
-        text: Words, some of which may hold URLs.
+        text: Text that may contain URLs.
         about: URL that the text is about; its secrets are hidden even where they appear on their own.
     """
     for secret in _secrets(about):
@@ -98,7 +98,7 @@ def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
     named = url[0] if place is not None else _USER.sub(f"{HIDDEN}@", url[0])
     address, mark, fragment = named.partition("#")
     path, question, query = address.partition("?")
-    # On the web, a query without names is a secret as a whole; elsewhere "?" is a wildcard of a file name.
+    # In a web URL, a query without names is secret as a whole; in other URLs, "?" is a wildcard in a file name.
     alone = HIDDEN if url["scheme"].lower() in _WEB else None
     return f"{path}{question}{_hidden(query, alone, keep)}{mark}{_hidden(fragment, None, keep)}"
 

@@ -48,10 +48,10 @@ from .dataset.scores import SCORES_SCHEMA
 
 @dataclass(frozen=True, slots=True)
 class StepsEstimate:
-    """Estimated cost of several steps; as text, a line about each.
+    """Estimated cost of several steps; as text, one line per step.
 
     Attributes:
-        steps: Estimate of each step by its verb; for graphs that exist already, a line about their store.
+        steps: Estimate of each step, by the verb that runs it; if the graph store already exists, a line about it.
     """
 
     steps: Mapping[str, object]
@@ -152,7 +152,7 @@ def sampled_graphs(
 
 
 def graph_store_of(named: Sequence[str]) -> str | None:
-    """The graph store to screen, if the source is one, or scores, whose structures are in one; None for files.
+    """Return the graph store to screen: the source itself, or the graph store of a scores dataset; None for files.
 
     Raises:
         ConfigError: The sources are several graph stores, or a graph store among files.
@@ -162,7 +162,7 @@ def graph_store_of(named: Sequence[str]) -> str | None:
     if stores and len(named) > 1:
         if len(stores) == len(named):
             raise ConfigError(
-                f"{len(stores)} stores; use each on its own, or combine graph stores with `equiscreen merge`"
+                f"{len(stores)} stores were given; use each on its own, or combine graph stores with `equiscreen merge`"
             )
         raise ConfigError(
             f"{stores[0]}: a store among files; use it on its own, or run `equiscreen featurize` on the files and "
@@ -172,7 +172,7 @@ def graph_store_of(named: Sequence[str]) -> str | None:
 
 
 def _graphs_of(path: str) -> str:
-    """A graph store, or that of a scores dataset: for a relaxation, that of its relaxed structures."""
+    """Return a graph store itself, or the one of a scores dataset (after a relaxation, with the relaxed structures)."""
     attrs = dict(open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA).attrs)
     return path if attrs["schema"] == GRAPH_SCHEMA else place_of_graphs(path, attrs, None)
 
@@ -191,7 +191,7 @@ def _is_store(source: str) -> bool:
     try:
         fs, path = url_to_fs(source)
         return bool(fs.exists(f"{path}/{ROOT_FILE}"))
-    except Exception:  # noqa: BLE001 - file systems have errors of their own; reading the source reports them
+    except Exception:  # noqa: BLE001 - each file system raises its own errors; reading the source reports them
         return False
 
 

@@ -129,7 +129,7 @@ def _columns(a: ScoresReader, b: ScoresReader, wanted: Sequence[str] | None) -> 
 
 
 def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return the rows of equal ids in both datasets, in the order of a, and the number of skipped repeated ids."""
+    """Return the rows of equal ids in a and b (int64[n] each, in the order of a), and the number of repeated ids."""
     ids_a, ids_b = _ids(a, "structure_id"), _ids(b, "structure_id")
     if ids_a.equals(ids_b) and pc.count_distinct(ids_a).as_py() == len(ids_a):
         rows = np.arange(len(ids_a), dtype=np.int64)
@@ -286,12 +286,12 @@ def join_energies(
 def _dft_columns(
     rows: ScoresReader, target: NDArray[np.int64], energies: NDArray[np.float64], *, per_atom: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return DFT energies and errors of the model for all rows, eV/atom, NaN without a calculation.
+    """Return DFT energies and errors of the model, float64[n_rows] each, eV/atom; NaN without a calculation.
 
     Args:
         rows: Reader of the scores.
         target: int64[n], row of each calculation.
-        energies: float64[n], energies, eV/atom or eV.
+        energies: float64[n], energies, eV/atom, or eV per cell.
         per_atom: Whether energies are per atom.
     """
     dft, error = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
@@ -348,7 +348,7 @@ def _unchecked(count: int, joined: int, key: str) -> str:
 
 
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
-    """Return the column that ids were found in, and the row of each id or -1.
+    """Return the column that ids were found in, and the row of each id or -1: int64[n].
 
     Ids are looked up in structure_id, or in file_name if more of them are found there.
 
@@ -371,7 +371,7 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
                 )
             best = (name, found)
     if best is None:
-        raise StoreError(f"{rows.path}: has no structure_id")
+        raise StoreError(f"{rows.path}: has no structure_id; repeat the screen")
     return best
 
 
@@ -379,6 +379,8 @@ def _read_energies(
     path: Path, id_column: str | None, energy_column: str | None, scheme: str, left_out: Counter[str]
 ) -> tuple[list[str], NDArray[np.float64], str, dict[str, list[str]]]:
     """Return the ids and finite energies of a table, the name of the energy column, and the formulas by id, if any.
+
+    Energies are float64[n], in eV/atom or eV per cell, as the name of their column shows.
 
     Args:
         path: The table.

@@ -88,9 +88,13 @@ def _spread_of(name: str) -> str:
 
 
 def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Column, Column, Column]:
-    """Return labels, predictions and their standard deviations (NaN if absent) of rows with the first two."""
+    """Return labels, predictions and their standard deviations (NaN if absent) of rows with label and prediction.
+
+    Returns:
+        float64[n] each; energies in eV/atom.
+    """
     if name not in scores or scores[name].dims != (STRUCTURE,) or scores[name].dtype.kind != "f":
-        raise ConfigError(f"the scores have no variable {name!r} with one number per structure")
+        raise ConfigError(f"the scores have no variable {name!r} with one number per structure; choose another output")
     graphs = _graphs_of(scores, store)
     label = "energy" if name == ENERGY_PER_ATOM else name
     if label not in graphs.label_names[0] or graphs.label_shape(label)[0] != ():

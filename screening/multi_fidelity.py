@@ -126,7 +126,7 @@ def cascade(
 
     Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. The accurate model also
     evaluates a random sample of the rejected structures; the hits among these show how many the cascade misses. The
-    sample is at the end of the result, after the kept structures, and can be selected from like them.
+    sample is at the end of the result, after the kept structures; `select` treats both in the same way.
 
     The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.
@@ -274,7 +274,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE)
 
 
 def _divided(rows: ScoresReader, keep_below: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the kept and the rejected rows; structures without an energy above hull are kept."""
+    """Return the kept and the rejected rows, int64[n] each; structures without an energy above hull are kept."""
     above = _above(rows)
     rejected = above > keep_below  # False for NaN
     if rejected.all():
@@ -286,7 +286,7 @@ def _divided(rows: ScoresReader, keep_below: float) -> tuple[NDArray[np.int64], 
 
 
 def _audited(rejected: NDArray[np.int64], settings: CascadeSettings) -> NDArray[np.int64]:
-    """Return a random sample of the rejected rows, ascending."""
+    """Return a random sample of the rejected rows, ascending: int64[n]."""
     return np.sort(np.random.default_rng(settings.seed).permutation(rejected)[: settings.audit])
 
 

@@ -1,9 +1,9 @@
 """Stresses of slabs and chains, which are periodic in two directions or in one.
 
-Only strains in the periodic directions are meaningful. If the source gave a cell vector for each of the others, a
-volume is known, and the components of the stress (1/V) dE/d(strain) in the periodic directions are defined, as in ASE
-and in DFT codes. Otherwise there is no volume: the derivative is divided by the area of the slab, or by the length of
-the chain. These quotients do not depend on the amount of vacuum, so they are given in both cases.
+Only strains in the periodic directions are meaningful. If the source gave a cell vector for each of the other
+directions, a volume is known, and the components of the stress (1/V) dE/d(strain) in the periodic directions are
+defined, as in ASE and in DFT codes. Otherwise there is no volume: the derivative is divided by the area of the slab, or
+by the length of the chain. These quotients do not depend on the amount of vacuum, so they are given in both cases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 # A graph store replaces a missing lattice vector by a unit vector normal to the others (docs/store.md).
 _UNIT = 1e-6
-# A Cartesian axis with a smaller share in the periodic directions is normal to them.
+# A Cartesian axis counts as normal to the periodic directions if its unit vector has a smaller projection onto them.
 _NO_SHARE = 1e-6
 
 
@@ -76,7 +76,7 @@ def in_directions(
     """Part of a symmetric tensor in the directions of some lattice vectors.
 
     Args:
-        tensor: float64[3, 3].
+        tensor: float64[3, 3], in any unit.
         cell: float64[3, 3], lattice vectors as rows.
         chosen: bool[3], lattice vectors that span the directions.
 
@@ -105,5 +105,9 @@ def has_volume(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
 
 
 def extent(vectors: NDArray[np.float64]) -> float:
-    """Length of one vector, area of two, or volume of three, angstrom, angstrom^2 or angstrom^3."""
+    """Length, area or volume that one, two or three vectors span (angstrom, angstrom^2 or angstrom^3).
+
+    Args:
+        vectors: float64[n, 3], vectors as rows, angstrom.
+    """
     return float(np.sqrt(abs(np.linalg.det(vectors @ vectors.T))))

@@ -49,7 +49,7 @@ class Plausibility:
 
     @classmethod
     def of(cls, potential: Potential) -> Self:
-        """Bounds of a potential, which evaluates the isolated atoms of all its elements."""
+        """Compute the bounds of a potential; this evaluates an isolated atom of each of its elements."""
         known: Mapping[tuple[int, int], float] = getattr(potential, "minimum_distances", None) or {}
         if not any(spec.name == "energy" for spec in potential.outputs):
             return cls(known, {})
@@ -118,7 +118,7 @@ class Plausibility:
 
 
 def atomic_volume(atomic_number: NDArray[np.integer]) -> float:
-    """Total volume of spheres with the covalent radii of some atoms, angstrom^3.
+    """Total volume of spheres with the covalent radii of some atoms (int[n_atoms], atomic numbers), angstrom^3.
 
     The crystals of the Materials Project have 0.7 to 36 times this volume, and half of them less than 1.5 times.
     """
@@ -126,5 +126,5 @@ def atomic_volume(atomic_number: NDArray[np.integer]) -> float:
 
 
 def _largest_forces(block: GraphBlock, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest norm of the force on an atom: float64[n_structures], eV/angstrom."""
+    """Largest norm of the force on an atom of each structure: float64[n_structures], eV/angstrom."""
     return np.asarray(np.maximum.reduceat(np.linalg.norm(forces, axis=1), block.atom_start))

@@ -12,6 +12,7 @@ import pytest
 from .conftest import ROOT
 
 FILES_AT_THE_ROOT = {
+    ".containerignore",
     ".gitignore",
     "CHANGELOG.md",
     "CITATION.cff",

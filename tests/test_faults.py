@@ -148,7 +148,7 @@ def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists(), "the run ended before it could be disturbed"
-    with pytest.raises(StoreError, match="unfinished; to resume it, run the command that writes it again"):
+    with pytest.raises(StoreError, match="unfinished; to resume it, repeat the command that writes it"):
         GraphStore(out)
     finish(words)
 
@@ -288,7 +288,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
     (row,) = pq.read_table(tmp_path / "g.zarr" / "failures.parquet").to_pylist()
     assert row["source"].endswith("001.vasp")
     assert row["structure_id"] == "001"
-    assert "the process that read it died" in row["reason"]
+    assert "the process that read this record died" in row["reason"]
     names = GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
     assert names == [f"{i:03d}" for i in range(4) if i != 1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import nbclient
@@ -13,6 +14,8 @@ from .conftest import ROOT
 pytest.importorskip("ipykernel", reason="the kernel that runs the notebooks")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FAST = "2_symmetry_made_visible"
+# Pictures in docs/pictures that a notebook draws.
+PICTURES = [(FAST, "rotation.png")]
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
@@ -43,3 +46,15 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
 def test_a_notebook_is_small_and_holds_no_local_path(path: Path) -> None:
     assert path.stat().st_size < 300_000
     assert not [word for word in ("/tmp/", "/home/", "/root/") if word in path.read_text()]  # noqa: S108
+
+
+@pytest.mark.parametrize(("notebook", "picture"), PICTURES)
+def test_a_picture_of_the_docs_is_that_of_the_notebook(notebook: str, picture: str) -> None:
+    stored = nbformat.read(ROOT / f"notebooks/{notebook}.ipynb", as_version=4)
+    drawn = [
+        base64.b64decode(output.data["image/png"])
+        for cell in stored.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert (ROOT / "docs/pictures" / picture).read_bytes() in drawn

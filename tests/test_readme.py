@@ -17,28 +17,45 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages that only the site has, made from the program when it is built.
 GENERATED = {ROOT / "docs/reference/command_line.md"}
-# Figures in the README: the file of the benchmark, what it printed, and the words of the README.
+EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
+NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
+# Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
 FIGURES = [
-    ("featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
-    ("featurize_rate.txt", r"ratio +([\d.]+)", "{} times pymatgen"),
-    ("million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
+    (README, "featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
+    (README, "featurize_rate.txt", r"ratio +([\d.]+)", "{} times pymatgen"),
+    (README, "million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
     (
+        README,
         "pretrained_rate.txt",
         r"equiscreen / SevenNet, best to best: ([\d.]+)",
         "{} times SevenNet's own code in PyTorch",
     ),
-    ("relax_campaign.txt", r"equiscreen / SevenNet \+ ASE: ([\d.]+)", "{} times SevenNet in ASE"),
-    ("relax_campaign.txt", r"with FIRE too ([\d.]+)", "{} times with the same optimizer"),
+    (README, "relax_campaign.txt", r"equiscreen / SevenNet \+ ASE: ([\d.]+)", "{} times SevenNet in ASE"),
+    (README, "relax_campaign.txt", r"with FIRE too ([\d.]+)", "{} times with the same optimizer"),
     (
+        README,
         "training_rate.txt",
         r"SevenNet, twice as many .*?([\d.]+)\n(?=SevenNet, as its preset +1)",
         "{} times SevenNet's trainer",
     ),
-    ("rank.txt", r"rank --relax: 300 crystals in (\d+) s", "{} s; formation energies"),
-    ("rank.txt", r"rank --relax:.*MAE ([\d.]+)", "off by {} eV/atom"),
-    ("screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
-    ("screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
-    ("screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+    (README, "rank.txt", r"rank --relax: 300 crystals in (\d+) s", "{} s; formation energies"),
+    (README, "rank.txt", r"rank --relax:.*MAE ([\d.]+)", "off by {} eV/atom"),
+    (README, "screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
+    (README, "screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
+    (README, "screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+    *(
+        (
+            EQUIVARIANCE,
+            "data_efficiency.txt",
+            rf"\n{network} +([\d.]+) \(.* ([\d.]+) +\([\d.]+\)\n",
+            f"| {name} | {{}} | {{}} |",
+        )
+        for network, name in NETWORKS
+    ),
+    (EQUIVARIANCE, "data_efficiency.txt", r"\nl_max 2 +(-[\d.]+) \[", "the power {} of the number"),
+    (EQUIVARIANCE, "data_efficiency.txt", r"\nl_max 0 +(-[\d.]+) \[", "and {} with degree 0"),
+    (EQUIVARIANCE, "data_efficiency.txt", r"turned to the first .*? ([\d.]+) \(", "below {} meV/angstrom"),
+    (EQUIVARIANCE, "data_efficiency.txt", r"forces of zero +([\d.]+)", "zero gives {}"),
 ]
 
 
@@ -77,11 +94,11 @@ def test_every_page_and_every_public_name_is_on_the_site() -> None:
     assert listed == [f"{part.__name__}.{name}" for part in parts for name in part.__all__]
 
 
-@pytest.mark.parametrize(("file", "pattern", "words"), FIGURES)
-def test_figures_are_those_printed(file: str, pattern: str, words: str) -> None:
+@pytest.mark.parametrize(("page", "file", "pattern", "words"), FIGURES, ids=range(len(FIGURES)))
+def test_figures_are_those_printed(page: str, file: str, pattern: str, words: str) -> None:
     printed = re.search(pattern, (ROOT / "tests/benchmarks" / file).read_text())
     assert printed is not None, f"{file} does not print {pattern}"
-    assert words.format(printed[1]) in README
+    assert words.format(*printed.groups()) in page
 
 
 def test_the_citation_has_the_version() -> None:

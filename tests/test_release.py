@@ -54,7 +54,7 @@ def test_the_check_of_a_release_names_what_is_missing(dist: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/release/check.py"), str(dist)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "repo_url, the public address of the repository, is not set" in done.stdout
+    assert "repo_url is not set; set it to the public https address of the repository" in done.stdout
     assert "twine rejects" not in done.stdout
 
 

@@ -1,5 +1,5 @@
 """Models by name: what is known about published weights, and how a name becomes an ONNX file.
 
-`resolve` finds the file: in the package `equiscreen-models` (`bundled`), in the cache (`cache`), or by an export of the
+`resolve` finds the file: in the package `equiscreen-models` (`bundled`), in the cache (`cache`), or by exporting the
 weights, which come from a package or are downloaded (`downloads`). `catalog` lists the names.
 """

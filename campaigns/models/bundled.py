@@ -1,4 +1,4 @@
-"""ONNX files in the package `equiscreen-models`, if that is installed. `tools/models_wheel/build.py` makes it."""
+"""ONNX files in the package `equiscreen-models`, if it is installed. `tools/models_wheel/build.py` builds it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ...pipeline.errors import ModelFileError, detail
 from .catalog import CatalogModel
 
 PACKAGE, DISTRIBUTION = "equiscreen_models", "equiscreen-models"
-# Names of the models that it holds.
+# Names of the models in this package.
 BUNDLED = ("7net-0",)
 MANIFEST, MANIFEST_SCHEMA = "manifest.json", "equiscreen-models/1"
 
 
 def bundled_file(model: CatalogModel) -> Path | None:
-    """The model's ONNX file in the installed package, once its hash has been checked.
+    """The model's ONNX file in the installed package, after a check of its SHA-256.
 
     Returns:
-        Its path; None if the package is not installed, or does not hold these weights.
+        Path of the file; None if the package is not installed or does not hold these weights.
 
     Raises:
         ModelFileError: The package is damaged.

@@ -32,14 +32,14 @@ def cache_folder() -> Path:
         try:
             user = Path.home() / ".cache"
         except RuntimeError as error:
-            raise EquiscreenError(f"no home folder for the cache; set {VARIABLE} to a folder") from error
+            raise EquiscreenError(f"no home folder to keep the cache in; set {VARIABLE} to a folder") from error
     return user / "equiscreen"
 
 
 def intact_model(path: Path) -> bool:
-    """Whether an ONNX file exists and is the one that `made_once` wrote, by the SHA-256 in the file beside it.
+    """Whether an ONNX file exists and has the SHA-256 that `made_once` stored in the file beside it.
 
-    The checksum inside an ONNX file would not show that another model has taken its place.
+    The checksum inside an ONNX file would not show that the file has been replaced by another model.
     """
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_file(path).read_text().strip()
@@ -72,7 +72,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
         if intact_model(path):
             return path
         if path.exists():
-            note(f"{path}: damaged, or another file (its SHA-256 does not match); making it again")
+            note(f"{path}: damaged or replaced (its SHA-256 does not match); making it again")
         data = make()
         with usable(path):
             write_text_atomically(_digest_file(path), f"{hashlib.sha256(data).hexdigest()}\n")

@@ -20,8 +20,8 @@ _EDGES_PER_SECOND = {"7net-0": 47_000}
 # import` prints it (torch 2.13): a lower bound for other structures.
 _MIRROR_VIOLATION = {"7net-0": 1e-4, "7net-l3i5": 2e-4, "7net-mf-0/PBE": 9e-4, "7net-mf-0/R2SCAN": 6e-4}
 # Root mean square error of energies above hull, eV/atom, on the 215,488 unique prototypes of WBM, crystals that are not
-# in the training data: Matbench Discovery (Riebesell et al., Nat. Mach. Intell. 7, 836 (2025)), `discovery` in the
-# models' YAML files of its repository.
+# in the training data: Matbench Discovery (Riebesell et al., Nat. Mach. Intell. 7, 836 (2025)), section `discovery`
+# of the models' YAML files in its repository.
 _HULL_ERROR = {"7net-0": 0.092, "7net-l3i5": 0.087, "nequix-mp-1-pft": 0.085}
 
 
@@ -44,7 +44,7 @@ class CatalogModel:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file of the weights."""
+        """SHA-256 of the weights file."""
         return self.published.sha256[0]
 
     @property
@@ -126,7 +126,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
     fidelity = stated if slash else modality
     if modality is not None and fidelity != modality:
         raise ModelFileError(
-            f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}; use one of the two"
+            f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}; give only one of the two"
         )
     if fidelity is not None and "" in weights.schemes:
         raise ModelFileError(f"{name}: {base} has only one fidelity; use `{base}`")

@@ -16,17 +16,17 @@ from .cache import exclusive, usable
 if TYPE_CHECKING:
     import httpx
 
-# The largest published file is 3 MB.
+# Largest download that is accepted, bytes; the largest published file has 3 MB.
 MAX_BYTES = 64 << 20
-# Number of consecutive attempts that may receive nothing, and the pause after the first of them, which then doubles
-# (s).
+# Largest number of consecutive attempts that receive nothing, and the pause after an attempt (s), which doubles with
+# each of them.
 _ATTEMPTS, _PAUSE = 3, 0.5
 _TIMEOUT = 30.0
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
 class _BrokenOffError(Exception):
-    """An attempt ended before the file did; another may succeed."""
+    """A request ended before the whole file had arrived; a new one may succeed."""
 
 
 def fetch(
@@ -42,7 +42,7 @@ def fetch(
     An interrupted download leaves what it has received beside `target`, and the next download resumes from there.
 
     Args:
-        url: An https URL; http is accepted only on this machine.
+        url: An https URL; http is accepted only for a server on this machine.
         target: File to write, in a folder of the cache.
         sha256: SHA-256 that the file must have.
         progress: Show progress on standard error.
@@ -53,7 +53,7 @@ def fetch(
 
     Raises:
         UnreachableError: The file cannot be fetched.
-        ModelFileError: The URL is not acceptable, the server sends another file, or httpx is not installed.
+        ModelFileError: The URL is not https, the file has another hash or is too large, or httpx is not installed.
         EquiscreenError: The folder cannot be written.
     """
     with usable(target):
@@ -70,8 +70,8 @@ def fetch(
             if found != sha256:
                 part.unlink(missing_ok=True)
                 raise ModelFileError(
-                    f"{url}: its SHA-256 is {found} instead of {sha256}, so it is another file or was damaged in "
-                    f"transit; it is not used{_by_hand(target)}"
+                    f"{url}: its SHA-256 is {found} instead of {sha256}, so it is not the published file, or was "
+                    f"damaged in transit; run the same command again{_by_hand(target)}"
                 )
             part.replace(target)
     return target
@@ -80,11 +80,11 @@ def fetch(
 def _downloaded(url: str, part: Path, target: Path, sha256: str, *, progress: bool) -> str | None:
     """Receive the whole file; returns its SHA-256."""
     resumed = part.exists()
-    if _digest(part) == sha256:  # killed before the file was renamed
+    if _digest(part) == sha256:  # an earlier process was killed before it renamed the file
         return sha256
     _receive_all(url, part, target, progress=progress)
     found = _digest(part)
-    if found != sha256 and resumed:  # the data left by an earlier process were damaged
+    if found != sha256 and resumed:  # an earlier process left damaged data
         part.unlink()
         _receive_all(url, part, target, progress=progress)
         found = _digest(part)
@@ -123,10 +123,10 @@ def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
 
 
 def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: ProgressReport) -> None:
-    """Receive what is missing in one request.
+    """Receive the missing part of the file, in one request.
 
     Raises:
-        _BrokenOffError: The server is busy, or does not continue where the file ends.
+        _BrokenOffError: The server is busy, or does not continue where the partial file ends.
     """
     start = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}

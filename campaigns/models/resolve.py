@@ -35,13 +35,13 @@ def model_file(
 
     Example:
         >>> from equiscreen.campaigns import model_file
-        >>> model_file("model.onnx")  # returned as it is; a name such as "7net-0" is exported into the cache first
+        >>> model_file("model.onnx")  # returned unchanged; a name such as "7net-0" is exported into the cache first
         PosixPath('model.onnx')
 
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
             stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
-            file of SevenNet or Nequix. A name takes precedence over a file: ``./NAME`` is always a file.
+            weights file of SevenNet or Nequix. A name takes precedence over a file; ``./NAME`` is always a file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -55,7 +55,7 @@ def model_file(
     """
     if "://" in str(model):
         raise ModelFileError(
-            f"{redact_urls(str(model))}: is a URL, but this must be a local path; copy the file to this machine"
+            f"{redact_urls(str(model))}: is a URL, but only local paths can be used here; copy the file to this machine"
         )
     if isinstance(model, str) and is_known(model):
         return _published(find_model(model, modality), progress=progress, note=note)
@@ -110,7 +110,7 @@ def ready_file(model: CatalogModel) -> Path | None:
 
     Raises:
         ModelFileError: The package is damaged.
-        EquiscreenError: There is no cache folder.
+        EquiscreenError: The cache folder cannot be found or read.
     """
     path = _cached(model.name, model.sha256)
     with usable(path):
@@ -123,7 +123,7 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
         return bundled
 
     def make() -> bytes:
-        wheel = f"; or, without PyTorch, the wheel {DISTRIBUTION}, which `make models-wheel` builds"
+        wheel = f"; or, to do without PyTorch, install the wheel {DISTRIBUTION}, which `make models-wheel` builds"
         with _installed(model.name, wheel if model.name in BUNDLED else ""):
             from .exports import exported_weights  # noqa: PLC0415 - needs PyTorch
         weights, fidelity = published_weights(model.name, progress=progress, note=note)
@@ -133,7 +133,7 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
 
 
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file of a file of SevenNet or Nequix, which is imported first."""
+    """The ONNX file made from a weights file of SevenNet or Nequix."""
 
     def make() -> bytes:
         with _installed(str(path)):
@@ -153,7 +153,7 @@ def _trained(path: Path, note: Callable[[str], None]) -> Path:
 
 
 def _cached(name: str, digest: str) -> Path:
-    """Path of an export in the cache, which depends on the weights and on the version of equiscreen."""
+    """Path of an export in the cache; the path depends on the weights and on the version of equiscreen."""
     plain = re.sub(r"[^\w.+-]", "-", name)[:100]
     return cache_folder() / "models" / f"{plain}.{digest[:12]}.equiscreen-{__version__}.onnx"
 

@@ -1,4 +1,4 @@
-"""The account of a table of references: where the references come from, and what is missing."""
+"""The summary of a table of references: where the references come from, and what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SourceAccount:
     Attributes:
         source: Name of the source, without secrets.
         kind: Kind of source: entries, table, dataset, OPTIMADE or mp-api.
-        when: Time of the download or of reading, UTC.
+        when: Time when the source was downloaded or read, UTC, in ISO 8601 format.
         read: Number of references in the source.
         phases: Number of references that entered the table.
         duplicate: Number of structures that the server sent twice.
@@ -58,7 +58,7 @@ class ReferencesAccount:
         phases_by_system: Number of phases by their own chemical system.
         missing_elements: Elements of the candidates (or of the phases) for which the table has no total energy.
         empty_systems: Chemical systems of candidates for which no phase contains all elements.
-        sources: Account of each source.
+        sources: What each source contributed.
         equiscreen: Version that wrote the table.
         schema: Version of this record.
     """
@@ -75,11 +75,11 @@ class ReferencesAccount:
     schema: int = ACCOUNT_SCHEMA
 
     def attrs(self) -> dict[str, Any]:
-        """The account, ready for JSON."""
+        """The summary as a dictionary, ready for JSON."""
         return {"kind": "references", **asdict(self)}
 
     def summary(self, path: str | Path) -> str:
-        """The account in a few lines."""
+        """The summary as a few lines of text."""
         lines = [
             f"{path}: {self.phases:,} phases in {len(self.phases_by_system):,} chemical systems, for candidates of "
             f"scheme {self.scheme} ({_counted(self.run_types)})"
@@ -98,7 +98,7 @@ class ReferencesAccount:
 
 
 def read_account(path: str | Path) -> Mapping[str, Any]:
-    """The account stored in a table of references, in the form of `ReferencesAccount.attrs`.
+    """Read the summary stored in a table of references, in the form of `ReferencesAccount.attrs`.
 
     Raises:
         SourceError: The file is not a table of references.

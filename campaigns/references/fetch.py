@@ -95,7 +95,7 @@ def fetch_references(
         progress: Show progress on standard error.
 
     Returns:
-        The account, which is also stored in the metadata of the table.
+        The summary, which is also stored in the metadata of the table.
 
     Raises:
         ConfigError: A source has no suitable references, is unknown or needs a setting.
@@ -131,7 +131,7 @@ def fetch_references(
             if not rows:
                 raise ConfigError(
                     f"{', '.join(map(redact_urls, given))}: no references, or none in the chosen chemical "
-                    "systems; use references that cover their elements"
+                    "systems; use references that cover the elements of these systems"
                 )
             account = _account(rows, sources, wanted, scheme)
             _write(target, rows, account)
@@ -196,7 +196,10 @@ def _gather(
     if not found and left_out.by_reason:
         first, because = next(iter(left_out.because.items()))
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons["left_out_by_reason"].items())
-        raise ConfigError(f"{redact_urls(what)}: no reference can be used ({counted}; the first, {first}: {because})")
+        raise ConfigError(
+            f"{redact_urls(what)}: no reference can be used ({counted}; the first, {first}: {because}); choose another "
+            "source"
+        )
     read = found + left_out.outside + left_out.by_reason.total() + counts["duplicate"]
     return SourceAccount(
         name,
@@ -222,7 +225,7 @@ def _phases(
     *,
     progress: bool,
 ) -> tuple[str, str, Iterator[Phase]]:
-    """Kind of a source, the time of its content (UTC), and its phases."""
+    """Kind of a source, the time when it was downloaded or read (UTC), and its phases."""
     now = _time(datetime.now(UTC).timestamp())
     if what.startswith(OPTIMADE_PREFIX):
         provider = provider_of(what)
@@ -320,7 +323,7 @@ def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any
 def _account(
     rows: list[dict[str, Any]], sources: list[SourceAccount], systems: ChemicalSystems, scheme: str
 ) -> ReferencesAccount:
-    """The account of a whole table."""
+    """The summary of a whole table."""
     by_system = Counter(system_name(row["system"]) for row in rows)
     run_types: Counter[str] = Counter()
     for one in sources:

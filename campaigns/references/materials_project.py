@@ -31,7 +31,7 @@ def entries_of_mp(
     """Fetch the entries of chemical systems; entries that an interrupted run has fetched are not fetched again.
 
     Raises:
-        ConfigError: There is no client, no key, no chemical system, or no suitable thermo type.
+        ConfigError: `mp-api` or the key is missing, no chemical system is chosen, or no thermo type fits the scheme.
         SourceError: The client fails.
     """
     if scheme not in _THERMO_TYPES:
@@ -68,7 +68,7 @@ def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any
         with MPRester(key) as client:
             found = client.get_entries(systems, additional_criteria={"thermo_types": [thermo_type]})
             return [entry if isinstance(entry, dict) else json.loads(entry.to_json()) for entry in found]
-    except Exception as error:  # noqa: BLE001 - its own errors, and those of its HTTP library
+    except Exception as error:  # noqa: BLE001 - errors of the client and of its HTTP library
         reason = " ".join(str(error).replace(key, HIDDEN).split())[:200] or type(error).__name__
     # Raised without its cause, whose text may contain the key.
     raise SourceError(f"mp: the Materials Project did not answer ({reason}); run the same command again to resume")

@@ -33,7 +33,7 @@ from ...screening.convex_hull.references import (
 from .providers import EnergyField, Provider
 from .systems import ChemicalSystems
 
-# Longest filter of a request: servers and proxies reject long URLs.
+# Longest filter of a request, characters: servers and proxies reject long URLs.
 _FILTER_LENGTH = 1200
 _PAGE = 100
 _NO_ENERGY = "no energy"
@@ -94,7 +94,7 @@ def _quoted(system: Iterable[str]) -> str:
 
 
 def download(provider: Provider, systems: ChemicalSystems, folder: Path, progress: Callable[[int], None]) -> list[Path]:
-    """Download the responses that are still missing, each into a file; an unfinished one is resumed.
+    """Download the responses that are still missing, each into a file; an unfinished download resumes.
 
     Raises:
         ConfigError: Neither the systems nor the URL restrict the response.
@@ -200,7 +200,7 @@ def _phase(
 
 
 def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | None]:
-    """Number of atoms of the cell by atomic number, and the structure if the sites are given.
+    """Number of atoms in the cell by atomic number, and the structure if the sites are given.
 
     Raises:
         EntryLeftOutError: The structure cannot be read.
@@ -239,7 +239,7 @@ def _functional(attributes: Mapping[str, Any], provider: Provider, field: Energy
 
 
 def _is_of(functional: str, allowed: frozenset[str]) -> bool:
-    """Whether a functional, or the thermo type that joins two, belongs to a scheme."""
+    """Whether a functional, or the thermo type GGA_GGA+U that combines two, belongs to a scheme."""
     found = of_row({"functional": functional})
     return (functional == "GGA_GGA+U" and "GGA" in allowed) or (found is not None and str(found) in allowed)
 

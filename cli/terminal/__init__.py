@@ -1,1 +1,1 @@
-"""What the user of the command line sees: help pages, accounts of finished runs, and descriptions of files."""
+"""What the user of the command line sees: help pages, summaries of finished runs, and descriptions of files."""

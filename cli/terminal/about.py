@@ -17,13 +17,13 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...screening.dataset.reader import ScoresReader
 from ...screening.dataset.scores import SCORES_SCHEMA
 
-# Largest numbers of printed reasons, of names for each reason or status, and of inputs.
+# Largest number of reasons, of names for each reason or status, and of inputs that are printed.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
 _ALL_SYMBOLS = 12
 
 
 def about(description: Mapping[str, Any]) -> str:
-    """Lines about a file or folder.
+    """Describe a file or folder in a few lines of text.
 
     Args:
         description: Description of the file or folder, from `describe.describe`.
@@ -59,7 +59,7 @@ def _graphs(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(path: str) -> Iterator[str]:
-    """Lines on failures: the most common reasons, each with some names."""
+    """Lines on failures: the most common reasons, each with the names of some structures."""
     table = Path(path) / FAILURES_FILE
     if "://" in path or not table.is_file():
         return
@@ -85,18 +85,18 @@ def _scores(found: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name, one in arrays.items() if name not in usual and one["units"] not in ("", "1")]
     yield _arrays("columns", arrays, names)
     if steps:
-        yield f"ranked by {steps['ranked_by']}; {steps['selected']:,} of {steps['rows']:,}"
+        yield f"ranked by {steps['ranked_by']}; rows selected: {steps['selected']:,} of {steps['rows']:,}"
     if found.get("hull"):
         references = [one["path"] for one in found["hull"].get("references", ())]
         yield f"hull: {', '.join(references) or 'of the candidates and the elements'}"
     digest = str(model.get("sha256", ""))[:12]
-    yield f"model: {model.get('path')} (sha256 {digest}), energies: {model.get('energy_scheme')}" if model else ""
+    yield f"model: {model.get('path')} (sha256 {digest}), energy scheme: {model.get('energy_scheme')}" if model else ""
     yield f"structures: {(found.get('graph_store') or {}).get('path')}"
     yield from _provenance(found)
 
 
 def _statuses(scores: ScoresReader) -> Iterator[str]:
-    """Lines on the structures without a full result, by status, with some names and the notes of the run."""
+    """Lines on the structures without a full result: for each status, some names with the notes of the run."""
     meanings = scores.meanings("status")
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
@@ -129,13 +129,13 @@ def _model(found: Mapping[str, Any]) -> Iterator[str]:
     cutoff = found.get("cutoff", (found.get("network") or {}).get("cutoff"))
     yield f"{len(symbols)} elements: {shown}; cutoff {cutoff} angstrom; symmetry {found.get('symmetry', '-')}"
     yield f"{found['parameters']:,} parameters" if "parameters" in found else f"computes in {found.get('dtype')}"
-    yield f"energies: {found.get('energy_scheme')}; trained on {found.get('training_data') or 'unknown data'}"
+    yield f"energy scheme: {found.get('energy_scheme')}; trained on {found.get('training_data') or 'unknown data'}"
     for name in ("test", "validation"):
         values = found.get(name) or {}
         text = ", ".join(f"{key} {value:.3g}" for key, value in values.items() if isinstance(value, float))
-        yield f"errors, {name}: {text}" if text else ""
+        yield f"mean absolute errors, {name}: {text}" if text else ""
     laws = [value for value in (found.get("laws") or {}).values() if isinstance(value, float)]
-    yield f"checked at export: largest violation of a symmetry {max(laws):.1e}" if laws else ""
+    yield f"checked at export: largest symmetry violation, in the output's unit: {max(laws):.1e}" if laws else ""
     origin = found.get("origin") or {}
     yield "from " + ", ".join(f"{key} {value}" for key, value in origin.items()) if origin else ""
     yield f"sha256 {found['sha256']}" if found.get("sha256") else ""

@@ -1,4 +1,4 @@
-"""What a verb prints: its account on standard output, as text or as JSON, and notes on standard error."""
+"""What a verb prints: a summary of its run on standard output, as text or JSON, and notes on standard error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Messages:
     """Which messages the user wants to see.
 
     Attributes:
-        as_json: Whether the account is one JSON object.
+        as_json: Whether the summary of a run is printed as one JSON object.
         quiet: Whether only errors are shown.
         verbose: Whether an error shows its traceback.
     """
@@ -40,7 +40,7 @@ _OPTIONS = {
     "quiet": Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Show no progress and no text summary; --json and errors are still printed."
+            "--quiet", "-q", help="Show no progress and no text summary; errors and --json output still appear."
         ),
     ],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
@@ -77,23 +77,23 @@ def shows_tracebacks() -> bool:
 
 
 def wants_json() -> bool:
-    """Whether the account is printed as one JSON object."""
+    """Whether the summary of a run is printed as one JSON object."""
     return _wanted.get().as_json
 
 
 def tell(text: str) -> None:
-    """Print a note on standard error, such as the next step of a verb, unless --quiet is given."""
+    """Print a note on standard error, for example about the next step, unless --quiet is given."""
     if not _wanted.get().quiet:
         print(redact_text(text), file=sys.stderr, flush=True)
 
 
 def account(text: object, found: object = None, **more: Any) -> None:
-    """Print the account of a finished run on standard output.
+    """Print the summary of a finished run on standard output.
 
     Args:
-        text: The account as readable text.
-        found: What the run returned, for the JSON object: a dataset, of which the attributes and the number of rows are
-            printed; or a report or mapping, which is printed whole. None takes `text` itself.
+        text: The summary as readable text.
+        found: What the run returned, for the JSON object. Of a dataset, the attributes and the number of rows are
+            printed; a report or mapping is printed whole. If None, `text` is used instead.
         more: Further entries of the JSON object, such as the path of the output.
     """
     wanted = _wanted.get()
@@ -124,4 +124,4 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value  # NumPy's arrays and numbers
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value  # NumPy arrays and numbers

@@ -1,4 +1,4 @@
-"""Help pages: an example first, options in groups, and verbs in the order of the work."""
+"""Help pages: an example first, options in groups, and verbs in the order of the workflow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDER = ("Options", _INPUT_AND_OUTPUT, _RUN, _MESSAGES)
 
 
 class Verb(TyperCommand):
-    """A verb, whose page shows the example below the first sentence, and options in groups."""
+    """A verb whose help page shows the example below the first sentence, and the options in groups."""
 
     def __init__(self, *args: Any, **words: Any) -> None:
         super().__init__(*args, **words)
@@ -49,10 +49,10 @@ class Verb(TyperCommand):
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs, whose page lists them by the part of the work that they belong to."""
+    """The group of all verbs; its help page lists them by stage of the workflow."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Accept the options that all verbs share before the verb too, by moving them after it."""
+        """Also accept the options of all verbs before the verb, by moving them after it."""
         count = len(list(takewhile(_OF_ALL_VERBS.__contains__, args)))
         if count < len(args):
             args = [args[count], *args[:count], *args[count + 1 :]]

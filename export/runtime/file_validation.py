@@ -201,7 +201,7 @@ class _DamagedError(Exception):
 
 
 def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
-    """Check a message and all messages in it; returns the numbers of its fields.
+    """Check a message and all messages in it; return the numbers of its fields.
 
     Raises:
         ModelFileError: The message holds a field that is not allowed.
@@ -219,7 +219,7 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
         if encoding not in known.kinds:
             raise _DamagedError
         if known.message is not None:
-            _check(value, known.message, name, depth + 1)  # what it holds is the better reason
+            _check(value, known.message, name, depth + 1)  # first, since its content gives the more precise error
         elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
             raise ModelFileError(
                 f"{name}: not accepted: it uses operators from the domain {domain!r}; use the file as "

@@ -40,7 +40,7 @@ class ModelMetadata:
         mirror_violation: Largest differences between structures and their mirror images, by output and unit, for a
             network that is only SO(3)-equivariant; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
-        calibration: Root mean square of error over spread, by output, for an ensemble.
+        calibration: Root mean square of the ratio of error to spread, by output, for an ensemble.
         laws: Largest violations of symmetry, by output and operation, measured at export.
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
         probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the

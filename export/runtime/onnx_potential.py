@@ -67,8 +67,8 @@ class OnnxPotential:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Memory patterns help for inputs of equal shapes. Batches of crystals rarely have them, and each pattern takes
-        # as much memory again.
+        # Memory patterns help for inputs of equal shapes. Batches of crystals rarely have equal shapes, and each
+        # pattern takes as much memory again.
         options.enable_mem_pattern = False
         # Idle threads that spin take CPU time from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

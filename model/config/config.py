@@ -84,14 +84,14 @@ class Config(Section):
 
 
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
-    """One line about a mistake; for an unknown key it suggests the most similar one."""
+    """Describe a mistake in one line; for an unknown key, suggest the most similar valid key."""
     if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
         place = (*place[:1], *place[2:])  # drop the kind of network, which is not a key
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")
     for key in place[:-1]:
-        field = model.model_fields.get(str(key))  # None: the name of a head, whose section was found already
+        field = model.model_fields.get(str(key))  # None if the key is the name of a head
         if field is not None and (section := _section(field.annotation)) is not None:
             model = section
     parent = ".".join(map(str, place[:-1]))

@@ -21,7 +21,7 @@ class HeadConfig(Section):
             ...) or an index formula in e3nn's notation such as ``ij=ji``.
         irreps: Irreps of the property, instead of `tensor`, for labels given as irrep components in e3nn's order.
         pseudo: Whether a mirror flips the sign in addition to the transformation of the indices.
-        per: Whether each structure or each atom has a value.
+        per: ``structure`` if each structure has a value, ``atom`` if each atom has one.
         extensive: Whether the value of a structure is the sum over its atoms; otherwise it is their mean.
         transform: ``log`` predicts the logarithm of a positive number, or the matrix logarithm of a positive tensor.
         label: Name of the label in the stores; None uses the name of the head.

@@ -107,7 +107,8 @@ class NetworkConfig(Architecture):
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
                 raise ValueError(
-                    f"a head cannot be named {name!r}: the name is reserved or not a Python identifier; choose another"
+                    f"a head cannot be named {name!r}: the name is reserved or not a Python identifier; choose another "
+                    "name"
                 )
         return self
 
@@ -160,7 +161,7 @@ class NequipConfig(Architecture):
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
                 raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
             if "0o" in kinds:
-                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported")
+                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported; remove them")
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
         if self.heads:

@@ -14,7 +14,7 @@ from .head import HeadConfig
 def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
     """Return a preset's features: channels halve with each degree.
 
-    Under ``o3``, irreps of the parity that spherical harmonics do not have get a quarter of the channels, at least two.
+    Under ``o3``, irreps of the parity opposite to that of the harmonics get a quarter of the channels, at least two.
     """
     parts = []
     for degree in range(l_max + 1):
@@ -72,9 +72,9 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
             f"high symmetry; set `l_max: {degree}` (at most 6)"
         )
     if head.transform == "log" and not (basis.rank == 0 or _is_symmetric_matrix(basis)):
-        raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix")
+        raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix; drop it")
     if head.transform == "log" and (head.extensive or head.pseudo or irreps[0].p < 0):
-        raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor")
+        raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor; drop it")
     if head.per == "atom" and head.extensive:
         raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms; drop it")
 

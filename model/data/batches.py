@@ -222,7 +222,7 @@ class StructureBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         self.waited_s = 0.0
-        # closing: if the caller stops early, this thread and the reader's have ended before this returns.
+        # `closing` ends the background thread and the reader's thread even if the caller stops early.
         with closing(self._build_batches()) as built, closing(_build_ahead(built, self.ahead)) as batches:
             while True:
                 begin = time.perf_counter()

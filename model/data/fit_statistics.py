@@ -1,8 +1,8 @@
 """Statistics of the training set: reference energies, shifts and scales, by least squares in one pass.
 
 The rows of a least-squares problem are not kept; the triangular factor of the rows so far replaces them (Demmel et al.,
-SIAM J. Sci. Comput. 34, A206, 2012). Unlike sums of products it loses no digits: total energies of a million eV leave
-residuals of meV.
+SIAM J. Sci. Comput. 34, A206, 2012). Unlike normal equations, this factor loses no digits: total energies of a million
+eV leave residuals of meV.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..statistics import DataStatistics, GeometryStatistics, HeadStatistics
 from .batches import N_ATOMIC_NUMBERS, element_counts
 from .targets import HeadLabels, finite_rows, wanted_labels
 
-# A spread below this, in eV or eV/angstrom, counts as zero, as for a single structure.
+# A spread below this, in eV or eV/angstrom, counts as zero, such as that of a single structure.
 _LEAST_SCALE = 1e-3
 # An element gets its own scale if it has at least this many labelled force components.
 _LEAST_COMPONENTS = 100

@@ -17,9 +17,9 @@ from ...pipeline.store.schema import STATUS_NAMED_ISOLATED
 
 # Column and value by which a data set may mark isolated atoms, as MACE reads them.
 CONFIG_TYPE, ISOLATED_ATOM = "config_type", "IsolatedAtom"
-# Images at this many cutoffs do not interact, even through an atom between them.
+# Images at a distance of this many cutoffs do not interact, even through an atom between them.
 _CUTOFFS = 2.0
-# Two energies of one element are the same within this (eV).
+# Two energies of one element count as equal if they differ by at most this much (eV).
 _SAME_ENERGY = 1e-6
 _IMAGES = np.array([image for image in product(range(-2, 3), repeat=3) if any(image)])
 

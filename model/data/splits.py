@@ -88,8 +88,8 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
 
     Fractions refer to all usable structures of all stores, and are met as closely as whole structures or groups allow:
 
-    - ``structure``, ``stratified``: the total number of structures is exact; within each group it is off by less than
-      one for the test and less than two for the validation.
+    - ``structure``, ``stratified``: the total number of structures is exact; the number from each group is off by
+      less than one for the test set and by less than two for the validation set.
     - ``composition``, ``group``: groups are considered in random order; a group is taken if it brings the number of
       structures closer to the target. Structures without a value form one group.
     - ``time``: the latest structures form the test set, those before them the validation set. Structures with equal
@@ -148,7 +148,7 @@ def _numbers(total: int, config: SplitConfig) -> tuple[int, int]:
 
 
 def _choose_evenly(total: int, number: int, offset: int) -> NDArray[np.bool_]:
-    """Choose `number` of `total` evenly (systematic sampling): bool[total], each stretch exact to less than one."""
+    """Choose `number` of `total` evenly (systematic sampling): bool[total], off by less than one in any range."""
     steps = (np.arange(total + 1, dtype=np.int64) * number + offset) // total
     return np.diff(steps) > 0
 

@@ -137,7 +137,7 @@ class HeadLabels:
             return found
         to_matrix = self.basis.matrix.numpy()
         values, vectors = np.linalg.eigh((components[there] @ to_matrix.T).reshape(-1, 3, 3))
-        positive = values[:, 0] > 0  # the lowest comes first
+        positive = values[:, 0] > 0  # eigenvalues are in ascending order
         values, vectors = np.log(values[positive]), vectors[positive]
         matrices = (vectors * values[:, None, :]) @ vectors.transpose(0, 2, 1)
         found[there[positive]] = matrices.reshape(-1, 9) @ to_matrix
@@ -203,7 +203,7 @@ def usable_structures(
         bool[n_structures] for each store.
 
     Raises:
-        ConfigError: No structure has such a label.
+        ConfigError: No structure has a label to train on.
     """
     usable = []
     for store in stores:
@@ -224,7 +224,10 @@ def usable_structures(
 
 
 def _labelled_energies(store: GraphStore) -> NDArray[np.bool_]:
-    """Mask, bool[n_structures], of structures with an energy, a force or (3D-periodic) a stress; needs one energy."""
+    """Return a mask, bool[n_structures], of structures with an energy, a force or a stress.
+
+    A stress counts only in structures that are periodic in all three directions. Without any energy, all are False.
+    """
     per_structure, per_atom = store.label_names
     known = np.zeros(len(store), dtype=bool)
     if ENERGY in per_structure:

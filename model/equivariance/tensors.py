@@ -36,7 +36,7 @@ TENSORS = {
     "pseudoscalar": TensorKind("", pseudo=True),
     "vector": TensorKind("i"),
     "axial_vector": TensorKind("i", pseudo=True),
-    "dipole": TensorKind("i", molecules_only=True),  # for a charged molecule it would depend on the origin
+    "dipole": TensorKind("i", molecules_only=True),  # of neutral molecules: otherwise it depends on the origin
     "matrix": TensorKind("ij"),
     "symmetric": TensorKind("ij=ji"),
     "piezoelectric": TensorKind("ijk=ikj"),
@@ -70,7 +70,7 @@ class TensorProperty(Protocol):
 
     @property
     def tensor(self) -> str:
-        """Kind of tensor, or a formula of indices."""
+        """Kind of tensor, or an index formula."""
         ...
 
     @property
@@ -156,7 +156,7 @@ def all_irreps(l_max: int, symmetry: str) -> list[Irrep]:
 
 
 def carrier(irrep: Irrep, symmetry: str) -> Irrep:
-    """Irrep of the feature that carries a quantity of this irrep."""
+    """Irrep of the feature that represents a quantity of the given irrep."""
     return Irrep(irrep.l, 1) if symmetry == "so3" else irrep
 
 

@@ -22,8 +22,8 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
 
     Returns:
         The following numbers, NaN if there are too few points.
-        ``ratio``: root mean square of error / spread, where the spread is positive; 1 is well calibrated, above 1 the
-        ensemble is overconfident.
+        ``ratio``: root mean square of error / spread, where the spread is positive; 1 means that the spread is well
+        calibrated, a larger ratio that the ensemble is overconfident.
         ``spearman``: rank correlation of the absolute error and the spread.
         ``coverage_1``, ``coverage_2``: fractions of points whose error is within one and two spreads; 0.683 and 0.954
         if errors are normal and the spread is well calibrated.
@@ -62,10 +62,10 @@ def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -
         ValueError: The shapes differ, or a spread is negative.
     """
     if error.shape != spread.shape:
-        raise ValueError(f"errors have shape {error.shape}, spreads {spread.shape}")
+        raise ValueError(f"errors have shape {error.shape}, but spreads have shape {spread.shape}")
     values, sigma = both_finite(error, spread)
     if (sigma < 0).any():
-        raise ValueError("a spread is negative")
+        raise ValueError("a spread is negative; pass standard deviations")
     return np.abs(values), sigma
 
 

@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def mae(self) -> float:
-        """Mean absolute error; NaN without labels."""
+        """Mean absolute error, in `unit`; NaN without labels."""
         return float(np.abs(self.found - self.label).mean()) if len(self.label) else float("nan")
 
 

@@ -59,7 +59,9 @@ class Parity:
 
     def __post_init__(self) -> None:
         if self.label.shape != self.found.shape:
-            raise ValueError(f"{self.name}: labels have shape {self.label.shape}, predictions {self.found.shape}")
+            raise ValueError(
+                f"{self.name}: labels have shape {self.label.shape}, but predictions have shape {self.found.shape}"
+            )
 
     def points(self) -> tuple[Floats, Floats]:
         """Labels and predictions where both are finite, float64[n] each."""
@@ -102,7 +104,7 @@ def read_curves(log: Path) -> dict[str, Curve]:
     numbers are valid.
 
     Returns:
-        Columns that hold a finite number; nothing for a log that is missing or empty.
+        Curves of the columns that hold a finite number; empty if the log is missing or empty.
     """
     if not log.is_file():
         return {}
@@ -230,7 +232,7 @@ def _parity_figure(pairs: Sequence[Parity]) -> Figure | None:
 def _parity_panel(ax: Axes, group: Sequence[Parity]) -> None:
     name, unit = group[0].name, group[0].unit
     if any(pair.unit != unit for pair in group):
-        raise ValueError(f"{name}: several units in one panel: {sorted({pair.unit for pair in group})}")
+        raise ValueError(f"{name}: all units in one panel must be equal, not {sorted({pair.unit for pair in group})}")
     points = [pair.points() for pair in group]
     chosen = _select_points([len(label) for label, _ in points])
     n_drawn, total = sum(map(len, chosen)), sum(len(label) for label, _ in points)
@@ -289,7 +291,7 @@ def _select_points(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     """Choose the points of each set to draw: all, or a random selection of large sets (the same in each call)."""
     generator, left = np.random.default_rng(0), MAX_DRAWN
     chosen = [np.arange(size) for size in sizes]
-    # Small sets come first; the others get what is left of their share.
+    # Small sets come first; what they leave of their shares goes to the larger sets.
     for place, k in enumerate(np.argsort(sizes, kind="stable")):
         share = left // (len(sizes) - place)
         if sizes[k] > share:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Float64Buffers(nn.Module):
-    """A module with constants that stay in float64 when it is cast, such as reference energies and their scales."""
+    """A module with constants that stay in float64 when the module is cast, such as reference energies and scales."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -152,7 +152,7 @@ def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
 
 
 def head_channels(heads: Sequence[HeadConfig], symmetry: str) -> dict[Irrep, int]:
-    """Number of channels of each irrep that the last interaction provides for the heads."""
+    """Number of channels of each irrep that the last interaction must provide for the heads."""
     required: dict[Irrep, int] = {}
     for head in heads:
         for _, ir in tensor_basis(head).irreps:

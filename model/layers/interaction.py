@@ -136,7 +136,7 @@ class Interaction(nn.Module):
         channels_out: Number of channels of each irrep of the next features.
         n_elements: Number of elements that the network supports.
         mean_neighbors: Mean number of neighbours, as in `Density`.
-        residual: Whether the atom's own features are added. In the first interaction they are a constant of the
+        residual: Whether the atom's own features are added. In the first interaction, these depend only on its
             element, and adding them would give an isolated atom an energy.
 
     Attributes:
@@ -159,7 +159,7 @@ class Interaction(nn.Module):
         channels = max(hidden.values())
         degree = max(config.l_max, *(ir.l for ir in (*hidden, *channels_out)))
         harmonics = harmonic_irreps(config.l_max, config.symmetry)
-        # Products always need the irreps of the spherical harmonics, and others if the features have them.
+        # Products always need the irreps of the spherical harmonics, and other irreps if the features have them.
         kinds = {*channels_out}
         if config.correlation > 1:
             kinds |= {*harmonic_irreps(degree, config.symmetry), *hidden}
@@ -170,8 +170,8 @@ class Interaction(nn.Module):
         self.receiver_scale = nn.Embedding(n_elements, channels)
         nn.init.normal_(self.receiver_scale.weight, mean=1.0, std=0.1)
         wide = dict.fromkeys(irreps, channels)
-        # A channel times itself has no antisymmetric part (a x a = 0), and every irrep of the other parity starts from
-        # one. If there are such irreps, the density is multiplied by mixed channels instead.
+        # A channel times itself has no antisymmetric part (a x a = 0), but only antisymmetric products yield irreps of
+        # the other parity. If there are such irreps, the density is multiplied by mixed channels instead.
         self.mixed = IrrepsLinear(wide, wide) if config.symmetry != "natural" and config.correlation > 1 else None
         self.products, self.reduce = nn.ModuleList(), nn.ModuleList()
         mixes = [wide]
@@ -246,7 +246,7 @@ class Gate(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """Adds a learned function of all scalars to each scalar, and multiplies other channels by one plus such a function.
+    """Adds f to each scalar and multiplies other channels by 1 + f, with a learned f(all scalars) per channel.
 
     Args:
         channels: Number of channels of each irrep.

@@ -25,8 +25,8 @@ class Slots:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        # The same indices, computed differently. Otherwise common-subexpression elimination would merge what the
-        # backward pass recomputes with the forward pass's copy, and keep that in memory.
+        # The same indices, computed differently. Otherwise common-subexpression elimination would replace what the
+        # backward pass recomputes by the results of the forward pass, and keep these results in memory.
         back = table.reverse.view(-1)[table.reverse]
         self.neighbors_again = table.neighbors.view(-1)[back]
         self.pair = table.pair.unsqueeze(1)

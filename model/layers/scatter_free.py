@@ -36,7 +36,7 @@ class _SumRows(torch.autograd.Function):
         ctx.save_for_backward(index, places)
         ctx.shape = x.shape
         rows = x.reshape(-1, x.shape[-1])
-        if places.shape[-1] == 2:  # many sums over pairs are slow
+        if places.shape[-1] == 2:  # sum() over an axis of length 2 is slow
             one, other = torch.split(places, [1, 1], dim=-1)
             return rows[one.squeeze(-1)] + rows[other.squeeze(-1)]
         return rows[places].sum(-2)

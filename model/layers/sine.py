@@ -38,7 +38,7 @@ def sine(x: Tensor) -> Tensor:
 
 
 def _reduced_sine(x: Tensor) -> Tensor:
-    """Polynomial in the angle modulo half turns, with the sign of their parity."""
+    """Polynomial in the angle modulo pi, negated if the number of half turns is odd."""
     half_turns = torch.round(x * (1 / math.pi))
     rest = (x - half_turns * _PI_HIGH) - half_turns * _PI_LOW
     odd = half_turns - 2 * torch.floor(half_turns * 0.5)

@@ -86,7 +86,7 @@ class Network(Float64Buffers):
 
     @abstractmethod
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Compute atomic energies without references, in units of the energy scales: float[N]."""
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
 
     def named_heads(self) -> list[tuple[str, Head]]:
         """Names and heads, in the order of the outputs."""
@@ -115,7 +115,7 @@ class Network(Float64Buffers):
         heads = {name: head(layers[-1], species, members) for name, head in self.named_heads()}
         if relative is None:
             return Prediction(None, None, None, heads)
-        # The float64 scales multiply the float energies here, so units enter in float64, after the gradient's rounding.
+        # The scales are float64, so that converting the atomic energies to eV adds no float32 rounding error.
         with torch.enable_grad():
             atoms = relative.double() * self.energy_scales[species]
             (gradient,) = torch.autograd.grad(atoms.sum(), vectors, create_graph=self.training)

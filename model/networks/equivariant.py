@@ -1,4 +1,4 @@
-"""The equivariant network: padded neighbour tables to energy, forces, stress and other properties.
+"""The equivariant network, which maps padded neighbour tables to energy, forces, stress and other properties.
 
 Every interaction sums learned radial functions times spherical harmonics times the neighbours' features into a density
 on each atom, couples the density's components to irreps, takes products of the density with itself and mixes channels.
@@ -114,6 +114,6 @@ class EquivariantNetwork(Network):
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Compute atomic energies without references, in units of the energy scales: float[N]."""
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
         parts = [readout(x[SCALAR].squeeze(1)) for x, readout in zip(layers, self.readouts, strict=True)]
         return torch.cat(parts, dim=-1).sum(-1)

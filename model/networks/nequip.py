@@ -55,7 +55,7 @@ class NequipNetwork(Network):
         self.basis = BesselFunctions(config)
         self.harmonics = SphericalHarmonics(config.l_max)
         channels = channels_after(config)
-        # Atoms start with scalars that depend only on their element, so the first interaction maps them by tables.
+        # Atoms start with scalars that depend only on their element, so the first interaction reads from tables.
         first = {SCALAR: config.embedding}
         self.sent = nn.Parameter(torch.randn(len(self.elements), first[SCALAR]))
         interactions = [
@@ -74,7 +74,7 @@ class NequipNetwork(Network):
         return self.readout.dtype
 
     def convolution(self, layer: int) -> Convolution:
-        """Return the convolution of an interaction, counted from 0."""
+        """Return the convolution of an interaction; interactions are numbered from 0."""
         interaction = self.interactions[layer]
         if not isinstance(interaction, NequipInteraction):
             raise TypeError(type(interaction))
@@ -94,7 +94,7 @@ class NequipNetwork(Network):
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Compute atomic energies without references, in units of the energy scales: float[N]."""
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
         return (layers[-1][SCALAR].squeeze(1) @ self.readout).squeeze(-1)
 
 
@@ -111,7 +111,7 @@ class BesselFunctions(nn.Module):
         return sine(distance * self.frequencies) * (self.envelope(distance) / distance)
 
     def envelope(self, distance: Tensor) -> Tensor:
-        """Envelope of distances in angstrom: falls from 1 to 0 at the cutoff, and is 0 beyond."""
+        """Map distances, float[E, 1] in angstrom, to the envelope, float[E, 1]: it falls from 1 to 0 at the cutoff."""
         if self.config.envelope == "polynomial":
             return polynomial_envelope(distance / self.cutoff, self.config.envelope_power)
         onset = self.config.envelope_onset or 0.0
@@ -268,7 +268,7 @@ class NequipInteraction(nn.Module):
         return self._gate(out if self.norm is None else self._normalised(out, self.norm))
 
     def _normalised(self, features: Features, weights: nn.ParameterDict) -> Features:
-        """Divide by the root mean square over channels, components (counted twice) and irreps, as Nequix does."""
+        """Divide by the root of the mean over irreps of their sums of squares / (2 l + 1)^2, as Nequix does."""
         squares = [(x * x).sum((1, 2), keepdim=True) / (irrep.dim**2 * len(features)) for irrep, x in features.items()]
         total = squares[0]
         for square in squares[1:]:

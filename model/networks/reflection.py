@@ -105,6 +105,6 @@ class MirrorAveraged(Network):
         return [*self.network.layers(species, table), *self.network.layers(species, inverted)]
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Compute atomic energies without references, in units of the energy scales: float[N]."""
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
         half = len(layers) // 2
         return (self.network.relative_energies(layers[:half]) + self.network.relative_energies(layers[half:])) / 2

@@ -1,4 +1,4 @@
-"""Conversion of weights that all e3nn-based codes share."""
+"""Conversion steps that are the same for all codes based on e3nn."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ordered_columns(
 
 
 def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: Path) -> float:
-    """Sign of the 3j symbols that a file was trained with, relative to the installed e3nn.
+    """Sign of the 3j symbols that the weights were trained with, relative to those of the installed e3nn.
 
     The sign differs between versions of e3nn. Tensor products store the symbols beside their weights if no degree is
     zero; without stored symbols, the sign is 1.

@@ -122,7 +122,7 @@ def import_weights(
     count = sum(parameter.numel() for parameter in network.parameters())
     violations = [(*name.partition(" ")[::2], value) for name, value in card.mirror_violation.items()]
     differences = ", ".join(f"in {name} by at least {value:.0e} {unit}".rstrip() for name, unit, value in violations)
-    largest = f"the largest difference of {card.mirror_structures} random structures at relaxed distances"
+    largest = f"the largest difference among {card.mirror_structures} random structures at relaxed distances"
     mirror = f"; mirror images differ {differences} ({largest})" if differences else ""
     unknown = "" if energy_scheme or card.origin.get("name") else " (unknown file: set `--energy-scheme`)"
     return (
@@ -174,7 +174,7 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         )
     if _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; such files cannot be imported"
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
         )
     with path.open("rb") as file:
         first = file.read(1)
@@ -213,13 +213,15 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
     except pickle.UnpicklingError as error:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
-            raise CheckpointError(f"{path}: damaged, or not a checkpoint of SevenNet or Nequix") from error
+            raise CheckpointError(
+                f"{path}: damaged, or not a checkpoint of SevenNet or Nequix; download it again"
+            ) from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of SevenNet or Nequix ({detail(error)})"
+            f"{path}: damaged, or not a checkpoint of SevenNet or Nequix ({detail(error)}); download it again"
         ) from error
 
 

@@ -59,7 +59,9 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         settings = json.loads(line)
         missing = sorted(KNOWN - {*settings})
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a Nequix file: its first line holds no settings") from error
+        raise CheckpointError(
+            f"{path}: not a Nequix file: its first line holds no settings; download it again"
+        ) from error
     if missing:
         raise CheckpointError(f"{path}: unsupported architecture: the setting {missing[0]} is missing")
     if settings["index_weights"]:
@@ -125,8 +127,8 @@ def _arrays(data: bytes, config: NequipConfig) -> dict[str, Tensor]:
 def _weights(data: bytes) -> Iterator[NDArray[Any]]:
     """Yield the arrays of a JAX file, without the scalars between and after them.
 
-    Equinox also writes the Python numbers of a model, as arrays without dimensions: settings of its modules, which
-    depend on the version of e3nn-jax. Nequix reads the settings from the first line, too.
+    Equinox also writes the Python numbers of a model (settings of its modules) as arrays without dimensions. They
+    depend on the version of e3nn-jax. Like Nequix, this module reads the settings from the first line instead.
     """
     file = io.BytesIO(data)
     while data.startswith(ARRAY_MARK, file.tell()):

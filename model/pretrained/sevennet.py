@@ -37,7 +37,7 @@ from ..networks.nequip import NequipNetwork, channels_after, with_gates
 from ..statistics import DataStatistics
 from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
 
-# For each setting, the only value that our network supports and SevenNet's default.
+# For each setting: the only value that our network supports, and SevenNet's default.
 REQUIRED: dict[str, tuple[Any, Any]] = {
     "_model_type": ("E3_equivariant_model", "E3_equivariant_model"),
     "interaction_type": ("nequip", "nequip"),

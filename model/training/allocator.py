@@ -14,10 +14,10 @@ _DEFAULT = 128 << 10
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, if the C library is glibc; return whether it does.
+    """Let this process keep the memory it frees, if the C library is glibc; return whether this succeeded.
 
-    Otherwise every tensor above 128 kB is requested from the system and returned to it, and all its pages are cleared
-    in every step, which takes a seventh of the training time on a CPU (tests/benchmarks/training_rate.py).
+    Otherwise, memory for each tensor above 128 kB is requested from the system and returned in every step.
+    Clearing the pages of this memory takes a seventh of the training time on a CPU (tests/benchmarks/training_rate.py).
     """
     return _set_thresholds(_LIMIT)
 

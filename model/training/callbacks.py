@@ -61,7 +61,7 @@ class Recovery(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save if a save is due; with several processes, all save together, by the clock of the first."""
+        """Save if a save is due; with several processes, the clock of the first decides for all."""
         due = time.monotonic() - self._last >= self.seconds
         if trainer.world_size > 1:
             due = bool(trainer.strategy.broadcast(due))
@@ -128,7 +128,7 @@ class EpochLines(Callback):
 
     Args:
         units: Units of the outputs, by name.
-        every_s: Least time between two lines, in seconds.
+        every_s: Minimum time between two lines, in seconds.
     """
 
     def __init__(self, units: Mapping[str, str], every_s: float = LINE_EVERY_S) -> None:
@@ -154,7 +154,7 @@ class LocalProcesses(DDPStrategy):
     By default PyTorch lets the processes find each other through a server that listens on all interfaces.
 
     Args:
-        rendezvous: File through which the processes find each other instead, on a file system with locks.
+        rendezvous: File through which the processes find each other instead; its file system must support locks.
     """
 
     def __init__(self, rendezvous: Path) -> None:
@@ -163,7 +163,7 @@ class LocalProcesses(DDPStrategy):
         self.rendezvous = rendezvous
 
     def setup_distributed(self) -> None:
-        """Connect this process with the others, over the loopback interface; Lightning then keeps the group."""
+        """Connect the processes in a group, over the loopback interface; Lightning then uses this group."""
         self.set_world_ranks()
         loopback = next((name for _, name in socket.if_nameindex() if name in _LOOPBACK), None)
         if loopback is not None:  # by default, processes listen on the address of the machine
@@ -245,7 +245,7 @@ def _trainer(
 
 
 def _next_log(folder: Path) -> str:
-    """Name of a new log; each call of a run writes its own, so that none is lost."""
+    """Name of a new log; a resumed run starts a new log, so that none is overwritten."""
     known = [path.name for path in (folder / "log").glob("part-*")]
     return f"part-{len(known):03d}"
 
@@ -259,7 +259,7 @@ def silence_lightning() -> None:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's notices on devices and data loaders within the context."""
+    """Silence Lightning's notices about devices and data loaders within the context."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Training of an ensemble: members share data and split, and differ in initial weights and batch order."""
+"""Training of an ensemble: members share the data and the split, and differ in initial weights and batch order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class EnsembleReport:
         members: Number of members.
         validation: Mean absolute errors of the mean prediction on the validation structures, by name and unit.
         test: Mean absolute errors of the mean prediction on the test structures, if there are any.
-        calibration: Root mean square of error over spread, by output; 1 is a well-calibrated spread.
+        calibration: Root mean square of the ratio of error to spread, by output; 1 means that the spread is well
+            calibrated.
         seconds: Duration of this call, seconds.
     """
 

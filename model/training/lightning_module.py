@@ -166,11 +166,11 @@ class TrainingModule(lightning.LightningModule):
         if self.trainer.world_size > 1:
             raise EquiscreenError(
                 f"out of memory in one process (number of structures: {len(batch)}); lower training.batch_size, or set "
-                "training.devices to 1, with which batches are split as needed"
+                "training.devices to 1, which splits batches as needed"
             ) from error
         if self.parts >= len(batch):
             raise EquiscreenError(
-                f"out of memory with a single structure of a batch with {self.data.names(batch, range(len(batch)))}; "
+                f"out of memory even for one structure at a time: {self.data.names(batch, range(len(batch)))}; "
                 "leave out the largest structures, or use a machine with more memory"
             ) from error
         self.parts *= 2
@@ -180,14 +180,14 @@ class TrainingModule(lightning.LightningModule):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
 
     def _describe_divergence(self, batch: Batch, batch_idx: int, loss: Tensor) -> str:
-        """Describe which structure made the loss or its gradient infinite or NaN; counts from 1, like the progress."""
+        """Describe which structure made the loss or its gradient infinite or NaN; epochs and batches count from 1."""
         where = f"the loss became {loss.item():.3g} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
         if torch.isfinite(loss):
             where = f"the gradient became infinite or NaN in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
         rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
             return f"{where}, caused by {self.data.names(batch, rows.tolist())}: check the labels and distances"
-        # A label of 1e30 corrupts references and scales, so that other structures fail before its own turn comes.
+        # A label of 1e30 corrupts references and scales, so that other structures can fail before its own structure.
         hint = largest_label(self.data, self.network, self.config)
         if not hint and self._before is not None:
             last, seen = self._before
@@ -197,7 +197,10 @@ class TrainingModule(lightning.LightningModule):
         return f"{where}{hint}: check the labels, or lower training.learning_rate"
 
     def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
-        """Count the non-finite errors of each structure; in a larger batch, sums carry a NaN to other structures."""
+        """Count the non-finite errors of each structure: float64[G].
+
+        Pass one structure at a time: in a larger batch, sums over atoms spread a NaN to other structures.
+        """
         return by_structure(batch, self._errors(batch), lambda x: (~torch.isfinite(x)).double())
 
     def on_train_epoch_end(self) -> None:
@@ -330,7 +333,7 @@ def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
     """Largest absolute number in each structure's label, float64[G] (energies per atom); 0 without a label."""
     values = batch.labels[name].cpu().abs()
     values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
-    if len(values) != len(batch):  # a label of atoms
+    if len(values) != len(batch):  # one label per atom
         values = torch.zeros(len(batch), dtype=values.dtype).scatter_reduce(
             0, batch.input("structure").cpu(), values, "amax"
         )

@@ -90,7 +90,9 @@ def read_recipe(folder: str | Path) -> Recipe:
             str(content["start_sha256"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}: not a run folder of `equiscreen train` ({path.name} cannot be read)") from error
+        raise ConfigError(
+            f"{folder}: not a run folder: cannot read {path.name}; give a folder that `equiscreen train` wrote"
+        ) from error
 
 
 @contextmanager

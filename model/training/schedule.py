@@ -27,7 +27,7 @@ class Schedule:
         self.scale, self.best, self.waited = 1.0, math.inf, 0
 
     def __call__(self, step: int) -> float:
-        """Return the factor of a step, counted from 0."""
+        """Return the factor at a step; steps are counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if not self.cosine:

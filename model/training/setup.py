@@ -39,7 +39,7 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
     """
     config, training = recipe.config.network, recipe.config.training
     if config.cutoff is None:
-        raise ValueError("the cutoff of the recipe is not set")
+        raise ValueError("the cutoff of the recipe is not set; build the recipe with `make_recipe`")
     heads = head_labels(stores, config.heads)
     usable = usable_structures(stores, energy=config.energy, heads=heads)
     if recipe.limit is not None:
@@ -96,9 +96,12 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
 def _without_isolated_atoms(
     stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
 ) -> tuple[list[NDArray[np.bool_]], dict[int, float]]:
-    """The usable structures without isolated atoms, and the energies of those (eV) by atomic number.
+    """The usable structures without isolated atoms, and the energies of isolated atoms (eV) by atomic number.
 
-    The network reproduces the reference energies exactly, so that isolated atoms leave nothing to learn or to test.
+    The network reproduces the reference energies exactly, so isolated atoms leave nothing to learn or to test.
+
+    Returns:
+        bool[n_structures] for each store, and the energies.
     """
     isolated = isolated_atoms(stores, usable, cutoff)
     atoms = energies_of_isolated_atoms(stores, isolated)

@@ -87,8 +87,8 @@ def featurize(
         options: How files are read.
         id_field: Field of a record with the id of its structure.
         dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
-            unless it has labels and no earlier one has the same labels; ``crystal`` drops it if an earlier one is the
-            same crystal, whatever the cell, origin, site order, orientation and labels.
+            unless its labels differ from those of every earlier copy; ``crystal`` drops a structure if an earlier one
+            is the same crystal, whatever the cell, origin, site order, orientation and labels.
         max_atoms: Structures with more atoms than this fail.
         max_edges: Structures with more edges than this fail.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -104,8 +104,8 @@ def featurize(
         SourceError: A source is missing or cannot be read, no structure could be stored, or `cutoff` is not between
             0.1 and 100 angstrom.
         LabelError: A label, column or id field is missing from the data, a unit is invalid, or a name is taken.
-        OutputExistsError: The output exists, cannot be written or is an input; or another run is writing it, or did
-            not finish with other settings.
+        OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
+            unfinished run has different settings.
         StoreError: The store to append to cannot be read, or differs in cutoff or in the shape or unit of a label; or
             an input changes during the run.
         EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
@@ -340,4 +340,4 @@ def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> Sour
                 f"{row['source']}: none of its structures could be stored; record "
                 f"{row['source_index']}: {row['reason']}"
             )
-    return SourceError(f"{staging.out}: the sources hold no structures")
+    return SourceError(f"{staging.out}: the sources hold no structures; check their paths and their format")

@@ -51,8 +51,8 @@ def merge(
     Raises:
         StoreError: No stores are given, one cannot be read or changes during the run, or their cutoffs, or the shapes
             or units of their labels, differ.
-        OutputExistsError: The output exists, cannot be written or is an input; or another run is writing it, or did
-            not finish with other settings.
+        OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
+            unfinished run has different settings.
         EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
         ValueError: `dedup` is neither ``exact`` nor ``crystal``.
     """

@@ -41,7 +41,7 @@ from ..sources.files import BUFFER_BYTES, UNREADABLE, SourceFile
 from ..sources.formats import TEXTS, Format
 from .spool import read_spooled, write_documents, write_rows
 
-# A partition ends at whichever limit comes first: about a second of work.
+# A partition ends at whichever of these limits comes first, which is about a second of work.
 PARTITION_RECORDS = 4096
 PARTITION_BYTES = 8 << 20
 _SMALL_FORMATS = re.compile(r"\.(cif|mcif|vasp|poscar)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
@@ -392,7 +392,7 @@ def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
 
 
 def _reason(file: SourceFile, error: SourceError) -> str:
-    """Reason for a failure, in which the file has the name that the store records."""
+    """Reason for a failure, with the name of the file as the store records it."""
     reason = str(error).removeprefix(f"{file.name}: ")
     return reason.replace(file.path, file.name) if file.local else reason
 

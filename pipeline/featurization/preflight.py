@@ -30,7 +30,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
         settings: Settings of the run.
 
     Raises:
-        LabelError: None of the first records has any of the labels, one of the columns, or the id field.
+        LabelError: All labels, or a column, or the id field are missing from all of the first records.
     """
     from distributed import KilledWorker  # noqa: PLC0415 - see cluster.connect
 

@@ -45,7 +45,7 @@ ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id"
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
-# Relative asymmetry of a stress that is too large for the rounding of printed digits.
+# Relative asymmetry of a stress that is too large to come from the rounding of printed digits.
 _ROUNDING = 1e-3
 # How data sets for MACE mark isolated atoms, in their field `config_type`.
 _ISOLATED_ATOM = re.compile(r"isolated_?atom", re.IGNORECASE)
@@ -113,7 +113,7 @@ def featurize_partition(task: FeaturizeTask) -> PartManifest:
     """Read one partition and write its part: the body of a Dask task."""
     rows = _Rows(task.settings)
     if task.skip:
-        for record in task.partition.unread("the process that read it died (out of memory, or a crash)"):
+        for record in task.partition.unread("the process that read this record died (out of memory, or a crash)"):
             rows.add(record)
     else:
         for record in read_partition(task.partition, task.settings.options):

@@ -12,8 +12,8 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
-# pymatgen's guess tries all combinations of oxidation states of each element. This many take a second; for 40 carbon
-# atoms it would take hours.
+# pymatgen's guess tries all combinations of oxidation states of each element. This many combinations take a second; the
+# combinations for 40 carbon atoms would take hours.
 MAX_MIXTURES = 200_000
 
 
@@ -110,7 +110,7 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
         guesses = composition.oxi_state_guesses(oxi_states_override=states, max_sites=-1)
     if not guesses:
         return None
-    found = [known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula]  # 2.5 is not tabulated
+    found = [known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula]  # a state of 2.5 is not tabulated
     return None if None in found else tuple(index for index in found if index is not None)
 
 

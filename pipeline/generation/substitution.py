@@ -86,7 +86,8 @@ class SubstitutionPlan:
         read: Number of prototypes read.
         hosts: The prototypes with oxidation states.
         host: int32[n], index into `hosts` of each substitution.
-        ions: int16[n, widest], new ions of each substitution, padded with -1.
+        ions: int16[n, n_ions], new ions of each substitution; n_ions is the largest number of elements in a prototype,
+            and shorter rows are padded with -1.
         probability: float64[n]; see `Candidate`.
         scale: float64[n], scaling factor of the lattice vectors.
     """
@@ -118,17 +119,17 @@ def substitute(
         V_new / V_old = (sum_i n_i r(new ion i) / sum_i n_i r(old ion i))^3
 
     with Shannon's ionic radii r and n_i ions in the formula; pymatgen's `RLSVolumePredictor` has n_i^(1/3) instead of
-    n_i. Of several formulas (ionic, covalent or atomic radii; sums of radii, sums of cubes, closest contact) this one
-    came closest to real isostructural crystals.
+    n_i. Of several formulas (ionic, covalent or atomic radii; sums of radii, sums of cubes, closest contact), this one
+    came closest to the volumes of real isostructural crystals.
 
-    When all are used up, the same substitutions are repeated with random isotropic strains and displacements. No two
+    When all substitutions are used up, they are repeated with random isotropic strains and displacements. No two
     candidates, and no candidate and prototype, have the same content hash. With the same prototypes, seed and settings,
-    a smaller number of candidates is a prefix of a larger one. Crystals that would relax to the same one are not
+    a smaller number of candidates is a prefix of a larger one. Candidates that would relax to the same crystal are not
     detected: two prototypes of one structure type give the same compounds, in cells of nearly the same size.
 
-    A prototype is skipped if it is not periodic in three directions, has more than `max_atoms` atoms, or if its most
-    likely oxidation states (pymatgen's `Composition.oxi_state_guesses`) are not one integer per element or are missing
-    from the table, which has the anions of N, O, F, S, Cl, Se, Br and I.
+    A prototype is skipped if it is not periodic in three directions or has more than `max_atoms` atoms. It is also
+    skipped if its most likely oxidation states (pymatgen's `Composition.oxi_state_guesses`) are not one integer per
+    element, or if one of its ions is missing from the table, which has the anions of N, O, F, S, Cl, Se, Br and I.
 
     Example:
         >>> from ase.build import bulk
@@ -160,8 +161,8 @@ def substitute(
     """
     if not (0 <= max_strain <= 0.5 and rattle >= 0):
         raise ConfigError(
-            f"max_strain is {max_strain} and rattle is {rattle} angstrom; choose 0 to 0.5 for the former and 0 or more "
-            "for the latter"
+            f"max_strain is {max_strain} and rattle is {rattle} angstrom; choose a max_strain of 0 to 0.5 and a rattle "
+            "of 0 or more"
         )
     plan = plan_substitutions(prototypes, count, seed, elements, max_atoms, min_probability)
     return draw_candidates(plan, count, seed, max_strain, rattle)

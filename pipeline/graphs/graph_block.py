@@ -115,7 +115,8 @@ class GraphBlock:
     def displacements(self) -> NDArray[np.float64]:
         """Displacements r_neighbor - r_receiver: float64[n_edges, 3], angstrom.
 
-        Written without a matrix product, so that opposite edges are exactly opposite for any number of edges.
+        The displacement of an edge is exactly the negative of that of the opposite edge. A matrix product would not
+        ensure this: its rounding may depend on the number of edges.
         """
         frac = self.frac_coord[self.sender] - self.frac_coord[self.receiver] + self.image
         cell = np.repeat(self.cell, self.n_edges, axis=0)

@@ -17,7 +17,7 @@ MAX_IMAGE = 32_767  # images are int16
 MIN_DISTANCE = 0.1
 # Cells with more images than this within the cutoff are flat; searching them would take minutes.
 MAX_IMAGES = 1_000_000
-# A crystal of 65,535 atoms with 300 neighbours each; an edge takes some 20 bytes of memory during the search.
+# Enough for a crystal of 65,535 atoms with 300 neighbours each; the search needs some 20 bytes of memory per edge.
 MAX_EDGES = 20_000_000
 
 _FOUND, _TOO_CLOSE, _TOO_MANY_EDGES, _TOO_MANY_NEIGHBORS, _TOO_MANY_IMAGES, _IMAGE_TOO_FAR = range(6)
@@ -30,7 +30,7 @@ class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
     The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
-    order, it is exactly opposite to the displacement of the opposite edge, which is also in the list.
+    order, it is exactly the negative of the displacement of the opposite edge, which is also in the list.
 
     Example:
         >>> from ase.build import bulk
@@ -55,8 +55,8 @@ def neighbor_list(
 ) -> NeighborList:
     """Find all pairs closer than `cutoff`.
 
-    The displacement along an edge is exactly the negative of that along the reverse edge, so the list is symmetric even
-    for pairs whose distance equals the cutoff to the last bit.
+    The displacement along an edge is exactly the negative of that along the opposite edge, so the list is symmetric
+    even for pairs whose distance equals the cutoff to the last bit.
 
     Example:
         >>> from ase.build import bulk
@@ -85,11 +85,11 @@ def neighbor_list(
     if outcome == _TOO_CLOSE:
         raise InvalidStructureError(f"overlapping atoms (atoms {i} and {j}, less than {min_distance:g} angstrom apart)")
     if outcome == _TOO_MANY_EDGES:
-        raise InvalidStructureError(f"too many edges (more than {max_edges})")
+        raise InvalidStructureError(f"too many edges (more than {max_edges}; reduce the cutoff)")
     if outcome == _IMAGE_TOO_FAR:
         raise InvalidStructureError(f"lattice images beyond {MAX_IMAGE} (the cell is too skewed; reduce it)")
     if outcome == _TOO_MANY_NEIGHBORS:
-        raise InvalidStructureError(f"too many neighbours of one atom (more than {MAX_NEIGHBORS})")
+        raise InvalidStructureError(f"too many neighbours of one atom (more than {MAX_NEIGHBORS}; reduce the cutoff)")
     return NeighborList(count, neighbor, image)
 
 
@@ -104,7 +104,8 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int16], int, int, int]:
     """Find edges in sorted order: by receiver, then by lattice image (a, b, c), then by sender.
 
-    Atoms are sorted into bins along the lattice planes, so that in a large cell only those near the sphere are visited.
+    Atoms are sorted into bins along the lattice planes, so that in a large cell only atoms near the cutoff sphere are
+    visited.
     """
     n = frac.shape[0]
     reach = cutoff / _heights(cell)
@@ -119,7 +120,8 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
         return count, neighbor, image, _TOO_MANY_IMAGES, 0, 0
     low, width, bins = _bins(frac, reach)
     n_bins, first, members = _sorted_into_bins(frac, low, width, bins)
-    # The margin keeps rounding from losing a pair at the edge of the search range; the exact distance decides.
+    # The margin ensures that rounding loses no pair at the edge of the search range; the exact distance decides which
+    # pairs are kept.
     margin = reach * (1 + 1e-9) + 1e-9
 
     begin, end = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)

@@ -89,7 +89,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         block: Graphs with a cutoff of at least `cutoff` and edges sorted by (receiver, image, neighbour).
         cutoff: Cutoff of the network, angstrom; longer edges are skipped.
         dtype: Type of the vectors, float32 or float64.
-        width: Smallest number of slots of an atom.
+        width: Smallest number of slots per atom.
 
     Raises:
         InvalidStructureError: Edges are unsorted or have no opposite, or counts or neighbour indices are wrong.

@@ -182,7 +182,7 @@ def fill_slots(
                 vectors[i, filled, 0], vectors[i, filled, 1], vectors[i, filled, 2] = x, y, z
                 neighbors[i, filled] = j
                 forward = j > i or (j == i and _is_positive(image, e))
-                if forward:  # the opposite edge is not, so each pair is looked up once
+                if forward:  # the opposite edge is not forward, so each pair is looked up once
                     o = _opposite(neighbor, image, e, i - first, edge_start[j], edge_start[j] + n_neighbors[j])
                     if o < 0 or slot[o] == CUT:
                         return s

@@ -24,14 +24,16 @@ from ..structures.symmetry import point_group, symmetry_violation
 from .quantities import ASE_VOIGT, AXES, ENERGY, FORCES, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
 from .stated_units import stated_units, unit_of
 
-# Stresses below this, in eV/angstrom^3 (0.8 GPa), are mostly noise, and noise has no symmetry.
+# Stresses weaker than this (eV/angstrom^3; 0.8 GPa) are mostly noise, and noise has no symmetry.
 WEAK_STRESS = 5e-3
-# A tensor with a larger symmetry violation belongs to another crystal or is given in another frame. Of 1,056 published
-# dielectric tensors, 0.1 % exceed this value in the frame in which they were computed, and 11 % in another.
+# A tensor with a larger symmetry violation belongs to a different crystal, or is given in a different frame from its
+# crystal. Of 1,056 published dielectric tensors, 0.1 % exceed this value in the frame in which they were computed, and
+# 11 % in a different frame.
 SYMMETRY_TOLERANCE = 0.05
 _INLINE = re.compile(r"^(?P<name>\w+)(:(?P<shape>(atom|\d+)(x\d+)*))?=(?P<path>[^\[\]]+)(\[(?P<unit>[^\[\]]*)\])?$")
 _AXES = {"x": 0, "y": 1, "z": 2}
-# Two fields that differ by less hold the same label: files give stresses and volumes to only a few digits.
+# Two fields whose values differ by less than this (as a fraction, or in the store's unit) hold the same label: files
+# give stresses and volumes to only a few digits.
 _PRINTED = 1e-4
 
 
@@ -50,7 +52,7 @@ class LabelRule(BaseModel):
         sign: 1, or -1 for a stress that is positive under compression.
         order: Order of the six components of a stress, or of an axis in Voigt notation; by default ASE's: xx, yy, zz,
             yz, xz, xy.
-        when: Other fields, each with the values that it may have for this rule to apply.
+        when: Conditions on other fields: for each field, the values for which this rule applies.
         optional: Whether the label may be absent from the whole source.
     """
 
@@ -103,9 +105,9 @@ class LabelMapping(BaseModel):
     def _known_stay_known(self) -> Self:
         for name in self.quantities:
             if name in KNOWN_QUANTITIES:
-                raise ValueError(f"{name!r} is predefined and cannot be redefined")
+                raise ValueError(f"{name!r} is predefined and cannot be redefined; choose another name")
             if name not in self.labels:
-                raise ValueError(f"quantity {name!r} has no label of the same name")
+                raise ValueError(f"quantity {name!r} has no label of the same name; add one to `labels`")
         return self
 
     @classmethod
@@ -118,7 +120,10 @@ class LabelMapping(BaseModel):
         shipped = resources.files(__package__) / "mappings" / f"{name_or_path}.yaml"
         if not shipped.is_file() and not Path(name_or_path).is_file():
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
-            raise LabelError(f"{name_or_path}: neither a file nor a shipped mapping ({', '.join(known)})")
+            raise LabelError(
+                f"{name_or_path}: neither a file nor a shipped mapping; choose a YAML file, or the name of a shipped "
+                f"mapping ({', '.join(known)})"
+            )
         try:
             content = parse_yaml(shipped.read_text()) if shipped.is_file() else load_yaml(Path(name_or_path))
             return cls.model_validate(content or {})
@@ -231,7 +236,7 @@ class LabelMapping(BaseModel):
     def unread(
         self, fields: Mapping[str, Any], n_atoms: int, found: Mapping[str, NDArray[np.float64]], volume: float
     ) -> dict[str, str]:
-        """Fields that look like labels but are not used, each with the name of the label.
+        """Fields that look like labels but are not used, each with the name of the label that it resembles.
 
         A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 
@@ -274,7 +279,7 @@ class LabelMapping(BaseModel):
         except LabelError:
             return False
         if name == STRESS and value is not None:
-            value = (value + value.T) / 2  # as it is stored
+            value = (value + value.T) / 2  # symmetric, as in the store
         return value is None or bool(np.allclose(value, label, rtol=_PRINTED, atol=_PRINTED))
 
     def extract(
@@ -341,7 +346,8 @@ class LabelMapping(BaseModel):
             return stated
         if scale != (_factor(name, rule.unit, wanted), rule.unit.endswith(PER_ATOM_SUFFIX), is_virial(name, rule.unit)):
             raise LabelError(
-                f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping"
+                f"label {name!r}: {rule.path} is in {unit} in the record, but in {rule.unit} in the mapping; correct "
+                "the one that is wrong"
             )
         return rule
 
@@ -400,7 +406,10 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
         return _symmetric_matrix(numbers.reshape(6), rule.order)
     # A flat list of all components is accepted, as well as a nested one.
     if numbers.size != math.prod(shape) or (numbers.ndim > 1 and numbers.shape != shape):
-        raise LabelError(f"label {name!r}: {rule.path} has shape {numbers.shape}, expected {shape}")
+        raise LabelError(
+            f"label {name!r}: {rule.path} has shape {numbers.shape} instead of {shape}; check the path, and the shape "
+            "that the mapping states"
+        )
     if name == ENERGY and rule.unit.endswith(PER_ATOM_SUFFIX):
         numbers = numbers * n_atoms
     numbers = numbers.reshape(shape)
@@ -437,8 +446,11 @@ def _factor(name: str, unit: str, target: str) -> float:
         zero, one = (float(quantity(value, given).to(target).magnitude) for value in (0.0, 1.0))
     except Exception as error:  # pint raises many kinds of errors, some from its parser
         raise LabelError(
-            f"label {name!r}: cannot convert unit {unit!r} to {target or 'a dimensionless number'}"
+            f"label {name!r}: cannot convert unit {unit!r} to {target or 'a dimensionless number'}; check the spelling "
+            "of the unit, and that it measures the same quantity"
         ) from error
     if zero != 0.0:
-        raise LabelError(f"label {name!r}: {unit!r} and {target!r} have different zero points")
+        raise LabelError(
+            f"label {name!r}: {unit!r} and {target!r} have different zero points; convert the values first"
+        )
     return one

@@ -10,7 +10,7 @@ _KEY = re.compile(r"(?i)(?:(?P<before>\w+?)_?units?|units?_(?P<after>\w+))")
 _SINGULAR = {"energies": "energy", "forces": "force", "stresses": "stress", "virials": "virial"}
 _PREFIX = "ref_"
 _WORD = re.compile(r"[A-Za-zÅ]+")
-# Spellings of units in files, in lower case, that pint reads otherwise or not at all.
+# Spellings of units in files, in lower case, that pint misreads or does not know.
 _SPELLINGS = {
     "ev": "eV",
     "mev": "meV",

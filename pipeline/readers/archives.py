@@ -66,7 +66,7 @@ def _member_documents(name: str, member: IO[bytes], chosen: Format | None) -> It
         with Stream(member, name) as stream:
             form = chosen or stream.detected()
             if form in ARCHIVES | RANDOM_ACCESS:
-                yield Document(name, 0, form, b"", reason=f"{form} inside an archive (unpack it first)")
+                yield Document(name, 0, form, b"", reason=f"{form} inside an archive (unpack the archive first)")
                 return
             for document in documents(stream, form):
                 yield document
@@ -142,11 +142,11 @@ class _CheckedHeader(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # missing in typeshed
             raise
         except (tarfile.HeaderError, ValueError, LookupError, OverflowError, RecursionError) as error:
-            raise tarfile.ReadError(f"{error or type(error).__name__} instead of a member header") from error
+            raise tarfile.ReadError(f"{error or type(error).__name__}: not a valid member header") from error
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Reject an archive followed by another one (`cat a.tar b.tar`), whose members would be ignored silently.
+    """Reject an archive followed by another one (`cat a.tar b.tar`), whose members would otherwise be ignored.
 
     Raises:
         tarfile.ReadError: Anything but zeros follows the block that ends the archive.

@@ -101,7 +101,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _reason(error: Exception, path: Path, source: str) -> str:
-    """Reason for a failure, in which the database has the name of the source."""
+    """Reason for a failure, with the path of the database replaced by the name of the source."""
     return f"row does not parse: {detail(error).replace(str(path), source)}"
 
 

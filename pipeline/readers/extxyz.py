@@ -50,7 +50,7 @@ def atoms_of_frame(text: str) -> ase.Atoms:
 
     Raises:
         InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false,
-            malformed columns, a cell under a name other than ``Lattice`` only, or units (of lengths or of all values)
+            malformed columns, a cell only under a name other than ``Lattice``, or units (of lengths or of all values)
             other than ASE's.
         Exception: ASE cannot parse the frame; it raises many kinds of errors.
     """
@@ -63,7 +63,7 @@ def atoms_of_frame(text: str) -> ase.Atoms:
 
     atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(0, 1), properties_parser=parsed)))
     if atoms.calc is not None:
-        atoms.calc.results |= matrices  # ASE keeps one triangle
+        atoms.calc.results |= matrices  # ASE keeps only one triangle of a matrix
     return atoms
 
 
@@ -125,7 +125,8 @@ def _columns(text: str) -> str:
     widths = [int(word) for word in words[2::3] if word.strip().isdecimal() and len(word) <= _DIGITS]
     if len(widths) < len(words[2::3]) or sum(widths) > _MAX_COLUMNS:
         raise InvalidStructureError(
-            f"Properties must give column counts as integers, {_MAX_COLUMNS:,} in total at most"
+            "Properties in the comment line must give a whole number of columns for each quantity, "
+            f"{_MAX_COLUMNS:,} in total at most"
         )
     for place in range(0, len(words), 3):
         if words[place].lower() in _COLUMNS:

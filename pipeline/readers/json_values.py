@@ -43,7 +43,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_leniently(content: bytes) -> Any:
-    """Parse JSON as `parse_json` does, but keep the last value of a repeated key, to name a rejected record.
+    """Parse JSON as `parse_json` does, but keep the last value of a repeated key, to identify a rejected record.
 
     Raises:
         ValueError: The text is not JSON.
@@ -78,11 +78,12 @@ def _text(content: bytes) -> str:
 
 @compiled
 def _may_repeat_a_key(data: NDArray[np.uint8], table: NDArray[np.uint64]) -> bool:  # noqa: C901, PLR0912 - states
-    """Whether an object of valid JSON may give a key twice; only escaped characters and chance make that uncertain.
+    """Whether valid JSON may give a key twice in one object; escapes or equal digests can cause a false alarm.
 
     Args:
         data: The text.
-        table: uint64[n], zeros: the place of the digests of keys. n is a power of two and larger than their number.
+        table: uint64[n], zeros, to hold the digests of the keys; n is a power of two and larger than the number of
+            keys.
     """
     objects = np.zeros(_MAX_DEPTH, dtype=np.uint64)
     mask = len(table) - 1

@@ -11,7 +11,7 @@ from ..errors import InvalidStructureError
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
 
-# Rounding of occupancies that are meant to be 1.
+# Occupancies between these limits are 1, up to rounding.
 FULL_OCCUPANCY, MOST_OCCUPANCY = 0.999, 1.001
 
 

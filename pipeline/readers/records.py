@@ -38,7 +38,7 @@ _CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions"
 STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
 _SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
-# Documents up to this size (bytes) are parsed for their fields even if their structure killed the process.
+# Documents up to this size (bytes) are parsed for their fields even if parsing their structure killed the process.
 _LARGEST_UNREAD = 1 << 20
 
 
@@ -133,7 +133,7 @@ def _fields_alone(document: Document) -> Mapping[str, Any]:
 
 
 def fields_beside(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fields of a record besides its structure; for some records the structure is among them."""
+    """Fields of a record besides its structure; if the record does not separate the two, the structure is included."""
     if is_structure(record):
         return {"properties": record.get("properties") or {}}
     if is_optimade(record):
@@ -409,7 +409,7 @@ def structure_from_poscar(text: str) -> Structure:
 
 
 def _without_grid(text: str) -> str:
-    """The POSCAR at the beginning of a CHGCAR or LOCPOT, without what follows its atoms."""
+    """The POSCAR at the beginning of a CHGCAR or LOCPOT, without the grid that follows its atoms."""
     lines = text.splitlines(keepends=True)
     if len(lines) < 8:
         return text

@@ -15,7 +15,7 @@ from .split_json import MAX_DOCUMENT_BYTES, RawDocument, unreadable
 
 SEPARATORS = ",;\t"
 _UNCLOSED = "not valid CSV: unclosed quote"
-_NO_NAMES = "no line of column names"
+_NO_NAMES = "no line of column names (add one at the beginning)"
 _STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of several lines
 _TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # a quoted field that continues on the next line
 
@@ -28,8 +28,8 @@ def separator_of(header: str) -> str:
 def cut_csv(stream: Stream) -> Iterator[RawDocument]:
     """Split a table into rows, each with the line of column names; comments may precede that line.
 
-    If a row of data follows the comments directly, the last comment is the line of column names: `#id,cif`. In a table
-    without such a line, the first row becomes a failure that reports it, and the columns are named by numbers.
+    If a row of data follows the comments directly, the last comment is the line of column names: `#id,cif`. If a table
+    has no line of column names, its first row is recorded as a failure that says so, and the columns are numbered.
     """
     separator = _separator(stream.head())
     rows = _rows(stream, ord(separator))
@@ -79,7 +79,7 @@ def _separator(head: bytes) -> str:
             comment = line
         elif line.strip():
             break
-    text = _TEXT_OF_LINES.search(line)  # if so, this is not a line of column names
+    text = _TEXT_OF_LINES.search(line)  # a match means that this is not a line of column names
     likely = (line,) if text is None else (line[: text.end(1)], comment, line)
     found = (part for part in (item.decode("latin-1") for item in likely) if any(map(part.count, SEPARATORS)))
     return separator_of(next(found, ""))
@@ -105,7 +105,7 @@ def _rows(stream: Stream, separator: int) -> Iterator[tuple[bytes, bool]]:
             begin = abs(end)
         rest = data[begin:]
         if len(rest) > MAX_DOCUMENT_BYTES:
-            yield rest, True  # its size is the reported reason
+            yield rest, True  # rejected later because of its size
             rest, in_quotes = b"", False
     if rest:
         yield rest, not in_quotes
@@ -118,23 +118,24 @@ _START, _PLAIN, _QUOTED, _CLOSED = range(4)  # position: before a field, in it, 
 def _ends_of_rows(data: NDArray[np.uint8], separator: int) -> tuple[NDArray[np.int64], bool]:  # noqa: C901, PLR0912 - states
     """End positions of the rows, int64[n], and whether the unfinished last row stops within quotes.
 
-    As in Python's `csv`, only a quote at the beginning of a field opens one. Text after a quote that seemed to close a
-    field of several lines shows that the earlier quote was never closed and that this one opens a field of another row:
-    the row in between ends with the previous line, and its end is returned as a negative number.
+    As in Python's `csv`, only a quote at the beginning of a field opens a quoted field. If text follows a quote that
+    seemed to close a field of several lines, the earlier quote was never closed, and this quote opens a field of a
+    later row. The row with the unclosed quote then ends with the line before this one, and its end is returned as a
+    negative number.
     """
     ends = np.empty(data.shape[0] // 64 + 1, dtype=np.int64)
     count, at, state, opened = 0, 0, _START, 0
     while at < data.shape[0]:
         end = 0
         if state == _QUOTED:
-            while at < data.shape[0] and data[at] != 34:  # nearly all of the data
+            while at < data.shape[0] and data[at] != 34:  # skips nearly all of the data
                 at += 1
             if at == data.shape[0]:
                 break
             state = _CLOSED
         elif data[at] == 34 and state == _START:
             state, opened = _QUOTED, at
-        elif data[at] == 34 and state == _CLOSED:  # a doubled quote is a literal one
+        elif data[at] == 34 and state == _CLOSED:  # a doubled quote stands for one quote
             state = _QUOTED
         elif data[at] == 10:
             end = at + 1

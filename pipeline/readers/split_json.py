@@ -119,7 +119,7 @@ def _cut_object(scanner: _JsonScanner) -> Iterator[RawDocument]:
         members = members if any(map(_is_structure, members)) else []  # other members only describe the list
     whole = members[:-1] if scanner.torn else members
     if not has_list and end != b"," and _are_records(whole) and not scanner.skip_space():
-        # Followed by another value, it would be a line of JSON lines.
+        # If another value follows, this object is one line of JSON lines.
         yield from map(_named, members)
     elif members:
         yield _rest_of_object(scanner, members, end)

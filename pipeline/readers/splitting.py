@@ -26,7 +26,8 @@ _LONGEST_LINE = 1 << 20
 _HEADER_LINES = 7  # of a POSCAR: comment, scale, three lattice vectors, symbols, numbers of atoms
 _LINE_OF_A_BLOCK = re.compile(rb"^data_", re.IGNORECASE | re.MULTILINE)
 _LINE_OF_A_BLOCK_OR_TEXT = re.compile(rb"^(?:data_|;)", re.IGNORECASE | re.MULTILINE)
-# A space group or operation that is known, outside comments; the crystal system alone is not a symmetry.
+# The tag of a space group or operation with a known value, outside comments; the crystal system alone is not a
+# symmetry.
 _SYMMETRY = re.compile(
     rb"^[^#\n]*?(?<!\S)_(?:symmetry|space_group)[_.](?!cell_setting|crystal_system)\S+\s+(?!['\";]?[?.]['\"]?(?:\s|$))",
     re.IGNORECASE | re.MULTILINE,
@@ -73,10 +74,10 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
 
 
 def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
-    """Split a CIF into data blocks with a cell or atoms; the first block if there are none.
+    """Split a CIF into data blocks with a cell or atoms; if there are none, yield the first block.
 
-    A crystal without symmetry waits, with those after it, until it is known whether a block without a crystal gives a
-    symmetry.
+    A crystal without symmetry, and all crystals after it, are held back until it is known whether a block without a
+    crystal gives a symmetry.
     """
     first, any_crystal, shared = b"", False, False
     waiting: list[bytes] = []
@@ -116,7 +117,7 @@ def _cif_blocks(stream: Stream) -> Iterator[bytes]:
         rest = content[bounds[-1] :]
         if (
             len(rest) > MAX_DOCUMENT_BYTES
-        ):  # it is rejected, so it need not be kept, except for a possible beginning of the next block
+        ):  # it is rejected for its size, so only a possible beginning of the next block has to be kept
             rest = rest[: MAX_DOCUMENT_BYTES + 1] + rest[-len(b"\ndata_") :]
     starts, in_text = _block_starts(rest)
     if in_text:  # an unclosed text field may have hidden the blocks after it
@@ -137,7 +138,7 @@ def _block_starts(content: bytes) -> tuple[list[int], bool]:
 
 
 def _cut_extxyz(stream: Stream) -> Iterator[RawDocument]:
-    """Split into frames; consecutive lines where a frame should begin, but has no atom count, become one failure."""
+    """Split into frames; consecutive lines without the atom count with which a frame begins become one failure."""
     junk, head = b"", stream.readline(_LONGEST_LINE)
     while head:
         n_atoms = _number_alone(head)
@@ -194,13 +195,13 @@ def _cut_poscar(stream: Stream) -> Iterator[RawDocument]:
             return
         yield b"".join([*head, mode, *(stream.readline(_LONGEST_LINE) for _ in range(n_atoms))])
         line = stream.readline(_LONGEST_LINE)
-        if line and _CONFIGURATION.match(line) is None:  # the cell of a run at constant pressure is repeated
+        if line and _CONFIGURATION.match(line) is None:  # a run at constant pressure repeats the header
             head = [line, *(stream.readline(_LONGEST_LINE) for _ in range(_HEADER_LINES - 1))]
             line = stream.readline(_LONGEST_LINE)
 
 
 class _NamedText(io.StringIO):
-    """Text for ASE's reader of OUTCAR, which looks for a CONTCAR beside the file; this path has none."""
+    """Text for ASE's reader of OUTCAR, which looks for a CONTCAR beside the file; there is none beside this path."""
 
     name = str(Path(os.devnull) / "OUTCAR")
 

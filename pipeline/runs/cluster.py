@@ -222,7 +222,7 @@ def _start_workers(client: Any, count: int) -> None:
 def _quiet() -> Iterator[None]:
     """Silence the loggers of Dask and of its event loop: errors are raised to the caller."""
     loggers = [logging.getLogger(name) for name in ("distributed", "bokeh", "tornado", "asyncio")]
-    # Loggers below these have levels of their own.
+    # Child loggers have their own levels.
     loggers += [
         logger
         for name, logger in list(logging.root.manager.loggerDict.items())
@@ -245,7 +245,7 @@ def _interrupts_blocked() -> Iterator[None]:
     On a terminal Ctrl-C goes to all processes. The main process decides what it means, since workers would print
     tracebacks, and a nanny that is interrupted leaves its worker behind.
     """
-    _start_resource_tracker()  # in this thread: the one that starts it has SIGINT unblocked
+    _start_resource_tracker()  # here, because it leaves SIGINT unblocked in the thread that starts it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

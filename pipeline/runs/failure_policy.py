@@ -17,8 +17,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Tasks in flight per worker: enough that no worker waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
-# A cluster may have no workers for a while, when its jobs wait in a queue; processes on this machine start at once. The
-# user is told after the first interval.
+# Seconds after which a run without workers ends, on a cluster and on this machine. A cluster may have no workers while
+# its jobs wait in a queue; processes on this machine start at once. The user is told after the first interval,
+# LOOK_EVERY_S.
 WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S, LOOK_EVERY_S = 300, 60, 10
 # A worker restarts within a few seconds; its nanny notices a moment later.
 RESTART_S, SETTLE_S = 20, 0.5
@@ -76,7 +77,7 @@ def run_tasks(
     try:
         run.fill()
         yield from run.finished(alone=False)
-        for suspect in run.suspects:  # grows while it is iterated
+        for suspect in run.suspects:  # the list grows during the loop
             run.submit([suspect])
             yield from run.finished(alone=True)
     except Exception as error:

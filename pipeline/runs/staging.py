@@ -32,8 +32,8 @@ class Staging:
     Attributes:
         out: The output that will appear at the end.
         folder: ``OUT.partial``, on a file system that all workers share.
-        work: Folder of this run inside `folder`. Every run has its own, since workers of a run with other settings,
-            whose client was killed, may still be writing into theirs.
+        work: Folder of this run inside `folder`. Every run has its own folder: if the client of an earlier run with
+            other settings was killed, the workers of that run may still be writing.
         settings_digest: Digest of the settings that the user chose.
         replaces: Whether the output may replace an existing one.
     """
@@ -82,7 +82,7 @@ class Staging:
         """Rename or upload the finished store and remove the parts: the last steps of `publish`."""
         if self.out.path is None:
             self.out.upload(self.store)
-            self.store.rename(self.work / _UPLOADED)  # so that a run killed in `discard` does not upload the remains
+            self.store.rename(self.work / _UPLOADED)  # so that a run killed in `discard` does not upload what is left
         else:
             if self.out.path.exists():
                 self.out.path.rename(self.folder / _REPLACED)
@@ -174,7 +174,7 @@ def staged_run(
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
         write_mark(staging.plan, wanted)
-        # Scratch files of killed tasks. If such a task is still running, its part is made again.
+        # Scratch files of tasks whose run was killed. If one of these tasks is still running, its part is made again.
         for scratch in staging.parts.glob(".*"):
             scratch.unlink(missing_ok=True)
         yield staging
@@ -229,7 +229,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 def _settings_digest(identity: Mapping[str, Any], target: Target) -> str:
     """Digest of an identity without the store that is being extended, and of the URL, if the output has one.
 
-    The URL is included because two URLs might share a working folder, and a run must not publish to the other's URL.
+    The URL is included because two URLs might share a working folder, and a run must publish to its own URL only.
     """
     settings = {name: value for name, value in json.loads(json.dumps(identity)).items() if name != _BASE}
     return _digest({**settings, "url": None if target.path is not None else str(target)})
@@ -255,7 +255,7 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(
-                f"{out}: cannot be the output, because {source} is read by this run; choose another"
+                f"{out}: cannot be the output, because {source} is read by this run; choose another output"
             )
 
 

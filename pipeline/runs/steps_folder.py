@@ -16,7 +16,8 @@ from .lock import locked
 from .marks import read_mark, write_mark
 from .staging import check_place
 
-# Stands in place of a plan while a folder is cleared: if that is interrupted, what is left must not be resumed.
+# Replaces the plan while a folder is being cleared: if the clearing is interrupted, the remaining files must not be
+# resumed.
 _CLEARING = {"clearing": True}
 
 
@@ -25,15 +26,15 @@ class StepsFolder:
     """The folders of one kind of run.
 
     Attributes:
-        noun: What such a folder holds, such as "campaign". It holds its plan in ``NOUN.json``.
-        differences: For parts of the plan, by name, how messages describe a difference in them; for other parts,
-            messages give both values.
-        outputs: Names of all files and folders of such a run, with `*` for any text; while they are written they have
-            a further ending, such as ``NAME.partial``.
+        noun: What the folder holds, such as "campaign". The plan is in ``NOUN.json``.
+        differences: Text with which messages describe a difference, by the name of the part of the plan that differs;
+            for other parts, messages give both values.
+        outputs: Names of all files and folders of a run of this kind, with `*` for any text. While they are being
+            written, they have a further ending, as in ``NAME.partial``.
         notes: Names of files that mean nothing without the stores of the steps.
-        first_use: For parts of the plan, by name, the outputs that depend on them. Until one of these outputs exists or
-            is being made, the part may change: a mistake in the settings of a late step costs none of the steps before
-            it.
+        first_use: For parts of the plan, by name, the outputs that depend on them. A part may change until one of these
+            outputs exists or is being made, so that a mistake in the settings of a late step can be corrected without
+            repeating the steps before it.
         made_from: For files, by name, the parts of the plan that they depend on. A file is removed if one of its parts
             changes.
     """
@@ -70,8 +71,8 @@ class StepsFolder:
             overwrite: Remove what the folder holds, if it is a run of this kind; None if the user has no such choice.
 
         Raises:
-            OutputExistsError: The folder cannot be written; or it holds an input, something else, another plan or a
-                damaged one; or another run is using it.
+            OutputExistsError: The folder cannot be written; it holds an input, a damaged or a different plan, or
+                anything else that is not a run of this kind; or another run is using it.
         """
         check_place(folder.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
         try:
@@ -152,7 +153,7 @@ class StepsFolder:
         return any(fnmatchcase(name, output) or fnmatchcase(name, f"{output}.partial") for output in self.outputs)
 
     def _held(self, folder: Path) -> list[Path]:
-        """What a folder holds beside the plan and the lock file."""
+        """What a folder holds besides the plan and the lock file."""
         return [one for one in sorted(folder.iterdir()) if one.name not in (self.plan_file, self.lock_file)]
 
     def _clear(self, folder: Path) -> None:

@@ -157,7 +157,7 @@ def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def _wildcards(fs: fsspec.AbstractFileSystem, path: str) -> frozenset[str]:
-    """The wildcards in a path. On the web "?" begins a query, whose values may contain anything."""
+    """The wildcards in a path. In a web URL, "?" begins a query, whose values may contain anything."""
     return _GLOB & set(path.partition("?")[0] if "http" in _protocols(fs) else path)
 
 
@@ -193,7 +193,7 @@ def _options(source: str) -> dict[str, Any]:
 
 
 def _hint(error: Exception) -> str:
-    """Advice to append to the message of an error of permissions or credentials."""
+    """Advice to append to the message of an error about permissions or credentials."""
     if "credentials" in f"{type(error).__name__} {error}".lower() or isinstance(error, PermissionError):
         return "; check your permissions (for S3, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
     return ""

@@ -114,7 +114,8 @@ class SourceFile:
                 return io.BytesIO(self.fs.cat_file(self.path))
             except Exception as error:  # noqa: BLE001 - clients of object stores raise their own errors
                 reason = detail(error, self._url)
-            # Raised without a cause: errors of those clients cannot always be sent from a worker to the client.
+            # Raised without a cause: errors of clients of object stores cannot always be sent from a Dask worker to the
+            # main process.
             raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # makes fsspec's HTTP file system stream
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))

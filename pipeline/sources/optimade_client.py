@@ -140,7 +140,7 @@ class _PageError(Exception):
 
 
 class _RetryError(Exception):
-    """A request that may succeed when repeated.
+    """A request failed, but may succeed when repeated.
 
     Args:
         message: One line that names the URL.
@@ -160,7 +160,7 @@ class _State:
         url: URL of the first page; only a download with the same first page is resumed.
         next: URL of the next page.
         bytes: Number of valid bytes in the partial file.
-        structures: Number of structures (lines) in them.
+        structures: Number of structures (lines) in these bytes.
         schema: Version of this record.
     """
 
@@ -251,7 +251,7 @@ def _download(
 
 
 class _RepeatingObject(dict[str, Any]):
-    """A JSON object that gives a key twice; written again as it was sent, so that the file's reader rejects it.
+    """A JSON object that gives a key twice; written to the file as it was sent, so that its reader rejects it.
 
     Args:
         pairs: Keys and values, in the order of the text.
@@ -357,7 +357,7 @@ class _Server:
                     times = f" after {attempt} attempts" if attempt > 1 else ""
                     raise _PageError(f"{error}{times}", transient=True) from error
                 time.sleep(max(error.wait, min(self.delay * 2 ** (attempt - 1), MAX_WAIT_S)))
-        raise _PageError(f"{_shown(url)}: not requested (attempts is {self.attempts})")
+        raise _PageError(f"{_shown(url)}: not requested, since attempts is {self.attempts}; it must be at least 1")
 
     def _attempt(self, url: str) -> _Page:
         import httpx  # noqa: PLC0415 - see at

@@ -17,7 +17,8 @@ from ..atomic import write_text_atomically
 from ..errors import StoreError
 
 CHECKSUMS_FILE = "checksums.json"
-# Root attribute with the checksum of the root file and the names of the attributes that it covers. Others may be added.
+# Root attribute with the checksum of the root file and the names of the attributes that it covers; other attributes may
+# be added later.
 SEAL = "seal"
 
 
@@ -40,7 +41,7 @@ def stored_digests(root: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str
     for name in names:
         array = root[name]
         if not isinstance(array, zarr.Array):
-            raise StoreError(f"{name} is not an array")
+            raise StoreError(f"{name} is not an array of this store; choose the name of an array")
         length = array.shape[0]
         rows = (array.shards or array.chunks)[0]
         for shard in range(-(-length // rows)):
@@ -51,8 +52,8 @@ def stored_digests(root: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str
 class ShardChecks:
     """Checks of a local store's shards, each made when a row of the shard is read for the first time.
 
-    Zarr notices flipped bits, but not a shard that another one has replaced. Shards behind a URL are not checked, since
-    each would have to be downloaded in full.
+    Zarr detects flipped bits, but not that a whole shard has been replaced by a different one. Shards behind a URL are
+    not checked, since each would have to be downloaded in full.
 
     Args:
         path: Local path or URL of the store.
@@ -120,7 +121,10 @@ def check_content(path: Path | str, arrays: Mapping[str, zarr.Array[Any]], store
 
 
 def write_root_attributes(file: Path, attrs: Mapping[str, Any]) -> None:
-    """Add attributes to the root file of a store, ``zarr.json``, and seal it: change it only through this function."""
+    """Add attributes to the root file of a store, ``zarr.json``, and seal the file with a checksum.
+
+    Change the attributes of a store only through this function; otherwise `is_intact` returns False.
+    """
     document = json.loads(file.read_bytes())
     attributes = document["attributes"]
     attributes.update(attrs)

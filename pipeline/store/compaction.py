@@ -129,7 +129,7 @@ def _concatenated(spec: ArraySpec, pieces: list[PartArray]) -> NDArray[Any]:
 
 
 def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
-    """Write the checksums and the root attributes, including `complete`: the last step of writing a store.
+    """Finish a store: write the checksums, then the root attributes, among them `complete`.
 
     Returns:
         Hash of the store: sha256 over the checksums of all its rows.

@@ -55,7 +55,7 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     if found not in schemas:
         raise StoreError(f"{path}: {_other_kind(path, root.attrs, schemas)}")
     if root.attrs.get("complete") is not True:
-        raise StoreError(f"{path}: unfinished; write it again")
+        raise StoreError(f"{path}: unfinished; write the store again")
     if not is_intact(content):
         raise StoreError(_damaged(path, "its content has changed"))
     return root
@@ -69,21 +69,21 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
         raise StoreError(
-            f"{path}: has changed during this run; run the command again, and discard the unfinished run if it reports "
-            "one"
+            f"{path}: has changed during this run; run the command again and, if that reports an unfinished run, "
+            "discard the unfinished run"
         )
 
 
 def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:
-    """What kind of store this is, if none of the expected schemas, and how to get one of the expected kind."""
+    """The kind of a store that has none of the expected schemas, and how to get a store of the expected kind."""
     graphs = attrs.get("graph_store")
     if attrs.get("schema") == GRAPH_SCHEMA:
         return f"is a graph store, which holds no scores; to compute them, run {_screening(path)}"
     if schemas == (GRAPH_SCHEMA,) and isinstance(graphs, Mapping) and graphs.get("path"):
         return f"holds scores; the graph store of its structures is {resolved_path(str(graphs['path']), path)}"
     return (
-        f"has schema {attrs.get('schema')!r} instead of {' or '.join(map(repr, schemas))}; it is another kind of "
-        "store, or was written by another version of equiscreen"
+        f"has schema {attrs.get('schema')!r} instead of {' or '.join(map(repr, schemas))}; use a store of the expected "
+        "kind or, if a different version of equiscreen wrote this store, write it again"
     )
 
 
@@ -95,7 +95,7 @@ def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes
     """The root group of a store, and the content of its root file."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
-            raise StoreError(f"{path}: unfinished; to resume it, run the command that writes it again")
+            raise StoreError(f"{path}: unfinished; to resume it, repeat the command that writes it")
         raise StoreError(f"{path}: no such store")
     try:
         return zarr.open_group(path, mode="r"), (path / ROOT_FILE).read_bytes()
@@ -119,7 +119,9 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise StoreError(f"{url}: no such store") from error
     except Exception as error:  # every file system raises its own errors
-        raise StoreError(f"{redact_urls(url)}: cannot be opened ({_first_line(error, url)})") from error
+        raise StoreError(
+            f"{redact_urls(url)}: cannot be opened ({_first_line(error, url)}); check the URL and your permissions"
+        ) from error
 
 
 def _first_line(error: Exception, path: str | Path) -> str:
@@ -160,7 +162,9 @@ class GraphStore:
         try:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}: missing or invalid root attributes ({error}); write it again") from error
+            raise StoreError(
+                f"{self.path}: missing or invalid root attributes ({error}); write the store again"
+            ) from error
         check_shards(self.path, self._arrays)
         self._checks = ShardChecks(self.path, self.store_hash)
 
@@ -196,7 +200,10 @@ class GraphStore:
             with fs.open(f"{path}/{name}", "rb") as file:
                 return pq.read_table(file)
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.path}: {name} cannot be read ({detail(error, str(self.path))})") from error
+            raise StoreError(
+                f"{self.path}: {name} cannot be read ({detail(error, str(self.path))}); copy the store from its source "
+                "again, or write it again"
+            ) from error
 
     @cached_property
     def n_atoms(self) -> NDArray[np.int32]:
@@ -230,7 +237,7 @@ class GraphStore:
     def offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First atom and first edge of every structure, and the totals: int64[n_structures + 1] each.
 
-        Once they are loaded, `block` no longer reads the counts of its structures.
+        Once these offsets are loaded, `block` no longer reads the counts of its structures.
 
         Raises:
             StoreError: The data is damaged.
@@ -350,7 +357,8 @@ class GraphStore:
         except Exception as error:
             if isinstance(self.path, str):  # the network may have failed
                 raise StoreError(
-                    f"{self.path}: array {name!r} cannot be read ({_first_line(error, self.path)})"
+                    f"{self.path}: array {name!r} cannot be read ({_first_line(error, self.path)}); check the "
+                    "connection, and run the command again"
                 ) from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "

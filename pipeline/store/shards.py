@@ -55,7 +55,9 @@ def _missing(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> list[st
             exist = pool.map(files.exists, [f"{root}/{file}" for file in missing])
             return [file for file, there in zip(missing, exist, strict=True) if not there]
     except Exception as error:
-        raise StoreError(f"{path}: its files cannot be listed ({detail(error, str(path))})") from error
+        raise StoreError(
+            f"{path}: its files cannot be listed ({detail(error, str(path))}); check the path and your permissions"
+        ) from error
 
 
 def _listing(files: Any, root: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Writing a store: one run that resumes, makes parts on workers, checks its inputs, compacts them and publishes."""
+"""Writing a store: a resumable run that makes parts on workers, combines them, checks its inputs and publishes."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class InputFile:
             same = False
         if not same:
             raise StoreError(
-                f"{self.path}: has changed during this run; run the command again, and discard the unfinished run if "
-                "it reports one"
+                f"{self.path}: has changed during this run; run the command again and, if that reports an unfinished "
+                "run, discard the unfinished run"
             )
 
     def _has_content(self) -> bool:
@@ -123,10 +123,10 @@ class StoreWriter:
         out: Path or URL of the store.
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
         options: Options of the run.
-        inputs: Stores that are read; the run fails if one of them changes before it is complete.
+        inputs: Stores that are read; the run fails if one of them changes before the run is complete.
         files: Other files that are read and must not change either. A path stands for the file as it is when the run
-            begins, an `InputFile` for the file as it was when that was made. The output may neither replace nor contain
-            an input.
+            begins, an `InputFile` for the file as it was when the `InputFile` was made. The output may neither replace
+            nor contain an input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.
     """
 

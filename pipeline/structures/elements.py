@@ -10,8 +10,8 @@ from ..errors import InvalidStructureError
 def atomic_number(symbol: str, where: str) -> int:
     """Return the atomic number of a chemical symbol.
 
-    gemmi parses only the first letters and reads iron from "Fe1" and fluorine from " Fe", so its element must have
-    exactly the given symbol.
+    gemmi reads only the first letters: iron from "Fe1", and fluorine from " Fe". Therefore the symbol of the element
+    that gemmi finds must equal the given symbol.
 
     Args:
         symbol: Chemical symbol, as in the periodic table.

@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 # or finer. The value is a tenth of the tolerance because `primitive` keeps one of the repeats and discards how the
 # others differ from it; repeats that differ by more stay in a larger cell, which `same_crystal` compares just as well.
 PRIMITIVE_SYMPREC = 1e-4
-# Moving lattice vectors and sites by the tolerance moves no component of a crystal vector by more than this many
+# If lattice vectors and sites move by the tolerance, no component of a crystal vector changes by more than this many
 # tolerances: 2 for the two ends of a distance, the rest for the lattice vectors between them; the twelfth neighbour is
 # at most six lattice vectors away (in a chain; three in a bulk crystal).
 VECTOR_SLACK = 10.0
@@ -121,9 +121,10 @@ def same_crystal(a: Structure, b: Structure, tolerance: float = TOLERANCE) -> bo
 
     Both are reduced to primitive cells. They are the same if some lattice vectors of one, rotated as a whole, lie
     within `tolerance` of the reduced basis of the other, and if in this common lattice every site lies within
-    `tolerance` of a site of its species, after subtracting the mean of these displacements. All lattice maps and all
-    translations of an atom of the rarest species are tried, so that the result does not depend on the choice of cell. A
-    superstructure that deviates from the other crystal by less than the tolerance is the same crystal.
+    `tolerance` of a site of the same species in the other crystal, after subtracting the mean displacement. All lattice
+    maps are tried, and all translations that move one atom of the rarest species onto an atom of that species in the
+    other crystal, so that the result does not depend on the choice of cell. A superstructure that deviates from the
+    other crystal by less than the tolerance is the same crystal.
 
     Like every comparison within a tolerance, this one is not transitive.
 
@@ -170,14 +171,16 @@ def first_same_crystal(
     """Find, for each row, the first row that is the same crystal.
 
     Rows with the same key whose vectors agree are candidates; `same_crystal` decides. A row is compared with the first
-    row of each crystal before it, not with duplicates, so the work grows with the number of rows. If crystals change
-    gradually by more than the tolerance, each row joins the first crystal that it matches.
+    row of each earlier crystal, not with the duplicates of that row, so that duplicates do not multiply the work. In a
+    series of crystals that change gradually by more than the tolerance, each row joins the first crystal that it
+    matches.
 
     Args:
         keys: uint64[n], from `composition_key`.
         vectors: float64[n, 22], from `crystal_vector`.
-        structure_of: Returns the structure of a row. Called once, in ascending order, for every row that has a
-            candidate before it, and for those candidates, some thousands of which are kept in memory.
+        structure_of: Returns the structure of a row. It is called once, in ascending order, for every row that has an
+            earlier candidate. It is also called for the candidates themselves, of which some thousands are kept in
+            memory.
         tolerance: Tolerance in angstrom; see `same_crystal`.
 
     Returns:
@@ -235,7 +238,7 @@ class _Table:
 
     @classmethod
     def of(cls, label: NDArray[np.int64], vectors: NDArray[np.float64], slack: float) -> _Table:
-        """Make an empty table, gridded by the components that vary most among rows with the same key."""
+        """Make an empty table whose grid uses the components that vary most among rows with the same key."""
         size = np.maximum(np.bincount(label), 1)
         spread = [np.square(x - (np.bincount(label, x) / size)[label]).sum() for x in vectors.T]
         order = np.argsort(-np.array(spread), kind="stable")

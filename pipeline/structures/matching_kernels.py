@@ -1,6 +1,6 @@
 """Loops over sites, lattice vectors and rows for structure matching, compiled with numba.
 
-They are plain loops because numba compiles these several times faster than array expressions.
+They are plain loops because numba compiles loops several times faster than array expressions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ N_LIKE = 8  # nearest neighbours of one species, or of all others
 N_SPECIES = 3
 # More lattice points than any crystal needs: only a cell a thousand times longer than wide has as many.
 MAX_LATTICE_POINTS = 10_000_000
-# A box of twice the slack around a row touches a second cell in a quarter of the cases per column.
+# Edge of a grid cell, in units of the slack. The box around a row is twice the slack wide, so that in each column it
+# touches a second cell in a quarter of the cases.
 GRID_CELL = 8.0
 
 
@@ -59,7 +60,7 @@ def agreeing_rows(
     """Find inserted rows before `place` with the same label whose components all lie within `slack` of its own.
 
     Returns:
-        Number of rows written to `found`; the search stops when that is full. Rows may occur twice, because two
+        Number of rows written to `found`; the search stops when `found` is full. Rows may occur twice, because two
         corners of the box around `place` may share a slot.
     """
     n_columns = cell.shape[1]
@@ -182,7 +183,7 @@ def _fill_species(
 
 @compiled
 def _weighted(squares: NDArray[np.float64]) -> float:
-    """Mean distance with larger weights for nearer atoms, so that shells do not easily compensate for each other."""
+    """Mean distance with larger weights for nearer atoms, so that changes in different shells rarely cancel."""
     total, weight = 0.0, 0.0
     for k in range(len(squares)):
         total += np.sqrt(squares[k]) / (k + 1)
@@ -421,7 +422,8 @@ def _matched(
         while numbers[start] != numbers[i // multiple]:
             start += 1
         partner = start
-        # One site lies exactly on its partner, so the others may be off by their own displacement and that one's.
+        # One site is placed exactly on its partner, so another site may be off by its own displacement plus that of the
+        # first.
         while used[partner] == multiple or _displace(moved[i], frac[partner], cell, displacement[i]) > 2 * tolerance:
             partner += 1
             if partner == len(numbers) or numbers[partner] != numbers[start]:
@@ -443,7 +445,10 @@ def _matched(
 def _displace(
     moved: NDArray[np.float64], site: NDArray[np.float64], cell: NDArray[np.float64], out: NDArray[np.float64]
 ) -> float:
-    """Write the Cartesian displacement modulo the lattice, the shortest one if it is short, and return its length."""
+    """Write the Cartesian displacement modulo the lattice (angstrom) to `out`, and return its length.
+
+    Only a displacement that is short compared with the cell is sure to be the shortest one.
+    """
     out[0], out[1], out[2] = 0.0, 0.0, 0.0
     for row in range(3):
         apart = moved[row] - site[row]

@@ -20,9 +20,9 @@ MAX_ATOMIC_NUMBER = 118
 HASH_BYTES = 16
 HASH_QUANTUM = 1e-8
 # The grid is shifted by this fraction of the quantum, (sqrt(5) - 2) / 2. Files hold decimal numbers; without a shift,
-# numbers with nine decimals that end in 5 lie halfway between two multiples, where a rounding error of 1e-16 decides.
-# This irrational number keeps all numbers with up to 12 decimals (by 3e-5 of the quantum), and halves, thirds and
-# sixths of the cell, away from those ties.
+# numbers with nine decimals that end in 5 lie halfway between two multiples of the quantum, and a rounding error of
+# 1e-16 decides to which of the two they are rounded. This irrational number keeps all numbers with up to 12 decimals
+# (by 3e-5 of the quantum), and halves, thirds and sixths of the cell, away from the halfway points.
 HASH_SHIFT = 0.118033988749895
 # A cell with a smaller ratio of the volume to the product of its edges is flat for all practical purposes.
 FLAT_CELL = 1e-6
@@ -127,7 +127,7 @@ class Structure:
         return cls.from_cartesian(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     def to_ase(self) -> ase.Atoms:
-        """Convert to an `ase.Atoms`, which has no cell if nothing is periodic."""
+        """Convert to an `ase.Atoms`, which has no cell if no direction is periodic."""
         import ase  # noqa: PLC0415 - ASE takes 0.3 s to import and scoring does not need it
 
         cell = self.cell if self.pbc.any() else None
@@ -161,8 +161,8 @@ class Structure:
     def content_hash(self) -> bytes:
         """Hash (16 bytes) of elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
 
-        Two files that hold the same structure give the same hash; another cell, or another order of sites, gives a
-        different one.
+        Two files that hold the same structure give the same hash; a different cell or a different order of sites gives
+        a different hash.
         """
         cell, frac = _quantised(self.cell, self.frac_coord, self.pbc)
         content = b"".join(

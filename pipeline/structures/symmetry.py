@@ -1,8 +1,8 @@
 """Crystal symmetry, and whether it allows a tensor that is given as a label.
 
-Published data sets contain tensors in a different frame from their structure, which usually break the symmetry of the
-crystal. There are exceptions: a crystal without symmetry allows any tensor, and a cubic crystal any rotated isotropic
-tensor.
+Some published tensors are given in a different frame from their structure. Such a tensor usually breaks the symmetry of
+the crystal. There are exceptions: a crystal without symmetry allows any tensor, and a cubic crystal any rotated
+isotropic tensor.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def symmetry_violation(tensor: ArrayLike, rotations: NDArray[np.float64], axes: 
         A fraction; 0 for a tensor of zeros, NaN for a tensor that is not finite.
 
     Raises:
-        LabelError: The shape is not that of such a tensor.
+        LabelError: The tensor does not have one of the shapes that `tensor` lists.
     """
     full = _cartesian(np.asarray(tensor, dtype=np.float64), axes)
     size = float(np.linalg.norm(full))

@@ -26,7 +26,7 @@ def balance(formula: str, *, electronegativity: bool) -> int:
     states from the ICSD. Each element has a single oxidation state, so mixed valence, as in Fe3O4, is not recognised.
 
     Args:
-        formula: Chemical formula of whole numbers.
+        formula: Chemical formula with whole numbers of atoms.
         electronegativity: Also require that anions are more electronegative than cations.
 
     Returns:

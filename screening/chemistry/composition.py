@@ -58,7 +58,7 @@ class Compositions:
         """Add the composition of a formula, if it is new, and return its number.
 
         Raises:
-            ConfigError: The text is not a chemical formula of whole numbers.
+            ConfigError: The text is not a chemical formula with whole numbers of atoms.
         """
         number = self._of_text.get(text)
         if number is None:
@@ -92,7 +92,7 @@ class Compositions:
         for number in numbers:
             found.setdefault(self._items[number][0], []).append(number)
         ordered = sorted(found.items(), key=lambda item: (len(item[0]), item[0]))
-        # Sorted by content: numbers follow the order of input files, on which no rounding may depend.
+        # Sort by content: numbers follow the order of the input files, and rounding must not depend on that order.
         return {system: np.array(sorted(members, key=self.counts), dtype=np.int64) for system, members in ordered}
 
 
@@ -108,7 +108,7 @@ def parsed(text: str) -> dict[int, int]:
     Species may have charges, as pymatgen writes them: ``Na1+ Cl1-``, or ``Fe3+2 O2-3`` for Fe2O3.
 
     Raises:
-        ConfigError: The text is not a formula of whole numbers of known elements.
+        ConfigError: The text is not a formula with whole numbers of atoms of known elements.
     """
     counts: dict[int, int] = {}
     try:
@@ -120,7 +120,7 @@ def parsed(text: str) -> dict[int, int]:
     except (KeyError, ValueError, TypeError):
         counts = {}
     if not counts or min(counts) < 1 or not 1 <= min(counts.values()) <= max(counts.values()) <= MAX_COUNT:
-        raise ConfigError(f"{text[:_QUOTED]!r} is not a chemical formula of whole numbers")
+        raise ConfigError(f"{text[:_QUOTED]!r} is not a chemical formula with whole numbers of atoms, such as Fe2O3")
     return counts
 
 

@@ -37,7 +37,7 @@ STATING = _RUN_TYPES | {
 }
 # Lower-case names of the sections of a calculation in which a functional is that of the POTCARs.
 POTCAR_SECTIONS = frozenset({"potcar", "pseudo_potential"})
-# First words of a calc_type that states no functional ("GGA Static" and "Static" are both written).
+# First words of a calc_type that states no functional ("GGA Static" and "Static" both occur).
 _TASKS = frozenset(
     {"nscf", "dielectric", "dfpt", "nmr", "static", "structure", "deformation", "optic", "unrecognized", "molecular"}
 )
@@ -195,7 +195,7 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
     """The functional that a row of a table states; None if it states none.
 
     Args:
-        row: Content of the columns that state one, by name; lists state several.
+        row: Content of the columns that state one, by name; a list holds several statements.
 
     Raises:
         StatementError: Two statements contradict each other, or one is not text.
@@ -210,7 +210,7 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
 
 
 def _key(text: str) -> str:
-    """Letters and digits of a name in upper case; spellings differ in everything else."""
+    """Letters and digits of a name, in upper case: spellings of one name differ only in case and other characters."""
     return re.sub(r"[^A-Z0-9]", "", text.upper())
 
 

@@ -32,7 +32,7 @@ class PhaseMatcher:
         self._matcher = StructureMatcher()
 
     def same(self, a: Structure, b: Structure) -> bool:
-        """Whether two structures are the same phase; unless periodic in three directions, their content must agree."""
+        """Whether two structures are the same phase; those not periodic in three directions must be identical."""
         if same_crystal(a, b):
             return True
         if not (a.pbc.all() and b.pbc.all()):

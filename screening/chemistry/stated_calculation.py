@@ -19,8 +19,8 @@ from .functionals import (
     of_vasp,
 )
 
-# Parts of an entry, or of a task document, that say how it was calculated; of several calculations the first is meant,
-# which is the last that was run. In lower case.
+# Parts of an entry, or of a task document, that say how it was calculated, in lower case. In a list of calculations the
+# first one counts, since it was run last.
 _SECTIONS = POTCAR_SECTIONS | {
     "parameters",
     "data",
@@ -34,7 +34,7 @@ _SECTIONS = POTCAR_SECTIONS | {
     "incar",
 }
 _MAX_DEPTH = 4
-# Fields of these parts that are read. In lower case.
+# Fields of these parts that are read, in lower case.
 _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
 
 
@@ -47,7 +47,7 @@ class StatedCalculation:
         'GGA+U'
 
     Attributes:
-        statements: Its functional, by the place of the statement.
+        statements: Functionals that it states, by the place of each statement.
         titles: Titles of its POTCARs.
         potcar_sets: Functionals that its POTCARs were made for.
         is_matpes: Whether the record is one of MatPES.
@@ -125,7 +125,7 @@ class StatedCalculation:
                 self.statements[where] = Functional("", with_u=True)
             elif name in STATING:
                 stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                # A mixing scheme says how energies of both kinds were corrected; that of an entry is uncorrected.
+                # A mixing scheme says how GGA and r2SCAN energies are combined; the energy of an entry is uncorrected.
                 known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
                 self.statements |= known
         by_tags = of_vasp(section)

@@ -43,8 +43,8 @@ class HullOptions:
         exclude_self: Whether each structure's own phase is left out of its hull.
         model_hull: Whether there is a hull in the model's own energies too.
         within: Structures at most this far above the hull, eV/atom, count as near it.
-        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
-            spread of several models takes its place.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known.
+            With several models, their spread is used instead.
     """
 
     lower_bound: bool
@@ -101,7 +101,7 @@ def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[
             "correction_per_atom", "float64", "correction included in the corrected energy", units="eV/atom"
         ),
         structure_array("decomposition", TEXT, _DECOMPOSITION),
-        structure_array("hull_status", "uint8", "outcome of the hull", **flags(HULL_STATUSES)),
+        structure_array("hull_status", "uint8", "outcome of the hull calculation", **flags(HULL_STATUSES)),
     )
 
 

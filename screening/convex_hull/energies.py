@@ -25,7 +25,7 @@ from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 RELAXED = "relaxed"
 # Names of the column that states the run type of a labelled structure.
 _RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
-# Structures whose edges are in memory at once.
+# Number of structures whose edges are in memory at once.
 _BLOCK = 512
 _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
 

@@ -94,7 +94,7 @@ class ConvexHull:
         own: Rows whose own phase is a reference that is left out, with the indices of the other references of their
             composition, lowest energy first.
         levels: Energies of the hulls at each composition.
-        missing: Number of rows by element that has no reference, largest number first.
+        missing: For each element without a reference, the number of rows that contain it; largest number first.
         elements: The package's own reference energies that are used: their scheme, source and elements.
         without_compounds: Number of rows of compounds whose chemical system contains no compound among the references;
             their distance is a formation energy.
@@ -222,7 +222,7 @@ def find_hull(
 def _phases(
     references: References, starts: NDArray[np.int64], compositions: Compositions, counts: NDArray[np.int64]
 ) -> dict[str, list[Any]]:
-    """The lowest reference of each composition in the systems of two or three elements that candidates are in.
+    """The lowest reference of each composition in the binary and ternary systems of the candidates.
 
     Systems with the most candidates come first, up to some 2,000 phases.
 
@@ -429,7 +429,7 @@ def _probabilities(
     Args:
         above: float64[n], energies above hull (eV/atom).
         std: float64[n], their standard deviations (eV/atom).
-        options: Options of the hull, which say what is near.
+        options: Options of the hull, which define how close to the hull counts as near.
     """
     found = {}
     for name, level in (("probability_below_hull", 0.0), ("probability_near_hull", options.within)):

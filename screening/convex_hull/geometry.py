@@ -37,7 +37,7 @@ _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
 # Up to this many simplices, all are tried, which is cheaper than running qhull.
 _FEW_SIMPLICES = 40
-# Largest number of elements of a temporary array of compositions by facets, or of facets by entries.
+# Largest number of values in a temporary array of compositions by facets, or of facets by entries.
 _TABLE = 1 << 22
 
 
@@ -156,7 +156,7 @@ class Hulls:
     def _points(
         self, system: System, entries: _Entries, facets: _Facets | None, fractions: NDArray[np.float64]
     ) -> HullPoints:
-        """The hull at compositions; energies include those of the elements."""
+        """The hull at compositions; its energies are absolute, not relative to the elements."""
         found = _solved(entries, fractions) if facets is None else _largest(entries, facets, fractions)
         return HullPoints(found.energy + self.elemental(system, fractions), found.products, found.amounts)
 

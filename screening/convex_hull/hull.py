@@ -96,10 +96,10 @@ def hull(
         model_references: Datasets of references relaxed with the model of the candidates, for a hull in the model's
             own energies.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: For each structure, leave its own phase out of the references, which all need structures.
+        exclude_self: For each structure, leave its own phase out of the references, which then all need structures.
         within: Structures at most this far above the hull, eV/atom, count as near it.
-        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known. The
-            spread of several models takes its place.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known.
+            With several models, their spread is used instead.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
@@ -227,7 +227,9 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
     missing = attrs["missing_references"]
-    named = f"; no reference of {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
+    named = (
+        f"; no reference for {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
+    )
     timing = attrs["timing"]
     return (
         f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "

@@ -145,7 +145,7 @@ def levels_of(
 
 
 def _corners(numbers: NDArray[np.int64], points: HullPoints, wanted: NDArray[np.bool_]) -> list[int]:
-    """The wanted compositions at corners of the hull; elsewhere, their own entries do not affect the hull."""
+    """The wanted compositions that are corners of the hull; the entries of the others do not affect it."""
     own = ((points.products == numbers[:, None]) & (points.amounts > 0)).any(axis=1)
     corners: list[int] = numbers[own & wanted[numbers]].tolist()
     return corners

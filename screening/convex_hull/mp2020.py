@@ -26,7 +26,7 @@ OXIDE_TYPES = ("oxide", "peroxide", "superoxide", "ozonide")
 SULFIDE_TYPES = ("sulfide", "sulfate")
 # Elements that are corrected if their oxidation state makes them anions; S and O have rules of their own.
 ANIONS = ("Br", "I", "Se", "Si", "Sb", "Te", "H", "N", "F", "Cl")
-# Atoms of the largest reduced formula whose oxidation states are guessed.
+# Number of atoms in the largest reduced formula for which oxidation states are guessed.
 _MAX_GUESSED_ATOMS = 20
 # Bond lengths (angstrom) times the tolerance of the scheme: pymatgen's `oxide_type(structure, 1.05)`.
 _TOLERANCE = 1.05

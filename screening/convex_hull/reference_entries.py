@@ -40,7 +40,7 @@ from .references import (
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
 _NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
-# OMat24 has the Hubbard U and the POTCARs of the Materials Project except for these POTCARs (OMat24StaticSet in
+# OMat24 uses the Hubbard U and the POTCARs of the Materials Project, except for these POTCARs (OMat24StaticSet in
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
@@ -436,14 +436,14 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 def entry_records(path: str) -> Iterator[object]:
     """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
-    For an entry of a list that gives a key twice, the error is yielded in its place.
+    If an entry of a list gives a key twice, the error is yielded in place of the entry.
 
     Raises:
-        SourceError: The file is missing or too large, or has no entries; or the path stands for several files.
+        SourceError: The file is missing or too large, or has no entries; or the path matches several files.
     """
     source, *others = find_files([path])
     if others:
-        raise SourceError(f"{path}: stands for {1 + len(others):,} files; give each file of references by its own path")
+        raise SourceError(f"{path}: matches {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:
@@ -456,7 +456,7 @@ def entry_records(path: str) -> Iterator[object]:
     try:
         content = parse_json(text)
     except RepeatedKeyError as error:
-        raise SourceError(f"{path}: {error}; keep one of its values") from error
+        raise SourceError(f"{path}: {error}; keep one value of that key") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
     if isinstance(content, dict):
@@ -470,7 +470,7 @@ def entry_records(path: str) -> Iterator[object]:
 
 
 def _elements(path: str, source: SourceFile) -> Iterator[object]:
-    """Elements of a JSON array, with one of them in memory at a time; for one with a repeated key, the error.
+    """Elements of a JSON array, one at a time in memory; in place of an element with a repeated key, the error.
 
     Raises:
         SourceError: The file is not valid JSON, or no element is a record.

@@ -84,7 +84,7 @@ def read_references(
         name = str(path).rstrip("/")
         if own_energies and not is_dataset(name):
             raise ConfigError(
-                f"{path}: not a dataset of `equiscreen relax`; only such datasets have energies of the model"
+                f"{path}: not a scores dataset; relax the references with the model of the candidates first"
             )
         if name.endswith(TABLES):
             left_out = tables[len(account)] = LeftOut()
@@ -136,8 +136,8 @@ def _read_dataset(
     check_same_basis(candidates.scheme, rows.scheme, path)
     if rows.scheme == OWN and rows.model != candidates.model and settings.assumed != OWN:
         raise ConfigError(
-            f"{path}: its energies come from another model, and their energy scheme has no name; use --scheme own if "
-            "both models were trained on the same energies"
+            f"{path}: its energies come from another model, and each model has a scheme of its own; use --scheme own "
+            "if both models were trained on the same energies"
         )
     with_members = rows.n_members and rows.n_members == candidates.n_members
     left_out = 0

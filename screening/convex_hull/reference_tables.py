@@ -171,12 +171,12 @@ class _Row:
 
     Attributes:
         formula: Chemical formula.
-        energy: Total energy or, if the row has none, formation energy.
+        energy: Total energy or, if the row has none, formation energy (eV/atom).
         formation: Whether `energy` is a formation energy.
         scheme: Energy scheme; None if the row states none.
         name: Id of the row; empty if it has none.
         statements: What the row states about the functional, by column.
-        correction: MP2020 correction; None if the row has none.
+        correction: MP2020 correction (eV/atom); None if the row has none.
         structure: Fields of the structure, with the names that OPTIMADE gives them.
     """
 
@@ -251,7 +251,7 @@ def _composition(formula: object, compositions: Compositions) -> int:
 
 
 def _energy(value: object) -> float:
-    """An energy of a table as a number.
+    """An energy of a table as a number (eV/atom).
 
     Raises:
         EntryLeftOutError: The value is not a number, or not a plausible energy.

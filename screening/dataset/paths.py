@@ -23,7 +23,7 @@ def dataset_in(path: str | Path) -> str | Path:
         path: Path of a dataset or a folder, or the URL of a dataset, which is returned unchanged.
 
     Raises:
-        StoreError: The folder holds no scores dataset, or several without any of the usual names.
+        StoreError: The folder holds no scores dataset, or several, none of which has a usual name.
     """
     folder = Path(path)
     if "://" in str(path) or not folder.is_dir() or (folder / _ROOT).exists():
@@ -37,7 +37,10 @@ def dataset_in(path: str | Path) -> str | Path:
     if len(found) > 1:
         raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
     if not found:
-        raise StoreError(f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`")
+        raise StoreError(
+            f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
+            "the dataset itself"
+        )
     return found[0]
 
 

@@ -52,8 +52,8 @@ class RankedTable:
         selection: Dataset with `rank`, as `screening.select` returns it.
 
     Attributes:
-        columns: Values by name, one per row and best first. Names are those of the dataset, and `space_group_symbol`,
-            `known` (id of the known crystal, or why it is new) and `flags`.
+        columns: Values by name, one per row and best first. The names are those of the dataset; `space_group_symbol`,
+            `known` (id of the known crystal, or why it is new) and `flags` are added.
     """
 
     def __init__(self, selection: xr.Dataset) -> None:

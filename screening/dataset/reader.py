@@ -177,7 +177,7 @@ class ScoresReader:
         if len(rows) == 0:
             return []
         if self._last is not None and np.array_equal(self._last[0], rows):
-            return self._last[1]  # columns and files use the same structures in turn
+            return self._last[1]  # derived columns and output files ask for the same structures in turn
         arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
         self.check_atoms(arrays["n_atoms"], self.rows("n_atoms", rows))
         ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)

@@ -71,7 +71,7 @@ class GraphSubset:
         folder: Folder to create for the parts.
         store: Path of the store to write.
         graphs: Graph store that the structures come from.
-        out: Path that the store will have in the end.
+        out: Final path of the store.
     """
 
     def __init__(self, folder: Path, store: Path, graphs: GraphStore, out: Path) -> None:

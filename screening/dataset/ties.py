@@ -12,10 +12,10 @@ _HASH = "structure_hash"
 
 
 def best_first(scores: ScoresReader, rows: NDArray[np.int64], *keys: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Places of some rows in ascending order of the keys; equal rows are ordered by structure hash, then by id.
+    """Indices that sort some rows by ascending keys: int64[n]; equal rows are ordered by structure hash, then by id.
 
-    The hash comes first, since ids of sources without names only count the records. Without a graph store, which has
-    the hashes, the ids decide.
+    The hash comes first, since the ids are mere record numbers if a source does not name its structures. Without a
+    graph store, which has the hashes, the ids decide.
 
     Args:
         scores: The dataset.

@@ -587,7 +587,7 @@ class _Relaxation:
 
 
 def _longest(rows: NDArray[np.float64]) -> float:
-    """Largest norm of any row."""
+    """Largest norm of any row of float64[n, 3]."""
     return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
 
 

@@ -107,8 +107,8 @@ class Lbfgs:
         bound: Current bound of a step of one row, angstrom.
         steps: Steps of the history, float64[n, 3] each, angstrom.
         changes: Change of the gradient along each of these steps, float64[n, 3] each, eV/angstrom.
-        last_step: The last step, angstrom; None before the first.
-        last_gradient: Gradient at the point that the last step started from, eV/angstrom.
+        last_step: The last step: float64[n, 3], angstrom; None before the first.
+        last_gradient: Gradient at the point that the last step started from: float64[n, 3], eV/angstrom.
         last_energy: Energy at the point that the last step started from, eV.
     """
 
@@ -144,14 +144,14 @@ class Lbfgs:
         return back + forward
 
     def _remember(self, step: Rows, change: Rows) -> None:
-        """Add a step and its change of the gradient to the history, if the curvature along the step is positive."""
+        """Add a step and the change of the gradient to the history, if the curvature along the step is positive."""
         if float(np.vdot(step, change)) > 1e-8 * float(np.vdot(step, step)):
             self.steps.append(step)
             self.changes.append(change)
             del self.steps[: -self.memory], self.changes[: -self.memory]
 
     def _direction(self, gradient: Rows) -> Rows:
-        """Minus the approximate inverse Hessian times the gradient, by Nocedal's two-loop recursion."""
+        """Minus the approximate inverse Hessian times the gradient, by Nocedal's two-loop recursion: float64[n, 3]."""
         out = -gradient
         pairs = list(zip(self.steps, self.changes, strict=True))
         shares = []

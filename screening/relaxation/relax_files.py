@@ -20,9 +20,9 @@ from .relax import relax
 
 
 def candidates_path(out: str | Path) -> str:
-    """Path from which that of the featurized files is made: ``R.candidates.zarr`` for ``R.zarr``.
+    """Path from which `graphs_path` derives the store of the featurized files: ``R.candidates.zarr`` for ``R.zarr``.
 
-    Their graph store is ``R.candidates.graphs.zarr``, since ``R.graphs.zarr`` holds the relaxed structures.
+    That store is ``R.candidates.graphs.zarr``, since ``R.graphs.zarr`` holds the relaxed structures.
     """
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.candidates.zarr"
 
@@ -42,7 +42,8 @@ def relax_files(
 ) -> xr.Dataset:
     """Relax the structures in files.
 
-    The files are featurized with the model's cutoff into ``R.candidates.graphs.zarr`` for ``R.zarr``, which is kept.
+    The files are featurized with the model's cutoff into a graph store that is kept: ``R.candidates.graphs.zarr`` for
+    ``R.zarr``.
 
     Example:
         >>> from equiscreen.screening import relax_files

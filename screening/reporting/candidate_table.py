@@ -49,6 +49,8 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
 }
 # Columns that are shown only if the first of the others is absent.
 _INSTEAD = {"energy_per_atom": "formation_energy_per_atom", "energy_std": "energy_above_hull_std"}
+# Columns that `select` adds.
+_OF_SELECTION = frozenset({"novelty", "known_as", "charge_neutral"})
 _PERCENT = frozenset({"volume_change"})
 _PRODUCT = re.compile(r"^(?P<fraction>\S+) (?P<phase>.*)$", re.DOTALL)
 
@@ -106,7 +108,7 @@ class CandidateTable:
 
     @property
     def distinct(self) -> NDArray[np.int64]:
-        """Places of the candidates that are not duplicates of others, best first."""
+        """Places in the table of the candidates that are not duplicates of others, best first: int64[n]."""
         return np.flatnonzero(self.parents == np.arange(len(self.parents)))
 
     def as_json(self) -> dict[str, Any]:
@@ -128,7 +130,9 @@ class CandidateTable:
         }
 
 
-def candidate_table(rows: ScoresReader, ranked: NDArray[np.int64], ranked_by: str) -> CandidateTable:
+def candidate_table(
+    rows: ScoresReader, ranked: NDArray[np.int64], ranked_by: str, selection: ScoresReader | None = None
+) -> CandidateTable:
     """Read the candidates of a report.
 
     Two of the best 10,000 candidates are duplicates if `structures.matching.same_crystal` matches them within 0.05
@@ -139,12 +143,19 @@ def candidate_table(rows: ScoresReader, ranked: NDArray[np.int64], ranked_by: st
         rows: Reader of the dataset.
         ranked: int64[n], rows of the dataset, best first.
         ranked_by: Column that they are ranked by, which follows the formula.
+        selection: A selection from this dataset. Its columns for novelty and charge balance are added; structures that
+            it does not contain have no value there.
 
     Raises:
         StoreError: The dataset is damaged.
     """
-    columns = _columns(rows, ranked_by)
-    values = {column.name: _values(rows, column, ranked) for column in columns}
+    columns = _columns(rows, ranked_by, selection)
+    values = {
+        column.name: _values(rows, column, ranked)
+        if selection is None or column.name in rows.specs
+        else _selected_values(selection, column, ranked)
+        for column in columns
+    }
     parents = np.arange(len(ranked))
     structures: dict[int, Structure] = {}
     note = ""
@@ -184,16 +195,20 @@ def decomposition_in_words(text: str) -> str:
     return " + ".join(map(one_line, found))
 
 
-def _columns(rows: ScoresReader, ranked_by: str) -> list[Column]:
-    """Columns of the table: those that the dataset has, with the names for unrelaxed structures where they apply."""
+def _columns(rows: ScoresReader, ranked_by: str, selection: ScoresReader | None) -> list[Column]:
+    """Columns of the table: those that exist, with the names for unrelaxed structures where they apply."""
+    specs = {
+        **({name: selection.specs[name] for name in _OF_SELECTION & selection.specs.keys()} if selection else {}),
+        **rows.specs,
+    }
     found: dict[str, Column] = {}
     for bare, (heading, decimals) in _COLUMNS.items():
-        name = bare if bare in rows.specs else bare + UNRELAXED
-        if name not in rows.specs or _INSTEAD.get(bare) in found:
+        name = bare if bare in specs else bare + UNRELAXED
+        if name not in specs or _INSTEAD.get(bare) in found:
             continue
-        attrs = rows.specs[name].attrs
+        attrs = specs[name].attrs
         unit = "%" if bare in _PERCENT else str(attrs.get("units", "")).removeprefix("1")
-        kind = rows.specs[name].dtype
+        kind = specs[name].dtype
         is_number = kind.startswith(("float", "int", "uint")) and "flag_values" not in attrs and bare != "space_group"
         description = str(attrs.get("description", attrs.get("long_name", "")))
         title = heading if name == bare else f"{heading}, unrelaxed"
@@ -219,6 +234,14 @@ def _values(rows: ScoresReader, column: Column, ranked: NDArray[np.int64]) -> li
         words = {value: word.replace("_", " ") for word, value in rows.meanings(column.name).items()}
         return [words.get(int(value), "?") for value in values.tolist()]
     return [one_line(str(value)) for value in values.tolist()]
+
+
+def _selected_values(selection: ScoresReader, column: Column, ranked: NDArray[np.int64]) -> list[Any]:
+    """Values of a selection by row of the dataset that it was made from; None for rows that were not selected."""
+    places = {row: place for place, row in enumerate(selection.column("scores_row", 0, len(selection)).tolist())}
+    found = [places[row] for row in ranked.tolist() if row in places]
+    values = iter(_values(selection, column, np.array(found, dtype=np.int64)))
+    return [next(values) if row in places else None for row in ranked.tolist()]
 
 
 def _parents(rows: ScoresReader, ranked: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ class ReportContent:
         distributions: Histograms of energies and uncertainties.
         element_hits: Number of structures near the hull that contain each element.
         best: int64[at most top], rows of the best candidates.
-        losses: Why structures of the source are not ranked, each with their number.
+        losses: Reasons why structures of the source are not ranked, each with the number of structures.
         recall: Sentence about the recall of a cascade; empty for other datasets.
     """
 

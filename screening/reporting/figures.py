@@ -171,8 +171,8 @@ def calibration_plot(predicted: Sequence[float], found: Sequence[float]) -> str:
     points = {"type": "scatter", "x": list(predicted), "y": list(found), **line}
     axes = _axes("predicted standard deviation, eV/atom", "root mean square error, eV/atom")
     note = (
-        "Each point is a tenth of the structures, grouped by predicted uncertainty; above the line, errors are larger "
-        "than predicted."
+        "Each point stands for a tenth of the structures, grouped by predicted uncertainty; above the line, errors are "
+        "larger than predicted."
     )
     diagonal = _diagonal([0.0, max(*predicted, *found)])
     return f"{_figure('calibration', [diagonal, points], 380, **axes)}<p class='note'>{note}</p>"

@@ -21,7 +21,7 @@ _SYSTEMS, _CANDIDATES = 30, 500
 _FORMATION, _ABOVE = "formation_energy_per_atom", "energy_above_hull"
 # Height of an equilateral triangle of side 1.
 _HEIGHT = sqrt(3) / 2
-# Facets whose normal points down by less are the vertical sides of the hull.
+# Facets whose unit normal has a smaller downward component are vertical sides of the hull.
 _DOWN = 1e-8
 
 
@@ -78,7 +78,7 @@ def _points(
     known: Sequence[int],
     relaxed: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fractions, energies and labels of the phases and of the candidates."""
+    """Fractions, formation energies (eV/atom) and labels of the phases and of the candidates."""
     formulas = [str(phases["formula"][place]) for place in known]
     energies = [float(phases[_FORMATION][place]) for place in known]
     names = [
@@ -195,12 +195,12 @@ def _markers(x: list[float], y: list[float], text: list[str], name: str, colour:
 
 
 def _in_triangle(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[n, 2], places in an equilateral triangle: the first element left, the second right, the third on top."""
+    """float64[n, 2], points in an equilateral triangle: the first element left, the second right, the third on top."""
     return np.stack([fractions[:, 1] + fractions[:, 2] / 2, fractions[:, 2] * _HEIGHT], axis=1)
 
 
 def _lower_hull(x: NDArray[np.float64], energy: NDArray[np.float64]) -> list[int]:
-    """Places of the corners of the lower hull, from left to right (Andrew's monotone chain)."""
+    """Indices of the corners of the lower hull, from left to right (Andrew's monotone chain)."""
     found: list[int] = []
     for place in np.lexsort((energy, x)).tolist():
         if found and x[found[-1]] == x[place]:
@@ -217,7 +217,7 @@ def _turn(x: NDArray[np.float64], energy: NDArray[np.float64], a: int, b: int, c
 
 
 def _facets(where: NDArray[np.float64], energy: NDArray[np.float64]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Places of the corners of the lower hull above the triangle, and the edges between them."""
+    """Indices of the corners of the lower hull above the triangle, and the edges between them."""
     try:
         from scipy.spatial import ConvexHull  # noqa: PLC0415 - an extra, and only ternary systems need it
     except ModuleNotFoundError as error:

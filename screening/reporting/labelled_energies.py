@@ -49,11 +49,13 @@ def labelled_energies(scores: str | Path, store: str | Path | None) -> LabelledE
 
 
 def binned_errors(error: NDArray[np.float64], spread: NDArray[np.float64]) -> tuple[list[float], list[float]]:
-    """Return root mean squares of predicted uncertainties and of errors, for tenths ordered by predicted uncertainty.
+    """Return the root mean squares of predicted uncertainties and of errors, eV/atom.
+
+    The structures are sorted by predicted uncertainty and divided into tenths; each tenth gives one value of each.
 
     Args:
-        error: float64[n], prediction minus label.
-        spread: float64[n], standard deviation among the members of the ensemble.
+        error: float64[n], prediction minus label, eV/atom.
+        spread: float64[n], standard deviation among the members of the ensemble, eV/atom.
     """
     bins = [rows for rows in np.array_split(np.argsort(spread, kind="stable"), _BINS) if len(rows)]
     return (

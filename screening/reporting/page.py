@@ -15,7 +15,7 @@ _POLICY = (
 )
 _STYLES = ("tabulator_simple.min.css", "page.css")
 _LIBRARIES = ("plotly-cartesian.min.js", "tabulator.min.js", "3Dmol-min.js")
-_NO_SCRIPT = "The tables and figures of this page need JavaScript, which fetches nothing from any network."
+_NO_SCRIPT = "The tables and figures of this page need JavaScript; the page loads nothing from the network."
 
 
 def page(title: str, sections: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The charts of a report for publications: PNG and SVG in the width of a column, and the numbers that they show as CSV.
+"""The charts of a report as files for publications: PNG and SVG, as wide as a column, and their numbers as CSV.
 
 Colours are from the palette of Okabe and Ito, Color Universal Design (2008), distinguishable with any colour vision.
 Equal data give equal bytes with one version of matplotlib.
@@ -79,7 +79,7 @@ def write_figures(
         content: Content of the report.
         diagrams: Hulls of binary and ternary systems, as `hull_diagrams` returns them.
         energies: Energies with labels; None if there are none.
-        inputs: What the report is made from, which is not written to.
+        inputs: What the report is made from; no file is written over it or into it.
         overwrite: Replace existing files.
 
     Returns:
@@ -260,9 +260,9 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
     layout = diagram["layout"]
-    # In a triangle, the places of the drawing; the phase says what lies there.
+    # In a triangle, the coordinates of the drawing; the column `phase` says what lies there.
     x_name, y_name = (
-        (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("place x", "place y")
+        (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("position x", "position y")
     )
     table: dict[str, list[Any]] = {name: [] for name in ("kind", "phase", x_name, y_name)}
     for one in points:

@@ -47,6 +47,7 @@ def report(
     top: int = TOP,
     by: str | None = None,
     store: str | Path | None = None,
+    selection: str | Path | None = None,
     charts: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -72,6 +73,8 @@ def report(
         top: Largest number of candidates in the table.
         by: Column to rank by, lowest first; by default the energy above hull, else the formation energy.
         store: Graph store of the structures, if it was moved. Without it the report has no structures.
+        selection: Folder of a selection from this dataset; the table then also shows which of its structures are known,
+            and which are charge-neutral.
         charts: Folder for the charts as files for a publication: PNG, SVG and, with the numbers shown, CSV.
         overwrite: Replace existing files.
 
@@ -79,20 +82,21 @@ def report(
         Path of the HTML file.
 
     Raises:
-        ConfigError: The dataset has no such column; or scipy, which diagrams of ternary hulls need, or matplotlib,
-            which charts as files need, is not installed.
+        ConfigError: The dataset has no such column; the selection was made from another dataset; or scipy, which
+            diagrams of ternary hulls need, or matplotlib, which charts as files need, is not installed.
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)
-    inputs = [scores] if store is None else [scores, store]
+    inputs = [scores, *(one for one in (store, selection) if one is not None)]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
     if charts is not None and "://" in str(charts):
         raise OutputExistsError(f"{charts}: charts are written to a local folder; choose one, then copy it")
     rows = ScoresReader(scores, store)
     content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
-    table = candidate_table(rows, content.best, content.value)
+    chosen = None if selection is None else _selection(selection, rows)
+    table = candidate_table(rows, content.best, content.value, chosen)
     diagrams = hull_diagrams(table, (rows.attrs.get("hull") or {}).get("phases") or {})
     energies, reason = None, ""
     try:
@@ -115,6 +119,19 @@ def report(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(target, page(name, sections))
     return target
+
+
+def _selection(path: str | Path, rows: ScoresReader) -> ScoresReader:
+    """Reader of a selection, which must have been made from the dataset of the report.
+
+    Raises:
+        ConfigError: It was made from another dataset, or is no selection.
+    """
+    found = ScoresReader(dataset_in(path))
+    made_from = found.attrs.get("selection", {}).get("scores", {}).get("store_hash")
+    if made_from != rows.hash:
+        raise ConfigError(f"{path}: was not selected from {rows.path}; choose a folder that `select` made from it")
+    return found
 
 
 def _heading(column: str) -> str:

@@ -52,7 +52,10 @@ def picture(structure: Structure) -> str:
 
 
 def _atoms(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return fractional coordinates and atomic numbers in one cell; atoms on a face are on all equivalent faces."""
+    """Return fractional coordinates (float64[n, 3]) and atomic numbers (int64[n]) in one cell.
+
+    Atoms on a face of the cell are on all equivalent faces.
+    """
     frac = np.where(structure.pbc, structure.frac_coord % 1.0, structure.frac_coord)
     frac = np.where(structure.pbc & (frac > 1 - _ON_FACE), 0.0, frac)
     on_face = structure.pbc & (frac < _ON_FACE)

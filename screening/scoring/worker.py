@@ -109,7 +109,7 @@ class CopyTask:
         """
         raise EquiscreenError(
             f"{self.scores}: the workers that read it died, perhaps because they ran out of memory; free "
-            "some and run the same command again"
+            "some memory and run the same command again"
         )
 
 

@@ -87,8 +87,8 @@ class _Parser(ast.NodeVisitor):
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
         if len(text) > MAX_LENGTH:
             raise ConfigError(
-                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; apply one part of it, then "
-                "the rest to that selection"
+                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; use one part of it, then "
+                "the rest on the resulting selection"
             )
         self.text, self.variables = text, variables
         self.depth = 0
@@ -142,8 +142,8 @@ class _Parser(ast.NodeVisitor):
     def _too_deep(self, place: int) -> ConfigError:
         return self._error(
             place,
-            f"nested more than {MAX_DEPTH} levels deep, or too long; apply one part of it, then the rest to that "
-            "selection",
+            f"nested more than {MAX_DEPTH} levels deep, or too long; use one part of it, then the rest on the "
+            "resulting selection",
         )
 
     def _syntax_error(self, error: SyntaxError) -> ConfigError:
@@ -274,7 +274,7 @@ class _Parser(ast.NodeVisitor):
         else:
             for item in items:
                 if item.kind != term.kind:
-                    raise self._error(item.place, f"{item.kind} in a list that is compared with {term.kind}")
+                    raise self._error(item.place, f"{item.kind} cannot be in a list that is compared with {term.kind}")
             wanted = [item.literal for item in items]
         return applied(Kind.TRUTH, term.place, term, lambda values: np.logical_xor(is_among(values, wanted), negated))
 

@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 
 # Kind of the result, function, and the smallest and largest number of arguments. NaN in any argument of min and max
-# makes the result NaN, in line with comparisons.
+# makes the result NaN: missing values are not skipped.
 FUNCTIONS: dict[str, tuple[Kind, Callable[..., Any], int, int]] = {
     "abs": (Kind.NUMBER, np.abs, 1, 1),
     "min": (Kind.NUMBER, np.minimum, 2, 16),

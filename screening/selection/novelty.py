@@ -43,7 +43,7 @@ class KnownCrystals:
 
     @cached_property
     def _fingerprints(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Fingerprints of the compositions of all crystals, ascending, and the row of each."""
+        """Fingerprints of the compositions of all crystals, ascending, float64[n]; and the row of each, int64[n]."""
         size = len(self.store)
         blocks = [self._fingerprints_of(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK)]
         values = np.concatenate([np.empty(0), *blocks])

@@ -182,7 +182,7 @@ def _formats(given: Sequence[str]) -> tuple[OutputFormat, ...]:
     known = [one.value for one in OutputFormat]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ConfigError(f"unknown format {unknown[0] if unknown else ''!r}; choose {', '.join(known)}")
+        raise ConfigError(f"unknown format {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}")
     return tuple(OutputFormat(name) for name in dict.fromkeys(names))
 
 

@@ -100,8 +100,8 @@ def test_a_model_without_a_scheme_is_its_own_zero_of_energy(
 
     found, told = ranked("first")
     (elements,) = (tmp_path / "cache/elements").glob("*/elements.zarr")
-    assert f"relaxing crystals of the elements with the model, once: {elements}" in told
-    assert f"{elements}: energies of the elements, since equiscreen has none for the energy scheme own" in told
+    assert f"relaxing crystals of the elements with the model (needed only once); result: {elements}" in told
+    assert f"{elements}: the model's energies of the elements; equiscreen has none for the energy scheme own" in told
     rows = open_scores(elements)
     assert set(rows["formula"].values[rows["status"].values == 0]) == {"Al", "Cu", "Au"}
     assert np.isfinite(found["formation_energy_per_atom_unrelaxed"].values).all()

@@ -152,7 +152,7 @@ def test_screening_from_the_command_line(folder: Path, exported: Callable[[str],
     assert "6 structures (6 ok)" in done.stdout
     assert '"equiscreen-scores/1"' in in_this_process("info", out, "--json").stdout
     for path, parts in (
-        (out, ("6 structures: 6 ok", "eV/atom", "model: ", "energies: own")),
+        (out, ("6 structures: 6 ok", "eV/atom", "model: ", "energy scheme: own")),
         (folder / "g.zarr", ("graph store, 6 structures", "read 6 = stored 6", "from s.extxyz")),
         (exported("float32"), ("ONNX model", "predicts energy (eV)", "Al, Cu, Au", "cutoff 4.5")),
     ):

@@ -1,4 +1,4 @@
-"""Extension of griffe: the section `Example` of a docstring is a doctest, as griffe knows it under `Examples`."""
+"""Extension of griffe: rename the section `Example` of docstrings to `Examples`, which griffe reads as a doctest."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Hooks of mkdocs: the page of the command line, made from the program, and links to files outside `docs/`."""
+"""Hooks of mkdocs: generate the page of the command line; resolve links and pictures outside `docs/`."""
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
@@ -11,18 +12,23 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 COMMAND_LINE = "reference/command_line.md"
+BENCHMARKS, PICTURES = "tests/benchmarks", "pictures/benchmarks"
 _COLUMNS = 100
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page of the command line."""
+    """Add the page of the command line and the pictures of the benchmarks."""
     files.append(File.generated(config, COMMAND_LINE, content=command_line()))
+    for picture in sorted(Path(BENCHMARKS).resolve().glob("*.png")):
+        files.append(File.generated(config, f"{PICTURES}/{picture.name}", abs_src_path=str(picture)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Link files of the repository that are not part of the site to the repository, if its address is known."""
+    """Point links to files outside the site at the repository; if its address is unknown, turn them into plain text."""
     up = page.file.src_uri.count("/") + 1
+    pictures = re.compile(rf"(!\[[^\]]*\]\()(?:\.\./){{{up}}}{BENCHMARKS}/")
+    markdown = pictures.sub(rf"\1{'../' * (up - 1)}{PICTURES}/", markdown)
     outside = re.compile(rf"(?<!!)\[([^\]]+)\]\((?:\.\./){{{up}}}([^).][^)]*)\)")
     if config.repo_url:
         return outside.sub(rf"[\1]({config.repo_url.rstrip('/')}/blob/main/\2)", markdown)

@@ -1,6 +1,6 @@
 """Build the wheel `equiscreen-models`: the ONNX file of 7net-0, with its licence and hashes, and no code.
 
-With it installed, equiscreen ranks crystals without PyTorch. Needs an environment with `equiscreen[rank]`:
+Where this wheel is installed, equiscreen ranks crystals without PyTorch. Building it needs `equiscreen[rank]`:
 
     python tools/models_wheel/build.py --out dist
 """
@@ -47,7 +47,7 @@ INIT = '"""Data for equiscreen: models in ONNX format. The weights are SevenNet\
 def main() -> None:
     """Export the model, and build the wheel in --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder of the wheel")
+    parser.add_argument("--out", type=Path, default=Path("dist"), help="folder to write the wheel to")
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as scratch:
         project = Path(scratch)

@@ -1,4 +1,4 @@
-"""What still keeps a version from being released: the public address, version and date, and the built distributions.
+"""Check that a version can be released: its public address, version and date, and the built distributions.
 
     python tools/release/check.py dist
 
@@ -23,7 +23,7 @@ def problems(dist: Path) -> list[str]:
     settings = (ROOT / "mkdocs.yml").read_text()
     address = re.search(r'^repo_url: "?([^"\n]*)"?$', settings, re.MULTILINE)
     if address is None or not address[1].startswith("https://"):
-        found.append("mkdocs.yml: repo_url, the public address of the repository, is not set")
+        found.append("mkdocs.yml: repo_url is not set; set it to the public https address of the repository")
     version = re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(), re.MULTILINE)
     if version is None:
         return [*found, "__init__.py: no __version__"]

@@ -80,7 +80,7 @@ class Contents:
 
     @property
     def confirms(self) -> bool:
-        """Whether the stated content is complete enough to prove that atoms which agree with it are all there."""
+        """Whether the stated content is complete enough to prove that no atom is missing if the atoms agree."""
         whole = (bool(self.formula) or self.mass > 0) and self.units > 0
         return whole or self.density > 0 or self.electrons > 0
 

@@ -112,7 +112,7 @@ Atoms = tuple[Sequence[int], Sequence[Sequence[float]]]
 
 
 def _atoms(symmetry: Statements, cell: gemmi.UnitCell, sites: Sites, contents: Contents) -> Atoms:
-    """Atoms of the cell by the only reading of its symmetry that nothing contradicts.
+    """Atoms of the cell according to the only reading of its symmetry that nothing contradicts.
 
     Raises:
         InvalidStructureError: No reading fits, or several fit and give different atoms.

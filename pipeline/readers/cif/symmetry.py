@@ -38,10 +38,10 @@ class Reading:
     """One reading of the symmetry of a block.
 
     Attributes:
-        name: Group as named in messages.
+        name: Name of the group, for messages.
         triplets: All operations, including lattice centrings.
         rotations: Distinct rotation matrices of the operations: int64[n, 3, 3].
-        group: Group in the tables; None for a setting that is not tabulated.
+        group: The tabulated group; None for a setting that is not tabulated.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _says_nothing(operations: tuple[str, ...], values: tuple[str, ...]) -> bool:
 
 
 def _magnetic_operations(block: gemmi.cif.Block, tags: Tags) -> tuple[str, ...]:
-    """Operations of a magnetic group, times its centring translations, without time reversal."""
+    """Operations of a magnetic group, combined with its centring translations, without time reversal."""
     lists = []
     for name in MAGNETIC_OPERATIONS:
         values = [gemmi.cif.as_string(value).strip() for value in tags.column(block, name) or [_IDENTITY]]

@@ -138,7 +138,7 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
             frame, the structure is modulated, or its magnetic group is given without its operations.
     """
     groups: list[str | tuple[str, ...]] = []
-    items: Iterable[Any] = block  # gemmi's types leave out that two of pair, loop and frame are None
+    items: Iterable[Any] = block  # gemmi's types do not say that two of pair, loop and frame are None
     for item in items:
         if item.pair is not None:
             groups.append(item.pair[0])

@@ -186,7 +186,7 @@ def test_parity_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="forces"):
         Parity("forces", "eV/angstrom", one, one[:2], "test")
     pairs = [Parity("energy", unit, one, one, "test") for unit in ("eV", "eV/atom")]
-    with pytest.raises(ValueError, match="energy: several units"):
+    with pytest.raises(ValueError, match="energy: all units in one panel must be equal"):
         parity_plots(pairs, tmp_path / "parity.png")
 
 

@@ -108,7 +108,7 @@ def test_pairs_of_many_atoms_which_are_searched_in_bins(pbc: tuple[int, int, int
 
 def test_limits_of_a_graph() -> None:
     dense = Structure.from_fractional([1], np.eye(3), [[0, 0, 0]])
-    with pytest.raises(InvalidStructureError, match=r"too many edges \(more than 100\)"):
+    with pytest.raises(InvalidStructureError, match=r"too many edges \(more than 100; reduce the cutoff\)"):
         neighbor_list(dense, 5.0, max_edges=100)
     with pytest.raises(InvalidStructureError, match="too many neighbours of one atom"):
         neighbor_list(dense, 26.0)

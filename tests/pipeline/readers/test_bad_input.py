@@ -237,7 +237,7 @@ def test_an_archive_within_an_archive_and_an_encrypted_one(tmp_path: Path) -> No
     report, rows = beside(path, tmp_path)
     assert (report.stored, report.failed) == (3, 2)
     assert [(name, reason) for name, _, reason in rows] == [
-        ("s.zip::inner.zip", "zip inside an archive (unpack it first)"),
+        ("s.zip::inner.zip", "zip inside an archive (unpack the archive first)"),
         ("s.zip::secret.cif", "encrypted archive member"),
     ]
 
@@ -363,7 +363,7 @@ def test_a_table_without_names_of_columns(tmp_path: Path, before: str, form: str
     (tmp_path / "s.csv").write_text(before + "\n".join(rows[:4]) + "\n")
     report = run(tmp_path / "s.csv", tmp_path / "g.zarr")
     reasons = [reason for _, _, reason in failures(tmp_path / "g.zarr")]
-    assert reasons[-1] == "no line of column names"
+    assert reasons[-1] == "no line of column names (add one at the beginning)"
     assert (report.stored, report.failed) == ((2, 2) if form == "open" else (3, 1))
 
 

@@ -347,7 +347,7 @@ def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, t
     assert np.isfinite(found["energy_above_hull"].values[codes == 0]).all()
     missing = found.attrs["hull"]["missing_references"]
     assert {"Li", "Ni", "Cl"} <= set(missing)
-    assert "no reference of" in summary(found, "h")
+    assert "no reference for" in summary(found, "h")
     assert sum(found.attrs["hull"]["status_counts"].values()) == len(codes)
 
 
@@ -667,7 +667,7 @@ def test_bad_references_say_so(crystals: Crystals, tmp_path: Path) -> None:
     for path, error, words in (
         (tmp_path / "none.json", SourceError, "none.json"),
         (file("bad.json", "{"), SourceError, "not valid JSON"),
-        (tmp_path / "*.json", SourceError, r"\*\.json: stands for 2 files; give each"),
+        (tmp_path / "*.json", SourceError, r"\*\.json: matches 2 files; give each"),
         (file("numbers.json", "[1, 2]"), SourceError, "not a file of pymatgen entries"),
         (file("a.csv", "formula,x\nFe,1\n"), ConfigError, "columns formula and energy_per_atom"),
         (file("b.csv", "formula,energy_per_atom\nFee,1\n"), ConfigError, "no composition .*'Fee'"),

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
-from ase.io import read
+from ase.io import read, write
 from equiscreen.cli.app import app
 from equiscreen.pipeline import Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
 from equiscreen.pipeline.structures.cif_text import cif_text
 from equiscreen.pipeline.structures.matching import same_crystal
-from equiscreen.screening import hull, open_scores, report, screen
+from equiscreen.screening import hull, open_scores, report, screen, select
 from equiscreen.screening.dataset.reader import ScoresReader
 from equiscreen.screening.reporting.candidate_table import CandidateTable
 from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content
@@ -149,6 +149,19 @@ def test_the_table_has_the_numbers_of_the_dataset(found: Path, page: Path) -> No
     assert table["values"]["energy_above_hull_unrelaxed"] == pytest.approx(
         dataset["energy_above_hull_unrelaxed"].values[order], abs=1e-5
     )
+
+
+def test_the_table_shows_what_a_selection_found_out(found: Path, tmp_path: Path) -> None:
+    lowest = np.argsort(open_scores(found)["energy_above_hull_unrelaxed"].values, kind="stable")[:2]
+    write(tmp_path / "known.extxyz", [one.to_ase() for one in ScoresReader(found).structures(lowest)])
+    featurize(tmp_path / "known.extxyz", tmp_path / "known.zarr", cutoff=CUTOFF, scheduler="threads")
+    select(found, tmp_path / "best", top=5, known=tmp_path / "known.zarr")
+    values = data_of(report(found, tmp_path / "r.html", selection=tmp_path / "best"))["values"]
+    assert values["novelty"].count("known") == 2
+    assert values["novelty"].count(None) == SIZE - 5
+    assert sum(bool(name) for name in values["known_as"]) == 2
+    with pytest.raises(ConfigError, match="was not selected from"):
+        report(tmp_path / "best", tmp_path / "other.html", selection=tmp_path / "best")
 
 
 def test_structures_in_the_page_are_those_of_the_store(found: Path, page: Path) -> None:

@@ -115,10 +115,10 @@ def test_a_url_of_files_is_none_of_a_store(stores: Path, model: Path, tmp_path: 
     [
         (["g.zarr", "c.cif"], ConfigError, r"g\.zarr: a store among files"),
         (["c.cif", "plain"], ConfigError, r"plain: a store among files"),
-        (["g.zarr", "plain"], ConfigError, "2 stores; .* `equiscreen merge`"),
+        (["g.zarr", "plain"], ConfigError, "2 stores were given; .* `equiscreen merge`"),
         (["none.zarr"], StoreError, r"none\.zarr: no such store"),
         (["none.cif"], SourceError, r"none\.cif: no such file"),
-        (["unfinished"], StoreError, "unfinished: unfinished; to resume it, run the command that writes it again"),
+        (["unfinished"], StoreError, "unfinished: unfinished; to resume it, repeat the command that writes it"),
         ([], SourceError, "no sources given"),
     ],
 )
