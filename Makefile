@@ -46,8 +46,8 @@ lint: $(VENV)/installed | $(PACKAGE)
 docs-test: docs | $(PACKAGE)
 	cd $(dir $(PACKAGE)) && PYTHONPATH=. ../../$(BIN)/python -m pytest --doctest-modules \
 	  -p equiscreen.tests.docstring_examples equiscreen/__init__.py $(addprefix equiscreen/,$(filter-out conformance,$(PARTS)))
-	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 tests/test_readme.py tests/test_notebooks.py \
-	  tests/campaigns/test_readme_lines.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 --numprocesses $(WORKERS) \
+	  tests/test_readme.py tests/test_notebooks.py tests/test_docs_blocks.py
 
 # mkdocs would search the whole checkout, with its virtual environments, so it gets a folder of the packages alone.
 docs: $(VENV)/installed

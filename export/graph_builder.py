@@ -19,8 +19,8 @@ from torch.utils._sympy.functions import FloorDiv
 from ..pipeline.errors import ExportError
 
 # Supported opsets. The operators used here have existed since opset 13, and Shape of selected axes since 15; 17 is the
-# oldest tested. By its list of kernels, ONNX Runtime's CUDA provider has all of these operators up to opset 18; of later
-# opsets it leaves some (Equal, Pad, ReduceMax, Identity) to the CPU.
+# oldest tested. By its list of kernels, ONNX Runtime's CUDA provider has all of these operators up to opset 18; of
+# later opsets it leaves some (Equal, Pad, ReduceMax, Identity) to the CPU.
 OPSETS = range(17, 24)
 OPSET = 18
 ONNX_TYPES = {

@@ -1,25 +1,19 @@
-"""README and docs: their commands work on real files, their links lead somewhere, their figures are those printed."""
+"""README and docs: their links lead somewhere, and their figures are those printed. Their code: `test_docs_blocks`."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import equiscreen
 import pytest
 import yaml
 from equiscreen import campaigns, export, model, pipeline, screening
-from equiscreen.model import Config
-from equiscreen.pipeline.structures.random_crystals import probe_structures
-from equiscreen.screening import open_scores
 
-from .conftest import ELEMENTS, ROOT, cif_text, write_emt_labelled
+from .conftest import ROOT
+from .documentation.blocks import blocks
 
 README = (ROOT / "README.md").read_text()
-OWN_NETWORK = (ROOT / "docs/own_network.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages that only the site has, made from the program when it is built.
 GENERATED = {ROOT / "docs/reference/command_line.md"}
@@ -63,23 +57,6 @@ FIGURES = [
     (EQUIVARIANCE, "data_efficiency.txt", r"turned to the first .*? ([\d.]+) \(", "below {} meV/angstrom"),
     (EQUIVARIANCE, "data_efficiency.txt", r"forces of zero +([\d.]+)", "zero gives {}"),
 ]
-QUICK = {"network": {"hidden_irreps": "4x0e + 2x1o", "correlation": 2}, "training": {"max_epochs": 2}}
-
-
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", OWN_NETWORK, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_emt_labelled(tmp_path / "training.extxyz", probe_structures(ELEMENTS, 20, seed=70))
-    (tmp_path / "candidates").mkdir()
-    for number, structure in enumerate(probe_structures(ELEMENTS, 12, seed=71)):
-        (tmp_path / "candidates" / f"c{number}.cif").write_text(cif_text(structure))
-    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK))
-    return tmp_path
 
 
 def links(page: Path) -> list[str]:
@@ -128,29 +105,7 @@ def test_the_citation_has_the_version() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == equiscreen.__version__
 
 
-def test_the_configuration_is_the_default() -> None:
-    config = Config.parse(yaml.safe_load(block("yaml")), "own_network.md")
-    assert config.network.heads.keys() == {"dielectric"}
-    assert config.training.split.by == "composition"
-
-
-@pytest.mark.slow
-def test_the_shell_lines(folder: Path) -> None:
-    lines = block("sh").strip().splitlines()
-    assert len(lines) == 5
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for line in lines:
-        quick = f"{line} --config quick.yaml" if " train " in line else line  # two epochs instead of two hundred
-        done = subprocess.run(quick.split(), cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert open_scores(folder / "scores.zarr").sizes["structure"] == 12
-
-
-@pytest.mark.slow
-def test_the_python(folder: Path) -> None:
-    script = block("python")
-    assert len([line for line in script.splitlines() if line.strip()]) == 10
-    (folder / "job.py").write_text(script)
-    done = subprocess.run([sys.executable, "job.py"], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^c\d+ +-?\d", done.stdout, re.MULTILINE)) == 10
+@pytest.mark.parametrize(("language", "lines"), [("sh", 5), ("python", 10)])
+def test_the_workflow_is_as_short_as_the_page_says(language: str, lines: int) -> None:
+    block = next(block for block in blocks(ROOT / "docs/own_network.md") if block.language == language)
+    assert len([line for line in block.text.splitlines() if line.strip()]) == lines
