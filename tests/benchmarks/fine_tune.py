@@ -45,6 +45,8 @@ RUNS: dict[str, tuple[float, bool, list[str]]] = {
     "0.0001": (0.0001, False, []),
     "0.0001, replay": (0.0001, True, []),
     "0.0001, replay, frozen parts": (0.0001, True, FROZEN),
+    "0.00003, replay": (0.00003, True, []),
+    "0.00003": (0.00003, False, []),
 }
 
 
