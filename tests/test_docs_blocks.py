@@ -187,7 +187,7 @@ def shell(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, shell: Shell, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("sevenn", reason="the sevenn package contains the weights")

@@ -1,6 +1,6 @@
 """Errors of 7net-0 on molecules and on crystals, before and after the recipe of docs/tutorials/fine_tune.md.
 
-    python tests/benchmarks/fine_tune.py DATA_FOLDER [--structures 16] [--epochs 4] [--threads 2] [--scratch FOLDER]
+    python tests/benchmarks/fine_tune.py DATA_FOLDER [--structures 16] [--epochs 8] [--threads 2] [--scratch FOLDER]
 
 New domain: frames of acetylacetone at 300 K (BOTNet, Batatia et al., arXiv:2205.06643; MIT), which 7net-0, a model of
 inorganic crystals, hardly knows: a few to train on, as many of the last frames to test. Their energies have another
@@ -42,8 +42,11 @@ FROZEN = ["sent", "interactions.0", "interactions.1"]
 RUNS: dict[str, tuple[float, bool, list[str]]] = {
     "learning rate 0.01": (0.01, False, []),
     "learning rate 0.0005": (0.0005, False, []),
-    "0.0005, replay": (0.0005, True, []),
-    "0.0005, replay, frozen parts": (0.0005, True, FROZEN),
+    "0.0001": (0.0001, False, []),
+    "0.0001, replay": (0.0001, True, []),
+    "0.0001, replay, frozen parts": (0.0001, True, FROZEN),
+    "0.00003, replay": (0.00003, True, []),
+    "0.00003": (0.00003, False, []),
 }
 
 
@@ -109,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--structures", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scratch", type=Path, default=Path("fine-tune"))
     words = parser.parse_args()

@@ -229,7 +229,7 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "candidates": partial(write_alloy_cifs, count=12),
     },
     "training.md": {
-        "G.zarr": partial(write_alloy_store, count=16, seed=_FIRST),
+        "G.zarr": partial(write_alloy_store, count=8, seed=_FIRST),
         "A.zarr": partial(write_alloy_store, count=8, seed=_SECOND),
         "B.zarr": partial(write_alloy_store, count=8, seed=_THIRD),
         "c.yaml": write_quick_config,
