@@ -139,7 +139,12 @@ def run_trained(
         draw(ranking, folder / "ranking.png")
     with clock.step("report"):
         hull(folder / SCORES, out=folder / HULL, progress=progress)  # the candidates include each pure metal
-        report(folder / HULL, folder / PAGE, title="Alloys ranked by a newly trained network")
+        pictures = {
+            "Errors during training": folder / "run/learning_curves.png",
+            "Predictions of the network for validation structures": folder / "run/parity.png",
+            "The ranking against EMT's": folder / "ranking.png",
+        }
+        report(folder / HULL, folder / PAGE, title="Alloys ranked by a newly trained network", pictures=pictures)
     return TrainedReport(
         act=Act.TRAIN,
         out=folder,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from ...pipeline.errors import ConfigError
 
 # Everything is in the file: the content security policy keeps the browser from fetching anything.
 _POLICY = (
@@ -15,6 +19,7 @@ _POLICY = (
 )
 _STYLES = ("tabulator_simple.min.css", "page.css")
 _LIBRARIES = ("plotly-cartesian.min.js", "tabulator.min.js", "3Dmol-min.js")
+_PNG, _MAX_PICTURE = b"\x89PNG\r\n\x1a\n", 2_000_000
 _NO_SCRIPT = "The tables and figures of this page need JavaScript; the page loads nothing from the network."
 
 
@@ -39,6 +44,23 @@ def page(title: str, sections: Sequence[str]) -> str:
 def section(heading: str, body: str) -> str:
     """Return a section under its heading."""
     return f"<section><h2>{escape(heading)}</h2>{body}</section>"
+
+
+def picture_file(heading: str, path: str | Path) -> str:
+    """Return a section that holds a PNG file.
+
+    Raises:
+        ConfigError: The file cannot be read, is not PNG, or has more than 2 MB.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_PICTURE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    if not content.startswith(_PNG) or len(content) > _MAX_PICTURE:
+        raise ConfigError(f"{path}: not a PNG file of at most {_MAX_PICTURE:,} bytes")
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return section(heading, f'<img class="given" src="{source}" alt="{escape(heading)}">')
 
 
 def data(name: str, value: Any) -> str:

@@ -21,7 +21,7 @@ from .candidate_table import CandidateTable, candidate_table
 from .content import NEAR, ReportContent, read_content
 from .hull_diagrams import hull_diagrams
 from .labelled_energies import LabelledEnergies, labelled_energies
-from .page import data, page, section
+from .page import data, page, picture_file, section
 from .printed_figures import write_figures
 from .structure_svg import picture
 
@@ -49,6 +49,7 @@ def report(
     store: str | Path | None = None,
     selection: str | Path | None = None,
     charts: str | Path | None = None,
+    pictures: Mapping[str, str | Path] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a report of a screen, a relaxation, a hull or a selection.
@@ -76,13 +77,15 @@ def report(
         selection: Folder of a selection from this dataset; the table then also shows which of its structures are known,
             and which are charge-neutral.
         charts: Folder for the charts as files for a publication: PNG, SVG and, with the numbers shown, CSV.
+        pictures: PNG files to show on the page, by heading, such as learning curves; at most 2 MB each.
         overwrite: Replace existing files.
 
     Returns:
         Path of the HTML file.
 
     Raises:
-        ConfigError: The dataset has no such column; the selection was made from another dataset; or scipy, which
+        ConfigError: The dataset has no such column; the selection was made from another dataset; a picture cannot be
+            used; or scipy, which
             diagrams of ternary hulls need, or matplotlib, which charts as files need, is not installed.
         StoreError: The dataset cannot be read, or has changed meanwhile.
         OutputExistsError: A file exists, or cannot be written.
@@ -111,6 +114,7 @@ def report(
         *(section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
         section(_hits_heading(content), figures.periodic_table(content.element_hits)),
         *_labels(energies, reason),
+        *(picture_file(heading, path) for heading, path in (pictures or {}).items()),
         _provenance(rows.attrs),
     ]
     rows.check_unchanged()

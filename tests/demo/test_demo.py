@@ -69,7 +69,9 @@ def test_the_demo_goes_on_without_weights_and_ranks(tmp_path: Path) -> None:
     assert {"training.zarr", "candidates.zarr", "run", "model.onnx", "scores.zarr", "ranking.png", "report.html"} <= {
         p.name for p in (out / "train").iterdir()
     }
-    assert "<h2>Predictions against labels</h2>" in (out / "train" / "report.html").read_text()
+    page = (out / "train" / "report.html").read_text()
+    assert "<h2>Predictions against labels</h2>" in page
+    assert page.count('src="data:image/png;base64,') == 3
     scores = open_scores(out / "train" / "scores.zarr")
     # EMT's energies are in the store, where the model does not see them.
     truth = GraphStore(out / "train" / "candidates.zarr").block(0, 67).structure_labels["energy"]

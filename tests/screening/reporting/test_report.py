@@ -28,6 +28,7 @@ from equiscreen.screening.reporting.candidate_table import CandidateTable
 from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content
 from equiscreen.screening.reporting.figures import element_places
 from equiscreen.screening.reporting.hull_diagrams import hull_diagrams
+from equiscreen.screening.reporting.page import picture_file
 from equiscreen.screening.reporting.structure_svg import picture
 from PIL import Image
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -228,6 +229,15 @@ def test_without_its_graphs_it_has_no_pictures_but_is_there(found: Path, tmp_pat
     assert "No structures: " in text
     assert "<button class='card'" not in text
     assert "<button class='card'" in with_store.read_text()
+
+
+def test_pictures_must_be_small_png_files(tmp_path: Path) -> None:
+    for name, content in (("a.png", b"<svg/>"), ("b.png", b"\x89PNG\r\n\x1a\n" + bytes(2_000_000))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match="not a PNG file of at most 2,000,000 bytes"):
+            picture_file("Curves", tmp_path / name)
+    with pytest.raises(ConfigError, match=r"missing.png: cannot be read \(No such file"):
+        picture_file("Curves", tmp_path / "missing.png")
 
 
 def test_what_exists_stays(found: Path, page: Path) -> None:
