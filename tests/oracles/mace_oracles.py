@@ -4,8 +4,8 @@
 
 PYTHON is the interpreter of an environment of its own, since mace-torch pins an old e3nn, whose constants PyTorch only
 loads with this variable; `make oracles` does it all. The checkpoints cover all pairs of values of the settings in
-`SETTINGS` that are possible. The weights are random, scaled so that features are at most one and forces as in real data; those of the first
-checkpoint are then trained for some steps. FOLDER receives
+`SETTINGS` that are possible. The weights are random, scaled so that features are at most one and forces as in real
+data; those of the first checkpoint are then trained for some steps. FOLDER receives
 
 - `settings.json`: the settings of each checkpoint, as `equiscreen import --config` reads them;
 - `NUMBER.npz`: its state dict, and under `expected.` the energies, forces and stresses of all structures for the last
@@ -41,7 +41,7 @@ ELEMENTS = (1, 8, 13, 29)
 CUTOFF = 3.6
 SEED = 5
 STEPS = 20
-# Largest forces (eV/angstrom) and stresses (eV/angstrom^3) of random weights, as in real data; rounding grows with them.
+# Largest forces (eV/angstrom) and stresses (eV/angstrom^3) as in real data; rounding errors grow with them.
 LARGEST = (2.0, 0.05)
 # The checkpoint whose file is kept as it is: the smallest with several heads and vectors.
 MODULE = 1
@@ -132,10 +132,9 @@ def grid() -> Iterator[Setting]:
         pairs -= covered(chosen)
         if not pairs:
             return
-        rows = []
+        rows, missing = [], sorted(pairs, key=repr)
         for _ in range(400):
-            row = {name: rng.choice(values) for name, values in SETTINGS.items()}
-            row |= dict(rng.choice(sorted(pairs, key=repr)))
+            row = {name: rng.choice(values) for name, values in SETTINGS.items()} | dict(rng.choice(missing))
             rows += [row] if possible(row) else []
         chosen = max(rows, key=lambda row: len(covered(row) & pairs))
 

@@ -152,7 +152,9 @@ def test_a_state_dict_is_imported_by_the_command_line(suffix: str, tmp_path: Pat
     assert "SHA-256" in done.stdout
     network, card = load_checkpoint(tmp_path / "out.ckpt")
     assert card.origin["head"] == HEAD
-    assert all(torch.equal(x, network.state_dict()[name]) for name, x in read_mace(MODULE, HEAD)[0].state_dict().items())
+    assert all(
+        torch.equal(x, network.state_dict()[name]) for name, x in read_mace(MODULE, HEAD)[0].state_dict().items()
+    )
     assert settings.heads[-1] == HEAD
 
 
@@ -229,7 +231,7 @@ def test_archives_that_are_damaged_or_unsafe_are_refused(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="damaged"):
         load_pretrained(path)
     outside = changed(tmp_path / "outside.model", b"\nMACE\n", b"\nMACE\n", extra="../evil.py")
-    with pytest.raises(CheckpointError, match="has an entry outside of its folder"):
+    with pytest.raises(CheckpointError, match=r"has an entry outside of its folder"):
         load_pretrained(outside, modality=HEAD)
 
 
@@ -242,7 +244,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
         old = content[place : place + 200]
         marked = old.replace(b"K\x04t", new + b"t", 1)
         if marked != old:
-            with pytest.raises(CheckpointError, match="larger than its part|damaged"):
+            with pytest.raises(CheckpointError, match=r"larger than its part|damaged"):
                 load_pretrained(changed(tmp_path / "large.model", old, marked), modality=HEAD)
 
 
@@ -293,7 +295,7 @@ def test_couplings_of_another_convention_are_refused() -> None:
     with pytest.raises(CheckpointError, match="the coupling matrices of 0e x 1o to 1o follow another convention"):
         from_mace(settings, {**state, name: state[name].flip(0)}, None, "x")
     without = {key: x for key, x in state.items() if "_w3j_" not in key}
-    with pytest.raises(CheckpointError, match="the 3j symbols of .* are missing"):
+    with pytest.raises(CheckpointError, match=r"the 3j symbols of .* are missing"):
         from_mace(settings, without, None, "x")
 
 
