@@ -115,6 +115,9 @@ def import_(
     trust: Annotated[
         bool, typer.Option("--trust", help="Run any code that the file contains; only for files that you trust.")
     ] = False,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Convert float64 weights to float32: several times faster.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the known weights and exit.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -152,6 +155,7 @@ def import_(
             energy_scheme=energy_scheme,
             trust=trust,
             config=config,
+            float32=float32,
             overwrite=overwrite,
             note=tell,
         )

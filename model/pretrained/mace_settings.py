@@ -58,6 +58,10 @@ class MaceSettings(BaseModel):
         apply_cutoff: Whether the envelope multiplies the radial basis, not the learned radial functions.
         use_last_readout_only: Whether only the last interaction has a readout.
         use_agnostic_product: Whether all elements share the weights of the products.
+        use_so3: Not supported: features without parity.
+        use_edge_irreps_first: Not supported: `edge_irreps` in the first interaction.
+        keep_last_layer_irreps: Not supported: more than the first irrep after the last interaction.
+        use_reduced_cg: Not used: the coupling matrices are those of the file.
         heads: Names of the heads.
         path_order: Order of the radial functions: ``created`` by irreps of sender and harmonics, or ``sorted`` by the
             irrep of the result, as in all recent versions.
@@ -90,6 +94,10 @@ class MaceSettings(BaseModel):
     apply_cutoff: bool = True
     use_last_readout_only: bool = False
     use_agnostic_product: bool = False
+    use_so3: Literal[False] = False
+    use_edge_irreps_first: Literal[False] = False
+    keep_last_layer_irreps: Literal[False] = False
+    use_reduced_cg: bool = False
     heads: tuple[str, ...] = Field(default=("Default",), min_length=1, max_length=1000)
     path_order: Literal["created", "sorted"] = "sorted"
 
@@ -163,8 +171,6 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
     for name in ("joint_embedding", "embedding_readout", "les", "cueq_config", "oeq_config"):
         if module.get(name) is not None:
             raise CheckpointError(f"{where}: unsupported architecture: {name} is set")
-    if module.get("use_so3"):
-        raise CheckpointError(f"{where}: unsupported architecture: use_so3 is true")
     interactions, products = _numbered(module["interactions"]), _numbered(module["products"])
     first, last = interactions[0], interactions[-1]
     others = {one.kind for one in interactions[1:]}
@@ -197,6 +203,10 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
         "apply_cutoff": bool(radial.get("apply_cutoff", True)),
         "use_last_readout_only": len(readouts) < len(interactions),
         "use_agnostic_product": bool(products[0].get("use_agnostic_product", False)),
+        "use_so3": bool(module.get("use_so3", False)),
+        "use_edge_irreps_first": irreps_text(first.get("edge_irreps") or first["node_feats_irreps"])
+        != irreps_text(first["node_feats_irreps"]),
+        "keep_last_layer_irreps": len(_irreps(products[-1]["linear"]["irreps_out"])) > 1,
         "heads": heads,
         "path_order": _path_order(last, where),
     }

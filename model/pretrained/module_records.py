@@ -25,13 +25,13 @@ from torch import Tensor
 from ...pipeline.errors import CheckpointError, detail
 
 # Settings and names of all modules: 0.4 MB for a MACE of two layers. The compiled code that e3nn keeps inside is more.
-MAX_PICKLE_BYTES = 128 << 20
+MAX_PICKLE_BYTES, MAX_ARCHIVE_BYTES = 128 << 20, 4 << 30
 # Packages whose classes and functions become records.
 INERT = ("mace.", "e3nn.", "torch.nn.", "torch.fx.", "opt_einsum_fx.", "torch.jit.", "__torch__.")
 INERT_NAMES = frozenset(
     {
         *("torch device", "torch Size", "torch float32", "torch float64", "torch int64", "torch tanh", "torch sigmoid"),
-        *("torch abs", "torch._C _nn.silu", "numpy dtype", "numpy ndarray", "builtins slice"),
+        *("torch abs", "numpy dtype"),
     }
 )
 STORAGES = {
@@ -151,7 +151,7 @@ def _compiled(module: Record) -> dict[str, Record]:
     for name, code in codes.items() if isinstance(codes, Mapping) else ():
         content = code[-1] if isinstance(code, tuple) else code
         if isinstance(content, bytes):
-            found = _read_archive(io.BytesIO(content))
+            found = _read_archive(io.BytesIO(content), MAX_PICKLE_BYTES)
             if isinstance(found, Record) and isinstance(found.state, dict):
                 plain = Record()
                 plain.state = {"_buffers": {key: x for key, x in found.state.items() if isinstance(x, Tensor)}}
@@ -170,8 +170,10 @@ def _pickle_name(archive: zipfile.ZipFile) -> str:
     return names[0]
 
 
-def _read_archive(file: BinaryIO) -> Any:
+def _read_archive(file: BinaryIO, limit: int = MAX_ARCHIVE_BYTES) -> Any:
     with zipfile.ZipFile(file) as archive:
+        if sum(info.file_size for info in archive.infolist()) > limit:
+            raise _RefusedError(f"it is larger than {limit >> 20} MiB when unpacked")
         if unsafe := [name for name in archive.namelist() if ".." in Path(name).parts or name.startswith("/")]:
             raise _RefusedError(f"the archive has an entry outside of its folder: {unsafe[0][:80]}")
         name = _pickle_name(archive)

@@ -57,6 +57,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         dtype, shape = np.dtype(SAFETENSORS[entry["dtype"]]), [int(length) for length in entry["shape"]]
         if min([begin, *shape]) < 0 or end > len(content) or end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the size of {name} is wrong")
-        values = np.frombuffer(content[begin:end], dtype=dtype).reshape(shape)
-        out[name] = torch.from_numpy(values.copy())
+        values = np.zeros(shape, dtype=dtype)
+        if values.size:
+            values[...] = np.frombuffer(content[begin:end], dtype=dtype).reshape(shape)
+        out[name] = torch.from_numpy(values)
     return out

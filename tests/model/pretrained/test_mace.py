@@ -151,6 +151,8 @@ def test_a_state_dict_is_imported_by_the_command_line(suffix: str, tmp_path: Pat
     assert done.exit_code == 0, done.output
     assert "SHA-256" in done.stdout
     network, card = load_checkpoint(tmp_path / "out.ckpt")
+    done = CliRunner().invoke(app, [*words, "--overwrite", "--float32"])
+    assert load_checkpoint(tmp_path / "out.ckpt")[0].dtype == torch.float32
     assert card.origin["head"] == HEAD
     assert all(
         torch.equal(x, network.state_dict()[name]) for name, x in read_mace(MODULE, HEAD)[0].state_dict().items()
@@ -267,7 +269,8 @@ def test_heads_must_be_chosen_and_exist() -> None:
         ({"max_ell": 9}, "max_ell: Input should be less than or equal to 4"),
         ({"correlation": 4}, "correlation"),
         ({"gate": "tanh"}, "gate: tanh is not supported"),
-        ({"use_so3": True}, "use_so3: Extra inputs are not permitted"),
+        ({"use_so3": True}, "use_so3: Input should be False"),
+        ({"lmax": 2}, "lmax: Extra inputs are not permitted"),
         ({"hidden_irreps": "4x0e + 2x1o"}, "hidden_irreps: different numbers of channels"),
         ({"hidden_irreps": "4x0e + 4x0o"}, r"pseudoscalars \(0o\) are not supported"),
         ({"radial_MLP": [10**9]}, "less than or equal to 4096"),
@@ -275,10 +278,11 @@ def test_heads_must_be_chosen_and_exist() -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    config = tmp_path / "settings.yaml"
+    config, weights = tmp_path / "settings.yaml", tmp_path / "weights.npz"
     config.write_text(json.dumps(SETTINGS[0] | change))
+    np.savez(weights, **{name: x.numpy() for name, x in case(0)[1].items()})
     with pytest.raises(CheckpointError, match=message):
-        load_pretrained(ORACLES / "0.npz", config=config)
+        load_pretrained(weights, config=config)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
