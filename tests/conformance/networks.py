@@ -135,7 +135,7 @@ def mace_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> 
         "readouts": ("linear", "perceptron"),
         "radial_hidden": (8, 8),
     }
-    statistics = DataStatistics(REFERENCES, (0.7, 0.7, 0.7))
+    statistics = DataStatistics(REFERENCES, (4.0, 4.0, 4.0))
     return MaceNetwork(MaceConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
 
 

@@ -19,6 +19,7 @@ from equiscreen.export import OnnxPotential
 from equiscreen.export.exporter import lower_and_check
 from equiscreen.model import load_checkpoint, load_pretrained
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
+from equiscreen.model.data.batches import table_tensors
 from equiscreen.model.networks.mace import MaceNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.pretrained.mace import from_mace, read_mace
@@ -127,6 +128,17 @@ def test_the_file_of_mace_is_the_same_network_as_its_state_dict(tmp_path: Path) 
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in network.state_dict().items())
 
 
+def test_every_weight_is_trained_by_forces() -> None:
+    network = network_of(6)[0].train()
+    block = GraphBlock.from_structures(structures()[:7], network.cutoff)
+    found = network.predict(*table_tensors(block, network.cutoff, network.dtype))
+    assert found.forces is not None
+    (found.forces**2).sum().backward()
+    still = [name for name, x in network.named_parameters() if x.grad is None or not torch.isfinite(x.grad).all()]
+    assert still == []
+    assert all(x.grad is not None and x.grad.abs().max() > 0 for x in network.interactions.parameters())
+
+
 def test_heads_are_different_networks() -> None:
     one, other = (read_mace(MODULE, head)[0] for head in ("pbe", HEAD))
     assert one.statistics != other.statistics
@@ -152,6 +164,7 @@ def test_a_state_dict_is_imported_by_the_command_line(suffix: str, tmp_path: Pat
     assert "SHA-256" in done.stdout
     network, card = load_checkpoint(tmp_path / "out.ckpt")
     done = CliRunner().invoke(app, [*words, "--overwrite", "--float32"])
+    assert done.exit_code == 0, done.output
     assert load_checkpoint(tmp_path / "out.ckpt")[0].dtype == torch.float32
     assert card.origin["head"] == HEAD
     assert all(
@@ -163,7 +176,10 @@ def test_a_state_dict_is_imported_by_the_command_line(suffix: str, tmp_path: Pat
 def safetensors(state: Mapping[str, Tensor]) -> bytes:
     """A safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    kinds, content = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}, b""
+    kinds, content = (
+        {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"},
+        b"",
+    )
     for name, x in state.items():
         data = x.contiguous().numpy().tobytes()
         places = [len(content), len(content) + len(data)]
@@ -305,7 +321,7 @@ def test_couplings_of_another_convention_are_refused() -> None:
 
 def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     files = {
-        "short.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}",
+        "short.safetensors": b'\x08\x00\x00\x00\x00\x00\x00\x00{"a":',
         "large.safetensors": b"\xff" * 64,
         "list.pt": b"",
         "text.npz": b"nothing",
