@@ -12,7 +12,7 @@ from ...pipeline.energy_schemes import MATPES_PBE, OMAT24, OWN, R2SCAN, UNCORREC
 _ASL = "ASL (academic use only)"
 _MP = "https://github.com/ACEsuit/mace-mp/releases/download"
 _FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download"
-_OFF = "https://github.com/ACEsuit/mace-off/raw/main/mace_off23"
+_OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main/mace_off23"
 _MACE_MP = "Batatia et al., arXiv:2401.00096"
 _MACE_OFF = "Kovács et al., arXiv:2312.15211"
 _MATPES = "Kaplan et al., arXiv:2503.04070"
