@@ -7,6 +7,7 @@
 # make dist       build the wheel and the source distribution in dist
 # make release-check  say what still keeps this version from being released
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
+# make oracles    make the checkpoints of other codes anew that tests compare with; installs those codes in build/peers
 # make clean      remove the virtual environments and all caches
 #
 # PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
@@ -28,7 +29,7 @@ DEMO_OUT ?= equiscreen-demo
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns conformance demo cli
 
-.PHONY: demo test lint docs-test docs slow dist release-check models-wheel clean
+.PHONY: demo test lint docs-test docs slow dist release-check models-wheel oracles clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -78,6 +79,12 @@ release-check: dist
 
 models-wheel: $(VENV)/installed
 	$(BIN)/python tools/models_wheel/build.py --out dist
+
+# mace-torch pins an e3nn whose constants PyTorch only loads with this variable.
+oracles:
+	"$(INTERPRETER)" -m venv build/peers/mace
+	build/peers/mace/bin/python -m pip install --quiet torch==2.13.0 mace-torch==0.3.16
+	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 build/peers/mace/bin/python tests/oracles/mace_oracles.py tests/oracles/mace
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(INTERPRETER)" || { echo "no interpreter $(PYTHON): install it, or name another with PYTHON=" >&2; exit 1; }

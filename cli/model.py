@@ -95,7 +95,14 @@ def import_(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
     modality: Annotated[
-        str | None, typer.Option(help="For a multi-fidelity model, the fidelity to use: PBE or R2SCAN.")
+        str | None,
+        typer.Option(help="For a model with several fidelities or heads, the one to use, such as PBE or R2SCAN."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings of the network, YAML or JSON, if FILE holds only weights (.pt, .safetensors, .npz)."
+        ),
     ] = None,
     energy_scheme: Annotated[
         str | None,
@@ -108,6 +115,9 @@ def import_(
     trust: Annotated[
         bool, typer.Option("--trust", help="Run any code that the file contains; only for files that you trust.")
     ] = False,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Convert float64 weights to float32: several times faster.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the known weights and exit.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -115,7 +125,8 @@ def import_(
 
     `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
     downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
-    .pth files and Nequix's .pt and .nqx files are read, whatever their names; the architecture is taken from the file.
+    .pth files, Nequix's .pt and .nqx files and MACE's .model files are read, whatever their names; the architecture is
+    taken from the file.
     The energy scheme determines which energies the model's predictions may be compared with, and is stored in the
     checkpoint.
 
@@ -127,9 +138,11 @@ def import_(
     from ..campaigns.models.resolve import published_weights
     from ..model.pretrained.load import import_weights
     from ..model.pretrained.registry import REGISTRY, describe_registry
+    from ..model.pretrained.unopened import UNOPENED, describe_unopened
 
     if list_:
-        account(describe_registry(), {"weights": [*REGISTRY.values()]})
+        listed = f"{describe_registry()}\n{describe_unopened()}"
+        account(listed, {"weights": [*REGISTRY.values()], "unopened": [*UNOPENED.values()]})
         return
     if source is None or out is None:
         raise typer.BadParameter("give a NAME or FILE and --out, or use --list")
@@ -141,6 +154,8 @@ def import_(
             modality=modality,
             energy_scheme=energy_scheme,
             trust=trust,
+            config=config,
+            float32=float32,
             overwrite=overwrite,
             note=tell,
         )

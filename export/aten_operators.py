@@ -93,6 +93,16 @@ def _sigmoid_gradient(graph: Graph, node: fx.Node, gradient: Value, y: Value) ->
     return graph.emit("Mul", [gradient, slope], broadcast([gradient.shape, slope.shape]), y.dtype)
 
 
+def _tanh_gradient(graph: Graph, node: fx.Node, gradient: Value, y: Value) -> Value:
+    square = graph.emit("Mul", [y, y], y.shape, y.dtype)
+    slope = graph.emit("Sub", [_operand(graph, 1, y.dtype), square], y.shape, y.dtype)
+    return graph.emit("Mul", [gradient, slope], broadcast([gradient.shape, slope.shape]), y.dtype)
+
+
+def _power(graph: Graph, node: fx.Node, x: Value, exponent: float) -> Value:
+    return graph.emit("Pow", [x, _operand(graph, exponent, x.dtype)], x.shape, x.dtype)
+
+
 def _same(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
     return graph.cast(x, node.meta["val"].dtype)
 
@@ -249,11 +259,14 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.floor.default: _elementwise("Floor"),
     aten.reciprocal.default: _elementwise("Reciprocal"),
     aten.sigmoid.default: _elementwise("Sigmoid"),
+    aten.tanh.default: _elementwise("Tanh"),
     aten.eq.Tensor: _elementwise("Equal"),
     aten.lt.Scalar: _elementwise("Less"),
     aten.rsub.Scalar: _reversed_subtraction,
     aten.silu.default: _silu,
     aten.sigmoid_backward.default: _sigmoid_gradient,
+    aten.tanh_backward.default: _tanh_gradient,
+    aten.pow.Tensor_Scalar: _power,
     aten.alias.default: _same,
     aten.clone.default: _same,
     aten._to_copy.default: _same,  # noqa: SLF001 - the name of an operator

@@ -14,13 +14,16 @@ import torch
 from ..pipeline.atomic import atomic_path, write_text_atomically
 from ..pipeline.energy_schemes import OWN
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
-from .config.network import NequipConfig, NetworkConfig
+from .config.network import MaceConfig, NequipConfig, NetworkConfig
 from .networks.base import Network
 from .networks.equivariant import EquivariantNetwork
+from .networks.mace import MaceNetwork
 from .networks.nequip import NequipNetwork
 from .statistics import DataStatistics, GeometryStatistics, HeadStatistics
 
 MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"
+# Configurations that state their family; all others are those of our own architecture.
+CONFIGS: dict[str, type[NequipConfig | MaceConfig]] = {"nequip": NequipConfig, "mace": MaceConfig}
 MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
 
 
@@ -120,11 +123,11 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(
             f"{path}: not a checkpoint of this version of equiscreen (schema {found!r} instead of {MODEL_SCHEMA!r}); "
-            "use the model.ckpt of a run folder, or convert weights of SevenNet or Nequix with `equiscreen import`"
+            "use the model.ckpt of a run folder, or convert weights of another code with `equiscreen import`"
         )
     try:
         settings = content["network"]
-        config = NequipConfig(**settings) if settings.get("family") == "nequip" else NetworkConfig(**settings)
+        config = CONFIGS.get(settings.get("family"), NetworkConfig)(**settings)
         kind = dtype or _dtype(content["dtype"])
         network = make_network(config, content["elements"], _statistics(content["statistics"]), kind)
         network.load_state_dict(content["state"])
@@ -158,7 +161,10 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def make_network(
-    config: NetworkConfig | NequipConfig, elements: Sequence[int], statistics: DataStatistics, dtype: torch.dtype
+    config: NetworkConfig | NequipConfig | MaceConfig,
+    elements: Sequence[int],
+    statistics: DataStatistics,
+    dtype: torch.dtype,
 ) -> Network:
     """Build an untrained network from its configuration.
 
@@ -174,6 +180,8 @@ def make_network(
     """
     if isinstance(config, NequipConfig):
         return NequipNetwork(config, elements, statistics, dtype)
+    if isinstance(config, MaceConfig):
+        return MaceNetwork(config, elements, statistics, dtype)
     return EquivariantNetwork(config, elements, statistics, dtype)
 
 

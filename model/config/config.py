@@ -14,13 +14,16 @@ from ...pipeline.bounded_yaml import load_yaml
 from ...pipeline.errors import ConfigError
 from ...pipeline.suggestions import unknown_name
 from .head import Section
-from .network import NequipConfig, NetworkConfig
+from .network import MaceConfig, NequipConfig, NetworkConfig
 from .training import TrainingConfig
+
+# Families of networks that only imports make.
+IMPORTED = ("nequip", "mace")
 
 
 def _family(network: Any) -> str:
     family = network.get("family") if isinstance(network, dict) else getattr(network, "family", None)
-    return "nequip" if family == "nequip" else "own"
+    return family if family in IMPORTED else "own"
 
 
 class Config(Section):
@@ -33,12 +36,16 @@ class Config(Section):
         50
 
     Attributes:
-        network: The architecture; a `NequipConfig` only in run folders of networks fine-tuned from imported weights.
+        network: The architecture; a `NequipConfig` or `MaceConfig` only in run folders of networks fine-tuned from
+            imported weights.
         training: Settings of the training.
     """
 
     network: Annotated[
-        Annotated[NetworkConfig, Tag("own")] | Annotated[NequipConfig, Tag("nequip")], Discriminator(_family)
+        Annotated[NetworkConfig, Tag("own")]
+        | Annotated[NequipConfig, Tag("nequip")]
+        | Annotated[MaceConfig, Tag("mace")],
+        Discriminator(_family),
     ] = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
 
@@ -85,7 +92,7 @@ class Config(Section):
 
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
     """Describe a mistake in one line; for an unknown key, suggest the most similar valid key."""
-    if place[:1] == ("network",) and place[1:2] in {("own",), ("nequip",)}:
+    if place[:1] == ("network",) and place[1:2] in {(tag,) for tag in ("own", *IMPORTED)}:
         place = (*place[:1], *place[2:])  # drop the kind of network, which is not a key
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Limits for imported networks, whose sizes come from a file; far beyond every published network.
 MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
+# Products of three features have a hundred times more terms at degree 6 than at degree 3, the usual one.
+MAX_PRODUCT_DEGREE = 4
 # Names that scores and stores already use for other things.
 RESERVED_HEADS = frozenset(
     (
@@ -169,3 +172,114 @@ class NequipConfig(Architecture):
         if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
             raise ValueError("envelope_onset: must lie between 0 and the cutoff")
         return self
+
+
+class RepulsionConfig(Section):
+    """Constants of a screened repulsion of the nuclei (Ziegler, Biersack and Littmark, 1985).
+
+    Attributes:
+        length: Screening length, in Bohr radii divided by the sum of both nuclear charges to the power `exponent`.
+        exponent: Power of the nuclear charges.
+        weights: Weights of the four exponentials.
+        envelope_power: Power of the polynomial envelope, which ends at the sum of the covalent radii.
+    """
+
+    length: float = Field(default=0.4543, gt=0)
+    exponent: float = 0.3
+    weights: tuple[float, float, float, float] = (0.1818, 0.5099, 0.2802, 0.02817)
+    envelope_power: int = Field(default=5, ge=2, le=12)
+
+
+class MaceConfig(Architecture):
+    """Configuration of a MACE (Batatia et al., NeurIPS 2022).
+
+    Attributes:
+        family: Always ``mace``.
+        energy: Always true; these networks have no heads.
+        cutoff: Cutoff radius (angstrom).
+        channels: Number of channels of every irrep of an atom's features.
+        hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
+        edge_irreps: Features that senders pass on in all interactions but the first; empty: the same as
+            `hidden_irreps`.
+        l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
+        correlation: Highest order of the products of the sum with itself, for each interaction.
+        residual: For each interaction, whether the atom's own features are added to the result, mapped by a matrix of
+            its element. Otherwise, such matrices act on the sum over neighbours.
+        density: For each interaction, whether the sum over neighbours is divided by a learned density.
+        basis: Radial basis from which the learned radial functions are built.
+        n_basis: Number of radial basis functions.
+        radial_hidden: Hidden widths of the radial perceptrons.
+        envelope_power: Power of the polynomial envelope (Gasteiger et al., ICLR 2020).
+        envelope_on: What the envelope multiplies: the ``basis``, or the learned ``functions``.
+        transform: Transform of distances by the covalent radii of both atoms, before the basis: ``none``, ``agnesi``
+            or ``soft``.
+        agnesi: Parameters a, p and q of the Agnesi transform.
+        steepness: Steepness of the soft transform.
+        repulsion: Repulsion of the nuclei; None for none.
+        readouts: How the energy is read from the scalars after each interaction: ``linear``, ``perceptron`` or
+            ``none``.
+        readout_hidden: Hidden width of the perceptron.
+    """
+
+    family: Literal["mace"] = "mace"
+    energy: Literal[True] = True
+    cutoff: float = Field(gt=0)
+    channels: int = Field(ge=1, le=MAX_WIDTH)
+    hidden_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    edge_irreps: str = ""
+    l_max: int = Field(ge=0, le=MAX_PRODUCT_DEGREE)
+    correlation: tuple[Annotated[int, Field(ge=1, le=3)], ...]
+    residual: tuple[bool, ...]
+    density: tuple[bool, ...]
+    basis: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
+    n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
+        default=(64, 64, 64), min_length=1, max_length=MAX_LAYERS
+    )
+    envelope_power: int = Field(default=5, ge=2, le=12)
+    envelope_on: Literal["basis", "functions"] = "basis"
+    transform: Literal["none", "agnesi", "soft"] = "none"
+    agnesi: tuple[float, float, float] = (1.0805, 4.5791, 0.9183)
+    steepness: float = Field(default=4.0, gt=0)
+    repulsion: RepulsionConfig | None = None
+    readouts: tuple[Literal["linear", "perceptron", "none"], ...]
+    readout_hidden: int = Field(default=16, ge=1, le=MAX_WIDTH)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("correlation", "residual", "density", "readouts"):
+            if len(getattr(self, name)) != len(self.hidden_irreps):
+                raise ValueError(f"{name}: must have one value for each of the {len(self.hidden_irreps)} interactions")
+        if set(self.readouts) == {"none"}:
+            raise ValueError("readouts: nothing would be predicted")
+        if self.basis == "gaussian" and self.n_basis < 2:
+            raise ValueError("n_basis: must be at least 2 for Gaussians")
+        if self.heads:
+            raise ValueError("heads: MACE networks cannot have heads; remove them")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_irreps(self) -> Self:
+        from ..equivariance.tensors import parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        senders: set[str] = set()
+        for place, text in enumerate(self.hidden_irreps):
+            kinds = _checked_kinds(text, parsed(text))
+            if any(mul != 1 for mul, _ in parsed(text)):
+                raise ValueError("hidden_irreps: give the number of channels as `channels`")
+            senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
+        if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
+            raise ValueError(f"edge_irreps {self.edge_irreps}: must be among the hidden irreps")
+        return self
+
+
+def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
+    """Irreps of a MACE without their numbers of channels."""
+    kinds = [str(ir) for _, ir in irreps]
+    if len(set(kinds)) != len(kinds) or "0e" not in kinds:
+        raise ValueError(f"{text}: must contain 0e, and each irrep only once")
+    if "0o" in kinds:
+        raise ValueError(f"{text}: pseudoscalars (0o) are not supported")
+    if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):
+        raise ValueError(f"{text}: at most {MAX_WIDTH} channels and degree {MAX_PRODUCT_DEGREE} are supported")
+    return kinds

@@ -159,7 +159,8 @@ class Convolution(nn.Module):
     """Sum of the neighbours' messages.
 
     Args:
-        config: Configuration of the network.
+        n_basis: Number of radial basis functions.
+        radial_hidden: Hidden widths of the radial perceptron.
         channels: Number of channels of each irrep of the senders' features.
         irreps_out: Irreps to keep.
         harmonics: Irreps of the spherical harmonics.
@@ -170,7 +171,8 @@ class Convolution(nn.Module):
 
     def __init__(
         self,
-        config: NequipConfig,
+        n_basis: int,
+        radial_hidden: Sequence[int],
         channels: Mapping[Irrep, int],
         irreps_out: Sequence[Irrep],
         harmonics: Sequence[Irrep],
@@ -182,10 +184,17 @@ class Convolution(nn.Module):
         for path in self.paths:
             self.channels_out[path.out] = self.channels_out.get(path.out, 0) + channels[path.left]
         self.widths = [channels[path.left] for path in self.paths]
-        sizes = [config.n_basis, *config.radial_hidden, sum(self.widths)]
+        sizes = [n_basis, *radial_hidden, sum(self.widths)]
         self.radial = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(sizes))
 
-    def forward(self, features: Features, basis: Tensor, couplings: Mapping[Path, Tensor], slots: Slots) -> Features:
+    def forward(
+        self,
+        features: Features,
+        basis: Tensor,
+        couplings: Mapping[Path, Tensor],
+        slots: Slots,
+        envelope: Tensor | None = None,
+    ) -> Features:
         """Sum over the neighbour slots of each atom.
 
         Args:
@@ -193,10 +202,13 @@ class Convolution(nn.Module):
             basis: float[P, n_basis], radial basis functions of each pair.
             couplings: Coupling matrices of each path; see `Couplings`.
             slots: Maps from atoms and pairs to slots.
+            envelope: float[P, 1], factor of all radial functions.
         """
         hidden = basis
         for weight in self.radial[:-1]:
             hidden = silu(hidden @ weight)
+        if envelope is not None:
+            hidden = hidden * envelope
         weights = dict(zip(self.paths, torch.split(self.radial[-1], self.widths, dim=1), strict=True))
         out: dict[Irrep, list[Tensor]] = {}
         for irrep in self.channels:
@@ -232,7 +244,7 @@ class NequipInteraction(nn.Module):
         self.gated = {ir: mul for ir, mul in channels_out.items() if ir != SCALAR}
         self.scalars = channels_out[SCALAR]
         wide = with_gates(channels_out)
-        self.convolution = Convolution(config, channels_in, list(channels_out), harmonics)
+        self.convolution = Convolution(config.n_basis, config.radial_hidden, channels_in, list(channels_out), harmonics)
         self.send = None if n_elements else _matrices(channels_in, channels_in)
         self.mix = _matrices(self.convolution.channels_out, wide)
         self.mix_bias = nn.Parameter(torch.zeros(wide[SCALAR]))

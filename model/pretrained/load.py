@@ -19,11 +19,17 @@ from ...pipeline.errors import CheckpointError, detail
 from ...pipeline.runs.staging import check_file
 from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
+from ..networks.mace import MaceNetwork
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
+from .mace import from_mace, read_mace
+from .mace_settings import MaceSettings
+from .module_records import root_class
 from .nequix import read_nequix
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
+from .state_files import read_state
+from .unopened import UNOPENED, advice
 
 MAX_FILE_BYTES = 4 << 30
 
@@ -34,12 +40,13 @@ def load_pretrained(
     modality: str | None = None,
     energy_scheme: str | None = None,
     trust: bool = False,
+    config: str | Path | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
-    """Convert published weights, or a file of SevenNet or Nequix, to a network of this package.
+    """Convert published weights, or a file of SevenNet, Nequix or MACE, to a network of this package.
 
-    The code that the weights were trained with is not imported. Files are read without running any code in them, by
-    PyTorch's restricted unpickler with NumPy arrays allowed.
+    The code that the weights were trained with is not imported. Files are read without running any code in them: by
+    PyTorch's restricted unpickler with NumPy arrays allowed or, for MACE, as records.
 
     Example:
         >>> from equiscreen.model import load_pretrained
@@ -49,34 +56,39 @@ def load_pretrained(
 
     Args:
         source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx.
-        modality: Fidelity to use, if the model has several; None uses the file's default.
+            Nequix's .pt or .nqx, MACE's .model, or with `config` a state dict.
+        modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
-        trust: Unpickle everything in the file, which can run arbitrary code.
+        trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are never unpickled so.
+        config: File of settings, YAML or JSON, if `source` is a state dict of a MACE (.pt, .safetensors or .npz).
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
-        The network, in float32 and evaluation mode, and its model card.
+        The network, in evaluation mode, and its model card. Its dtype is float32, or for a MACE that of the file.
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
-            or not a checkpoint of SevenNet or Nequix, or its architecture is not supported.
+            or not a checkpoint of SevenNet, Nequix or MACE, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
     named = REGISTRY.get(str(source))
     path = _packaged_file(named) if named is not None else Path(source)
     note(f"import: reading {path.name}")
-    network, fidelity = _read(path, modality, trust=trust)
-    known = _identify(path)
+    network, fidelity = _read(path, modality, trust=trust) if config is None else _with_config(path, config, modality)
+    digest = _sha256(path)
+    known = next((model for model in REGISTRY.values() if digest in model.sha256), None)
     if named is not None and known is not named:
         raise CheckpointError(
             f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path "
             "of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
-    card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin={"file": path.name})
+    origin = {"file": path.name}
+    if isinstance(network, MaceNetwork):
+        origin |= {"sha256": digest, **({"head": fidelity} if fidelity else {})}
+    card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin=origin)
     if known is not None:
         scheme = energy_scheme or known.schemes[fidelity]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
@@ -94,6 +106,8 @@ def import_weights(
     modality: str | None = None,
     energy_scheme: str | None = None,
     trust: bool = False,
+    config: str | Path | None = None,
+    float32: bool = False,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> str:
@@ -105,6 +119,8 @@ def import_weights(
         modality: As in `load_pretrained`.
         energy_scheme: As in `load_pretrained`.
         trust: As in `load_pretrained`.
+        config: As in `load_pretrained`.
+        float32: Convert float64 weights to float32, with which a network is several times faster.
         overwrite: Replace an existing checkpoint.
         note: As in `load_pretrained`.
 
@@ -116,7 +132,11 @@ def import_weights(
         OutputExistsError: The checkpoint already exists, is a folder, or is the source.
     """
     target = check_file(out, [source], overwrite=overwrite)
-    network, card = load_pretrained(source, modality=modality, energy_scheme=energy_scheme, trust=trust, note=note)
+    network, card = load_pretrained(
+        source, modality=modality, energy_scheme=energy_scheme, trust=trust, config=config, note=note
+    )
+    if float32:
+        network = network.to(torch.float32)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -124,10 +144,11 @@ def import_weights(
     differences = ", ".join(f"in {name} by at least {value:.0e} {unit}".rstrip() for name, unit, value in violations)
     largest = f"the largest difference among {card.mirror_structures} random structures at relaxed distances"
     mirror = f"; mirror images differ {differences} ({largest})" if differences else ""
+    digest = f"; SHA-256 of the file {card.origin['sha256']}" if "sha256" in card.origin else ""
     unknown = "" if energy_scheme or card.origin.get("name") else " (unknown file: set `--energy-scheme`)"
     return (
         f"{target}: {len(network.elements)} elements, cutoff {network.cutoff:g} angstrom, {count:,} weights, symmetry "
-        f"{card.symmetry}, energies {card.energy_scheme}{unknown}{mirror}"
+        f"{card.symmetry}, energies {card.energy_scheme}{unknown}{mirror}{digest}"
     )
 
 
@@ -142,11 +163,17 @@ def _origin(model: Published, fidelity: str) -> dict[str, str]:
     }
 
 
-def _identify(path: Path) -> Published | None:
-    """Identify a published file by its content, since its name can be anything."""
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file; published files are identified by their content, since their names can be anything."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return next((model for model in REGISTRY.values() if digest in model.sha256), None)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _with_config(path: Path, config: str | Path, modality: str | None) -> tuple[Network, str]:
+    """Read a state dict and its settings, and return the network with the head that was chosen."""
+    settings = MaceSettings.load(config)
+    _check_size(path)
+    return from_mace(settings, read_state(path), modality, path)
 
 
 def _packaged_file(model: Published) -> Path:
@@ -169,13 +196,14 @@ def _packaged_file(model: Published) -> Path:
 def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
     """Read the network of a file, and return it with the fidelity that was chosen."""
     if not path.is_file():
+        if str(path) in UNOPENED:
+            raise CheckpointError(f"{path}: {advice(UNOPENED[str(path)])}")
         raise CheckpointError(
             f"{path}: no such file, and no published model of that name; choose one of {', '.join(REGISTRY)}"
         )
-    if _unpacked_size(path) > MAX_FILE_BYTES:
-        raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
-        )
+    _check_size(path)
+    if root_class(path).startswith("mace."):
+        return read_mace(path, modality)
     with path.open("rb") as file:
         first = file.read(1)
     if first == b"{":
@@ -184,7 +212,7 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         return read_nequix(path), ""
     content = _unpickle(path, trust=trust)
     if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix, and no others can be imported")
+        raise CheckpointError(f"{path}: not a checkpoint of SevenNet, Nequix or MACE, and no others can be imported")
     try:
         fidelity = modality_name(content["config"], modality, path)
         return from_sevennet(content, fidelity, path), fidelity
@@ -192,6 +220,13 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged, or an unsupported version of SevenNet: {detail(error)}") from error
+
+
+def _check_size(path: Path) -> None:
+    if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
+        raise CheckpointError(
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; such files cannot be imported"
+        )
 
 
 def _unpacked_size(path: Path) -> int:
@@ -214,14 +249,14 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
             raise CheckpointError(
-                f"{path}: damaged, or not a checkpoint of SevenNet or Nequix; download it again"
+                f"{path}: damaged, or not a checkpoint of SevenNet, Nequix or MACE; download it again"
             ) from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of SevenNet or Nequix ({detail(error)}); download it again"
+            f"{path}: damaged, or not a checkpoint of SevenNet, Nequix or MACE ({detail(error)}); download it again"
         ) from error
 
 

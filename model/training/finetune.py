@@ -17,7 +17,7 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.suggestions import unknown_name
 from ..checkpoint import load_members
 from ..config.config import Config
-from ..config.network import Architecture, NequipConfig, NetworkConfig
+from ..config.network import Architecture, MaceConfig, NequipConfig, NetworkConfig
 from ..config.training import FineTuneConfig
 from ..data.batches import compositions, element_counts
 from ..networks.base import Network
@@ -54,7 +54,7 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     Raises:
         ConfigError: The architecture does not support a new head.
     """
-    if isinstance(start.config, NequipConfig):
+    if isinstance(start.config, NequipConfig | MaceConfig):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
                 f"{config.training.fine_tune.checkpoint}: networks with imported weights predict energies, forces and "
@@ -127,7 +127,9 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
 
 
 def _is_by_element(name: str) -> bool:
-    return name in {"embedding.weight", "sent"} or name.endswith((".receiver_scale.weight", ".skip_table"))
+    if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name:
+        return True
+    return name.endswith((".receiver_scale.weight", ".skip_table", ".contraction.weights"))
 
 
 def merged_statistics(

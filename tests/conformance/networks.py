@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from equiscreen.model.config.head import HeadConfig
-from equiscreen.model.config.network import NequipConfig, NetworkConfig
+from equiscreen.model.config.network import MaceConfig, NequipConfig, NetworkConfig
 from equiscreen.model.layers.heads import neutral_statistics
 from equiscreen.model.networks.equivariant import EquivariantNetwork
+from equiscreen.model.networks.mace import MaceNetwork
 from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.statistics import DataStatistics, HeadStatistics
 
@@ -96,6 +97,46 @@ def nequip_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -
     given = {"cutoff": CUTOFF, "embedding": 3, "l_max": 2, "radial_hidden": (8, 8)}
     statistics = DataStatistics(REFERENCES, (0.6, 0.7, 0.8))
     return NequipNetwork(NequipConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
+
+
+# Narrow versions of MACE-MP-0 and of its later versions with density normalisation, Agnesi transform and repulsion.
+MACE: dict[str, dict[str, Any]] = {
+    "mp-0": {"hidden_irreps": ("0e + 1o", "0e"), "l_max": 2, "correlation": (3, 2), "residual": (True, True)},
+    "mp-0b": {
+        "hidden_irreps": ("0e + 1o", "0e"),
+        "l_max": 2,
+        "correlation": (2, 2),
+        "residual": (False, True),
+        "density": (True, True),
+        "transform": "agnesi",
+        "repulsion": {},
+    },
+    "soft": {
+        "hidden_irreps": ("0e",),
+        "l_max": 1,
+        "correlation": (3,),
+        "residual": (False,),
+        "readouts": ("linear",),
+        "density": (True,),
+        "basis": "gaussian",
+        "transform": "soft",
+        "envelope_on": "functions",
+    },
+}
+
+
+def mace_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> MaceNetwork:
+    """Build an untrained MACE with equal energy scales."""
+    torch.manual_seed(3)
+    given = {
+        "cutoff": CUTOFF,
+        "channels": 3,
+        "density": (False, False),
+        "readouts": ("linear", "perceptron"),
+        "radial_hidden": (8, 8),
+    }
+    statistics = DataStatistics(REFERENCES, (4.0, 4.0, 4.0))
+    return MaceNetwork(MaceConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
 
 
 def network_of(

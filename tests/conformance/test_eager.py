@@ -18,7 +18,7 @@ from equiscreen.pipeline.graphs.potential import Potential
 
 from ..conftest import CUTOFF, ELEMENTS
 from .laws import NetworkLaws
-from .networks import EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
+from .networks import EVERY_KIND, MACE, NATURAL_HEADS, NEQUIP, NETWORKS, mace_of, nequip_of, network_of
 from .tensors import kinds_of
 
 
@@ -71,6 +71,19 @@ class TestNequip(NetworkLaws):
     @pytest.fixture
     def potential(self, nequip_potential: TorchPotential) -> Potential:
         return nequip_potential
+
+
+@pytest.fixture(params=list(MACE), scope="module")
+def mace_potential(request: pytest.FixtureRequest) -> TorchPotential:
+    return TorchPotential(mace_of(MACE[request.param]))
+
+
+class TestMace(NetworkLaws):
+    isolated = None  # the atoms' own features contribute to it
+
+    @pytest.fixture
+    def potential(self, mace_potential: TorchPotential) -> Potential:
+        return mace_potential
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ..conftest import ELEMENTS, traced_once
 from .laws import NetworkLaws
-from .networks import EVERY_HEAD, NEQUIP, nequip_of, network_of
+from .networks import EVERY_HEAD, MACE, NEQUIP, mace_of, nequip_of, network_of
 from .tensors import kinds_of
 
 # Narrow and with one interaction, cheap enough for tests that run often.
@@ -89,6 +89,13 @@ def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
     return loaded(nequip_of((SHORT | WHOLE)[request.param]))
 
 
+@pytest.fixture(
+    params=[kind if kind == "soft" else pytest.param(kind, marks=pytest.mark.slow) for kind in MACE], scope="session"
+)
+def mace_potential(request: pytest.FixtureRequest) -> OnnxPotential:
+    return loaded(mace_of(MACE[request.param]))
+
+
 class TestOnnxFloat64(NetworkLaws):
     @pytest.fixture
     def potential(self, exported: Callable[[str], Path]) -> Potential:
@@ -139,6 +146,14 @@ class TestOnnxNequip(NetworkLaws):
     @pytest.fixture
     def potential(self, nequip_potential: OnnxPotential) -> Potential:
         return nequip_potential
+
+
+class TestOnnxMace(NetworkLaws):
+    isolated = None
+
+    @pytest.fixture
+    def potential(self, mace_potential: OnnxPotential) -> Potential:
+        return mace_potential
 
 
 class TestOnnxFloat32(NetworkLaws):

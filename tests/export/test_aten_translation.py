@@ -48,6 +48,8 @@ FUNCTIONS: dict[str, Function] = {
     "a number less a tensor": lambda x, y, i: 0.3 - x,
     "types": lambda x, y, i: x.float() * x + (x < 1).double(),
     "activations": lambda x, y, i: torch.nn.functional.silu(x) * torch.sigmoid(x),
+    "powers": lambda x, y, i: torch.pow(x, 0.9) + torch.tanh(y[:, :1]),
+    "gradient of a hyperbolic tangent": lambda x, y, i: torch.ops.aten.tanh_backward(x, torch.tanh(y[:, :1])),
     "gradient of a sigmoid": lambda x, y, i: torch.ops.aten.sigmoid_backward(x, torch.sigmoid(y[:, :1])),
     "choice": lambda x, y, i: torch.where(x < 1, x, torch.zeros_like(x)),
     "matrices": lambda x, y, i: x.t() @ y @ y.t() @ x @ WEIGHT,

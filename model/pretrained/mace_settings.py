@@ -1,0 +1,285 @@
+"""Settings of a MACE, under the names of its own code, from a module or from a file of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ...pipeline.bounded_yaml import load_yaml
+from ...pipeline.errors import CheckpointError
+from ..config.network import MAX_LAYERS, MAX_PRODUCT_DEGREE, MAX_WIDTH
+from .module_records import Record
+
+MODELS = ("MACE", "ScaleShiftMACE")
+# Interaction blocks, and whether they have the residual connection and the density normalisation.
+INTERACTIONS = {
+    "RealAgnosticInteractionBlock": (False, False),
+    "RealAgnosticResidualInteractionBlock": (True, False),
+    "RealAgnosticDensityInteractionBlock": (False, True),
+    "RealAgnosticDensityResidualInteractionBlock": (True, True),
+}
+READOUTS = {"LinearReadoutBlock": "linear", "NonLinearReadoutBlock": "perceptron"}
+BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
+TRANSFORMS = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
+MAX_ELEMENTS = 118
+
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+
+
+class MaceSettings(BaseModel):
+    """Settings of a MACE.
+
+    Names are those of the arguments of `mace.modules.models.MACE` (mace-torch 0.3.16), where there is one.
+
+    Attributes:
+        family: Always ``mace``.
+        model: ``MACE`` or ``ScaleShiftMACE``.
+        r_max: Cutoff radius (angstrom).
+        num_bessel: Number of radial basis functions, of any kind.
+        num_polynomial_cutoff: Power of the envelope.
+        max_ell: Highest degree of the spherical harmonics.
+        interaction_cls_first: Block of the first interaction.
+        interaction_cls: Block of all other interactions.
+        num_interactions: Number of interactions.
+        hidden_irreps: Features after all interactions but the last, which keeps the first irrep only.
+        edge_irreps: Features that senders pass on in all interactions but the first; None for all.
+        MLP_irreps: Hidden scalars of the last readout, for each head.
+        gate: Activation of the last readout.
+        avg_num_neighbors: Number that the sum over neighbours is divided by.
+        atomic_numbers: Atomic numbers in the order of the weights.
+        correlation: Highest order of products, of all interactions or of each.
+        radial_type: Radial basis.
+        radial_MLP: Hidden widths of the radial perceptrons.
+        pair_repulsion: Whether there is a ZBL repulsion.
+        distance_transform: Transform of distances.
+        apply_cutoff: Whether the envelope multiplies the radial basis, not the learned radial functions.
+        use_last_readout_only: Whether only the last interaction has a readout.
+        use_agnostic_product: Whether all elements share the weights of the products.
+        use_so3: Not supported: features without parity.
+        use_edge_irreps_first: Not supported: `edge_irreps` in the first interaction.
+        keep_last_layer_irreps: Not supported: more than the first irrep after the last interaction.
+        use_reduced_cg: Not used: the coupling matrices are those of the file.
+        heads: Names of the heads.
+        path_order: Order of the radial functions: ``created`` by irreps of sender and harmonics, or ``sorted`` by the
+            irrep of the result, as in all recent versions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: Literal["mace"] = "mace"
+    model: Literal["MACE", "ScaleShiftMACE"] = "ScaleShiftMACE"
+    r_max: float = Field(gt=0, le=100)
+    num_bessel: Width
+    num_polynomial_cutoff: int = Field(ge=2, le=12)
+    max_ell: int = Field(ge=0, le=MAX_PRODUCT_DEGREE)
+    interaction_cls_first: str
+    interaction_cls: str = "RealAgnosticResidualInteractionBlock"
+    num_interactions: int = Field(ge=1, le=MAX_LAYERS)
+    hidden_irreps: str
+    edge_irreps: str | None = None
+    MLP_irreps: str = "16x0e"
+    gate: str | None = "silu"
+    avg_num_neighbors: float = Field(gt=0)
+    atomic_numbers: tuple[Annotated[int, Field(ge=1, le=MAX_ELEMENTS)], ...] = Field(min_length=1)
+    correlation: Annotated[int, Field(ge=1, le=3)] | tuple[Annotated[int, Field(ge=1, le=3)], ...]
+    radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
+    radial_MLP: tuple[Width, ...] = Field(  # noqa: N815 - its name in MACE
+        default=(64, 64, 64), min_length=1, max_length=MAX_LAYERS
+    )
+    pair_repulsion: bool = False
+    distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
+    apply_cutoff: bool = True
+    use_last_readout_only: bool = False
+    use_agnostic_product: bool = False
+    use_so3: Literal[False] = False
+    use_edge_irreps_first: Literal[False] = False
+    keep_last_layer_irreps: Literal[False] = False
+    use_reduced_cg: bool = False
+    heads: tuple[str, ...] = Field(default=("Default",), min_length=1, max_length=1000)
+    path_order: Literal["created", "sorted"] = "sorted"
+
+    @field_validator("interaction_cls_first", "interaction_cls")
+    @classmethod
+    def _known_block(cls, name: str) -> str:
+        if name not in INTERACTIONS:
+            raise ValueError(f"{name} is not supported; only {', '.join(INTERACTIONS)} are")
+        return name
+
+    @field_validator("gate")
+    @classmethod
+    def _known_gate(cls, name: str | None) -> str | None:
+        if name != "silu":
+            raise ValueError(f"{name} is not supported; only silu is")
+        return name
+
+    @field_validator("atomic_numbers", "heads")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("contains duplicates")
+        return values
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str | Path) -> Self:
+        """Validate settings.
+
+        Raises:
+            CheckpointError: A setting is unknown, invalid or not supported; the message names it.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors()[:3]
+            )
+            raise CheckpointError(f"{where}: unsupported architecture: {problems}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML or JSON file of settings.
+
+        Raises:
+            CheckpointError: The file cannot be read, or a setting is unknown, invalid or not supported.
+        """
+        try:
+            content = load_yaml(Path(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        if not isinstance(content, dict) or content.get("family") != "mace":
+            raise CheckpointError(f"{path}: not settings of a MACE, which begin with `family: mace`")
+        return cls.checked(content, path)
+
+
+def settings_of(module: Record, where: str | Path) -> MaceSettings:
+    """Settings of a pickled MACE.
+
+    Raises:
+        CheckpointError: The module is no MACE with an energy, or a setting is not supported; the message names it.
+    """
+    if module.kind not in MODELS:
+        dipoles = " (it predicts dipoles or other tensors, which need heads that MACE networks do not have here)"
+        raise CheckpointError(
+            f"{where}: {module.kind} is not supported; only {' and '.join(MODELS)} are"
+            + (dipoles if "Dip" in module.kind or "Diel" in module.kind else "")
+        )
+    for name in ("joint_embedding", "embedding_readout", "les", "cueq_config", "oeq_config"):
+        if module.get(name) is not None:
+            raise CheckpointError(f"{where}: unsupported architecture: {name} is set")
+    interactions, products = _numbered(module["interactions"]), _numbered(module["products"])
+    first, last = interactions[0], interactions[-1]
+    others = {one.kind for one in interactions[1:]}
+    if len(others) > 1:
+        raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
+    radial = module["radial_embedding"]
+    readouts = _readouts(module, len(interactions), where)
+    heads = [str(name) for name in module.get("heads") or ["Default"]]
+    nonlinear = readouts[-1].kind == "NonLinearReadoutBlock"
+    hidden = irreps_text(products[0]["linear"]["irreps_out"])
+    width = int(readouts[-1]["linear_2"]["weight"].numel()) // len(heads) ** 2 if nonlinear else 16
+    values: dict[str, Any] = {
+        "model": module.kind,
+        # The shortest decimal number: that of a float32 file is 6 and not 5.9999998.
+        "r_max": float(str(module["r_max"].numpy())),
+        "num_bessel": int(radial["out_dim"]),
+        "num_polynomial_cutoff": int(radial["cutoff_fn"]["p"]),
+        "max_ell": max(degree for _, degree, _ in _irreps(first["target_irreps"])),
+        "interaction_cls_first": first.kind,
+        "num_interactions": len(interactions),
+        "hidden_irreps": hidden,
+        "MLP_irreps": f"{width}x0e",
+        "gate": _activation(readouts[-1]["non_linearity"]) if nonlinear else "silu",
+        "avg_num_neighbors": float(first["avg_num_neighbors"]),
+        "atomic_numbers": [int(number) for number in module["atomic_numbers"].tolist()],
+        "correlation": [_correlation(product) for product in products],
+        "radial_type": BASES.get(radial["bessel_fn"].kind, radial["bessel_fn"].kind),
+        "radial_MLP": [int(layer["weight"].shape[1]) for layer in first["conv_tp_weights"].children().values()][:-1],
+        "pair_repulsion": module.get("pair_repulsion_fn") is not None,
+        "apply_cutoff": bool(radial.get("apply_cutoff", True)),
+        "use_last_readout_only": len(readouts) < len(interactions),
+        "use_agnostic_product": bool(products[0].get("use_agnostic_product", False)),
+        "use_so3": bool(module.get("use_so3", False)),
+        "use_edge_irreps_first": irreps_text(first.get("edge_irreps") or first["node_feats_irreps"])
+        != irreps_text(first["node_feats_irreps"]),
+        "keep_last_layer_irreps": len(_irreps(products[-1]["linear"]["irreps_out"])) > 1,
+        "heads": heads,
+        "path_order": _path_order(last, where),
+    }
+    if others:
+        values["interaction_cls"] = others.pop()
+        edges = irreps_text(last.get("edge_irreps") or last["node_feats_irreps"])
+        values["edge_irreps"] = edges if edges != irreps_text(last["node_feats_irreps"]) else None
+    transform = radial.get("distance_transform")
+    if transform is not None:
+        values["distance_transform"] = TRANSFORMS.get(transform.kind, transform.kind)
+    return MaceSettings.checked(values, where)
+
+
+def _numbered(modules: Record) -> list[Record]:
+    found = modules.children()
+    return [found[str(place)] for place in range(len(found))]
+
+
+def _readouts(module: Record, interactions: int, where: str | Path) -> list[Record]:
+    readouts = _numbered(module["readouts"])
+    kinds = [one.kind for one in readouts]
+    # With one interaction, its readout is linear.
+    expected = ["LinearReadoutBlock"] * (interactions - 1) + ["NonLinearReadoutBlock"] if interactions > 1 else kinds
+    if kinds not in (expected, expected[-1:]) or any(kind not in READOUTS for kind in kinds):
+        raise CheckpointError(f"{where}: unsupported architecture: readouts {', '.join(kinds)}")
+    return readouts
+
+
+def _activation(module: Record) -> str:
+    """Name of the activation of a readout."""
+    acts = [*_numbered(module["acts"])]
+    function = acts[0].get("f") if acts else None
+    name = getattr(function, "name", type(function).__name__)
+    return str(name).rpartition(".")[2]
+
+
+def _correlation(product: Record) -> int:
+    (*_, contraction) = _numbered(product["symmetric_contractions"]["contractions"])
+    return sum(str(name).startswith("U_matrix_") for name in contraction.state["_buffers"])
+
+
+def _path_order(interaction: Record, where: str | Path) -> str:
+    """How the paths of the convolution are ordered."""
+    instructions = [one.args if isinstance(one, Record) else one for one in interaction["conv_tp"]["instructions"]]
+    created = [(one[0], one[1]) for one in instructions]
+    results = [one[2] for one in instructions]
+    if results == sorted(results):
+        return "sorted"
+    if created == sorted(created):
+        return "created"
+    raise CheckpointError(f"{where}: unsupported architecture: order of the paths of the convolution")
+
+
+def irreps_text(irreps: Any) -> str:
+    """Irreps of a record, or of a text, in e3nn's notation."""
+    return " + ".join(f"{mul}x{degree}{'e' if parity > 0 else 'o'}" for mul, degree, parity in _irreps(irreps))
+
+
+def _irreps(irreps: Any) -> list[tuple[int, int, int]]:
+    """Multiplicity, degree and parity of each irrep."""
+    if isinstance(irreps, str):
+        from ..equivariance.tensors import parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        return [(mul, int(ir.l), int(ir.p)) for mul, ir in parsed(irreps)]
+    out = []
+    for one in _content(irreps):
+        mul, irrep = _content(one)
+        degree, parity = _content(irrep)
+        out.append((int(mul), int(degree), int(parity)))
+    return out
+
+
+def _content(record: Any) -> Iterable[Any]:
+    """Content of a pickled subclass of tuple."""
+    found: Iterable[Any] = record.args[0] if isinstance(record, Record) else record
+    return found
