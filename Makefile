@@ -4,6 +4,7 @@
 # make docs-test  build the documentation, and run the examples in README, docs and docstrings, and the notebooks
 # make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
+# make oracles    compute anew what the codes of published weights predict, for the tests of imported networks
 # make dist       build the wheel and the source distribution in dist
 # make release-check  say what still keeps this version from being released
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
@@ -28,7 +29,12 @@ DEMO_OUT ?= equiscreen-demo
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns conformance demo cli
 
-.PHONY: demo test lint docs-test docs slow dist release-check models-wheel clean
+# Codes whose results tests/oracles holds, each in an environment of its own: they pin e3nn against each other.
+ORACLES := sevennet nequip
+PEER_sevennet := sevenn==0.13.0
+PEER_nequip := nequip==0.19.1
+
+.PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -69,6 +75,16 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
+
+oracles: $(addprefix oracle-,$(ORACLES))
+
+oracle-%: build/peers/%/installed
+	build/peers/$*/bin/python -m tests.oracles.$*
+
+build/peers/%/installed:
+	"$(INTERPRETER)" -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0 $(PEER_$*)
+	touch $@
 
 dist: $(VENV)/installed
 	$(BIN)/python -m build --outdir dist .

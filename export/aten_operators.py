@@ -93,6 +93,12 @@ def _sigmoid_gradient(graph: Graph, node: fx.Node, gradient: Value, y: Value) ->
     return graph.emit("Mul", [gradient, slope], broadcast([gradient.shape, slope.shape]), y.dtype)
 
 
+def _tanh_gradient(graph: Graph, node: fx.Node, gradient: Value, y: Value) -> Value:
+    one = _operand(graph, 1, y.dtype)
+    slope = graph.emit("Sub", [one, graph.emit("Mul", [y, y], y.shape, y.dtype)], y.shape, y.dtype)
+    return graph.emit("Mul", [gradient, slope], broadcast([gradient.shape, slope.shape]), y.dtype)
+
+
 def _same(graph: Graph, node: fx.Node, x: Value, *_: Any) -> Value:
     return graph.cast(x, node.meta["val"].dtype)
 
@@ -235,7 +241,11 @@ def _range(graph: Graph, node: fx.Node, end: Any) -> Value:
 
 
 # Operations on a tensor and a number, as the same operations on two tensors.
-FOLDED = {aten.mul.Scalar: aten.mul.Tensor, aten.lt.Scalar: aten.lt.Tensor}
+FOLDED = {
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.lt.Scalar: aten.lt.Tensor,
+    aten.gt.Scalar: aten.gt.Tensor,
+}
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: _elementwise("Add"),
     aten.sub.Tensor: _elementwise("Sub"),
@@ -251,9 +261,14 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.sigmoid.default: _elementwise("Sigmoid"),
     aten.eq.Tensor: _elementwise("Equal"),
     aten.lt.Scalar: _elementwise("Less"),
+    aten.gt.Scalar: _elementwise("Greater"),
+    aten.abs.default: _elementwise("Abs"),
+    aten.sgn.default: _elementwise("Sign"),
+    aten.tanh.default: _elementwise("Tanh"),
     aten.rsub.Scalar: _reversed_subtraction,
     aten.silu.default: _silu,
     aten.sigmoid_backward.default: _sigmoid_gradient,
+    aten.tanh_backward.default: _tanh_gradient,
     aten.alias.default: _same,
     aten.clone.default: _same,
     aten._to_copy.default: _same,  # noqa: SLF001 - the name of an operator

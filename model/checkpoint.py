@@ -119,7 +119,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(
             f"{path}: not a checkpoint of this version of equiscreen (schema {found!r} instead of {MODEL_SCHEMA!r}); "
-            "use the model.ckpt of a run folder, or convert weights of SevenNet or Nequix with `equiscreen import`"
+            "use the model.ckpt of a run folder, or convert weights of another code with `equiscreen import`"
         )
     try:
         settings = content["network"]

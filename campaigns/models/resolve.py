@@ -17,7 +17,7 @@ from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
 
 _ONNX, _CHECKPOINT = ".onnx", ".ckpt"
-_FOREIGN = (".pth", ".pt", ".nqx")  # SevenNet, Nequix
+_FOREIGN = (".pth", ".pt", ".nqx", ".zip")  # SevenNet, Nequix, packages of NequIP
 
 
 def model_file(
@@ -41,7 +41,7 @@ def model_file(
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
             stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
-            file of SevenNet or Nequix. A name takes precedence over a file: ``./NAME`` is always a file.
+            file of SevenNet, Nequix or NequIP. A name takes precedence over a file: ``./NAME`` is always a file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -133,7 +133,7 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
 
 
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file of a file of SevenNet or Nequix, which is imported first."""
+    """The ONNX file of a file of SevenNet, Nequix or NequIP, which is imported first."""
 
     def make() -> bytes:
         with _installed(str(path)):

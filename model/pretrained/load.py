@@ -21,11 +21,13 @@ from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
+from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
 from .nequix import read_nequix
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
 
 MAX_FILE_BYTES = 4 << 30
+KNOWN_CODES = "SevenNet, Nequix or NequIP"
 
 
 def load_pretrained(
@@ -36,7 +38,7 @@ def load_pretrained(
     trust: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
-    """Convert published weights, or a file of SevenNet or Nequix, to a network of this package.
+    """Convert published weights, or a file of SevenNet, Nequix or NequIP, to a network of this package.
 
     The code that the weights were trained with is not imported. Files are read without running any code in them, by
     PyTorch's restricted unpickler with NumPy arrays allowed.
@@ -49,7 +51,7 @@ def load_pretrained(
 
     Args:
         source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx.
+            Nequix's .pt or .nqx, NequIP's .ckpt or .nequip.zip.
         modality: Fidelity to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
@@ -61,7 +63,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
-            or not a checkpoint of SevenNet or Nequix, or its architecture is not supported.
+            or not a checkpoint of SevenNet, Nequix or NequIP, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -182,16 +184,35 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         if modality is not None:
             raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
         return read_nequix(path), ""
-    content = _unpickle(path, trust=trust)
-    if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of SevenNet or Nequix, and no others can be imported")
+    package = _is_nequip_package(path)
+    content = {} if package else _unpickle(path, trust=trust)
+    keys = content.keys() if isinstance(content, dict) else set()
+    sevennet = {"config", "model_state_dict"} <= keys
+    if not sevennet and not package and not {"hyper_parameters", "state_dict"} <= keys:
+        raise CheckpointError(f"{path}: not a checkpoint of {KNOWN_CODES}, and no others can be imported")
+    if not sevennet and modality is not None:
+        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+    fidelity = ""
     try:
-        fidelity = modality_name(content["config"], modality, path)
-        return from_sevennet(content, fidelity, path), fidelity
+        if sevennet:
+            fidelity = modality_name(content["config"], modality, path)
+            network = from_sevennet(content, fidelity, path)
+        else:
+            network = from_nequip_package(path) if package else from_nequip_checkpoint(content, path)
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of SevenNet: {detail(error)}") from error
+        code = "SevenNet" if sevennet else "NequIP"
+        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+    return network.to(torch.float32), fidelity
+
+
+def _is_nequip_package(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{METADATA}") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
 
 
 def _unpacked_size(path: Path) -> int:
@@ -213,14 +234,12 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
     except pickle.UnpicklingError as error:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
-            raise CheckpointError(f"{path}: damaged, or not a checkpoint of SevenNet or Nequix") from error
+            raise CheckpointError(f"{path}: damaged, or not a checkpoint of {KNOWN_CODES}") from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
-        raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of SevenNet or Nequix ({detail(error)})"
-        ) from error
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)})") from error
 
 
 def _unsafe_globals(path: Path) -> list[str]:

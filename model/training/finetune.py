@@ -127,7 +127,8 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
 
 
 def _is_by_element(name: str) -> bool:
-    return name in {"embedding.weight", "sent"} or name.endswith((".receiver_scale.weight", ".skip_table"))
+    ends = (".receiver_scale.weight", ".skip_table", ".send_scale")
+    return name in {"embedding.weight", "sent"} or name.endswith(ends) or ".skip_by_element." in name
 
 
 def merged_statistics(
