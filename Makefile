@@ -4,10 +4,10 @@
 # make docs-test  build the documentation, and run the examples in README, docs and docstrings, and the notebooks
 # make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
+# make oracles    compute anew what the codes of published weights predict, for the tests of imported networks
 # make dist       build the wheel and the source distribution in dist
 # make release-check  say what still keeps this version from being released
 # make models-wheel  build the wheel equiscreen-models in dist: 7net-0 as an ONNX file, for use without PyTorch
-# make oracles    make the checkpoints of other codes anew that tests compare with; installs those codes in build/peers
 # make clean      remove the virtual environments and all caches
 #
 # PYTHON chooses the interpreter, by name or by path; versions other than 3.11 get an environment of their own:
@@ -29,7 +29,13 @@ DEMO_OUT ?= equiscreen-demo
 PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening campaigns conformance demo cli
 
-.PHONY: demo test lint docs-test docs slow dist release-check models-wheel oracles clean
+# Codes whose results tests/oracles holds, each in an environment of its own: they pin e3nn against each other.
+ORACLES := sevennet nequip mace
+PEER_sevennet := sevenn==0.13.0
+PEER_nequip := nequip==0.19.1
+PEER_mace := mace-torch==0.3.16
+
+.PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -71,6 +77,16 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
 
+oracles: $(addprefix oracle-,$(ORACLES))
+
+oracle-%: build/peers/%/installed
+	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 build/peers/$*/bin/python -m tests.oracles.$*
+
+build/peers/%/installed:
+	"$(INTERPRETER)" -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0 $(PEER_$*)
+	touch $@
+
 dist: $(VENV)/installed
 	$(BIN)/python -m build --outdir dist .
 
@@ -81,11 +97,6 @@ models-wheel: $(VENV)/installed
 	$(BIN)/python tools/models_wheel/build.py --out dist
 
 # mace-torch pins an e3nn whose constants PyTorch only loads with this variable.
-oracles:
-	"$(INTERPRETER)" -m venv build/peers/mace
-	build/peers/mace/bin/python -m pip install --quiet torch==2.13.0 mace-torch==0.3.16
-	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 build/peers/mace/bin/python tests/oracles/mace_oracles.py tests/oracles/mace
-
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(INTERPRETER)" || { echo "no interpreter $(PYTHON): install it, or name another with PYTHON=" >&2; exit 1; }
 	"$(INTERPRETER)" -m venv $(VENV)

@@ -245,7 +245,11 @@ def _range(graph: Graph, node: fx.Node, end: Any) -> Value:
 
 
 # Operations on a tensor and a number, as the same operations on two tensors.
-FOLDED = {aten.mul.Scalar: aten.mul.Tensor, aten.lt.Scalar: aten.lt.Tensor}
+FOLDED = {
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.lt.Scalar: aten.lt.Tensor,
+    aten.gt.Scalar: aten.gt.Tensor,
+}
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: _elementwise("Add"),
     aten.sub.Tensor: _elementwise("Sub"),
@@ -262,6 +266,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.tanh.default: _elementwise("Tanh"),
     aten.eq.Tensor: _elementwise("Equal"),
     aten.lt.Scalar: _elementwise("Less"),
+    aten.gt.Scalar: _elementwise("Greater"),
+    aten.abs.default: _elementwise("Abs"),
+    aten.sgn.default: _elementwise("Sign"),
+    aten.tanh.default: _elementwise("Tanh"),
     aten.rsub.Scalar: _reversed_subtraction,
     aten.silu.default: _silu,
     aten.sigmoid_backward.default: _sigmoid_gradient,

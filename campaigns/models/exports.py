@@ -13,7 +13,7 @@ from ...model.pretrained.load import load_pretrained
 
 
 def exported_weights(source: str | Path, fidelity: str, note: Callable[[str], None]) -> bytes:
-    """Import published weights, or a file of SevenNet, Nequix or MACE, and export them.
+    """Import published weights, or a file of another code, and export them.
 
     Args:
         source: A name in the registry, or a file.

@@ -17,7 +17,7 @@ from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
 
 _ONNX, _CHECKPOINT = ".onnx", ".ckpt"
-_FOREIGN = (".pth", ".pt", ".nqx", ".model")  # SevenNet, Nequix, MACE
+_FOREIGN = (".pth", ".pt", ".nqx", ".zip", ".model")  # SevenNet, Nequix, packages of NequIP, MACE
 
 
 def model_file(
@@ -41,7 +41,8 @@ def model_file(
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
             stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
-            weights file of SevenNet, Nequix or MACE. A name takes precedence over a file; ``./NAME`` is always a file.
+            weights file of SevenNet, Nequix, NequIP or MACE. A name takes precedence over a file; ``./NAME`` is always
+            a file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -133,7 +134,7 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
 
 
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file made from a weights file of SevenNet, Nequix or MACE."""
+    """The ONNX file made from a weights file of SevenNet, Nequix, NequIP or MACE."""
 
     def make() -> bytes:
         with _installed(str(path)):

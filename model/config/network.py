@@ -13,6 +13,8 @@ from .head import HeadConfig, Section
 
 Symmetry = Literal["o3", "natural", "so3"]
 Preset = Literal["small", "medium", "large"]
+Activation = Literal["silu", "ssp", "tanh", "abs", "relu", "elu", "sigmoid", "mish"]
+SelfConnection = Literal["linear", "element", "none"]
 # Scalar channels, highest degree of the features and harmonics, correlation order. For the cost see docs/training.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "correlation": 2, "radial_hidden": 16},
@@ -23,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
 # Products of three features have a hundred times more terms at degree 6 than at degree 3, the usual one.
 MAX_PRODUCT_DEGREE = 4
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 # Names that scores and stores already use for other things.
 RESERVED_HEADS = frozenset(
     (
@@ -121,18 +124,34 @@ class NequipConfig(Architecture):
 
     Attributes:
         family: Always ``nequip``.
+        symmetry: ``so3`` also for features with parity whose activations mix parities.
         energy: Always true; these networks have no heads.
         cutoff: Cutoff radius (angstrom).
         embedding: Number of scalars in the initial embedding of an atom.
         hidden_irreps: Features of an atom after each interaction; the last are scalars.
         l_max: Highest degree of the spherical harmonics.
+        unit_vectors: Whether the spherical harmonics are those of unit vectors; otherwise degree l grows as the l-th
+            power of the distance in angstrom, as in the first SevenNet-0.
         n_basis: Number of Bessel functions.
         radial_hidden: Hidden widths of the perceptrons that turn the Bessel functions into radial functions.
         envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
             2020) or ``xplor`` (the switching function of molecular dynamics codes).
         envelope_power: Power of the polynomial envelope.
         envelope_onset: Distance at which ``xplor`` begins to fall (angstrom).
+        sender_scales: Whether the features that an atom sends are multiplied by a factor of its element.
+        self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by one for
+            each element (``element``), or not at all (``none``); empty stands for ``linear`` everywhere. Before the
+            first interaction the features depend only on the element, so the first two are the same there.
+        residual: Whether an interaction that keeps the irreps adds its gated features to those before it.
         layer_norm: Whether features are divided by their root mean square before the gate.
+        activation: Activation of even scalars.
+        odd_activation: Activation of odd scalars; ``abs`` makes them even, so mirror symmetry is lost.
+        gate_activation: Activation of the gates of all other irreps.
+        radial_activation: Activation of the radial perceptrons.
+        readout_hidden: Hidden widths of the perceptron that turns the last scalars into an energy.
+        readout_activation: Activation of that perceptron.
+        pair_repulsion: Power of the polynomial envelope of the screened Coulomb repulsion between nuclei (Ziegler,
+            Biersack and Littmark, 1985), which is added to the energy; None leaves it out.
     """
 
     family: Literal["nequip"] = "nequip"
@@ -141,19 +160,41 @@ class NequipConfig(Architecture):
     embedding: int = Field(ge=1, le=MAX_WIDTH)
     hidden_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     l_max: int = Field(ge=0, le=MAX_DEGREE)
+    unit_vectors: bool = True
     n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
-    radial_hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
-        default=(64, 64), min_length=1, max_length=MAX_LAYERS
-    )
+    radial_hidden: tuple[Width, ...] = Field(default=(64, 64), max_length=MAX_LAYERS)
     envelope: Literal["polynomial", "xplor"] = "polynomial"
     envelope_power: int = Field(default=6, ge=2, le=12)
     envelope_onset: float | None = None
+    sender_scales: bool = False
+    self_connections: tuple[SelfConnection, ...] = ()
+    residual: bool = False
     layer_norm: bool = False
+    activation: Activation = "silu"
+    odd_activation: Literal["tanh", "abs"] = "tanh"
+    gate_activation: Activation = "silu"
+    radial_activation: Activation = "silu"
+    readout_hidden: tuple[Width, ...] = Field(default=(), max_length=MAX_LAYERS)
+    readout_activation: Activation = "silu"
+    pair_repulsion: int | None = Field(default=None, ge=2, le=12)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        from ..equivariance.tensors import parsed  # noqa: PLC0415 - e3nn takes a second to import
+        self._check_irreps()
+        if self.heads:
+            raise ValueError("heads: NequIP-type networks cannot have heads; remove them")
+        if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
+            raise ValueError("envelope_onset: must lie between 0 and the cutoff")
+        if self.self_connections and len(self.self_connections) != len(self.hidden_irreps):
+            raise ValueError("self_connections: must name one kind for each interaction")
+        if self.symmetry != "so3" and self.odd_activation == "abs" and any("0o" in text for text in self.hidden_irreps):
+            raise ValueError("odd_activation: abs makes odd scalars even, so the symmetry can only be so3")
+        return self
 
+    def _check_irreps(self) -> None:
+        from ..equivariance.tensors import harmonic_irreps, parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        layers = [[ir for _, ir in parsed("1x0e")]]
         for text in self.hidden_irreps:
             irreps = parsed(text)
             if sum(mul for mul, _ in irreps) > MAX_WIDTH or any(ir.l > MAX_DEGREE for _, ir in irreps):
@@ -163,15 +204,19 @@ class NequipConfig(Architecture):
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
                 raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
-            if "0o" in kinds:
-                raise ValueError(f"hidden_irreps {text}: pseudoscalars (0o) are not supported; remove them")
+            layers.append([ir for _, ir in irreps])
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
-        if self.heads:
-            raise ValueError("heads: NequIP-type networks cannot have heads; remove them")
-        if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
-            raise ValueError("envelope_onset: must lie between 0 and the cutoff")
-        return self
+        harmonics = harmonic_irreps(self.l_max, "natural" if self.tracks_parity else "so3")
+        for text, before, after in zip(self.hidden_irreps, layers, layers[1:], strict=False):
+            made = {ir for left in before for right in harmonics for ir in left * right}
+            if not made.issuperset(after):
+                raise ValueError(f"hidden_irreps {text}: the interaction cannot produce all of them")
+
+    @property
+    def tracks_parity(self) -> bool:
+        """Whether irreps are labelled with their parity; otherwise all are called even."""
+        return self.symmetry != "so3" or any("o" in text for text in self.hidden_irreps)
 
 
 class RepulsionConfig(Section):

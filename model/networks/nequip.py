@@ -3,7 +3,7 @@
 For each path of irreps, a message is the product of the sender's features with spherical harmonics, times a learned
 radial function per channel (Batzner et al., Nat. Commun. 13, 2453 (2022)). Constants that published codes keep separate
 (fan-in, moments of activations, mean number of neighbours, prefactors of radial functions) are folded into the weights
-here.
+here. Features have parity (o3 or natural) or not (so3); odd scalars have an odd activation of their own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from e3nn import o3
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
-from ..config.network import NequipConfig
+from ..config.network import NequipConfig, SelfConnection
 from ..equivariance.irreps import SCALAR, Features, Irrep, Path, SphericalHarmonics, coupling, product_paths
 from ..equivariance.tensors import harmonic_irreps, parsed
+from ..layers.activations import ACTIVATIONS
 from ..layers.messages import Slots, sum_messages
 from ..layers.radial import polynomial_envelope
 from ..layers.sine import sine
@@ -28,6 +28,12 @@ from ..statistics import DataStatistics
 from .base import Network
 
 NORM_EPSILON = 1e-12
+ODD_SCALAR = Irrep("0o")
+# Screened Coulomb repulsion (Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids, 1985), with the
+# digits of LAMMPS: e^2 / (4 pi epsilon_0) in eV angstrom, exponent of the charges, length in angstrom, and the
+# amplitudes and decay constants of the screening function.
+COULOMB, CHARGE_POWER, SCREENING_LENGTH = 14.399645, 0.23, 0.46850
+SCREENING = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980))
 
 
 class NequipNetwork(Network):
@@ -51,21 +57,25 @@ class NequipNetwork(Network):
     ) -> None:
         super().__init__(config, elements, statistics)
         self.config = config
-        harmonics = harmonic_irreps(config.l_max, config.symmetry)
         self.basis = BesselFunctions(config)
         self.harmonics = SphericalHarmonics(config.l_max)
         channels = channels_after(config)
         # Atoms start with scalars that depend only on their element, so the first interaction reads from tables.
         first = {SCALAR: config.embedding}
         self.sent = nn.Parameter(torch.randn(len(self.elements), first[SCALAR]))
+        own: list[SelfConnection] = [*config.self_connections] or ["linear" for _ in channels]
         interactions = [
-            NequipInteraction(config, sent, made, harmonics, None if number else len(self.elements))
-            for number, (sent, made) in enumerate(zip([first, *channels], channels, strict=False))
+            NequipInteraction(config, sent, made, len(self.elements), kind, first=number == 0)
+            for number, (sent, made, kind) in enumerate(zip([first, *channels[:-1]], channels, own, strict=True))
         ]
         self.interactions = nn.ModuleList(interactions)
         paths = {path: None for layer in interactions for path in layer.convolution.paths}
         self.couplings = Couplings(list(paths), config.l_max)
-        self.readout = nn.Parameter(torch.randn(channels[-1][SCALAR], 1))
+        widths = [channels[-1][SCALAR], *config.readout_hidden]
+        self.readout_hidden = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
+        self.readout = nn.Parameter(torch.randn(widths[-1], 1))
+        power = config.pair_repulsion
+        self.repulsion = PairRepulsion(self.elements, self.energy_scales, config.cutoff, power) if power else None
         self.to(dtype)
 
     @property
@@ -81,21 +91,32 @@ class NequipNetwork(Network):
         return interaction.convolution
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Compute the features after each interaction: by irrep, float[N, 2 l + 1, channels]."""
+        """Compute the features after each interaction: by irrep, float[N, 2 l + 1, channels].
+
+        With pair repulsion, its energies follow as the last scalars, in units of the energy scales: float[N, 1, 1].
+        """
         slots = Slots(table)
         flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
         basis = self.basis(slots.to_pairs(distance) / 2)
-        couplings = self.couplings(self.harmonics(flat / distance), table.neighbors.shape[1])
+        harmonics = self.harmonics(flat / distance if self.config.unit_vectors else flat)
+        couplings = self.couplings(harmonics, table.neighbors.shape[1])
         features, out = {SCALAR: self.sent[species].unsqueeze(1)}, []
         for interaction in self.interactions:
             features = interaction(features, species, basis, couplings, slots)
             out.append(features)
+        if self.repulsion is not None:
+            out.append({SCALAR: self.repulsion(distance, species, table.neighbors).view(-1, 1, 1)})
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
         """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
-        return (layers[-1][SCALAR].squeeze(1) @ self.readout).squeeze(-1)
+        *_, last = layers[: len(self.interactions)]
+        scalars = last[SCALAR].squeeze(1)
+        for weight in self.readout_hidden:
+            scalars = ACTIVATIONS[self.config.readout_activation](scalars @ weight)
+        energies = (scalars @ self.readout).squeeze(-1)
+        return energies if self.repulsion is None else energies + layers[-1][SCALAR].view(-1)
 
 
 class BesselFunctions(nn.Module):
@@ -122,6 +143,46 @@ class BesselFunctions(nn.Module):
         return torch.where(distance < onset, torch.ones_like(distance), beyond)
 
 
+class PairRepulsion(nn.Module):
+    """Screened Coulomb repulsion of the nuclei, half of each pair's energy for each of its atoms.
+
+    Args:
+        elements: Atomic numbers, in the order of the network's elements.
+        scales: float64[n_elements], energy scale of each element (eV).
+        cutoff: Cutoff radius (angstrom).
+        power: Power of the polynomial envelope.
+    """
+
+    def __init__(self, elements: Sequence[int], scales: Tensor, cutoff: float, power: int) -> None:
+        super().__init__()
+        self.cutoff, self.power = cutoff, power
+        charges = torch.tensor(elements, dtype=torch.float64)
+        self.charges: Tensor
+        self.inverse_lengths: Tensor
+        self.factors: Tensor
+        self.register_buffer("charges", charges, persistent=False)
+        self.register_buffer("inverse_lengths", charges**CHARGE_POWER / SCREENING_LENGTH, persistent=False)
+        self.register_buffer("factors", COULOMB / 2 * charges / scales, persistent=False)
+
+    def forward(self, distance: Tensor, species: Tensor, neighbors: Tensor) -> Tensor:
+        """Compute the repulsion energy of each atom, in units of the energy scales: float[N].
+
+        Args:
+            distance: float[N * K, 1], distance of each slot (angstrom).
+            species: int64[N], index of each atom's element.
+            neighbors: int64[N, K], sender of each slot.
+        """
+        distance, others = distance.view_as(neighbors), species[neighbors]
+        reach = self.inverse_lengths[species].unsqueeze(1) + self.inverse_lengths[others]
+        x = distance * reach
+        screening = SCREENING[0][0] * torch.exp(-SCREENING[0][1] * x)
+        for amplitude, decay in SCREENING[1:]:
+            screening = screening + amplitude * torch.exp(-decay * x)
+        envelope = polynomial_envelope(distance / self.cutoff, self.power)
+        pairs = self.charges[others] * (screening * envelope / distance)
+        return pairs.sum(1) * self.factors[species]
+
+
 class Couplings(nn.Module):
     """Matrices that couple a sender's features to the spherical harmonics, for each path of irreps.
 
@@ -134,7 +195,7 @@ class Couplings(nn.Module):
         super().__init__()
         # The product of a feature with l = 0 is the feature itself.
         self.paths = [path for path in paths if path.right.l > 0]
-        columns = []
+        columns = [torch.zeros((l_max + 1) ** 2, 0, dtype=torch.float64)]
         for path in self.paths:
             matrix = torch.zeros((l_max + 1) ** 2, path.left.dim * path.out.dim, dtype=torch.float64)
             here = slice(path.right.l**2, (path.right.l + 1) ** 2)
@@ -145,6 +206,8 @@ class Couplings(nn.Module):
 
     def forward(self, harmonics: Tensor, slots: int) -> dict[Path, Tensor]:
         """Map float[N * K, (l_max + 1)^2] to float[N, 2 l_out + 1, (2 l_left + 1) * K] for each path."""
+        if not self.paths:
+            return {}
         sizes = [path.left.dim * path.out.dim for path in self.paths]
         parts = torch.split(self.matrix.t(), sizes, dim=0)
         columns = harmonics.t().contiguous()
@@ -164,6 +227,7 @@ class Convolution(nn.Module):
         channels: Number of channels of each irrep of the senders' features.
         irreps_out: Irreps to keep.
         harmonics: Irreps of the spherical harmonics.
+        activation: Activation of the radial perceptron.
 
     Attributes:
         channels_out: Number of channels of each output irrep, over all its paths.
@@ -176,6 +240,7 @@ class Convolution(nn.Module):
         channels: Mapping[Irrep, int],
         irreps_out: Sequence[Irrep],
         harmonics: Sequence[Irrep],
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         self.channels = dict(channels)
@@ -184,6 +249,8 @@ class Convolution(nn.Module):
         for path in self.paths:
             self.channels_out[path.out] = self.channels_out.get(path.out, 0) + channels[path.left]
         self.widths = [channels[path.left] for path in self.paths]
+        self.activation = ACTIVATIONS[activation]
+        self.masked = bool(self.activation(torch.zeros(1)) != 0)
         sizes = [n_basis, *radial_hidden, sum(self.widths)]
         self.radial = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(sizes))
 
@@ -206,7 +273,11 @@ class Convolution(nn.Module):
         """
         hidden = basis
         for weight in self.radial[:-1]:
-            hidden = silu(hidden @ weight)
+            hidden = self.activation(hidden @ weight)
+        if self.masked:
+            # Such radial functions do not vanish beyond the cutoff, where the basis does: padding must not contribute.
+            inside = (basis * basis).detach().sum(1, keepdim=True) > 0
+            hidden = torch.where(inside, hidden, torch.zeros_like(hidden))
         if envelope is not None:
             hidden = hidden * envelope
         weights = dict(zip(self.paths, torch.split(self.radial[-1], self.widths, dim=1), strict=True))
@@ -227,9 +298,10 @@ class NequipInteraction(nn.Module):
         config: Configuration of the network.
         channels_in: Number of channels of each input irrep.
         channels_out: Number of channels of each output irrep.
-        harmonics: Irreps of the spherical harmonics.
-        n_elements: Number of elements for the first interaction, whose inputs depend only on the element, so that an
-            atom's message and skip connection are read from tables; None for all other interactions.
+        n_elements: Number of elements.
+        self_connection: How the atom's own features are added; see `NequipConfig`.
+        first: Whether this is the first interaction, whose inputs depend only on the element, so that an atom's message
+            and self-connection are read from tables.
     """
 
     def __init__(
@@ -237,21 +309,37 @@ class NequipInteraction(nn.Module):
         config: NequipConfig,
         channels_in: Mapping[Irrep, int],
         channels_out: Mapping[Irrep, int],
-        harmonics: Sequence[Irrep],
-        n_elements: int | None,
+        n_elements: int,
+        self_connection: SelfConnection,
+        *,
+        first: bool,
     ) -> None:
         super().__init__()
-        self.gated = {ir: mul for ir, mul in channels_out.items() if ir != SCALAR}
+        self.gated = {ir: mul for ir, mul in channels_out.items() if ir.l > 0}
         self.scalars = channels_out[SCALAR]
+        self.activation, self.gate = ACTIVATIONS[config.activation], ACTIVATIONS[config.gate_activation]
+        self.odd_activation = ACTIVATIONS[config.odd_activation]
+        self.residual = config.residual and not first and dict(channels_in) == dict(channels_out)
         wide = with_gates(channels_out)
-        self.convolution = Convolution(config.n_basis, config.radial_hidden, channels_in, list(channels_out), harmonics)
-        self.send = None if n_elements else _matrices(channels_in, channels_in)
+        self.convolution = Convolution(
+            config.n_basis,
+            config.radial_hidden,
+            channels_in,
+            list(channels_out),
+            harmonics_of(config),
+            config.radial_activation,
+        )
+        self.send = None if first else _matrices(channels_in, channels_in)
         self.mix = _matrices(self.convolution.channels_out, wide)
         self.mix_bias = nn.Parameter(torch.zeros(wide[SCALAR]))
-        self.send_bias = None if n_elements else nn.Parameter(torch.zeros(channels_in[SCALAR]))
-        if n_elements:
-            self.skip_table = nn.Parameter(torch.randn(n_elements, wide[SCALAR]))
-        self.skip = None if n_elements else _matrices(channels_in, wide)
+        self.send_bias = None if first else nn.Parameter(torch.zeros(channels_in[SCALAR]))
+        scaled = config.sender_scales and not first
+        self.send_scale = nn.Parameter(torch.ones(n_elements)) if scaled else None
+        tabulated = first and self_connection != "none"
+        self.skip_table = nn.Parameter(torch.randn(n_elements, wide[SCALAR])) if tabulated else None
+        linear, by_element = (not first and self_connection == kind for kind in ("linear", "element"))
+        self.skip = _matrices(channels_in, wide) if linear else None
+        self.skip_by_element = _matrices(channels_in, wide, n_elements) if by_element else None
         self.norm = None
         if config.layer_norm:
             self.norm = nn.ParameterDict({str(ir): nn.Parameter(torch.ones(mul)) for ir, mul in wide.items()})
@@ -274,10 +362,23 @@ class NequipInteraction(nn.Module):
             slots: As in `Convolution.forward`.
         """
         sent = features if self.send is None else _apply_linear(features, self.send, self.send_bias)
+        if self.send_scale is not None:
+            scale = self.send_scale[species].view(-1, 1, 1)
+            sent = {irrep: x * scale for irrep, x in sent.items()}
         out = _apply_linear(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
-        own = _apply_linear(features, self.skip, None) if self.skip else {SCALAR: self.skip_table[species].unsqueeze(1)}
+        own = self._own(features, species)
         out = {irrep: x + own[irrep] if irrep in own else x for irrep, x in out.items()}
-        return self._gate(out if self.norm is None else self._normalised(out, self.norm))
+        gated = self._gate(out if self.norm is None else self._normalised(out, self.norm))
+        return {irrep: x + features[irrep] for irrep, x in gated.items()} if self.residual else gated
+
+    def _own(self, features: Features, species: Tensor) -> Features:
+        """What the atom's own features contribute before the gate."""
+        if self.skip_table is not None:
+            return {SCALAR: self.skip_table[species].unsqueeze(1)}
+        if self.skip_by_element is not None:
+            matrices = {o3.Irrep(name): weight[species] for name, weight in self.skip_by_element.items()}
+            return {irrep: torch.bmm(features[irrep], matrix) for irrep, matrix in matrices.items()}
+        return {} if self.skip is None else _apply_linear(features, self.skip, None)
 
     def _normalised(self, features: Features, weights: nn.ParameterDict) -> Features:
         """Divide by the root of the mean over irreps of their sums of squares / (2 l + 1)^2, as Nequix does."""
@@ -289,9 +390,17 @@ class NequipInteraction(nn.Module):
         return {irrep: x * weights[str(irrep)] * factor for irrep, x in features.items()}
 
     def _gate(self, features: Features) -> Features:
-        activated = silu(features[SCALAR])
-        scalars, *gates = torch.split(activated, [self.scalars, *self.gated.values()], dim=-1)
-        return {SCALAR: scalars, **{ir: features[ir] * gate for ir, gate in zip(self.gated, gates, strict=True)}}
+        if self.activation is self.gate:
+            scalars, *gates = torch.split(
+                self.activation(features[SCALAR]), [self.scalars, *self.gated.values()], dim=-1
+            )
+        else:
+            scalars, *gates = torch.split(features[SCALAR], [self.scalars, *self.gated.values()], dim=-1)
+            scalars, gates = self.activation(scalars), [self.gate(gate) for gate in gates]
+        out = {SCALAR: scalars, **{ir: features[ir] * gate for ir, gate in zip(self.gated, gates, strict=True)}}
+        if ODD_SCALAR in features:
+            out[ODD_SCALAR] = self.odd_activation(features[ODD_SCALAR])
+        return out
 
 
 def channels_after(config: NequipConfig) -> list[dict[Irrep, int]]:
@@ -299,16 +408,25 @@ def channels_after(config: NequipConfig) -> list[dict[Irrep, int]]:
     return [{ir: mul for mul, ir in parsed(text)} for text in config.hidden_irreps]
 
 
+def harmonics_of(config: NequipConfig) -> list[Irrep]:
+    """Irreps of the spherical harmonics."""
+    return harmonic_irreps(config.l_max, "natural" if config.tracks_parity else "so3")
+
+
 def with_gates(channels: Mapping[Irrep, int]) -> dict[Irrep, int]:
     """Channels before the gate: one additional scalar for each gated channel."""
-    return {**channels, SCALAR: sum(channels.values())}
+    gates = sum(mul for irrep, mul in channels.items() if irrep.l > 0)
+    return {**channels, SCALAR: channels[SCALAR] + gates}
 
 
-def _matrices(channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int]) -> nn.ParameterDict:
-    """Random weights of a linear map of the channels of each irrep."""
+def _matrices(
+    channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int], n_elements: int | None = None
+) -> nn.ParameterDict:
+    """Random weights of a linear map of the channels of each irrep, or of one map for each element."""
+    leading = () if n_elements is None else (n_elements,)
     return nn.ParameterDict(
         {
-            str(ir): nn.Parameter(torch.randn(channels_in[ir], mul) / math.sqrt(channels_in[ir]))
+            str(ir): nn.Parameter(torch.randn(*leading, channels_in[ir], mul) / math.sqrt(channels_in[ir]))
             for ir, mul in channels_out.items()
             if ir in channels_in
         }

@@ -25,6 +25,7 @@ from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
 from .mace_settings import MaceSettings
 from .module_records import root_class
+from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
 from .nequix import read_nequix
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
@@ -32,6 +33,7 @@ from .state_files import read_state
 from .unopened import UNOPENED, advice
 
 MAX_FILE_BYTES = 4 << 30
+KNOWN_CODES = "SevenNet, Nequix, NequIP or MACE"
 
 
 def load_pretrained(
@@ -43,7 +45,7 @@ def load_pretrained(
     config: str | Path | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
-    """Convert published weights, or a file of SevenNet, Nequix or MACE, to a network of this package.
+    """Convert published weights, or a file of SevenNet, Nequix, NequIP or MACE, to a network of this package.
 
     The code that the weights were trained with is not imported. Files are read without running any code in them: by
     PyTorch's restricted unpickler with NumPy arrays allowed or, for MACE, as records.
@@ -56,7 +58,7 @@ def load_pretrained(
 
     Args:
         source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx, MACE's .model, or with `config` a state dict.
+            Nequix's .pt or .nqx, NequIP's .ckpt or .nequip.zip, MACE's .model, or with `config` a state dict.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
@@ -69,7 +71,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
-            or not a checkpoint of SevenNet, Nequix or MACE, or its architecture is not supported.
+            or not a checkpoint of SevenNet, Nequix, NequIP or MACE, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -210,22 +212,46 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         if modality is not None:
             raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
         return read_nequix(path), ""
-    content = _unpickle(path, trust=trust)
-    if not isinstance(content, dict) or not {"config", "model_state_dict"} <= content.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of SevenNet, Nequix or MACE, and no others can be imported")
+    return _read_sevennet_or_nequip(path, modality, trust=trust)
+
+
+def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
+    """Read the network of a checkpoint of SevenNet, or of a checkpoint or package of NequIP, as `_read` does."""
+    package = _is_nequip_package(path)
+    content = {} if package else _unpickle(path, trust=trust)
+    keys = content.keys() if isinstance(content, dict) else set()
+    sevennet = {"config", "model_state_dict"} <= keys
+    if not sevennet and not package and not {"hyper_parameters", "state_dict"} <= keys:
+        raise CheckpointError(f"{path}: not a checkpoint of {KNOWN_CODES}, and no others can be imported")
+    if not sevennet and modality is not None:
+        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+    fidelity = ""
     try:
-        fidelity = modality_name(content["config"], modality, path)
-        return from_sevennet(content, fidelity, path), fidelity
+        if sevennet:
+            fidelity = modality_name(content["config"], modality, path)
+            network = from_sevennet(content, fidelity, path)
+        else:
+            network = from_nequip_package(path) if package else from_nequip_checkpoint(content, path)
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of SevenNet: {detail(error)}") from error
+        code = "SevenNet" if sevennet else "NequIP"
+        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+    return network.to(torch.float32), fidelity
+
+
+def _is_nequip_package(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{METADATA}") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
 
 
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; such files cannot be imported"
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
         )
 
 
@@ -249,14 +275,14 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
             raise CheckpointError(
-                f"{path}: damaged, or not a checkpoint of SevenNet, Nequix or MACE; download it again"
+                f"{path}: damaged, or not a checkpoint of {KNOWN_CODES}; download it again"
             ) from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of SevenNet, Nequix or MACE ({detail(error)}); download it again"
+            f"{path}: damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)}); download it again"
         ) from error
 
 

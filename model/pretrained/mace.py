@@ -264,8 +264,10 @@ class _Reader:
         matrices = [m * gain / math.sqrt(len(m)) for m, gain in zip(matrices, gains, strict=True)]
         convolution = ours.convolution
         signs = [self.sign(f"{name}.conv_tp", path) for path in convolution.paths]
-        by_result = self.settings.path_order == "sorted"
-        last = ordered_columns(matrices[-1], convolution.paths, convolution.channels, signs, by_result=by_result)
+        theirs = convolution.paths
+        if self.settings.path_order == "sorted":
+            theirs = sorted(theirs, key=lambda path: path.out)
+        last = ordered_columns(matrices[-1], theirs, convolution.paths, convolution.channels, signs)
         return [*matrices[:-1], last]
 
     def sign(self, prefix: str, path: IrrepPath) -> float:

@@ -177,7 +177,8 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
         radial = [state[f"{theirs}.radial_mlp.layers.{place}.weights"].double() for place in range(count)]
         radial[0] = radial[0] * (2 / config.cutoff)
         signs = [sign_of_3j(state, f"{theirs}.tp", path) for path in convolution.paths]
-        radial[-1] = ordered_columns(radial[-1], convolution.paths, into, signs, by_result=True)
+        by_result = sorted(convolution.paths, key=lambda path: path.out)
+        radial[-1] = ordered_columns(radial[-1], by_result, convolution.paths, into, signs)
         weights |= {f"{ours}.convolution.radial.{place}": matrix for place, matrix in enumerate(radial)}
         into = made
     network.load_state_dict(weights)

@@ -11,45 +11,59 @@ Conventions that differ from ours, and how they are converted:
 - radial functions of a convolution follow the order of its paths, sorted by the irrep they end in since version 0.11:
   reordered;
 - some files were trained with 3j symbols of the opposite sign, and hold them: folded into the radial functions;
-- the readout is two linear maps with nothing in between: merged into one;
+- a linear readout is two maps with nothing in between: merged into one;
 - a fidelity ("modality") is a one-hot vector beside the scalars: one is chosen and becomes biases;
-- parity is not tracked: every irrep is even.
+- a self-connection that is a tensor product with the one-hot vector of the element: a matrix for each element;
+- without `is_parity` every irrep is even;
+- irreps that no path ends in, which `irreps_manual` allows, are zero: dropped, with their gates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from e3nn import o3
-from e3nn.math import normalize2mom
 from torch import Tensor
-from torch.nn.functional import silu
 
 from ...pipeline.errors import CheckpointError
 from ..config.network import MAX_DEGREE, MAX_LAYERS, NequipConfig
 from ..equivariance.irreps import SCALAR, Irrep
-from ..equivariance.irreps import Path as IrrepPath
-from ..networks.nequip import NequipNetwork, channels_after, with_gates
+from ..equivariance.tensors import harmonic_irreps, parsed
+from ..layers.activations import ACTIVATIONS
+from ..networks.nequip import ODD_SCALAR, NequipNetwork, channels_after
 from ..statistics import DataStatistics
-from .e3nn_weights import e3nn_matrices, ordered_columns, sign_of_3j
+from .e3nn_weights import (
+    InteractionShape,
+    activation_gain,
+    check_finite,
+    e3nn_element_matrices,
+    e3nn_matrices,
+    e3nn_paths,
+    gate_gains,
+    nonzero_irreps,
+    ordered_columns,
+    sign_of_3j,
+)
 
-# For each setting: the only value that our network supports, and SevenNet's default.
-REQUIRED: dict[str, tuple[Any, Any]] = {
-    "_model_type": ("E3_equivariant_model", "E3_equivariant_model"),
-    "interaction_type": ("nequip", "nequip"),
-    "is_parity": (False, True),
-    "act_radial": ("silu", "silu"),
-    "self_connection_type": ("linear", "nequip"),
-    "use_bias_in_linear": (False, False),
-    "readout_as_fcn": (False, False),
-    "_normalize_sph": (True, False),
-    "lmax_edge": (-1, -1),
-    "lmax_node": (-1, -1),
+# The newest version whose files are known. A newer one may compute something else from the same weights.
+NEWEST = (0, 13)
+# For each setting, the values that our network supports and SevenNet's default.
+SUPPORTED: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "_model_type": (("E3_equivariant_model",), "E3_equivariant_model"),
+    "interaction_type": (("nequip",), "nequip"),
+    "self_connection_type": (("nequip", "linear"), "nequip"),
+    "act_radial": (("silu", "relu", "tanh", "abs", "ssp", "sigmoid", "elu"), "silu"),
+    "readout_fcn_activation": (("silu", "relu", "tanh", "abs", "ssp", "sigmoid", "elu"), "relu"),
 }
+EVEN_ACTIVATIONS, ODD_ACTIVATIONS = ("silu", "ssp"), ("tanh", "abs")
+BASIS_SETTINGS = {"radial_basis_name", "bessel_basis_num", "trainable_coeff", "cutoff_length"}
+ENVELOPE_SETTINGS = {"cutoff_function_name", "poly_cut_p_value", "cutoff_on", "cutoff_length"}
+ENVELOPES = {"poly_cut": "polynomial", "XPLOR": "xplor"}
+SELF_CONNECTIONS = {"nequip": "element", "linear": "linear"}
 OLD_NAMES = {
     "EdgeEmbedding": "edge_embedding",
     "reducing nn input to hidden": "reduce_input_to_hidden",
@@ -66,29 +80,36 @@ def from_sevennet(content: Mapping[str, Any], modality: str, path: str | Path) -
         modality: Fidelity to use, from `modality_name`.
         path: Path of the file, for error messages.
 
+    Returns:
+        The network in float64.
+
     Raises:
-        CheckpointError: The architecture is not supported.
+        CheckpointError: The architecture is not supported, or the file is from a newer version of SevenNet.
     """
     settings, state = content["config"], _renamed(content["model_state_dict"])
-    config = _architecture(settings, state, path)
+    version = _version(settings, path)
+    _check(settings, path)
+    check_finite(state, path)
+    shapes = _shapes(settings, sorted_paths=version >= (0, 11))
+    config = _architecture(settings, state, shapes)
     chosen = int(settings["_modal_map"][modality]) if modality else None
     numbers = {int(z): int(place) for z, place in settings["_type_map"].items()}
     elements = sorted(numbers)
     order = torch.tensor([numbers[z] for z in elements])
-    reader = _Reader(config, settings, state, chosen)
+    reader = _Reader(config, settings, state, shapes, chosen)
     readout, constant = reader.readout()
     shift, scale = (_by_element(state[f"rescale_atomic_energy.{name}"], chosen, order) for name in ("shift", "scale"))
     statistics = DataStatistics(tuple((shift + scale * constant).tolist()), tuple(scale.tolist()))
     network = NequipNetwork(config, elements, statistics, torch.float64)
     weights = {
         "basis.frequencies": state["edge_embedding.basis_function.coeffs"].double(),
-        "readout": readout,
+        **readout,
         **reader.first(order),
     }
-    for layer in range(len(config.hidden_irreps)):
-        weights |= reader.interaction(layer, network)
+    for layer in range(len(shapes)):
+        weights |= reader.interaction(layer, network, order)
     network.load_state_dict(weights)
-    return network.to(torch.float32).eval()
+    return network.eval()
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,35 +122,121 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _architecture(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: str | Path) -> NequipConfig:
-    values = {name: settings.get(name, default) for name, (_, default) in REQUIRED.items()}
-    required = {name: value for name, (value, _) in REQUIRED.items()}
-    for name in ("act_gate", "act_scalar"):  # for even scalars; there are no odd ones here
-        values[name], required[name] = (settings.get(name) or {"e": "silu"})["e"], "silu"
-    for name, value in values.items():
-        if any(one != required[name] for one in (value if isinstance(value, list) else [value])):
-            raise CheckpointError(f"{path}: unsupported architecture: {name} is {value!r}, not {required[name]!r}")
-    degree, channels, layers = (int(settings[name]) for name in ("lmax", "channel", "num_convolution_layer"))
-    manual = settings.get("irreps_manual") or None
-    if manual is None:
-        every = " + ".join(f"{channels}x{ell}e" for ell in range(min(degree, MAX_DEGREE + 1) + 1))
-        manual = [f"{channels}x0e", *[every] * (min(layers, MAX_LAYERS + 1) - 1), f"{channels}x0e"]
+def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
+    version = tuple(int(part) for part in str(settings["version"]).split(".")[:2])
+    if version > NEWEST:
+        newest = ".".join(map(str, NEWEST))
+        raise CheckpointError(
+            f"{path}: from SevenNet {settings['version']}; files of versions up to {newest} are known"
+        )
+    return version
+
+
+def _check(settings: Mapping[str, Any], path: str | Path) -> None:
+    """Check all settings that choose between functions."""
+    values = {name: _setting(settings, name) for name in SUPPORTED}
+    known = {name: supported for name, (supported, _) in SUPPORTED.items()}
+    for name in ("act_gate", "act_scalar"):
+        for kind, supported in (("e", EVEN_ACTIVATIONS), ("o", ODD_ACTIVATIONS)):
+            values[f"{name} {kind}"], known[f"{name} {kind}"] = _activation(settings, name, kind), supported
     basis, envelope = settings["radial_basis"], settings["cutoff_function"]
-    kinds = {"poly_cut": "polynomial", "XPLOR": "xplor"}
-    for section, key, known in ((basis, "radial_basis_name", {"bessel"}), (envelope, "cutoff_function_name", {*kinds})):
-        if section[key] not in known:
-            raise CheckpointError(f"{path}: unsupported architecture: {key} is {section[key]!r}")
-    return NequipConfig(
-        symmetry="so3",
-        cutoff=float(settings["cutoff"]),
-        embedding=o3.Irreps(str(manual[0])).dim,
-        hidden_irreps=tuple(str(irreps) for irreps in manual[1:]),
-        l_max=degree,
-        n_basis=len(state["edge_embedding.basis_function.coeffs"]),
-        radial_hidden=tuple(settings["weight_nn_hidden_neurons"]),
-        envelope=kinds[envelope["cutoff_function_name"]],
-        envelope_power=int(envelope.get("poly_cut_p_value", 6)),
-        envelope_onset=envelope.get("cutoff_on"),
+    values["radial_basis_name"], known["radial_basis_name"] = basis["radial_basis_name"], ("bessel",)
+    values["cutoff_function_name"] = envelope["cutoff_function_name"]
+    known["cutoff_function_name"] = tuple(ENVELOPES)
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one not in known[name]:
+                choices = ", ".join(map(repr, known[name]))
+                raise CheckpointError(f"{path}: unsupported architecture: {name} is {one!r}, not one of {choices}")
+    for section, names in ((basis, BASIS_SETTINGS), (envelope, ENVELOPE_SETTINGS)):
+        if unknown := sorted(section.keys() - names):
+            raise CheckpointError(f"{path}: unsupported architecture: unknown setting {unknown[0]}")
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting of `SUPPORTED`, or SevenNet's default if it is missing or None."""
+    value = settings.get(name)
+    return SUPPORTED[name][1] if value is None else value
+
+
+def _activation(settings: Mapping[str, Any], name: str, parity: str) -> str:
+    default = {"e": "silu", "o": "tanh"}
+    return str((settings.get(name) or default).get(parity, default[parity]))
+
+
+def _shapes(settings: Mapping[str, Any], *, sorted_paths: bool) -> list[InteractionShape]:
+    """Irreps of each interaction."""
+    parity = settings.get("is_parity", True)
+    l_edge = min(_degree(settings, "lmax_edge"), MAX_DEGREE + 1)
+    l_node = min(_degree(settings, "lmax_node"), MAX_DEGREE + 1)
+    harmonics = harmonic_irreps(l_edge, "natural" if parity else "so3")
+    layers = min(int(settings["num_convolution_layer"]), MAX_LAYERS + 1)
+    manual = settings.get("irreps_manual") or None
+    into = dict(_channels(manual[0])) if manual else {SCALAR: int(settings["channel"])}
+    shapes = []
+    for layer in range(layers):
+        last = layer == layers - 1
+        made = sorted({irrep for left in into for right in harmonics for irrep in left * right})
+        out = _channels(manual[layer + 1]) if manual else {}
+        highest = max(irrep.l for irrep in out) if manual else 0 if last else l_node
+        made = [irrep for irrep in made if irrep.l <= highest and (irrep.p == 1 or not last)]
+        out = out or dict.fromkeys(made, int(settings["channel"]))
+        shapes.append(InteractionShape(into, out, e3nn_paths([*into], harmonics, made, by_result=sorted_paths)))
+        into = out
+    return shapes
+
+
+def _degree(settings: Mapping[str, Any], name: str) -> int:
+    degree = int(settings.get(name, -1))
+    return degree if degree > 0 else int(settings["lmax"])
+
+
+def _channels(irreps: Any) -> dict[Irrep, int]:
+    """Number of channels of each irrep.
+
+    Raises:
+        ValueError: An irrep occurs twice.
+    """
+    pairs = parsed(str(irreps))
+    channels = {irrep: channels for channels, irrep in pairs}
+    if len(channels) < len(pairs):
+        raise ValueError(f"irreps_manual: {irreps} contains an irrep twice")
+    return channels
+
+
+def _architecture(
+    settings: Mapping[str, Any], state: Mapping[str, Tensor], shapes: Sequence[InteractionShape]
+) -> NequipConfig:
+    kept = nonzero_irreps(shapes)
+    kept[-1] = {SCALAR: kept[-1][SCALAR]}
+    odd = _activation(settings, "act_scalar", "o")
+    mixes_parity = odd == "abs" and any(ODD_SCALAR in irreps for irreps in kept)
+    envelope = settings["cutoff_function"]
+    connections = _setting(settings, "self_connection_type")
+    if isinstance(connections, str):
+        connections = [connections] * len(shapes)
+    hidden = settings.get("readout_fcn_hidden_neurons", (30, 30)) if settings.get("readout_as_fcn") else ()
+    return NequipConfig.model_validate(
+        {
+            "symmetry": "o3" if settings.get("is_parity", True) and not mixes_parity else "so3",
+            "cutoff": float(settings["cutoff"]),
+            "embedding": shapes[0].into[SCALAR],
+            "hidden_irreps": tuple(" + ".join(f"{mul}x{ir}" for ir, mul in irreps.items()) for irreps in kept),
+            "l_max": _degree(settings, "lmax_edge"),
+            "unit_vectors": bool(settings.get("_normalize_sph", False)),
+            "n_basis": len(state["edge_embedding.basis_function.coeffs"]),
+            "radial_hidden": tuple(settings["weight_nn_hidden_neurons"]),
+            "envelope": ENVELOPES[envelope["cutoff_function_name"]],
+            "envelope_power": int(envelope.get("poly_cut_p_value", 6)),
+            "envelope_onset": envelope.get("cutoff_on"),
+            "self_connections": tuple(SELF_CONNECTIONS[kind] for kind in connections),
+            "activation": _activation(settings, "act_scalar", "e"),
+            "odd_activation": odd,
+            "gate_activation": _activation(settings, "act_gate", "e"),
+            "radial_activation": _setting(settings, "act_radial"),
+            "readout_hidden": tuple(hidden),
+            "readout_activation": _setting(settings, "readout_fcn_activation") if hidden else "silu",
+        }
     )
 
 
@@ -162,86 +269,117 @@ class _Reader:
         config: Configuration of the network.
         settings: Settings of the file.
         state: Weights of the file.
+        shapes: Irreps of each interaction in the file.
         modality: Index of the fidelity in the file; None if it has only one.
     """
 
     def __init__(
-        self, config: NequipConfig, settings: Mapping[str, Any], state: Mapping[str, Tensor], modality: int | None
+        self,
+        config: NequipConfig,
+        settings: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        shapes: Sequence[InteractionShape],
+        modality: int | None,
     ) -> None:
         self.settings, self.state, self.modality = settings, state, modality
-        self.channels = channels_after(config)
-        self.embedding = config.embedding
-        self.activation = normalize2mom(silu).cst
-        self.version = tuple(int(part) for part in str(settings["version"]).split(".")[:2])
+        self.config, self.shapes, self.kept = config, shapes, channels_after(config)
+        self.radial_gain = activation_gain(ACTIVATIONS[config.radial_activation])
+        self.gains = gate_gains(
+            {irrep for shape in shapes for irrep in shape.out},
+            ACTIVATIONS[config.activation],
+            ACTIVATIONS[config.odd_activation],
+            ACTIVATIONS[config.gate_activation],
+        )
         self.bessel = 2 / config.cutoff
 
     def linear(
         self, name: str, into: Mapping[Irrep, int], out: Mapping[Irrep, int], option: str = ""
     ) -> tuple[dict[Irrep, Tensor], Tensor]:
-        """Matrices of a linear map, and the bias that the fidelity adds to the scalars."""
+        """Matrices of a linear map, and the bias of the scalars, to which the fidelity adds."""
         extra = 0
         if self.modality is not None and option and self.settings.get(option):
             extra = int(self.settings["_number_of_modalities"])
-        flat = self.state[f"{name}.linear.weight"].double()
+        flat = self.state[f"{name}.linear.weight"].double().flatten()
         matrices = e3nn_matrices(flat, into, out, {**into, SCALAR: into[SCALAR] + extra})
         bias = torch.zeros(out[SCALAR], dtype=torch.float64)
         if extra and self.modality is not None:
             rows = flat[-extra * out[SCALAR] :].view(extra, out[SCALAR])
             bias = rows[self.modality] / math.sqrt(into[SCALAR] + extra)
-        return matrices, bias
+        stored = self.state.get(f"{name}.linear.bias")
+        return matrices, bias if stored is None or not stored.numel() else bias + stored.double().flatten()
+
+    def first(self, order: Tensor) -> dict[str, Tensor]:
+        """Messages of the first interaction, a row for each element."""
+        features, first = self.embedded(order), {SCALAR: self.config.embedding}
+        sent, bias = self.linear("0_self_interaction_1", first, first, "use_modal_self_inter_intro")
+        return {"sent": features @ sent[SCALAR] + bias}
 
     def embedded(self, order: Tensor) -> Tensor:
         """Features of each element before the first interaction."""
-        elements, first = {SCALAR: len(order)}, {SCALAR: self.embedding}
+        elements, first = {SCALAR: len(order)}, {SCALAR: self.config.embedding}
         table, bias = self.linear("onehot_to_feature_x", elements, first, "use_modal_node_embedding")
         return table[SCALAR][order] + bias
 
-    def first(self, order: Tensor) -> dict[str, Tensor]:
-        """Tables of the first interaction, with a row for each element."""
-        features, first = self.embedded(order), {SCALAR: self.embedding}
-        sent, bias = self.linear("0_self_interaction_1", first, first, "use_modal_self_inter_intro")
-        skip, _ = self.linear("0_self_connection_intro", first, self.wide(0))
-        return {"sent": features @ sent[SCALAR] + bias, "interactions.0.skip_table": features @ skip[SCALAR]}
-
-    def wide(self, layer: int) -> dict[Irrep, int]:
-        """Number of channels of an interaction before its gate."""
-        return with_gates(self.channels[layer])
-
-    def interaction(self, layer: int, network: NequipNetwork) -> dict[str, Tensor]:
-        """All weights of an interaction, except the tables of the first."""
-        prefix = f"interactions.{layer}"
-        convolution = network.convolution(layer)
+    def interaction(self, layer: int, network: NequipNetwork, order: Tensor) -> dict[str, Tensor]:
+        """All weights of an interaction, except the messages of the first."""
+        prefix, shape, kept = f"interactions.{layer}", self.shapes[layer], self.kept[layer]
+        paths = network.convolution(layer).paths
         denominator = self.state[f"{layer}_convolution.denominator"].double()
         mix, bias = self.linear(
-            f"{layer}_self_interaction_2", convolution.channels_out, self.wide(layer), "use_modal_self_inter_outro"
+            f"{layer}_self_interaction_2", shape.summed, shape.gate_in, "use_modal_self_inter_outro"
         )
+        mix = shape.rows(shape.without_dropped(mix, kept), paths)
         out = {f"{prefix}.mix.{irrep}": matrix / denominator for irrep, matrix in mix.items()}
-        out[f"{prefix}.mix_bias"] = bias
-        for place, matrix in enumerate(self.radial(layer, convolution.paths)):
+        out[f"{prefix}.mix_bias"] = bias[shape.kept_columns(kept)]
+        for place, matrix in enumerate(self.radial(layer, network)):
             out[f"{prefix}.convolution.radial.{place}"] = matrix
-        if layer:
-            into = self.channels[layer - 1]
-            send, bias = self.linear(f"{layer}_self_interaction_1", into, into, "use_modal_self_inter_intro")
-            skip, _ = self.linear(f"{layer}_self_connection_intro", into, self.wide(layer))
-            out |= {f"{prefix}.send.{irrep}": matrix * self.activation for irrep, matrix in send.items()}
-            out |= {f"{prefix}.skip.{irrep}": matrix * self.activation for irrep, matrix in skip.items()}
-            out[f"{prefix}.send_bias"] = bias
-        return out
+        skip = shape.without_dropped(self.skip(layer, order), kept)
+        if not layer:
+            features = self.embedded(order)
+            table = features @ skip[SCALAR] if skip[SCALAR].dim() == 2 else _rowwise(features, skip[SCALAR])
+            return {**out, f"{prefix}.skip_table": table}
+        before = self.kept[layer - 1]
+        send, bias = self.linear(f"{layer}_self_interaction_1", shape.into, shape.into, "use_modal_self_inter_intro")
+        kind = "skip" if self.config.self_connections[layer] == "linear" else "skip_by_element"
+        for name, matrices in (("send", send), (kind, skip)):
+            out |= {f"{prefix}.{name}.{ir}": m * self.gains[ir] for ir, m in matrices.items() if ir in before}
+        return {**out, f"{prefix}.send_bias": bias}
 
-    def radial(self, layer: int, paths: list[IrrepPath]) -> list[Tensor]:
+    def skip(self, layer: int, order: Tensor) -> dict[Irrep, Tensor]:
+        """Matrices of the self-connection, or one for each element."""
+        shape, name = self.shapes[layer], f"{layer}_self_connection_intro"
+        if self.config.self_connections[layer] == "linear":
+            return self.linear(name, shape.into, shape.gate_in)[0]
+        flat = self.state[f"{name}.fc_tensor_product.weight"].flatten()
+        one_hot = torch.eye(len(order), dtype=torch.float64)[order]
+        return e3nn_element_matrices(flat, shape.into, one_hot, shape.gate_in)
+
+    def radial(self, layer: int, network: NequipNetwork) -> list[Tensor]:
         """Matrices of the radial perceptron; the columns of the last follow the order of our paths."""
-        names = [f"{layer}_convolution.weight_nn.layer{place}.weight" for place in range(len(self.state))]
+        names = [f"{layer}_convolution.weight_nn.layer{place}.weight" for place in range(MAX_LAYERS + 2)]
         matrices = [self.state[name].double() for name in names if name in self.state]
-        gains = [self.bessel, *[self.activation] * (len(matrices) - 1)]
+        gains = [self.bessel, *[self.radial_gain] * (len(matrices) - 1)]
         matrices = [m * gain / math.sqrt(len(m)) for m, gain in zip(matrices, gains, strict=True)]
-        into = self.channels[layer - 1] if layer else {SCALAR: self.embedding}
-        signs = [sign_of_3j(self.state, f"{layer}_convolution.convolution", path) for path in paths]
-        last = ordered_columns(matrices[-1], paths, into, signs, by_result=self.version >= (0, 11))
-        return [*matrices[:-1], last]
+        shape, ours = self.shapes[layer], network.convolution(layer).paths
+        signs = [sign_of_3j(self.state, f"{layer}_convolution.convolution", path) for path in ours]
+        return [*matrices[:-1], ordered_columns(matrices[-1], shape.paths, ours, shape.into, signs)]
 
-    def readout(self) -> tuple[Tensor, float]:
-        """Weights from the last scalars to the energy, and the constant that the fidelity adds."""
-        last, half = self.channels[-1], {SCALAR: self.channels[-1][SCALAR] // 2}
-        hidden, bias = self.linear("reduce_input_to_hidden", last, half, "use_modal_output_block")
-        energy, _ = self.linear("reduce_hidden_to_energy", half, {SCALAR: 1})
-        return hidden[SCALAR] @ energy[SCALAR] * self.activation, float((bias @ energy[SCALAR]).item())
+    def readout(self) -> tuple[dict[str, Tensor], float]:
+        """Weights from the last scalars to the energy, and the constant that biases and the fidelity add."""
+        last, gain = self.shapes[-1].out, self.gains[SCALAR]
+        if self.settings.get("readout_as_fcn"):
+            count = len(self.config.readout_hidden) + 1
+            matrices = [self.state[f"readout_FCN.fcn.layer{place}.weight"].double() for place in range(count)]
+            gains = [gain, *[activation_gain(ACTIVATIONS[self.config.readout_activation])] * (count - 1)]
+            *hidden, final = (m * g / math.sqrt(len(m)) for m, g in zip(matrices, gains, strict=True))
+            return {"readout": final, **{f"readout_hidden.{place}": m for place, m in enumerate(hidden)}}, 0.0
+        half = {SCALAR: o3.Irreps([(mul, ir) for ir, mul in last.items()]).dim // 2}
+        first, bias = self.linear("reduce_input_to_hidden", last, half, "use_modal_output_block")
+        second, shift = self.linear("reduce_hidden_to_energy", half, {SCALAR: 1})
+        constant = bias @ second[SCALAR] + shift
+        return {"readout": first[SCALAR] @ second[SCALAR] * gain}, float(constant.item())
+
+
+def _rowwise(features: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply the features of each element by its own matrix: float64[n, u] and float64[n, u, w] to float64[n, w]."""
+    return torch.bmm(features.unsqueeze(1), matrices).squeeze(1)

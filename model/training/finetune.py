@@ -127,9 +127,9 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
 
 
 def _is_by_element(name: str) -> bool:
-    if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name:
+    if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name or ".skip_by_element." in name:
         return True
-    return name.endswith((".receiver_scale.weight", ".skip_table", ".contraction.weights"))
+    return name.endswith((".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights"))
 
 
 def merged_statistics(

@@ -5,7 +5,7 @@
     python tests/benchmarks/mace_rate.py ours --data DATA --out FOLDER [--slots 500 1000 2000 4000] [--structures 200]
 
 The weights are random: 128x0e + 128x1o, harmonics to degree 3, correlation 3, 89 elements, two interactions, cutoff 6
-angstrom. `make` writes the file `medium.model` with mace-torch (see tests/oracles/mace_oracles.py for its environment);
+angstrom. `make` writes the file `medium.model` with mace-torch (see tests/oracles/mace.py for its environment);
 `ours` imports and exports it, with all checks, before it measures. Both sides evaluate energies, forces and stresses of
 the first crystals of mp_20_val.csv.gz in float32, on one thread, at each batch size, and print the rate of the best.
 Graphs are built beforehand on both sides. Run both in turn, on a machine that does nothing else.

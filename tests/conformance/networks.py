@@ -74,7 +74,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-# NequIP-type networks: narrow versions of SevenNet and Nequix.
+# NequIP-type networks: narrow versions of SevenNet, Nequix and NequIP.
 NEQUIP: dict[str, dict[str, Any]] = {
     "sevennet": {
         "symmetry": "so3",
@@ -87,6 +87,30 @@ NEQUIP: dict[str, dict[str, Any]] = {
         "hidden_irreps": ("4x0e + 2x1o + 2x2e + 2x3o", "4x0e"),
         "l_max": 3,
         "layer_norm": True,
+    },
+    "sevennet with parity": {
+        "symmetry": "o3",
+        # Odd scalars influence the energy by way of 1e and 1o.
+        "hidden_irreps": ("3x0e + 2x1o", "2x0e + 2x1e + 2x1o", "2x0e + 2x0o", "2x0e + 2x1e", "2x0e + 2x1o", "3x0e"),
+        "l_max": 1,
+        "self_connections": ("element", "element", "linear", "linear", "element", "linear"),
+        "activation": "tanh",
+        "gate_activation": "ssp",
+        "radial_activation": "tanh",
+        "readout_hidden": (3,),
+        "readout_activation": "tanh",
+    },
+    "nequip": {
+        "symmetry": "natural",
+        "hidden_irreps": ("3x0e + 2x1o + 2x2e", "3x0e + 2x1o + 2x2e", "4x0e"),
+        "radial_hidden": (6,),
+        "sender_scales": True,
+        "self_connections": ("none", "element", "none"),
+        "residual": True,
+        "gate_activation": "tanh",
+        "readout_hidden": (4,),
+        "readout_activation": "mish",
+        "pair_repulsion": 6,
     },
 }
 

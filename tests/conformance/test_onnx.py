@@ -50,7 +50,11 @@ CHIRAL = {
 }
 
 # Of NequIP's kind, with one interaction less and no more than degree 2; as they are in `networks` they are slow.
-FEWER_PATHS = {"sevennet": ("3x0e + 2x1e + 2x2e", "3x0e"), "nequix": ("3x0e + 2x1o + 2x2e", "3x0e")}
+FEWER_PATHS = {
+    "sevennet": ("3x0e + 2x1e + 2x2e", "3x0e"),
+    "nequix": ("3x0e + 2x1o + 2x2e", "3x0e"),
+    "nequip": ("3x0e + 2x1o + 2x2e", "3x0e + 2x1o + 2x2e", "3x0e"),
+}
 SHORT: dict[str, dict[str, Any]] = {
     kind: {**NEQUIP[kind], "hidden_irreps": irreps, "l_max": 2} for kind, irreps in FEWER_PATHS.items()
 }

@@ -1,4 +1,4 @@
-"""MACE checkpoints give the numbers of mace-torch, which tests/oracles/mace_oracles.py recorded."""
+"""MACE checkpoints give the numbers of mace-torch, which tests/oracles/mace.py recorded."""
 
 from __future__ import annotations
 

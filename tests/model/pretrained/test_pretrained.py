@@ -194,10 +194,15 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"is_parity": True}, "is_parity is True"),
-        ({"self_connection_type": ["nequip"] * 5}, "self_connection_type is"),
-        ({"readout_as_fcn": True}, "readout_as_fcn is True"),
-        ({"act_gate": {"e": "ssp", "o": "tanh"}}, "act_gate is 'ssp'"),
+        ({"is_parity": True}, "damaged, or an unsupported version"),
+        ({"self_connection_type": ["nequip"] * 5}, "damaged, or an unsupported version"),
+        ({"self_connection_type": "none"}, "self_connection_type is 'none', not one of 'nequip', 'linear'"),
+        ({"readout_as_fcn": True}, "damaged, or an unsupported version"),
+        ({"act_gate": {"e": "gelu", "o": "tanh"}}, "act_gate e is 'gelu', not one of 'silu', 'ssp'"),
+        ({"act_radial": "mish"}, "act_radial is 'mish'"),
+        ({"interaction_type": "mace"}, "interaction_type is 'mace'"),
+        ({"version": "0.14.0"}, "from SevenNet 0.14.0; files of versions up to 0.13 are known"),
+        ({"radial_basis": {"radial_basis_name": "bessel", "width": 2}}, "unknown setting width"),
         ({"_type_map": {500: 0}}, "damaged, or an unsupported version"),
         ({"lmax": float("inf")}, "damaged, or an unsupported version"),
         ({"radial_basis": {"radial_basis_name": "chebyshev"}}, "radial_basis_name is 'chebyshev'"),
@@ -243,11 +248,15 @@ def test_the_exported_file_gives_the_numbers_of_sevennet(frames: list[dict[str, 
     assert sevennet_model.stat().st_size < 20e6
 
 
-def test_the_first_seven_net_is_refused() -> None:
+def test_the_first_seven_net_gives_the_numbers_of_its_own_code(frames: list[dict[str, Any]]) -> None:
     """Its harmonics use vectors that are not normalised, a setting that is missing from its old format."""
-    folder = Path(sevenn.__file__).parent / "pretrained_potentials/SevenNet_0__22May2024"
-    with pytest.raises(CheckpointError, match="_normalize_sph is False"):
-        load_pretrained(folder / "checkpoint_sevennet_0.pth")
+    path = Path(sevenn.__file__).parent / "pretrained_potentials/SevenNet_0__22May2024/checkpoint_sevennet_0.pth"
+    network, card = load_pretrained(path)
+    assert not network.config.unit_vectors
+    assert (card.energy_scheme, card.origin) == ("own", {"file": path.name})
+    expected = sevennet(str(path), None, [structure_of(frame).to_ase() for frame in frames[:3]])
+    for output, difference in differences(TorchPotential(network), frames[:3], expected).items():
+        assert difference <= LIMITS[output], output
 
 
 def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
@@ -282,7 +291,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path) -> None
     torch.save({"config": {"x": zipfile.ZipFile}, "model_state_dict": {}}, path)
     with pytest.raises(CheckpointError, match=r"would run zipfile\.ZipFile; .* use `--trust`"):
         load_pretrained(path)
-    with pytest.raises(CheckpointError, match="unsupported architecture"):
+    with pytest.raises(CheckpointError, match="unsupported version of SevenNet"):
         load_pretrained(path, trust=True)
 
 
@@ -292,10 +301,10 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"weights": torch.zeros(2)}, stream)
     cases: dict[str, tuple[bytes, str]] = {
-        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix or MACE"),
-        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix or MACE"),
-        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix or MACE"),
-        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix or MACE"),
+        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
+        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
+        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
+        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
         "settings.nqx": (b'{"cutoff": 6.0}\n', "the setting atomic_numbers is missing"),
@@ -328,7 +337,7 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
 def test_a_torch_file_that_is_cut_is_told(tmp_path: Path) -> None:
     path = sevennet_file(tmp_path / "cut.pth")
     path.write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix or MACE"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix, NequIP or MACE"):
         load_pretrained(path)
 
 

@@ -1,11 +1,11 @@
 """Small MACE checkpoints with random weights, and what mace-torch predicts with them, for tests/model/pretrained.
 
-    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 PYTHON tests/oracles/mace_oracles.py FOLDER
+    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 PYTHON -m tests.oracles.mace
 
 PYTHON is the interpreter of an environment of its own, since mace-torch pins an old e3nn, whose constants PyTorch only
 loads with this variable; `make oracles` does it all. The checkpoints cover all pairs of values of the settings in
 `SETTINGS` that are possible. The weights are random, scaled so that features are at most one and forces as in real
-data; those of the first checkpoint are then trained for some steps. FOLDER receives
+data; those of the first checkpoint are then trained for some steps. The folder `mace` beside this file receives
 
 - `settings.json`: the settings of each checkpoint, as `equiscreen import --config` reads them;
 - `NUMBER.npz`: its state dict, and under `expected.` the energies, forces and stresses of all structures for the last
@@ -22,7 +22,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,4 +262,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(__file__).parent / "mace")

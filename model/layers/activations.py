@@ -1,0 +1,75 @@
+"""Activation functions by name, written in operations whose last bit does not depend on an element's place.
+
+ONNX Runtime's Softplus and Log round differently in vectorised code and in the code for the remainder of a tensor, so
+the logarithm is a series here (see `sine` for the same problem).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+# Terms of 2 artanh(s) for s in [0, 1/3]: accurate to float64 rounding.
+_TERMS = 17
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        # log(1 + exp x) = max(x, 0) + log(1 + t) with t = exp(-|x|), and log(1 + t) = 2 artanh(t / (2 + t)).
+        t = torch.exp(-torch.abs(x))
+        s = t / (2 + t)
+        square = s * s
+        series = torch.ones_like(s) / (2 * _TERMS - 1)
+        for k in range(_TERMS - 2, -1, -1):
+            series = series * square + 1 / (2 * k + 1)
+        return relu(x) + 2 * s * series
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * torch.sigmoid(x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp x)."""
+    out: Tensor = _Softplus.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def shifted_softplus(x: Tensor) -> Tensor:
+    """log(1/2 + exp(x) / 2), the softplus function shifted to pass through zero (Schuett et al., NeurIPS 2017)."""
+    return softplus(x) - math.log(2)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+def elu(x: Tensor) -> Tensor:
+    """Identity for positive numbers, exp(x) - 1 for negative ones (Clevert et al., ICLR 2016)."""
+    return torch.where(x > 0, x, torch.exp(x - relu(x)) - 1)
+
+
+def mish(x: Tensor) -> Tensor:
+    """X times tanh(softplus(x)) (Misra, BMVC 2020)."""
+    return x * torch.tanh(softplus(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "ssp": shifted_softplus,
+    "tanh": torch.tanh,
+    "abs": torch.abs,
+    "relu": relu,
+    "elu": elu,
+    "sigmoid": torch.sigmoid,
+    "mish": mish,
+}

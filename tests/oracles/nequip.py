@@ -1,0 +1,294 @@
+"""Results of NequIP: ``python -m tests.oracles.nequip``, in an environment with the package nequip 0.19.1.
+
+Everything is computed in float64. One network is also trained for an epoch, saved as a checkpoint and packaged; of the
+package, only the members that hold no source code are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import nequip
+import numpy as np
+import torch
+import yaml
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.neighborlist import primitive_neighbor_list
+from hydra.utils import get_method
+from nequip.data import AtomicDataDict
+from nequip.model import ModelFromPackage
+from nequip.utils.global_state import set_global_state
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .grid import pairwise_grid
+from .structures import NUMBERS, SYMBOLS, Case, structures
+
+FOLDER = Path(__file__).parent / "nequip"
+CUTOFF = 4.0
+# The order of the types differs from that of the atomic numbers.
+TYPES = ["Cu", "H", "Si", "O", "C"]
+ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "chemical_species": TYPES, "units": "metal"}
+CHOICES: dict[str, list[dict[str, Any]]] = {
+    "irreps": [
+        {"l_max": 1, "parity": True, "num_features": 4, "num_layers": 3},
+        {"l_max": 2, "parity": False, "num_features": [5, 3, 2], "num_layers": 3},
+        {"l_max": 3, "parity": True, "num_features": [4, 2, 2, 1], "num_layers": 2},
+        {"l_max": 0, "parity": False, "num_features": [6], "num_layers": 2},
+        {"preset": "S", "num_features": [5, 4], "type_embed_num_features": 4},
+        {
+            "feature_irreps_hidden": ["5x0e+3x1o", "4x0e+2x0o+3x1o+2x1e+2x2e", "4x0e+2x0o+3x1o+2x1e+2x2e", "4x0e"],
+            "irreps_edge_sh": "0e+1o+2e",
+            "radial_mlp_depth": [1, 1, 1, 1],
+            "radial_mlp_width": [6, 6, 6, 6],
+            "type_embed_num_features": 3,
+        },
+    ],
+    "radial": [
+        {"radial_mlp_depth": 1, "radial_mlp_width": 6},
+        {"radial_mlp_depth": 2, "radial_mlp_width": 5},
+        {"radial_mlp_depth": 0},
+    ],
+    "basis": [
+        {"num_bessels": 5, "polynomial_cutoff_p": 6},
+        {"num_bessels": 4, "polynomial_cutoff_p": 5, "bessel_trainable": True},
+    ],
+    "embedding": [{}, {"type_embed_num_features": 7}],
+    "connections": [
+        {},
+        {"convnet_sc": False},
+        {"learnable_shift": True},
+        {"convnet_resnet": True},
+        {"convnet_sc": False, "convnet_resnet": True},
+    ],
+    "neighbours": [
+        {"avg_num_neighbors": 2.5},
+        {"avg_num_neighbors": dict(zip(TYPES, (1.5, 2.0, 2.5, 1.25, 3.0), strict=True))},
+    ],
+    "activations": [
+        {},
+        {
+            "convnet_nonlinearity_scalars": {"e": "ssp", "o": "tanh"},
+            "convnet_nonlinearity_gates": {"e": "ssp", "o": "abs"},
+        },
+        {
+            "convnet_nonlinearity_scalars": {"e": "silu", "o": "tanh"},
+            "convnet_nonlinearity_gates": {"e": "tanh", "o": "tanh"},
+        },
+    ],
+    "readout": [
+        {},
+        {"readout_mlp_hidden_layers_depth": 2, "readout_mlp_hidden_layers_width": 5},
+        {"readout_mlp_hidden_layers_depth": 1, "readout_mlp_nonlinearity": "mish"},
+        {"readout_mlp_hidden_layers_depth": 1, "readout_mlp_nonlinearity": "tanh"},
+        {"readout_mlp_hidden_layers_depth": 1, "readout_mlp_nonlinearity": "ssp"},
+        {"readout_mlp_hidden_layers_depth": 1, "readout_mlp_nonlinearity": None},
+    ],
+    "scales": [
+        {"per_type_energy_scales": 0.8, "per_type_energy_shifts": -2.0},
+        {
+            "per_type_energy_scales": dict(zip(TYPES, (0.8, 0.5, 0.7, 0.9, 0.6), strict=True)),
+            "per_type_energy_shifts": dict(zip(TYPES, (-1.0, -2.5, -2.0, -1.5, -3.0), strict=True)),
+            "per_type_energy_shifts_trainable": True,
+        },
+        {},
+    ],
+    "pairs": [{}, {"pair_potential": ZBL}, {"pair_potential": {**ZBL, "polynomial_cutoff_p": 8.0}}],
+}
+# Odd scalars arise in the third interaction, and influence the energy only after three more.
+DEEP = {"irreps": {"l_max": 1, "parity": True, "num_features": 4, "num_layers": 6}}
+
+
+def settings_of(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Configuration of a model, as NequIP saves it."""
+    config: dict[str, Any] = {"seed": 5, "model_dtype": "float64", "type_names": TYPES, "r_max": CUTOFF}
+    for setting in reversed(row.values()):  # the irreps come last: they may set other things, too
+        config |= copy.deepcopy(setting)
+    kind = "Preset" if "preset" in config else "Full" if "irreps_edge_sh" in config else ""
+    return {"_target_": f"nequip.model.{kind}NequIPGNNModel", **config}
+
+
+def graph(case: Case, types: Sequence[str]) -> dict[str, Tensor]:
+    """Input of NequIP for one structure."""
+    cell = case.cell if any(case.pbc) else 100 * np.eye(3)
+    i, j, shifts = primitive_neighbor_list("ijS", case.pbc, cell, case.positions, CUTOFF, self_interaction=False)
+    places = {number: types.index(symbol) for number, symbol in zip(NUMBERS, SYMBOLS, strict=True)}
+    return {
+        AtomicDataDict.POSITIONS_KEY: torch.tensor(case.positions),
+        AtomicDataDict.CELL_KEY: torch.tensor(cell).view(1, 3, 3),
+        AtomicDataDict.EDGE_INDEX_KEY: torch.tensor(np.array([i, j])),
+        AtomicDataDict.EDGE_CELL_SHIFT_KEY: torch.tensor(shifts, dtype=torch.float64).reshape(-1, 3),
+        AtomicDataDict.ATOM_TYPE_KEY: torch.tensor([places[number] for number in case.numbers.tolist()]),
+        AtomicDataDict.BATCH_KEY: torch.zeros(len(case.numbers), dtype=torch.int64),
+        AtomicDataDict.NUM_NODES_KEY: torch.tensor([len(case.numbers)]),
+    }
+
+
+def evaluated(model: torch.nn.Module, types: Sequence[str] = TYPES) -> dict[str, NDArray[np.float64]]:
+    """Energies (eV), forces (eV/angstrom) and stresses (eV/angstrom^3; of crystals) of all structures."""
+    energies, forces, stresses = [], [], []
+    for case in structures():
+        out = model(graph(case, types))
+        energies.append(float(out[AtomicDataDict.TOTAL_ENERGY_KEY].detach()))
+        forces.append(out[AtomicDataDict.FORCE_KEY].detach().numpy())
+        stress = out[AtomicDataDict.STRESS_KEY].detach().numpy().reshape(3, 3)
+        stresses.append(stress if all(case.pbc) else np.full((3, 3), np.nan))
+    return {"energy": np.array(energies), "forces": np.concatenate(forces), "stress": np.array(stresses)}
+
+
+def built(config: dict[str, Any]) -> torch.nn.Module:
+    """A model with weights of few digits, which compress well."""
+    given = copy.deepcopy(config)
+    model: torch.nn.Module = get_method(given.pop("_target_"))(**given).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.endswith((".scales", ".shifts")):
+                noise = torch.randn_like(weight)
+                weight.copy_((weight + 0.1 * noise if "bessel" in name else noise).to(torch.bfloat16))
+    return model
+
+
+TRAINED = {
+    "run": ["train"],
+    "data": {
+        "_target_": "nequip.data.datamodule.ASEDataModule",
+        "seed": 1,
+        "train_file_path": "data.extxyz",
+        "val_file_path": "data.extxyz",
+        "transforms": [
+            {
+                "_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper",
+                "model_type_names": list(SYMBOLS),
+                "chemical_species_to_atom_type_map": {symbol: symbol for symbol in SYMBOLS},
+            },
+            {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": CUTOFF},
+        ],
+        "train_dataloader": {"_target_": "torch.utils.data.DataLoader", "batch_size": 4},
+        "val_dataloader": {"_target_": "torch.utils.data.DataLoader", "batch_size": 4},
+        "stats_manager": {
+            "_target_": "nequip.data.CommonDataStatisticsManager",
+            "dataloader_kwargs": {"batch_size": 4},
+            "type_names": list(SYMBOLS),
+        },
+    },
+    "trainer": {
+        "_target_": "lightning.Trainer",
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "out", "save_last": True}],
+    },
+    "training_module": {
+        "_target_": "nequip.train.EMALightningModule",
+        "loss": {
+            "_target_": "nequip.train.EnergyForceLoss",
+            "per_atom_energy": True,
+            "coeffs": {"total_energy": 1.0, "forces": 1.0},
+        },
+        "val_metrics": {
+            "_target_": "nequip.train.EnergyForceMetrics",
+            "coeffs": {"total_energy_mae": 1.0, "forces_mae": 1.0},
+        },
+        "train_metrics": "${training_module.val_metrics}",
+        "test_metrics": "${training_module.val_metrics}",
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01},
+        "model": {
+            "_target_": "nequip.model.NequIPGNNModel",
+            "seed": 3,
+            "model_dtype": "float32",
+            "type_names": list(SYMBOLS),
+            "r_max": CUTOFF,
+            "num_layers": 3,
+            "l_max": 1,
+            "parity": True,
+            "num_features": [6, 4],
+            "type_embed_num_features": 5,
+            "radial_mlp_depth": 1,
+            "radial_mlp_width": 8,
+            "num_bessels": 6,
+            "bessel_trainable": True,
+            "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+            "per_type_energy_shifts": "${training_data_stats:per_atom_energy_mean}",
+            "per_type_energy_scales": "${training_data_stats:per_type_forces_rms}",
+            "per_type_energy_shifts_trainable": True,
+            "pair_potential": {**ZBL, "chemical_species": list(SYMBOLS)},
+        },
+    },
+}
+
+
+def train(folder: Path) -> None:
+    """Train a network for two epochs on random labels; write ``out/last.ckpt`` and ``out/last.nequip.zip``."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(12):
+        cell = 4.6 * np.eye(3) + rng.normal(0, 0.1, (3, 3))
+        atoms = Atoms("CuOSiCH", rng.uniform(0, 4.5, (5, 3)), cell=cell, pbc=True)
+        atoms.calc = SinglePointCalculator(atoms, energy=rng.normal() - 10, forces=rng.normal(0, 1, (5, 3)))
+        images.append(atoms)
+    ase.io.write(folder / "data.extxyz", images)
+    (folder / "train.yaml").write_text(yaml.safe_dump(TRAINED))
+    scripts = Path(sys.executable).parent
+    words = ("-cp", str(folder), "-cn", "train", "hydra.run.dir=.")
+    subprocess.run([scripts / "nequip-train", *words], cwd=folder, check=True)
+    package = ("build", "out/last.ckpt", "out/last.nequip.zip")
+    subprocess.run([scripts / "nequip-package", *package], cwd=folder, check=True)
+
+
+def keep_trained(out: Path) -> None:
+    """Keep of a trained network what an import reads, and its results."""
+    content = torch.load(out / "last.ckpt", weights_only=True)
+    torch.save({key: content[key] for key in ("hyper_parameters", "state_dict")}, FOLDER / "trained.ckpt")
+    with (
+        zipfile.ZipFile(out / "last.nequip.zip") as old,
+        zipfile.ZipFile(FOLDER / "trained.nequip.zip", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            if name.endswith((".storage", "/eager_model.pkl", "/package_metadata.txt", "/config.yaml")):
+                new.writestr(zipfile.ZipInfo(name), old.read(name), zipfile.ZIP_DEFLATED)
+    model = ModelFromPackage(str(out / "last.nequip.zip"))["sole_model"].eval()
+    np.savez_compressed(FOLDER / "trained.npz", **evaluated(model, SYMBOLS))
+
+
+def main() -> None:
+    """Write all files anew."""
+    warnings.simplefilter("ignore")
+    set_global_state(allow_tf32=False)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    grid = pairwise_grid(CHOICES)
+    for number, row in enumerate([*grid, {**grid[0], **DEEP}]):
+        torch.manual_seed(number)
+        config = settings_of(row)
+        model = built(config)
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        weights = {
+            name: value if "scale_shift" in name else value.astype(np.float32)
+            for name, value in state.items()
+            if "_w3j" not in name and "output_mask" not in name
+        }
+        results = {f"result {name}": value for name, value in evaluated(model).items()}
+        stem = FOLDER / f"{number:02d}"
+        np.savez_compressed(f"{stem}.npz", **weights, **results)
+        written = {"model": config, "versions": {"nequip": nequip.__version__}}
+        stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+        print(f"{number:02d}: largest force {np.abs(results['result forces']).max():.2g} eV/angstrom", row["irreps"])
+    with tempfile.TemporaryDirectory() as folder:
+        train(Path(folder))
+        keep_trained(Path(folder) / "out")
+
+
+if __name__ == "__main__":
+    main()
