@@ -216,7 +216,7 @@ def changed(target: Path, old: bytes, new: bytes, extra: str = "") -> Path:
         (b"RealAgnosticDensityI", b"RealAgnosticAttI", "interaction_cls_first: RealAgnosticAttInteractionBlock is not"),
         (b"GaussianBasis", b"SplineBasis", "radial_type: Input should be 'bessel', 'gaussian' or 'chebyshev'"),
         (b"NonLinearReadoutBlock", b"NonLinearBiasReadoutBlock", "unsupported architecture: readouts"),
-        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix or MACE|damaged"),
+        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP or MACE|damaged"),
         (b"q\x01", b"r\xff\xff\xff\x7f", "its description is damaged"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_bad_package_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_cut_package_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.nequip.zip"
     path.write_bytes(PACKAGE.read_bytes()[:20_000])
-    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint of SevenNet, Nequix or NequIP"):
+    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint of SevenNet, Nequix, NequIP or MACE"):
         load_pretrained(path)
 
 
