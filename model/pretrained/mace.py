@@ -90,7 +90,7 @@ def from_mace(
         if x.is_floating_point() and not torch.isfinite(x).all():
             raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
     try:
-        return _Reader(settings, state, chosen).network(), head or "" if len(settings.heads) > 1 else ""
+        return _Reader(settings, state, chosen).network(), (head or "") if len(settings.heads) > 1 else ""
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:

@@ -176,48 +176,60 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
     others = {one.kind for one in interactions[1:]}
     if len(others) > 1:
         raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
-    radial = module["radial_embedding"]
-    readouts = _readouts(module, len(interactions), where)
-    heads = [str(name) for name in module.get("heads") or ["Default"]]
-    nonlinear = readouts[-1].kind == "NonLinearReadoutBlock"
-    hidden = irreps_text(products[0]["linear"]["irreps_out"])
-    width = int(readouts[-1]["linear_2"]["weight"].numel()) // len(heads) ** 2 if nonlinear else 16
     values: dict[str, Any] = {
         "model": module.kind,
         # The shortest decimal number: that of a float32 file is 6 and not 5.9999998.
         "r_max": float(str(module["r_max"].numpy())),
-        "num_bessel": int(radial["out_dim"]),
-        "num_polynomial_cutoff": int(radial["cutoff_fn"]["p"]),
         "max_ell": max(degree for _, degree, _ in _irreps(first["target_irreps"])),
         "interaction_cls_first": first.kind,
         "num_interactions": len(interactions),
-        "hidden_irreps": hidden,
-        "MLP_irreps": f"{width}x0e",
-        "gate": _activation(readouts[-1]["non_linearity"]) if nonlinear else "silu",
+        "hidden_irreps": irreps_text(products[0]["linear"]["irreps_out"]),
         "avg_num_neighbors": float(first["avg_num_neighbors"]),
         "atomic_numbers": [int(number) for number in module["atomic_numbers"].tolist()],
         "correlation": [_correlation(product) for product in products],
-        "radial_type": BASES.get(radial["bessel_fn"].kind, radial["bessel_fn"].kind),
-        "radial_MLP": [int(layer["weight"].shape[1]) for layer in first["conv_tp_weights"].children().values()][:-1],
         "pair_repulsion": module.get("pair_repulsion_fn") is not None,
-        "apply_cutoff": bool(radial.get("apply_cutoff", True)),
-        "use_last_readout_only": len(readouts) < len(interactions),
         "use_agnostic_product": bool(products[0].get("use_agnostic_product", False)),
         "use_so3": bool(module.get("use_so3", False)),
-        "use_edge_irreps_first": irreps_text(first.get("edge_irreps") or first["node_feats_irreps"])
-        != irreps_text(first["node_feats_irreps"]),
+        "use_edge_irreps_first": _edge_irreps(first) is not None,
         "keep_last_layer_irreps": len(_irreps(products[-1]["linear"]["irreps_out"])) > 1,
-        "heads": heads,
         "path_order": _path_order(last, where),
+        **_radial_settings(module["radial_embedding"], first["conv_tp_weights"]),
+        **_readout_settings(module, len(interactions), where),
     }
     if others:
-        values["interaction_cls"] = others.pop()
-        edges = irreps_text(last.get("edge_irreps") or last["node_feats_irreps"])
-        values["edge_irreps"] = edges if edges != irreps_text(last["node_feats_irreps"]) else None
-    transform = radial.get("distance_transform")
-    if transform is not None:
-        values["distance_transform"] = TRANSFORMS.get(transform.kind, transform.kind)
+        values |= {"interaction_cls": others.pop(), "edge_irreps": _edge_irreps(last)}
     return MaceSettings.checked(values, where)
+
+
+def _edge_irreps(interaction: Record) -> str | None:
+    """Features that senders pass on, if they are not all features."""
+    every = irreps_text(interaction["node_feats_irreps"])
+    edges = irreps_text(interaction.get("edge_irreps") or every)
+    return edges if edges != every else None
+
+
+def _radial_settings(radial: Record, perceptron: Record) -> dict[str, Any]:
+    """Settings of the radial functions."""
+    transform = radial.get("distance_transform")
+    return {
+        "num_bessel": int(radial["out_dim"]),
+        "num_polynomial_cutoff": int(radial["cutoff_fn"]["p"]),
+        "radial_type": BASES.get(radial["bessel_fn"].kind, radial["bessel_fn"].kind),
+        "radial_MLP": [int(layer["weight"].shape[1]) for layer in perceptron.children().values()][:-1],
+        "apply_cutoff": bool(radial.get("apply_cutoff", True)),
+        "distance_transform": "None" if transform is None else TRANSFORMS.get(transform.kind, transform.kind),
+    }
+
+
+def _readout_settings(module: Record, interactions: int, where: str | Path) -> dict[str, Any]:
+    """Settings of heads and readouts."""
+    heads = [str(name) for name in module.get("heads") or ["Default"]]
+    readouts = _readouts(module, interactions, where)
+    values = {"heads": heads, "use_last_readout_only": len(readouts) < interactions}
+    if readouts[-1].kind == "NonLinearReadoutBlock":
+        width = int(readouts[-1]["linear_2"]["weight"].numel()) // len(heads) ** 2
+        values |= {"MLP_irreps": f"{width}x0e", "gate": _activation(readouts[-1]["non_linearity"])}
+    return values
 
 
 def _numbered(modules: Record) -> list[Record]:

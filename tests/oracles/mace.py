@@ -258,7 +258,8 @@ def main(folder: Path) -> None:
         found = {f"expected.{name}": value for name, value in expected.items()}
         np.savez_compressed(folder / f"{place}.npz", **state, **found)
         files.append({name: value for name, value in setting.items() if name != "dtype"})
-    (folder / "settings.json").write_text(json.dumps(files, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(setting) for setting in files)
+    (folder / "settings.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,21 @@ def test_the_file_of_mace_is_the_same_network_as_its_state_dict(tmp_path: Path) 
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in network.state_dict().items())
 
 
+def test_radial_functions_of_older_versions_are_in_another_order() -> None:
+    settings, state, _ = case(0)
+    network, _ = from_mace(settings, state, None, "x")
+    older = dict(state)
+    for layer in range(settings.num_interactions):
+        convolution = network.interaction(layer).convolution
+        order = sorted(range(len(convolution.paths)), key=lambda place: convolution.paths[place].out)
+        name = f"interactions.{layer}.conv_tp_weights.layer2.weight"
+        columns = torch.split(state[name], [convolution.widths[place] for place in order], dim=1)
+        older[name] = torch.cat([columns[order.index(place)] for place in range(len(order))], dim=1)
+    assert not torch.equal(older[name], state[name])
+    again, _ = from_mace(settings.model_copy(update={"path_order": "created"}), older, None, "x")
+    assert all(torch.equal(x, again.state_dict()[key]) for key, x in network.state_dict().items())
+
+
 def test_every_weight_is_trained_by_forces() -> None:
     network = network_of(6)[0].train()
     block = GraphBlock.from_structures(structures()[:7], network.cutoff)
