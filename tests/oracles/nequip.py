@@ -1,7 +1,7 @@
 """Results of NequIP: ``python -m tests.oracles.nequip``, in an environment with the package nequip 0.19.1.
 
-Everything is computed in float64. One network is also trained for an epoch, saved as a checkpoint and packaged; of the
-package, only the members that hold no source code are kept.
+Everything is computed in float64. One network is also trained for two epochs, saved as a checkpoint and packaged; of
+the package, only the members that hold no source code are kept.
 """
 
 from __future__ import annotations
