@@ -74,4 +74,6 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
             "select": ".screening.selection.select",
             "train": ".model.training.train",
         },
+        export_onnx=("e3nn", "onnx", "onnxruntime", "scipy", "torch"),
+        train=("e3nn", "lightning", "torch"),
     )

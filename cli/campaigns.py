@@ -106,7 +106,9 @@ def rank(
         return
     with resumable():
         found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
-    best = f"{out}: the report is report.html; the folder best holds the {found.sizes['structure']:,} best structures"
+    size = found.sizes["structure"]
+    best = f"{size:,} best structures" if size > 1 else "best structure"
+    best = f"{out}: the report is report.html; the folder best holds the {best}"
     account(f"{RankedTable(found).text()}\n{best}", found, path=out)
 
 

@@ -123,8 +123,8 @@ def select(
         str | None,
         typer.Option(
             help="Column to rank by, lowest first; -COLUMN ranks highest first.",
-            show_default="energy_above_hull, else formation_energy_per_atom, else energy_per_atom if all "
-            "compositions are equal",
+            show_default="that of the list of `rank` in FOLDER, else energy_above_hull, else "
+            "formation_energy_per_atom, else energy_per_atom if all compositions are equal",
         ),
     ] = None,
     allowed_elements: Annotated[

@@ -30,4 +30,6 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
             "OnnxPotential": ".runtime.onnx_potential",
             "export_onnx": ".exporter",
         },
+        OnnxModel=("torch", "torch_sim"),
+        export_onnx=("e3nn", "onnx", "onnxruntime", "scipy", "torch"),
     )

@@ -47,4 +47,5 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
             "train": ".training.train",
             "train_ensemble": ".training.ensemble",
         },
+        **dict.fromkeys(("EnsembleReport", "TrainingReport", "repeat", "train", "train_ensemble"), ("lightning",)),
     )

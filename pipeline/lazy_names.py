@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, modules: Mapping[str, str], **needed: tuple[str, ...]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make the `__getattr__` and `__dir__` of a package whose public names are imported on first use.
 
     Args:
         package: Name of the package (`__name__`).
         modules: Relative name of the module that defines each public name.
+        needed: For a public name, packages of extras without which it cannot be imported. Where one is not installed,
+            `dir` leaves the name out, because `help` of the package, which imports whatever `dir` lists, would fail.
     """
 
     def get(name: str) -> Any:
@@ -24,6 +29,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules})
+        missing = {name for name, others in needed.items() if any(find_spec(other) is None for other in others)}
+        return sorted({*vars(sys.modules[package]), *modules} - missing)
 
     return get, names

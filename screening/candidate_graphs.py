@@ -126,7 +126,7 @@ def prepare_graphs(
                 f"{path}: holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=options.overwrite)
-    return PreparedGraphs(path, f"{report}{_failures_note(report.failed)}")
+    return PreparedGraphs(path, f"{report}{_failures_note(path, report.failed)}")
 
 
 @contextmanager
@@ -263,10 +263,13 @@ def reused_summary(store: GraphStore) -> str:
     return (
         f"{redact_urls(str(store.path))}: reused the existing store: read {counts['read']:,} = stored "
         f"{counts['stored']:,} + failed {counts['failed']:,} + duplicate {counts['duplicate']:,}"
-        f"{_failures_note(counts['failed'])}"
+        f"{_failures_note(store.path, counts['failed'])}"
     )
 
 
-def _failures_note(failed: int) -> str:
-    """Where to find the structures that failed; empty if none did."""
-    return f"; see {FAILURES_FILE} in the store for the failures" if failed else ""
+def _failures_note(store: str | Path, failed: int) -> str:
+    """How to find the structures that failed; empty if none did."""
+    if not failed:
+        return ""
+    named = redact_urls(str(store))
+    return f"; `equiscreen info {named}` names those that failed, {FAILURES_FILE} in the store lists them all"

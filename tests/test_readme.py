@@ -14,6 +14,7 @@ from .conftest import ROOT
 from .documentation.blocks import blocks
 
 README = (ROOT / "README.md").read_text()
+SOURCES = (ROOT / "docs/sources.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages that only the site has, made from the program when it is built.
 GENERATED = {ROOT / "docs/reference/command_line.md"}
@@ -23,6 +24,7 @@ NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degre
 FIGURES = [
     (README, "featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
     (README, "featurize_rate.txt", r"ratio +([\d.]+)", "{} times pymatgen"),
+    (SOURCES, "featurize_rate.txt", r"ratio +([\d.]+)", "featurizing is {} times as fast"),
     (README, "million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
     (
         README,

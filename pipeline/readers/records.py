@@ -285,7 +285,8 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
             fields = {key: value for key, value in record.items() if key not in names}
             if len(names) > 1:
                 raise _UnreadableRecordError(  # noqa: TRY301 - re-raised unchanged
-                    f"several structures: {', '.join(names)}; choose one with --structure-field", fields
+                    f"several structures: {', '.join(names)}; choose one with `equiscreen featurize --structure-field`",
+                    fields,
                 )
             return structure_from_value(record[names[0]]), fields
         return _structure_from_columns(record), fields
@@ -347,7 +348,9 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
     )
     if species is None or (cartesian is None and fractional is None):
         keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
-        raise InvalidStructureError(f"no structure in any field (fields: {keys}); choose one with --structure-field")
+        raise InvalidStructureError(
+            f"no structure in any field (fields: {keys}); choose one with `equiscreen featurize --structure-field`"
+        )
     with _parsing("structure does not parse"):
         numbers = _numbers(_listed(species))
         lattice = _listed(lattice)

@@ -239,8 +239,8 @@ class Stream(io.BufferedReader):
         if found is Format.JSON and b"\n" not in head:  # lines longer than the head are common
             found = detect(self.peek(BUFFER_BYTES))
         if found is None:
-            what = "the file is empty" if not head.strip() else "unknown format; set it with --format"
-            raise SourceError(f"{self.source}: {what}")
+            unknown = "unknown format; set it with `equiscreen featurize --format`"  # other verbs lack the option
+            raise SourceError(f"{self.source}: {unknown if head.strip() else 'the file is empty'}")
         return found
 
 

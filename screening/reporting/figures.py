@@ -19,6 +19,9 @@ _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accen
 # Largest number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
+_MARGIN = {"l": 60, "r": 20, "t": 10, "b": 50}
+# Above the plot: below it, the legend would lie on the title of the axis where the page is narrow.
+_LEGEND = {"orientation": "h", "x": 0.0, "y": 1.0, "yanchor": "bottom"}
 # Rows of the periodic table: number of elements from the left and from the right; the f block is drawn below.
 _PERIODS = ((1, 1), (2, 6), (2, 6), (2, 16), (2, 16), (2, 15), (2, 15))
 _COLUMNS = 18
@@ -95,7 +98,7 @@ def hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         diagrams: Traces and layout by system, as `hull_diagrams` returns them.
     """
-    shared = _layout(460, {}, {}) | {"showlegend": True, "legend": {"orientation": "h"}}
+    shared = _layout(460, {}, {}) | {"showlegend": True, "legend": _LEGEND, "margin": {**_MARGIN, "t": 40}}
     full = {
         name: {
             "data": one["data"],
@@ -221,7 +224,7 @@ def _layout(height: int, x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str
     return {
         "height": height,
         "showlegend": False,
-        "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
+        "margin": _MARGIN,
         "font": {"color": _INK, "family": "system-ui, sans-serif", "size": 13},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

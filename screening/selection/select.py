@@ -30,6 +30,8 @@ from .outputs import GRAPHS_FOLDER, RECIPE_FILE, SCORES_FOLDER, SELECTION_SCHEMA
 # Largest number of structures that can each have files of their own.
 MAX_FILES = 20_000
 _LOCK, _WORK, _REPLACED = "lock", "selection", "replaced"
+# Subfolder of the results of `equiscreen rank` that holds its list.
+_LISTED = "best"
 _PACKAGES = ("equiscreen", "numpy", "moyopy", "pymatgen", "SMACT")
 _OF_FILES = (OutputFormat.CIF, OutputFormat.VASP, OutputFormat.VASP_STATIC)
 
@@ -78,8 +80,9 @@ def select(
         out: Folder to write.
         where: Filter expression; see `filter_expression`.
         top: Number of structures; None for all.
-        by: Column to rank by, lowest first, or highest first with a minus in front; by default the energy above hull,
-            else the formation energy, else (for a single composition) the energy per atom.
+        by: Column to rank by, lowest first, or highest first with a minus in front; by default that of the list of
+            `equiscreen.rank` for its folder of results, else the energy above hull, else the formation energy, else
+            (for a single composition) the energy per atom.
         allowed_elements: Symbols of the only elements that a structure may contain.
         any_elements: Symbols of elements, at least one of which a structure must contain.
         excluded_elements: Symbols of elements that a structure must not contain.
@@ -106,8 +109,10 @@ def select(
     """
     begin = time.monotonic()
     wanted = _formats(formats)
-    scores = dataset_in(scores)
+    folder_of_results, scores = scores, dataset_in(scores)
     rows = ScoresReader(scores, store)
+    if by is None and not pareto:
+        by = _earlier_ranking(folder_of_results, rows)
     criteria = SelectionCriteria(
         where=where,
         top=top,
@@ -142,6 +147,16 @@ def select(
             chosen.known.store.check_unchanged()
         write_text_atomically(folder / RECIPE_FILE, json.dumps(recipe, indent=1, default=str) + "\n")
     return open_scores(Path(out) / SCORES_FOLDER) if OutputFormat.ZARR in wanted else writer.dataset(recipe)
+
+
+def _earlier_ranking(folder: str | Path, rows: ScoresReader) -> str | None:
+    """Column that ranks the list in a folder of `rank`, of which a selection must be the top; None for other paths."""
+    try:
+        recipe = json.loads((Path(folder) / _LISTED / RECIPE_FILE).read_bytes())
+        by = recipe["criteria"]["by"] if recipe["scores"]["store_hash"] == rows.hash else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return by if isinstance(by, str) else None
 
 
 def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | Path) -> None:

@@ -263,7 +263,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     [
         (None, "no such file"),
         ("", "empty"),
-        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose one with --structure-field"),
+        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose one with `equiscreen featurize --struct"),
         ("cif\nnothing\n", "none of its structures could be stored; record 0"),
     ],
 )

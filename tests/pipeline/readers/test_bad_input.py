@@ -256,9 +256,8 @@ LABELS = LabelMapping().with_inline(["gap=gap[eV]"])
 
 def test_a_table_without_structures(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("a,b\n1,2\n")
-    assert "no structure in any field (fields: a, b); choose one with --structure-field" in refusal(
-        tmp_path / "s.csv", tmp_path
-    )
+    reason = "no structure in any field (fields: a, b); choose one with `equiscreen featurize --structure-field`"
+    assert reason in refusal(tmp_path / "s.csv", tmp_path)
     (tmp_path / "t.csv").write_text(csv_text(ROWS))
     options = ReadOptions(structure_field="structure")
     assert "no value in field 'structure'" in refusal(tmp_path / "t.csv", tmp_path, options=options)
@@ -555,7 +554,7 @@ def test_empty_files_and_junk(tmp_path: Path) -> None:
     assert found["a.cif"] == found["d.json"] == found["f.cif.gz"] == "the file is empty"
     assert "unknown format" in found["b.cif"]
     assert "the file is empty" in refusal(folder / "a.cif", tmp_path)
-    assert "unknown format; set it with --format" in refusal(folder / "b.cif", tmp_path)
+    assert "unknown format; set it with `equiscreen featurize --format`" in refusal(folder / "b.cif", tmp_path)
 
 
 def site(species: object, abc: tuple[float, float, float] = (0, 0, 0)) -> dict[str, object]:

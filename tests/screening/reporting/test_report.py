@@ -338,6 +338,12 @@ def test_hull_diagrams_have_the_hull_of_pymatgen() -> None:
         assert drawn["Al-Ni"]["data"][0]["x"] == pytest.approx(corners)
 
 
+def test_the_legend_of_a_hull_lies_on_no_title(page: Path) -> None:
+    """Below a plot on a narrow page, it covered the title of the x axis."""
+    for diagram in data_of(page, "hulls-data").values():
+        assert (diagram["layout"]["legend"]["y"], diagram["layout"]["legend"]["yanchor"]) == (1.0, "bottom")
+
+
 def test_the_hull_records_its_phases(found: Path, page: Path) -> None:
     phases = open_scores(found).attrs["hull"]["phases"]
     assert set(phases) == {"formula", "formation_energy_per_atom", "id"}

@@ -72,7 +72,7 @@ def test_it_is_featurizing_with_the_models_cutoff_and_screening(
 def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path: Path) -> None:
     graphs = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.summary
-    assert "failures.parquet" in graphs.summary
+    assert f"`equiscreen info {graphs.path}` names those that failed" in graphs.summary
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
     assert row["source"] == sources[1].name
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))

@@ -309,6 +309,24 @@ def test_a_folder_of_results_stands_for_its_dataset(scores: Path, tmp_path: Path
         select(tmp_path / "none", tmp_path / "x", top=3)
 
 
+def test_a_selection_from_a_campaign_is_the_top_of_its_list(
+    graphs: GraphStore, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without references, `rank` lists by formation energy, although the dataset has energies above hull."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    formation = columns | {"formation_energy_per_atom": -columns["energy_per_atom"]}
+    write_dataset(folder / "hull.zarr", graphs, formation)
+    first = select(folder / "hull.zarr", folder / "best", top=9, by="formation_energy_per_atom", formats=["zarr"])
+    again = select(folder, tmp_path / "vasp", top=3, formats=["parquet"])
+    assert ids(again) == ids(first)[:3]
+    assert ids(select(folder, tmp_path / "x", top=3, by="energy_above_hull", formats=["parquet"])) != ids(again)
+    shutil.rmtree(folder / "hull.zarr")
+    write_dataset(folder / "hull.zarr", graphs, columns)  # another dataset than that of the list
+    found = select(folder, tmp_path / "y", top=3, formats=["parquet"])
+    assert found.attrs["selection"]["ranked_by"] == "energy_above_hull, lowest first"
+
+
 def test_files_hold_the_structures(scores: Path, graphs: GraphStore, tmp_path: Path) -> None:
     found = select(scores, tmp_path / "out", top=25, formats=["cif,extxyz,parquet,zarr"])
     crystals = structures_of(graphs)
