@@ -14,10 +14,12 @@ from .conftest import ROOT
 from .documentation.blocks import blocks
 
 README = (ROOT / "README.md").read_text()
-SOURCES = (ROOT / "docs/sources.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages that only the site has, made from the program when it is built.
 GENERATED = {ROOT / "docs/reference/command_line.md"}
+SOURCES, DASK, DYNAMICS = (
+    (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")
+)
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
 # Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
@@ -25,6 +27,8 @@ FIGURES = [
     (README, "featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
     (README, "featurize_rate.txt", r"ratio +([\d.]+)", "{} times pymatgen"),
     (SOURCES, "featurize_rate.txt", r"ratio +([\d.]+)", "featurizing is {} times as fast"),
+    (DASK, "pretrained_size.txt", r"edges: (\d+),\d+ bytes/edge", "An edge takes {} kB with 7net-0"),
+    (DYNAMICS, "pretrained_size.txt", r"edges: (\d+),\d+ bytes/edge", "{} kB of\n  memory for each edge with 7net-0"),
     (README, "million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
     (
         README,
@@ -94,6 +98,12 @@ def test_every_page_and_every_public_name_is_on_the_site() -> None:
     listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE)
     parts = (campaigns, pipeline, model, export, screening)
     assert listed == [f"{part.__name__}.{name}" for part in parts for name in part.__all__]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_lines_are_short_except_in_tables_and_pictures(page: Path) -> None:
+    lines = enumerate(page.read_text().splitlines(), 1)
+    assert not [number for number, line in lines if len(line) > 120 and not line.startswith(("|", "!["))]
 
 
 @pytest.mark.parametrize(("page", "file", "pattern", "words"), FIGURES, ids=range(len(FIGURES)))

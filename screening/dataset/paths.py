@@ -39,18 +39,18 @@ def dataset_in(path: str | Path) -> str | Path:
     if not found:
         raise StoreError(
             f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
-            "the dataset itself"
+            "the dataset itself, or, for a selection, repeat `select` with `zarr` among its formats"
         )
     return found[0]
 
 
 def _is_scores(path: Path) -> bool:
-    """Whether a path looks like a finished scores dataset."""
+    """Whether a path looks like a finished scores dataset, or a damaged one, so that whoever opens it is told."""
     try:
         attrs = json.loads((path / _ROOT).read_bytes())["attributes"]
         return attrs.get("schema") == SCORES_SCHEMA and attrs.get("complete") is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return path.name in _LAST and path.is_dir()
 
 
 def hull_path(scores: str | Path) -> str:

@@ -143,8 +143,8 @@ def candidate_table(
         rows: Reader of the dataset.
         ranked: int64[n], rows of the dataset, best first.
         ranked_by: Column that they are ranked by, which follows the formula.
-        selection: A selection from this dataset. Its columns for novelty and charge balance are added; structures that
-            it does not contain have no value there.
+        selection: A selection from this dataset. Its columns for novelty and charge balance are added, or replace those
+            of the dataset; structures that it does not contain have no value there.
 
     Raises:
         StoreError: The dataset is damaged.
@@ -152,7 +152,7 @@ def candidate_table(
     columns = _columns(rows, ranked_by, selection)
     values = {
         column.name: _values(rows, column, ranked)
-        if selection is None or column.name in rows.specs
+        if selection is None or column.name not in _OF_SELECTION & selection.specs.keys()
         else _selected_values(selection, column, ranked)
         for column in columns
     }
@@ -196,15 +196,18 @@ def decomposition_in_words(text: str) -> str:
 
 
 def _columns(rows: ScoresReader, ranked_by: str, selection: ScoresReader | None) -> list[Column]:
-    """Columns of the table: those that exist, with the names for unrelaxed structures where they apply."""
-    specs = {
-        **({name: selection.specs[name] for name in _OF_SELECTION & selection.specs.keys()} if selection else {}),
-        **rows.specs,
-    }
+    """Columns of the table: those that exist, with the names for unrelaxed structures where they apply.
+
+    The column that candidates are ranked by is always among them.
+    """
+    specs = dict(rows.specs)
+    if selection is not None:
+        specs |= {name: selection.specs[name] for name in _OF_SELECTION & selection.specs.keys()}
+    ranking = ranked_by.removesuffix(UNRELAXED)
     found: dict[str, Column] = {}
-    for bare, (heading, decimals) in _COLUMNS.items():
-        name = bare if bare in specs else bare + UNRELAXED
-        if name not in specs or _INSTEAD.get(bare) in found:
+    for bare, (heading, decimals) in {ranking: (ranking.replace("_", " "), 3), **_COLUMNS}.items():
+        name = ranked_by if bare == ranking else bare if bare in specs else bare + UNRELAXED
+        if name not in specs or (name != ranked_by and _INSTEAD.get(bare) in found):
             continue
         attrs = specs[name].attrs
         unit = "%" if bare in _PERCENT else str(attrs.get("units", "")).removeprefix("1")

@@ -56,6 +56,7 @@ class ReportContent:
     Attributes:
         value: Column of the energies that are shown; candidates are ranked by it, lowest first, if `is_ranking`.
         is_ranking: Whether the candidates are comparable by that column.
+        by_default: Whether the user has not named that column.
         has_hull: Whether that column is an energy above hull.
         lower_bound: Whether the hull is built from candidates and elements only, without references.
         scored: Number of rows with a value.
@@ -71,6 +72,7 @@ class ReportContent:
 
     value: str
     is_ranking: bool
+    by_default: bool
     has_hull: bool
     lower_bound: bool
     scored: int
@@ -107,8 +109,8 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
         ConfigError: The dataset has no such numeric column.
         StoreError: The dataset is damaged, or has no energies.
     """
-    if by is not None and not (by in rows.specs and rows.specs[by].dtype.startswith("float")):
-        numbers = [name for name, spec in rows.specs.items() if spec.dtype.startswith("float") and len(spec.dims) == 1]
+    numbers = [name for name, spec in rows.specs.items() if spec.dtype.startswith("float") and len(spec.dims) == 1]
+    if by is not None and by not in numbers:
         raise ConfigError(f"{rows.path}: {unknown_name('numeric column', by, numbers)}")
     ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
@@ -135,6 +137,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     return ReportContent(
         value=value,
         is_ranking=ranking is not None,
+        by_default=by is None,
         has_hull=has_hull,
         lower_bound=bool((rows.attrs.get("hull") or {}).get("lower_bound")),
         scored=tally.scored,

@@ -87,19 +87,20 @@ def report(
         ConfigError: The dataset has no such column; the selection was made from another dataset; a picture cannot be
             used; or scipy, which
             diagrams of ternary hulls need, or matplotlib, which charts as files need, is not installed.
-        StoreError: The dataset cannot be read, or has changed meanwhile.
+        StoreError: The dataset or the selection cannot be read, or has changed meanwhile.
         OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)
-    inputs = [scores, *(one for one in (store, selection) if one is not None)]
+    chosen = None if selection is None else dataset_in(selection)
+    inputs = [scores, *(one for one in (store, chosen) if one is not None)]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
     if charts is not None and "://" in str(charts):
         raise OutputExistsError(f"{charts}: charts are written to a local folder; choose one, then copy it")
     rows = ScoresReader(scores, store)
     content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
-    chosen = None if selection is None else _selection(selection, rows)
-    table = candidate_table(rows, content.best, content.value, chosen)
+    selected = None if chosen is None else _selection(chosen, rows)
+    table = candidate_table(rows, content.best, content.value, selected)
     diagrams = hull_diagrams(table, (rows.attrs.get("hull") or {}).get("phases") or {})
     energies, reason = None, ""
     try:
@@ -118,6 +119,8 @@ def report(
         _provenance(rows.attrs),
     ]
     rows.check_unchanged()
+    if selected is not None:
+        selected.check_unchanged()
     if charts is not None:
         write_figures(Path(charts), content, diagrams, energies, [*inputs, target], overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +134,10 @@ def _selection(path: str | Path, rows: ScoresReader) -> ScoresReader:
     Raises:
         ConfigError: It was made from another dataset, or is no selection.
     """
-    found = ScoresReader(dataset_in(path))
-    made_from = found.attrs.get("selection", {}).get("scores", {}).get("store_hash")
-    if made_from != rows.hash:
+    found = ScoresReader(path)
+    if "selection" not in found.attrs:
+        raise ConfigError(f"{path}: is not a selection; choose a folder that `select` made from {rows.path}")
+    if found.attrs["selection"]["scores"]["store_hash"] != rows.hash:
         raise ConfigError(f"{path}: was not selected from {rows.path}; choose a folder that `select` made from it")
     return found
 
@@ -190,7 +194,7 @@ def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
     """
     if not content.is_ranking:
         return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
-    if content.value == ENERGY_PER_ATOM:
+    if content.value == ENERGY_PER_ATOM and content.by_default:
         column = "energy per atom, since all have the same composition"
     else:
         column = content.value.removesuffix(UNRELAXED).removesuffix("_per_atom").replace("_", " ")

@@ -163,6 +163,38 @@ def test_the_table_shows_what_a_selection_found_out(found: Path, tmp_path: Path)
     assert sum(bool(name) for name in values["known_as"]) == 2
     with pytest.raises(ConfigError, match="was not selected from"):
         report(tmp_path / "best", tmp_path / "other.html", selection=tmp_path / "best")
+    with pytest.raises(ConfigError, match="is not a selection"):
+        report(found, tmp_path / "other.html", selection=found)
+    with pytest.raises(OutputExistsError, match="is read by this run"):
+        report(found, tmp_path / "best/scores.zarr/r.html", selection=tmp_path / "best")
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_a_selection_of_a_selection_has_its_own_answers(found: Path, tmp_path: Path) -> None:
+    order = np.argsort(open_scores(found)["energy_above_hull_unrelaxed"].values, kind="stable")
+    for name, row in (("first", order[0]), ("second", order[1])):
+        crystal = ScoresReader(found).structures(np.array([row]))
+        write(tmp_path / f"{name}.extxyz", [one.to_ase() for one in crystal])
+        featurize(tmp_path / f"{name}.extxyz", tmp_path / f"{name}.zarr", cutoff=CUTOFF, scheduler="threads")
+    select(found, tmp_path / "best", top=3, known=tmp_path / "first.zarr")
+    select(tmp_path / "best", tmp_path / "again", top=2, known=tmp_path / "second.zarr")
+    values = data_of(report(tmp_path / "best", tmp_path / "r.html", selection=tmp_path / "again"))["values"]
+    assert [word == "known" for word in values["novelty"]] == [False, True, False]
+    assert values["novelty"][2] is None
+
+
+def test_a_selection_that_is_replaced_meanwhile_is_an_error(
+    found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select(found, tmp_path / "best", top=5)
+
+    def replace_it(*_: Any) -> None:
+        select(found, tmp_path / "best", top=4, overwrite=True)
+
+    monkeypatch.setattr("equiscreen.screening.reporting.report.labelled_energies", replace_it)
+    with pytest.raises(StoreError, match=r"best/scores\.zarr: "):
+        report(found, tmp_path / "r.html", selection=tmp_path / "best")
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_structures_in_the_page_are_those_of_the_store(found: Path, page: Path) -> None:
@@ -270,6 +302,18 @@ def test_another_column_ranks(found: Path, tmp_path: Path) -> None:
     assert "The candidates are ranked by formation energy." in page.read_text()
     with pytest.raises(ConfigError, match="did you mean 'energy_per_atom'"):
         report(found, tmp_path / "r2.html", by="energy_per_atm")
+    with pytest.raises(ConfigError, match="unknown numeric column 'stress'"):
+        report(found, tmp_path / "r2.html", by="stress")
+
+
+@pytest.mark.parametrize("column", ["energy_per_atom", "volume"])
+def test_the_column_that_ranks_is_shown_even_if_the_table_has_it_not_otherwise(
+    found: Path, tmp_path: Path, column: str
+) -> None:
+    page = report(found, tmp_path / "r.html", by=column)
+    assert [one["name"] for one in data_of(page)["columns"]][:2] == ["formula", column]
+    assert data_of(page)["values"][column] == sorted(data_of(page)["values"][column])
+    assert f"The candidates are ranked by {column.removesuffix('_per_atom')}." in page.read_text()
 
 
 def test_every_element_has_a_place_of_its_own() -> None:
