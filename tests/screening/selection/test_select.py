@@ -327,9 +327,9 @@ def test_a_selection_from_a_campaign_is_the_top_of_its_list(
     again = select(folder, tmp_path / "vasp", top=3, formats=["parquet"])
     assert ids(again) == ids(first)[:3]
     assert ids(select(folder, tmp_path / "x", top=3, by="energy_above_hull", formats=["parquet"])) != ids(again)
-    shutil.rmtree(folder / "hull.zarr")
-    write_dataset(folder / "hull.zarr", graphs, columns)  # another dataset than that of the list
-    found = select(folder, tmp_path / "y", top=3, formats=["parquet"])
+    shutil.copytree(folder / "best", tmp_path / "other/best")
+    write_dataset(tmp_path / "other/hull.zarr", graphs, columns)  # another dataset than that of the list
+    found = select(tmp_path / "other", tmp_path / "y", top=3, formats=["parquet"])
     assert found.attrs["selection"]["ranked_by"] == "energy_above_hull, lowest first"
 
 
