@@ -59,7 +59,8 @@ class TrainingModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.network, self.config, self.data = network, config, data
         self.parts = 1
-        self._done = self._skip = 0
+        self._done = 0
+        self._resumed = (0, 0)  # epoch and number of batches that were processed before an interruption
         self._sums: dict[str, Tensor] = {}
         self._wrong = ""
         self._before: tuple[Batch, dict[str, Residual]] | None = None
@@ -80,11 +81,11 @@ class TrainingModule(lightning.LightningModule):
 
     def train_dataloader(self) -> _Loader:
         """Batches in an order that differs between epochs but not between runs."""
-        order = (self.config.seed, self.trainer.current_epoch)
-        self._batches = self._share("training", order, self._skip)
-        length = len(self._batches) + self._skip
-        self._skip = 0
-        return _Loader(self._batches, length)
+        epoch, done = self._resumed
+        # Lightning also calls this before it knows which epoch it resumes, to count the batches.
+        skip = done if self.trainer.current_epoch == epoch else 0
+        self._batches = self._share("training", (self.config.seed, self.trainer.current_epoch), skip)
+        return _Loader(self._batches, len(self._batches) + skip)
 
     def val_dataloader(self) -> _Loader:
         """Batches in the order of the stores."""
@@ -292,7 +293,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume after the batches that have been processed."""
-        self._skip = int(checkpoint["batches_done"])
+        self._resumed = (int(checkpoint["epoch"]), int(checkpoint["batches_done"]))
         self.parts = int(checkpoint["batch_parts"])
 
 
