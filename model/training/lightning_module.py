@@ -127,6 +127,17 @@ class TrainingModule(lightning.LightningModule):
         named = sorted(self.network.named_parameters(), key=lambda item: item[0])
         return [parameter for _, parameter in named if parameter.requires_grad]
 
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        parameters = self._trainable_parameters()
+        if not self.config.relative_rate:
+            return [{"params": parameters}]
+        # A resumed run gets its learning rates from the state of the optimiser.
+        sizes = [float(parameter.detach().square().mean().sqrt()) or 1.0 for parameter in parameters]
+        return [
+            {"params": [parameter], "lr": self.config.learning_rate * size}
+            for parameter, size in zip(parameters, sizes, strict=True)
+        ]
+
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""
         while True:
@@ -209,7 +220,8 @@ class TrainingModule(lightning.LightningModule):
         waited = 0.0 if self._batches is None else self._batches.waited_s
         self.log("training/seconds", self._spent + waited)
         self.log("training/waited_seconds", waited)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
+        self.log("learning_rate", self.config.learning_rate * group["lr"] / group["initial_lr"])
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
@@ -273,7 +285,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure AdamW with a schedule that is updated every step."""
         optimizer = torch.optim.AdamW(
-            self._trainable_parameters(),
+            self._parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             amsgrad=True,
