@@ -97,7 +97,7 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
         for name, parameter in network.named_parameters():
             if name not in source or name.split(".")[:2] in [["heads", head] for head in anew]:
                 continue
-            if _is_by_element(name):
+            if is_by_element(name):
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
@@ -118,7 +118,8 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
     return others
 
 
-def _is_by_element(name: str) -> bool:
+def is_by_element(name: str) -> bool:
+    """Whether a parameter has a row for each element of the network."""
     return name in {"embedding.weight", "sent"} or name.endswith((".receiver_scale.weight", ".skip_table"))
 
 

@@ -25,6 +25,7 @@ from ..evaluation.metrics import predictions_and_labels
 from ..networks.base import Network
 from .allocator import give_back_memory, keep_freed_memory
 from .callbacks import silence_lightning
+from .finetune import is_by_element
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
@@ -113,6 +114,7 @@ class TrainingModule(lightning.LightningModule):
         begin = time.monotonic()
         optimizer = self.optimizers()
         loss = self._gradients(batch, optimizer)  # type: ignore[arg-type]
+        self._leave_other_elements()
         norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters(), self.config.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise EquiscreenError(self._describe_divergence(batch, batch_idx, loss))
@@ -137,6 +139,20 @@ class TrainingModule(lightning.LightningModule):
             {"params": [parameter], "lr": self.config.learning_rate * size}
             for parameter, size in zip(parameters, sizes, strict=True)
         ]
+
+    def _leave_other_elements(self) -> None:
+        """Clear the gradients of the weights of elements that only replayed structures have.
+
+        Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
+        their size, would turn each into a large step.
+        """
+        if self.data.replay is None:
+            return
+        learned = {int(number) for store in self.data.stores for number in store.elements}
+        rows = [row for row, element in enumerate(self.network.elements) if element not in learned]
+        for name, parameter in self.network.named_parameters():
+            if is_by_element(name) and parameter.grad is not None:
+                parameter.grad[rows] = 0.0
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""

@@ -157,6 +157,10 @@ def test_the_summary_tells_both_domains(new: Path, old: Path, start: Path, tmp_p
     assert re.search(r"mean change on 8 replayed structures that were held out: energy [\d.e-]+ eV/atom, forces", text)
     assert report.drift.keys() == report.before.keys() == {"energy", "forces", "stress"}
     plain = train(new, tmp_path / "plain", settings(start, None))
+    before, after = (load_checkpoint(run / "model.ckpt")[0] for run in (start, tmp_path / "run"))
+    for element in (13, 79):  # which the new structures do not have
+        rows = [network.embedding.weight[network.elements.index(element)] for network in (before, after)]
+        assert torch.equal(*rows)
     assert not plain.drift
     assert plain.before == report.before  # of the network before its first step
     assert "replayed" not in str(plain)
