@@ -23,7 +23,7 @@ from .campaigns import rank, references
 from .demo import demo
 from .export import export
 from .info import info
-from .model import import_, train
+from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
 from .results import hull, report, select
@@ -64,7 +64,7 @@ _TRACEBACK = "EQUISCREEN_TRACEBACK"
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
-    "Models": {"models": models, "train": train, "import": import_, "export": export},
+    "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
     "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
     "Results": {"select": select, "report": report, "info": info},
 }

@@ -1,4 +1,4 @@
-"""The verbs that make checkpoints: `train` and `import`."""
+"""The verbs that make checkpoints: `train`, `refit` and `import`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def train(
             "--from", help="Fine-tune this model.ckpt or run folder (sets training.fine_tune.checkpoint in the config)."
         ),
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G.zarr",
+            help="While fine-tuning, also train on structures of this graph store, with the predictions that the model "
+            "made of them before, so that it stays as it was for them (sets training.fine_tune.replay in the config).",
+        ),
+    ] = None,
     repeat: Annotated[
         Path | None,
         typer.Option(help="Repeat the run in this folder bit for bit; only --out and --overwrite may be added."),
@@ -58,10 +66,10 @@ def train(
     from ..pipeline.runs.staging import check_place
 
     if repeat is not None:
-        if stores or config or start or limit or seeds > 1:
+        if stores or config or start or replay or limit or seeds > 1:
             raise ConfigError(
-                "--repeat takes stores and settings from the run; remove the stores, --config, --from, --limit "
-                "and --seeds"
+                "--repeat takes stores and settings from the run; remove the stores, --config, --from, --replay, "
+                "--limit and --seeds"
             )
         with resumable():
             account(model.repeat(repeat, out, overwrite=overwrite, progress=shows_progress()))
@@ -73,6 +81,8 @@ def train(
         check_place(out.resolve(), [config])
     if start is not None:
         settings = settings.starting_from(start)
+    if replay is not None:
+        settings = settings.replaying(replay)
     with resumable():
         if seeds > 1:
             account(
@@ -82,6 +92,39 @@ def train(
             )
         else:
             account(model.train(stores, out, settings, limit=limit, overwrite=overwrite, progress=shows_progress()))
+
+
+def refit(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="M.ckpt", help="Checkpoint or run folder of the network to adapt.")
+    ],
+    stores: Annotated[
+        list[str], typer.Argument(metavar="G.zarr", help="Graph stores with energies in the other DFT setting.")
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
+    energy_scheme: Annotated[
+        str,
+        typer.Option(
+            help="Energy scheme of the new energies (the DFT settings that they follow): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
+        ),
+    ] = "own",
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit the reference energies of a network to another DFT setting.
+
+    The energies of the atoms that a network adds up are relative to reference energies of the elements, which depend on
+    the settings of the DFT calculations. They are fitted to the energies in the stores, by least squares; the weights,
+    and with them all forces and stresses, stay as they are. To change the weights too, use `equiscreen train --from`,
+    which refits the reference energies first.
+
+    \b
+    Example:
+        equiscreen refit 7net-0.ckpt mine.zarr --out refitted.ckpt
+    """
+    from .. import model
+
+    account(model.refit_references(checkpoint, stores, out, energy_scheme=energy_scheme, overwrite=overwrite))
 
 
 def import_(

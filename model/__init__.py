@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .networks.equivariant import EquivariantNetwork
     from .pretrained.load import load_pretrained
     from .training.ensemble import EnsembleReport, train_ensemble
+    from .training.references import RefitReport, refit_references
     from .training.repeat import repeat
     from .training.train import TrainingReport, train
 
@@ -21,10 +22,12 @@ __all__ = [
     "Config",
     "EnsembleReport",
     "EquivariantNetwork",
+    "RefitReport",
     "TrainingReport",
     "load_checkpoint",
     "load_members",
     "load_pretrained",
+    "refit_references",
     "repeat",
     "save_checkpoint",
     "train",
@@ -38,10 +41,12 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
             "Config": ".config.config",
             "EnsembleReport": ".training.ensemble",
             "EquivariantNetwork": ".networks.equivariant",
+            "RefitReport": ".training.references",
             "TrainingReport": ".training.train",
             "load_checkpoint": ".checkpoint",
             "load_members": ".checkpoint",
             "load_pretrained": ".pretrained.load",
+            "refit_references": ".training.references",
             "repeat": ".training.repeat",
             "save_checkpoint": ".checkpoint",
             "train": ".training.train",

@@ -51,7 +51,14 @@ class Config(Section):
 
     def starting_from(self, checkpoint: str | Path) -> Self:
         """Return a copy that fine-tunes a checkpoint or the model of a run folder."""
-        fine_tune = self.training.fine_tune.model_copy(update={"checkpoint": Path(checkpoint)})
+        return self._fine_tuning(checkpoint=Path(checkpoint))
+
+    def replaying(self, store: str | Path) -> Self:
+        """Return a copy that replays structures of a graph store while it fine-tunes."""
+        return self._fine_tuning(replay=str(store))
+
+    def _fine_tuning(self, **keys: Any) -> Self:
+        fine_tune = self.training.fine_tune.model_copy(update=keys)
         training = self.training.model_copy(update={"fine_tune": fine_tune})
         return self.model_copy(update={"training": training})
 

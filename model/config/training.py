@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -94,15 +95,35 @@ class FineTuneConfig(Section):
         freeze: Name prefixes of the parameters to freeze, such as ``embedding``, ``radial`` or ``interactions.0``.
         references: ``fit`` refits the reference energies to the residuals of the checkpoint on the new labels; ``keep``
             keeps those of the checkpoint's elements.
+        replay: Path or URL of a graph store of structures for which the predictions shall stay as they are. A sample of
+            them, labelled by the network before its first step, is trained on together with the new data.
+        replay_fraction: Number of replayed structures to train on, relative to the number of new ones.
+        replay_rattle: Standard deviation of the random displacements of replayed atoms along each axis (angstrom).
     """
 
     checkpoint: Path | None = None
     freeze: tuple[str, ...] = ()
     references: Literal["fit", "keep"] = "fit"
+    replay: str | None = None
+    replay_fraction: float = Field(default=1.0, gt=0)
+    replay_rattle: float = Field(default=0.05, ge=0)
+
+
+# Defaults that differ when a checkpoint is fine-tuned. With those of training from scratch, the first steps destroy
+# what the checkpoint has learned (tests/benchmarks/fine_tune_mlearn.py).
+FINE_TUNING_DEFAULTS: Mapping[str, Any] = {
+    "max_epochs": 8,
+    "batch_size": 2,
+    "learning_rate": 2e-3,
+    "relative_rate": True,
+}
 
 
 class TrainingConfig(Section):
     """Settings of the training.
+
+    When a checkpoint is fine-tuned, keys that are not set have the values of `FINE_TUNING_DEFAULTS` instead of the
+    defaults below; see `with_defaults_of_task`.
 
     Attributes:
         seed: Random seed of the initial weights and the order of the structures.
@@ -110,6 +131,9 @@ class TrainingConfig(Section):
         batch_size: Structures per step, over all processes; with one process, a batch that does not fit into memory is
             processed in parts, with equal results.
         learning_rate: Peak learning rate, reached after `warmup_steps`.
+        relative_rate: Whether the learning rate of each array of weights is `learning_rate` times the root mean square
+            of its numbers before the first step (times 1 if all are zero). AdamW's steps do not depend on the size of
+            gradients, and arrays of one network may differ in size by a factor of 200, as in 7net-0.
         schedule: ``cosine`` decays the learning rate to zero; ``plateau`` multiplies it by `plateau_factor` after
             `plateau_epochs` epochs without a better validation loss.
         weight_decay: Weight decay of AdamW.
@@ -133,6 +157,7 @@ class TrainingConfig(Section):
     max_minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-2, gt=0)
+    relative_rate: bool = False
     warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["cosine", "plateau"] = "cosine"
     plateau_factor: float = Field(default=0.5, gt=0, lt=1)
@@ -150,3 +175,15 @@ class TrainingConfig(Section):
     energy_scale: Literal["global", "element"] = "global"
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     early_stop_epochs: int | None = Field(default=None, ge=1)
+
+    def with_defaults_of_task(self) -> Self:
+        """Return the settings with the defaults of fine-tuning for keys that are not set, if there is a checkpoint.
+
+        A learning rate that is set is not relative by default. The keys count as set in the result, so that settings
+        read from a run folder stay as they are.
+        """
+        if self.fine_tune.checkpoint is None:
+            return self
+        given = self.model_fields_set | ({"relative_rate"} if "learning_rate" in self.model_fields_set else set())
+        unset = {name: value for name, value in FINE_TUNING_DEFAULTS.items() if name not in given}
+        return self.model_copy(update=unset)

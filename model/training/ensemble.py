@@ -15,12 +15,12 @@ from ..checkpoint import MODEL_FILE, load_checkpoint, save_ensemble
 from ..config.config import Config
 from ..data.splits import Split
 from ..data.targets import head_labels
-from ..data.training_data import TrainingData
+from ..data.training_data import TrainingData, open_stores
 from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Subset, calibration_plot
 from ..networks.base import Network
 from .run_folder import opened_run
-from .train import HELD_OUT, make_recipe, open_stores, train
+from .train import HELD_OUT, make_recipe, train
 
 
 @dataclass(frozen=True, slots=True)

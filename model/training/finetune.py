@@ -1,4 +1,4 @@
-"""Fine-tuning: weights of a checkpoint with the elements, heads and reference energies of new data."""
+"""Fine-tuning: weights and statistics of a checkpoint with the elements and heads of new data."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.labels.quantities import ENERGY
-from ...pipeline.store.epoch_reader import EpochReader
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.suggestions import unknown_name
 from ..checkpoint import load_members
 from ..config.config import Config
 from ..config.network import Architecture, MaceConfig, NequipConfig, NetworkConfig
 from ..config.training import FineTuneConfig
-from ..data.batches import compositions, element_counts
 from ..networks.base import Network
-from ..networks.torch_potential import TorchPotential
 from ..statistics import DataStatistics, GeometryStatistics, joint_minimum_distances
-
-# Number of structures to which reference energies are fitted, and the smallest number that contain each element.
-REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 
 
 def starting_network(config: FineTuneConfig) -> Network:
@@ -105,7 +97,7 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
         for name, parameter in network.named_parameters():
             if name not in source or name.split(".")[:2] in [["heads", head] for head in anew]:
                 continue
-            if _is_by_element(name):
+            if is_by_element(name):
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
@@ -126,7 +118,8 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
     return others
 
 
-def _is_by_element(name: str) -> bool:
+def is_by_element(name: str) -> bool:
+    """Whether a parameter has a row for each element of the network."""
     if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name or ".skip_by_element." in name:
         return True
     return name.endswith((".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights"))
@@ -184,50 +177,3 @@ def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics 
     """Density and size of the new data, and the smallest distances in old and new data; None if either is not known."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)
-
-
-def fit_references(
-    network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
-) -> tuple[float, ...]:
-    """Fit the reference energies of some elements to new labels, with the rest of the network fixed.
-
-    Corrections to the current reference energies are the least-squares fit of the residual energies to composition, on
-    a sample of labelled structures that covers rare elements.
-
-    Args:
-        network: Network with its weights.
-        stores: Stores of the new labels.
-        chosen: bool[n_structures] for each store, structures to train on.
-        elements: Elements whose reference energies are fitted.
-
-    Returns:
-        Reference energy of each element of the network (eV).
-    """
-    potential = TorchPotential(network)
-    columns = [place for place, element in enumerate(network.elements) if element in elements]
-    counts, rests = [], []
-    for rows in EpochReader(stores, _sample_structures(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
-        labels = rows.block.structure_labels.get(ENERGY)
-        known = np.flatnonzero(np.isfinite(labels)) if labels is not None else np.zeros(0, dtype=np.int64)
-        if len(known):
-            block = rows.block.take(known)
-            of_element = element_counts(block.atom_structure, block.atomic_number, len(block))
-            counts.append(of_element[:, np.array(network.elements)[columns]].astype(np.float64))
-            rests.append(block.structure_labels[ENERGY] - potential.evaluate(block).energy)
-    references = np.array(network.statistics.reference_energies)
-    if counts:
-        references[columns] += np.linalg.lstsq(np.concatenate(counts), np.concatenate(rests), rcond=None)[0]
-    return tuple(references.tolist())
-
-
-def _sample_structures(
-    stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
-) -> list[NDArray[np.bool_]]:
-    """Sample about `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and more of each rare element."""
-    rows = np.flatnonzero(np.concatenate(list(chosen)))
-    taken = np.zeros(sum(map(len, chosen)), dtype=bool)
-    taken[rows[:: max(1, len(rows) // REFERENCE_STRUCTURES)]] = True
-    holds = np.concatenate([counts[:, sorted(elements)] > 0 for store in stores for counts in compositions(store)])
-    for has in holds[rows].T:
-        taken[rows[has][:LEAST_STRUCTURES]] = True
-    return np.split(taken, np.cumsum([len(some) for some in chosen])[:-1])

@@ -25,6 +25,7 @@ from ..evaluation.metrics import predictions_and_labels
 from ..networks.base import Network
 from .allocator import give_back_memory, keep_freed_memory
 from .callbacks import silence_lightning
+from .finetune import is_by_element
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
@@ -113,6 +114,7 @@ class TrainingModule(lightning.LightningModule):
         begin = time.monotonic()
         optimizer = self.optimizers()
         loss = self._gradients(batch, optimizer)  # type: ignore[arg-type]
+        self._leave_other_elements()
         norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters(), self.config.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise EquiscreenError(self._describe_divergence(batch, batch_idx, loss))
@@ -126,6 +128,31 @@ class TrainingModule(lightning.LightningModule):
         # Sorted, since the optimiser identifies weights by position and a run may resume with its heads reordered.
         named = sorted(self.network.named_parameters(), key=lambda item: item[0])
         return [parameter for _, parameter in named if parameter.requires_grad]
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        parameters = self._trainable_parameters()
+        if not self.config.relative_rate:
+            return [{"params": parameters}]
+        # A resumed run gets its learning rates from the state of the optimiser.
+        sizes = [float(parameter.detach().square().mean().sqrt()) or 1.0 for parameter in parameters]
+        return [
+            {"params": [parameter], "lr": self.config.learning_rate * size}
+            for parameter, size in zip(parameters, sizes, strict=True)
+        ]
+
+    def _leave_other_elements(self) -> None:
+        """Clear the gradients of the weights of elements that only replayed structures have.
+
+        Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
+        their size, would turn each into a large step.
+        """
+        if self.data.replay is None:
+            return
+        learned = {int(number) for store in self.data.stores for number in store.elements}
+        rows = [row for row, element in enumerate(self.network.elements) if element not in learned]
+        for name, parameter in self.network.named_parameters():
+            if is_by_element(name) and parameter.grad is not None:
+                parameter.grad[rows] = 0.0
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""
@@ -209,7 +236,8 @@ class TrainingModule(lightning.LightningModule):
         waited = 0.0 if self._batches is None else self._batches.waited_s
         self.log("training/seconds", self._spent + waited)
         self.log("training/waited_seconds", waited)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
+        self.log("learning_rate", self.config.learning_rate * group["lr"] / group["initial_lr"])
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
@@ -273,7 +301,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure AdamW with a schedule that is updated every step."""
         optimizer = torch.optim.AdamW(
-            self._trainable_parameters(),
+            self._parameter_groups(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             amsgrad=True,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.redaction import HIDDEN
+from ..data.training_data import open_stores
 from .ensemble import EnsembleReport, train_ensemble
 from .run_folder import read_recipe
-from .train import TrainingReport, make_recipe, open_stores, train
+from .train import TrainingReport, make_recipe, train
 
 
 def repeat(
@@ -31,11 +32,13 @@ def repeat(
         The report of `train` or, for an ensemble, of `train_ensemble`.
 
     Raises:
-        ConfigError: There is no run, or its stores or the checkpoint that it fine-tuned have changed since.
+        ConfigError: There is no run, or its stores, the store that it replayed or the checkpoint that it fine-tuned
+            have changed since.
         OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
     """
     recipe = read_recipe(run)
-    hidden = [store for store in recipe.stores if HIDDEN in store]
+    replayed = recipe.config.training.fine_tune.replay
+    hidden = [store for store in (*recipe.stores, replayed or "") if HIDDEN in store]
     if hidden:
         raise ConfigError(
             f"{hidden[0]}: {run} does not record the secrets of a URL; train again with the full URLs of the stores"
@@ -49,7 +52,13 @@ def repeat(
         )
     training = recipe.config.training.model_copy(update={"threads": recipe.threads})
     config = recipe.config.model_copy(update={"training": training})
-    if make_recipe(graphs, config, recipe.limit).start_sha256 != recipe.start_sha256:
+    again = make_recipe(graphs, config, recipe.limit)
+    if again.replay_hash != recipe.replay_hash:
+        raise ConfigError(
+            f"{replayed}: not the store that {run} replayed: its content has changed; restore the store, or fine-tune "
+            "in a new run"
+        )
+    if again.start_sha256 != recipe.start_sha256:
         raise ConfigError(
             f"{training.fine_tune.checkpoint}: not the checkpoint that {run} started from: its content has changed; "
             "restore the checkpoint, or fine-tune it in a new run"

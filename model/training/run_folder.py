@@ -21,7 +21,7 @@ from ...pipeline.errors import ConfigError, OutputExistsError
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.staging import check_place
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.graph_store import GraphStore, location
 from ..checkpoint import ENSEMBLE_FILE, MODEL_FILE
 from ..config.config import Config
 
@@ -41,6 +41,7 @@ class Recipe:
         threads: Number of PyTorch threads; sums are equal to the last bit only for the same number of threads.
         members: Number of members of the ensemble; 1 is a single network.
         start_sha256: Hash of the checkpoint that is fine-tuned; empty without one.
+        replay_hash: Hash of the content of the store that is replayed; empty without one.
     """
 
     stores: tuple[str, ...]
@@ -50,24 +51,31 @@ class Recipe:
     threads: int
     members: int = 1
     start_sha256: str = ""
+    replay_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values."""
+        config = self.config.model_dump(mode="json")
+        fine_tune = config["training"]["fine_tune"]
+        if fine_tune["replay"] is not None:
+            fine_tune["replay"] = redact_urls(fine_tune["replay"])
         return {
             "stores": [redact_urls(store) for store in self.stores],
             "store_hashes": list(self.hashes),
-            "config": self.config.model_dump(mode="json"),
+            "config": config,
             "limit": self.limit,
             "threads": self.threads,
             "members": self.members,
             "start_sha256": self.start_sha256,
+            "replay_hash": self.replay_hash,
         }
 
     @property
     def identity(self) -> dict[str, Any]:
         """Part of the recipe that must match to resume a run: all but the locations of files and the threads."""
         content = self.to_json()
-        content["config"]["training"]["fine_tune"].pop("checkpoint")
+        for path in ("checkpoint", "replay"):
+            content["config"]["training"]["fine_tune"].pop(path)
         return {name: value for name, value in content.items() if name not in ("stores", "threads")}
 
 
@@ -80,6 +88,7 @@ def read_recipe(folder: str | Path) -> Recipe:
     path = Path(folder) / RUN_FILE
     try:
         content = json.loads(path.read_text())["recipe"]
+        content["config"]["training"].setdefault("relative_rate", False)  # run folders of 0.1.0 lack this key
         return Recipe(
             tuple(content["stores"]),
             tuple(content["store_hashes"]),
@@ -88,6 +97,7 @@ def read_recipe(folder: str | Path) -> Recipe:
             int(content["threads"]),
             int(content["members"]),
             str(content["start_sha256"]),
+            str(content.get("replay_hash", "")),  # run folders of 0.1.0 lack this entry
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -110,8 +120,10 @@ def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, ov
         OutputExistsError: The folder holds a finished or a different run, is not a run folder, contains an input, or is
             in use by another process.
     """
-    check_place(folder.resolve(), [store.path for store in stores])
-    start = recipe.config.training.fine_tune.checkpoint
+    fine_tune = recipe.config.training.fine_tune
+    replayed = [] if fine_tune.replay is None else [location(fine_tune.replay)]
+    check_place(folder.resolve(), [*(store.path for store in stores), *replayed])
+    start = fine_tune.checkpoint
     if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
         raise OutputExistsError(f"{folder}: contains the checkpoint to fine-tune, {start}; choose another `--out`")
     if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
@@ -153,15 +165,15 @@ def _holds_run(folder: Path, recipe: Recipe) -> bool:
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    plain = recipe.to_json()
     content = {
-        "recipe": recipe.to_json(),
+        "recipe": plain,
         "software": {name: version(name) for name in _SOFTWARE},
         "python": platform.python_version(),
         "command": [redact_urls(word) for word in sys.argv[1:]],
     }
     write_text_atomically(folder / RUN_FILE, json.dumps(content, indent=1))
-    settings = recipe.config.model_dump(mode="json")
-    write_text_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    write_text_atomically(folder / "config.yaml", yaml.safe_dump(plain["config"], sort_keys=False))
 
 
 def join_logs(folder: Path) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,21 +19,43 @@ from ..checkpoint import make_network
 from ..data.batches import of_elements
 from ..data.fit_statistics import fit_statistics
 from ..data.isolated_atoms import energies_of_isolated_atoms, isolated_atoms
+from ..data.replay import Replay, open_replay, replay
 from ..data.splits import SUBSETS, Split, split_structures
 from ..data.targets import head_labels, usable_structures
 from ..data.training_data import TrainingData
 from ..equivariance.tensors import parsed
 from ..networks.base import Network
 from ..networks.equivariant import EquivariantNetwork
-from .finetune import fit_references, merged_statistics, new_heads, starting_network, transfer
+from ..statistics import DataStatistics
+from .finetune import merged_statistics, new_heads, starting_network, transfer
+from .references import fit_references
 from .run_folder import Recipe
 
 
-def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData, Network, tuple[str, ...]]:
-    """Find labels, split the structures, fit statistics and build the network.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run before its first step.
 
-    Returns:
-        The data, the network, and notes for the user, one per line.
+    Attributes:
+        data: Stores, split, labels of heads, and replayed structures.
+        network: The network; of a checkpoint that is fine-tuned, with its weights.
+        known: Outputs that the checkpoint to fine-tune predicts; empty without one.
+        notes: Notes for the user, one per line.
+    """
+
+    data: TrainingData
+    network: Network
+    known: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(stores: Sequence[GraphStore], recipe: Recipe, folder: Path) -> Prepared:
+    """Find labels, split the structures, fit statistics, build the network, and label structures to replay.
+
+    Args:
+        stores: Stores to train on.
+        recipe: Recipe of the run.
+        folder: Run folder, which keeps the replayed structures.
 
     Raises:
         ConfigError: The stores do not fit the configuration.
@@ -58,28 +83,31 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
     )
     dtype = torch.float64 if training.dtype == "float64" else torch.float32
     anew: list[str] = []
+    from_atoms = True
+    predicted: tuple[str, ...] = ()
+    replayed: Replay | None = None
     if training.fine_tune.checkpoint is None:
         network = make_network(config, elements, statistics, dtype)
     else:
         start = starting_network(training.fine_tune)
         fresh = new_heads(config, start)
-        elements, statistics = merged_statistics(elements, statistics, start, fresh)
-        network = make_network(config, elements, statistics, dtype)
-        transfer(network, start, (), fresh)
-        fitted = set(elements) if training.fine_tune.references == "fit" else set(elements) - set(start.elements)
-        if config.energy and fitted:
-            given = tuple(
-                atoms.get(number, value) if number in fitted else value
-                for number, value in zip(elements, statistics.reference_energies, strict=True)
-            )
-            network = make_network(config, elements, replace(statistics, reference_energies=given), dtype)
-            transfer(network, start, (), fresh)
-            if fitted - atoms.keys():
-                given = fit_references(network, stores, split.training, fitted - atoms.keys())
-            network = make_network(config, elements, replace(statistics, reference_energies=given), dtype)
-        anew = transfer(network, start, training.fine_tune.freeze, fresh)
+        network, anew, from_atoms = _fine_tuned(
+            stores, recipe, start, fresh, split, (elements, statistics), atoms, dtype
+        )
+        predicted = tuple(spec.name for spec in network.outputs if spec.name not in fresh)
+        replayed = _replayed(folder, recipe, network, start.elements, split)
+        elements = network.elements
     known = _of_known_elements(stores, split, elements)
-    notes = [*_isolated(atoms), *_skipped_structures(stores, split, known, elements), *_unreachable_irreps(network)]
+    notes = [
+        *_isolated(atoms, used=from_atoms),
+        *_skipped_structures(stores, split, known, elements),
+        *_unreachable_irreps(network),
+    ]
+    if replayed is not None:
+        notes.append(
+            f"training.fine_tune.replay: {replayed.n_training:,} structures of {training.fine_tune.replay} to train "
+            f"on, {replayed.n_held_out:,} held out"
+        )
     if anew:
         notes.append(
             "training.fine_tune: new heads change the products of the network; these weights start at random: "
@@ -90,7 +118,66 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe) -> tuple[TrainingData,
         count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)
         if count:
             notes.append(f"heads.{name}: skipped {count:,} training labels that have no logarithm")
-    return TrainingData(tuple(stores), known, heads), network, tuple(notes)
+    return Prepared(TrainingData(tuple(stores), known, heads, replayed), network, predicted, tuple(notes))
+
+
+def _fine_tuned(
+    stores: Sequence[GraphStore],
+    recipe: Recipe,
+    start: Network,
+    fresh: set[str],
+    split: Split,
+    of_data: tuple[tuple[int, ...], DataStatistics],
+    atoms: Mapping[int, float],
+    dtype: torch.dtype,
+) -> tuple[Network, list[str], bool]:
+    """Build the network with the weights of a checkpoint, and fit its reference energies to the new labels.
+
+    Args:
+        stores: Stores to train on.
+        recipe: Recipe of the run.
+        start: Network of the checkpoint.
+        fresh: Heads that the checkpoint does not have, or defines differently.
+        split: Split of the structures.
+        of_data: Elements and statistics of the new data.
+        atoms: Energies of isolated atoms (eV) by atomic number.
+        dtype: Data type of the network.
+
+    Returns:
+        The network, the names of weights that start at random although the checkpoint has them, and whether energies of
+        isolated atoms, if there are any, are the reference energies.
+    """
+    config, fine_tune = recipe.config.network, recipe.config.training.fine_tune
+    elements, statistics = merged_statistics(*of_data, start, fresh)
+    network = make_network(config, elements, statistics, dtype)
+    transfer(network, start, (), fresh)
+    fitted = set(elements) if fine_tune.references == "fit" else set(elements) - set(start.elements)
+    used = True
+    if config.energy and fitted:
+        references, used = fit_references(network, stores, split.training, fitted, atoms)
+        network = make_network(config, elements, replace(statistics, reference_energies=references), dtype)
+    return network, transfer(network, start, fine_tune.freeze, fresh), used
+
+
+def _replayed(folder: Path, recipe: Recipe, network: Network, elements: Sequence[int], split: Split) -> Replay | None:
+    """The replayed structures, labelled by the network before its first step; None without replay."""
+    training = recipe.config.training
+    source = open_replay(training.fine_tune, network.cutoff)
+    if source is None:
+        return None
+    try:
+        return replay(
+            folder,
+            source,
+            network,
+            elements,
+            training.fine_tune,
+            count=sum(int(chosen.sum()) for chosen in split.training),
+            seed=training.split.seed,
+            identity=hashlib.sha256(json.dumps(recipe.identity, sort_keys=True).encode()).hexdigest(),
+        )
+    finally:
+        network.train()  # labelling leaves it in evaluation mode
 
 
 def _without_isolated_atoms(
@@ -108,9 +195,14 @@ def _without_isolated_atoms(
     return [chosen & ~alone for chosen, alone in zip(usable, isolated, strict=True)], atoms
 
 
-def _isolated(atoms: Mapping[int, float]) -> list[str]:
+def _isolated(atoms: Mapping[int, float], *, used: bool) -> list[str]:
     if not atoms:
         return []
+    if not used:
+        return [
+            f"left out {len(atoms)} isolated atoms: the energies of the checkpoint are not relative to those of atoms, "
+            "so its reference energies are fitted to the other structures"
+        ]
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
     return [f"reference energies of isolated atoms: {listed}; these structures are left out of the split"]
 

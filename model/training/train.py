@@ -16,11 +16,15 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from ...pipeline.errors import ConfigError, EquiscreenError
 from ...pipeline.runs.progress import shows_progress
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.graph_store import GraphStore, check_unchanged
 from ...pipeline.store.row_sources import absolute
+from ...pipeline.store.schema import GRAPH_SCHEMA
 from ..checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
 from ..config.config import Config
+from ..config.training import TrainingConfig
+from ..data.replay import REPLAY, open_replay
 from ..data.splits import SUBSETS
+from ..data.training_data import open_stores
 from ..evaluation.metrics import Comparison, compare, error_units, mae_by_name
 from ..evaluation.plots import Parity, Subset, learning_curves, parity_plots
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
@@ -29,7 +33,7 @@ from .callbacks import BEST, LAST, RENDEZVOUS, make_trainer, quiet_lightning
 from .finetune import architecture, starting_network
 from .lightning_module import TrainingModule
 from .run_folder import Recipe, join_logs, opened_run
-from .setup import prepare
+from .setup import Prepared, prepare
 
 HELD_OUT: tuple[Subset, ...] = ("validation", "test")
 
@@ -48,8 +52,13 @@ class TrainingReport:
         checkpoint: Path of the model.
         validation: Mean absolute errors on the validation structures, by output; NaN without labels.
         test: Mean absolute errors on the test structures, by output, if there are any.
+        before: Mean absolute errors on the validation structures before fine-tuning, with the checkpoint's weights and
+            refitted reference energies (unless `references` is ``keep``), of the outputs that the checkpoint predicts.
+        drift: Mean absolute differences from the network before fine-tuning on replayed structures that are held out,
+            by output, if structures are replayed.
         units: Units of the errors, by output.
         n_training, n_validation, n_test: Number of structures in each subset.
+        n_replayed, n_held_out: Number of replayed structures that were trained on, and that were held out.
         epochs: Number of epochs, including those before an interruption.
         seconds: Duration of this call, seconds.
     """
@@ -57,18 +66,29 @@ class TrainingReport:
     checkpoint: Path
     validation: Mapping[str, float]
     test: Mapping[str, float]
+    before: Mapping[str, float]
+    drift: Mapping[str, float]
     units: Mapping[str, str]
     n_training: int
     n_validation: int
     n_test: int
+    n_replayed: int
+    n_held_out: int
     epochs: int
     seconds: float
 
     def __str__(self) -> str:
+        replayed = f" and {self.n_replayed:,} replayed ones" if self.n_replayed else ""
+        before = f" (before fine-tuning: {self._format_errors(self.before)})" if self.before else ""
         tested = f"; test MAE on {self.n_test:,}: {self._format_errors(self.test)}" if self.test else ""
+        drift = ""
+        if self.drift:
+            changes = self._format_errors(self.drift)
+            drift = f"; mean change on {self.n_held_out:,} replayed structures that were held out: {changes}"
         return (
-            f"{self.checkpoint}: {self.epochs} epochs on {self.n_training:,} structures in {self.seconds:.0f} s; "
-            f"validation MAE on {self.n_validation:,}: {self._format_errors(self.validation)}{tested}"
+            f"{self.checkpoint}: {self.epochs} epochs on {self.n_training:,} structures{replayed} in "
+            f"{self.seconds:.0f} s; validation MAE on {self.n_validation:,}: {self._format_errors(self.validation)}"
+            f"{before}{tested}{drift}"
         )
 
     def _format_errors(self, errors: Mapping[str, float]) -> str:
@@ -119,21 +139,10 @@ def train(
     return replace(report, seconds=time.monotonic() - begin)
 
 
-def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
-    """Open graph stores, in the order given.
-
-    Raises:
-        ConfigError: No store is given.
-        StoreError: A store cannot be read.
-    """
-    paths = [stores] if isinstance(stores, str | Path) else list(stores)
-    if not paths:
-        raise ConfigError("no graph store to train on; give at least one")
-    return [GraphStore(path) for path in paths]
-
-
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """Build the recipe of a run; a cutoff that is not set defaults to the smallest cutoff of the stores.
+    """Build the recipe of a run, with the values of all settings that are not set.
+
+    A cutoff that is not set is the smallest cutoff of the stores; fine-tuning has defaults of its own.
 
     Args:
         stores: Stores to train on.
@@ -142,12 +151,13 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         members: Number of members of the ensemble; 1 is a single network.
 
     Raises:
-        ConfigError: The cutoff exceeds that of a store, the loss has a term for an unknown head, or the checkpoint to
-            fine-tune is an ensemble or cannot have the new heads.
+        ConfigError: The cutoff exceeds that of a store, the loss has a term for an unknown head, the checkpoint to
+            fine-tune is an ensemble or cannot have the new heads, or structures are replayed without a checkpoint.
+        StoreError: The store to replay cannot be read.
         CheckpointError: The checkpoint to fine-tune cannot be read.
     """
     smallest = min(stores, key=lambda store: store.cutoff)
-    network, training, digest = config.network, config.training, ""
+    network, training, digest = config.network, config.training.with_defaults_of_task(), ""
     if training.fine_tune.checkpoint is not None:
         network = architecture(config, starting_network(training.fine_tune), stores).network
         checkpoint = training.fine_tune.checkpoint.resolve()
@@ -166,20 +176,28 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
             f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; "
             f"{'' if digest else 'lower it, or '}run `equiscreen featurize ... --cutoff {cutoff}`"
         )
+    replayed = open_replay(training.fine_tune, cutoff)
+    if replayed is not None:
+        fine_tune = training.fine_tune.model_copy(update={"replay": str(absolute(replayed.path))})
+        training = training.model_copy(update={"fine_tune": fine_tune})
     settled = Config(network=network.model_copy(update={"cutoff": cutoff}), training=training)
     threads = config.training.threads or torch.get_num_threads()
     paths = tuple(str(absolute(store.path)) for store in stores)
-    return Recipe(paths, tuple(store.store_hash for store in stores), settled, limit, threads, members, digest)
+    replay_hash = "" if replayed is None else replayed.store_hash
+    hashes = tuple(store.store_hash for store in stores)
+    return Recipe(paths, hashes, settled, limit, threads, members, digest, replay_hash)
 
 
 def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: bool | None) -> TrainingReport:
     config = recipe.config
     lightning.seed_everything(config.training.seed, verbose=False)
     torch.set_num_threads(recipe.threads)
-    data, network, notes = prepare(graphs, recipe)
-    for note in notes if shows_progress(progress) else ():
+    prepared = prepare(graphs, recipe, folder)
+    data, network = prepared.data, prepared.network
+    for note in prepared.notes if shows_progress(progress) else ():
         print(f"train: {note}", file=sys.stderr, flush=True)  # noqa: T201 - printed where progress is shown
     data.split.save(folder / "split.npz")
+    before = _errors_before(prepared, config.training)
     module = TrainingModule(network, config.training, data)
     units = error_units(network)
     with quiet_lightning():
@@ -198,12 +216,15 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         for subset in HELD_OUT
         if any(chosen.any() for chosen in getattr(data.split, subset))
     }
+    drift: dict[str, Comparison] = {}
+    if data.replay is not None:
+        drift = compare(network, data.batches(REPLAY, network, config.training), state["batch_parts"])
     _draw(folder, found, units)
     network.cpu()
     so3 = config.network.symmetry == "so3"
     card = ModelCard(
         symmetry="so3" if so3 else "o3",
-        training_data=" ".join(recipe.hashes),
+        training_data=" ".join(filter(None, (*recipe.hashes, recipe.replay_hash))),
         validation=mae_by_name(found["validation"]),
         test=mae_by_name(found.get("test", {})),
         mirror_violation=(
@@ -213,19 +234,35 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     )
     for store in graphs:
         store.check_unchanged()
+    if config.training.fine_tune.replay is not None:
+        check_unchanged(config.training.fine_tune.replay, GRAPH_SCHEMA, recipe.replay_hash)
     save_checkpoint(folder / MODEL_FILE, network, card)
     n_training, n_validation, n_test = (sum(int(x.sum()) for x in getattr(data.split, name)) for name in SUBSETS)
     return TrainingReport(
         folder / MODEL_FILE,
         {name: x.mae for name, x in found["validation"].items()},
         {name: x.mae for name, x in found.get("test", {}).items()},
+        before,
+        {name: x.mae for name, x in drift.items() if len(x.label)},
         units,
         n_training,
         n_validation,
         n_test,
+        0 if data.replay is None else data.replay.n_training,
+        0 if data.replay is None else data.replay.n_held_out,
         max(trainer.current_epoch, state["epoch"] + 1),  # with several processes the trainer keeps no count
         0.0,
     )
+
+
+def _errors_before(prepared: Prepared, config: TrainingConfig) -> dict[str, float]:
+    """Mean absolute errors on the validation structures before the first step, of outputs that the checkpoint has."""
+    if not prepared.known:
+        return {}
+    network = prepared.network
+    found = compare(network, prepared.data.batches("validation", network, config))
+    network.train()
+    return {name: found[name].mae for name in prepared.known if len(found[name].label)}
 
 
 def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None:

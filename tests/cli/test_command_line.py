@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "{}/g.zarr", "--out", "{}/run", "--config", "{}/slip.yaml"), ("max_epoch", "'max_epochs'")),
         (
             ("train", "{}/g.zarr", "--out", "{}/run", "--repeat", "{}/run"),
-            ("--repeat takes", "--from, --limit and --seeds"),
+            ("--repeat takes", "--from, --replay, --limit and --seeds"),
         ),
         (("train", "--out", "{}/again", "--repeat", "{}/none"), ("none", "not a run folder")),
         (("train", "{}/g.zarr", "--out", "{}/run", "--from", "{}/none.ckpt"), ("none.ckpt", "no such checkpoint")),
@@ -200,8 +200,8 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
 
 
 VERBS = [
-    *("demo", "generate", "featurize", "merge", "train", "import", "export", "screen", "info"),
-    *("relax", "hull", "cascade", "select", "report", "rank", "models", "references"),
+    *("demo", "generate", "featurize", "merge", "train", "refit", "import", "export", "screen"),
+    *("info", "relax", "hull", "cascade", "select", "report", "rank", "models", "references"),
 ]
 
 
@@ -283,6 +283,8 @@ def test_another_kind_of_input_is_told_with_the_command_that_makes_the_right_one
     )
     for words, cure in (
         (("train", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
+        (("train", graphs, "--replay", graphs, *out), "training.fine_tune.replay: requires a checkpoint"),
+        (("refit", graphs, graphs, *out), f"`equiscreen train {graphs} --out RUN`"),
         (("merge", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
         (("train", scores, *out), f"the graph store of its structures is {graphs}"),
         (("select", graphs, *out), f"`equiscreen screen {graphs} --model NAME --out S.zarr`"),

@@ -12,7 +12,14 @@ import yaml
 from equiscreen.model import Config
 from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.config.network import PRESETS, RESERVED_HEADS, NequipConfig, NetworkConfig
-from equiscreen.model.config.training import FineTuneConfig, LossConfig, SplitConfig, TermConfig, TrainingConfig
+from equiscreen.model.config.training import (
+    FINE_TUNING_DEFAULTS,
+    FineTuneConfig,
+    LossConfig,
+    SplitConfig,
+    TermConfig,
+    TrainingConfig,
+)
 from equiscreen.pipeline.errors import ConfigError
 from pydantic import BaseModel
 
@@ -110,6 +117,14 @@ def test_every_default_on_the_page_is_the_real_one(model: type[BaseModel]) -> No
         if model is NetworkConfig and key != "preset":
             unnamed = {str(getattr(NetworkConfig(preset=preset), key)) for preset in PRESETS.keys() - named}
             assert len(unnamed) == 1, f"the page does not mention that {key} depends on the preset"
+
+
+def test_the_page_lists_the_defaults_of_fine_tuning() -> None:
+    stated = re.search(r"^\| key \| when training from scratch.*\n(?:\|.*\n)+", PAGE, re.MULTILINE)
+    assert stated
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in stated[0].splitlines()[2:]]
+    assert {key: yaml.safe_load(tuned) for key, _, tuned in rows} == FINE_TUNING_DEFAULTS
+    assert all(yaml.safe_load(scratch) == getattr(TrainingConfig(), key) for key, scratch, _ in rows)
 
 
 def test_defaults_of_features_follow_preset_and_symmetry() -> None:

@@ -16,7 +16,7 @@ from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, repeat
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint, save_ensemble
 from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
-from equiscreen.pipeline import GraphStore
+from equiscreen.pipeline import GraphStore, Structure
 from equiscreen.pipeline.errors import CheckpointError, ConfigError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
@@ -165,6 +165,21 @@ def test_references_can_be_kept(store: Path, start: Path, tmp_path: Path) -> Non
     assert kept.statistics.reference_energies == old.statistics.reference_energies
     # The error is that of the energy zeros, which the next epochs would have to correct.
     assert load_checkpoint(tmp_path / "run" / "model.ckpt")[1].validation["energy eV/atom"] > 10
+
+
+def test_isolated_atoms_set_the_zero_of_energy_only_if_the_checkpoint_agrees(start: Path, tmp_path: Path) -> None:
+    crystals = probe_structures((13, 29), 16, seed=99, max_atoms=6)
+    alone = [Structure.from_cartesian([number], np.zeros((1, 3))) for number in (13, 29)]
+    old = load_checkpoint(start / "model.ckpt")[0]
+    predicted = evaluate(TorchPotential(old), crystals).energy.tolist()
+    references = np.array(old.statistics.reference_energies[:2])
+    for shift, used in ((0.01, True), (3.0, False)):
+        atoms = images([*crystals, *alone], emt=True)
+        for image, energy in zip(atoms, [*predicted, *(references + shift)], strict=True):
+            image.calc.results["energy"] = energy
+        data = stored(tmp_path / f"{shift}.zarr", atoms)
+        found = fine_tuned(data, tmp_path / f"run-{shift}", start, **STILL).statistics.reference_energies[:2]
+        assert found == pytest.approx(references + (shift if used else 0.0), abs=1e-4)
 
 
 def test_weights_are_taken_from_a_file_as_from_a_folder(store: Path, start: Path, tmp_path: Path) -> None:
