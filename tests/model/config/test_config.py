@@ -11,7 +11,7 @@ import pytest
 import yaml
 from equiscreen.model import Config
 from equiscreen.model.config.head import HeadConfig
-from equiscreen.model.config.network import PRESETS, RESERVED_HEADS, NequipConfig, NetworkConfig
+from equiscreen.model.config.network import PRESETS, RESERVED_HEADS, MaceConfig, NequipConfig, NetworkConfig
 from equiscreen.model.config.training import (
     FINE_TUNING_DEFAULTS,
     FineTuneConfig,
@@ -71,7 +71,8 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 def annotated(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if annotation is NequipConfig else [annotation]  # read from files of weights, not written by people
+        # Read from files of weights, not written by people.
+        return [] if annotation in {NequipConfig, MaceConfig} else [annotation]
     return [found for part in getattr(annotation, "__args__", ()) for found in annotated(part)]
 
 
