@@ -114,7 +114,10 @@ def test_public_names_are_the_same_for_type_checkers_and_at_run_time(package: st
             assert getattr(module, name) is getattr(module, name)
 
 
-@pytest.mark.parametrize("package", ["equiscreen", "equiscreen.model", "equiscreen.export"])
+@pytest.mark.parametrize(
+    "package",
+    ["equiscreen", *(pytest.param(f"equiscreen.{part}", marks=pytest.mark.slow) for part in ("model", "export"))],
+)
 def test_help_works_where_an_extra_is_not_installed(package: str) -> None:
     """`pip install '.[rank]'` has no Lightning, and the README tells its users to call ``help(equiscreen)``."""
     script = (

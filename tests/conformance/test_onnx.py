@@ -88,7 +88,13 @@ def larger() -> OnnxPotential:
     return potential_of(LARGER)
 
 
-@pytest.fixture(params=[*SHORT, *(pytest.param(kind, marks=pytest.mark.slow) for kind in WHOLE)], scope="session")
+@pytest.fixture(
+    params=[
+        *(pytest.param(kind, marks=[pytest.mark.slow] if kind == "nequix" else []) for kind in SHORT),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in WHOLE),
+    ],
+    scope="session",
+)
 def nequip_potential(request: pytest.FixtureRequest) -> OnnxPotential:
     return loaded(nequip_of((SHORT | WHOLE)[request.param]))
 

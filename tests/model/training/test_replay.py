@@ -102,6 +102,7 @@ def test_a_run_folder_holds_the_values_that_were_used(store: Path, start: Path, 
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_replayed_is_remembered(new: Path, old: Path, start: Path, tmp_path: Path) -> None:
     unknown = probe_structures(ELEMENTS, 20, seed=98, max_atoms=8)
     before = evaluate(TorchPotential(load_checkpoint(start / "model.ckpt")[0]), unknown)
