@@ -123,7 +123,7 @@ def select(
         str | None,
         typer.Option(
             help="Column to rank by, lowest first; -COLUMN ranks highest first.",
-            show_default="that of the list of `rank` in FOLDER, else energy_above_hull, else "
+            show_default="the column that `rank` used if it wrote FOLDER, else energy_above_hull, else "
             "formation_energy_per_atom, else energy_per_atom if all compositions are equal",
         ),
     ] = None,

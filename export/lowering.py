@@ -49,7 +49,7 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
     model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
-        raise ExportError("the graph contains a size of the traced example; take all sizes from the inputs")
+        raise ExportError("a size of the traced example is hard-coded in the graph; derive all sizes from the inputs")
     return model
 
 

@@ -311,7 +311,9 @@ class MaceConfig(Architecture):
         for place, text in enumerate(self.hidden_irreps):
             kinds = _checked_kinds(text, parsed(text))
             if any(mul != 1 for mul, _ in parsed(text)):
-                raise ValueError("hidden_irreps: give the number of channels as `channels`")
+                raise ValueError(
+                    f"hidden_irreps: {text} has a multiplicity other than 1; give the number of channels as `channels`"
+                )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
             raise ValueError(f"edge_irreps {self.edge_irreps}: must be among the hidden irreps")
