@@ -80,9 +80,9 @@ def select(
         out: Folder to write.
         where: Filter expression; see `filter_expression`.
         top: Number of structures; None for all.
-        by: Column to rank by, lowest first, or highest first with a minus in front; by default that of the list of
-            `equiscreen.rank` for its folder of results, else the energy above hull, else the formation energy, else
-            (for a single composition) the energy per atom.
+        by: Column to rank by, lowest first, or highest first with a minus in front; by default the column that
+            `equiscreen.rank` used if `scores` is its folder of results, else the energy above hull, else the formation
+            energy, else (for a single composition) the energy per atom.
         allowed_elements: Symbols of the only elements that a structure may contain.
         any_elements: Symbols of elements, at least one of which a structure must contain.
         excluded_elements: Symbols of elements that a structure must not contain.
