@@ -40,8 +40,9 @@ def train(
         str | None,
         typer.Option(
             metavar="G.zarr",
-            help="While fine-tuning, also train on structures of this graph store, with the predictions that the model "
-            "made of them before, so that it stays as it was for them (sets training.fine_tune.replay in the config).",
+            help="While fine-tuning, also train on structures of this graph store, labelled by the model before the "
+            "first step, so that its predictions for them "
+            "hardly change (sets training.fine_tune.replay in the config).",
         ),
     ] = None,
     repeat: Annotated[
@@ -113,8 +114,8 @@ def refit(
 ) -> None:
     """Fit the reference energies of a network to another DFT setting.
 
-    The energies of the atoms that a network adds up are relative to reference energies of the elements, which depend on
-    the settings of the DFT calculations. They are fitted to the energies in the stores, by least squares; the weights,
+    A network adds up atomic energies, which are relative to reference energies of the elements. These depend on the
+    settings of the DFT calculations, and are fitted to the energies in the stores, by least squares; the weights,
     and with them all forces and stresses, stay as they are. To change the weights too, use `equiscreen train --from`,
     which refits the reference energies first.
 

@@ -17,7 +17,7 @@ from .head import Section
 from .network import MaceConfig, NequipConfig, NetworkConfig
 from .training import TrainingConfig
 
-# Families of networks that only imports make.
+# Families of networks that are made only by importing weights.
 IMPORTED = ("nequip", "mace")
 
 

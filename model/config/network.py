@@ -124,7 +124,7 @@ class NequipConfig(Architecture):
 
     Attributes:
         family: Always ``nequip``.
-        symmetry: ``so3`` also for features with parity whose activations mix parities.
+        symmetry: ``so3`` if features have no parity, or if activations mix parities.
         energy: Always true; these networks have no heads.
         cutoff: Cutoff radius (angstrom).
         embedding: Number of scalars in the initial embedding of an atom.
@@ -188,7 +188,7 @@ class NequipConfig(Architecture):
         if self.self_connections and len(self.self_connections) != len(self.hidden_irreps):
             raise ValueError("self_connections: must name one kind for each interaction")
         if self.symmetry != "so3" and self.odd_activation == "abs" and any("0o" in text for text in self.hidden_irreps):
-            raise ValueError("odd_activation: abs makes odd scalars even, so the symmetry can only be so3")
+            raise ValueError("odd_activation: abs makes odd scalars even, so set `symmetry: so3`, or choose tanh")
         return self
 
     def _check_irreps(self) -> None:
@@ -211,7 +211,7 @@ class NequipConfig(Architecture):
         for text, before, after in zip(self.hidden_irreps, layers, layers[1:], strict=False):
             made = {ir for left in before for right in harmonics for ir in left * right}
             if not made.issuperset(after):
-                raise ValueError(f"hidden_irreps {text}: the interaction cannot produce all of them")
+                raise ValueError(f"hidden_irreps {text}: the interaction cannot produce all these irreps; remove some")
 
     @property
     def tracks_parity(self) -> bool:
@@ -244,7 +244,7 @@ class MaceConfig(Architecture):
         cutoff: Cutoff radius (angstrom).
         channels: Number of channels of every irrep of an atom's features.
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
-        edge_irreps: Features that senders pass on in all interactions but the first; empty: the same as
+        edge_irreps: Features that senders pass on in all interactions but the first; empty stands for
             `hidden_irreps`.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
         correlation: Highest order of the products of the sum with itself, for each interaction.
@@ -260,7 +260,7 @@ class MaceConfig(Architecture):
             or ``soft``.
         agnesi: Parameters a, p and q of the Agnesi transform.
         steepness: Steepness of the soft transform.
-        repulsion: Repulsion of the nuclei; None for none.
+        repulsion: Repulsion of the nuclei; None leaves it out.
         readouts: How the energy is read from the scalars after each interaction: ``linear``, ``perceptron`` or
             ``none``.
         readout_hidden: Hidden width of the perceptron.
@@ -296,7 +296,7 @@ class MaceConfig(Architecture):
             if len(getattr(self, name)) != len(self.hidden_irreps):
                 raise ValueError(f"{name}: must have one value for each of the {len(self.hidden_irreps)} interactions")
         if set(self.readouts) == {"none"}:
-            raise ValueError("readouts: nothing would be predicted")
+            raise ValueError("readouts: all are none, so nothing would be predicted; set one to linear or perceptron")
         if self.basis == "gaussian" and self.n_basis < 2:
             raise ValueError("n_basis: must be at least 2 for Gaussians")
         if self.heads:

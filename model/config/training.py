@@ -95,7 +95,7 @@ class FineTuneConfig(Section):
         freeze: Name prefixes of the parameters to freeze, such as ``embedding``, ``radial`` or ``interactions.0``.
         references: ``fit`` refits the reference energies to the residuals of the checkpoint on the new labels; ``keep``
             keeps those of the checkpoint's elements.
-        replay: Path or URL of a graph store of structures for which the predictions shall stay as they are. A sample of
+        replay: Path or URL of a graph store of structures whose predictions should stay as they are. A sample of
             them, labelled by the network before its first step, is trained on together with the new data.
         replay_fraction: Number of replayed structures to train on, relative to the number of new ones.
         replay_rattle: Standard deviation of the random displacements of replayed atoms along each axis (angstrom).
@@ -179,8 +179,8 @@ class TrainingConfig(Section):
     def with_defaults_of_task(self) -> Self:
         """Return the settings with the defaults of fine-tuning for keys that are not set, if there is a checkpoint.
 
-        A learning rate that is set is not relative by default. The keys count as set in the result, so that settings
-        read from a run folder stay as they are.
+        If `learning_rate` is set but `relative_rate` is not, the rate is not relative. The keys count as set in the
+        result, so that settings read from a run folder stay as they are.
         """
         if self.fine_tune.checkpoint is None:
             return self

@@ -110,7 +110,7 @@ def replay(
         folder: Run folder.
         source: Store to sample.
         network: Network before its first step, with its reference energies refitted.
-        elements: Elements that the checkpoint supports; other structures are not sampled.
+        elements: Elements that the checkpoint supports; structures with other elements are not sampled.
         config: Settings of fine-tuning.
         count: Number of new structures to train on.
         seed: Random seed of the sample.
@@ -165,7 +165,7 @@ def _sample(
 
 
 def _rattled(rows: PlacedBlock, rattle: float, seed: int, cutoff: float) -> GraphBlock:
-    """Displace the atoms: at rest, crystals have no forces, so their labels would say little about other places."""
+    """Displace the atoms: in relaxed crystals forces vanish, so labels would say little about other positions."""
     structures = []
     for place, row in enumerate(rows.row.tolist()):
         structure = rows.block.structure(place)

@@ -1,4 +1,4 @@
-"""Activation functions by name, written in operations whose last bit does not depend on an element's place.
+"""Activation functions by name; no bit of a result depends on the position of the element in its tensor.
 
 ONNX Runtime's Softplus and Log round differently in vectorised code and in the code for the remainder of a tensor, so
 the logarithm is a series here (see `sine` for the same problem).
@@ -59,7 +59,7 @@ def elu(x: Tensor) -> Tensor:
 
 
 def mish(x: Tensor) -> Tensor:
-    """X times tanh(softplus(x)) (Misra, BMVC 2020)."""
+    """The product of x and tanh(softplus(x)) (Misra, BMVC 2020)."""
     return x * torch.tanh(softplus(x))
 
 

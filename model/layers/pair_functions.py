@@ -28,7 +28,7 @@ class DistanceTransform(nn.Module):
     """Distances relative to the covalent radii of both atoms.
 
     ``agnesi`` maps them to (0, 1) (Witt et al., J. Chem. Phys. 159, 164101 (2023)); ``soft`` leaves long distances
-    unchanged and ends at three quarters of the sum of radii.
+    unchanged, and maps short ones to about three quarters of the sum of the radii.
 
     Args:
         config: Configuration of the network; its transform is not ``none``.
@@ -67,7 +67,7 @@ class ZblRepulsion(nn.Module):
 
     Args:
         config: Constants of the repulsion.
-        cutoff: Cutoff radius of the network, beyond which nothing is counted (angstrom).
+        cutoff: Cutoff radius of the network, beyond which the repulsion is zero (angstrom).
         elements: Atomic numbers of the elements.
     """
 
@@ -103,5 +103,5 @@ class ZblRepulsion(nn.Module):
         phi = terms[0] + terms[1] + terms[2] + terms[3]
         envelope = polynomial_envelope(distance / reach, self.config.envelope_power)
         energy = phi * envelope * (charges * (COULOMB / 2)) / distance
-        # A padding slot is as long as two cutoffs, which may be within reach of two large atoms.
+        # The distance of a padding slot is two cutoffs, which can be less than the sum of two large covalent radii.
         return torch.where(distance < self.cutoff, energy, torch.zeros_like(energy))

@@ -3,9 +3,9 @@
 The sum is that of Batatia et al., NeurIPS 2022 (MACE), eq. 10 and 11, over a basis of all different products
 (`equivariance.symmetric_couplings`) instead of all paths.
 
-The order of operations was chosen by their number; tests/model/layers/test_symmetric_contraction.py counts them. For
-each channel of an atom with features up to degree 3 and products of three factors to 0e and 1o, there are as many
-multiplications in
+The order of operations was chosen by the number of multiplications, which
+tests/model/layers/test_symmetric_contraction.py counts. For each channel of an atom with features up to degree 3 and
+products of three factors to 0e and 1o, these numbers are:
 
 - the published order, weights times coupling matrices first, then one factor after another: 740,000;
 - all 816 monomials of third order, then one matrix to all products: 37,000;

@@ -1,9 +1,9 @@
 """MACE: messages from neighbours, and products of their sum with itself (Batatia et al., NeurIPS 2022).
 
-Names of its own code: `send` is linear_up, `mix` is linear, `by_element` is skip_tp, `update` is the product's linear
-map. Constants that are kept separate there (mean number of neighbours, moments of activations, prefactors of radial
-functions) are folded into the weights here. Batatia et al., arXiv:2401.00096, describe the density normalisation, the
-transform of distances and the repulsion.
+In the authors' code, `send` is called linear_up, `mix` linear and `by_element` skip_tp; `update` is the linear map of
+the product. Constants that are kept separate there (mean number of neighbours, moments of activations, prefactors of
+radial functions) are folded into the weights here. Batatia et al., arXiv:2401.00096, describe the density
+normalisation, the transform of distances and the repulsion.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class MaceNetwork(Network):
 class RadialFunctions(nn.Module):
     """Radial basis functions, without the envelope.
 
-    Bessel functions sin(k r) / r have trained frequencies k, Gaussians trained centres; Chebyshev polynomials begin
-    with the first.
+    Bessel functions sin(k r) / r have trained frequencies k, and Gaussians have trained centres; Chebyshev
+    polynomials start with that of degree 1.
     """
 
     def __init__(self, config: MaceConfig) -> None:
@@ -131,7 +131,7 @@ class RadialFunctions(nn.Module):
             self.steepness = 0.5 * ((config.n_basis - 1) / config.cutoff) ** 2
 
     def forward(self, distance: Tensor) -> Tensor:
-        """Map distances, float[P, 1], to float[P, n_basis]."""
+        """Map distances, float[P, 1], to float[P, n_basis]; their unit is angstrom, or none after ``agnesi``."""
         if self.basis == "bessel":
             return sine(distance * self.frequencies) / distance
         if self.basis == "gaussian":
@@ -193,10 +193,10 @@ class MaceInteraction(nn.Module):
         couplings: Mapping[Path, Tensor],
         slots: Slots,
     ) -> Features:
-        """Compute the next features of all atoms.
+        """Compute the next features of all atoms: by irrep, float[N, 2 l + 1, channels].
 
         Args:
-            features: Features of all atoms.
+            features: Features of all atoms: by irrep, float[N, 2 l + 1, channels].
             species: int64[N], index of each atom's element.
             basis: As in `Convolution.forward`.
             envelope: As in `Convolution.forward`.

@@ -3,7 +3,7 @@
 For each path of irreps, a message is the product of the sender's features with spherical harmonics, times a learned
 radial function per channel (Batzner et al., Nat. Commun. 13, 2453 (2022)). Constants that published codes keep separate
 (fan-in, moments of activations, mean number of neighbours, prefactors of radial functions) are folded into the weights
-here. Features have parity (o3 or natural) or not (so3); odd scalars have an odd activation of their own.
+here. Features have a parity under o3 and natural, and none under so3; odd scalars have an activation of their own.
 """
 
 from __future__ import annotations
@@ -352,10 +352,10 @@ class NequipInteraction(nn.Module):
         couplings: Mapping[Path, Tensor],
         slots: Slots,
     ) -> Features:
-        """Compute the next features of all atoms.
+        """Compute the next features of all atoms: by irrep, float[N, 2 l + 1, channels].
 
         Args:
-            features: Features of all atoms.
+            features: Features of all atoms: by irrep, float[N, 2 l + 1, channels].
             species: int64[N], index of each atom's element.
             basis: As in `Convolution.forward`.
             couplings: As in `Convolution.forward`.

@@ -17,7 +17,7 @@ from ..equivariance.irreps import SCALAR, Irrep
 from ..equivariance.irreps import Path as IrrepPath
 from ..networks.nequip import ODD_SCALAR, with_gates
 
-# e3nn leaves functions alone whose second moment is this close to one.
+# e3nn does not rescale a function whose second moment is this close to one.
 IDENTITY_TOLERANCE = 1e-4
 
 Channels = Mapping[Irrep, int]
@@ -67,7 +67,7 @@ def e3nn_element_matrices(flat: Tensor, into: Channels, attributes: Tensor, out:
 def e3nn_paths(
     left: Sequence[Irrep], right: Sequence[Irrep], out: Collection[Irrep], *, by_result: bool
 ) -> list[IrrepPath]:
-    """Paths of a convolution in the order of e3nn's codes; `by_result` sorts them by the irrep that they end in."""
+    """Paths of a convolution in the order of codes based on e3nn; `by_result` sorts them by their last irrep."""
     paths = [IrrepPath(a, b, c) for a in left for b in right for c in a * b if c in out]
     return sorted(paths, key=lambda path: path.out) if by_result else paths
 
@@ -119,7 +119,7 @@ class InteractionShape:
         return {ir: m[..., columns] if ir == SCALAR else m for ir, m in matrices.items() if ir in kept}
 
     def rows(self, matrices: Mapping[Irrep, Tensor], ours: Sequence[IrrepPath]) -> dict[Irrep, Tensor]:
-        """Reorder the rows of maps behind the convolution to the order of our paths, which may be fewer.
+        """Reorder the rows of maps after the convolution to the order of our paths, which may be fewer.
 
         Args:
             matrices: float[channels of all paths that end in the irrep, output channels] for each irrep.
@@ -135,7 +135,7 @@ class InteractionShape:
 
 
 def nonzero_irreps(shapes: Sequence[InteractionShape]) -> list[dict[Irrep, int]]:
-    """Number of channels of each irrep after each interaction, without irreps that no path of non-zero ones ends in."""
+    """Number of channels of each irrep after each interaction, without those that no path makes non-zero."""
     made, kept = {SCALAR}, []
     for shape in shapes:
         made = {path.out for path in shape.paths if path.left in made} & {*shape.out}
@@ -162,7 +162,7 @@ def ordered_columns(
 def activation_gain(function: Callable[[Tensor], Tensor]) -> float:
     """Factor that e3nn multiplies an activation by, so that its second moment is one.
 
-    e3nn estimates the moment from samples of fixed seed, and leaves the function alone if it is close to one.
+    e3nn estimates the moment from samples of fixed seed, and does not rescale the function if it is close to one.
     """
     gain = float(normalize2mom(function).cst)
     return 1.0 if abs(gain - 1) < IDENTITY_TOLERANCE else gain

@@ -62,12 +62,12 @@ def load_pretrained(
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
-        trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are never unpickled so.
+        trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are always read as records.
         config: File of settings, YAML or JSON, if `source` is a state dict of a MACE (.pt, .safetensors or .npz).
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
-        The network, in evaluation mode, and its model card. Its dtype is float32, or for a MACE that of the file.
+        The network, in evaluation mode, and its model card. Its dtype is float32; a MACE keeps that of its file.
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged

@@ -80,7 +80,7 @@ def from_mace(
         path: Path of the file, for error messages.
 
     Returns:
-        As `read_mace`.
+        As in `read_mace`.
 
     Raises:
         CheckpointError: The weights do not fit the settings or are not finite, or there is no such head.
@@ -111,7 +111,7 @@ def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
 
 
 class _Reader:
-    """Reads the weights of a file in our convention, all in float64.
+    """Converts the weights of a file to our convention, all in float64.
 
     Args:
         settings: Settings of the network.
@@ -214,7 +214,7 @@ class _Reader:
     def of_head(self, values: Tensor) -> Tensor:
         """The row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"has constants of {len(values)} heads, and {self.n_heads} names of heads")
+            raise CheckpointError(f"has constants of {len(values)} heads, but {self.n_heads} names of heads")
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:
@@ -357,7 +357,7 @@ def rewrite_products(
         out: float64[n_elements, our products, channels], where the weights of our products are added.
 
     Raises:
-        CheckpointError: The couplings are no combinations of ours.
+        CheckpointError: The couplings are not combinations of ours.
     """
     if irrep.l == 0:
         couplings = couplings.unsqueeze(0)

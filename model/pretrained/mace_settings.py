@@ -63,8 +63,8 @@ class MaceSettings(BaseModel):
         keep_last_layer_irreps: Not supported: more than the first irrep after the last interaction.
         use_reduced_cg: Not used: the coupling matrices are those of the file.
         heads: Names of the heads.
-        path_order: Order of the radial functions: ``created`` by irreps of sender and harmonics, or ``sorted`` by the
-            irrep of the result, as in all recent versions.
+        path_order: Order of the radial functions: ``created``, by the irreps of sender and harmonics, or ``sorted``,
+            by the irrep of the result, as in all recent versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -160,7 +160,8 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
     """Settings of a pickled MACE.
 
     Raises:
-        CheckpointError: The module is no MACE with an energy, or a setting is not supported; the message names it.
+        CheckpointError: The module is not a MACE that predicts an energy, or a setting is not supported; the message
+            names it.
     """
     if module.kind not in MODELS:
         dipoles = " (it predicts dipoles or other tensors, which need heads that MACE networks do not have here)"
@@ -178,7 +179,7 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
         raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
     values: dict[str, Any] = {
         "model": module.kind,
-        # The shortest decimal number: that of a float32 file is 6 and not 5.9999998.
+        # Through the shortest decimal number, so that a cutoff stored in float32 becomes 6 and not 5.9999998.
         "r_max": float(str(module["r_max"].numpy())),
         "max_ell": max(degree for _, degree, _ in _irreps(first["target_irreps"])),
         "interaction_cls_first": first.kind,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...pipeline.errors import CheckpointError, detail
 
-# Settings and names of all modules: 0.4 MB for a MACE of two layers. The compiled code that e3nn keeps inside is more.
+# The settings and module names of a MACE of two layers take 0.4 MB; the code that e3nn compiled takes more.
 MAX_PICKLE_BYTES, MAX_ARCHIVE_BYTES = 128 << 20, 4 << 30
 # Packages whose classes and functions become records.
 INERT = ("mace.", "e3nn.", "torch.nn.", "torch.fx.", "opt_einsum_fx.", "torch.jit.", "__torch__.")
@@ -79,7 +79,7 @@ class Record:
         """Return an attribute, submodule, parameter or buffer.
 
         Raises:
-            KeyError: There is none of this name.
+            KeyError: Nothing has this name.
         """
         if not isinstance(self.state, dict):
             raise KeyError(name)
@@ -178,7 +178,7 @@ def _read_archive(file: BinaryIO, limit: int = MAX_ARCHIVE_BYTES) -> Any:
             raise _RefusedError(f"the archive has an entry outside of its folder: {unsafe[0][:80]}")
         name = _pickle_name(archive)
         if archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
-            raise _RefusedError(f"its description is larger than {MAX_PICKLE_BYTES >> 20} MiB")
+            raise _RefusedError(f"its pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB")
         content = archive.read(name)
         _check(content)
         return _Reader(content, archive, name.removesuffix("data.pkl")).load()
@@ -195,9 +195,9 @@ def _check(content: bytes) -> None:
             raise _RefusedError(f"it uses the operation {operation.name}, which files of PyTorch do not use")
         if operation.name == "GLOBAL" and _function(*str(argument).split(" ", 1)) is None:
             raise _RefusedError(f"reading it would need {str(argument).replace(' ', '.')}, which is not allowed")
-        # A high number would make a large table.
+        # A large index would make the unpickler allocate a large table.
         if operation.name in MEMO_OPERATIONS and int(str(argument)) > count:
-            raise _RefusedError("its description is damaged")
+            raise _RefusedError("its pickle is damaged")
 
 
 class _Reader(pickle.Unpickler):
@@ -209,7 +209,7 @@ class _Reader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find a function or class of the list."""
+        """Find a function or class on the list."""
         found = _function(module, name)
         if found is None:
             raise _RefusedError(f"reading it would need {module}.{name}, which is not allowed")
@@ -219,7 +219,7 @@ class _Reader(pickle.Unpickler):
         """Read the numbers of a tensor."""
         _, storage, key, _, count = pid
         if not re.fullmatch(r"\d{1,9}", str(key)):
-            raise _RefusedError("its description is damaged")
+            raise _RefusedError("its pickle is damaged")
         if key not in self.storages:
             info = self.archive.getinfo(self._entry(str(key)))
             dtype = STORAGES[storage.name.rpartition(".")[2]]
@@ -244,7 +244,7 @@ def _function(module: str, name: str) -> Any:
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A tensor of a part of its storage."""
+    """Copy a tensor from its part of a storage."""
     numbers = (offset, *size, *stride)
     if min(numbers) < 0 or math.prod(size) > len(storage):
         raise _RefusedError("a tensor is larger than its part of the file")

@@ -10,7 +10,7 @@ converted:
 - activations of the gate are divided by the square root of their second moment: folded into the next maps;
 - Bessel functions have a prefactor 2 / cutoff, which is folded into the radial perceptron, and frequencies in units of
   pi / cutoff;
-- what an atom sends is divided by the square root of the mean number of neighbours: folded into the map before; if
+- what an atom sends is divided by the square root of the mean number of neighbours: folded into the preceding map; if
   there is one number for each element, it becomes a factor of the element;
 - the self-connection is a tensor product with the embedding of the element: a matrix for each element;
 - before 0.16, networks without parity have even irreps only (so3); since then they have natural parity.
@@ -123,7 +123,7 @@ class _Content:
         power: Power of the polynomial envelope.
         activations: Activations of even scalars, odd scalars and gates.
         readout_activation: Activation of the readout; None and "None" are linear, but have different gains.
-        mean_neighbors: Mean number of neighbours, for all elements or by type; None if nothing is divided by it.
+        mean_neighbors: Mean number of neighbours, for all elements or by type; None if messages are not divided by it.
         repulsion: Power of the envelope of the pair repulsion; None without it.
         state: Weights by name, starting with the name of the module.
     """
@@ -157,7 +157,10 @@ def from_nequip_checkpoint(content: Mapping[str, Any], path: str | Path) -> Nequ
     version = _version(info["versions"]["nequip"], path)
     trainer = info.get("training_module", {}).get("_target_")
     if trainer not in TRAINERS:
-        raise CheckpointError(f"{path}: trained by {trainer}, whose averaged weights are unknown; package it first")
+        raise CheckpointError(
+            f"{path}: trained by {trainer}, whose averaged weights are unknown; package it with `nequip-package`, and "
+            "import the package"
+        )
     target = settings.get("_target_")
     if target not in BUILDERS:
         raise CheckpointError(
@@ -208,11 +211,13 @@ def from_nequip_package(path: str | Path) -> NequipNetwork:
     metadata = yaml.safe_load(archive.text(METADATA))
     package = int(metadata["package_version_id"])
     if package > NEWEST_PACKAGE:
-        raise CheckpointError(f"{path}: a package of version {package}; versions up to {NEWEST_PACKAGE} are known")
+        raise CheckpointError(
+            f"{path}: a package of version {package}; versions up to {NEWEST_PACKAGE} are known; try a newer equiscreen"
+        )
     _version(metadata["versions"]["nequip"], path)
     models = archive.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
-        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; only one can be imported")
+        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each on its own")
     graph = models.child("sole_model")
     network = graph.child("model")
     while network.name != "SequentialGraphNetwork":
@@ -230,7 +235,9 @@ def _version(text: Any, path: str | Path) -> tuple[int, ...]:
     version = tuple(int(part) for part in str(text).split(".")[:2])
     if version > NEWEST:
         newest = ".".join(map(str, NEWEST))
-        raise CheckpointError(f"{path}: from NequIP {text}; files of versions up to {newest} are known")
+        raise CheckpointError(
+            f"{path}: from NequIP {text}; files of versions up to {newest} are known; try a newer equiscreen"
+        )
     return version
 
 
@@ -274,7 +281,7 @@ def _configured_layers(settings: Mapping[str, Any], *, natural: bool) -> tuple[l
 def _channels(irreps: Any) -> dict[Irrep, int]:
     pairs = parsed(str(o3.Irreps(irreps).simplify()))
     if len({irrep for _, irrep in pairs}) < len(pairs):
-        raise ValueError(f"the irreps {irreps} contain one twice")
+        raise ValueError(f"the irreps {irreps} contain an irrep twice")
     return {irrep: channels for channels, irrep in pairs}
 
 
@@ -302,7 +309,9 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
     if not averaged:
         return found
     if not state["ema._extra_state"]["is_holding_ema_weights"]:
-        raise CheckpointError(f"{path}: saved during a validation, with averaged and raw weights exchanged")
+        raise CheckpointError(
+            f"{path}: saved during validation, when averaged and raw weights are exchanged; use another checkpoint"
+        )
     trained = {
         "bessel_encode.bessel_weights": settings.get("bessel_trainable", False),
         "per_type_energy_scale_shift.scales": settings.get("per_type_energy_scales_trainable", False),

@@ -127,7 +127,8 @@ def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
     if version > NEWEST:
         newest = ".".join(map(str, NEWEST))
         raise CheckpointError(
-            f"{path}: from SevenNet {settings['version']}; files of versions up to {newest} are known"
+            f"{path}: from SevenNet {settings['version']}; files of versions up to {newest} are known; "
+            "try a newer equiscreen"
         )
     return version
 

@@ -37,9 +37,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
                 return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
-        raise CheckpointError(f"{path}: damaged, or not a file of weights ({detail(error)})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or not a file of weights ({detail(error)}); copy or download it again"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise CheckpointError(f"{path}: not a state dict: it must hold tensors by name, and nothing else")
+        raise CheckpointError(
+            f"{path}: not a state dict: it must hold tensors by name, and nothing else; save only `model.state_dict()`"
+        )
     return {str(name): x for name, x in content.items()}
 
 

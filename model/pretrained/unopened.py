@@ -1,4 +1,4 @@
-"""Published weights whose files were never opened here: their addresses are known, but not their SHA-256.
+"""Published weights that equiscreen was never tested with: their addresses are known, but not their SHA-256.
 
 No name downloads anything without a known hash, so these are listed for people who download a file themselves.
 """
@@ -20,7 +20,7 @@ _MATPES = "Kaplan et al., arXiv:2503.04070"
 
 @dataclass(frozen=True, slots=True)
 class Unopened:
-    """One file of published weights that was never opened here.
+    """One file of published weights that equiscreen was never tested with.
 
     Attributes:
         name: Name of the model.
@@ -28,7 +28,7 @@ class Unopened:
         scheme: Energy scheme of its energies.
         functional: Functional of the training labels.
         training_data: Data sets that the model was trained on.
-        licence: Licence of the weights, as its own code states it.
+        licence: Licence of the weights, as the authors' code states it.
         citation: Publication that describes the model.
     """
 
@@ -103,15 +103,16 @@ UNOPENED = {
 def advice(model: Unopened) -> str:
     """How to use a model, and what is not known about it."""
     return (
-        f"its file was never opened here and its SHA-256 is not known, so it is not downloaded by name; download "
-        f"{model.url} (licence: {model.licence}), pass the path of the file, and set `--energy-scheme {model.scheme}`"
+        f"equiscreen was never tested with its file and does not know its SHA-256, so it does not download it by name; "
+        f"download {model.url} (licence: {model.licence}), pass the path of the file, and set "
+        f"`--energy-scheme {model.scheme}`"
     )
 
 
 def describe_unopened() -> str:
     """List the models, one per line."""
     return "\n".join(
-        f"{model.name}: {model.scheme}; {model.training_data}; {model.licence}; {model.citation}; file never opened "
-        f"here, SHA-256 unknown; download {model.url}"
+        f"{model.name}: {model.scheme}; {model.training_data}; {model.licence}; {model.citation}; never "
+        f"tested with equiscreen, SHA-256 unknown; download {model.url}"
         for model in UNOPENED.values()
     )

@@ -222,7 +222,7 @@ class EnergyErrors:
 
         Args:
             columns: Columns of the elements to correct; the others are not corrected.
-            known: Corrections by column that are given and not fitted.
+            known: Given corrections (eV) by column, which are not fitted.
         """
         out = np.zeros(self.counts.shape[1])
         out[list(known)] = list(known.values())
@@ -239,7 +239,7 @@ class EnergyErrors:
 def energy_errors(
     network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> EnergyErrors:
-    """Errors of the energies of a sample of the chosen structures that covers rare ones of the elements."""
+    """Errors of the energies in a sample of the chosen structures; the sample covers rare elements."""
     potential = TorchPotential(network)
     counts, errors = [np.zeros((0, len(network.elements)))], [np.zeros(0)]
     for rows in EpochReader(stores, _sample_structures(stores, chosen, elements), labels=(ENERGY,)).blocks(64):

@@ -38,7 +38,7 @@ class Prepared:
 
     Attributes:
         data: Stores, split, labels of heads, and replayed structures.
-        network: The network; of a checkpoint that is fine-tuned, with its weights.
+        network: The network, with the weights of the checkpoint if one is fine-tuned.
         known: Outputs that the checkpoint to fine-tune predicts; empty without one.
         notes: Notes for the user, one per line.
     """

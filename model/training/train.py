@@ -140,7 +140,7 @@ def train(
 
 
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """Build the recipe of a run, with the values of all settings that are not set.
+    """Build the recipe of a run, with the defaults of all settings that are not set.
 
     A cutoff that is not set is the smallest cutoff of the stores; fine-tuning has defaults of its own.
 

@@ -50,7 +50,7 @@ def picture_file(heading: str, path: str | Path) -> str:
     """Return a section that holds a PNG file.
 
     Raises:
-        ConfigError: The file cannot be read, is not PNG, or has more than 2 MB.
+        ConfigError: The file cannot be read, is not PNG, or is larger than 2 MB.
     """
     try:
         with Path(path).open("rb") as file:

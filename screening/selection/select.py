@@ -150,7 +150,7 @@ def select(
 
 
 def _earlier_ranking(folder: str | Path, rows: ScoresReader) -> str | None:
-    """Column that ranks the list in a folder of `rank`, of which a selection must be the top; None for other paths."""
+    """Column that ranks the list of a results folder of `rank`; a selection ranks by it too. None for other paths."""
     try:
         recipe = json.loads((Path(folder) / _LISTED / RECIPE_FILE).read_bytes())
         by = recipe["criteria"]["by"] if recipe["scores"]["store_hash"] == rows.hash else None

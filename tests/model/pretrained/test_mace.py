@@ -232,7 +232,7 @@ def changed(target: Path, old: bytes, new: bytes, extra: str = "") -> Path:
         (b"GaussianBasis", b"SplineBasis", "radial_type: Input should be 'bessel', 'gaussian' or 'chebyshev'"),
         (b"NonLinearReadoutBlock", b"NonLinearBiasReadoutBlock", "unsupported architecture: readouts"),
         (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP or MACE|damaged"),
-        (b"q\x01", b"r\xff\xff\xff\x7f", "its description is damaged"),
+        (b"q\x01", b"r\xff\xff\xff\x7f", "its pickle is damaged"),
     ],
 )
 def test_what_a_file_asks_for_and_is_not_there_is_named(old: bytes, new: bytes, message: str, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
 
 def test_published_models_are_named_but_not_downloaded() -> None:
     for name in UNOPENED:
-        with pytest.raises(CheckpointError, match=rf"{name}: its file was never opened here .* download https://"):
+        with pytest.raises(CheckpointError, match=rf"{name}: equiscreen was never tested with .* download https://"):
             load_pretrained(name)
     assert {model.licence for model in UNOPENED.values()} == {"MIT", "ASL (academic use only)"}
     page = (ROOT / "docs/pretrained.md").read_text()

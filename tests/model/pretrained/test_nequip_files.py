@@ -131,7 +131,7 @@ def spoil(content: dict[str, Any]) -> None:
             r"trained by a\.ScheduleFree",
         ),
         (lambda x: x["state_dict"].pop("ema.ema_weight_2"), "averaged weights do not fit"),
-        (lambda x: x["state_dict"]["ema._extra_state"].update(is_holding_ema_weights=False), "during a validation"),
+        (lambda x: x["state_dict"]["ema._extra_state"].update(is_holding_ema_weights=False), "during validation"),
         (lambda x: x["hyper_parameters"].update(model=Harmful()), r"would run (posix|nt)\.system"),
     ],
     ids=["NaN", "version", "trainer", "averages", "validation", "harmful"],
