@@ -62,8 +62,8 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     sizes = (*table.neighbors.shape, len(table.pair_slot), len(table.volume))
     if len(set(sizes)) < len(sizes) or min(sizes) < 2:
         raise ExportError(
-            f"the traced example has {sizes} atoms, slots, pairs and structures; these numbers must differ and be "
-            "at least 2"
+            f"the numbers of atoms, slots, pairs and structures in the traced example are {sizes}; they must all be "
+            "different and at least 2"
         )
     return example
 

@@ -145,7 +145,7 @@ def tensors(module: Record, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _compiled(module: Record) -> dict[str, Record]:
-    """Modules that e3nn compiled, which it pickles as the bytes of an archive of their own."""
+    """Modules that e3nn compiled; it pickles each as the bytes of a separate archive."""
     codes = module.get("__codegen__")
     out = {}
     for name, code in codes.items() if isinstance(codes, Mapping) else ():

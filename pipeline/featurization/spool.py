@@ -64,7 +64,7 @@ def read_spooled(path: Path, begin: int, end: int) -> Iterator[Document | tuple[
 
 
 def _python_rows(table: pa.Table) -> Iterator[Mapping[str, Any] | str]:
-    """Yield rows; for a row that Python cannot represent, such as text that is not UTF-8, the reason instead."""
+    """Yield each row or, if Python cannot represent it (for example, its text is not UTF-8), the reason."""
     try:
         yield from table.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):

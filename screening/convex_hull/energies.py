@@ -128,7 +128,7 @@ class ScoredEnergies(ScoresReader):
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
     def not_competing(self) -> dict[str, int]:
-        """Number of rows of each status whose energies are measured against a hull but are not part of one."""
+        """Number of rows, by status, that are compared with a hull but do not themselves contribute to one."""
         meanings = self.meanings("status")
         counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
         words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
