@@ -21,6 +21,7 @@ import yaml
 from ase import Atoms
 from equiscreen.campaigns import model_file
 from equiscreen.campaigns.elements import ELEMENTS as ELEMENT_CRYSTALS
+from equiscreen.model.pretrained.load import import_weights
 from equiscreen.model.pretrained.registry import REGISTRY
 from equiscreen.pipeline import Structure, featurize
 from equiscreen.pipeline.structures.random_crystals import probe_structures
@@ -30,6 +31,7 @@ from equiscreen.screening.chemistry.elemental_energies import elemental_energies
 from ..conftest import ELEMENTS, ROOT, cif_text, pymatgen_dict, write_emt_labelled
 from ..export.runtime.altered_models import altered
 
+ORACLES = ROOT / "tests/oracles"
 MOST_ATOMS = 6
 EMT_METALS = {"Al", "Ni", "Cu"}
 _FORMATION = "materials_project_eV_per_atom"
@@ -171,6 +173,17 @@ def write_sevennet(path: Path) -> None:
     torch.save(content, path)
 
 
+def write_mace_weights(path: Path) -> None:
+    """Weights of a MACE, without its settings."""
+    with np.load(ORACLES / "mace/0.npz") as arrays:
+        np.savez(path, **{name: arrays[name] for name in arrays.files if not name.startswith("expected.")})
+
+
+def write_mace_settings(path: Path) -> None:
+    """Settings of the MACE in `write_mace_weights`."""
+    path.write_text(json.dumps(json.loads((ORACLES / "mace/settings.json").read_text())[0]))
+
+
 def write_crystal_store(path: Path) -> None:
     """A graph store of real crystals."""
     ase.io.write(path.with_suffix(".extxyz"), crystals()[:8], format="extxyz")
@@ -222,7 +235,14 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "Si.json.gz": write_mlearn,
     },
     "models.md": _CANDIDATES,
-    "pretrained.md": {**_CANDIDATES, "my-sevennet.pth": write_sevennet},
+    "pretrained.md": {
+        **_CANDIDATES,
+        "my-sevennet.pth": write_sevennet,
+        "my-network.nequip.zip": partial(shutil.copy, ORACLES / "nequip/trained.nequip.zip"),
+        "several-heads.model": partial(shutil.copy, ORACLES / "mace/module.model"),
+        "weights.npz": write_mace_weights,
+        "settings.json": write_mace_settings,
+    },
     "references.md": {**_CANDIDATES, **_ENTRIES, "relaxed.zarr": write_relaxed, "elements.csv": write_elements},
     "own_network.md": {
         "training.extxyz": partial(write_alloys, count=20, seed=_FIRST),
@@ -232,6 +252,9 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "G.zarr": partial(write_alloy_store, count=8, seed=_FIRST),
         "A.zarr": partial(write_alloy_store, count=8, seed=_SECOND),
         "B.zarr": partial(write_alloy_store, count=8, seed=_THIRD),
+        "OLD.zarr": partial(write_alloy_store, count=40, seed=_FOURTH),
+        "mine.zarr": partial(write_alloy_store, count=8, seed=_FIRST),
+        "7net-0.ckpt": partial(import_weights, "7net-0"),
         "c.yaml": write_quick_config,
     },
     "scores.md": {
