@@ -61,6 +61,11 @@ class TrainingModule(lightning.LightningModule):
         self.network, self.config, self.data = network, config, data
         self.parts = 1
         self._done = 0
+        # Rows of the elements that only replayed structures have.
+        self._other_elements: list[int] = []
+        if data.replay is not None:
+            learned = {int(number) for store in data.stores for number in store.elements}
+            self._other_elements = [row for row, element in enumerate(network.elements) if element not in learned]
         self._resumed = (0, 0)  # epoch and number of batches that were processed before an interruption
         self._sums: dict[str, Tensor] = {}
         self._wrong = ""
@@ -146,13 +151,11 @@ class TrainingModule(lightning.LightningModule):
         Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
         their size, would turn each into a large step.
         """
-        if self.data.replay is None:
+        if not self._other_elements:
             return
-        learned = {int(number) for store in self.data.stores for number in store.elements}
-        rows = [row for row, element in enumerate(self.network.elements) if element not in learned]
         for name, parameter in self.network.named_parameters():
             if is_by_element(name) and parameter.grad is not None:
-                parameter.grad[rows] = 0.0
+                parameter.grad[self._other_elements] = 0.0
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from equiscreen.model import Config
+from equiscreen.model.training.lightning_module import TrainingModule
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
@@ -22,6 +25,23 @@ def small_config(network: dict[str, Any] | None = None, **training: Any) -> Conf
     """Configuration of a network that trains in seconds."""
     sections = {"network": {**SMALL["network"], **(network or {})}, "training": {**SMALL["training"], **training}}
     return Config.parse(sections, "test")
+
+
+@contextmanager
+def interrupted_after(steps: int) -> Iterator[None]:
+    """Interrupt the training in this block after a number of steps, as Ctrl-C does."""
+    step, done = TrainingModule.training_step, []
+
+    def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> None:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(batch_idx)
+        step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.fixture(scope="package")

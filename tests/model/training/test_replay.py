@@ -23,7 +23,7 @@ from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreErro
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ...conftest import ELEMENTS
-from ..conftest import small_config
+from ..conftest import interrupted_after, small_config
 from ..labelled import images, stored
 
 TINY = {"hidden_irreps": "4x0e + 2x1o", "n_radial": 2, "correlation": 2}
@@ -170,23 +170,11 @@ def test_the_summary_tells_both_domains(new: Path, old: Path, start: Path, tmp_p
     assert "replayed" not in str(plain)
 
 
-def test_a_run_with_replay_resumes_to_the_bit(
-    new: Path, old: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_replay_resumes_to_the_bit(new: Path, old: Path, start: Path, tmp_path: Path) -> None:
     config = settings(start, old, checkpoint_minutes=1e-9, max_epochs=3)
     whole = train(new, tmp_path / "whole", config)
-    step, done = TrainingModule.training_step, []
-
-    def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> None:
-        if len(done) == 13:  # in the middle of the second epoch, of 9 batches
-            raise KeyboardInterrupt
-        done.append(batch_idx)
-        step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(new, tmp_path / "run", config)
+    with interrupted_after(13):  # in the middle of the second epoch, of 9 batches
+        train(new, tmp_path / "run", config)
     labels = (tmp_path / "run" / REPLAY_STORE / "zarr.json").stat().st_mtime_ns
     report = train(new, tmp_path / "run", config)
     assert (tmp_path / "run" / REPLAY_STORE / "zarr.json").stat().st_mtime_ns == labels  # written once

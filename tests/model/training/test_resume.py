@@ -8,17 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from equiscreen.model import load_checkpoint, repeat, train
-from equiscreen.model.training.lightning_module import TrainingModule
 from equiscreen.model.training.run_folder import join_logs
 from equiscreen.pipeline.errors import ConfigError
 
-from ..conftest import small_config
+from ..conftest import interrupted_after, small_config
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -74,24 +72,14 @@ def test_a_killed_training_ends_in_the_weights_of_an_undisturbed_one(
 
 @pytest.mark.parametrize("steps", [7, 10])
 def test_a_training_interrupted_in_a_later_epoch_ends_in_the_same_weights(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    store: Path, tmp_path: Path, steps: int
 ) -> None:
     """After 7 steps, in the middle of the second of epochs of 5 batches, and after 10, between two epochs."""
     config = small_config(checkpoint_minutes=1e-9, batch_size=6)
     whole = train(store, tmp_path / "whole", config)
     assert whole.n_training == 30
-    step, done = TrainingModule.training_step, []
-
-    def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> None:
-        if len(done) == steps:
-            raise KeyboardInterrupt
-        done.append(batch_idx)
-        step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(store, tmp_path / "run", config)
+    with interrupted_after(steps):
+        train(store, tmp_path / "run", config)
     train(store, tmp_path / "run", config)
     assert_equal(tmp_path / "run", tmp_path / "whole")
 
