@@ -34,7 +34,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages whose blocks another test runs, which compares their results with what the page states.
 RUN_ELSEWHERE = {"examples.md": "tests/test_examples.py"}
-# Pages whose blocks are alternatives, each in a folder of its own. Other pages say so with a comment.
+# Pages whose blocks are alternatives, each in a folder of its own. Other pages state it in a comment.
 ALTERNATIVES = {"README.md"}
 # A bucket that the page about object stores uses.
 BUCKET = "my-bucket"

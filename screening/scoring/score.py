@@ -29,8 +29,8 @@ from ..dataset.scores import (
 from ..partial_periodicity import PartialStress
 from ..plausibility import Plausibility
 
-# A structure is evaluated as a whole. For energy, forces and stress, an edge takes 34 kB with 7net-0 and 3.4 kB
-# with the preset `small`: this many edges take up to 3.4 GB.
+# A structure is evaluated as a whole. For energy, forces and stress, an edge takes 42 kB with 7net-0
+# (tests/benchmarks/pretrained_size.txt): this many edges take up to 4.2 GB.
 MAX_SCORED_EDGES = 100_000
 
 
