@@ -12,11 +12,11 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 
 
-def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
+def cut(n_edges: NDArray[np.integer], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
     """Divide structures into parts, independently of the number of workers.
 
     Args:
-        n_edges: int32[n_structures], edges of each structure.
+        n_edges: int[n_structures], edges of each structure, or of all its evaluations.
         part_edges: Number of edges after which a part ends.
         part_structures: Number of structures after which a part ends.
 
