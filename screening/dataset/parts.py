@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
 
 
 def cut(n_edges: NDArray[np.integer], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
@@ -61,6 +62,22 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
         name
         for name, spec in graphs.specs.items()
         if spec.attrs.get("role") == "column" and spec.dims[0] == STRUCTURE and name not in taken
+    )
+
+
+def uncompressed_bytes(specs: Iterable[ArraySpec], counts: Mapping[str, int]) -> float:
+    """Size of the arrays of a store without compression, bytes; text columns are left out.
+
+    Args:
+        specs: The arrays.
+        counts: Number of rows along the first dim of each of them.
+    """
+    return float(
+        sum(
+            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
+            for spec in specs
+            if spec.dtype != TEXT
+        )
     )
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
+from ..dataset.parts import uncompressed_bytes
+from ..relaxation.output import relaxed_graph_arrays
 from .compute import expected_work, potential_for
 from .inputs import Candidates
 from .materials import Protocol, compute_materials
+from .output import base_arrays, property_arrays
 from .presets import preset_named
 
 SAMPLE = 4
@@ -27,6 +31,7 @@ class PropertiesEstimate:
         cells: Number of cells to evaluate, at most.
         seconds: Time on one core.
         sample: Number of structures that the time is extrapolated from.
+        bytes_on_disk: Largest size of the outputs, without text columns and tables.
         bytes_of_memory: Memory of a worker.
     """
 
@@ -34,13 +39,15 @@ class PropertiesEstimate:
     cells: int
     seconds: float
     sample: int
+    bytes_on_disk: float
     bytes_of_memory: int
 
     def __str__(self) -> str:
         return (
             f"{self.structures:,} structures, at most {self.cells:,} cells besides their relaxations: about "
-            f"{self.seconds:,.0f} s on one core (from a sample of {self.sample}), "
-            f"{self.bytes_of_memory / 1e6:,.0f} MB of memory per worker"
+            f"{self.seconds:,.0f} s on one core (from a sample of {self.sample}), at most "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk besides text columns, {self.bytes_of_memory / 1e6:,.0f} MB of "
+            "memory per worker"
         )
 
 
@@ -81,5 +88,13 @@ def estimate(
     seconds = (time.monotonic() - begin) * float(work.sum()) / max(1.0, float(work[rows].sum()))
     n_atoms = candidates.graphs.n_atoms[candidates.rows].tolist()
     cells = sum(one.workload(size).cells for one in protocol.properties for size in n_atoms)
+    counts = {
+        STRUCTURE: len(n_atoms),
+        ATOM: sum(n_atoms),
+        EDGE: int(candidates.graphs.n_edges[candidates.rows].sum(dtype=np.int64)),
+    }
+    arrays = (*base_arrays(protocol.relaxation), *property_arrays(protocol.properties), *relaxed_graph_arrays(()))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return PropertiesEstimate(len(candidates.rows), cells, seconds, len(rows), memory)
+    return PropertiesEstimate(
+        len(candidates.rows), cells, seconds, len(rows), uncompressed_bytes(arrays, counts), memory
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import resource
 import shutil
@@ -31,7 +30,7 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
-from ..dataset.parts import carried_columns, cut, listed, structures_within
+from ..dataset.parts import carried_columns, cut, listed, structures_within, uncompressed_bytes
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from ..plausibility import Plausibility
@@ -442,10 +441,4 @@ def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> 
         ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),
         EDGE: int(graphs.n_edges[:size].sum(dtype=np.int64)),
     }
-    return float(
-        sum(
-            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
-            for spec in (*relaxed_arrays(settings), *relaxed_graph_arrays(()))
-            if spec.dtype != TEXT
-        )
-    )
+    return uncompressed_bytes((*relaxed_arrays(settings), *relaxed_graph_arrays(())), counts)
