@@ -1,4 +1,4 @@
-"""The verb `properties`: elastic tensors and equations of state of whole screens."""
+"""The verb `properties`: elastic tensors, equations of state, phonons and thermal conductivities of whole screens."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ def properties(
         str,
         typer.Option(
             help="Properties to compute, separated by commas: elastic (elastic tensor and moduli), eos (bulk "
-            "modulus from energies at several volumes)."
+            "modulus from energies at several volumes), phonons (dynamical stability, heat capacity, bands), kappa "
+            "(lattice thermal conductivity; hours for a hundred crystals)."
         ),
     ] = "elastic",
     preset: Annotated[
         str,
         typer.Option(
             help="Protocol: `default` relaxes the ions of each strained cell and uses the symmetry of the crystal; "
-            "`matcalc` follows MatCalc's benchmark, with clamped ions and larger strains."
+            "`matcalc` follows MatCalc's benchmark, with clamped ions and larger strains; `phonondb-103` follows the "
+            "benchmark of thermal conductivities with this name."
         ),
     ] = "default",
     where: Annotated[
@@ -61,13 +63,14 @@ def properties(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Compute elastic tensors and equations of state of relaxed crystals.
+    """Compute elastic tensors, equations of state, phonons and thermal conductivities of relaxed crystals.
 
-    Each crystal is relaxed tightly, then strained; the strained cells of many crystals are evaluated together. With
-    --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and shear modulus (Voigt, Reuss,
-    Hill), whether it is mechanically stable, and so on, with units, next to the columns of R.zarr. The relaxed crystals
-    are in the graph store P.graphs.zarr, in the same order. The status is ok, not_applicable (a molecule or slab),
-    not_relaxed, symmetry_changed, too_large or failed, and status_note gives the reason.
+    Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals are
+    evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and shear
+    modulus (Voigt, Reuss, Hill), whether it is mechanically and dynamically stable, and so on, with units, next to the
+    columns of R.zarr. The relaxed crystals are in the graph store P.graphs.zarr, in the same order. The status is ok,
+    imaginary_modes, not_applicable (a molecule or slab), not_relaxed, symmetry_changed, too_large or failed, and
+    status_note gives the reason. Phonons and conductivities need `pip install 'equiscreen[properties]'`.
 
     `equiscreen select P.zarr --where "bulk_modulus_vrh > 200 and is_mechanically_stable"` chooses among the results. An
     interrupted run resumes when you run the same command again.

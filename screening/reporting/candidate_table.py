@@ -41,6 +41,8 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "shear_modulus_vrh": ("shear modulus", 1),
     "bulk_modulus_eos": ("bulk modulus", 1),
     "is_mechanically_stable": ("mechanically stable", 0),
+    "is_dynamically_stable": ("dynamically stable", 0),
+    "kappa": ("thermal conductivity", 2),
     "space_group": ("space group", 0),
     "novelty": ("known or new", 0),
     "known_as": ("known as", 0),
