@@ -65,11 +65,11 @@ def properties(
 ) -> None:
     """Compute elastic tensors, equations of state, phonons and thermal conductivities of relaxed crystals.
 
-    Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals are
-    evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and shear
-    modulus (Voigt, Reuss, Hill), whether it is mechanically and dynamically stable, and so on, with units, next to the
-    columns of R.zarr. The relaxed crystals are in the graph store P.graphs.zarr, in the same order. The status is ok,
-    imaginary_modes, not_applicable (a molecule or slab), not_relaxed, symmetry_changed, too_large or failed, and
+    Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals
+    are evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and
+    shear modulus (Voigt, Reuss, Hill), whether it is mechanically and dynamically stable, and so on, with units, next
+    to the columns of R.zarr. The relaxed crystals are in the graph store P.graphs.zarr, in the same order. The status
+    is ok, imaginary_modes, not_applicable (a molecule or slab), not_relaxed, symmetry_changed, too_large or failed, and
     status_note gives the reason. Phonons and conductivities need `pip install 'equiscreen[properties]'`.
 
     `equiscreen select P.zarr --where "bulk_modulus_vrh > 200 and is_mechanically_stable"` chooses among the results. An

@@ -7,7 +7,6 @@ time. Frequencies are in THz; those of imaginary modes are negative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +97,7 @@ def displaced_supercells(crystal: Structure, matrix: NDArray[np.int64], displace
     return DisplacedSupercells(tuple(map(from_phonopy, (phonopy.supercell, *displaced))), phonopy)
 
 
-def set_force_constants(
-    supercells: DisplacedSupercells, forces: Sequence[ArrayLike], born: BornCharges | None = None
-) -> Any:
+def set_force_constants(supercells: DisplacedSupercells, forces: ArrayLike, born: BornCharges | None = None) -> Any:
     """Compute the force constants of a crystal, and return phonopy's object with them.
 
     The forces of the supercell without displacements, which a relaxation does not remove completely, are subtracted.
@@ -108,7 +105,7 @@ def set_force_constants(
 
     Args:
         supercells: The supercells.
-        forces: Forces on the atoms of each of them, float[n_atoms, 3] each, eV/angstrom.
+        forces: Forces on the atoms of each of them, float[n_supercells, n_atoms, 3], eV/angstrom.
         born: Born charges for the splitting of longitudinal and transverse optical modes; None leaves it out.
 
     Returns:
@@ -123,11 +120,11 @@ def set_force_constants(
     return phonopy
 
 
-def without_residual(forces: Sequence[ArrayLike]) -> NDArray[np.float64]:
+def without_residual(forces: ArrayLike) -> NDArray[np.float64]:
     """Subtract the forces of the first supercell, which has no displacement, from those of all others.
 
     Args:
-        forces: float[n_atoms, 3] of each supercell, eV/angstrom.
+        forces: float[n_supercells, n_atoms, 3], eV/angstrom.
 
     Returns:
         float64[n_supercells - 1, n_atoms, 3], eV/angstrom.

@@ -96,12 +96,6 @@ class Phonons(Property):
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """See `Property.arrays`."""
-        temperatures = {
-            "dims": ("phonon_temperature",),
-            "inner": (len(self.temperatures),),
-            "temperatures": list(self.temperatures),
-            "temperature_units": "K",
-        }
         return (
             structure_array(
                 "is_dynamically_stable",
@@ -151,19 +145,9 @@ class Phonons(Property):
                 "angstrom^2",
                 self.temperature,
             ),
-            structure_array(
-                "heat_capacities", "float64", "heat capacity per mole of atoms", units="J/mol/K", **temperatures
-            ),
-            structure_array(
-                "vibrational_entropies", "float64", "entropy per mole of atoms", units="J/mol/K", **temperatures
-            ),
-            structure_array(
-                "vibrational_free_energies",
-                "float64",
-                "Helmholtz free energy of the vibrations",
-                units="eV/atom",
-                **temperatures,
-            ),
+            self._by_temperature("heat_capacities", "heat capacity per mole of atoms", "J/mol/K"),
+            self._by_temperature("vibrational_entropies", "entropy per mole of atoms", "J/mol/K"),
+            self._by_temperature("vibrational_free_energies", "Helmholtz free energy of the vibrations", "eV/atom"),
             structure_array(
                 "phonon_supercell",
                 "int32",
@@ -173,6 +157,18 @@ class Phonons(Property):
                 units="1",
             ),
             structure_array("n_phonon_displacements", "int32", "number of displaced supercells", units="1"),
+        )
+
+    def _by_temperature(self, name: str, description: str, units: str) -> ArraySpec:
+        return structure_array(
+            name,
+            "float64",
+            description,
+            dims=("phonon_temperature",),
+            inner=(len(self.temperatures),),
+            units=units,
+            temperatures=list(self.temperatures),
+            temperature_units="K",
         )
 
     @property

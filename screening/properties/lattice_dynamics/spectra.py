@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .force_constants import N_ACOUSTIC
+
 # kJ/mol in eV (CODATA 2018: the product of the elementary charge and the Avogadro constant, 96.48533212 kJ/mol).
 KJ_PER_MOL = 1 / 96.48533212
 BAND_POINTS = 51  # on the longest segment of a path
 # Modes below this frequency (THz) are left out of thermal displacements, to which they would contribute without bound.
 _LEAST_FREQUENCY = 1e-2
 # Mesh of thermal displacements, angstrom (see `force_constants.stability`); symmetry does not reduce it.
-_DISPLACEMENT_MESH = 20.0
+_DISPLACEMENT_MESH = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ def bands(phonopy: Any, points: int = BAND_POINTS) -> Bands:
 def thermal_displacements(phonopy: Any, temperatures: Sequence[float]) -> NDArray[np.float64]:
     """Compute the mean-square displacement tensor of each atom of the crystal, in Cartesian axes.
 
+    The sum over modes is that of phonopy's `run_thermal_displacement_matrices`, which takes a second per crystal.
+
     Args:
         phonopy: phonopy's object after `force_constants.stability`.
         temperatures: Temperatures, K.
@@ -133,11 +137,31 @@ def thermal_displacements(phonopy: Any, temperatures: Sequence[float]) -> NDArra
     """
     own = phonopy.replicate()  # keeps the mesh of the stability
     own.force_constants, own.nac_params = phonopy.force_constants, phonopy.nac_params
-    own.run_mesh(mesh=_DISPLACEMENT_MESH, with_eigenvectors=True, is_mesh_symmetry=False)
-    found = own.run_thermal_displacement_matrices(
-        temperatures=temperatures, freq_min=_LEAST_FREQUENCY, exclude_gamma_acoustic=True
-    )
-    return np.asarray(found.thermal_displacement_matrices)[:, _primitive_atoms(phonopy)].real
+    mesh = own.run_mesh(mesh=_DISPLACEMENT_MESH, with_eigenvectors=True, is_mesh_symmetry=False)
+    masses = phonopy.primitive.masses
+    frequency = np.array(mesh.frequencies)
+    frequency[mesh.gamma_index, np.argsort(np.abs(frequency[mesh.gamma_index]))[:N_ACOUSTIC]] = 0.0
+    counted = frequency > _LEAST_FREQUENCY
+    vectors = np.swapaxes(mesh.eigenvectors, 1, 2).reshape(*frequency.shape, len(masses), 3)[counted]
+    squares = np.einsum("nki,nkj->nkij", vectors, vectors.conj()).real
+    amplitudes = [_mean_squares(frequency[counted], temperature) for temperature in temperatures]
+    sums = np.einsum("tn,nkij->tkij", amplitudes, squares) / (len(frequency) * masses[:, None, None])
+    return np.asarray(sums[:, _primitive_atoms(phonopy)])
+
+
+def _mean_squares(frequency: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Mean square of the amplitude of each mode, times the mass: float64[n], angstrom^2 Da.
+
+    Args:
+        frequency: float64[n], THz.
+        temperature: K.
+    """
+    from ase.units import _amu, _hbar, _k  # noqa: PLC0415 - SI units; ASE takes 0.3 s to import
+
+    omega = 2e12 * np.pi * frequency
+    with np.errstate(divide="ignore"):  # at 0 K
+        coth = 1 / np.tanh(_hbar * omega / (2 * _k * np.float64(temperature)))
+    return np.asarray(_hbar / (2 * omega) * coth / _amu * 1e20)
 
 
 def _primitive_atoms(phonopy: Any) -> NDArray[np.int64]:

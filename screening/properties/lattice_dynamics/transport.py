@@ -122,13 +122,13 @@ def conductivity_supercells(
 
 
 def set_harmonic_forces(
-    supercells: ConductivitySupercells, forces: Sequence[ArrayLike], born: BornCharges | None = None
+    supercells: ConductivitySupercells, forces: ArrayLike, born: BornCharges | None = None
 ) -> float:
     """Compute the second-order force constants, and return the lowest frequency on the mesh.
 
     Args:
         supercells: The supercells.
-        forces: Forces on the atoms of each harmonic supercell, float[n_atoms, 3] each, eV/angstrom.
+        forces: Forces on the atoms of each harmonic supercell, float[n_supercells, n_atoms, 3], eV/angstrom.
         born: Born charges for the splitting of longitudinal and transverse optical modes; None leaves it out.
 
     Returns:
@@ -153,7 +153,7 @@ def set_harmonic_forces(
 
 def conductivity(
     supercells: ConductivitySupercells,
-    forces: Sequence[ArrayLike],
+    forces: ArrayLike,
     temperatures: Sequence[float],
     *,
     isotopes: bool,
@@ -163,7 +163,7 @@ def conductivity(
 
     Args:
         supercells: The supercells.
-        forces: Forces on the atoms of each anharmonic supercell, float[n_atoms, 3] each, eV/angstrom.
+        forces: Forces on the atoms of each anharmonic supercell, float[n_supercells, n_atoms, 3], eV/angstrom.
         temperatures: Temperatures, K.
         isotopes: Whether the natural mixture of isotopes scatters phonons.
         boundary: Mean free path that boundaries impose, micrometres.

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import ase
+import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
-from equiscreen.pipeline import Structure
-from equiscreen.pipeline.errors import ConfigError
+from equiscreen.pipeline import Structure, featurize
+from equiscreen.pipeline.errors import ConfigError, StoreError
 from equiscreen.pipeline.structures.symmetry import point_group
+from equiscreen.screening import compute_properties
 from equiscreen.screening.properties.evaluation import run_stages
-from equiscreen.screening.properties.lattice_dynamics.force_constants import with_force_constants
+from equiscreen.screening.properties.lattice_dynamics.force_constants import stability, with_force_constants
 from equiscreen.screening.properties.lattice_dynamics.phonons import Phonons
-from equiscreen.screening.properties.lattice_dynamics.spectra import bands
+from equiscreen.screening.properties.lattice_dynamics.spectra import bands, density_of_states
+from equiscreen.screening.properties.lattice_dynamics.stored import band_figure, stored_phonopy
 from equiscreen.screening.properties.lattice_dynamics.supercells import shortest_vector, supercell_matrix
 from equiscreen.screening.properties.materials import Protocol
 from equiscreen.screening.properties.presets import PRESETS
@@ -79,6 +84,11 @@ def test_they_are_those_of_phonopy_and_ase(element: str) -> None:
     assert one.values["heat_capacity"] == pytest.approx(thermal.heat_capacity[0], abs=1e-4)
     assert one.values["vibrational_entropy"] == pytest.approx(thermal.entropy[0], abs=1e-3)
     assert one.values["vibrational_free_energy"] == pytest.approx(thermal.free_energy[0] / 96.4853321, abs=1e-6)
+    own.run_mesh(30.0, with_eigenvectors=True, is_mesh_symmetry=False)
+    displacements = own.run_thermal_displacement_matrices(
+        temperatures=[300.0], freq_min=1e-2, exclude_gamma_acoustic=True
+    ).thermal_displacement_matrices[0]
+    assert np.allclose(one.tables["displacement_tensor"], displacements.real, atol=1e-8)
 
 
 def test_laws_of_a_crystal_at_rest() -> None:
@@ -191,3 +201,31 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "phonopy", None)
     with pytest.raises(ConfigError, match=r"^phonons needs phonopy, .*: pip install 'equiscreen\[properties\]'$"):
         Protocol.of(PRESETS["default"], ["phonons"], EmtPotential())
+
+
+def test_a_dataset_holds_what_phonopy_needs(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """Tables of several crystals lie one after another; the crystals of an untrained network are hardly stable."""
+    atoms = [bulk("Cu"), bulk("Al"), fcc111("Al", (1, 1, 2), vacuum=5.0)]
+    for name, one in zip(("copper", "aluminium", "slab"), atoms, strict=True):
+        one.info["name"] = name
+    ase.io.write(tmp_path / "c.extxyz", atoms, format="extxyz")
+    featurize(tmp_path / "c.extxyz", tmp_path / "g.zarr", cutoff=4.5, id_field="name", scheduler="threads")
+    out = tmp_path / "p.zarr"
+    scores = compute_properties(
+        tmp_path / "g.zarr", exported("float64"), out, ["phonons"], relax=False, scheduler="threads"
+    )
+    points = scores["n_band_point"].values
+    assert points[2] == 0
+    assert len(scores["band_label"]) == points.sum()
+    assert set(scores["band_label"].values[: points[0]]) > {"GAMMA", "X", "L", ""}
+    assert len(scores["band_frequency"]) == 3 * points.sum()
+    assert scores["heat_capacities"].dims == ("structure", "phonon_temperature")
+    for row, name in enumerate(("copper", "aluminium")):
+        phonopy = stored_phonopy(out, name)
+        own = stability(phonopy, PRESETS["default"].chosen(["phonons"])[0].mesh, 0.1)
+        assert own.min_frequency == pytest.approx(float(scores["min_frequency"][row]), abs=1e-6)
+        assert band_figure(bands(phonopy), density_of_states(phonopy)).axes
+    with pytest.raises(StoreError, match="slab has no phonons"):
+        stored_phonopy(out, "slab")
+    with pytest.raises(ConfigError, match="no structure is named 'gold'"):
+        stored_phonopy(out, "gold")
