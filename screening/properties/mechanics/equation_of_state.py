@@ -141,21 +141,23 @@ def birch_murnaghan(volumes: NDArray[np.float64], energies: NDArray[np.float64])
     middle = float(np.mean(volumes))
     x, shift = (volumes / middle) ** (-2 / 3) - 1.0, float(np.mean(energies))
     polynomial = np.polynomial.Polynomial(np.polynomial.polynomial.polyfit(x, energies - shift, 3))
-    slope, curvature, third = (polynomial.deriv(order) for order in (1, 2, 3))
-    roots = [root.real for root in slope.roots() if abs(root.imag) < 1e-12 and x.min() <= root.real <= x.max()]
-    minima = [root for root in roots if curvature(root) > 0]
-    if not minima:
+    _, b, c, d = polynomial.coef
+    discriminant = c * c - 3 * b * d
+    if discriminant <= 0 or c + np.sqrt(discriminant) <= 0:
         return None
-    (at,) = minima  # a cubic polynomial has one minimum
+    at = float(-b / (c + np.sqrt(discriminant)))  # the minimum, in a form without cancellation for a small d
+    if not x.min() <= at <= x.max():
+        return None
+    curvature, third = 2 * np.sqrt(discriminant), 6 * d
     v = (1.0 + at) ** -1.5  # relative to the middle
     first, second = -2 / 3 * v ** (-5 / 3), 10 / 9 * v ** (-8 / 3)  # derivatives of x with respect to v
-    in_volume = curvature(at) * first**2
+    in_volume = curvature * first**2
     # The slope is zero at the minimum.
-    third_in_volume = third(at) * first**3 + 3 * curvature(at) * first * second
+    third_in_volume = third * first**3 + 3 * curvature * first * second
     residual = float(np.sum((energies - shift - polynomial(x)) ** 2))
     spread = float(np.sum((energies - shift) ** 2))
     return BirchMurnaghan(
-        volume=v * middle,
+        volume=float(v * middle),
         energy=float(polynomial(at)) + shift,
         bulk_modulus=float(v * in_volume) / middle,
         derivative=float(-1.0 - v * third_in_volume / in_volume),
