@@ -26,9 +26,8 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
-from .properties import properties
 from .results import hull, report, select
-from .screening import cascade, relax, screen
+from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
 from .terminal.help_pages import Verb, Verbs
 
@@ -66,8 +65,14 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
     "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
-    "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
-    "Properties": {"properties": properties},
+    "Screening": {
+        "screen": screen,
+        "relax": relax,
+        "references": references,
+        "hull": hull,
+        "cascade": cascade,
+        "properties": properties,
+    },
     "Results": {"select": select, "report": report, "info": info},
 }
 
