@@ -125,7 +125,7 @@ class RankSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read as YAML: {detail(error)}") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path}: not a campaign file; it needs at least `sources:`")
         try:
@@ -163,12 +163,12 @@ class RankSettings(BaseModel):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         try:
             if not overwrite and path.exists() and path.read_bytes() != text.encode():
-                raise OutputExistsError(f"{path}: already exists with different content; choose another file")
+                raise OutputExistsError(f"{path} already exists with different content; choose another file")
             write_text_atomically(path, text)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            raise OutputExistsError(f"{path}: cannot be written ({error.strerror})") from error
+            raise OutputExistsError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def _joined(folder: Path, path: str) -> str:

@@ -122,7 +122,7 @@ def make_calculator(factory: str) -> BaseCalculator:
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory}: cannot be imported or made: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or made: {type(error).__name__}: {detail(error)}"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(

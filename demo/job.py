@@ -96,11 +96,11 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputExistsError(
-            f"{folder}: already exists; choose another --out, or use --overwrite if the demo wrote it"
+            f"{folder} already exists; choose another --out, or use --overwrite if the demo wrote it"
         )
     if not (folder / MARK).is_file():
         raise OutputExistsError(
-            f"{folder}: already exists and was not written by the demo, so it is not overwritten; choose another --out"
+            f"{folder} already exists and was not written by the demo, so it is not overwritten; choose another --out"
         )
 
 

@@ -108,7 +108,7 @@ def prepare_graphs(
     scores, path = Target.of(out), graphs_path(out)
     # Check before doing any work. If a run was killed while it published the scores, `screen` finishes that run.
     if not options.overwrite and scores.exists() and not scores.working_folder.exists():
-        raise OutputExistsError(f"{scores}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{scores} already exists; choose another --out, or use --overwrite")
     limit = options.limit
     run = partial(
         featurize, named, path, cutoff=cutoff, scheduler=options.scheduler, limit=limit, progress=options.progress
@@ -123,7 +123,7 @@ def prepare_graphs(
             return PreparedGraphs(path, reused_summary(GraphStore(path)))
         if not options.overwrite:
             raise OutputExistsError(
-                f"{path}: holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
+                f"{path} holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(path, report.failed)}")

@@ -243,7 +243,7 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(
-            f"{place}: has no energy_per_atom to compare with; use scores of a model that predicts energies"
+            f"{place} has no energy_per_atom to compare with; use scores of a model that predicts energies"
         )
     scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
     left_out: Counter[str] = Counter()
@@ -371,7 +371,7 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
                 )
             best = (name, found)
     if best is None:
-        raise StoreError(f"{rows.path}: has no structure_id; repeat the screen")
+        raise StoreError(f"{rows.path} has no structure_id; repeat the screen")
     return best
 
 
@@ -396,7 +396,7 @@ def _read_energies(
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot be read ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read ({detail(error)})") from error
     key = _column(path, table, id_column, ID_COLUMNS, "id_column")
     named = _column(path, table, energy_column, (*PER_ATOM_COLUMNS, *TOTAL_COLUMNS), "energy_column")
     try:
@@ -415,7 +415,7 @@ def _read_energies(
             raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
     if not energies:
         why = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-        raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
+        raise SourceError(f"{path} has no finite energy that can be compared with the model's{why}")
     return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
 
 
@@ -473,6 +473,6 @@ def _column(path: Path, table: pa.Table, wanted: str | None, known: Sequence[str
     else:
         found = next((name for name in known if name in table.column_names), None)
     if found is None:
-        raise ConfigError(f"{path}: has none of the columns {', '.join(known)}; set {argument}")
+        raise ConfigError(f"{path} has none of the columns {', '.join(known)}; set {argument}")
     check_columns(path, [found], table.column_names)
     return found

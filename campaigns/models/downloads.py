@@ -119,7 +119,7 @@ def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
                 return
             fruitless = 0 if _size(part) > before else fruitless + 1
             time.sleep(_PAUSE * 2**fruitless)
-    raise UnreachableError(f"{url}: cannot be fetched ({reason}){_by_hand(target)}")
+    raise UnreachableError(f"{url} cannot be fetched ({reason}){_by_hand(target)}")
 
 
 def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: ProgressReport) -> None:
@@ -140,7 +140,7 @@ def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: P
             raise _BrokenOffError(f"HTTP {status} {response.reason_phrase}")
         if status not in (200, 206):
             raise UnreachableError(
-                f"{url}: cannot be fetched (HTTP {status} {response.reason_phrase}){_by_hand(target)}"
+                f"{url} cannot be fetched (HTTP {status} {response.reason_phrase}){_by_hand(target)}"
             )
         size = start if continues else 0
         announced = response.headers.get("Content-Length", "")

@@ -56,7 +56,7 @@ def model_file(
     """
     if "://" in str(model):
         raise ModelFileError(
-            f"{redact_urls(str(model))}: is a URL, but only local paths can be used here; copy the file to this machine"
+            f"{redact_urls(str(model))} is a URL, but only local paths can be used here; copy the file to this machine"
         )
     if isinstance(model, str) and is_known(model):
         return _published(find_model(model, modality), progress=progress, note=note)
@@ -65,7 +65,7 @@ def model_file(
     if suffix in _FOREIGN and path.is_file():
         return _foreign(path, modality, note)
     if modality is not None:
-        raise ModelFileError(f"{model}: has no fidelities to choose from; drop `--modality`")
+        raise ModelFileError(f"{model} has no fidelities to choose from; drop `--modality`")
     if path.is_dir() or (suffix == _CHECKPOINT and path.is_file()):
         return _trained(path, note)
     if not path.exists() and suffix != _ONNX:
@@ -167,7 +167,7 @@ def _digest(paths: Sequence[Path]) -> str:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -140,7 +140,7 @@ def fetch_references(
         _remove_if_empty(work)
         raise
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(f"{out} cannot be written ({error.strerror or error})") from error
     return account
 
 

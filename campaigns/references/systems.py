@@ -112,7 +112,7 @@ def systems_of(source: str | Path) -> tuple[set[frozenset[str]], str | None]:
     else:
         found = set(_systems_of_files(source))
     if not found:
-        raise SourceError(f"{source}: has no readable structure; give candidates that can be read")
+        raise SourceError(f"{source} has no readable structure; give candidates that can be read")
     return found, scheme
 
 

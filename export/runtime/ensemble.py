@@ -132,7 +132,7 @@ class Ensemble:
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]
                 raise ModelFileError(
-                    f"{its_name}: predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
+                    f"{its_name} predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
                     "--outputs"
                 )
             earlier = [member.sha256 for member in self.members[:place]]
@@ -142,7 +142,7 @@ class Ensemble:
         for member, its_name in zip(self.members, self.names, strict=True):
             if len(self.members) > 1 and member.metadata.members > 1:
                 raise ModelFileError(
-                    f"{its_name}: already an ensemble; screen with it alone, or export its members separately"
+                    f"{its_name} already an ensemble; screen with it alone, or export its members separately"
                 )
 
 

@@ -74,7 +74,7 @@ class Config(Section):
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))

@@ -203,7 +203,7 @@ class NequipConfig(Architecture):
                 )
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-                raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
+                raise ValueError(f"hidden_irreps {text} must contain 0e, and each irrep only once")
             layers.append([ir for _, ir in irreps])
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
@@ -294,7 +294,7 @@ class MaceConfig(Architecture):
     def _consistent(self) -> Self:
         for name in ("correlation", "residual", "density", "readouts"):
             if len(getattr(self, name)) != len(self.hidden_irreps):
-                raise ValueError(f"{name}: must have one value for each of the {len(self.hidden_irreps)} interactions")
+                raise ValueError(f"{name} must have one value for each of the {len(self.hidden_irreps)} interactions")
         if set(self.readouts) == {"none"}:
             raise ValueError("readouts: all are none, so nothing would be predicted; set one to linear or perceptron")
         if self.basis == "gaussian" and self.n_basis < 2:
@@ -316,7 +316,7 @@ class MaceConfig(Architecture):
                 )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
-            raise ValueError(f"edge_irreps {self.edge_irreps}: must be among the hidden irreps")
+            raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
         return self
 
 
@@ -324,7 +324,7 @@ def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
     """Irreps of a MACE without their numbers of channels."""
     kinds = [str(ir) for _, ir in irreps]
     if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-        raise ValueError(f"{text}: must contain 0e, and each irrep only once")
+        raise ValueError(f"{text} must contain 0e, and each irrep only once")
     if "0o" in kinds:
         raise ValueError(f"{text}: pseudoscalars (0o) are not supported")
     if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):

@@ -68,7 +68,7 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
     degree = max(ir.l for ir in irreps)
     if degree > l_max:
         raise ValueError(
-            f"heads.{name}: contains l = {degree}, which harmonics up to l_max = {l_max} cannot represent at sites of "
+            f"heads.{name} contains l = {degree}, which harmonics up to l_max = {l_max} cannot represent at sites of "
             f"high symmetry; set `l_max: {degree}` (at most 6)"
         )
     if head.transform == "log" and not (basis.rank == 0 or _is_symmetric_matrix(basis)):

@@ -87,7 +87,7 @@ def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
     store = GraphStore(config.replay)
     if store.cutoff < cutoff:
         raise ConfigError(
-            f"{store.path}: cannot be replayed: its cutoff of {store.cutoff} angstrom is smaller than the network's; "
+            f"{store.path} cannot be replayed: its cutoff of {store.cutoff} angstrom is smaller than the network's; "
             f"run `equiscreen featurize ... --cutoff {cutoff}`"
         )
     return store
@@ -129,7 +129,7 @@ def replay(
         if done.attrs[_ORIGIN]["identity"] == identity:
             return Replay(done, int(done.attrs[_ORIGIN]["n_training"]))
     if not network.config.energy:
-        raise ConfigError(f"{source.path}: cannot be replayed: the network predicts no energy; remove `replay`")
+        raise ConfigError(f"{source.path} cannot be replayed: the network predicts no energy; remove `replay`")
     parts = _sample(source, elements, round(config.replay_fraction * count), seed)
     attrs = {
         "identity": identity,
@@ -155,7 +155,7 @@ def _sample(
     known = np.flatnonzero(of_elements(source, elements))
     if len(known) < 2:
         raise ConfigError(
-            f"{source.path}: cannot be replayed: {len(known)} of its {len(source):,} structures have only elements "
+            f"{source.path} cannot be replayed: {len(known)} of its {len(source):,} structures have only elements "
             "that the checkpoint supports, but at least two are needed; choose another store"
         )
     held_out = min(max(LEAST_HELD_OUT, count // 10), MOST_HELD_OUT, max(1, len(known) // 5))

@@ -72,7 +72,7 @@ class Split:
                         found[-1][arrays[f"{part}_{number}"]] = True
         except (OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
             raise StoreError(
-                f"{path}: cannot be read as a split ({type(error).__name__}); use the split.npz of a run folder"
+                f"{path} cannot be read as a split ({type(error).__name__}); use the split.npz of a run folder"
             ) from error
         sizes = [len(chosen) for chosen in parts["training"]]
         if stores is not None and sizes != [len(store) for store in stores]:

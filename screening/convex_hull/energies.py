@@ -84,7 +84,7 @@ class ScoredEnergies(ScoresReader):
             vars(self)["graphs"] = labelled  # which the property would open again
         super().__init__(path, store)
         if "energy" not in self.specs:
-            raise StoreError(f"{path}: has no energies; a hull needs the scores of a model that predicts them")
+            raise StoreError(f"{path} has no energies; a hull needs the scores of a model that predicts them")
         model = self.attrs.get("model", {})
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")

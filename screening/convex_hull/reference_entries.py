@@ -443,7 +443,7 @@ def entry_records(path: str) -> Iterator[object]:
     """
     source, *others = find_files([path])
     if others:
-        raise SourceError(f"{path}: matches {1 + len(others):,} files; give each file of references by its own path")
+        raise SourceError(f"{path} matches {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:

@@ -202,7 +202,7 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
         raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
     stating = [name for name in names if stating_field(name) is not None]
     if "scheme" not in names and not stating and settings.assumed is None:
-        raise ConfigError(f"{path}: states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
+        raise ConfigError(f"{path} states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
     if settings.with_structures and _STRUCTURE[0] not in names:
         raise SourceError(
             f"{path}: the table has no structures, by which --exclude-self recognises phases; use references "
@@ -361,7 +361,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
         with opened(options) as reader:
             yield from reader
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as a table ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read as a table ({detail(error)})") from error
 
 
 def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str]:

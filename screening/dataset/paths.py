@@ -35,10 +35,10 @@ def dataset_in(path: str | Path) -> str | Path:
         return usual
     found = [one for one in found if Path(hull_path(one)) not in found]  # a hull holds all columns of its scores
     if len(found) > 1:
-        raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
+        raise StoreError(f"{path} holds several scores datasets; choose one: {', '.join(map(str, found))}")
     if not found:
         raise StoreError(
-            f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
+            f"{path} holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
             "the dataset itself, or, for a selection, repeat `select` with `zarr` among its formats"
         )
     return found[0]

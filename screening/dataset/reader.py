@@ -55,7 +55,7 @@ class ScoresReader:
         self._checks = ShardChecks(location(path), self.hash)
         absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
         if absent:
-            raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
+            raise StoreError(f"{path} has no {', '.join(absent)}; repeat the screen")
 
     def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
         """Attributes of the dataset, its arrays along dim ``structure``, and their definitions."""
@@ -126,7 +126,7 @@ class ScoresReader:
             ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
             raise StoreError(
-                f"{place}: is not the graph store that {self.path} was computed from, or has changed; use --store to "
+                f"{place} is not the graph store that {self.path} was computed from, or has changed; use --store to "
                 "give the right one, or write the scores again"
             )
         return graphs

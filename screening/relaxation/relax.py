@@ -197,17 +197,17 @@ class _RelaxPlan:
         for path in (Path(self.graphs_out), self.trajectories_out):
             check_place(path.resolve(), [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)])
             if path.is_symlink():
-                raise OutputExistsError(f"{path}: is a symbolic link, so it is not overwritten; choose another --out")
+                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
             if path.exists() and not overwrite and not self._is_from_this_run(path):
-                raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
+                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
         if graphs.exists() and not graphs.is_equiscreen_store():
             raise OutputExistsError(
-                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
+                f"{graphs} already exists and is not an equiscreen store, so it is not overwritten; choose another "
                 "--out"
             )
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                f"{self.trajectories_out} already exists and holds other files, so it is not overwritten; choose "
                 "another --out"
             )
 

@@ -115,7 +115,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
     if value not in rows.specs:
-        raise StoreError(f"{rows.path}: has no energies to report; use scores of a model that predicts energies")
+        raise StoreError(f"{rows.path} has no energies to report; use scores of a model that predicts energies")
     has_hull = value.startswith("energy_above_")
     tally, formulas = _Tally(), Counter[str]()
     best, best_values = np.zeros(0, dtype=np.int64), np.zeros(0)

@@ -136,9 +136,9 @@ def _selection(path: str | Path, rows: ScoresReader) -> ScoresReader:
     """
     found = ScoresReader(path)
     if "selection" not in found.attrs:
-        raise ConfigError(f"{path}: is not a selection; choose a folder that `select` made from {rows.path}")
+        raise ConfigError(f"{path} is not a selection; choose a folder that `select` made from {rows.path}")
     if found.attrs["selection"]["scores"]["store_hash"] != rows.hash:
-        raise ConfigError(f"{path}: was not selected from {rows.path}; choose a folder that `select` made from it")
+        raise ConfigError(f"{path} was not selected from {rows.path}; choose a folder that `select` made from it")
     return found
 
 

@@ -207,5 +207,5 @@ def _copy(task: CopyTask) -> PartManifest:
 def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
     root = open_root(path, SCORES_SCHEMA)
     if root.attrs.get("store_hash") != scores_hash:
-        raise StoreError(f"{path}: has changed during this run; run the command again")
+        raise StoreError(f"{path} has changed during this run; run the command again")
     return root

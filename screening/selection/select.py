@@ -283,9 +283,9 @@ def _check_free(target: Path, out: str | Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{out} already exists; choose another `--out`, or use `--overwrite`")
     recipe = target / RECIPE_FILE
     if not recipe.is_file() or SELECTION_SCHEMA not in recipe.read_text():
         raise OutputExistsError(
-            f"{out}: already exists and is not a selection, so it is not overwritten; choose another `--out`"
+            f"{out} already exists and is not a selection, so it is not overwritten; choose another `--out`"
         )

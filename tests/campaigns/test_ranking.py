@@ -72,7 +72,7 @@ def test_a_campaign_gives_the_numbers_of_its_steps(candidates: Path, sevennet_mo
     assert len(list((tmp_path / "out/best/cif").iterdir())) == CRYSTALS
     again = rank(candidates, tmp_path / "out", **arguments)
     assert again.identical(found)
-    with pytest.raises(OutputExistsError, match=r"out: holds a campaign with max_steps 3 instead of 4"):
+    with pytest.raises(OutputExistsError, match=r"out holds a campaign with max_steps 3 instead of 4"):
         rank(candidates, tmp_path / "out", **{**arguments, "relaxation": RelaxSettings(max_steps=4, fmax=1, smax=10)})
     with pytest.raises(OutputExistsError, match=r"relax True instead of False; choose another .* use `--overwrite`"):
         rank(candidates, tmp_path / "out", **arguments, relax=False)

@@ -268,7 +268,7 @@ def test_pictures_must_be_small_png_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match="not a PNG file of at most 2,000,000 bytes"):
             picture_file("Curves", tmp_path / name)
-    with pytest.raises(ConfigError, match=r"missing.png: cannot be read \(No such file"):
+    with pytest.raises(ConfigError, match=r"missing.png cannot be read \(No such file"):
         picture_file("Curves", tmp_path / "missing.png")
 
 
