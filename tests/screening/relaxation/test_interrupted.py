@@ -80,7 +80,7 @@ def test_a_structure_that_kills_its_worker_costs_only_itself(exported: Callable[
             scheduler=cluster.scheduler_address,
         )
     assert scores["status"].values.tolist() == [TOO_LARGE, OK, OK]
-    assert "worker died" in str(scores["status_note"].values[0])
+    assert "the worker process died" in str(scores["status_note"].values[0])
     assert np.isfinite(scores["energy"].values).tolist() == [False, True, True]
     assert scores["n_steps"].values.tolist() == [0, 1, 1]
     relaxed = GraphStore(tmp_path / "r.graphs.zarr")

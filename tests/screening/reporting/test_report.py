@@ -161,7 +161,7 @@ def test_the_table_shows_what_a_selection_found_out(found: Path, tmp_path: Path)
     assert values["novelty"].count("known") == 2
     assert values["novelty"].count(None) == SIZE - 5
     assert sum(bool(name) for name in values["known_as"]) == 2
-    with pytest.raises(ConfigError, match="was not selected from"):
+    with pytest.raises(ConfigError, match="is a selection from another dataset"):
         report(tmp_path / "best", tmp_path / "other.html", selection=tmp_path / "best")
     with pytest.raises(ConfigError, match="is not a selection"):
         report(found, tmp_path / "other.html", selection=found)

@@ -428,7 +428,7 @@ def test_molecules_have_no_cif_and_that_is_told(tmp_path: Path) -> None:
     columns |= {"status": np.zeros(2, dtype=np.uint8), "energy_above_hull": np.zeros(2)}
     found = select(write_dataset(tmp_path / "s.zarr", store, columns), tmp_path / "out", formats="cif,extxyz,zarr")
     assert len(list((tmp_path / "out" / "cif").iterdir())) == 1
-    assert "cif: 1 not written" in summary(found, "out")
+    assert "cif: structures not written: 1" in summary(found, "out")
     assert len(ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")) == 2
 
 
