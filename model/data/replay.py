@@ -1,4 +1,4 @@
-"""Replay: structures of an older domain, labelled by the network before fine-tuning, which keep it from forgetting."""
+"""Replay: training on structures of an older domain, labelled by the network itself, to keep it from forgetting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 from .batches import of_elements
 
-# Folder in the run folder with the replayed structures, and the name of the subset of those that are held out.
+# Folder of the replayed structures in the run folder, and name of the subset that is held out.
 REPLAY_STORE, REPLAY = "replay.zarr", "replay"
 # Structures are held out in addition to those that are trained on: a tenth of their number within these bounds, but no
 # more than a fifth of the store.
@@ -81,7 +81,7 @@ def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
         return None
     if config.checkpoint is None:
         raise ConfigError(
-            "training.fine_tune.replay: requires a checkpoint, whose predictions are replayed; give one with `--from`, "
+            "training.fine_tune.replay requires a checkpoint, whose predictions are replayed; give one with `--from`, "
             "or remove `replay`"
         )
     store = GraphStore(config.replay)
@@ -165,7 +165,7 @@ def _sample(
 
 
 def _rattled(rows: PlacedBlock, rattle: float, seed: int, cutoff: float) -> GraphBlock:
-    """Displace the atoms: in relaxed crystals forces vanish, so labels would say little about other positions."""
+    """Displace the atoms: in relaxed crystals forces vanish, so labels would contain little about other positions."""
     structures = []
     for place, row in enumerate(rows.row.tolist()):
         structure = rows.block.structure(place)
@@ -209,7 +209,7 @@ def _write(
         _ORIGIN: dict(origin),
     }
     finish_store(store, digests, attrs)
-    shutil.rmtree(path, ignore_errors=True)  # of a run with other settings that had not begun to train
+    shutil.rmtree(path, ignore_errors=True)  # left by a run with other settings that had not begun to train
     store.rename(path)
     shutil.rmtree(scratch)
 

@@ -101,7 +101,7 @@ def read_recipe(folder: str | Path) -> Recipe:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder}: not a run folder: cannot read {path.name}; give a folder that `equiscreen train` wrote"
+            f"{folder} is not a run folder: cannot read {path.name}; give a folder that `equiscreen train` wrote"
         ) from error
 
 
@@ -151,7 +151,7 @@ def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder} holds an unfinished run with different settings or stores; resume it with the same ones, or "
+            f"{folder} holds an unfinished run with different settings or stores; resume it with the original ones, or "
             "use `--overwrite` to discard it"
         )
     _write_recipe(folder, recipe)

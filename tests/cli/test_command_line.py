@@ -284,7 +284,7 @@ def test_another_kind_of_input_is_told_with_the_command_that_makes_the_right_one
     )
     for words, cure in (
         (("train", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
-        (("train", graphs, "--replay", graphs, *out), "training.fine_tune.replay: requires a checkpoint"),
+        (("train", graphs, "--replay", graphs, *out), "training.fine_tune.replay requires a checkpoint"),
         (("refit", graphs, graphs, *out), f"`equiscreen train {graphs} --out RUN`"),
         (("merge", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
         (("train", scores, *out), f"the graph store of its structures is {graphs}"),

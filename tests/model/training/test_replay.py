@@ -191,7 +191,7 @@ def test_a_run_with_replay_is_repeated_from_its_folder(new: Path, old: Path, sta
     assert again.drift == first.drift
     shutil.rmtree(source)
     shutil.copytree(new, source)
-    with pytest.raises(ConfigError, match=r"old\.zarr: not the store that .*run replayed: its content has changed"):
+    with pytest.raises(ConfigError, match=r"old\.zarr is not the store that .*run replayed: its content has changed"):
         repeat(tmp_path / "run", tmp_path / "third")
 
 
