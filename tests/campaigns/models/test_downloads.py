@@ -121,7 +121,7 @@ def test_a_whole_file_from_a_killed_process_is_not_fetched_again(server: Server,
 
 def test_a_file_with_another_hash_is_not_used(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(ModelFileError, match=rf"its SHA-256 is [0-9a-f]{{64}} instead of {SHA256}"):
+    with pytest.raises(ModelFileError, match=rf"has the SHA-256 [0-9a-f]{{64}} instead of {SHA256}"):
         fetch(server.url, tmp_path / "w.bin", SHA256)
     assert visible(tmp_path) == []
 
