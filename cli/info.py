@@ -18,11 +18,11 @@ def info(
     ],
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Also check a graph store against its checksums; only graph stores have them."),
+        typer.Option("--verify", help="Also verify the checksums of a graph store; other files cannot be verified."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all stored metadata as one JSON object.")] = False,
 ) -> None:
-    """Describe a store, scores, run folder, checkpoint or model.
+    """Describe a store, scores dataset, run folder, checkpoint or model.
 
     By default, prints the kind of file, the number of structures, the failures and their reasons, the model, and the
     source of the data. With --json, prints all stored metadata: arrays and their units, settings, versions, and the

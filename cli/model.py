@@ -23,7 +23,7 @@ def train(
         Path | None,
         typer.Option(
             help="YAML file with the sections `network` and `training`; docs/training.md lists every key.",
-            show_default="the default value of every key",
+            show_default="all keys have their default values",
         ),
     ] = None,
     seeds: Annotated[
@@ -48,8 +48,8 @@ def train(
     repeat: Annotated[
         Path | None,
         typer.Option(
-            help="Repeat the run in this folder bit for bit; its stores and settings are used again and must "
-            "not be given."
+            help="Repeat the run in this folder bit for bit; the stores and settings are read from it and must not be "
+            "given."
         ),
     ] = None,
     limit: Limit = None,
@@ -118,10 +118,10 @@ def refit(
 ) -> None:
     """Refit the reference energies of a network to other DFT settings.
 
-    The energy of a structure is the sum of a reference energy for each atom, which depends on its element and on the
-    DFT settings, and of what the weights predict. This command fits the reference energies to the energies in the
-    stores by least squares; the weights, and with them all forces and stresses, stay the same. To change the weights
-    too, use `equiscreen train --from`, which refits the reference energies first.
+    A network predicts energies relative to a reference energy for each element. The reference energies depend on the
+    DFT settings; this command fits them to the energies in the stores by least squares. The weights, and with them all
+    forces and stresses, stay the same. To change the weights too, use `equiscreen train --from`, which refits the
+    reference energies first.
 
     \b
     Example:

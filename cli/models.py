@@ -47,7 +47,7 @@ def models(
     """List the models that can be used by name.
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
-    symmetry, size and speed, the source of its weights, and whether it is ready for use, from the package
+    symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
     equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that takes a model
     accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
     needs `pip install 'equiscreen[rank]'`.

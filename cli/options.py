@@ -18,7 +18,9 @@ CandidateSources = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N structures.", show_default="all")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Use only this many structures, starting with the first.", show_default="all")
+]
 Estimate = Annotated[
     bool,
     typer.Option(

@@ -107,7 +107,7 @@ def featurize(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Label mapping: a YAML file, or the name of one that ships with equiscreen, such as `mlearn`."
+            help="Label mapping: a YAML file, or the name of a mapping that ships with equiscreen, such as `mlearn`."
         ),
     ] = None,
     label: Annotated[

@@ -38,7 +38,8 @@ def hull(
     unrelaxed_references: Annotated[
         bool,
         typer.Option(
-            "--unrelaxed-references", help="Accept datasets of unrelaxed structures as references for relaxed ones."
+            "--unrelaxed-references",
+            help="Accept datasets of unrelaxed structures as references for relaxed candidates.",
         ),
     ] = False,
     exclude_self: Annotated[
@@ -116,7 +117,9 @@ def select(
             "isnan; names are columns of S.zarr or columns that `select` adds."
         ),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Keep only the N best structures.", show_default="all")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Keep only this many structures, the best ones.", show_default="all")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(

@@ -55,15 +55,15 @@ def screen(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Score every structure of a graph store, or of structure files.
+    """Score every structure in a graph store or in structure files.
 
     Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr with
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. For each structure, it holds the properties that the model predicts (energy,
-    energy_per_atom, max_force, stress and others), with units, and a status that explains why a structure could not be
-    scored. With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
+    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why the structure could not be
+    scored). With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
     energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
@@ -111,7 +111,7 @@ def relax(
         int, typer.Option(min=1, help="Maximum number of evaluations per structure; --rattle allows as many again.")
     ] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
-    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
+    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell fixed.")] = False,
     cell_axes: Annotated[
         str,
         typer.Option(
@@ -143,11 +143,11 @@ def relax(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Relax every structure of a graph store, or of structure files.
+    """Relax every structure in a graph store or in structure files.
 
     Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
-    and after, the largest remaining force and stress, the change in volume and space group, and a status that explains
-    why a structure could not be relaxed. The relaxed structures are in the graph store R.graphs.zarr next to it, in the
+    and after, the largest remaining force and stress, the change in volume and space group, and a status (ok, or why
+    the structure could not be relaxed). The relaxed structures are in the graph store R.graphs.zarr next to it, in the
     same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted
     run resumes when you run the same command again.
 
@@ -255,7 +255,7 @@ def cascade(
 
     With --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger of the two models'
     cutoffs. The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the
-    rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
+    rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the fraction of all hits that the
     cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless --no-relax
     is given) and with their energies above the hull. An interrupted run resumes when you run the same command again.
     This command needs `pip install 'equiscreen[hull]'`.
