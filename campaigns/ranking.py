@@ -184,7 +184,7 @@ class _Steps:
             self.note(prepared.summary)
 
     def evaluate(self) -> None:
-        """Relax the structures, or score them as they are."""
+        """Relax the structures, or score them without relaxation."""
         self._tell_not_covered()
         is_store = self.graphs != graphs_path(
             self.folder / CANDIDATES
@@ -208,7 +208,7 @@ class _Steps:
             )
 
     def gather(self) -> None:
-        """Gather the references in the chemical systems of the candidates into one table; datasets stay as they are."""
+        """Gather the references in the chemical systems of the candidates into one table; datasets are not changed."""
         given = [name for name in self.references if is_live(name) or not is_dataset(name)]
         if not given:
             return

@@ -1,4 +1,4 @@
-"""The command `equiscreen`: its verbs in the order of `--help`, its version, and how it reports errors."""
+"""The program `equiscreen`: its commands in the order of `--help`, its version, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Environment variable that makes errors show their tracebacks.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# Verbs by stage of the workflow, in the order of `--help`.
+# Commands by stage of the workflow, in the order of `--help`.
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
@@ -110,7 +110,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. An error that ends a verb is printed on one line to standard error; the exit code is 1."""
+    """Run the command line. An error is printed on one line to standard error; the exit code is then 1."""
     if os.environ.get(_TRACEBACK):
         app()
     with _silent_background():

@@ -1,4 +1,4 @@
-"""The verbs of whole campaigns: `rank` and `references`."""
+"""The commands for whole campaigns: `rank` and `references`."""
 
 from __future__ import annotations
 

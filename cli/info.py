@@ -1,4 +1,4 @@
-"""The verb `info`."""
+"""The command `info`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that make checkpoints: `train`, `refit` and `import`."""
+"""The commands that make checkpoints: `train`, `refit` and `import`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs that make graph stores: `generate`, `featurize` and `merge`."""
+"""The commands that make graph stores: `generate`, `featurize` and `merge`."""
 
 from __future__ import annotations
 

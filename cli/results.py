@@ -1,4 +1,4 @@
-"""The verbs that turn scores into a ranked list: `hull`, `select` and `report`."""
+"""The commands that turn scores into a ranked list: `hull`, `select` and `report`."""
 
 from __future__ import annotations
 
