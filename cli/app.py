@@ -71,7 +71,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a verb reject URLs where it takes local paths, since `Path` would turn a URL into the name of a folder."""
+    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into a folder's name."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:
