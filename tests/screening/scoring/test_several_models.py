@@ -99,7 +99,7 @@ def test_models_that_do_not_go_together_are_refused(models: list[Path], store: P
     ]:
         with pytest.raises(ModelFileError, match=message):
             screen(store, [models[0], wrong], tmp_path / "s.zarr", scheduler="threads")
-    with pytest.raises(ModelFileError, match="no model given"):
+    with pytest.raises(ModelFileError, match="there is no model"):
         screen(store, [], tmp_path / "s.zarr", scheduler="threads")
     assert not list(tmp_path.glob("s.zarr*"))
 
