@@ -40,7 +40,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return _describe_checkpoint(target)
     if target.is_file():
         raise EquiscreenError(
-            f"{path}: not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
+            f"{path} is not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
         )
     return _describe_store(dataset_in(target))
 

@@ -19,7 +19,7 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         model: Path of the ONNX file.
         sha256: SHA-256 of the file when the run began.
         slots: Number of neighbour slots per batch; see `OnnxPotential`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
     """
 
     idempotent = True

@@ -40,7 +40,7 @@ class OnnxPotential:
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
         slots: Number of neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
@@ -107,7 +107,7 @@ class OnnxPotential:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
             slots: Number of neighbour slots per batch.
-            device: Device that evaluates the model; see `export.runtime.providers.providers`.
+            device: Device on which the model runs; see `export.runtime.providers.providers`.
 
         Raises:
             ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not

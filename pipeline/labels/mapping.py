@@ -121,7 +121,7 @@ class LabelMapping(BaseModel):
         if not shipped.is_file() and not Path(name_or_path).is_file():
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
             raise LabelError(
-                f"{name_or_path}: neither a file nor a shipped mapping; choose a YAML file, or the name of a shipped "
+                f"{name_or_path} is neither a file nor a shipped mapping; choose a YAML file, or the name of a shipped "
                 f"mapping ({', '.join(known)})"
             )
         try:

@@ -460,7 +460,7 @@ def entry_records(path: str) -> Iterator[object]:
     except RepeatedKeyError as error:
         raise SourceError(f"{path}: {error}; keep one value of that key") from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+        raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("entries", "data") if key in content), content)
     if isinstance(content, dict):
@@ -486,7 +486,7 @@ def _elements(path: str, source: SourceFile) -> Iterator[object]:
             except RepeatedKeyError as error:
                 record = error
             except (ValueError, RecursionError) as error:
-                raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+                raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
             if document.reason:
                 raise SourceError(f"{path}: {document.reason}")
             any_record = any_record or isinstance(record, dict | RepeatedKeyError)

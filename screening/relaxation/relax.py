@@ -91,7 +91,7 @@ def relax(
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
         slots: Neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
         budget: Hours after which no more parts are started; None sets no limit.

@@ -65,7 +65,7 @@ def screen_files(
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Keep the scores in `out`, and score only structures added to the store since, as in
