@@ -225,8 +225,8 @@ class RepulsionConfig(Section):
     """Constants of a screened repulsion of the nuclei (Ziegler, Biersack and Littmark, 1985).
 
     Attributes:
-        length: Screening length: a number of Bohr radii, to be divided by the sum of both nuclear charges raised to
-            `exponent`.
+        length: Screening length: a number of Bohr radii, divided by the sum of both nuclear charges, each raised to the
+            power `exponent`.
         exponent: Power of the nuclear charges.
         weights: Weights of the four exponentials.
         envelope_power: Power of the polynomial envelope, which ends at the sum of the covalent radii.
