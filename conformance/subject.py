@@ -116,7 +116,7 @@ def make_calculator(factory: str) -> BaseCalculator:
     """
     module, _, name = factory.partition(":")
     if not module or not name:
-        raise EquiscreenError(f"--calculator {factory}: must be MODULE:NAME, such as ase.calculators.emt:EMT")
+        raise EquiscreenError(f"--calculator {factory} must be MODULE:NAME, such as ase.calculators.emt:EMT")
     try:
         found = getattr(importlib.import_module(module), name)
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found

@@ -373,7 +373,7 @@ class _Server:
                     target = self._linked(target, response.headers["location"])
             raise _PageError(f"{_shown(url)}: the request was redirected {MAX_REDIRECTS} times")
         except httpx.TimeoutException as error:
-            raise _RetryError(f"{_shown(url)}: no response within {self.timeout:g} s") from error
+            raise _RetryError(f"{_shown(url)}: the server did not respond within {self.timeout:g} s") from error
         except httpx.DecodingError as error:
             raise _PageError(f"{_shown(url)} cannot be decompressed ({error})") from error
         except httpx.TransportError as error:
