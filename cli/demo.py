@@ -1,4 +1,4 @@
-"""The verb `demo`."""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def demo(
     Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
 
-    The demo needs `pip install 'equiscreen[demo]'`. If neither sevenn nor equiscreen-models, which hold the weights, is
-    installed, act one is skipped, act two still runs, and the exit code is 1.
+    The demo needs `pip install 'equiscreen[demo]'`. The weights are part of the packages sevenn and equiscreen-models;
+    if neither is installed, act one is skipped, act two still runs, and the exit code is 1.
 
     \b
     Example, a smaller act two:

@@ -1,4 +1,4 @@
-"""The verb `models`, and model names for the verbs that take an ONNX file."""
+"""The command `models`, and model names for the commands that take an ONNX file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_HELP = (
 
 
 def onnx_file(model: str) -> Path:
-    """The ONNX file of a model that is given by name or as a file; see `campaigns.models.resolve.model_file`."""
+    """Return the ONNX file of a model given by name or as a file; see `campaigns.models.resolve.model_file`."""
     from ..campaigns.models.resolve import model_file
 
     return model_file(model, progress=True, note=tell)
@@ -31,8 +31,8 @@ def models(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
-            "NAME@HASH (HASH stands for the first digits, at least 8, of the SHA-256 of the weights).",
+            help="Show only this model: NAME, NAME/FIDELITY (PBE or R2SCAN, for a multi-fidelity model) or NAME@HASH "
+            "(HASH is the first 8 or more digits of the SHA-256 of the weights).",
             show_default=False,
         ),
     ] = None,
@@ -44,11 +44,11 @@ def models(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """List the models that are known by name.
+    """List the models that can be used by name.
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
-    symmetry, size and speed, the source of its weights, and whether it is ready for use, in the package
-    equiscreen-models or in the cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model
+    symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
+    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that takes a model
     accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
     needs `pip install 'equiscreen[rank]'`.
 

@@ -19,7 +19,7 @@ from .probes import LIMITS, UNITS, Probes
 from .runtime.onnx_potential import OnnxPotential
 
 _SEED = 31
-# The limit for heads is relative to their size. In float64, all limits are multiplied by FLOAT64.
+# The limit for heads is relative to the size of their values. In float64, all limits are multiplied by FLOAT64.
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
 

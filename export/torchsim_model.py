@@ -45,8 +45,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         model: Path of an ONNX file exported by equiscreen, or a loaded potential.
         device: Device for states that TorchSim creates; None is the CPU.
         dtype: Data type of states that TorchSim creates; the network computes in its own dtype.
-        compute_forces: Return forces. False saves no time.
-        compute_stress: Return stresses. False saves no time, but allows molecules and slabs.
+        compute_forces: Return forces. Leaving them out saves no time.
+        compute_stress: Return stresses. Leaving them out saves no time, but allows molecules and slabs.
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:

@@ -60,7 +60,7 @@ class Density(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        # Channels of each irrep, padded to a multiple of the number of groups.
+        # Number of channels of each irrep, padded to a multiple of the number of groups.
         self.channels = {irrep: -(-channels // groups) * groups for irrep, channels in channels_in.items()}
         self.missing = {irrep: self.channels[irrep] - channels for irrep, channels in channels_in.items()}
         self.widths = [irrep.dim * channels // groups for irrep, channels in self.channels.items()]

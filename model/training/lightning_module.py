@@ -29,12 +29,12 @@ from .finetune import is_by_element
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
-# A label this many times as large as the median is a mistake.
+# A label this many times as large as the median is considered a mistake.
 BY_FAR = 1e6
 
 
 class _Loader:
-    """Batches of one epoch; a run that was stopped in mid-epoch skips the batches that it has already processed."""
+    """Batches of one epoch; a run that was stopped within an epoch skips the batches that it has already processed."""
 
     def __init__(self, batches: StructureBatches, length: int) -> None:
         self.batches, self.length = batches, length
@@ -61,7 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.network, self.config, self.data = network, config, data
         self.parts = 1
         self._done = 0
-        # Rows of the elements that only replayed structures have.
+        # Rows of the elements that occur only in replayed structures.
         self._other_elements: list[int] = []
         if data.replay is not None:
             learned = {int(number) for store in data.stores for number in store.elements}
@@ -146,7 +146,7 @@ class TrainingModule(lightning.LightningModule):
         ]
 
     def _leave_other_elements(self) -> None:
-        """Clear the gradients of the weights of elements that only replayed structures have.
+        """Clear the gradients of the weights of elements that occur only in replayed structures.
 
         Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
         their size, would turn each into a large step.
@@ -280,7 +280,7 @@ class TrainingModule(lightning.LightningModule):
         """Log mean errors over all validation structures of all processes.
 
         Raises:
-            EquiscreenError: The loss is not finite, so no epoch can be better than another.
+            EquiscreenError: The loss is not finite, so epochs cannot be compared.
         """
         names = sorted(self._sums)
         sums = dict(

@@ -114,7 +114,7 @@ def substitute(
     """Make candidates by ion substitution.
 
     All likely substitutions of all prototypes are drawn without replacement, each with a chance proportional to its
-    probability, so that likelier ones tend to come earlier. The cell is scaled so that
+    probability, so more likely ones tend to come earlier. The cell is scaled so that
 
         V_new / V_old = (sum_i n_i r(new ion i) / sum_i n_i r(old ion i))^3
 
@@ -145,7 +145,7 @@ def substitute(
         count: Number of candidates.
         seed: Random seed, not negative.
         elements: Symbols of the elements that a candidate may contain; None allows all.
-        max_atoms: Largest number of atoms in a cell.
+        max_atoms: Maximum number of atoms in a cell.
         min_probability: Smallest `Candidate.probability`; less likely substitutions are skipped.
         max_strain: Largest strain of copies: lattice vectors are scaled by 1 + e, with e uniform in [-max_strain,
             max_strain].
@@ -331,6 +331,6 @@ def draw_candidates(
             number += 1
         if number == before:
             raise SourceError(
-                f"only {number:,} distinct candidates; allow strain, rattle or less likely substitutions, or use more "
-                "prototypes"
+                f"only {number:,} distinct candidates exist; allow strain, rattle or less likely substitutions, or use "
+                "more prototypes"
             )

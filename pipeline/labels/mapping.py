@@ -1,4 +1,4 @@
-"""Label mappings: the path of a quantity in a record, and its unit, order and sign. Nothing is guessed."""
+"""Label mappings: where a record holds a quantity, and the unit, order and sign of its values. Nothing is guessed."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class LabelMapping(BaseModel):
     def unread(
         self, fields: Mapping[str, Any], n_atoms: int, found: Mapping[str, NDArray[np.float64]], volume: float
     ) -> dict[str, str]:
-        """Fields that look like labels but are not used, each with the name of the label that it resembles.
+        """List the fields that look like labels but are not used, each with the name of the label that it resembles.
 
         A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 

@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r'"(?:\\.|[^"\\])*"|' + r"'(?:\\.|[^'\\])*'|\{[^}]*\}|(?P<rows>\[\s*\[.*?\]\s*\])|\[[^\]]*\]"
     r"|(?<!\S)(?P<key>[^\s=\"'{}\[\]]+)(?=\s*=)"
 )
-# Keys that may appear only once: two values cannot both be right.
+# Keys that may appear only once, since two values cannot both be right.
 _ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
 # Names that other programs give the cell.
 _CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
@@ -93,7 +93,7 @@ def _comment(line: str) -> dict[str, Any]:
     _check_units(info)
     cells = [key for key, value in info.items() if _CELL.fullmatch(key) and np.size(value) in {3, 6, 9}]
     if cells and "Lattice" not in info:
-        raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice")
+        raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice; rename it to Lattice")
     return info
 
 

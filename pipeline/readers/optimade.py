@@ -41,7 +41,9 @@ def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
             missing = np.isnan(lattice).any(axis=1)
             if (missing & axes).any():
                 axis = int(np.flatnonzero(missing & axes)[0])
-                raise InvalidStructureError(f"periodic, but without a lattice vector (axis {axis})")
+                raise InvalidStructureError(
+                    f"the structure is periodic along axis {axis}, but has no lattice vector there"
+                )
             lattice[missing] = 0.0
         return Structure.from_cartesian(numbers, positions, lattice, axes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""JSON of pymatgen, read without pymatgen: structures, molecules, and records that contain them."""
+"""pymatgen JSON, read without pymatgen: structures, molecules, and records that contain them."""
 
 from __future__ import annotations
 

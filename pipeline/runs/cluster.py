@@ -23,7 +23,8 @@ from ..errors import EquiscreenError, UnreachableError, detail
 
 IN_PROCESS = "threads"
 LOOPBACK = "127.0.0.1"
-# Workers that a task may lose before it is suspected. More would only cost time, since the task is retried anyway.
+# Number of workers that a task may lose before it is suspected. A larger number would only cost time, since the task is
+# retried anyway.
 ALLOWED_DEATHS = 1
 # By default each worker samples its own stack a hundred times a second, and its event loop wakes up fifty times a
 # second. With one worker per core this slows the work by 3 %.
@@ -36,7 +37,7 @@ SETTINGS = {
 STARTS, START_S = 3, 120
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
-# Seconds to wait for the answer of a scheduler, and of its dashboard.
+# Seconds to wait for an answer from a scheduler and from its dashboard.
 _ANSWER_S, _DASHBOARD_S = 5, 2
 _TLS = "https://distributed.dask.org/en/stable/tls.html"
 
@@ -99,7 +100,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 def _closed_at_last(cluster: Any) -> Iterator[Any]:
     """Close a cluster at the end of the block.
 
-    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished all the same; the
+    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished nevertheless; the
     workers end when they notice that their scheduler is gone.
     """
     with ExitStack() as closing:
@@ -142,8 +143,8 @@ def check_seen(path: str | Path) -> None:
     """
     if not Path(path).exists():
         raise UnreachableError(
-            f"{path}: not found on {socket.gethostname()} by {_worker()}; inputs and outputs must be in folders that "
-            "all workers share, under the same paths, until the run ends"
+            f"{path} was not found on {socket.gethostname()} by {_worker()}; inputs and outputs must be in folders "
+            "that all workers share, under the same paths, until the run ends"
         )
 
 
@@ -181,7 +182,7 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
 
 
 async def _check_answers(address: str) -> None:
-    """Check that a scheduler answers at an address; a client would wait for ever for any other server."""
+    """Check that a scheduler answers at an address; a client would wait forever for any other server."""
     from distributed import Security  # noqa: PLC0415 - see `connect`
     from distributed.comm import connect as open_comm  # noqa: PLC0415
 

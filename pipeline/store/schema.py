@@ -196,12 +196,12 @@ def _reserve(name: str, taken: set[str]) -> None:
     """Reserve a name.
 
     Raises:
-        LabelError: The name is taken or not allowed.
+        LabelError: The name is already in use or not allowed.
     """
     if name in taken:
         raise LabelError(
-            f"{name!r} cannot be the name of a label or column: it is taken or given twice; rename the label, or leave "
-            "the column out"
+            f"{name!r} cannot be the name of a label or column: it is already in use or given twice; rename the label, "
+            "or leave the column out"
         )
     if not name or "/" in name or name.startswith((".", "__")):
         raise LabelError(

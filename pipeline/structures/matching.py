@@ -90,10 +90,10 @@ def composition_key(structure: Structure) -> int:
 def crystal_vector(structure: Structure) -> NDArray[np.float64]:
     """Descriptor of a crystal, in angstrom: equal for the same crystal and close for similar ones.
 
-    Similar to average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the volume per atom;
-    the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the three rarest
-    species, statistics of the distances to the nearest atoms of the same and of other species. There is no cutoff.
-    Mirror images have the same vector. Vectors of crystals of different composition are not comparable.
+    The descriptor resembles average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the
+    volume per atom; the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the
+    three rarest species, statistics of the distances to the nearest atoms of the same and of other species. There is no
+    cutoff. Mirror images have the same vector. Vectors of crystals of different composition are not comparable.
 
     For a structure that is not periodic in three directions, the vector holds 16-bit pieces of its content hash
     instead, so that only equal content has equal vectors.

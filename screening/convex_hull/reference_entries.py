@@ -39,7 +39,7 @@ from .references import (
 # tables and datasets are read piece by piece.
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
-_NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
+_NO_ENTRIES = "this is not a file of pymatgen entries (a list of records with composition and energy)"
 # OMat24 uses the Hubbard U and the POTCARs of the Materials Project, except for these POTCARs (OMat24StaticSet in
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
@@ -69,7 +69,7 @@ class _Data(_Section):
 
 
 class _Entry(_Section):
-    """The fields of a pymatgen entry that a hull needs; they have the same meaning as in ComputedStructureEntry."""
+    """The fields of a pymatgen entry that a hull needs, with the meanings that they have in ComputedStructureEntry."""
 
     entry_id: _Name = None
     composition: dict[str, _Number]
@@ -206,7 +206,7 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
 
 
 def _calculation(record: object) -> tuple[StatedCalculation, str]:
-    """What an entry states about its calculation, and its functional; "" if it states none.
+    """What an entry states about its calculation, and its functional, which is empty if none is stated.
 
     Raises:
         EntryLeftOutError: A statement is malformed, or two contradict each other.
@@ -241,7 +241,7 @@ def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) 
         scheme = R2SCAN
     elif is_matpes:
         scheme = MATPES_PBE
-    else:  # the energies of entries are uncorrected, whatever scheme was assumed for them
+    else:  # the energies of entries are uncorrected, regardless of the scheme that was assumed for them
         scheme = settings.assumed if settings.assumed in (OMAT24, MATPES_PBE) else UNCORRECTED
     if basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme}", f"the candidates follow {settings.scheme}")
@@ -295,7 +295,7 @@ def _check_settings(
 ) -> None:
     """Check that a calculation has the Hubbard U and the pseudopotentials of its scheme, as far as it states them.
 
-    The scheme r2scan has no set of pseudopotentials of its own, but its calculations use POTCARs of PBE.
+    The scheme r2scan has no set of pseudopotentials of its own; its calculations use PBE POTCARs.
 
     Raises:
         EntryLeftOutError: The Hubbard U or the pseudopotentials differ.
@@ -386,7 +386,7 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
         return None
     try:
         return _structure_of(path, name, entry)
-    except SourceError:  # the energy can be used all the same
+    except SourceError:  # the energy can still be used
         return None
 
 
@@ -398,15 +398,15 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     """
     if not entry.structure:
         raise SourceError(
-            f"{path}: entry {name} has no structure, which --exclude-self needs to recognise it; use entries with "
-            "structures, or leave out --exclude-self"
+            f"{path}: entry {name} has no structure, but --exclude-self recognises phases by their structures; use "
+            "entries with structures, or leave out --exclude-self"
         )
     try:
         crystal = _crystal(entry.structure)
     except EntryLeftOutError as error:
         raise SourceError(
-            f"{path}: entry {name}: {error}; --exclude-self needs its structure: repair the entry, or leave out "
-            "--exclude-self"
+            f"{path}: the structure of entry {name}, which --exclude-self needs, cannot be read ({error}); repair the "
+            "entry, or leave out --exclude-self"
         ) from error
     return partial(
         Structure.from_fractional,
@@ -443,7 +443,7 @@ def entry_records(path: str) -> Iterator[object]:
     """
     source, *others = find_files([path])
     if others:
-        raise SourceError(f"{path}: matches {1 + len(others):,} files; give each file of references by its own path")
+        raise SourceError(f"{path} matches {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:
@@ -452,7 +452,9 @@ def entry_records(path: str) -> Iterator[object]:
     with source.open() as stream:
         text = stream.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise SourceError(f"{path}: more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)")
+        raise SourceError(
+            f"{path}: the file holds more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)"
+        )
     try:
         content = parse_json(text)
     except RepeatedKeyError as error:

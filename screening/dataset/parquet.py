@@ -93,7 +93,7 @@ def to_parquet(
                 file.write({name: rows.column(name, start, stop) for name in names})
             file.close()
     except FileNotFoundError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+        raise OutputExistsError(f"{out} cannot be written ({error.strerror})") from error
     return out
 
 

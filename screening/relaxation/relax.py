@@ -165,7 +165,9 @@ class _RelaxPlan:
         self.out, self.graphs_out = str(out), graphs_path(out)
         self.trajectories_out = Path(self.graphs_out.removesuffix(".graphs.zarr") + ".trajectories")
         if "://" in self.out:
-            raise ConfigError(f"{out}: a relaxation writes only to local paths; write there, then copy its two stores")
+            raise ConfigError(
+                f"{out}: a relaxation can be written only to local paths; write it there, then copy the two stores"
+            )
         self.spans = cut(graphs.n_edges[: self.size], PART_EDGES, PART_STRUCTURES)
         self.arrays = relaxed_arrays(settings)
         self.columns = carried_columns(graphs, self.arrays)
@@ -188,7 +190,7 @@ class _RelaxPlan:
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that no graph store or trajectories of another run, and no inputs, are in the way.
+        """Check that the outputs would not replace an input, or a graph store or trajectories of another run.
 
         Raises:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
@@ -197,17 +199,17 @@ class _RelaxPlan:
         for path in (Path(self.graphs_out), self.trajectories_out):
             check_place(path.resolve(), [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)])
             if path.is_symlink():
-                raise OutputExistsError(f"{path}: is a symbolic link, so it is not overwritten; choose another --out")
+                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
             if path.exists() and not overwrite and not self._is_from_this_run(path):
-                raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
+                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
         if graphs.exists() and not graphs.is_equiscreen_store():
             raise OutputExistsError(
-                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
+                f"{graphs} already exists and is not an equiscreen store, so it is not overwritten; choose another "
                 "--out"
             )
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                f"{self.trajectories_out} already exists and holds other files, so it is not overwritten; choose "
                 "another --out"
             )
 
@@ -440,8 +442,8 @@ class RelaxEstimate:
         structures: Number of structures.
         seconds: Time on one core.
         evaluations: Mean number of evaluations per structure.
-        sample: Number of structures that this is extrapolated from.
-        bytes_on_disk: Largest size of the outputs, without text columns.
+        sample: Number of structures from which the estimate is extrapolated.
+        bytes_on_disk: Maximum size of the outputs, without text columns.
         bytes_of_memory: Memory of a worker.
     """
 

@@ -16,11 +16,11 @@ from .content import Distribution
 from .page import data
 
 _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accent", "--low", "--high"
-# Largest number of points in a plot; more would only slow down the page.
+# Maximum number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
 _MARGIN = {"l": 60, "r": 20, "t": 10, "b": 50}
-# Above the plot: below it, the legend would lie on the title of the axis where the page is narrow.
+# The legend is above the plot, since below it the legend would cover the title of the axis on a narrow page.
 _LEGEND = {"orientation": "h", "x": 0.0, "y": 1.0, "yanchor": "bottom"}
 # Rows of the periodic table: number of elements from the left and from the right; the f block is drawn below.
 _PERIODS = ((1, 1), (2, 6), (2, 6), (2, 16), (2, 16), (2, 15), (2, 15))

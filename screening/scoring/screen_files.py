@@ -80,7 +80,7 @@ def screen_files(
 
     Raises:
         ConfigError: The sources are several graph stores, or a graph store among files; or `append` is set and the
-            source is not a graph store; or see `equiscreen.screening.screen`.
+            source is not a graph store; other cases as for `equiscreen.screening.screen`.
         SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: A store cannot be read, or none of the structures could be scored.
         ModelFileError: A model cannot be used.

@@ -263,7 +263,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     [
         (None, "no such file"),
         ("", "empty"),
-        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose one with `equiscreen featurize --struct"),
+        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose a field with `equiscreen featurize --struct"),
         ("cif\nnothing\n", "none of its structures could be stored; record 0"),
     ],
 )
@@ -323,7 +323,7 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
 def test_a_cutoff_that_makes_no_sense(tmp_path: Path, cutoff: float) -> None:
-    with pytest.raises(SourceError, match="it must be between"):
+    with pytest.raises(SourceError, match="choose one between"):
         featurize(make_source("CSV", tmp_path), tmp_path / "g.zarr", cutoff=cutoff)
 
 
@@ -569,7 +569,7 @@ def test_a_file_that_changes_meanwhile_is_noticed_whatever_its_times(
 
     with monkeypatch.context() as patch:
         patch.setattr(place, name, rewrite_first)
-        with pytest.raises(StoreError, match=r"a\.cif: has changed during this run"):
+        with pytest.raises(StoreError, match=r"a\.cif has changed during this run"):
             run(source, tmp_path / "g.zarr")
     assert not (tmp_path / "g.zarr").exists()
 

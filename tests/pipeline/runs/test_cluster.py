@@ -107,7 +107,7 @@ def test_a_lost_scheduler_is_one_line() -> None:
 def test_a_worker_that_does_not_see_a_folder_is_named(tmp_path: Path) -> None:
     with connect("threads") as client, pytest.raises(EquiscreenError) as told:
         list(run_tasks(client, abs, [-1], shared=[tmp_path, tmp_path / "elsewhere"]))
-    assert str(told.value).startswith(f"{tmp_path}/elsewhere: not found on ")
+    assert str(told.value).startswith(f"{tmp_path}/elsewhere was not found on ")
     assert "by worker inproc://" in str(told.value)
 
 

@@ -148,7 +148,7 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(cartesian_site_positions=[[0, 0, 0], [None, 1, 1]]), r"too large \(atom 1\)"),
         (salt(nsites=3), "has length 2, but nsites is 3"),
         (salt(lattice_vectors=None), "periodic, but has no cell"),
-        (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"without a lattice vector \(axis 2\)"),
+        (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [None] * 3]), r"periodic along axis 2, but has no lattice vector"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0]]), "shape"),
         (salt(lattice_vectors=[[4, 0, 0], [0, 4, 0], [4, 4, 0]]), "zero volume"),
         (salt(dimension_types=[1, 1]), "must hold three values, each 0 or 1"),
@@ -559,7 +559,7 @@ def test_a_page_that_is_not_compressed_as_it_says_is_refused(tmp_path: Path) -> 
 
 
 def test_a_page_has_a_bound(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="page of more than 1,000 bytes"):
+    with pytest.raises(SourceError, match="the page has more than 1,000 bytes"):
         download(Database(page=50, size=50), tmp_path / "x.jsonl", max_bytes=1000)
 
 
