@@ -57,9 +57,9 @@ class RankSettings(BaseModel):
         scheme: Energy scheme of references that do not state one.
         relax_references: Whether to relax the structures of the references with the model too, for a second hull with
             all energies computed by the model.
-        within: Structures at most this far above the hull count as near it, eV/atom. If the model's error is known,
-            references are given and the structures are relaxed, the result includes the probability that a structure is
-            near the hull.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull. If the model's error is
+            known, references are given and the structures are relaxed, the result includes the probability that a
+            structure is near the hull.
         relax: Whether to relax the structures or to score them without relaxation.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.

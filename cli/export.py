@@ -26,7 +26,7 @@ def export(
         ),
     ] = None,
     float64: Annotated[
-        bool, typer.Option("--float64", help="Compute in float64 instead of float32, which is several times slower.")
+        bool, typer.Option("--float64", help="Compute in float64 instead of float32; this is several times slower.")
     ] = False,
     average_mirror: Annotated[
         bool,
@@ -44,10 +44,10 @@ def export(
     """Export a network, with forces and stress, to an ONNX file.
 
     An ensemble is also written as a single file. The file is written only if the ONNX graph passes all checks: it
-    contains no reducing scatter, agrees with PyTorch on new structures of different sizes, gives bit-identical results
-    with one and two threads (in float64: identical up to rounding), and obeys the symmetries: rotations, reflections
-    (unless the network has no parity), translations and permutations of atoms. The results of the checks are stored in
-    the file's metadata; `equiscreen info model.onnx --json` prints them.
+    contains no scatter with a reduction, agrees with PyTorch on new structures of different sizes, gives bit-identical
+    results with one and two threads (in float64: identical up to rounding), and obeys the symmetries: rotations,
+    reflections (unless the network has no parity), translations and permutations of atoms. The results of the checks
+    are stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

@@ -110,8 +110,8 @@ def refit(
     energy_scheme: Annotated[
         str,
         typer.Option(
-            help="Energy scheme of the new energies (their DFT settings and corrections): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
+            help="Energy scheme of the new energies (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme)."
         ),
     ] = "own",
     overwrite: Overwrite = False,
@@ -155,8 +155,8 @@ def import_(
     energy_scheme: Annotated[
         str | None,
         typer.Option(
-            help="Energy scheme of the weights (the DFT settings and corrections of their energies): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name).",
+            help="Energy scheme of the weights (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme).",
             show_default="the published scheme for known weights, otherwise own",
         ),
     ] = None,

@@ -48,7 +48,7 @@ def models(
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
     symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
-    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that takes a model
+    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that runs a model
     accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
     needs `pip install 'equiscreen[rank]'`.
 

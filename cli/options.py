@@ -74,18 +74,18 @@ References = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme (the DFT settings and corrections of energies) to assume where none is stated, as in table "
+        help="Energy scheme (DFT settings and energy corrections) to assume where none is stated, as in table "
         "rows without `scheme` and entries without a run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
-        "r2scan, or own (a scheme without a name)."
+        "r2scan, or own (any other scheme, such as your own DFT settings)."
     ),
 ]
 Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Count structures at most this far above the hull as near it, eV/atom. If the structures were scored with "
-        "several models, or if the model's error is known, the output gives the probability that a structure is near "
-        "the hull.",
+        help="Structures at most this far above the hull (eV/atom) count as near the hull. If the structures were "
+        "scored with several models, or if the model's error is known, the output gives the probability that a "
+        "structure is near the hull.",
     ),
 ]
 MovedStore = Annotated[

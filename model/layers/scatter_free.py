@@ -86,7 +86,7 @@ class _PermuteSlots(torch.autograd.Function):
 
 
 class _GatherSenders(torch.autograd.Function):
-    """``x[:, neighbors]``, from atoms to slots."""
+    """Gathers the features of each slot's sender: ``x[:, neighbors.reshape(-1)]``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:

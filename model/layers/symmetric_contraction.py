@@ -91,8 +91,8 @@ class SymmetricContraction(nn.Module):
         products = [features[irrep] for irrep in self.linear]
         for block, (first, second) in zip(self.blocks, self.factors, strict=True):
             products.append(block(squares[second], features[first] if first is not None else None))
-        # The table of weights by component, and not only by product, is a constant at export.
-        weights = self.weights.index_select(1, self.column)[species]
+        # Elements first: the exported file stores a weight for each product, and not one for each of its components.
+        weights = self.weights[species].index_select(1, self.column)
         out = torch.matmul(self.total, torch.cat(products, dim=1) * weights)
         parts = torch.split(out, [irrep.dim for irrep in self.irreps_out], dim=1)
         return dict(zip(self.irreps_out, parts, strict=True))

@@ -45,7 +45,7 @@ def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
             lattice[missing] = 0.0
         return Structure.from_cartesian(numbers, positions, lattice, axes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        raise InvalidStructureError(f"not an OPTIMADE structure: {type(error).__name__} {error}") from error
+        raise InvalidStructureError(f"malformed OPTIMADE structure ({type(error).__name__}: {error})") from error
 
 
 def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:

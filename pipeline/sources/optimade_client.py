@@ -321,7 +321,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{_shown(url)} is not an http or https URL ({error})") from error
+            raise SourceError(f"{_shown(url)}: this URL, or one that it redirects to, is invalid ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
@@ -379,7 +379,7 @@ class _Server:
         except httpx.TransportError as error:
             raise _RetryError(f"{_shown(url)}: {_one_line(str(error)) or type(error).__name__}") from error
         except httpx.InvalidURL as error:
-            raise _PageError(f"{_shown(url)} is not an http or https URL ({error})") from error
+            raise _PageError(f"{_shown(url)}: this URL, or one that it redirects to, is invalid ({error})") from error
 
     def _read(self, response: httpx.Response) -> _Page:
         url = str(response.url)

@@ -44,7 +44,7 @@ _NO_ENTRIES = "this is not a file of pymatgen entries (a list of records with co
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
-_OTHER_U = "Hubbard U of another scheme"
+_OTHER_U = "Hubbard U differs from the scheme"
 _WHOLE = 1e-8
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -315,7 +315,7 @@ def _check_settings(
         if titles:
             _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
     elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has none")
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses none")
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
@@ -329,7 +329,9 @@ def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: 
         EntryLeftOutError: The values differ from those of the scheme.
     """
     if given != expected:
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
+        raise EntryLeftOutError(
+            _OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses {expected or 'none'}"
+        )
 
 
 def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping[str, str], scheme: str) -> None:

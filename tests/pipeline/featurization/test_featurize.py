@@ -191,7 +191,7 @@ def bad_dict(**changes: object) -> dict[str, object]:
         (bad_dict(sites=[{"species": [{"element": "Qq"}], "abc": [0, 0, 0]}]), "unknown element"),
         (bad_dict(sites=[{"species": [{"element": "Cu"}], "abc": [0, float("nan"), 0]}]), "not finite"),
         (bad_dict(lattice={"matrix": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}), "zero volume"),
-        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "not a pymatgen structure"),
+        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "malformed pymatgen structure"),
         (bad_dict(sites=[]), "no atoms"),
         ({"energy": 3}, "no structure in any field"),
         (17, "not a record (int)"),

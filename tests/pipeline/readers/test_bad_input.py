@@ -516,7 +516,7 @@ ONE = json.dumps(DICTS[0])
         (
             f'{{"a": {ONE}, "b": {json.dumps(DICTS[1])}, "c": {{"sites": 1, "lattice": 2}}}}',
             2,
-            ["not a pymatgen structure"],
+            ["malformed pymatgen structure"],
         ),
         (f"[{ONE}] junk\nmore junk\n", 1, ["text after the end: 'junk'"]),
         (f"[{ONE}]]", 1, ["text after the end"]),
@@ -524,7 +524,11 @@ ONE = json.dumps(DICTS[0])
         (f"{json.dumps(DICTS[0], indent=1)}\n{json.dumps(DICTS[1], indent=1)}", 2, []),
         (f'{{"data": [{{"x": 1}}], "structure": {ONE}}}', 1, ["no structure in any field (fields: x)"]),
         ("[" * 100_000, 0, ["JSON"]),
-        (f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]', 1, ["not a pymatgen structure"]),
+        (
+            f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]',
+            1,
+            ["malformed pymatgen structure"],
+        ),
         (f'{{"\\q": {ONE}, "b": {ONE}}}', 1, ["object member without a key"]),
     ],
 )

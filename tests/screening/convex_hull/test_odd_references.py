@@ -49,7 +49,7 @@ def above(found: xr.Dataset) -> dict[str, float]:
     [
         ("h02_SCAN", "functional SCAN"),
         ("h02_R2SCAN", "functional r2SCAN"),
-        ("h12b_UnoHub", "Hubbard U of another scheme"),
+        ("h12b_UnoHub", "Hubbard U differs from the scheme"),
         ("h13_nan", "no finite energy"),
         ("h18_formula_str", "no composition with whole numbers of atoms"),
         ("h19_potcar", "pseudopotentials of another scheme"),

@@ -48,7 +48,7 @@ failure_policy._TasksInFlight.submit = lambda *arguments: time.sleep(0.5) or sub
 from equiscreen.__main__ import main
 main()
 """
-ATOMS = 8
+ATOMS = 5
 
 
 @pytest.fixture(scope="module")
