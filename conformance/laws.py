@@ -132,7 +132,7 @@ class PotentialLaws:
 
     @pytest.fixture
     def structures(self, potential: Potential, elements: Sequence[int]) -> list[Structure]:
-        """Crystals."""
+        """Random crystals of the tested elements."""
         return crystals(elements, potential.cutoff if self.cutoff_known else np.inf)
 
     @pytest.fixture

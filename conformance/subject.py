@@ -55,7 +55,7 @@ class Subject:
 
 
 def subject_of_model(model: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Load a model.
+    """Load a model as the potential to test.
 
     Args:
         model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
@@ -82,7 +82,7 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
 
 
 def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Make an ASE calculator.
+    """Make an ASE calculator as the potential to test.
 
     Args:
         factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.

@@ -294,7 +294,7 @@ def _structure_of_row(scores: ScoredEnergies, row: int) -> Structure:
 
 
 def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any]:
-    """A row of the table."""
+    """Make a row of the table from a phase."""
     corrected = phase.scheme == UNCORRECTED and not phase.formation
     row: dict[str, Any] = {
         "id": phase.name,

@@ -64,7 +64,7 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file.
+        """Read a configuration from a YAML file.
 
         Raises:
             ConfigError: The file cannot be read, is not YAML, or holds an unknown key or an invalid value.

@@ -103,15 +103,15 @@ class TrainingModule(lightning.LightningModule):
         return self.data.batches(subset, self.network, self.config, shuffle=order, share=share, skip=skip)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Move all tensors of a batch."""
+        """Move all tensors of a batch to a device."""
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        """Start timing the epoch."""
+        """Record the time at which the epoch starts."""
         self._spent = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Do one step of the optimiser.
+        """Update the weights with the gradient of one batch.
 
         Raises:
             EquiscreenError: The loss or its gradient is not finite, or there is not enough memory.
@@ -243,12 +243,12 @@ class TrainingModule(lightning.LightningModule):
         self.log("learning_rate", self.config.learning_rate * group["lr"] / group["initial_lr"])
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sums."""
+        """Reset the sums of the validation errors."""
         self._sums = {}
         self._wrong = ""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Add the errors of one batch to the sums."""
+        """Add the errors of one batch to the sums of the validation errors."""
         for part in batch.split(self.parts):
             found = self.network.predict(*part.inputs)
             errors = residuals(self.network, found, part)

@@ -145,7 +145,7 @@ def refit_references(
 
 
 def _labelled(network: Network, stores: Sequence[GraphStore], name: str) -> tuple[list[NDArray[np.bool_]], int]:
-    """Find the structures to fit to.
+    """Find the structures to which reference energies are fitted.
 
     Returns:
         bool[n_structures] for each store, and the number of structures with an energy that have other elements.

@@ -285,7 +285,7 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning.
+    """Read a Lightning checkpoint.
 
     Raises:
         EquiscreenError: The file is damaged.

@@ -131,7 +131,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read the next header.
+        """Read the header of the next member.
 
         Raises:
             tarfile.EOFHeaderError: The block consists of zeros, which end an archive.

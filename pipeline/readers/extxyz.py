@@ -43,7 +43,7 @@ _AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": Fa
 
 
 def atoms_of_frame(text: str) -> ase.Atoms:
-    """Read a frame.
+    """Read a frame of extended XYZ.
 
     Keys of the cell may have any case. A stress or virial may have nine components or six, in ASE's order (xx, yy, zz,
     yz, xz, xy), and be a matrix of nested lists. A stress of nine components stays a matrix, symmetric or not.

@@ -161,7 +161,7 @@ def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool =
 
 
 def label_spec(name: str, quantity: Quantity) -> ArraySpec:
-    """Array of a label."""
+    """Return the spec of the array of a label."""
     dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
@@ -193,7 +193,7 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Reserve a name.
+    """Reserve a name, so that no other label or column can have it.
 
     Raises:
         LabelError: The name is already in use or not allowed.

@@ -259,7 +259,7 @@ class _Table:
         return repeated
 
     def enter(self, place: int) -> None:
-        """Insert one row."""
+        """Insert one row into the table."""
         enter_row(place, self.label, self.cell, self.head, self.following)
 
     def agreeing(self, place: int) -> NDArray[np.int64]:

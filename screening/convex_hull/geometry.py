@@ -334,7 +334,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
 
 
 def _no_hull(count: int, size: int) -> HullPoints:
-    """Points of a system without a hull."""
+    """Hull points for a system without a hull: all energies are NaN."""
     return HullPoints(np.full(count, np.nan), np.full((count, size), -1, dtype=np.int64), np.zeros((count, size)))
 
 

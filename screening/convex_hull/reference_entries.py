@@ -419,7 +419,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
 
 
 def _crystal(content: Mapping[str, Any]) -> Any:
-    """An ordered pymatgen structure.
+    """Read an ordered pymatgen structure.
 
     Raises:
         EntryLeftOutError: The structure is malformed or disordered.

@@ -431,7 +431,7 @@ class _Relaxation:
         stress: NDArray[np.float64],
         virial: NDArray[np.float64],
     ) -> None:
-        """Take one step.
+        """Take one step of the relaxation.
 
         Args:
             energy: Energy of the current geometry, eV.
