@@ -43,11 +43,11 @@ def export(
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
 
-    An ensemble is also written as a single file. The file is written only if the ONNX graph passes all checks: it
-    contains no scatter with a reduction, agrees with PyTorch on new structures of different sizes, gives bit-identical
-    results with one and two threads (in float64: identical up to rounding), and obeys the symmetries: rotations,
-    reflections (unless the network has no parity), translations and permutations of atoms. The results of the checks
-    are stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
+    An ensemble is exported to a single file. The file is written only if the ONNX graph passes all checks: it contains
+    no scatter operation with a reduction (such as scatter-add), agrees with PyTorch on new structures of different
+    sizes, gives bit-identical results with one and two threads (in float64: identical up to rounding), and obeys the
+    symmetries: rotations, reflections (unless the network has no parity), translations and permutations of atoms. The
+    results of the checks are stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

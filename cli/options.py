@@ -43,7 +43,7 @@ Scheduler = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="Device on which the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+    str, typer.Option(help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
 ]
 Budget = Annotated[
     float | None,
@@ -83,8 +83,8 @@ Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Structures at most this far above the hull (eV/atom) count as near the hull. If the structures were "
-        "scored with several models, or if the model's error is known, the output gives the probability that a "
+        help="Structures at most this far above the hull (eV/atom) count as near the hull. If the error of the "
+        "model's energies above hull is known, the output also gives the probability that a "
         "structure is near the hull.",
     ),
 ]

@@ -31,7 +31,7 @@ def screen(
         int | None,
         typer.Option(
             min=1,
-            help="Mark structures with more edges than this as too large (an edge takes about 30 kB of memory with "
+            help="Mark structures with more edges than this as too large (an edge takes about 42 kB of memory with "
             "7net-0).",
             show_default="100,000",
         ),
@@ -39,8 +39,9 @@ def screen(
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms (of any elements) closer than this, in angstrom, as extrapolating.",
-            show_default="a bound for each pair of elements",
+            help="Also mark structures with two atoms (of any elements) closer than this, in angstrom, as "
+            "extrapolating.",
+            show_default="no bound beyond those for each pair of elements",
         ),
     ] = None,
     allow_extrapolation: AllowExtrapolation = False,
@@ -48,8 +49,8 @@ def screen(
         bool,
         typer.Option(
             "--append",
-            help="Keep the existing scores, and score only structures that have been added to the store since then or "
-            "that --limit had excluded.",
+            help="Keep the existing scores, and score only structures that were added to the store since the last run "
+            "or that --limit excluded.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -62,9 +63,9 @@ def screen(
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. For each structure, it holds the properties that the model predicts (energy,
-    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why the structure could not be
-    scored). With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
-    energy_members too. An interrupted run resumes when you run the same command again.
+    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why there is no
+    reliable score). With several models or an exported ensemble, it also holds energy_std and max_force_std; with
+    several models, energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -145,11 +146,11 @@ def relax(
 ) -> None:
     """Relax every structure in a graph store or in structure files.
 
-    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
-    and after, the largest remaining force and stress, the change in volume and space group, and a status (ok, or why
-    the structure could not be relaxed). The relaxed structures are in the graph store R.graphs.zarr next to it, in the
-    same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted
-    run resumes when you run the same command again.
+    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy and
+    space group before and after, the largest remaining force, the remaining stress, the change in volume, and a status
+    (ok, or why there is no reliable result). The relaxed structures are in the graph store R.graphs.zarr next to it, in
+    the same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
+    interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -231,8 +232,8 @@ def cascade(
     target: Annotated[
         float,
         typer.Option(
-            help="Count structures that the accurate model predicts to be at most this far above the hull as "
-            "hits, eV/atom."
+            help="Count a structure as a hit if the accurate model predicts it to be at most this far above the "
+            "hull, eV/atom."
         ),
     ] = 0.05,
     audit: Annotated[
