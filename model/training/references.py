@@ -83,7 +83,7 @@ def refit_references(
     energy_scheme: str = OWN,
     overwrite: bool = False,
 ) -> RefitReport:
-    """Adapt a network to energies with different DFT settings through its reference energies; its weights do not change.
+    """Adapt the reference energies of a network to different DFT settings; its weights do not change.
 
     The corrections are the least-squares fit of the errors of the total energies to composition, on at most about 2,000
     structures. Forces and stresses do not change. Isolated atoms are not part of the fit.
