@@ -102,7 +102,7 @@ class Hulls:
         return np.asarray(fractions @ np.array([self._elements.get(element, np.nan) for element in system]))
 
     def subsystems(self, system: System) -> Iterator[System]:
-        """Systems with entries among the subsets of a system, itself included."""
+        """Chemical systems with entries among the subsets of a system, including the system itself."""
         if 1 << len(system) > len(self._own):
             members = set(system)
             yield from (other for other in self._own if members.issuperset(other))

@@ -325,7 +325,7 @@ def _attrs(
     *,
     begin: float,
 ) -> Mapping[str, Any]:
-    """Attributes of the dataset: those of the scores, and the provenance of the hull."""
+    """Attributes of the dataset: the attributes of the scores and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}

@@ -377,7 +377,7 @@ def _potcars_of_matpes() -> Mapping[str, str]:
 
 
 def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSettings) -> Callable[[], Structure] | None:
-    """Function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
+    """Return a function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
 
     Raises:
         SourceError: The entry lacks the structure that every entry needs.
@@ -393,7 +393,7 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
 
 
 def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure]:
-    """Function that reads the structure of an entry.
+    """Return a function that reads the structure of an entry.
 
     Raises:
         SourceError: The entry has no structure.
