@@ -26,6 +26,7 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
+from .properties import properties
 from .results import hull, report, select
 from .screening import cascade, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
@@ -66,6 +67,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
     "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
     "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
+    "Properties": {"properties": properties},
     "Results": {"select": select, "report": report, "info": info},
 }
 

@@ -16,6 +16,7 @@ GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
 # Rows per inner chunk, the unit of reading; `compaction` sets how many chunks make a shard, which is one file.
 CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
+OTHER_CHUNK_ROWS = 65_536  # along dims that only some datasets have
 
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
