@@ -24,9 +24,9 @@ from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
 from .mace_settings import MaceSettings
-from .module_records import root_class
 from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
 from .nequix import read_nequix
+from .records.saved_module import root_class
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
 from .state_files import read_state

@@ -1,8 +1,8 @@
 """Conversion of checkpoints and packages of NequIP (Batzner et al., Nat. Commun. 13, 2453 (2022)), from version 0.7 on.
 
 A checkpoint (`.ckpt`) holds the weights and the settings that the network was built from. A package (`.nequip.zip`)
-holds the built modules, and is read by `module_archive`: its settings are attributes of the modules, so it does not
-matter whether they were trained from scratch or from another file. Conventions that differ from ours, and how they are
+holds the built modules, and is read as records: its settings are attributes of the modules, so it does not matter
+whether they were trained from scratch or from another file. Conventions that differ from ours, and how they are
 converted:
 
 - linear maps and tensor products of e3nn divide by the square root of the number of input channels, perceptrons
@@ -48,14 +48,15 @@ from .e3nn_weights import (
     ordered_columns,
     sign_of_3j,
 )
-from .module_archive import ModuleArchive, Record
+from .records.package import ModulePackage
+from .records.record import Record
 
 # The newest versions of NequIP and of its packages whose files are known.
 NEWEST, NEWEST_PACKAGE = (0, 19), 2
 # The first version in which networks without parity have features of natural parity.
 NATURAL_PARITY = (0, 16)
 METADATA = "model/package_metadata.txt"
-PREFIXES = ("nequip.", "e3nn.", "torch.nn.", "allegro.")
+INERT = ("nequip.", "allegro.")
 BUILDERS = {
     f"nequip.model.{name}"
     for name in (
@@ -207,15 +208,15 @@ def from_nequip_package(path: str | Path) -> NequipNetwork:
         CheckpointError: The file is damaged or unsafe, its architecture is not supported, or it is from a newer version
             of NequIP.
     """
-    archive = ModuleArchive(Path(path), PREFIXES)
-    metadata = yaml.safe_load(archive.text(METADATA))
+    package_file = ModulePackage(Path(path), INERT)
+    metadata = yaml.safe_load(package_file.text(METADATA))
     package = int(metadata["package_version_id"])
     if package > NEWEST_PACKAGE:
         raise CheckpointError(
             f"{path}: a package of version {package}; versions up to {NEWEST_PACKAGE} are known; try a newer equiscreen"
         )
     _version(metadata["versions"]["nequip"], path)
-    models = archive.unpickled("model/eager_model.pkl")
+    models = package_file.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
         raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each on its own")
     graph = models.child("sole_model")

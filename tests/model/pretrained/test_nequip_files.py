@@ -143,15 +143,20 @@ def test_a_bad_checkpoint_is_refused(change: Callable[[dict[str, Any]], object],
     assert "\n" not in str(caught.value)
 
 
-HARMFUL = pickle.dumps(Harmful())
+HARMFUL, NEWER = (pickle.dumps(Harmful(), protocol) for protocol in (2, 4))
 BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], str]] = {
-    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside of the archive"),
-    "absolute": (same, {"/etc/evil": b""}, "which lies outside of the archive"),
-    "drive": (same, {"C:/evil": b""}, "which lies outside of the archive"),
+    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside of its folder"),
+    "absolute": (same, {"/etc/evil": b""}, "which lies outside of its folder"),
+    "drive": (same, {"C:/evil": b""}, "which lies outside of its folder"),
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},
-        r"contains (posix|nt)\.system, which no model needs",
+        r"reading it would need (posix|nt)\.system, which is not allowed",
+    ),
+    "operation": (
+        lambda name, content: NEWER if name.endswith(".pkl") else content,
+        {},
+        "its pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
     ),
     "version": (replaced(rb"nequip: 0\.19\.1", b"nequip: 1.0.0"), {}, r"from NequIP 1\.0\.0"),
     "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "a package of version 3"),
@@ -178,11 +183,11 @@ def test_a_cut_package_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_package_with_too_many_members_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("equiscreen.model.pretrained.module_archive.MAX_MEMBERS", 10)
+    monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_MEMBERS", 10)
     with pytest.raises(CheckpointError, match="at most 10 are read"):
         load_pretrained(PACKAGE)
     monkeypatch.undo()
-    monkeypatch.setattr("equiscreen.model.pretrained.module_archive.MAX_PICKLE_BYTES", 1_000)
+    monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_PICKLE_BYTES", 1_000)
     with pytest.raises(CheckpointError, match=r"eager_model\.pkl has 106,\d+ bytes; at most 1,000 are read"):
         load_pretrained(PACKAGE)
 
