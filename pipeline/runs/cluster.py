@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EquiscreenError, UnreachableError, detail
-from .batch.jobs import ALLOWED_DEATHS as ALLOWED_DEATHS_IN_JOBS
+from .batch.jobs import SETTINGS as SETTINGS_OF_JOBS
 from .batch.jobs import BatchJobs
 from .batch.settings import BatchSettings, BatchSystem, batch_system_of
 from .worker_versions import check_workers
@@ -162,7 +162,7 @@ def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
     import dask  # noqa: PLC0415 - see `connect`
 
     settings = BatchSettings.load(Path(file))
-    with _quiet(), dask.config.set({**SETTINGS, "distributed.scheduler.allowed-failures": ALLOWED_DEATHS_IN_JOBS}):
+    with _quiet(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
         with _interrupts_blocked():
             jobs = BatchJobs(system, file, settings)
         try:

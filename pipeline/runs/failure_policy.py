@@ -188,10 +188,14 @@ class _TasksInFlight(Generic[Item, Result]):
                 ended = wait(list(self.items), timeout=interval, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 without = 0 if self.client.nthreads() else without + interval
+                if self.jobs is not None:
+                    self.jobs.check_progress()
                 if without:
                     self._wait_for_workers(without, limit)
             else:
                 self.had_workers, self.told = True, ""
+                if self.jobs is not None:
+                    self.jobs.note_result()
                 return next(future for future in self.items if future in ended)
 
     def _patience_s(self) -> int:

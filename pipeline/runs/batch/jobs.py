@@ -21,8 +21,15 @@ LOOK_EVERY_S, WITHOUT_WORKER_S = 5.0, 20.0
 # Jobs in a row that may end before their workers have joined. Further ones are submitted after a pause: on a broken
 # node, or with a broken prologue, each ends at once.
 FAILED_STARTS, PAUSE_S = 3, 300.0
+# Jobs in a row, as multiples of their number, whose workers may end without a single result.
+FRUITLESS = 3
 # Losses of workers after which a task is suspected. Jobs end for many reasons that have nothing to do with the task.
 ALLOWED_DEATHS = 3
+# Dask itself also gives up jobs whose workers are gone, after this time, and might then cancel their replacements.
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+    "distributed.deploy.lost-worker-timeout": "365 days",
+}
 # Seconds that the batch system may take to accept the first jobs.
 SUBMIT_S = 120
 _POLL_S = 0.05
@@ -61,7 +68,7 @@ class BatchJobs:
         self.failure = ""
         self._joined: set[str] = set()  # IDs of jobs whose workers have joined
         self._without: dict[str, float] = {}  # jobs that lost their workers, and when
-        self._failed_starts, self._last_start = 0, 0.0
+        self._failed_starts, self._last_start, self._fruitless = 0, 0.0, 0
         self._states: Mapping[str, str] | None = None
         self.cluster = new_cluster(system, settings)
         self._watching: asyncio.Task[None] | None = None
@@ -77,6 +84,22 @@ class BatchJobs:
         with suppress(TimeoutError):
             self.cluster.sync(self._stop_watching)
             self.cluster.close()
+
+    def note_result(self) -> None:
+        """Note that a task has ended."""
+        self._fruitless = 0
+
+    def check_progress(self) -> None:
+        """Check that tasks end before the jobs in which they run.
+
+        Raises:
+            EquiscreenError: Many jobs in a row have ended without a result.
+        """
+        if self._fruitless >= FRUITLESS * self.settings.jobs:
+            raise EquiscreenError(
+                f"{self.file}: {self._fruitless} jobs in a row ended before any of their tasks did; raise `walltime` "
+                f"(now {self.settings.walltime}), and run the same command again to resume"
+            )
 
     def waiting(self) -> str:
         """The jobs, with their states if the batch system tells them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
@@ -128,17 +151,19 @@ class BatchJobs:
                 self._without.pop(job.job_id, None)
                 self._failed_starts, self.failure = 0, ""
             elif job.job_id in self._joined:
-                if now - self._without.setdefault(job.job_id, now) >= WITHOUT_WORKER_S:
+                since = self._without.setdefault(job.job_id, now)
+                if self._has_ended(job) or now - since >= WITHOUT_WORKER_S:
+                    self._fruitless += 1
                     ended.append(name)
-            elif self._has_failed(job) and (self._failed_starts < FAILED_STARTS or now - self._last_start >= PAUSE_S):
+            elif self._has_ended(job) and (self._failed_starts < FAILED_STARTS or now - self._last_start >= PAUSE_S):
                 self._failed_starts, self._last_start = self._failed_starts + 1, now
                 ended.append(name)
                 if self._failed_starts >= FAILED_STARTS:
                     self.failure = self._failure(job)
         return ended
 
-    def _has_failed(self, job: Any) -> bool:
-        """Whether a job that no worker has joined from was rejected or has ended."""
+    def _has_ended(self, job: Any) -> bool:
+        """Whether a job was rejected, or is known to have ended."""
         return job.job_id is None or (self._states is not None and job.job_id not in self._states)
 
     def _failure(self, job: Any) -> str:
@@ -152,7 +177,7 @@ class BatchJobs:
         )
 
     async def _replace(self, names: list[str]) -> None:
-        """Submit jobs again: those named, and those that Dask has given up."""
+        """Cancel jobs, and submit others in their place."""
         if names:
             await self.cluster.scale_down(names)
         if len(self.cluster.workers) < self.settings.jobs:

@@ -71,7 +71,7 @@ class BatchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    jobs: int = Field(default=1, ge=1, le=10_000, strict=True)
+    jobs: int = Field(default=1, ge=1, le=1_000, strict=True)
     cores: int = Field(default=1, ge=1, le=4_096, strict=True)
     memory: str
     walltime: str

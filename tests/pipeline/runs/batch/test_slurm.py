@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase.io
@@ -33,7 +33,8 @@ RUN = (
     "failure_policy._TasksInFlight.submit = lambda *arguments: time.sleep(pause) or submit(*arguments); "
     "from equiscreen.__main__ import main; main()"
 )
-WALLTIME_S, PAUSE_S = 60, 0.4  # Slurm counts whole minutes
+# Slurm counts whole minutes; on a busy machine, the start of a worker takes most of one.
+WALLTIME, WALLTIME_S, PAUSE_S = '"00:02:00"', 120, 0.4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,10 +79,12 @@ class Run:
     Attributes:
         case: What is screened.
         folder: Current folder of the command.
+        processes: Commands that were started.
     """
 
     case: Case
     folder: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def out(self) -> Path:
@@ -94,7 +97,7 @@ class Run:
         chosen = {"jobs": 2, "cores": cores, "workers": 1, "memory": "2GB", "walltime": '"00:10:00"', **settings}
         (self.folder / "cluster.yaml").write_text("".join(f"{key}: {value}\n" for key, value in chosen.items()))
         words = ["screen", self.case.store, "--model", self.case.model, "--out", self.out]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", RUN, str(pause), *map(str, words), "--scheduler", "slurm:cluster.yaml"],
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -102,6 +105,8 @@ class Run:
             text=True,
             start_new_session=True,
         )
+        self.processes.append(process)
+        return process
 
     def wait_for_parts(self, process: subprocess.Popen[str], count: int) -> None:
         """Wait until `count` parts are done."""
@@ -133,8 +138,11 @@ class Run:
 
 
 @pytest.fixture
-def run(case: Case, tmp_path: Path) -> Run:
-    return Run(case, tmp_path)
+def run(case: Case, tmp_path: Path) -> Iterator[Run]:
+    made = Run(case, tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -154,7 +162,7 @@ def worker_processes(folder: Path) -> Sequence[psutil.Process]:
 @pytest.mark.parametrize("time_", [1, 2, 3])
 def test_a_screen_survives_a_walltime_shorter_than_itself(run: Run, time_: int) -> None:
     begin, pause = time.monotonic(), 1.5 * WALLTIME_S / (STRUCTURES / PART)
-    end(run.start(pause, walltime='"00:01:00"'))
+    end(run.start(pause, walltime=WALLTIME))
     assert time.monotonic() - begin > 1.5 * WALLTIME_S, f"run {time_} was shorter than its jobs"
     assert run.started_jobs() > 2
     run.check_equal()
@@ -226,7 +234,7 @@ def test_jobs_that_do_not_start_end_the_run_with_one_line(run: Run, settings: di
 def test_two_runs_of_one_command_use_the_same_jobs(run: Run, case: Case, tmp_path: Path) -> None:
     """`screen` featurizes files first; its jobs wait in the queue only once."""
     ase.io.write(tmp_path / "few.extxyz", ase.io.read(case.store.with_name("c.extxyz"), ":4"))
-    few = Run(Case(tmp_path / "few.extxyz", case.model, case.expected), tmp_path)
+    few = Run(Case(tmp_path / "few.extxyz", case.model, case.expected), tmp_path, run.processes)
     end(few.start(jobs=1))
     assert open_scores(few.out).sizes["structure"] == 4
     assert few.started_jobs() == 1
