@@ -38,7 +38,9 @@ Deduplication = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="Where to run: tcp://HOST:PORT (a running Dask cluster) or `threads` (in this process, for debugging).",
+        help="Where to run: tcp://HOST:PORT or tls://HOST:PORT (a running Dask cluster); slurm:cluster.yaml, "
+        "pbs:cluster.yaml, lsf:cluster.yaml or sge:cluster.yaml (jobs of a batch system, described by that file); or "
+        "`threads` (in this process, for debugging).",
         show_default="one Dask worker process per core",
     ),
 ]

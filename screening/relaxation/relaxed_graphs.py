@@ -72,8 +72,7 @@ class RelaxedGraphs:
         store = Target.of(str(self.path))
         if store.exists() and not store.is_equiscreen_store():
             raise OutputExistsError(
-                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another "
-                "--out"
+                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
             )
 
     def _is_from_this_run(self) -> bool:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
+from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
@@ -27,6 +28,7 @@ from .screen import estimate as estimate_screen
 from .screen import screen_store
 
 
+@jobs_kept()
 def screen_files(
     sources: Paths,
     model: Models,
