@@ -126,7 +126,7 @@ class RankSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path} is not a campaign file; it needs at least `sources:`")
         try:
@@ -169,7 +169,7 @@ class RankSettings(BaseModel):
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            raise OutputExistsError(f"{path} cannot be written ({error.strerror})") from error
+            raise OutputExistsError(f"{path} cannot be written ({error.strerror}); choose another file") from error
 
 
 def _joined(folder: Path, path: str) -> str:

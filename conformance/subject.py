@@ -122,12 +122,12 @@ def make_calculator(factory: str) -> BaseCalculator:
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory} cannot be imported or made: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or created: {type(error).__name__}: {detail(error)}"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(
-            f"--calculator {factory} makes a {type(made).__name__}, which is not an ASE calculator; give a class or "
-            "function that makes one"
+            f"--calculator {factory} creates an object of type {type(made).__name__}, not an ASE calculator; give a "
+            "class or function that creates one"
         )
     return made
 

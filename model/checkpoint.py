@@ -263,7 +263,7 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
             or len(names) < 2
             or any(name == ".." or Path(name).name != name for name in names)
         ):
-            raise ValueError(content["schema"])  # noqa: TRY301 - reported like any other damage
+            raise ValueError(f"schema {content['schema']!r}, members {names}")  # noqa: TRY301 - reported as damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -141,7 +141,9 @@ def fetch_references(
         _remove_if_empty(work)
         raise
     except OSError as error:
-        raise OutputExistsError(f"{out} cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(
+            f"{out} cannot be written ({error.strerror or error}); choose another `--out`"
+        ) from error
     return account
 
 

@@ -57,8 +57,7 @@ def verify_store(path: str | Path) -> str:
     damaged = GraphStore(path).verify()
     if damaged:
         raise StoreError(
-            f"{path}: the store is damaged ({', '.join(damaged)}); run the command that wrote it again, with "
-            "--overwrite"
+            f"{path}: the store is damaged ({', '.join(damaged)}); repeat the command that wrote it, with --overwrite"
         )
     return f"{redact_urls(str(path))}: all checksums match"
 

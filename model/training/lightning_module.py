@@ -294,7 +294,7 @@ class TrainingModule(lightning.LightningModule):
         if not torch.isfinite(loss):
             by = f", caused by {self._wrong}" if self._wrong else ""
             raise EquiscreenError(
-                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch + 1}{by}: check the "
+                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch + 1}{by}; check the "
                 "labels, or lower training.learning_rate"
             )
         self.log("validation/loss", loss)

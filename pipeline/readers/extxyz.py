@@ -110,7 +110,7 @@ def _axes(value: Any) -> NDArray[np.bool_]:
     words = re.findall(r"[^\s,]+", value) if isinstance(value, str) else np.ravel(value).tolist()
     axes = [_AXIS.get(str(word).lower()) for word in words]
     if len(axes) not in {1, 3} or None in axes:
-        raise InvalidStructureError(f"pbc is neither true nor false ({value})")
+        raise InvalidStructureError(f"pbc must have one or three values, each T or F ({value})")
     return np.broadcast_to(np.array(axes, dtype=bool), 3).copy()
 
 

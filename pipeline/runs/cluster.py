@@ -297,7 +297,7 @@ def _start_workers(client: Any, count: int) -> None:
             time.sleep(_POLL_S)
     if not client.nthreads():
         raise EquiscreenError(
-            f"no worker process started in up to {STARTS} attempts; free some memory, or use --scheduler threads"
+            f"no worker process started in {STARTS} attempts; free some memory, or use --scheduler threads"
         )
 
 

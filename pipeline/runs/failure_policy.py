@@ -85,7 +85,7 @@ def run_tasks(
         if client.status == "running":
             raise
         raise EquiscreenError(
-            "the connection to the Dask scheduler is lost; restart the scheduler if it has stopped, and run the same "
+            "the connection to the Dask scheduler was lost; restart the scheduler if it has stopped, and run the same "
             "command again to resume"
         ) from error
     finally:

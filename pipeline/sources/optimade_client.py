@@ -88,7 +88,7 @@ def fetch(
             report(state.structures)
             return _download(server, state, file, stream, limit, report)
     except OSError as error:
-        raise OutputExistsError(f"{file} cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(f"{file} cannot be written ({error.strerror or error}); choose another file") from error
 
 
 def listing_url(url: str) -> str:
@@ -321,7 +321,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{_shown(url)}: this URL, or one that it redirects to, is invalid ({error})") from error
+            raise SourceError(f"{_shown(url)}: this URL is invalid ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 

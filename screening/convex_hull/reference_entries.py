@@ -44,7 +44,7 @@ _NO_ENTRIES = "this is not a file of pymatgen entries (a list of records with co
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
 _NO_POTCAR = "pseudopotentials of another scheme"
-_OTHER_U = "Hubbard U differs from the scheme"
+_OTHER_U = "Hubbard U of another scheme"
 _WHOLE = 1e-8
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -166,7 +166,7 @@ def _parsed(record: object) -> _Entry:
         EntryLeftOutError: A field is missing or malformed.
     """
     if isinstance(record, RepeatedKeyError):
-        raise EntryLeftOutError("a key given twice", str(record))
+        raise EntryLeftOutError("repeated key", str(record))
     try:
         if is_task_document(record):
             record = entry_of_task(record)

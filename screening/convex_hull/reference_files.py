@@ -95,7 +95,7 @@ def read_references(
             notes = read_entries(name, settings, found)
         read = len(found.energy) - before + len(waiting) - waited
         if not read:
-            raise ConfigError(f"{path}: none of the entries can be used{_reasons(notes)}")
+            raise ConfigError(f"{path}: none of the entries can be used{_reasons(notes)}; use other references")
         account.append({"path": name, "entries": read, **notes})
     elements = {} if own_energies else add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)

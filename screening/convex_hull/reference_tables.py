@@ -282,7 +282,7 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state the energy scheme of such rows")
     if not isinstance(scheme, str):
-        raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
+        raise EntryLeftOutError("malformed energy scheme", quoted(scheme))
     if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {settings.scheme}")
     if formation and scheme == UNCORRECTED:

@@ -344,7 +344,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match=r"different settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
     plan.write_bytes(b"\xff" + plan.read_bytes())
-    with pytest.raises(OutputExistsError, match=r"different settings \(its plan\.json is damaged\)"):
+    with pytest.raises(OutputExistsError, match=r"different settings \(unknown, because its plan\.json is damaged\)"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):
         GraphStore(tmp_path / "g.zarr")

@@ -141,7 +141,7 @@ def test_a_molecule_has_no_cell(lattice: object, types: object) -> None:
         (salt(structure_features=["implicit_atoms"]), "atoms without positions"),
         (salt(structure_features=["assemblies"]), "partial occupancy"),
         (salt(assemblies=[{"sites_in_groups": [[0], [1]], "group_probabilities": [0.3, 0.7]}]), "partial occupancy"),
-        (salt(species_at_sites=["Na"]), "1 elements, but 2 coordinates"),
+        (salt(species_at_sites=["Na"]), "coordinates for different numbers of atoms"),
         (salt(species_at_sites=None), "response_fields"),
         (salt(cartesian_site_positions=None), "response_fields"),
         (salt(cartesian_site_positions=[[0, 0], [1, 1], [2, 2]], nsites=3), "shape"),

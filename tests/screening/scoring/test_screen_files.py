@@ -223,7 +223,7 @@ def test_other_graphs_in_that_place_are_refused(
     graphs = tmp_path / "s.graphs.zarr"
     make(sources, graphs)
     moment = written(graphs)
-    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr holds different graphs \(.*{message}.*--overwrite"):
+    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr cannot be reused \(.*{message}.*--overwrite"):
         screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert written(graphs) == moment
     assert not (tmp_path / "s.zarr").exists()
