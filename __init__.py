@@ -23,7 +23,8 @@ Example:
 
 More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
 ``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list) and
-``equiscreen.campaigns`` (whole jobs, and models by name). The command line does the same: ``equiscreen --help``.
+``equiscreen.campaigns`` (whole jobs, and models by name). The command line offers the same steps; see ``equiscreen
+--help``.
 """
 
 # Imports point one way: pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__. The code

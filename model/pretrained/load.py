@@ -24,9 +24,9 @@ from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
 from .mace_settings import MaceSettings
-from .module_records import root_class
 from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
 from .nequix import read_nequix
+from .records.saved_module import root_class
 from .registry import REGISTRY, Published
 from .sevennet import from_sevennet, modality_name
 from .state_files import read_state
@@ -236,7 +236,10 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         code = "SevenNet" if sevennet else "NequIP"
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or an unsupported version of {code} ({detail(error)}); copy or download it again, or "
+            "try a newer version of equiscreen"
+        ) from error
     return network.to(torch.float32), fidelity
 
 
@@ -251,7 +254,7 @@ def _is_nequip_package(path: Path) -> bool:
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
         )
 
 

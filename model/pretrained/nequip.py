@@ -1,8 +1,8 @@
 """Conversion of checkpoints and packages of NequIP (Batzner et al., Nat. Commun. 13, 2453 (2022)), from version 0.7 on.
 
 A checkpoint (`.ckpt`) holds the weights and the settings that the network was built from. A package (`.nequip.zip`)
-holds the built modules, and is read by `module_archive`: its settings are attributes of the modules, so it does not
-matter whether they were trained from scratch or from another file. Conventions that differ from ours, and how they are
+holds the built modules, and is read as records: its settings are attributes of the modules, so it does not matter
+whether they were trained from scratch or from another file. Conventions that differ from ours, and how they are
 converted:
 
 - linear maps and tensor products of e3nn divide by the square root of the number of input channels, perceptrons
@@ -48,14 +48,15 @@ from .e3nn_weights import (
     ordered_columns,
     sign_of_3j,
 )
-from .module_archive import ModuleArchive, Record
+from .records.package import ModulePackage
+from .records.record import Record
 
 # The newest versions of NequIP and of its packages whose files are known.
 NEWEST, NEWEST_PACKAGE = (0, 19), 2
 # The first version in which networks without parity have features of natural parity.
 NATURAL_PARITY = (0, 16)
 METADATA = "model/package_metadata.txt"
-PREFIXES = ("nequip.", "e3nn.", "torch.nn.", "allegro.")
+INERT = ("nequip.", "allegro.")
 BUILDERS = {
     f"nequip.model.{name}"
     for name in (
@@ -158,14 +159,14 @@ def from_nequip_checkpoint(content: Mapping[str, Any], path: str | Path) -> Nequ
     trainer = info.get("training_module", {}).get("_target_")
     if trainer not in TRAINERS:
         raise CheckpointError(
-            f"{path}: trained by {trainer}, whose averaged weights are unknown; package it with `nequip-package`, and "
+            f"{path}: the training module {trainer} is not supported; package the model with `nequip-package`, and "
             "import the package"
         )
     target = settings.get("_target_")
     if target not in BUILDERS:
         raise CheckpointError(
-            f"{path}: unsupported architecture: _target_ is {target}; if it is a network of NequIP that was fine-tuned "
-            "or modified, package it with `nequip-package`, and import the package"
+            f"{path}: unsupported architecture: _target_ is {target}; if it is a fine-tuned or modified NequIP "
+            "network, package it with `nequip-package`, and import the package"
         )
     if unknown := sorted(settings.keys() - SETTINGS):
         raise CheckpointError(f"{path}: unsupported architecture: unknown setting {unknown[0]}")
@@ -207,17 +208,18 @@ def from_nequip_package(path: str | Path) -> NequipNetwork:
         CheckpointError: The file is damaged or unsafe, its architecture is not supported, or it is from a newer version
             of NequIP.
     """
-    archive = ModuleArchive(Path(path), PREFIXES)
-    metadata = yaml.safe_load(archive.text(METADATA))
+    package_file = ModulePackage(Path(path), INERT)
+    metadata = yaml.safe_load(package_file.text(METADATA))
     package = int(metadata["package_version_id"])
     if package > NEWEST_PACKAGE:
         raise CheckpointError(
-            f"{path}: a package of version {package}; versions up to {NEWEST_PACKAGE} are known; try a newer equiscreen"
+            f"{path}: package version {package}, but only versions up to {NEWEST_PACKAGE} are supported; try a newer "
+            "version of equiscreen"
         )
     _version(metadata["versions"]["nequip"], path)
-    models = archive.unpickled("model/eager_model.pkl")
+    models = package_file.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
-        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each on its own")
+        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each separately")
     graph = models.child("sole_model")
     network = graph.child("model")
     while network.name != "SequentialGraphNetwork":
@@ -236,7 +238,8 @@ def _version(text: Any, path: str | Path) -> tuple[int, ...]:
     if version > NEWEST:
         newest = ".".join(map(str, NEWEST))
         raise CheckpointError(
-            f"{path}: from NequIP {text}; files of versions up to {newest} are known; try a newer equiscreen"
+            f"{path}: from NequIP {text}, but only versions up to {newest} are supported; try a newer version of "
+            "equiscreen"
         )
     return version
 
@@ -294,7 +297,7 @@ def _configured_repulsion(settings: Mapping[str, Any] | None, types: Sequence[st
     if settings.get("units") != "metal":
         raise _unsupported(path, "pair_potential", f"has units {settings.get('units')!r}, not 'metal'")
     if list(settings["chemical_species"]) != list(types):
-        raise _unsupported(path, "pair_potential", "has other elements than the atom types")
+        raise _unsupported(path, "pair_potential", "has different elements from the atom types")
     return float(settings.get("polynomial_cutoff_p", 6))
 
 
@@ -323,7 +326,9 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
         if x.numel() and trained.get(name, re.search(r"\.weight$|\.weights\.\d+$", name))
     ]
     if [found[name].shape for name in names] != [tensor.shape for tensor in averaged]:
-        raise CheckpointError(f"{path}: damaged: its averaged weights do not fit its network")
+        raise CheckpointError(
+            f"{path}: damaged: its averaged weights do not fit its network; copy or download it again"
+        )
     return {**found, **dict(zip(names, averaged, strict=True))}
 
 
@@ -420,9 +425,9 @@ def _packaged_repulsion(
     if module.name != "ZBL":
         raise _unsupported(path, "pair_potential", f"is {module.kind}")
     if not math.isclose(float(state["pair_potential._qqr2exesquare"]), COULOMB / 2, rel_tol=1e-6):
-        raise _unsupported(path, "pair_potential", "has other units than 'metal'")
+        raise _unsupported(path, "pair_potential", "has units other than 'metal'")
     if state["pair_potential.atomic_numbers"].tolist() != [atomic_numbers.get(name) for name in types]:
-        raise _unsupported(path, "pair_potential", "has other elements than the atom types")
+        raise _unsupported(path, "pair_potential", "has different elements from the atom types")
     cutoff = module.children().get("cutoff") or network.child("bessel_encode", "cutoff")
     return float(cutoff.fields["p"])
 

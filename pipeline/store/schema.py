@@ -162,7 +162,7 @@ def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool =
 
 
 def label_spec(name: str, quantity: Quantity) -> ArraySpec:
-    """Array of a label."""
+    """Return the spec of the array of a label."""
     dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
@@ -194,15 +194,15 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Reserve a name.
+    """Reserve a name, so that no other label or column can have it.
 
     Raises:
-        LabelError: The name is taken or not allowed.
+        LabelError: The name is already in use or not allowed.
     """
     if name in taken:
         raise LabelError(
-            f"{name!r} cannot be the name of a label or column: it is taken or given twice; rename the label, or leave "
-            "the column out"
+            f"{name!r} cannot be the name of a label or column: it is already in use or given twice; rename the label, "
+            "or leave the column out"
         )
     if not name or "/" in name or name.startswith((".", "__")):
         raise LabelError(

@@ -46,7 +46,7 @@ def structures_within(graphs: GraphStore, limit: int | None) -> int:
         ConfigError: The limit is below 1.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit of {limit} structures; it must be at least 1")
+        raise ConfigError(f"the limit is {limit} structures; it must be at least 1")
     return len(graphs) if limit is None else min(limit, len(graphs))
 
 

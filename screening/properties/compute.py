@@ -79,7 +79,7 @@ def compute_properties(
             such a dataset.
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
         out: Scores dataset to write.
-        what: Names of the properties: elastic, eos.
+        what: Names of the properties: elastic, eos, phonons, kappa.
         preset: Protocol of the computation; see `properties.presets`.
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
         relax: Whether to relax the structures first.
@@ -100,7 +100,8 @@ def compute_properties(
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: A property, the preset, the filter or the limit is invalid, or the output is a URL.
+        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, or a library that
+            a property needs is not installed.
     """
     begin = time.monotonic()
     options = RunOptions(

@@ -24,6 +24,7 @@ from .protocol import (
     OutcomeError,
     Property,
     check_crystal,
+    check_installed,
 )
 
 
@@ -49,9 +50,12 @@ class Protocol:
         """The protocol of a preset for some properties, by name.
 
         Raises:
-            ConfigError: The preset does not define a property.
+            ConfigError: The preset does not define a property, or a library that one needs is not installed.
         """
-        return cls(preset.chosen(what), preset.relaxation, relax, Plausibility.of(potential))
+        properties = preset.chosen(what)
+        for one in properties:
+            check_installed(one.name, one.libraries)
+        return cls(properties, preset.relaxation, relax, Plausibility.of(potential))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.runs.parts import PartArray
-from ...pipeline.store.schema import ArraySpec, empty_rows, flags, structure_array
+from ...pipeline.store.schema import TEXT, ArraySpec, empty_rows, flags, structure_array
 from ..relaxation.batched import RelaxSettings
 from ..relaxation.output import relaxed_arrays
 from .materials import Computed
@@ -73,13 +73,21 @@ def property_rows(properties: Sequence[Property], outcomes: Sequence[Mapping[str
         for spec in one.arrays:
             rows[spec.name] = _filled(spec, [outcome.values.get(spec.name) for outcome in found])
         for spec in one.tables:
-            parts = [np.asarray(outcome.tables.get(spec.name, empty_rows(spec, 0))) for outcome in found]
-            rows[spec.name] = np.concatenate([np.asarray(empty_rows(spec, 0)), *parts]).astype(spec.dtype, copy=False)
+            parts = [outcome.tables.get(spec.name, empty_rows(spec, 0)) for outcome in found]
+            rows[spec.name] = _joined(spec, parts)
             counts = np.array([len(part) for part in parts], dtype=np.int64)
             name = f"n_{spec.dims[0]}"
             if not np.array_equal(np.asarray(rows.setdefault(name, counts)), counts):
                 raise ValueError(f"{one.name}: tables along {spec.dims[0]} have different numbers of rows")
     return rows
+
+
+def _joined(spec: ArraySpec, parts: Sequence[PartArray]) -> PartArray:
+    """Rows of a table, from those of several structures."""
+    if spec.dtype == TEXT:
+        return [text for part in parts for text in part]
+    arrays = [np.asarray(part) for part in (empty_rows(spec, 0), *parts)]
+    return np.concatenate(arrays).astype(spec.dtype, copy=False)
 
 
 def _filled(spec: ArraySpec, values: Sequence[Any]) -> PartArray:

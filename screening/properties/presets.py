@@ -12,6 +12,8 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.suggestions import unknown_name
 from ..relaxation.batched import RelaxSettings
 from ..relaxation.optimizers import Optimizer
+from .lattice_dynamics.conductivity import Kappa
+from .lattice_dynamics.phonons import Phonons
 from .mechanics.elastic import Elastic, StressMeasure
 from .mechanics.equation_of_state import EquationOfState
 from .protocol import Property
@@ -58,7 +60,7 @@ _PRESETS = (
     Preset(
         "default",
         RelaxSettings(fmax=1e-3, smax=0.02, fix_symmetry=True, symprec=0.01),
-        (Elastic(), EquationOfState()),
+        (Elastic(), EquationOfState(), Phonons(), Kappa()),
     ),
     # MatCalc's `ElasticityCalc` with the settings of its benchmark, and its `EOSCalc`.
     Preset(
@@ -79,6 +81,13 @@ _PRESETS = (
                 ),
             ),
         ),
+    ),
+    # The benchmark of thermal conductivities phonondb-103 (Póta et al., arXiv:2408.00755). It relaxes with FIRE, to the
+    # same criterion.
+    Preset(
+        "phonondb-103",
+        RelaxSettings(fmax=1e-4, smax=None, max_steps=300, fix_symmetry=True, symprec=1e-5),
+        (Phonons(), Kappa(displacement=0.01, phonondb=True)),
     ),
 )
 PRESETS = {one.name: one for one in _PRESETS}

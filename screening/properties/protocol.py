@@ -28,11 +28,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pipeline.errors import ConfigError
 from ...pipeline.store.schema import ArraySpec, flags, structure_array
 from ...pipeline.structures.structure import Structure
 from ..relaxation.batched import RelaxSettings
@@ -118,7 +120,7 @@ class Outcome:
 
     status: int = OK
     values: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    tables: Mapping[str, NDArray[Any] | list[str]] = field(default_factory=dict)
     note: str = ""
     evaluations: int = 0
 
@@ -158,10 +160,12 @@ class Property(ABC):
     Attributes:
         name: Name of the property, as in ``--what``.
         has_finish: Whether `finish` computes some of its arrays and tables in a task of its own.
+        libraries: Packages of the extra ``properties`` that it imports.
     """
 
     name: ClassVar[str]
     has_finish: ClassVar[bool] = False
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -217,3 +221,20 @@ def check_crystal(structure: Structure) -> None:
     if not structure.pbc.all():
         kind = ("a molecule", "a chain", "a slab")[int(structure.pbc.sum())]
         raise OutcomeError(NOT_APPLICABLE, f"{kind} has no such property; it is defined for crystals only")
+
+
+def check_installed(needed_by: str, libraries: Sequence[str]) -> None:
+    """Check that libraries are installed, without importing them.
+
+    Args:
+        needed_by: What needs them, for the message.
+        libraries: Names of the packages.
+
+    Raises:
+        ConfigError: One of them is missing.
+    """
+    for library in libraries:
+        if find_spec(library) is None:
+            raise ConfigError(
+                f"{needed_by} needs {library}, which is not installed: pip install 'equiscreen[properties]'"
+            )

@@ -85,7 +85,7 @@ def relax(
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
         slots: Neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
         budget: Hours after which no more parts are started; None sets no limit.
@@ -159,7 +159,9 @@ class _RelaxPlan:
         self.out = str(out)
         self.trajectories_out = Path(graphs_path(out).removesuffix(".graphs.zarr") + ".trajectories")
         if "://" in self.out:
-            raise ConfigError(f"{out}: a relaxation writes only to local paths; write there, then copy its two stores")
+            raise ConfigError(
+                f"{out}: a relaxation can be written only to local paths; write it there, then copy the two stores"
+            )
         self.spans = cut(graphs.n_edges[: self.size], PART_EDGES, PART_STRUCTURES)
         self.arrays = relaxed_arrays(settings)
         self.columns = carried_columns(graphs, self.arrays)
@@ -183,7 +185,7 @@ class _RelaxPlan:
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that no graph store or trajectories of another run, and no inputs, are in the way.
+        """Check that the outputs would not replace an input, or a graph store or trajectories of another run.
 
         Raises:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
@@ -192,7 +194,7 @@ class _RelaxPlan:
         self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.trajectories_out])
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                f"{self.trajectories_out} already exists and holds other files, so it is not overwritten; choose "
                 "another --out"
             )
 
@@ -375,8 +377,8 @@ class RelaxEstimate:
         structures: Number of structures.
         seconds: Time on one core.
         evaluations: Mean number of evaluations per structure.
-        sample: Number of structures that this is extrapolated from.
-        bytes_on_disk: Largest size of the outputs, without text columns.
+        sample: Number of structures from which the estimate is extrapolated.
+        bytes_on_disk: Maximum size of the outputs, without text columns.
         bytes_of_memory: Memory of a worker.
     """
 

@@ -66,14 +66,13 @@ class RelaxedGraphs:
         for path in (self.path, *beside):
             check_place(path.resolve(), read)
             if path.is_symlink():
-                raise OutputExistsError(f"{path}: is a symbolic link, so it is not overwritten; choose another --out")
+                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
             if path.exists() and not overwrite and not self._is_from_this_run():
-                raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
+                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
         store = Target.of(str(self.path))
         if store.exists() and not store.is_equiscreen_store():
             raise OutputExistsError(
-                f"{store}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
-                "--out"
+                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
             )
 
     def _is_from_this_run(self) -> bool:

@@ -86,7 +86,7 @@ def symmetrized(structure: Structure, symprec: float) -> Structure:
 
 
 def _images(structure: Structure, rotation: NDArray[np.float64], translation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Site that an operation maps each site to, the nearest one of the same element: int64[n_atoms]."""
+    """Site to which an operation maps each site, the nearest of the same element: int64[n_atoms]."""
     moved = structure.frac_coord @ rotation.T + translation
     difference = moved[:, None] - structure.frac_coord[None]
     difference -= np.round(difference)
