@@ -350,7 +350,7 @@ def properties(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Compute elastic tensors, equations of state, phonons and thermal conductivities of relaxed crystals.
+    """Compute elastic tensors, phonons and other properties of crystals.
 
     Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals
     are evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and
