@@ -145,7 +145,8 @@ def import_(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Settings of the network, YAML or JSON, if FILE holds only weights (.pt, .safetensors, .npz)."
+            help="Settings of the network, YAML or JSON, if FILE holds only weights (.pt, .safetensors, .npz) or is a "
+            "TorchScript archive that lacks a setting."
         ),
     ] = None,
     energy_scheme: Annotated[
@@ -169,9 +170,9 @@ def import_(
 
     `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
     downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
-    .pth files, Nequix's .pt and .nqx files, NequIP's .ckpt and .nequip.zip files and MACE's .model files are read,
-    whatever their names; the architecture is taken from the file. The energy scheme determines which energies the
-    model's predictions may be compared with, and is stored in the checkpoint.
+    .pth files, Nequix's .pt and .nqx files, NequIP's .ckpt and .nequip.zip files, MACE's .model files and its TorchScript
+    archives for LAMMPS and CP2K are read, whatever their names; the architecture is taken from the file. The energy
+    scheme determines which energies the model's predictions may be compared with, and is stored in the checkpoint.
 
     \b
     Example:
