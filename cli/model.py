@@ -170,9 +170,10 @@ def import_(
 
     `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
     downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
-    .pth files, Nequix's .pt and .nqx files, NequIP's .ckpt and .nequip.zip files, MACE's .model files and TorchScript
-    archives for LAMMPS and CP2K are read, whatever their names; the architecture is taken from the file. The energy
-    scheme determines which energies the model's predictions may be compared with, and is stored in the checkpoint.
+    .pth files, Nequix's .pt and .nqx files, .ckpt and .nequip.zip files of NequIP and Allegro, MACE's .model files and
+    TorchScript archives that LAMMPS or CP2K run are read, whatever their names; the architecture is taken from the
+    file. The energy scheme determines which energies the model's predictions may be compared with, and is stored in the
+    checkpoint.
 
     \b
     Example:

@@ -45,8 +45,8 @@ def model_file(
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
             stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
-            weights file of SevenNet, Nequix, NequIP or MACE. A name takes precedence over a file; ``./NAME`` is always
-            a file.
+            weights file of SevenNet, Nequix, NequIP, Allegro or MACE. A name takes precedence over a file; ``./NAME``
+            is always a file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -154,7 +154,7 @@ def _holds_weights(path: Path) -> bool:
 
 
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file made from a weights file of SevenNet, Nequix, NequIP or MACE."""
+    """The ONNX file made from a weights file of SevenNet, Nequix, NequIP, Allegro or MACE."""
 
     def make() -> bytes:
         with _installed(str(path)):

@@ -25,7 +25,9 @@ from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
 from .mace_script import mace_script_weights
 from .mace_settings import MaceSettings
-from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
+from .nequip.allegro import allegro_network
+from .nequip.files import CODES, METADATA, open_checkpoint, open_package
+from .nequip.nequip import nequip_network
 from .nequix import read_nequix
 from .records.saved_module import root_class
 from .registry import REGISTRY, Published
@@ -35,7 +37,7 @@ from .state_files import read_state
 from .unopened import UNOPENED, advice
 
 MAX_FILE_BYTES = 4 << 30
-KNOWN_CODES = "SevenNet, Nequix, NequIP or MACE"
+KNOWN_CODES = "SevenNet, Nequix, NequIP, Allegro or MACE"
 
 
 def load_pretrained(
@@ -47,7 +49,7 @@ def load_pretrained(
     config: str | Path | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
-    """Convert published weights, or a file of SevenNet, Nequix, NequIP or MACE, to a network of this package.
+    """Convert published weights, or a file of SevenNet, Nequix, NequIP, Allegro or MACE, to a network of this package.
 
     The code that the weights were trained with is not imported. Files are read without running any code in them: by
     PyTorch's restricted unpickler with NumPy arrays allowed or, for MACE, as records.
@@ -60,7 +62,8 @@ def load_pretrained(
 
     Args:
         source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx, NequIP's .ckpt or .nequip.zip, MACE's .model, or with `config` a state dict.
+            Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, or with `config` a state
+            dict.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
@@ -74,7 +77,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
-            or not a checkpoint of SevenNet, Nequix, NequIP or MACE, or its architecture is not supported.
+            or not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -223,7 +226,7 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
 
 
 def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
-    """Read the network of a checkpoint of SevenNet, or of a checkpoint or package of NequIP, as `_read` does."""
+    """Read the network of a checkpoint of SevenNet, or of a file of NequIP or Allegro, as `_read` does."""
     package = _is_nequip_package(path)
     content = {} if package else _unpickle(path, trust=trust)
     keys = content.keys() if isinstance(content, dict) else set()
@@ -232,17 +235,19 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
         raise CheckpointError(f"{path}: not a checkpoint of {KNOWN_CODES}, and no others can be imported")
     if not sevennet and modality is not None:
         raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
-    fidelity = ""
+    code, fidelity = "SevenNet" if sevennet else "NequIP", ""
+    network: Network
     try:
         if sevennet:
             fidelity = modality_name(content["config"], modality, path)
             network = from_sevennet(content, fidelity, path)
         else:
-            network = from_nequip_package(path) if package else from_nequip_checkpoint(content, path)
+            file = open_package(path) if package else open_checkpoint(content, path)
+            code = CODES[file.architecture]
+            network = allegro_network(file) if file.architecture == "allegro" else nequip_network(file)
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        code = "SevenNet" if sevennet else "NequIP"
         raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
     return network.to(torch.float32), fidelity
 
