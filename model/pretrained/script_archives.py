@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...pipeline.errors import CheckpointError
+import torch
+
+from ...pipeline.errors import CheckpointError, detail
 from ..networks.base import Network
 from .mace_script import WRAPPERS, read_mace_script
-from .records.torchscript import ROOT, original_name
+from .nequip.allegro import allegro_network
+from .nequip.deployed import VERSION, deployed_network
+from .nequip.files import open_script
+from .nequip.nequip import nequip_network
+from .records.torchscript import ROOT, ScriptArchive, original_name, read_script
 
 
 def is_script(root: str) -> bool:
@@ -37,4 +43,32 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
             f"{path}: a deployed network of SevenNet, whose weights have no names; import the checkpoint that it was "
             "made from"
         )
-    raise CheckpointError(f"{path}: a TorchScript archive of {kind}; only those of MACE can be imported")
+    if not kind.startswith("nequip."):
+        raise CheckpointError(
+            f"{path}: a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
+        )
+    if modality is not None:
+        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+    archive = read_script(path)
+    try:
+        network = nequip_script_network(archive, path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # modules of another version can lack anything
+        raise CheckpointError(f"{path}: damaged, or from an unsupported version of NequIP: {detail(error)}") from error
+    return network.to(torch.float32), ""
+
+
+def nequip_script_network(archive: ScriptArchive, path: str | Path) -> Network:
+    """Build the network of an archive of NequIP or Allegro.
+
+    Returns:
+        The network in float64.
+
+    Raises:
+        CheckpointError: The architecture is not supported, or the archive is from a newer version of NequIP.
+    """
+    if VERSION in archive.extra:
+        return deployed_network(archive, path)
+    file = open_script(archive, path)
+    return allegro_network(file) if file.architecture == "allegro" else nequip_network(file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,22 @@ import pytest
 import torch
 from equiscreen.cli.app import app
 from equiscreen.model import load_checkpoint, load_pretrained
+from equiscreen.model.networks.base import Network
+from equiscreen.model.networks.torch_potential import TorchPotential
+from equiscreen.model.pretrained.records.torchscript import read_script
+from equiscreen.model.pretrained.script_archives import nequip_script_network
 from equiscreen.pipeline.errors import CheckpointError
 from typer.testing import CliRunner
 
 from ...conftest import ROOT
-from . import test_mace
+from . import test_mace, test_oracles
 
 ORACLES = ROOT / "tests/oracles"
 MACE = sorted((ORACLES / "mace").glob("*-*.pt"))
 LAMMPS = ORACLES / "mace/1-lammps.pt"
+COMPILED = [path for code in ("nequip", "allegro") for path in sorted((ORACLES / code).glob("[0-9]*.nequip.pth"))]
+DEPLOYED = sorted((ORACLES / "nequip_deploy").glob("[0-9]*.pth"))
+NEQUIP = [*COMPILED, *DEPLOYED]
 Change = Callable[[str, bytes], bytes]
 # What PyTorch says about making and loading archives here.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -135,6 +144,59 @@ def test_settings_can_be_given(tmp_path: Path) -> None:
     assert all(torch.equal(x, state[name]) for name, x in found.state_dict().items())
 
 
+def archive_of(path: Path) -> str:
+    return f"{path.parent.name}-{path.name[:2]}"
+
+
+def of_nequip(*quick: str) -> pytest.MarkDecorator:
+    """Archives of NequIP and Allegro, of which only some are not slow."""
+    marks = {path: () if archive_of(path) in quick else pytest.mark.slow for path in NEQUIP}
+    return pytest.mark.parametrize(
+        "path", [pytest.param(path, id=archive_of(path), marks=marks[path]) for path in NEQUIP]
+    )
+
+
+def results(path: Path) -> test_oracles.Results:
+    """What NequIP predicts."""
+    if path in COMPILED:
+        return test_oracles.oracle(path.parent.name, path.name[:2]).results
+    return dict(np.load(path.with_suffix(".npz")))
+
+
+@cache
+def network(path: Path) -> Network:
+    """The network in float64."""
+    return nequip_script_network(read_script(path), path)
+
+
+@test_oracles.DTYPES
+@of_nequip("nequip-01", "nequip_deploy-02", "allegro-00")
+def test_an_archive_of_nequip_gives_its_numbers(path: Path, dtype: torch.dtype) -> None:
+    test_oracles.check(TorchPotential(copy.deepcopy(network(path)).to(dtype)), results(path), dtype)
+
+
+@test_oracles.DTYPES
+@of_nequip()
+def test_an_archive_of_nequip_gives_its_numbers_in_onnx(path: Path, dtype: torch.dtype) -> None:
+    test_oracles.check(test_oracles.exported(copy.deepcopy(network(path)).to(dtype)), results(path), dtype)
+
+
+def test_an_archive_is_exported_with_the_numbers_of_nequip() -> None:
+    path = COMPILED[1]
+    test_oracles.check(test_oracles.exported(copy.deepcopy(network(path))), results(path), torch.float64)
+
+
+def test_archives_of_both_generations_are_there() -> None:
+    assert [archive_of(path) for path in COMPILED] == [
+        "nequip-01",
+        "nequip-11",
+        "nequip-17",
+        "allegro-00",
+        "allegro-01",
+    ]
+    assert len(DEPLOYED) == 4
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -247,3 +309,25 @@ def test_an_archive_of_another_kind_is_named(tmp_path: Path) -> None:
 def test_heads_must_be_chosen_and_exist() -> None:
     with pytest.raises(CheckpointError, match="has no head mp; choose `--modality` from pbe, r2scan, dft"):
         load_pretrained(LAMMPS, modality="mp")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name, x: b"9.0.0" if name.endswith("/nequip_version") else x, r"from NequIP 9\.0\.0"),
+        (pickle_with(b"total_energy_sum", b"total_energy_som"), r"total_energy_som \(.*\) is unknown"),
+        (pickle_with(b"BesselBasis", b"Trigonometric"), "basis is Trigonometric"),
+    ],
+    ids=["version", "module", "basis"],
+)
+def test_an_archive_of_another_nequip_is_refused(change: Change, message: str, tmp_path: Path) -> None:
+    path = changed(tmp_path / "other.pth", change, DEPLOYED[0])
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_pretrained(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_archive_of_nequip_has_one_fidelity() -> None:
+    for path in (COMPILED[0], DEPLOYED[0]):
+        with pytest.raises(CheckpointError, match="has only one fidelity"):
+            load_pretrained(path, modality="PBE")
