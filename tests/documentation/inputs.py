@@ -279,4 +279,5 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "properties.csv.gz": partial(write_properties, columns=("band_gap", "dielectric"), structure="cif"),
     },
     "gpu.md": _CANDIDATES,
+    "publish.md": {"relaxed.zarr": write_relaxed},
 }
