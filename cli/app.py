@@ -26,6 +26,7 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
+from .publishing import publish, serve
 from .results import hull, report, select
 from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
@@ -53,6 +54,10 @@ _EXTRAS = {
     "httpx": "remote",
     "s3fs": "remote",
     "aiohttp": "remote",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "xpublish": "serve",
 }
 
 # The beginning of a URL after `Path` has collapsed its double slash.
@@ -73,7 +78,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "cascade": cascade,
         "properties": properties,
     },
-    "Results": {"select": select, "report": report, "info": info},
+    "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
 }
 
 

@@ -283,4 +283,5 @@ GIVEN: dict[str, dict[str, Maker]] = {
     },
     "gpu.md": _CANDIDATES,
     "properties.md": {"relaxed.zarr": write_relaxed},
+    "publish.md": {"relaxed.zarr": write_relaxed},
 }

@@ -111,8 +111,8 @@ class NequipFile:
         if target not in builders:
             code = CODES[self.architecture]
             raise CheckpointError(
-                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a fine-tuned or modified {code} "
-                "network, package it with `nequip-package`, and import the package"
+                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a fine-tuned or modified "
+                f"{code} network, package it with `nequip-package`, and import the package"
             )
         if unknown := sorted(settings.keys() - known):
             raise CheckpointError(f"{self.path}: unsupported architecture: unknown setting {unknown[0]}")
