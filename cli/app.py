@@ -26,9 +26,9 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
-from .properties import properties
+from .publishing import publish, serve
 from .results import hull, report, select
-from .screening import cascade, relax, screen
+from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
 from .terminal.help_pages import Verb, Verbs
 
@@ -54,6 +54,10 @@ _EXTRAS = {
     "httpx": "remote",
     "s3fs": "remote",
     "aiohttp": "remote",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "xpublish": "serve",
 }
 
 # The beginning of a URL after `Path` has collapsed its double slash.
@@ -66,9 +70,15 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
     "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
-    "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
-    "Properties": {"properties": properties},
-    "Results": {"select": select, "report": report, "info": info},
+    "Screening": {
+        "screen": screen,
+        "relax": relax,
+        "references": references,
+        "hull": hull,
+        "cascade": cascade,
+        "properties": properties,
+    },
+    "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
 }
 
 

@@ -79,9 +79,9 @@ def estimate(
     potential = potential_for(model)
     protocol = Protocol.of(preset_named(preset), what, potential)
     work = expected_work(candidates, protocol)
-    # Structures of typical cost: their number is small, and the largest could take very long.
-    places = np.argsort(work, kind="stable")[np.linspace(0, len(work) - 1, SAMPLE + 2).astype(int)[1:-1]]
-    rows = np.unique(places)
+    # Structures of typical cost: the largest of many could take very long.
+    places = np.linspace(0, len(work) - 1, SAMPLE + 2)[1:-1] if len(work) > SAMPLE else np.arange(len(work))
+    rows = np.sort(np.argsort(work, kind="stable")[places.astype(int)])
     block = candidates.place().block(candidates.rows[rows])
     begin = time.monotonic()
     compute_materials([block.structure(row) for row in range(len(block))], potential, protocol)

@@ -87,7 +87,7 @@ _PRESETS = (
     Preset(
         "phonondb-103",
         RelaxSettings(fmax=1e-4, smax=None, max_steps=300, fix_symmetry=True, symprec=1e-5),
-        (Phonons(), Kappa(displacement=0.01, phonondb=True)),
+        (Phonons(), Kappa(displacement=0.01, phonondb=True, average_degenerate=False)),
     ),
 )
 PRESETS = {one.name: one for one in _PRESETS}

@@ -79,6 +79,8 @@ class Kappa(Property):
         temperature: Temperature, K.
         isotopes: Whether the natural mixture of isotopes scatters phonons.
         boundary: Mean free path that boundaries impose, micrometres.
+        average_degenerate: Whether to average the weights of scattering over degenerate modes. Otherwise the
+            conductivity depends a little on rounding errors, which choose the eigenvectors of such modes.
         tolerance: There is no conductivity if a frequency on the mesh is below minus this value, THz.
 
     Raises:
@@ -99,6 +101,7 @@ class Kappa(Property):
     temperature: float = 300.0
     isotopes: bool = True
     boundary: float = 1e6
+    average_degenerate: bool = True
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -212,7 +215,12 @@ class Kappa(Property):
         anharmonic = np.asarray(found["kappa_anharmonic_force"]).reshape(-1, len(phono3py.supercell), 3)
         set_harmonic_forces(supercells, harmonic)
         result = conductivity(
-            supercells, anharmonic, [self.temperature], isotopes=self.isotopes, boundary=self.boundary
+            supercells,
+            anharmonic,
+            [self.temperature],
+            isotopes=self.isotopes,
+            boundary=self.boundary,
+            average_degenerate=self.average_degenerate,
         )
         return Outcome(values=_values(result), tables=_tables(result))
 

@@ -158,6 +158,7 @@ def conductivity(
     *,
     isotopes: bool,
     boundary: float,
+    average_degenerate: bool,
 ) -> Conductivity:
     """Compute the thermal conductivity, after `set_harmonic_forces` has set the second-order force constants.
 
@@ -167,13 +168,14 @@ def conductivity(
         temperatures: Temperatures, K.
         isotopes: Whether the natural mixture of isotopes scatters phonons.
         boundary: Mean free path that boundaries impose, micrometres.
+        average_degenerate: Whether to average the weights of scattering over degenerate modes.
     """
     phono3py = supercells.phono3py
     phono3py.forces = without_residual(forces)
     phono3py.produce_fc3()
     phono3py.symmetrize_fc3()
     with _silence():
-        phono3py.init_phph_interaction()
+        phono3py.init_phph_interaction(average_degenerate_weights=average_degenerate)
         phono3py.run_thermal_conductivity(
             temperatures=temperatures, is_isotope=isotopes, boundary_mfp=boundary, transport_type=_COHERENCE
         )

@@ -203,8 +203,7 @@ class Elastic(Property):
 
 def deformation(strain: NDArray[np.float64]) -> NDArray[np.float64]:
     """Upper triangular deformation gradient F of a Green-Lagrange strain (F^T F - 1) / 2: float64[3, 3]."""
-    gradient: NDArray[np.float64] = np.linalg.cholesky(np.eye(3) + 2 * strain).T
-    return gradient
+    return np.asarray(np.linalg.cholesky(np.eye(3) + 2 * strain).T, dtype=np.float64)
 
 
 def deformed(structure: Structure, gradient: NDArray[np.float64]) -> Structure:

@@ -146,7 +146,7 @@ class Moduli:
         bulk, shear = _averages(kelvin)
         if np.abs(values).min() <= _RANK * np.abs(values).max():
             return cls(bulk, float("nan"), shear, float("nan"), is_stable=False)
-        soft_bulk, soft_shear = _averages(np.linalg.inv(kelvin))
+        soft_bulk, soft_shear = _averages(np.asarray(np.linalg.inv(kelvin), dtype=np.float64))
         # The averages of the compliance are 1 / (9 K) and 1 / (4 G).
         return cls(bulk, 1 / (9 * soft_bulk), shear, 1 / (4 * soft_shear), is_stable=bool((values > 0).all()))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +56,7 @@ class EquationOfState(Property):
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """See `Property.arrays`."""
-        points = {"dims": ("eos_point",), "inner": (len(self.volumes),)}
+        points = partial(structure_array, dims=("eos_point",), inner=(len(self.volumes),))
         return (
             structure_array("bulk_modulus_eos", "float64", "bulk modulus of the equation of state", units="GPa"),
             structure_array(
@@ -67,10 +69,8 @@ class EquationOfState(Property):
                 "eos_volume", "float64", "volume at the minimum of the equation of state", units="angstrom^3"
             ),
             structure_array("eos_r_squared", "float64", "coefficient of determination of the fit", units="1"),
-            structure_array(
-                "eos_volumes", "float64", "volumes of the cells that were evaluated", units="angstrom^3", **points
-            ),
-            structure_array("eos_energies", "float64", "total energies of these cells", units="eV", **points),
+            points("eos_volumes", "float64", "volumes of the cells that were evaluated", units="angstrom^3"),
+            points("eos_energies", "float64", "total energies of these cells", units="eV"),
         )
 
     def workload(self, n_atoms: int) -> Workload:
@@ -140,24 +140,26 @@ def birch_murnaghan(volumes: NDArray[np.float64], energies: NDArray[np.float64])
     # Scaled and centred, so that the fit is well conditioned.
     middle = float(np.mean(volumes))
     x, shift = (volumes / middle) ** (-2 / 3) - 1.0, float(np.mean(energies))
-    polynomial = np.polynomial.Polynomial(np.polynomial.polynomial.polyfit(x, energies - shift, 3))
-    slope, curvature, third = (polynomial.deriv(order) for order in (1, 2, 3))
-    roots = [root.real for root in slope.roots() if abs(root.imag) < 1e-12 and x.min() <= root.real <= x.max()]
-    minima = [root for root in roots if curvature(root) > 0]
-    if not minima:
+    coefficients: list[float] = np.polynomial.polynomial.polyfit(x, energies - shift, 3).tolist()
+    a, b, c, d = coefficients
+    discriminant = c * c - 3 * b * d
+    if discriminant <= 0 or c + math.sqrt(discriminant) <= 0:
         return None
-    (at,) = minima  # a cubic polynomial has one minimum
+    at = -b / (c + math.sqrt(discriminant))  # the minimum, in a form without cancellation for a small d
+    if not x.min() <= at <= x.max():
+        return None
+    curvature, third = 2 * math.sqrt(discriminant), 6 * d
     v = (1.0 + at) ** -1.5  # relative to the middle
     first, second = -2 / 3 * v ** (-5 / 3), 10 / 9 * v ** (-8 / 3)  # derivatives of x with respect to v
-    in_volume = curvature(at) * first**2
+    in_volume = curvature * first**2
     # The slope is zero at the minimum.
-    third_in_volume = third(at) * first**3 + 3 * curvature(at) * first * second
-    residual = float(np.sum((energies - shift - polynomial(x)) ** 2))
+    third_in_volume = third * first**3 + 3 * curvature * first * second
+    residual = float(np.sum((energies - shift - np.polynomial.polynomial.polyval(x, coefficients)) ** 2))
     spread = float(np.sum((energies - shift) ** 2))
     return BirchMurnaghan(
         volume=v * middle,
-        energy=float(polynomial(at)) + shift,
-        bulk_modulus=float(v * in_volume) / middle,
-        derivative=float(-1.0 - v * third_in_volume / in_volume),
+        energy=a + at * (b + at * (c + at * d)) + shift,
+        bulk_modulus=v * in_volume / middle,
+        derivative=-1.0 - v * third_in_volume / in_volume,
         r_squared=1.0 - residual / spread,
     )

@@ -231,7 +231,7 @@ def changed(target: Path, old: bytes, new: bytes, extra: str = "") -> Path:
         (b"RealAgnosticDensityI", b"RealAgnosticAttI", "interaction_cls_first: RealAgnosticAttInteractionBlock is not"),
         (b"GaussianBasis", b"SplineBasis", "radial_type: Input should be 'bessel', 'gaussian' or 'chebyshev'"),
         (b"NonLinearReadoutBlock", b"NonLinearBiasReadoutBlock", "unsupported architecture: readouts"),
-        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP or MACE|damaged"),
+        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP, Allegro or MACE|damaged"),
         (b"q\x01", b"r\xff\xff\xff\x7f", "its pickle is damaged"),
     ],
 )
@@ -360,6 +360,6 @@ def test_published_models_are_named_but_not_downloaded() -> None:
     for name in UNOPENED:
         with pytest.raises(CheckpointError, match=rf"{name}: equiscreen was never tested with .* download https://"):
             load_pretrained(name)
-    assert {model.licence for model in UNOPENED.values()} == {"MIT", "ASL (academic use only)"}
+    assert {model.licence for model in UNOPENED.values()} == {"MIT", "ASL (academic use only)", "CC BY 4.0"}
     page = (ROOT / "docs/pretrained.md").read_text()
     assert all(f"`{name}`" in page for name in UNOPENED)

@@ -301,10 +301,10 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"weights": torch.zeros(2)}, stream)
     cases: dict[str, tuple[bytes, str]] = {
-        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
+        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
         "settings.nqx": (b'{"cutoff": 6.0}\n', "the setting atomic_numbers is missing"),
@@ -337,7 +337,7 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
 def test_a_torch_file_that_is_cut_is_told(tmp_path: Path) -> None:
     path = sevennet_file(tmp_path / "cut.pth")
     path.write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix, NequIP or MACE"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"):
         load_pretrained(path)
 
 

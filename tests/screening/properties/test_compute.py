@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import xarray as xr
 from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphStore, Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, ModelFileError, OutputExistsError, SourceError, StoreError
-from equiscreen.pipeline.runs.parts import PartManifest
 from equiscreen.pipeline.store.schema import ArraySpec, structure_array
 from equiscreen.screening import compute_properties, open_scores, relax, select
 from equiscreen.screening.properties import compute, finishing, presets, worker
@@ -122,26 +121,24 @@ def test_a_run_that_is_interrupted_resumes(
     monkeypatch.setattr(compute, "PART_STRUCTURES", 1)
     out = relaxed.with_name("q.zarr")
     done: list[int] = []
-    part = worker.property_part
+    compute_some, interrupted = worker.compute_materials, [True]
 
-    def part_then_interrupt(task: worker.PropertyTask) -> PartManifest:
-        if len(done) == 2:
+    def counted(structures: Sequence[Structure], *arguments: Any) -> list[Computed]:
+        if interrupted[0] and len(done) == 2:
             raise RuntimeError("interrupted")
-        done.append(task.number)
-        return part(task)
+        done.append(len(structures))
+        return compute_some(structures, *arguments)
 
     def run() -> xr.Dataset:
         return compute_properties(relaxed, sevennet_model, out, ["elastic", "eos"], scheduler="threads")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "property_part", part_then_interrupt)
-        with pytest.raises(RuntimeError, match="interrupted"):
-            run()
+    monkeypatch.setattr(worker, "compute_materials", counted)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run()
     assert not out.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "property_part", lambda task: done.append(task.number) or part(task))
-        found = run()
-    assert sorted(done) == sorted(set(done))  # nothing twice
+    interrupted[0] = False
+    found = run()
+    assert len(done) == len(NAMES)  # nothing twice
     xr.testing.assert_identical(values(found), values(open_scores(computed)))
     hashes = [GraphStore(relaxed.with_name(f"{name}.graphs.zarr")).store_hash for name in "pq"]
     assert hashes[0] == hashes[1]
@@ -264,13 +261,13 @@ def test_a_last_step_resumes_by_material(
     protocol = Preset("springs", replace(PRESETS["default"].relaxation, fmax=1e6, smax=1e9), (Springs(),))
     monkeypatch.setitem(presets.PRESETS, "springs", protocol)
     done: list[int] = []
-    step = finishing.finish_part
+    step, interrupted = finishing._finished, [True]
 
-    def step_or_interrupt(task: finishing.FinishTask) -> PartManifest:
-        if len(done) == 1:
+    def counted(one: Property, material: Material, found: Mapping[str, Any]) -> Outcome:
+        if interrupted[0] and done:
             raise RuntimeError("interrupted")
-        done.append(task.number)
-        return step(task)
+        done.append(int(material.structure.atomic_number[0]))
+        return step(one, material, found)
 
     def run(name: str) -> xr.Dataset:
         out, model = tmp_path / name, exported("float64")
@@ -278,16 +275,14 @@ def test_a_last_step_resumes_by_material(
             tmp_path / "g.zarr", model, out, ["springs"], preset="springs", relax=False, scheduler="threads"
         )
 
+    monkeypatch.setattr(finishing, "_finished", counted)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run("p.zarr")
+    interrupted[0] = False
     with monkeypatch.context() as patch:
-        patch.setattr(finishing, "finish_part", step_or_interrupt)
-        with pytest.raises(RuntimeError, match="interrupted"):
-            run("p.zarr")
-    parts: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "property_part", lambda task: parts.append(task.number))
-        patch.setattr(finishing, "finish_part", lambda task: done.append(task.number) or step(task))
+        patch.setattr(worker, "compute_materials", None)  # all cells were evaluated before the interruption
         found = run("p.zarr")
-    assert (parts, sorted(done)) == ([], [0, 1, 2])
+    assert sorted(done) == [13, 29]  # nothing twice
     assert words(found, "springs_status") == ["ok", "failed", "ok"]
     assert found["status_note"].to_numpy().tolist() == ["", "gold is not measured", ""]
     assert found["n_spring"].to_numpy().tolist() == [1, 0, 4]

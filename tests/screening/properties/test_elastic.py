@@ -102,7 +102,7 @@ def test_clamped_ions_are_stiffer() -> None:
     assert np.linalg.eigvalsh(difference).min() > -0.1
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_tensor_turns_with_the_crystal(seed: int) -> None:
     atoms = hexagonal_copper()
     turn = Rotation.random(random_state=seed).as_matrix()
