@@ -23,6 +23,7 @@ from ..networks.mace import MaceNetwork
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
+from .mace_script import mace_script_weights
 from .mace_settings import MaceSettings
 from .nequip.allegro import allegro_network
 from .nequip.files import CODES, METADATA, open_checkpoint, open_package
@@ -30,6 +31,7 @@ from .nequip.nequip import nequip_network
 from .nequix import read_nequix
 from .records.saved_module import root_class
 from .registry import REGISTRY, Published
+from .script_archives import is_script, read_script_network
 from .sevennet import from_sevennet, modality_name
 from .state_files import read_state
 from .unopened import UNOPENED, advice
@@ -66,7 +68,8 @@ def load_pretrained(
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
             ``own``.
         trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are always read as records.
-        config: File of settings, YAML or JSON, if `source` is a state dict of a MACE (.pt, .safetensors or .npz).
+        config: File of settings, YAML or JSON, if `source` is a state dict (.pt, .safetensors or .npz) or a TorchScript
+            archive of a MACE.
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
@@ -178,7 +181,8 @@ def _with_config(path: Path, config: str | Path, modality: str | None) -> tuple[
     """Read a state dict and its settings, and return the network with the head that was chosen."""
     settings = MaceSettings.load(config)
     _check_size(path)
-    return from_mace(settings, read_state(path), modality, path)
+    state = mace_script_weights(path) if is_script(root_class(path)) else read_state(path)
+    return from_mace(settings, state, modality, path)
 
 
 def _packaged_file(model: Published) -> Path:
@@ -207,8 +211,11 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
             f"{path}: no such file, and no published model of that name; choose one of {', '.join(REGISTRY)}"
         )
     _check_size(path)
-    if root_class(path).startswith("mace."):
+    root = root_class(path)
+    if root.startswith("mace."):
         return read_mace(path, modality)
+    if is_script(root):
+        return read_script_network(path, root, modality)
     with path.open("rb") as file:
         first = file.read(1)
     if first == b"{":
@@ -241,7 +248,10 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or an unsupported version of {code} ({detail(error)}); copy or download it again, or "
+            "try a newer version of equiscreen"
+        ) from error
     return network.to(torch.float32), fidelity
 
 
@@ -256,7 +266,7 @@ def _is_nequip_package(path: Path) -> bool:
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
         )
 
 

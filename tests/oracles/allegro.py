@@ -19,6 +19,8 @@ from .structures import SYMBOLS
 FOLDER = Path(__file__).parent / "allegro"
 BESSEL = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"}
 SPLINE = {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}
+# Models that are also kept as TorchScript archives.
+SCRIPTS = (0, 1)
 CHOICES: dict[str, list[dict[str, Any]]] = {
     "irreps": [
         {"l_max": 2, "parity": True, "num_layers": 3},
@@ -136,7 +138,7 @@ def main() -> None:
     rows = [settings_of(row) for row in [*grid, *({**grid[0], "irreps": irreps} for irreps in MORE)]]
     versions = {"nequip": nequip.__version__, "allegro": allegro.__version__}
     module = {**TRAINED["training_module"], "model": TRAINED_MODEL}
-    write_all(FOLDER, rows, versions, {**TRAINED, "training_module": module})
+    write_all(FOLDER, rows, versions, {**TRAINED, "training_module": module}, SCRIPTS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 Everything is computed in float64. One network is also trained for two epochs, saved as a checkpoint and packaged; of
 the package, only the members that hold no source code are kept.
+
+Some models are also kept as the TorchScript archives that `nequip-compile` writes: that command refuses to with PyTorch
+2.10 and later, but its function `save_torchscript_model` still works.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,12 @@ from ase.neighborlist import primitive_neighbor_list
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
 from nequip.model import ModelFromPackage
+from nequip.model.inference_models.torchscript import save_torchscript_model
 from nequip.utils.global_state import set_global_state
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .archives import compressed
 from .grid import pairwise_grid
 from .structures import NUMBERS, SYMBOLS, Case, structures
 
@@ -107,6 +112,8 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     ],
     "pairs": [{}, {"pair_potential": ZBL}, {"pair_potential": {**ZBL, "polynomial_cutoff_p": 8.0}}],
 }
+# Models that are also kept as TorchScript archives.
+SCRIPTS = (1, 11, 17)
 # Odd scalars arise in the third interaction, and influence the energy only after three more.
 DEEP = {"irreps": {"l_max": 1, "parity": True, "num_features": 4, "num_layers": 6}}
 
@@ -231,8 +238,8 @@ TRAINED = {
 }
 
 
-def write(folder: Path, number: int, config: dict[str, Any], versions: dict[str, str]) -> None:
-    """Write the settings, weights and results of a model with random weights."""
+def write(folder: Path, number: int, config: dict[str, Any], versions: dict[str, str], *, scripted: bool) -> None:
+    """Write the settings, weights and results of a model with random weights, and perhaps its TorchScript archive."""
     torch.manual_seed(number)
     model = built(config)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -246,6 +253,10 @@ def write(folder: Path, number: int, config: dict[str, Any], versions: dict[str,
     np.savez_compressed(f"{stem}.npz", **weights, **results)
     written = {"model": config, "versions": versions}
     stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+    if scripted:
+        archive = stem.with_suffix(".nequip.pth")
+        save_torchscript_model(model, model.metadata, str(archive), "cpu")
+        archive.write_bytes(compressed(archive.read_bytes()))
     print(f"{number:02d}: largest force {np.abs(results['result forces']).max():.2g} eV/angstrom")
 
 
@@ -281,7 +292,13 @@ def keep_trained(out: Path, folder: Path) -> None:
     np.savez_compressed(folder / "trained.npz", **evaluated(model, SYMBOLS))
 
 
-def write_all(folder: Path, rows: Sequence[dict[str, Any]], versions: dict[str, str], trained: dict[str, Any]) -> None:
+def write_all(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    versions: dict[str, str],
+    trained: dict[str, Any],
+    scripts: Collection[int],
+) -> None:
     """Write all files of a code anew.
 
     Args:
@@ -289,13 +306,14 @@ def write_all(folder: Path, rows: Sequence[dict[str, Any]], versions: dict[str, 
         rows: Settings of the models with random weights.
         versions: Versions of the codes.
         trained: Settings of the training.
+        scripts: Numbers of the models that are also kept as TorchScript archives.
     """
     warnings.simplefilter("ignore")
     set_global_state(allow_tf32=False)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for number, row in enumerate(rows):
-        write(folder, number, row, versions)
+        write(folder, number, row, versions, scripted=number in scripts)
     with tempfile.TemporaryDirectory() as scratch:
         train(Path(scratch), trained)
         keep_trained(Path(scratch) / "out", folder)
@@ -305,7 +323,7 @@ def main() -> None:
     """Write all files anew."""
     grid = pairwise_grid(CHOICES)
     rows = [settings_of(row) for row in [*grid, {**grid[0], **DEEP}]]
-    write_all(FOLDER, rows, {"nequip": nequip.__version__}, TRAINED)
+    write_all(FOLDER, rows, {"nequip": nequip.__version__}, TRAINED, SCRIPTS)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ...statistics import DataStatistics
 from ..e3nn_weights import check_finite
 from ..records.package import ModulePackage
 from ..records.record import Record
+from ..records.torchscript import ScriptArchive
 
 # The newest versions of the codes, and of packages, whose files are known.
 NEWEST, NEWEST_PACKAGE = {"nequip": (0, 19), "allegro": (0, 8)}, 2
@@ -61,7 +62,7 @@ class NequipFile:
         types: Names of the atom types, in the order of the weights.
         saved: Tensors by name, as in the file.
         settings: Settings of a checkpoint, as its builder received them, with the builder as ``_target_``.
-        modules: The modules of a package, in the order in which they act.
+        modules: The modules of a package or a TorchScript archive, in the order in which they act.
         version: First two numbers of the version of NequIP.
     """
 
@@ -110,8 +111,8 @@ class NequipFile:
         if target not in builders:
             code = CODES[self.architecture]
             raise CheckpointError(
-                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a network of {code} that was "
-                "fine-tuned or modified, package it with `nequip-package`, and import the package"
+                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a fine-tuned or modified "
+                f"{code} network, package it with `nequip-package`, and import the package"
             )
         if unknown := sorted(settings.keys() - known):
             raise CheckpointError(f"{self.path}: unsupported architecture: unknown setting {unknown[0]}")
@@ -205,7 +206,8 @@ class NequipFile:
             CheckpointError: The activation is not supported.
         """
         layers = self.module(*names, "mlp").children().values()
-        found = {layer.name for layer in layers} - {"ScalarLinearLayer"}
+        # A linear perceptron holds a list of its weights instead of layers.
+        found = {layer.name for layer in layers} - {"ScalarLinearLayer", "ParameterList"}
         for name in found:
             if name not in ACTIVATION_MODULES:
                 raise self.unsupported(setting, f"is {name}")
@@ -241,7 +243,7 @@ class NequipFile:
         if settings.get("units") != "metal":
             raise self.unsupported("pair_potential", f"has units {settings.get('units')!r}, not 'metal'")
         if list(settings["chemical_species"]) != list(self.types):
-            raise self.unsupported("pair_potential", "has other elements than the atom types")
+            raise self.unsupported("pair_potential", "has different elements from the atom types")
         radial = (self.settings or {}).get("radial_chemical_embed") or self.settings or {}
         return float((settings if self.version >= OWN_ENVELOPE else radial).get("polynomial_cutoff_p", 6))
 
@@ -249,9 +251,9 @@ class NequipFile:
         if module.name != "ZBL":
             raise self.unsupported("pair_potential", f"is {module.kind}")
         if not math.isclose(float(self.state["pair_potential._qqr2exesquare"]), COULOMB / 2, rel_tol=1e-6):
-            raise self.unsupported("pair_potential", "has other units than 'metal'")
+            raise self.unsupported("pair_potential", "has units other than 'metal'")
         if self.state["pair_potential.atomic_numbers"].tolist() != [atomic_numbers.get(name) for name in self.types]:
-            raise self.unsupported("pair_potential", "has other elements than the atom types")
+            raise self.unsupported("pair_potential", "has different elements from the atom types")
         envelope = module.children().get("cutoff") or self.module(*cutoff)
         return float(envelope.fields["p"])
 
@@ -267,11 +269,11 @@ def open_checkpoint(content: Mapping[str, Any], path: str | Path) -> NequipFile:
         CheckpointError: The file is from a newer version, or its averaged weights are unknown.
     """
     settings, info = _unmodified(content["hyper_parameters"]["model"], path), content["hyper_parameters"]["info_dict"]
-    version = _version(info["versions"], path)
+    version = check_version(info["versions"], path)
     trainer = info.get("training_module", {}).get("_target_")
     if trainer not in TRAINERS:
         raise CheckpointError(
-            f"{path}: trained by {trainer}, whose averaged weights are unknown; package it with `nequip-package`, and "
+            f"{path}: the training module {trainer} is not supported; package the model with `nequip-package`, and "
             "import the package"
         )
     types = [str(name) for name in settings.get("type_names", ())]
@@ -289,29 +291,53 @@ def open_package(path: str | Path) -> NequipFile:
     number = int(metadata["package_version_id"])
     if number > NEWEST_PACKAGE:
         raise CheckpointError(
-            f"{path}: a package of version {number}; versions up to {NEWEST_PACKAGE} are known; try a newer equiscreen"
+            f"{path}: package version {number}, but only versions up to {NEWEST_PACKAGE} are supported; try a newer "
+            "version of equiscreen"
         )
-    version = _version(metadata["versions"], path)
+    version = check_version(metadata["versions"], path)
     models = package.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
-        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each on its own")
+        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each separately")
     graph = models.child("sole_model")
-    network = graph.child("model")
-    while network.name != "SequentialGraphNetwork":
-        if network.name not in {"ForceStressOutput", "GraphModel"}:
-            raise CheckpointError(f"{path}: unsupported architecture: {network.kind} is unknown")
-        network = next(iter(network.children().values()))
+    network = _sequential(graph, path)
     tensors = {name: tensor.detach() for name, tensor in network.tensors()}
     return NequipFile(path, [str(name) for name in graph.fields["type_names"]], tensors, None, network, version)
 
 
-def irreps_of(record: Record) -> Iterator[tuple[int, Irrep]]:
-    """Yield multiplicities and irreps of a recorded `e3nn.o3.Irreps`."""
-    (pairs,) = record.args or ((),)
-    for pair in pairs:
-        ((count, irrep),) = pair.args
-        ((degree, parity),) = irrep.args
+def open_script(archive: ScriptArchive, path: str | Path) -> NequipFile:
+    """Read what a TorchScript archive of NequIP 0.7 or later holds, as `nequip-compile` writes it.
+
+    Its modules have the names and attributes of those in a package.
+
+    Raises:
+        CheckpointError: The modules are not supported.
+    """
+    network = _sequential(archive.module, path)
+    tensors = {name: tensor.detach() for name, tensor in network.tensors()}
+    return NequipFile(path, archive.extra["type_names"].split(), tensors, None, network, ())
+
+
+def _sequential(module: Record, path: str | Path) -> Record:
+    """The modules of the energy, inside of those that derive forces."""
+    while module.name != "SequentialGraphNetwork":
+        if module.name not in {"ForceStressOutput", "GraphModel"}:
+            raise CheckpointError(f"{path}: unsupported architecture: {module.kind} is unknown")
+        module = next(iter(module.children().values()))
+    return module
+
+
+def irreps_of(irreps: Record | Sequence[Any]) -> Iterator[tuple[int, Irrep]]:
+    """Yield multiplicities and irreps of recorded `e3nn.o3.Irreps`; in TorchScript they are tuples."""
+    for pair in _content(irreps):
+        count, irrep = _content(pair)
+        degree, parity = _content(irrep)
         yield int(count), Irrep(int(degree), int(parity))
+
+
+def _content(record: Record | Sequence[Any]) -> Sequence[Any]:
+    """Content of a recorded tuple."""
+    found: Sequence[Any] = (record.args or ((),))[0] if isinstance(record, Record) else record
+    return found
 
 
 def _unmodified(settings: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -329,13 +355,17 @@ def _unmodified(settings: Mapping[str, Any], path: str | Path) -> dict[str, Any]
     return {**settings, "_target_": target}
 
 
-def _version(versions: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
-    """Version of NequIP."""
+def check_version(versions: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
+    """Return the first two numbers of the version of NequIP.
+
+    Raises:
+        CheckpointError: The file is from a newer version of a code.
+    """
     for code, newest in NEWEST.items():
         if code in versions and _numbers(versions[code]) > newest:
             raise CheckpointError(
-                f"{path}: from {CODES[code]} {versions[code]}; files of versions up to {'.'.join(map(str, newest))} "
-                "are known; try a newer equiscreen"
+                f"{path}: from {CODES[code]} {versions[code]}, but only versions up to {'.'.join(map(str, newest))} "
+                "are supported; try a newer version of equiscreen"
             )
     return _numbers(versions["nequip"])
 
@@ -369,7 +399,9 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
         if x.numel() and trained.get(name.rpartition(".")[2], re.search(r"\.weights?(\.\d+)?$", name))
     ]
     if [found[name].shape for name in names] != [tensor.shape for tensor in averaged]:
-        raise CheckpointError(f"{path}: damaged: its averaged weights do not fit its network")
+        raise CheckpointError(
+            f"{path}: damaged: its averaged weights do not fit its network; copy or download it again"
+        )
     return {**found, **dict(zip(names, averaged, strict=True))}
 
 

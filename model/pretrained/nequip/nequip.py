@@ -80,7 +80,7 @@ MODULES = re.compile(
 
 
 @dataclass(frozen=True)
-class _Layer:
+class NequipLayer:
     """An interaction of a file.
 
     Attributes:
@@ -95,7 +95,7 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Content:
+class NequipContent:
     """What a file says about its network.
 
     Attributes:
@@ -107,16 +107,20 @@ class _Content:
         activations: Activations of even scalars, odd scalars and gates.
         readout_activation: Activation of the readout; None and "None" are linear, but have different gains.
         mean_neighbors: Mean number of neighbours, for all elements or by type; None if messages are not divided by it.
+        radial_activation: Activation of the radial perceptrons.
+        one_hot: Whether the self-connection multiplies by the one-hot vector of the type, not by its embedding.
     """
 
     file: NequipFile
     cutoff: float
     harmonics: Sequence[Irrep]
-    layers: Sequence[_Layer]
+    layers: Sequence[NequipLayer]
     power: float
     activations: tuple[str, str, str]
     readout_activation: str | None
     mean_neighbors: float | Sequence[float] | None
+    radial_activation: str = "silu"
+    one_hot: bool = False
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -133,10 +137,10 @@ def nequip_network(file: NequipFile) -> NequipNetwork:
     Raises:
         CheckpointError: The architecture is not supported.
     """
-    return _network(_configured(file) if file.modules is None else _packaged(file, file.modules))
+    return build_network(_configured(file) if file.modules is None else _packaged(file, file.modules))
 
 
-def _configured(file: NequipFile) -> _Content:
+def _configured(file: NequipFile) -> NequipContent:
     """Read the settings of a checkpoint."""
     settings = file.check_settings(BUILDERS, SETTINGS)
     for name in ("per_edge_type_cutoff", "categorical_graph_field_embed"):
@@ -152,7 +156,7 @@ def _configured(file: NequipFile) -> _Content:
         settings.get(f"convnet_nonlinearity_{name}", DEFAULT_ACTIVATIONS) for name in ("scalars", "gates")
     )
     harmonics, layers = _configured_layers(settings, natural=file.version >= NATURAL_PARITY)
-    return _Content(
+    return NequipContent(
         file,
         float(settings["r_max"]),
         harmonics,
@@ -164,7 +168,7 @@ def _configured(file: NequipFile) -> _Content:
     )
 
 
-def _configured_layers(settings: Mapping[str, Any], *, natural: bool) -> tuple[list[Irrep], list[_Layer]]:
+def _configured_layers(settings: Mapping[str, Any], *, natural: bool) -> tuple[list[Irrep], list[NequipLayer]]:
     """Spherical harmonics and interactions, by the rules of NequIP's builders."""
     preset = PRESETS[str(settings["preset"]).upper()] if "preset" in settings else {}
     merged = {"num_layers": 4, "l_max": 1, "num_features": 32, "parity": "preset" not in settings, **preset, **settings}
@@ -192,7 +196,7 @@ def _configured_layers(settings: Mapping[str, Any], *, natural: bool) -> tuple[l
         kept = [ir for ir in channels if ir in reached]
         out = {ir: channels[ir] for ir in sorted(kept, key=lambda ir: ir.l > 0)}
         residual = settings.get("convnet_resnet", False) and [*out.items()] == [*into.items()]
-        made.append(_Layer(out, connected and (number > 0 or shifted), residual and (number > 0 or shifted)))
+        made.append(NequipLayer(out, connected and (number > 0 or shifted), residual and (number > 0 or shifted)))
         into = out
     return harmonics, made
 
@@ -204,7 +208,7 @@ def _channels(irreps: Any) -> dict[Irrep, int]:
     return {irrep: channels for channels, irrep in pairs}
 
 
-def _packaged(file: NequipFile, network: Record) -> _Content:
+def _packaged(file: NequipFile, network: Record) -> NequipContent:
     """Read the settings of a package from its modules."""
     for name, module in network.children().items():
         if not MODULES.fullmatch(name):
@@ -231,8 +235,8 @@ def _packaged(file: NequipFile, network: Record) -> _Content:
         for module in gate.child("act_gates", "acts").children().values():
             activations["gate"] = _function(module, file)
         connected = "sc" in layer.child("conv").children()
-        layers.append(_Layer({**scalars, **gated}, connected, bool(layer.fields["resnet"])))
-    return _Content(
+        layers.append(NequipLayer({**scalars, **gated}, connected, bool(layer.fields["resnet"])))
+    return NequipContent(
         file,
         float(norm.fields["r_max"]),
         [*_irreps(network.child("spharm").fields["irreps_edge_sh"])],
@@ -276,8 +280,15 @@ def _packaged_neighbors(network: Record, state: Mapping[str, Tensor]) -> float |
     return None if number is None else float(number)
 
 
-def _network(content: _Content) -> NequipNetwork:
-    """Build the network, with its weights."""
+def build_network(content: NequipContent) -> NequipNetwork:
+    """Build the network, with its weights.
+
+    Returns:
+        The network in float64.
+
+    Raises:
+        CheckpointError: The architecture is not supported.
+    """
     file, state = content.file, content.state
     numbers, order = file.elements()
     shapes = _shapes(content)
@@ -296,12 +307,12 @@ def _network(content: _Content) -> NequipNetwork:
     matrices[0] = first * gains[SCALAR]
     weights |= {"readout": matrices[-1], **{f"readout_hidden.{place}": m for place, m in enumerate(matrices[:-1])}}
     for layer, shape in enumerate(shapes):
-        weights |= _interaction(content, layer, shape, network, embedding, order, gains)
+        weights |= _interaction(content, layer, shape, _kept(shapes)[layer], network, embedding, order, gains)
     network.load_state_dict(weights)
     return network.eval()
 
 
-def _shapes(content: _Content) -> list[InteractionShape]:
+def _shapes(content: NequipContent) -> list[InteractionShape]:
     into: Mapping[Irrep, int] = {SCALAR: content.state["type_embed.embed_module.weight"].shape[1]}
     shapes = []
     for layer in content.layers:
@@ -312,7 +323,12 @@ def _shapes(content: _Content) -> list[InteractionShape]:
     return shapes
 
 
-def _architecture(content: _Content, shapes: Sequence[InteractionShape]) -> NequipConfig:
+def _kept(shapes: Sequence[InteractionShape]) -> list[Mapping[Irrep, int]]:
+    """Features after each interaction; after the last, only those that the readout uses."""
+    return [*(shape.out for shape in shapes[:-1]), {SCALAR: shapes[-1].out[SCALAR]}]
+
+
+def _architecture(content: NequipContent, shapes: Sequence[InteractionShape]) -> NequipConfig:
     file = content.file
     for name in content.activations:
         if name not in GATE_ACTIVATIONS.values():
@@ -333,10 +349,11 @@ def _architecture(content: _Content, shapes: Sequence[InteractionShape]) -> Nequ
             "symmetry": symmetry,
             "cutoff": content.cutoff,
             "embedding": shapes[0].into[SCALAR],
-            "hidden_irreps": tuple(" + ".join(f"{mul}x{ir}" for ir, mul in shape.out.items()) for shape in shapes),
+            "hidden_irreps": tuple(" + ".join(f"{mul}x{ir}" for ir, mul in kept.items()) for kept in _kept(shapes)),
             "l_max": content.harmonics[-1].l,
             "n_basis": content.state["bessel_encode.bessel_weights"].numel(),
             "radial_hidden": radial,
+            "radial_activation": content.radial_activation,
             "envelope_power": file.whole_number("polynomial_cutoff_p", content.power),
             "sender_scales": isinstance(content.mean_neighbors, Sequence),
             "self_connections": tuple("element" if layer.connected else "none" for layer in content.layers),
@@ -352,9 +369,10 @@ def _architecture(content: _Content, shapes: Sequence[InteractionShape]) -> Nequ
 
 
 def _interaction(
-    content: _Content,
+    content: NequipContent,
     layer: int,
     shape: InteractionShape,
+    kept: Mapping[Irrep, int],
     network: NequipNetwork,
     embedding: Tensor,
     order: Tensor,
@@ -363,9 +381,10 @@ def _interaction(
     """All weights of an interaction."""
     state, theirs, ours = content.state, f"layer{layer}_convnet.conv", f"interactions.{layer}"
     paths = network.convolution(layer).paths
-    mix = shape.rows(e3nn_matrices(state[f"{theirs}.linear_2.weight"], shape.summed, shape.gate_in), paths)
+    mix = e3nn_matrices(state[f"{theirs}.linear_2.weight"], shape.summed, shape.gate_in)
+    mix = shape.rows(shape.without_dropped(mix, kept), paths)
     out = {f"{ours}.mix.{irrep}": matrix for irrep, matrix in mix.items()}
-    out[f"{ours}.mix_bias"] = torch.zeros(shape.gate_in[SCALAR], dtype=torch.float64)
+    out[f"{ours}.mix_bias"] = torch.zeros(len(shape.kept_columns(kept)), dtype=torch.float64)
     radial = content.file.perceptron(f"{theirs}.edge_mlp", "silu")
     radial[0] = radial[0] * (2 / content.cutoff)
     products = f"{theirs}.tp_scatter.tp" if f"{theirs}.tp_scatter.tp.weight" in state else f"{theirs}.tp"
@@ -379,7 +398,9 @@ def _interaction(
     send = e3nn_matrices(state[f"{theirs}.linear_1.weight"], shape.into, shape.into)
     skip: dict[Irrep, Tensor] = {}
     if content.layers[layer].connected:
-        skip = e3nn_element_matrices(state[f"{theirs}.sc.weight"], shape.into, embedding, shape.gate_in)
+        types = torch.eye(len(order), dtype=torch.float64)[order] if content.one_hot else embedding
+        skip = e3nn_element_matrices(state[f"{theirs}.sc.weight"], shape.into, types, shape.gate_in)
+        skip = shape.without_dropped(skip, kept)
     if layer == 0:
         out["sent"] = embedding @ send[SCALAR] * factors.unsqueeze(1)
         if skip:
