@@ -106,10 +106,10 @@ def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
     names = ", ".join(settings.heads)
     if head is None:
         if len(settings.heads) > 1:
-            raise CheckpointError(f"{path}: has several heads; choose `--modality` from {names}")
+            raise CheckpointError(f"{path} has several heads; choose `--modality` from {names}")
         return 0
     if head not in settings.heads:
-        raise CheckpointError(f"{path}: has no head {head}; choose `--modality` from {names}")
+        raise CheckpointError(f"{path} has no head {head}; choose `--modality` from {names}")
     return settings.heads.index(head)
 
 

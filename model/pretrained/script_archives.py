@@ -48,7 +48,7 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
             f"{path}: a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
         )
     if modality is not None:
-        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+        raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
     archive = read_script(path)
     try:
         network = nequip_script_network(archive, path)

@@ -42,7 +42,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise CheckpointError(
-            f"{path}: not a state dict: it must hold tensors by name, and nothing else; save only `model.state_dict()`"
+            f"{path} is not a state dict, which holds tensors by name and nothing else; save only `model.state_dict()`"
         )
     return {str(name): x for name, x in content.items()}
 

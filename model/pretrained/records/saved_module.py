@@ -58,7 +58,7 @@ def read_module(path: str | Path, inert: Sequence[str]) -> Record:
             f"{path}: damaged, or not a module that PyTorch saved ({detail(error)}); copy or download it again"
         ) from error
     if not isinstance(found, Record):
-        raise CheckpointError(f"{path}: contains {type(found).__name__}, not a module")
+        raise CheckpointError(f"{path} contains {type(found).__name__}, not a module")
     return found
 
 
