@@ -253,8 +253,8 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or an unsupported version of {code} ({detail(error)}); copy or download it again, or "
-            "try a newer version of equiscreen"
+            f"{path} is damaged, or was written by an unsupported version of {code} ({detail(error)}); copy or "
+            "download it again, or try a newer version of equiscreen"
         ) from error
     return network.to(torch.float32), fidelity
 

@@ -65,8 +65,8 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
         raise
     except Exception as error:  # records of another version can lack anything
         raise CheckpointError(
-            f"{path}: damaged, or an unsupported version of MACE ({detail(error)}); copy or download it again, or "
-            "try a newer version of equiscreen"
+            f"{path} is damaged, or was written by an unsupported version of MACE ({detail(error)}); copy or download "
+            "it again, or try a newer version of equiscreen"
         ) from error
     return from_mace(settings, state, head, path)
 

@@ -76,7 +76,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         return _network(settings, config, state)
     except Exception as error:  # torch and NumPy raise many kinds of errors for a truncated file
         raise CheckpointError(
-            f"{path}: damaged, or an unsupported architecture ({detail(error)}); copy or download it again"
+            f"{path} is damaged, or has an unsupported architecture ({detail(error)}); copy or download it again"
         ) from error
 
 

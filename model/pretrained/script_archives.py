@@ -55,7 +55,9 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
     except CheckpointError:
         raise
     except Exception as error:  # modules of another version can lack anything
-        raise CheckpointError(f"{path}: damaged, or from an unsupported version of NequIP: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or was written by an unsupported version of NequIP: {detail(error)}"
+        ) from error
     return network.to(torch.float32), ""
 
 

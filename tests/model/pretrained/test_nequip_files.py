@@ -169,12 +169,12 @@ BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], s
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},
-        r"reading it requires (posix|nt)\.system, which is not allowed",
+        r"reading the file requires (posix|nt)\.system, which is not allowed",
     ),
     "operation": (
         lambda name, content: NEWER if name.endswith(".pkl") else content,
         {},
-        "its pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
+        "the pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
     ),
     "version": (replaced(rb"nequip: 0\.19\.1", b"nequip: 1.0.0"), {}, r"from NequIP 1\.0\.0"),
     "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "package version 3"),
