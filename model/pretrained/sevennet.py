@@ -250,7 +250,7 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
     known = settings.get("_modal_map") or {}
     if not settings.get("use_modality") or not known:
         if requested is not None:
-            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+            raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
         return ""
     name = requested or settings.get("default_modal")
     if name not in known:
