@@ -36,7 +36,7 @@ _NOT_SHOWN = frozenset({"source", "source_index"})
 
 
 class Conditions(BaseModel):
-    """Conditions that must all hold, the order of the rows, and the page; empty conditions hold for every row.
+    """Conditions on the rows, sort order and page number; a row must meet all conditions, and empty ones are ignored.
 
     The attributes are the parameters of a request, and their descriptions are part of the OpenAPI document.
     """
