@@ -27,7 +27,7 @@ SITE ?= build/site
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
-PARTS := pipeline model export screening campaigns conformance demo cli
+PARTS := pipeline model export screening publishing campaigns conformance demo cli
 
 # Codes whose results tests/oracles holds, each in an environment of its own: they pin e3nn against each other.
 ORACLES := sevennet nequip allegro mace nequip_deploy

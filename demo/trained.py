@@ -10,7 +10,7 @@ from ..export.exporter import ExportReport, export_onnx
 from ..model import Config, TrainingReport, train
 from ..pipeline import FeaturizeReport, LabelMapping, featurize
 from ..pipeline.labels.mapping import LabelRule
-from ..pipeline.runs.cluster import connect
+from ..pipeline.runs.cluster import connect, jobs_kept
 from ..pipeline.runs.failure_policy import run_tasks
 from ..pipeline.runs.progress import ProgressReport
 from ..screening import hull, report, screen
@@ -76,7 +76,11 @@ class TrainedReport(ActReport):
                     for place, row in enumerate(r.best, start=1)
                 ),
                 "  (formation energies in eV/atom, unrelaxed)",
-                *([f"  {r.left_out:,} candidates are not ranked: their energy is not reliable"] if r.left_out else []),
+                *(
+                    [f"  {r.left_out:,} candidates are not ranked, because their energies are not reliable"]
+                    if r.left_out
+                    else []
+                ),
                 *self.last_lines(
                     "training.zarr",
                     "candidates.zarr",
@@ -91,6 +95,7 @@ class TrainedReport(ActReport):
         )
 
 
+@jobs_kept()
 def run_trained(
     folder: Path,
     *,

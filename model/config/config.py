@@ -61,7 +61,7 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file.
+        """Read a configuration from a YAML file.
 
         Raises:
             ConfigError: The file cannot be read, is not YAML, or holds an unknown key or an invalid value.
@@ -71,7 +71,7 @@ class Config(Section):
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))
@@ -97,7 +97,7 @@ class Config(Section):
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
     """Describe a mistake in one line; for an unknown key, suggest the most similar valid key."""
     if place[:1] == ("network",) and place[1:2] in {(tag,) for tag in ("own", *IMPORTED)}:
-        place = (*place[:1], *place[2:])  # drop the kind of network, which is not a key
+        place = (*place[:1], *place[2:])  # leave out the kind of network, which is not a key
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")

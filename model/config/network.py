@@ -17,7 +17,8 @@ Activation = Literal["silu", "ssp", "tanh", "abs", "relu", "elu", "sigmoid", "mi
 # Energies of edges must vanish at the cutoff, so these activations are zero at zero.
 EdgeActivation = Literal["silu", "ssp", "tanh", "mish"]
 SelfConnection = Literal["linear", "element", "none"]
-# Scalar channels, highest degree of the features and harmonics, correlation order. For the cost see docs/training.md.
+# Scalar channels, highest degree of the features and harmonics, correlation order. Their cost is listed in
+# docs/training.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "correlation": 2, "radial_hidden": 16},
     "medium": {"channels": 32, "l_max": 2, "correlation": 3, "radial_hidden": 32},
@@ -25,10 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Limits for imported networks, whose sizes come from a file; far beyond every published network.
 MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
-# Products of three features have a hundred times more terms at degree 6 than at degree 3, the usual one.
+# Products of three features have a hundred times more terms at degree 6 than at the usual degree 3.
 MAX_PRODUCT_DEGREE = 4
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-# Names that scores and stores already use for other things.
+# Names that scores and stores already use for other purposes.
 RESERVED_HEADS = frozenset(
     (
         *("energy", "forces", "stress", "virial", "energy_per_atom", "max_force", "formula", "n_atoms", "status"),
@@ -62,7 +63,7 @@ class NetworkConfig(Architecture):
         symmetry: ``natural``: features with the parity of the spherical harmonics (0e, 1o, 2e, ...), equivariant under
             rotations and mirrors; ``o3``: features of both parities, which pseudoscalars, axial vectors and similar
             tensors need; ``so3``: parity is not tracked, so predictions for mirror images may differ.
-        cutoff: Cutoff radius (angstrom); None uses that of the store (the smallest of several stores).
+        cutoff: Cutoff radius (angstrom); None uses the cutoff of the store, or the smallest cutoff of several stores.
         hidden_irreps: Features of an atom between interactions, in e3nn's notation (multiplicity, l, parity).
         l_max: Highest degree of the spherical harmonics.
         n_interactions: Number of interaction layers.
@@ -110,7 +111,7 @@ class NetworkConfig(Architecture):
         )
         object.__setattr__(self, "hidden_irreps", check_network(self.symmetry, irreps, self.l_max, self.heads))
         if not self.energy and not self.heads:
-            raise ValueError("nothing to predict: set `energy: true` or add a head")
+            raise ValueError("the network predicts nothing; set `energy: true` or add a head")
         for name in self.heads:
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
@@ -137,13 +138,14 @@ class NequipConfig(Architecture):
         n_basis: Number of Bessel functions.
         radial_hidden: Hidden widths of the perceptrons that turn the Bessel functions into radial functions.
         envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
-            2020) or ``xplor`` (the switching function of molecular dynamics codes).
+            2020) or ``xplor`` (the switching function used in molecular dynamics codes).
         envelope_power: Power of the polynomial envelope.
         envelope_onset: Distance at which ``xplor`` begins to fall (angstrom).
-        sender_scales: Whether the features that an atom sends are multiplied by a factor of its element.
-        self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by one for
-            each element (``element``), or not at all (``none``); empty stands for ``linear`` everywhere. Before the
-            first interaction the features depend only on the element, so the first two are the same there.
+        sender_scales: Whether the features that an atom sends are multiplied by a factor that depends on its element.
+        self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by a linear
+            map for each element (``element``), or not at all (``none``); empty means ``linear`` everywhere. Before the
+            first interaction the features depend only on the element, so ``linear`` and ``element`` are equivalent
+            there.
         residual: Whether an interaction that keeps the irreps adds its gated features to those before it.
         layer_norm: Whether features are divided by their root mean square before the gate.
         activation: Activation of even scalars.
@@ -151,7 +153,7 @@ class NequipConfig(Architecture):
         gate_activation: Activation of the gates of all other irreps.
         radial_activation: Activation of the radial perceptrons.
         readout_hidden: Hidden widths of the perceptron that turns the last scalars into an energy.
-        readout_activation: Activation of that perceptron.
+        readout_activation: Activation of the readout perceptron.
         pair_repulsion: Power of the polynomial envelope of the screened Coulomb repulsion between nuclei (Ziegler,
             Biersack and Littmark, 1985), which is added to the energy; None leaves it out.
     """
@@ -184,11 +186,11 @@ class NequipConfig(Architecture):
     def _consistent(self) -> Self:
         self._check_irreps()
         if self.heads:
-            raise ValueError("heads: NequIP-type networks cannot have heads; remove them")
+            raise ValueError("NequIP-type networks cannot have heads; remove `heads`")
         if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
-            raise ValueError("envelope_onset: must lie between 0 and the cutoff")
+            raise ValueError("envelope_onset must lie between 0 and the cutoff")
         if self.self_connections and len(self.self_connections) != len(self.hidden_irreps):
-            raise ValueError("self_connections: must name one kind for each interaction")
+            raise ValueError("self_connections must name one kind for each interaction")
         if self.symmetry != "so3" and self.odd_activation == "abs" and any("0o" in text for text in self.hidden_irreps):
             raise ValueError("odd_activation: abs makes odd scalars even, so set `symmetry: so3`, or choose tanh")
         return self
@@ -205,7 +207,7 @@ class NequipConfig(Architecture):
                 )
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-                raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
+                raise ValueError(f"hidden_irreps {text} must contain 0e, and each irrep only once")
             layers.append([ir for _, ir in irreps])
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
@@ -225,7 +227,8 @@ class RepulsionConfig(Section):
     """Constants of a screened repulsion of the nuclei (Ziegler, Biersack and Littmark, 1985).
 
     Attributes:
-        length: Screening length, in Bohr radii divided by the sum of both nuclear charges to the power `exponent`.
+        length: Screening length: a number of Bohr radii, divided by the sum of both nuclear charges, each raised to the
+            power `exponent`.
         exponent: Power of the nuclear charges.
         weights: Weights of the four exponentials.
         envelope_power: Power of the polynomial envelope, which ends at the sum of the covalent radii.
@@ -238,7 +241,7 @@ class RepulsionConfig(Section):
 
 
 class MaceConfig(Architecture):
-    """Configuration of a MACE (Batatia et al., NeurIPS 2022).
+    """Configuration of a MACE network (Batatia et al., NeurIPS 2022).
 
     Attributes:
         family: Always ``mace``.
@@ -246,10 +249,9 @@ class MaceConfig(Architecture):
         cutoff: Cutoff radius (angstrom).
         channels: Number of channels of every irrep of an atom's features.
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
-        edge_irreps: Features that senders pass on in all interactions but the first; empty stands for
-            `hidden_irreps`.
+        edge_irreps: Features that senders pass on in all interactions but the first; empty means `hidden_irreps`.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
-        correlation: Highest order of the products of the sum with itself, for each interaction.
+        correlation: Highest order of the products of this sum with itself, for each interaction.
         residual: For each interaction, whether the atom's own features are added to the result, mapped by a matrix of
             its element. Otherwise, such matrices act on the sum over neighbours.
         density: For each interaction, whether the sum over neighbours is divided by a learned density.
@@ -263,7 +265,7 @@ class MaceConfig(Architecture):
         agnesi: Parameters a, p and q of the Agnesi transform.
         steepness: Steepness of the soft transform.
         repulsion: Repulsion of the nuclei; None leaves it out.
-        readouts: How the energy is read from the scalars after each interaction: ``linear``, ``perceptron`` or
+        readouts: How the energy is computed from the scalars after each interaction: ``linear``, ``perceptron`` or
             ``none``.
         readout_hidden: Hidden width of the perceptron.
     """
@@ -296,13 +298,15 @@ class MaceConfig(Architecture):
     def _consistent(self) -> Self:
         for name in ("correlation", "residual", "density", "readouts"):
             if len(getattr(self, name)) != len(self.hidden_irreps):
-                raise ValueError(f"{name}: must have one value for each of the {len(self.hidden_irreps)} interactions")
+                raise ValueError(f"{name} must have one value for each of the {len(self.hidden_irreps)} interactions")
         if set(self.readouts) == {"none"}:
-            raise ValueError("readouts: all are none, so nothing would be predicted; set one to linear or perceptron")
+            raise ValueError(
+                "all readouts are none, so nothing would be predicted; set one of them to linear or perceptron"
+            )
         if self.basis == "gaussian" and self.n_basis < 2:
-            raise ValueError("n_basis: must be at least 2 for Gaussians")
+            raise ValueError("n_basis must be at least 2 for Gaussians")
         if self.heads:
-            raise ValueError("heads: MACE networks cannot have heads; remove them")
+            raise ValueError("MACE networks cannot have heads; remove `heads`")
         return self
 
     @model_validator(mode="after")
@@ -318,7 +322,7 @@ class MaceConfig(Architecture):
                 )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
-            raise ValueError(f"edge_irreps {self.edge_irreps}: must be among the hidden irreps")
+            raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
         return self
 
 
@@ -411,10 +415,10 @@ IMPORTED: dict[str, type[Imported]] = {"nequip": NequipConfig, "mace": MaceConfi
 
 
 def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
-    """Irreps of a MACE without their numbers of channels."""
+    """Irreps of a MACE network, without their numbers of channels."""
     kinds = [str(ir) for _, ir in irreps]
     if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-        raise ValueError(f"{text}: must contain 0e, and each irrep only once")
+        raise ValueError(f"{text} must contain 0e, and each irrep only once")
     if "0o" in kinds:
         raise ValueError(f"{text}: pseudoscalars (0o) are not supported")
     if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):

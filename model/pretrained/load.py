@@ -248,7 +248,10 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or an unsupported version of {code} ({detail(error)}); copy or download it again, or "
+            "try a newer version of equiscreen"
+        ) from error
     return network.to(torch.float32), fidelity
 
 
@@ -263,7 +266,7 @@ def _is_nequip_package(path: Path) -> bool:
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
+            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
         )
 
 

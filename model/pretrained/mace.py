@@ -64,7 +64,10 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
     except CheckpointError:
         raise
     except Exception as error:  # records of another version can lack anything
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of MACE: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or an unsupported version of MACE ({detail(error)}); copy or download it again, or "
+            "try a newer version of equiscreen"
+        ) from error
     return from_mace(settings, state, head, path)
 
 
@@ -214,7 +217,7 @@ class _Reader:
     def of_head(self, values: Tensor) -> Tensor:
         """The row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"has constants of {len(values)} heads, but {self.n_heads} names of heads")
+            raise CheckpointError(f"has constants for {len(values)} heads, but {self.n_heads} head names")
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:

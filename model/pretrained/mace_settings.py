@@ -152,7 +152,7 @@ class MaceSettings(BaseModel):
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         if not isinstance(content, dict) or content.get("family") != "mace":
-            raise CheckpointError(f"{path}: not settings of a MACE, which begin with `family: mace`")
+            raise CheckpointError(f"{path}: not MACE settings, which contain `family: mace`")
         return cls.checked(content, path)
 
 
@@ -164,7 +164,7 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
             names it.
     """
     if module.name not in MODELS:
-        dipoles = " (it predicts dipoles or other tensors, which need heads that MACE networks do not have here)"
+        dipoles = " (it predicts dipoles or other tensors, which are not supported for MACE networks)"
         raise CheckpointError(
             f"{where}: {module.name} is not supported; only {' and '.join(MODELS)} are"
             + (dipoles if "Dip" in module.name or "Diel" in module.name else "")
@@ -270,7 +270,7 @@ def _path_order(interaction: Record, where: str | Path) -> str:
         return "sorted"
     if created == sorted(created):
         return "created"
-    raise CheckpointError(f"{where}: unsupported architecture: order of the paths of the convolution")
+    raise CheckpointError(f"{where}: unsupported architecture: the convolution paths are in an unknown order")
 
 
 def irreps_text(irreps: Any) -> str:

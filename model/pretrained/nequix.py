@@ -75,7 +75,9 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         )
         return _network(settings, config, state)
     except Exception as error:  # torch and NumPy raise many kinds of errors for a truncated file
-        raise CheckpointError(f"{path}: damaged, or an unsupported architecture: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or an unsupported architecture ({detail(error)}); copy or download it again"
+        ) from error
 
 
 def _architecture(settings: Mapping[str, Any]) -> NequipConfig:

@@ -38,7 +38,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise CheckpointError(
-            f"{path}: damaged, or not a file of weights ({detail(error)}); copy or download it again"
+            f"{path}: damaged, or not a weights file ({detail(error)}); copy or download it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Fine-tuning: weights and statistics of a checkpoint with the elements and heads of new data."""
+"""Fine-tuning: combine the weights and statistics of a checkpoint with the elements and heads of new data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def starting_network(config: FineTuneConfig) -> Network:
     networks, _ = load_members(str(config.checkpoint))
     if len(networks) > 1:
         raise ConfigError(
-            f"{config.checkpoint}: an ensemble; fine-tune one of its members, such as {config.checkpoint}/member-0"
+            f"{config.checkpoint} is an ensemble; fine-tune one of its members, such as {config.checkpoint}/member-0"
         )
     return networks[0]
 
@@ -49,8 +49,8 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     if isinstance(start.config, Imported):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
-                f"{config.training.fine_tune.checkpoint}: networks with imported weights predict energies, forces and "
-                "stresses, and nothing else; remove `heads` and `energy: false` from `network`"
+                f"{config.training.fine_tune.checkpoint}: networks with imported weights predict only energies, forces "
+                "and stresses; remove `heads` and `energy: false` from `network`"
             )
         return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
@@ -61,8 +61,8 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{config.training.fine_tune.checkpoint}: its architecture, which fine-tuning keeps, cannot have the new "
-            f"heads ({reason}); train a new network instead"
+            f"{config.training.fine_tune.checkpoint}: the architecture of this checkpoint, which fine-tuning keeps, "
+            f"cannot have the new heads ({reason}); train a new network instead"
         ) from error
     return config.model_copy(update={"network": checked})
 
@@ -115,7 +115,7 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(
-            f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train; freeze less"
+            f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train; freeze fewer parameters"
         )
     return others
 
@@ -136,7 +136,7 @@ def is_by_pair(name: str) -> bool:
 def merged_statistics(
     elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Merge statistics for the elements of data and checkpoint; the checkpoint's take precedence.
+    """Merge the statistics of the data with those of the checkpoint, which take precedence, for the elements of both.
 
     The weights were learned with the checkpoint's scales and mean number of neighbours; new heads use the statistics of
     the data.
@@ -182,6 +182,6 @@ def merged_statistics(
 
 
 def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
-    """Density and size of the new data, and the smallest distances in old and new data; None if either is not known."""
+    """Density and size of the new data, and the smallest distances in old and new data; None if either is unknown."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,30 @@ def write_part(
     return manifest
 
 
+def send_part(function: Callable[[Any], PartManifest], task: Any) -> tuple[PartManifest, bytes]:
+    """Make a part in a scratch folder of the worker, for a process that shares no folder with it.
+
+    Args:
+        function: Makes the part in the `folder` of a task.
+        task: The task, a dataclass.
+
+    Returns:
+        The manifest of the part, and the content of the file with its arrays.
+    """
+    with tempfile.TemporaryDirectory(prefix="equiscreen-") as name:
+        manifest = function(replace(task, folder=Path(name)))
+        return manifest, (Path(name) / f"{manifest.key.stem}.npz").read_bytes()
+
+
+def received_part(folder: Path, part: tuple[PartManifest, bytes]) -> PartManifest:
+    """Write a part that a worker has sent, as `write_part` would have written it; returns its manifest."""
+    manifest, content = part
+    with atomic_path(folder / f"{manifest.key.stem}.npz") as scratch:
+        scratch.write_bytes(content)
+    write_mark(folder / f"{manifest.key.stem}.json", asdict(manifest))
+    return manifest
+
+
 def committed(folder: Path) -> list[PartManifest]:
     """Manifests of all complete parts in a folder, in order.
 
@@ -113,7 +138,7 @@ def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, Par
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _unpacked(arrays, name) for name in names if name in arrays or f"{name}.ends" in arrays}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: cannot be read ({detail(error)}); run the same command again") from error
+        raise StoreError(f"{path} cannot be read ({detail(error)}); run the same command again") from error
 
 
 def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
+from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
@@ -27,6 +28,7 @@ def candidates_path(out: str | Path) -> str:
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.candidates.zarr"
 
 
+@jobs_kept()
 def relax_files(
     sources: Paths,
     model: str | Path,
@@ -73,7 +75,7 @@ def relax_files(
     """
     target = Target.of(out)
     if not overwrite and target.exists() and not target.working_folder.exists():
-        raise OutputExistsError(f"{out}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{out} already exists; choose another --out, or use --overwrite")
     run = RunOptions(scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress)
     graphs = prepare_graphs(sources, model, candidates_path(out), run)
     if announce is not None and graphs.summary:

@@ -282,4 +282,6 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "properties.csv.gz": partial(write_properties, columns=("band_gap", "dielectric"), structure="cif"),
     },
     "gpu.md": _CANDIDATES,
+    "properties.md": {"relaxed.zarr": write_relaxed},
+    "publish.md": {"relaxed.zarr": write_relaxed},
 }

@@ -111,8 +111,8 @@ class NequipFile:
         if target not in builders:
             code = CODES[self.architecture]
             raise CheckpointError(
-                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a network of {code} that was "
-                "fine-tuned or modified, package it with `nequip-package`, and import the package"
+                f"{self.path}: unsupported architecture: _target_ is {target}; if it is a fine-tuned or modified "
+                f"{code} network, package it with `nequip-package`, and import the package"
             )
         if unknown := sorted(settings.keys() - known):
             raise CheckpointError(f"{self.path}: unsupported architecture: unknown setting {unknown[0]}")
@@ -243,7 +243,7 @@ class NequipFile:
         if settings.get("units") != "metal":
             raise self.unsupported("pair_potential", f"has units {settings.get('units')!r}, not 'metal'")
         if list(settings["chemical_species"]) != list(self.types):
-            raise self.unsupported("pair_potential", "has other elements than the atom types")
+            raise self.unsupported("pair_potential", "has different elements from the atom types")
         radial = (self.settings or {}).get("radial_chemical_embed") or self.settings or {}
         return float((settings if self.version >= OWN_ENVELOPE else radial).get("polynomial_cutoff_p", 6))
 
@@ -251,9 +251,9 @@ class NequipFile:
         if module.name != "ZBL":
             raise self.unsupported("pair_potential", f"is {module.kind}")
         if not math.isclose(float(self.state["pair_potential._qqr2exesquare"]), COULOMB / 2, rel_tol=1e-6):
-            raise self.unsupported("pair_potential", "has other units than 'metal'")
+            raise self.unsupported("pair_potential", "has units other than 'metal'")
         if self.state["pair_potential.atomic_numbers"].tolist() != [atomic_numbers.get(name) for name in self.types]:
-            raise self.unsupported("pair_potential", "has other elements than the atom types")
+            raise self.unsupported("pair_potential", "has different elements from the atom types")
         envelope = module.children().get("cutoff") or self.module(*cutoff)
         return float(envelope.fields["p"])
 
@@ -273,7 +273,7 @@ def open_checkpoint(content: Mapping[str, Any], path: str | Path) -> NequipFile:
     trainer = info.get("training_module", {}).get("_target_")
     if trainer not in TRAINERS:
         raise CheckpointError(
-            f"{path}: trained by {trainer}, whose averaged weights are unknown; package it with `nequip-package`, and "
+            f"{path}: the training module {trainer} is not supported; package the model with `nequip-package`, and "
             "import the package"
         )
     types = [str(name) for name in settings.get("type_names", ())]
@@ -291,12 +291,13 @@ def open_package(path: str | Path) -> NequipFile:
     number = int(metadata["package_version_id"])
     if number > NEWEST_PACKAGE:
         raise CheckpointError(
-            f"{path}: a package of version {number}; versions up to {NEWEST_PACKAGE} are known; try a newer equiscreen"
+            f"{path}: package version {number}, but only versions up to {NEWEST_PACKAGE} are supported; try a newer "
+            "version of equiscreen"
         )
     version = check_version(metadata["versions"], path)
     models = package.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
-        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each on its own")
+        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each separately")
     graph = models.child("sole_model")
     network = _sequential(graph, path)
     tensors = {name: tensor.detach() for name, tensor in network.tensors()}
@@ -363,8 +364,8 @@ def check_version(versions: Mapping[str, Any], path: str | Path) -> tuple[int, .
     for code, newest in NEWEST.items():
         if code in versions and _numbers(versions[code]) > newest:
             raise CheckpointError(
-                f"{path}: from {CODES[code]} {versions[code]}; files of versions up to {'.'.join(map(str, newest))} "
-                "are known; try a newer equiscreen"
+                f"{path}: from {CODES[code]} {versions[code]}, but only versions up to {'.'.join(map(str, newest))} "
+                "are supported; try a newer version of equiscreen"
             )
     return _numbers(versions["nequip"])
 
@@ -398,7 +399,9 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
         if x.numel() and trained.get(name.rpartition(".")[2], re.search(r"\.weights?(\.\d+)?$", name))
     ]
     if [found[name].shape for name in names] != [tensor.shape for tensor in averaged]:
-        raise CheckpointError(f"{path}: damaged: its averaged weights do not fit its network")
+        raise CheckpointError(
+            f"{path}: damaged: its averaged weights do not fit its network; copy or download it again"
+        )
     return {**found, **dict(zip(names, averaged, strict=True))}
 
 

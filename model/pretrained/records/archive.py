@@ -37,7 +37,7 @@ class Archive:
             raise RefusedError(f"damaged, or not a ZIP file ({detail(error)})") from error
         self.names = self._archive.namelist()
         if len(self.names) > MAX_MEMBERS:
-            raise RefusedError(f"has {len(self.names):,} members; at most {MAX_MEMBERS:,} are read")
+            raise RefusedError(f"has {len(self.names):,} members; the limit is {MAX_MEMBERS:,}")
         for name in self.names:
             place = PurePosixPath(name.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts or ":" in (place.parts or ("",))[0]:
@@ -71,5 +71,5 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise RefusedError(f"damaged: {name} cannot be read ({detail(error)})") from error
         if size > limit:
-            raise RefusedError(f"{name} has {size:,} bytes; at most {limit:,} are read")
+            raise RefusedError(f"{name} has {size:,} bytes; the limit is {limit:,}")
         return data

@@ -56,7 +56,9 @@ class ModulePackage:
         except RefusedError as error:
             raise CheckpointError(f"{self.path}: {error}; not imported") from error
         except Exception as error:  # a damaged pickle can fail in any way
-            raise CheckpointError(f"{self.path}: damaged: {name} cannot be read ({detail(error)})") from error
+            raise CheckpointError(
+                f"{self.path}: damaged: {name} cannot be read ({detail(error)}); copy or download it again"
+            ) from error
 
     def _storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
         size = count * dtype.itemsize

@@ -95,7 +95,7 @@ class _Reader(pickle.Unpickler):
             if dotted not in self.kinds:
                 self.kinds[dotted] = type(name, (Record,), {"kind": dotted})
             return self.kinds[dotted]
-        raise RefusedError(f"reading it would need {dotted}, which is not allowed")
+        raise RefusedError(f"reading it requires {dotted}, which is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Read the numbers of a tensor."""
@@ -138,7 +138,7 @@ def _number(kind: Record, content: bytes) -> float:
     """A number of NumPy."""
     code = str(kind.args[0])
     if code not in {"f4", "f8", "i4", "i8"}:
-        raise RefusedError(f"it holds a number of type {code[:20]}")
+        raise RefusedError(f"it contains a number of the unsupported type {code[:20]}")
     return float(np.frombuffer(content, dtype=f"<{code}", count=1)[0])
 
 

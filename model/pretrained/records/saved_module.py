@@ -54,9 +54,11 @@ def read_module(path: str | Path, inert: Sequence[str]) -> Record:
     except RefusedError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(f"{path}: damaged, or not a module that PyTorch saved ({detail(error)})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or not a module that PyTorch saved ({detail(error)}); copy or download it again"
+        ) from error
     if not isinstance(found, Record):
-        raise CheckpointError(f"{path}: holds no module, but {type(found).__name__}")
+        raise CheckpointError(f"{path}: contains {type(found).__name__}, not a module")
     return found
 
 

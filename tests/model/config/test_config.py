@@ -165,7 +165,7 @@ def test_a_key_with_a_slip_is_told_with_the_right_one(place: tuple[str, ...]) ->
         ({"network": {"heads": {"x": {"tensor": "ij=-ij=ij=k"}}}}, r"heads\.x: .* is not a valid index formula"),
         ({"network": {"heads": {"x": {"irreps": "2x7z"}}}}, r"heads\.x: .* are not valid irreps"),
         ({"network": {"heads": {"x": {"tensor": "vector", "transform": "log"}}}}, "log"),
-        ({"network": {"energy": False}}, "nothing to predict"),
+        ({"network": {"energy": False}}, "the network predicts nothing"),
         ({"network": {"symmetry": "so3", "heads": {"x": {"tensor": "pseudoscalar"}}}}, r"heads\.x: .*`symmetry: o3`"),
         ({"network": {"heads": {"x": {"tensor": "elastic", "shape": [3, 3]}}, "l_max": 4}}, r"heads\.x: .* shape"),
         ({"network": {"preset": "tiny"}}, r"network\.preset: .*'small'"),

@@ -93,7 +93,7 @@ def test_names_that_mean_something_else_are_refused(name: str) -> None:
         ({"hidden_irreps": "4x0o + 2x1o", "symmetry": "o3"}, "are required"),
         ({"hidden_irreps": "4x0e + 2x1o + 3x1o"}, "each irrep only once"),
         ({"hidden_irreps": "4x0e + 2x1o + 3x1e", "symmetry": "so3"}, "each irrep only once"),
-        ({"energy": False}, "nothing to predict"),
+        ({"energy": False}, "the network predicts nothing"),
     ],
     ids=str,
 )

@@ -224,8 +224,8 @@ def changed(target: Path, old: bytes, new: bytes, extra: str = "") -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"ctorch.nn.functional\nsilu\n", b"cposix\nsystem\n", r"would need posix\.system, which is not allowed$"),
-        (b"ctorch.nn.functional\nsilu\n", b"cbuiltins\neval\n", r"would need builtins\.eval, which is not allowed$"),
+        (b"ctorch.nn.functional\nsilu\n", b"cposix\nsystem\n", r"requires posix\.system, which is not allowed$"),
+        (b"ctorch.nn.functional\nsilu\n", b"cbuiltins\neval\n", r"requires builtins\.eval, which is not allowed$"),
         (b"\nMACE\n", b"\nAtomicDipolesMACE\n", "AtomicDipolesMACE is not supported; .* predicts dipoles"),
         (b"\nMACE\n", b"\nFutureMACE\n", "FutureMACE is not supported; only MACE and ScaleShiftMACE are$"),
         (b"RealAgnosticDensityI", b"RealAgnosticAttI", "interaction_cls_first: RealAgnosticAttInteractionBlock is not"),
@@ -343,7 +343,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
+        with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
             read_state(tmp_path / name)
     stream = io.BytesIO()
     torch.save({"epoch": 3}, stream)
@@ -351,7 +351,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a state dict"):
         read_state(tmp_path / "other.pt")
     shutil.copy(MODULE, tmp_path / "module.pt")
-    with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
+    with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
         read_state(tmp_path / "module.pt")
     assert pickle.HIGHEST_PROTOCOL >= 4
 

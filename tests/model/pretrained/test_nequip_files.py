@@ -146,7 +146,7 @@ def spoil(content: dict[str, Any]) -> None:
         (lambda x: x["hyper_parameters"]["info_dict"]["versions"].update(nequip="0.20.0"), r"from NequIP 0\.20\.0"),
         (
             lambda x: x["hyper_parameters"]["info_dict"]["training_module"].update(_target_="a.ScheduleFree"),
-            r"trained by a\.ScheduleFree",
+            r"the training module a\.ScheduleFree is not supported",
         ),
         (lambda x: x["state_dict"].pop("ema.ema_weight_2"), "averaged weights do not fit"),
         (lambda x: x["state_dict"]["ema._extra_state"].update(is_holding_ema_weights=False), "during validation"),
@@ -169,7 +169,7 @@ BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], s
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},
-        r"reading it would need (posix|nt)\.system, which is not allowed",
+        r"reading it requires (posix|nt)\.system, which is not allowed",
     ),
     "operation": (
         lambda name, content: NEWER if name.endswith(".pkl") else content,
@@ -177,7 +177,7 @@ BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], s
         "its pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
     ),
     "version": (replaced(rb"nequip: 0\.19\.1", b"nequip: 1.0.0"), {}, r"from NequIP 1\.0\.0"),
-    "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "a package of version 3"),
+    "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "package version 3"),
     "pickle": (lambda name, x: x[:5000] if name.endswith(".pkl") else x, {}, r"eager_model\.pkl cannot be read"),
     "tensor": (lambda name, x: x[:4] if name.endswith(".storage") else x, {}, r"a tensor has \d bytes instead of \d+"),
     "module": (replaced(rb"per_atom_energy_readout", b"per_atom_energy_somethi"), {}, "per_atom_energy_somethi"),
@@ -202,11 +202,11 @@ def test_a_cut_package_is_refused(tmp_path: Path) -> None:
 
 def test_a_package_with_too_many_members_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_MEMBERS", 10)
-    with pytest.raises(CheckpointError, match="at most 10 are read"):
+    with pytest.raises(CheckpointError, match="the limit is 10"):
         load_pretrained(PACKAGE)
     monkeypatch.undo()
     monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_PICKLE_BYTES", 1_000)
-    with pytest.raises(CheckpointError, match=r"eager_model\.pkl has 106,\d+ bytes; at most 1,000 are read"):
+    with pytest.raises(CheckpointError, match=r"eager_model\.pkl has 106,\d+ bytes; the limit is 1,000"):
         load_pretrained(PACKAGE)
 
 

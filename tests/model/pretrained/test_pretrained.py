@@ -201,7 +201,7 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
         ({"act_gate": {"e": "gelu", "o": "tanh"}}, "act_gate e is 'gelu', not one of 'silu', 'ssp'"),
         ({"act_radial": "mish"}, "act_radial is 'mish'"),
         ({"interaction_type": "mace"}, "interaction_type is 'mace'"),
-        ({"version": "0.14.0"}, "from SevenNet 0.14.0; files of versions up to 0.13 are known"),
+        ({"version": "0.14.0"}, "from SevenNet 0.14.0, but only versions up to 0.13 are supported"),
         ({"radial_basis": {"radial_basis_name": "bessel", "width": 2}}, "unknown setting width"),
         ({"_type_map": {500: 0}}, "damaged, or an unsupported version"),
         ({"lmax": float("inf")}, "damaged, or an unsupported version"),

@@ -250,7 +250,7 @@ def test_code_in_an_archive_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"collections\nOrderedDict", b"posix\nsystem", r"would need posix\.system, which is not allowed"),
+        (b"collections\nOrderedDict", b"posix\nsystem", r"requires posix\.system, which is not allowed"),
         (b"\nMACE\n", b"\nFutureMACE\n", "FutureMACE is not supported; only MACE and ScaleShiftMACE are"),
         (b"\nMACE\n", b"\nAtomicDipolesMACE\n", "predicts dipoles"),
         (b"RealAgnosticDensityI", b"RealAgnosticAttI", "interaction_cls_first: RealAgnosticAttInteractionBlock is not"),
