@@ -7,6 +7,7 @@ a shard, it answers with one chunk. Therefore the files of the store are handed 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,6 @@ from xpublish import Plugin, SingleDatasetRest, hookimpl
 from xpublish.plugins import Dependencies
 from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
 
-from ... import __version__
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.runs.target import ROOT_FILE
 from ...screening.dataset.reader import ScoresReader
@@ -156,7 +156,7 @@ def application(scores: Path, store: Path | None = None, *, title: str, hosts: l
         plugins={"equiscreen": routes, "dataset_info": DatasetInfoPlugin(dataset_router_prefix="/dataset")},
         app_kws={
             "title": title,
-            "version": __version__,
+            "version": version("equiscreen"),
             "docs_url": None,  # FastAPI's own page of the routes loads scripts from another server
             "redoc_url": None,
             "dependencies": [Depends(routes.check_unchanged)],

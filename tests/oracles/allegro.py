@@ -97,7 +97,7 @@ MORE: list[dict[str, Any]] = [
         "tensor_track_allowed_irreps": "0e+2e+1o+1e",
         "num_layers": 4,
         "weight_individual_irreps": False,
-        "avg_num_neighbors": 20.0,
+        "avg_num_neighbors": 60.0,
     },
 ]
 TRAINED_MODEL = {

@@ -163,7 +163,7 @@ def built(config: dict[str, Any]) -> torch.nn.Module:
         for name, weight in model.named_parameters():
             if not name.endswith((".scales", ".shifts")):
                 # Several splines overlap, so their weights are smaller than those of other maps.
-                noise = torch.randn_like(weight) * (0.2 if "class_embed" in name else 1.0)
+                noise = torch.randn_like(weight) * (0.1 if "class_embed" in name else 1.0)
                 weight.copy_((weight + 0.1 * noise if "bessel" in name else noise).to(torch.bfloat16))
     return model
 
