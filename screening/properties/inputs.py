@@ -59,7 +59,7 @@ class Candidates:
             ConfigError: The filter is invalid, or there is a filter for a graph store; or the limit is below 1.
         """
         if limit is not None and limit < 1:
-            raise ConfigError(f"limit of {limit} structures; it must be at least 1")
+            raise ConfigError(f"the limit is {limit} structures; it must be at least 1")
         path = _store_in(source)
         if open_root(path, SCORES_SCHEMA, GRAPH_SCHEMA).attrs["schema"] == GRAPH_SCHEMA:
             if where is not None:
