@@ -315,18 +315,17 @@ def _last_line(folder: Path, job_id: str) -> str:
 def _required(module: str, package: str) -> Any:
     """A module that an extra installs.
 
-    Importing dask-jobqueue replaces the handlers of Ctrl-C and of SIGTERM by ones that end the process with exit code 0
-    (its `runner` module, version 0.9); they are put back.
+    Importing dask-jobqueue 0.9 makes Ctrl-C end the process with exit code 0 (its module `runner`); the handler that
+    was there is put back.
 
     Raises:
         EquiscreenError: The module is not installed.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise EquiscreenError(f"{package} is not installed: pip install 'equiscreen[cluster]'") from error
     finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
