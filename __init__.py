@@ -23,8 +23,8 @@ Example:
 
 More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
 ``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list),
-``equiscreen.publishing`` (results for others) and ``equiscreen.campaigns`` (whole jobs, and models by name). The command
-line offers the same steps; see ``equiscreen --help``.
+``equiscreen.publishing`` (results for others) and ``equiscreen.campaigns`` (whole jobs, and models by name). The
+command line offers the same steps; see ``equiscreen --help``.
 """
 
 # Imports point one way: pipeline <- model <- export <- screening <- publishing <- campaigns <- demo <- cli <- __main__.

@@ -41,7 +41,7 @@ def publish(
     store: MovedStore = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier publication.")] = False,
 ) -> None:
-    """Publish scores, structures and a report as files that others read over the network.
+    """Publish scores and structures as files for others to read.
 
     The folder holds scores.zarr, the ranked list ranking.zarr (in chunks so small that its first page is read at once),
     the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
@@ -84,7 +84,7 @@ def serve(
     title: Annotated[str | None, typer.Option(help="Title of the pages.", show_default="Screen of S.zarr")] = None,
     store: MovedStore = None,
 ) -> None:
-    """Serve scores over HTTP: queries, structures, the Zarr store and a page to look with.
+    """Serve scores over HTTP: queries, structures and a page.
 
     Routes: / is the page, /query returns rows as JSON, CSV or Arrow, /structures/ROW.cif a structure, /zarr the store
     for xarray.open_zarr, /docs lists all parameters, and /openapi.json describes them for programs. An answer has at
