@@ -24,6 +24,10 @@ def publish(
         typer.Argument(metavar="URL|FOLDER", help="Where to publish: s3://BUCKET/NAME, or a folder of a web server."),
     ],
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
+    license_url: Annotated[
+        str | None,
+        typer.Option("--license", metavar="URL", help="URL of the license of the data.", show_default="not stated"),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -45,9 +49,10 @@ def publish(
 
     The folder holds scores.zarr, the ranked list ranking.zarr (in chunks so small that its first page is read at once),
     the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
-    (catalogue.json) and the SHA-256 of every file (checksums.sha256). Any web server or S3 bucket can hand it out; read
-    it with xarray.open_zarr. Attributes hold no local paths and no secrets of URLs. Object stores need `pip install
-    'equiscreen[remote]'`. An interrupted run resumes when you run the same command again.
+    (catalogue.json), metadata for archives (an RO-Crate) and the SHA-256 of every file (checksums.sha256). Any web
+    server or S3 bucket can hand it out; read it with xarray.open_zarr. Attributes hold no local paths and no secrets of
+    URLs. Object stores need `pip install 'equiscreen[remote]'`. An interrupted run resumes when you run the same
+    command again.
 
     \b
     Example:
@@ -60,6 +65,7 @@ def publish(
             scores,
             place,
             title=title,
+            license_url=license_url,
             by=by,
             graphs=graphs,
             report=report,
