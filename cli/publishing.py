@@ -27,6 +27,10 @@ def publish(
         ),
     ],
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
+    license_url: Annotated[
+        str | None,
+        typer.Option("--license", metavar="URL", help="URL of the licence of the data.", show_default="not stated"),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -48,9 +52,10 @@ def publish(
 
     The folder holds scores.zarr, the ranked list ranking.zarr (in small chunks, so that its first page loads quickly),
     the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
-    (catalogue.json) and the SHA-256 of every file (checksums.sha256). Any web server or S3 bucket can serve it; open
-    its stores with xarray.open_zarr. Attributes contain no local paths and no credentials from URLs. Object stores need
-    `pip install 'equiscreen[remote]'`. An interrupted run resumes when you run the same command again.
+    (catalogue.json), metadata for archives (an RO-Crate) and the SHA-256 of every file (checksums.sha256). Any web
+    server or S3 bucket can serve it; open its stores with xarray.open_zarr. Attributes contain no local paths and no
+    credentials from URLs. Object stores need `pip install 'equiscreen[remote]'`. An interrupted run resumes when you
+    run the same command again.
 
     \b
     Example:
@@ -63,6 +68,7 @@ def publish(
             scores,
             place,
             title=title,
+            license_url=license_url,
             by=by,
             graphs=graphs,
             report=report,

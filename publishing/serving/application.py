@@ -90,7 +90,8 @@ class DatasetRoutes(Plugin):
         add("/", self._browse, response_class=HTMLResponse, summary="Look at the structures")
         add("/query", self._query, response_class=Response, summary="Rows that meet conditions")
         add("/structures/{row}.cif", self._structure, response_class=Response, summary="A structure as CIF")
-        add("/zarr/{key:path}", self._file, methods=["GET", "HEAD"], response_class=Response, summary="The Zarr store")
+        add("/zarr/{key:path}", self._file, response_class=Response, summary="The Zarr store")
+        add("/zarr/{key:path}", self._file, methods=["HEAD"], include_in_schema=False)
         add("/docs", self._routes, response_class=HTMLResponse, summary="This page")
         return router
 
