@@ -294,8 +294,8 @@ class GraphStore:
         )
         if int(block.n_neighbors.sum(dtype=np.int64)) != len(block.neighbor):
             raise StoreError(
-                f"{self.path} is damaged: neighbour counts and edges of structures {start} to {stop - 1} disagree; write "
-                "the store again"
+                f"{self.path} is damaged: neighbour counts and edges of structures {start} to {stop - 1} disagree; "
+                "write the store again"
             )
         return block
 
