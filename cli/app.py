@@ -26,6 +26,7 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
+from .publishing import publish, serve
 from .results import hull, report, select
 from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
@@ -53,6 +54,10 @@ _EXTRAS = {
     "httpx": "remote",
     "s3fs": "remote",
     "aiohttp": "remote",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "xpublish": "serve",
 }
 
 # The beginning of a URL after `Path` has collapsed its double slash.
@@ -73,7 +78,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "cascade": cascade,
         "properties": properties,
     },
-    "Results": {"select": select, "report": report, "info": info},
+    "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
 }
 
 
@@ -87,7 +92,7 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
                 raise EquiscreenError(
-                    f"{url}: this is a URL, but only local paths can be used here; copy inputs to this machine first, "
+                    f"{url} is a URL, but only local paths can be used here; copy inputs to this machine first, "
                     "or copy outputs to the URL afterwards"
                 )
         verb(**options)

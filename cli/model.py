@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import ConfigError
-from .interruption import resumable
 from .options import Limit, Overwrite
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def train(
@@ -157,8 +157,8 @@ def import_(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML or JSON file with the settings of a MACE network, if FILE holds only its weights (.pt, "
-            ".safetensors, .npz)."
+            help="YAML or JSON file with the settings of the network, if FILE holds only the weights of a MACE network "
+            "(.pt, .safetensors, .npz) or is a TorchScript archive that lacks a setting."
         ),
     ] = None,
     energy_scheme: Annotated[
@@ -185,10 +185,11 @@ def import_(
 
     Use the checkpoint with `equiscreen export` or `equiscreen train --from`. Published weights that ship with the
     package sevenn are read from it; the others are downloaded into the cache folder (environment variable
-    EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet .pth files, Nequix .pt and .nqx files, NequIP .ckpt and
-    .nequip.zip files and MACE .model files can be read; the format is recognised from the content, not from the file
-    name, and the architecture is taken from the file. The energy scheme determines which other energies the model's
-    predictions may be compared with; it is stored in the checkpoint.
+    EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet .pth files, Nequix .pt and .nqx files, NequIP and Allegro
+    .ckpt and .nequip.zip files, MACE .model files, and TorchScript archives made for LAMMPS or CP2K can be read; the
+    format is recognised from the content, not from the file name, and the architecture is taken from the file. The
+    energy scheme determines which other energies the model's predictions may be compared with; it is stored in the
+    checkpoint.
 
     \b
     Example:

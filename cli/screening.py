@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
 from .options import (
     AllowExtrapolation,
@@ -23,6 +22,7 @@ from .options import (
     Scheme,
 )
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def screen(

@@ -25,7 +25,7 @@ from ..evaluation.metrics import predictions_and_labels
 from ..networks.base import Network
 from .allocator import give_back_memory, keep_freed_memory
 from .callbacks import silence_lightning
-from .finetune import is_by_element
+from .finetune import is_by_element, is_by_pair
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
@@ -154,8 +154,12 @@ class TrainingModule(lightning.LightningModule):
         if not self._other_elements:
             return
         for name, parameter in self.network.named_parameters():
-            if is_by_element(name) and parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            if is_by_element(name) or is_by_pair(name):
                 parameter.grad[self._other_elements] = 0.0
+            if is_by_pair(name):
+                parameter.grad[:, self._other_elements] = 0.0
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""

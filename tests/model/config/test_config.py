@@ -11,7 +11,7 @@ import pytest
 import yaml
 from equiscreen.model import Config
 from equiscreen.model.config.head import HeadConfig
-from equiscreen.model.config.network import PRESETS, RESERVED_HEADS, MaceConfig, NequipConfig, NetworkConfig
+from equiscreen.model.config.network import IMPORTED, PRESETS, RESERVED_HEADS, NetworkConfig
 from equiscreen.model.config.training import (
     FINE_TUNING_DEFAULTS,
     FineTuneConfig,
@@ -72,7 +72,7 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 def annotated(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         # Read from files of weights, not written by people.
-        return [] if annotation in {NequipConfig, MaceConfig} else [annotation]
+        return [] if annotation in IMPORTED.values() else [annotation]
     return [found for part in getattr(annotation, "__args__", ()) for found in annotated(part)]
 
 
