@@ -20,6 +20,7 @@ from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 # Translations and permutations are imposed on the force constants in turn, this many times.
 _SYMMETRIZATIONS = 3
 N_ACOUSTIC = 3
+_COULOMB = 14.399645  # Coulomb constant, eV angstrom / e^2 (CODATA 2018)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def nac_parameters(phonopy: Any, born: BornCharges) -> dict[str, Any]:
         )
     supercell = phonopy.supercell
     atoms = [supercell.u2u_map[supercell.s2u_map[place]] for place in phonopy.primitive.p2s_map]
-    return {"born": charges[atoms], "dielectric": dielectric}
+    return {"born": charges[atoms], "dielectric": dielectric, "factor": _COULOMB}
 
 
 def stability(phonopy: Any, mesh: float, tolerance: float) -> Stability:

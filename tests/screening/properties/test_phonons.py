@@ -11,6 +11,7 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+from ase import units
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from equiscreen.pipeline import Structure, featurize
@@ -19,7 +20,14 @@ from equiscreen.pipeline.structures.symmetry import point_group
 from equiscreen.screening import compute_properties
 from equiscreen.screening.properties.evaluation import run_stages
 from equiscreen.screening.properties.lattice_dynamics import spectra
-from equiscreen.screening.properties.lattice_dynamics.force_constants import stability, with_force_constants
+from equiscreen.screening.properties.lattice_dynamics.force_constants import (
+    BornCharges,
+    displaced_supercells,
+    nac_parameters,
+    set_force_constants,
+    stability,
+    with_force_constants,
+)
 from equiscreen.screening.properties.lattice_dynamics.phonons import Phonons
 from equiscreen.screening.properties.lattice_dynamics.spectra import bands, density_of_states
 from equiscreen.screening.properties.lattice_dynamics.stored import band_figure, stored_phonopy
@@ -197,6 +205,27 @@ def test_bands_need_no_standard_cell() -> None:
     reciprocal = np.linalg.inv(phonopy.primitive.cell).T
     at_x = path.wave_vector[[label == "X" for label in path.labels]] @ reciprocal
     assert np.allclose(np.linalg.norm(at_x, axis=1), 1 / LATTICE["Cu"], atol=1e-6)
+
+
+def test_charges_split_longitudinal_and_transverse_modes() -> None:
+    """Lyddane, Sachs and Teller: the squares differ by 4 pi Z^2 / (epsilon V mu), in a crystal of springs."""
+    structure, charge, epsilon = Structure.from_ase(bulk("NaCl", "rocksalt", a=5.6)), 1.1, 2.3
+    cells = displaced_supercells(structure, 2 * np.eye(3, dtype=int), 0.01)
+    forces = []
+    for cell in cells.structures:
+        shift = cell.frac_coord - cells.structures[0].frac_coord
+        moved = (shift - np.rint(shift)) @ cell.cell
+        forces.append(-5.0 * (moved - moved.mean(axis=0)))
+    born = BornCharges(np.array([1.0, -1.0])[:, None, None] * charge * np.eye(3), epsilon * np.eye(3))
+    phonopy = set_force_constants(cells, forces, born)
+    transverse = phonopy.run_qpoints([[0, 0, 0]]).frequencies[0, -1]
+    longitudinal = phonopy.run_qpoints([[0, 0, 0]], nac_q_direction=[1, 0, 0]).frequencies[0, -1]
+    mass = 1 / (1 / phonopy.primitive.masses).sum()
+    expected = 4 * np.pi * 14.399645 * charge**2 / (epsilon * structure.volume * mass)  # eV/angstrom^2/Da
+    per_cycle = (2 * np.pi * 1e12) ** 2 * units._amu / units._e * 1e-20  # (THz)^2 Da in eV/angstrom^2
+    assert longitudinal**2 - transverse**2 == pytest.approx(expected / per_cycle, rel=1e-4)
+    with pytest.raises(ConfigError, match="one 3x3 tensor per atom"):
+        nac_parameters(phonopy, replace(born, charges=np.zeros((3, 3))))
 
 
 def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
