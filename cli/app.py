@@ -92,7 +92,7 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
                 raise EquiscreenError(
-                    f"{url}: this is a URL, but only local paths can be used here; copy inputs to this machine first, "
+                    f"{url} is a URL, but only local paths can be used here; copy inputs to this machine first, "
                     "or copy outputs to the URL afterwards"
                 )
         verb(**options)

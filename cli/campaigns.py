@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .interruption import resumable
 from .options import Device, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def rank(

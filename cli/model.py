@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import ConfigError
-from .interruption import resumable
 from .options import Limit, Overwrite
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def train(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .interruption import resumable
 from .options import MovedStore, Overwrite, References, Scheme, Within
 from .terminal.account import account, shows_progress
+from .terminal.interruption import resumable
 
 
 def hull(

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
 from .options import (
     AllowExtrapolation,
@@ -23,6 +22,7 @@ from .options import (
     Scheme,
 )
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def screen(
@@ -350,7 +350,7 @@ def properties(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Compute elastic tensors, equations of state, phonons and thermal conductivities of relaxed crystals.
+    """Compute elastic tensors, phonons and other properties of crystals.
 
     Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals
     are evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and

@@ -51,8 +51,9 @@ def load_pretrained(
 ) -> tuple[Network, ModelCard]:
     """Convert published weights, or a file of SevenNet, Nequix, NequIP, Allegro or MACE, to a network of this package.
 
-    The code that the weights were trained with is not imported. Files are read without running any code in them: by
-    PyTorch's restricted unpickler with NumPy arrays allowed or, for MACE, as records.
+    The code that the weights were trained with is not imported. Unless `trust` is set, no code in a file is run: files
+    are read with PyTorch's restricted unpickler, which also accepts NumPy arrays, and the modules in a MACE file are
+    read as plain data.
 
     Example:
         >>> from equiscreen.model import load_pretrained
@@ -61,19 +62,20 @@ def load_pretrained(
         (89, 'mp-uncorrected')
 
     Args:
-        source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, or with `config` a state
-            dict.
+        source: A name in `REGISTRY` of a file that is part of the package `sevenn`, or the path of a file: SevenNet's
+            .pth, Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, or with `config` a
+            state dict.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
-        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
-            ``own``.
-        trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are always read as records.
+        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
+            `REGISTRY`, and ``own`` for any other file.
+        trust: Unpickle everything in the file, which can run arbitrary code; MACE files are always read as plain data.
         config: File of settings, YAML or JSON, if `source` is a state dict (.pt, .safetensors or .npz) or a TorchScript
             archive of a MACE.
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
-        The network, in evaluation mode, and its model card. Its dtype is float32; a MACE keeps that of its file.
+        The network, in evaluation mode, and its model card. The dtype of the network is float32; a MACE network has the
+        dtype of its file.
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
@@ -89,8 +91,8 @@ def load_pretrained(
     known = next((model for model in REGISTRY.values() if digest in model.sha256), None)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path "
-            "of the file instead of the name"
+            f"{named.name}: the SHA-256 of {path} differs from that of the published file; reinstall sevenn, or pass "
+            "the path of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
     origin = {"file": path.name}
@@ -128,7 +130,7 @@ def import_weights(
         energy_scheme: As in `load_pretrained`.
         trust: As in `load_pretrained`.
         config: As in `load_pretrained`.
-        float32: Convert float64 weights to float32, with which a network is several times faster.
+        float32: Convert float64 weights to float32, which makes the network several times faster.
         overwrite: Replace an existing checkpoint.
         note: As in `load_pretrained`.
 
@@ -189,11 +191,13 @@ def _packaged_file(model: Published) -> Path:
     """Find the file of a model in the package that contains it, without importing the package."""
     if not model.packaged:
         raise CheckpointError(
-            f"{model.name}: not part of any package; download {model.url} and pass the path of the file"
+            f"{model.name} is not part of any package; download {model.url} and pass the path of the file"
         )
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
-        raise CheckpointError(f"{model.name}: needs the package sevenn; pip install 'equiscreen[pretrained]'")
+        raise CheckpointError(
+            f"{model.name} needs the package sevenn, which is not installed: pip install 'equiscreen[pretrained]'"
+        )
     path = Path(spec.origin).parent / model.file
     if not path.is_file():
         raise CheckpointError(
@@ -220,7 +224,7 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
         first = file.read(1)
     if first == b"{":
         if modality is not None:
-            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+            raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
         return read_nequix(path), ""
     return _read_sevennet_or_nequip(path, modality, trust=trust)
 
@@ -232,9 +236,9 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
     keys = content.keys() if isinstance(content, dict) else set()
     sevennet = {"config", "model_state_dict"} <= keys
     if not sevennet and not package and not {"hyper_parameters", "state_dict"} <= keys:
-        raise CheckpointError(f"{path}: not a checkpoint of {KNOWN_CODES}, and no others can be imported")
+        raise CheckpointError(f"{path} is not a checkpoint of {KNOWN_CODES}, and no other files can be imported")
     if not sevennet and modality is not None:
-        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+        raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
     code, fidelity = "SevenNet" if sevennet else "NequIP", ""
     network: Network
     try:
@@ -249,8 +253,8 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or an unsupported version of {code} ({detail(error)}); copy or download it again, or "
-            "try a newer version of equiscreen"
+            f"{path} is damaged, or was written by an unsupported version of {code} ({detail(error)}); copy or "
+            "download it again, or try a newer version of equiscreen"
         ) from error
     return network.to(torch.float32), fidelity
 
@@ -266,7 +270,7 @@ def _is_nequip_package(path: Path) -> bool:
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
+            f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
         )
 
 
@@ -290,14 +294,14 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
             raise CheckpointError(
-                f"{path}: damaged, or not a checkpoint of {KNOWN_CODES}; download it again"
+                f"{path} is damaged, or not a checkpoint of {KNOWN_CODES}; download it again"
             ) from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)}); download it again"
+            f"{path} is damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)}); download it again"
         ) from error
 
 

@@ -65,8 +65,8 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
         raise
     except Exception as error:  # records of another version can lack anything
         raise CheckpointError(
-            f"{path}: damaged, or an unsupported version of MACE ({detail(error)}); copy or download it again, or "
-            "try a newer version of equiscreen"
+            f"{path} is damaged, or was written by an unsupported version of MACE ({detail(error)}); copy or download "
+            "it again, or try a newer version of equiscreen"
         ) from error
     return from_mace(settings, state, head, path)
 
@@ -106,10 +106,10 @@ def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
     names = ", ".join(settings.heads)
     if head is None:
         if len(settings.heads) > 1:
-            raise CheckpointError(f"{path}: has several heads; choose `--modality` from {names}")
+            raise CheckpointError(f"{path} has several heads; choose `--modality` from {names}")
         return 0
     if head not in settings.heads:
-        raise CheckpointError(f"{path}: has no head {head}; choose `--modality` from {names}")
+        raise CheckpointError(f"{path} has no head {head}; choose `--modality` from {names}")
     return settings.heads.index(head)
 
 
@@ -221,7 +221,7 @@ class _Reader:
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:
-        """Constants of functions of pairs of atoms."""
+        """Constants of the radial basis, the distance transform and the ZBL repulsion, by parameter name."""
         radial, out = "radial_embedding", {}
         if network.config.basis == "bessel":
             out["basis.frequencies"] = self.read(f"{radial}.bessel_fn.bessel_weights")

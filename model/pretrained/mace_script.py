@@ -45,8 +45,8 @@ def read_mace_script(path: str | Path, head: str | None) -> tuple[MaceNetwork, s
         raise
     except Exception as error:  # modules of another version can lack anything
         raise CheckpointError(
-            f"{path}: damaged, or from an unsupported version of MACE: {detail(error)}; if it is intact, give its "
-            "settings with `--config`"
+            f"{path} is damaged, or was written by an unsupported version of MACE: {detail(error)}; if it is intact, "
+            "give its settings with `--config`"
         ) from error
     return from_mace(settings, state, head, path)
 

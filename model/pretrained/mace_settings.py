@@ -1,4 +1,4 @@
-"""Settings of a MACE, under the names of its own code, from a module or from a file of settings."""
+"""Settings of a MACE network, under the names that mace-torch uses, from a module or from a file of settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 class MaceSettings(BaseModel):
-    """Settings of a MACE.
+    """Settings of a MACE network.
 
     Names are those of the arguments of `mace.modules.models.MACE` (mace-torch 0.3.16), where there is one.
 
@@ -48,7 +48,7 @@ class MaceSettings(BaseModel):
         edge_irreps: Features that senders pass on in all interactions but the first; None for all.
         MLP_irreps: Hidden scalars of the last readout, for each head.
         gate: Activation of the last readout.
-        avg_num_neighbors: Number that the sum over neighbours is divided by.
+        avg_num_neighbors: Number by which the sum over neighbours is divided.
         atomic_numbers: Atomic numbers in the order of the weights.
         correlation: Highest order of products, of all interactions or of each.
         radial_type: Radial basis.
@@ -148,7 +148,7 @@ class MaceSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         if not isinstance(content, dict) or content.get("family") != "mace":
@@ -157,7 +157,7 @@ class MaceSettings(BaseModel):
 
 
 def settings_of(module: Record, where: str | Path) -> MaceSettings:
-    """Settings of a pickled MACE.
+    """Settings of a pickled MACE network.
 
     Raises:
         CheckpointError: The module is not a MACE that predicts an energy, or a setting is not supported; the message

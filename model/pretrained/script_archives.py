@@ -48,14 +48,16 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
             f"{path}: a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
         )
     if modality is not None:
-        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+        raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
     archive = read_script(path)
     try:
         network = nequip_script_network(archive, path)
     except CheckpointError:
         raise
     except Exception as error:  # modules of another version can lack anything
-        raise CheckpointError(f"{path}: damaged, or from an unsupported version of NequIP: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or was written by an unsupported version of NequIP: {detail(error)}"
+        ) from error
     return network.to(torch.float32), ""
 
 

@@ -250,12 +250,12 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
     known = settings.get("_modal_map") or {}
     if not settings.get("use_modality") or not known:
         if requested is not None:
-            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+            raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
         return ""
     name = requested or settings.get("default_modal")
     if name not in known:
         lacking = f"fidelity {name}" if name else "default fidelity"
-        raise CheckpointError(f"{path}: has no {lacking}; choose `--modality` from {', '.join(sorted(known))}")
+        raise CheckpointError(f"{path} has no {lacking}; choose `--modality` from {', '.join(sorted(known))}")
     return str(name)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 import types
@@ -255,12 +256,27 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
             raise EquiscreenError(
                 f"{address}: Dask's configuration names no TLS certificates on this machine; see {_TLS}"
             ) from error
+        if (reason := _certificate_problem(error)) is not None:
+            raise EquiscreenError(
+                f"{address}: the certificate of the scheduler is not accepted ({reason}); give the scheduler, the "
+                f"workers and this machine the same valid certificates, see {_TLS}"
+            ) from error
         raise EquiscreenError(
             f"no Dask scheduler answers at {address}: {detail(error)}; check the address and that the scheduler runs"
         ) from error
     with client:
         check_workers(client)
         yield client
+
+
+def _certificate_problem(error: BaseException) -> str | None:
+    """Why the certificate of a server was rejected; None if an error has another cause. Dask leaves out the reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__
+    return None
 
 
 async def _check_answers(address: str) -> None:

@@ -139,6 +139,8 @@ class _TasksInFlight(Generic[Item, Result]):
         self.suspects: list[Item] = []
         self.workers = len(client.nthreads())
         self.jobs, self.had_workers, self.told = jobs_of(client), self.workers > 0, ""
+        if self.jobs is not None:
+            self.jobs.note_result()
 
     def submit(self, some: Iterable[Item]) -> None:
         for item in some:

@@ -62,6 +62,7 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            listening.listen()  # from now on, clients wait instead of being turned away
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot listen at {host}:{port} ({detail(error)}); choose another `--port`") from error
         name = f"[{host}]" if ":" in host else host

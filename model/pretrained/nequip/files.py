@@ -297,7 +297,7 @@ def open_package(path: str | Path) -> NequipFile:
     version = check_version(metadata["versions"], path)
     models = package.unpickled("model/eager_model.pkl")
     if list(models.children()) != ["sole_model"]:
-        raise CheckpointError(f"{path}: contains the models {', '.join(models.children())}; package each separately")
+        raise CheckpointError(f"{path} contains the models {', '.join(models.children())}; package each separately")
     graph = models.child("sole_model")
     network = _sequential(graph, path)
     tensors = {name: tensor.detach() for name, tensor in network.tensors()}
@@ -378,14 +378,14 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
     """Weights of the network without the names of the modules around it; averaged ones if the file has them."""
     (prefix,) = {name.removesuffix(MARKER) for name in state if name.endswith(MARKER)}
     if not prefix.startswith("model.sole_model."):
-        raise CheckpointError(f"{path}: contains several models; only one can be imported")
+        raise CheckpointError(f"{path} contains several models, but only one can be imported")
     found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     averaged = [tensor for name, tensor in state.items() if re.fullmatch(r"ema\.ema_weights?[._]\d+", name)]
     if not averaged:
         return found
     if not state["ema._extra_state"]["is_holding_ema_weights"]:
         raise CheckpointError(
-            f"{path}: saved during validation, when averaged and raw weights are exchanged; use another checkpoint"
+            f"{path} was saved during validation, when averaged and raw weights are exchanged; use another checkpoint"
         )
     radial = settings.get("radial_chemical_embed") or settings
     trained = {
@@ -400,7 +400,7 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
     ]
     if [found[name].shape for name in names] != [tensor.shape for tensor in averaged]:
         raise CheckpointError(
-            f"{path}: damaged: its averaged weights do not fit its network; copy or download it again"
+            f"{path} is damaged: its averaged weights do not fit its network; copy or download it again"
         )
     return {**found, **dict(zip(names, averaged, strict=True))}
 

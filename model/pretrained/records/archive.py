@@ -34,14 +34,14 @@ class Archive:
         try:
             self._archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise RefusedError(f"damaged, or not a ZIP file ({detail(error)})") from error
+            raise RefusedError(f"the file is damaged, or not a ZIP file ({detail(error)})") from error
         self.names = self._archive.namelist()
         if len(self.names) > MAX_MEMBERS:
-            raise RefusedError(f"has {len(self.names):,} members; the limit is {MAX_MEMBERS:,}")
+            raise RefusedError(f"the archive has {len(self.names):,} members; the limit is {MAX_MEMBERS:,}")
         for name in self.names:
             place = PurePosixPath(name.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts or ":" in (place.parts or ("",))[0]:
-                raise RefusedError(f"has the member {name[:80]!r}, which lies outside of its folder")
+                raise RefusedError(f"the archive has the member {name[:80]!r}, which lies outside of its folder")
         self.root = self.names[0].replace("\\", "/").partition("/")[0] if self.names else ""
 
     @property
@@ -67,9 +67,9 @@ class Archive:
             info = self._archive.getinfo(f"{self.root}/{name}")
             size, data = info.file_size, self._archive.read(info) if info.file_size <= limit else b""
         except KeyError as error:
-            raise RefusedError(f"has no member {name}") from error
+            raise RefusedError(f"the archive has no member {name}") from error
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise RefusedError(f"damaged: {name} cannot be read ({detail(error)})") from error
+            raise RefusedError(f"the archive is damaged: {name} cannot be read ({detail(error)})") from error
         if size > limit:
             raise RefusedError(f"{name} has {size:,} bytes; the limit is {limit:,}")
         return data

@@ -57,14 +57,14 @@ class ModulePackage:
             raise CheckpointError(f"{self.path}: {error}; not imported") from error
         except Exception as error:  # a damaged pickle can fail in any way
             raise CheckpointError(
-                f"{self.path}: damaged: {name} cannot be read ({detail(error)}); copy or download it again"
+                f"{self.path} is damaged: {name} cannot be read ({detail(error)}); copy or download it again"
             ) from error
 
     def _storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
         size = count * dtype.itemsize
         data = self.archive.read(f".data/{key}.storage", size)
         if len(data) != size:
-            raise RefusedError(f"damaged: a tensor has {len(data)} bytes instead of {size}")
+            raise RefusedError(f"the archive is damaged: a tensor has {len(data)} bytes instead of {size}")
         return numbers_of(data, dtype)
 
     def _read(self, name: str, limit: int) -> bytes:

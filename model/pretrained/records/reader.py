@@ -64,7 +64,7 @@ def read_pickle(content: bytes, storage: StorageReader, inert: Sequence[str] = (
     reader = _Reader(content, storage, (*INERT, *inert))
     for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
         if operation.name in FORBIDDEN_OPERATIONS:
-            raise RefusedError(f"its pickle uses the operation {operation.name}, which PyTorch does not use")
+            raise RefusedError(f"the pickle uses the operation {operation.name}, which PyTorch does not use")
         if operation.name == "GLOBAL":
             reader.find_class(*str(argument).split(" ", 1))
         # A large index would make the unpickler allocate a large table.
@@ -95,12 +95,12 @@ class _Reader(pickle.Unpickler):
             if dotted not in self.kinds:
                 self.kinds[dotted] = type(name, (Record,), {"kind": dotted})
             return self.kinds[dotted]
-        raise RefusedError(f"reading it requires {dotted}, which is not allowed")
+        raise RefusedError(f"reading the file requires {dotted}, which is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Read the numbers of a tensor."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise RefusedError("it contains compiled code instead of modules")
+            raise RefusedError("the file contains compiled code instead of modules")
         _, dtype, key, _, count = pid
         if not re.fullmatch(r"\d{1,9}", str(key)) or not isinstance(dtype, torch.dtype):
             raise RefusedError("its pickle is damaged")

@@ -55,10 +55,10 @@ def read_module(path: str | Path, inert: Sequence[str]) -> Record:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(
-            f"{path}: damaged, or not a module that PyTorch saved ({detail(error)}); copy or download it again"
+            f"{path} is damaged, or is not a module that PyTorch saved ({detail(error)}); copy or download it again"
         ) from error
     if not isinstance(found, Record):
-        raise CheckpointError(f"{path}: contains {type(found).__name__}, not a module")
+        raise CheckpointError(f"{path} contains {type(found).__name__}, not a module")
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -86,7 +87,7 @@ class BatchJobs:
             self.cluster.close()
 
     def note_result(self) -> None:
-        """Note that a task has ended."""
+        """Note that a task has ended, or that there were none to end."""
         self._fruitless = 0
 
     def check_progress(self) -> None:
@@ -104,9 +105,10 @@ class BatchJobs:
     def waiting(self) -> str:
         """The jobs, with their states if the batch system tells them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
         states, jobs = self._states or {}, list(self.cluster.workers.values())
-        named = [f"{job.job_id} ({states[job.job_id]})" if job.job_id in states else str(job.job_id) for job in jobs]
+        known = [job.job_id for job in jobs if job.job_id]
+        named = [f"{one} ({states[one]})" if one in states else one for one in known[:3]]
         rejected = next((job.error for job in jobs if job.error), "")
-        return f"jobs {', '.join(named[:3])}{', ...' if len(named) > 3 else ''}" + (rejected and f"; {rejected}")
+        return f"jobs {', '.join(named)}{', ...' if len(known) > len(named) else ''}" + (rejected and f"; {rejected}")
 
     def _submit_first(self) -> None:
         self.cluster.scale(jobs=self.settings.jobs)
@@ -198,7 +200,7 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
     command = cluster_class.job_cls.submit_command
     if shutil.which(command) is None:
         raise EquiscreenError(
-            f"{command}: not found on this machine; run this command where jobs of {system} can be submitted, such as "
+            f"{command} was not found on this machine; run equiscreen where jobs of {system} can be submitted, such as "
             "a login node"
         )
     folder = Path(settings.folder)
@@ -313,10 +315,17 @@ def _last_line(folder: Path, job_id: str) -> str:
 def _required(module: str, package: str) -> Any:
     """A module that an extra installs.
 
+    Importing dask-jobqueue 0.9 makes Ctrl-C end the process with exit code 0 (its module `runner`); the handler that
+    was there is put back.
+
     Raises:
         EquiscreenError: The module is not installed.
     """
+    before = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise EquiscreenError(f"{package} is not installed: pip install 'equiscreen[cluster]'") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)

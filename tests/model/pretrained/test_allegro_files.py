@@ -135,7 +135,7 @@ def test_a_scale_of_zero_does_not_harm_the_repulsion() -> None:
         ({"_target_": "allegro.model.AllegroForces"}, "_target_ is allegro.model.AllegroForces; .* of Allegro"),
         ({"num_layers": 10**9}, "at most 32 items|damaged"),
         ({"l_max": 10**9}, "less than or equal to 6|damaged"),
-        ({"num_layers": 2}, "damaged, or an unsupported version of Allegro"),
+        ({"num_layers": 2}, "damaged, or was written by an unsupported version of Allegro"),
         (
             {"irreps_edge_sh": "0e+2e", "tensor_track_allowed_irreps": "0e+2e"},
             r"irreps_edge_sh is 0e \+ 2e",
@@ -161,7 +161,10 @@ def modify(content: dict[str, Any]) -> None:
     [
         (lambda x: x["hyper_parameters"]["info_dict"]["versions"].update(allegro="0.9.0"), r"from Allegro 0\.9\.0"),
         (modify, "unsupported architecture: the modifier modify_PerTypeScaleShift"),
-        (lambda x: x["hyper_parameters"].update(model="AllegroModel"), "damaged, or an unsupported version of NequIP"),
+        (
+            lambda x: x["hyper_parameters"].update(model="AllegroModel"),
+            "damaged, or was written by an unsupported version of NequIP",
+        ),
     ],
     ids=["version", "modifier", "text"],
 )

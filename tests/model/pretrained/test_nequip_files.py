@@ -139,7 +139,7 @@ def test_before_0_17_the_repulsion_had_the_envelope_of_the_radial_basis(
         ({"_target_": "allegro.model.AllegroForces"}, "_target_ is allegro.model.AllegroForces"),
         ({"num_layers": 10**9}, "at most 32 items|damaged"),
         ({"l_max": 10**9, "num_features": 4}, "less than or equal to 6|damaged"),
-        ({"num_features": [7, 4]}, "damaged, or an unsupported version of NequIP"),
+        ({"num_features": [7, 4]}, "damaged, or was written by an unsupported version of NequIP"),
     ],
 )
 def test_an_unknown_architecture_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -183,12 +183,12 @@ BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], s
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},
-        r"reading it requires (posix|nt)\.system, which is not allowed",
+        r"reading the file requires (posix|nt)\.system, which is not allowed",
     ),
     "operation": (
         lambda name, content: NEWER if name.endswith(".pkl") else content,
         {},
-        "its pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
+        "the pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
     ),
     "version": (replaced(rb"nequip: 0\.19\.1", b"nequip: 1.0.0"), {}, r"from NequIP 1\.0\.0"),
     "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "package version 3"),

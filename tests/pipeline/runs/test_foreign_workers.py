@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 
 import dask
 import pytest
@@ -16,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from distributed import LocalCluster
+from distributed import LocalCluster, Scheduler, Security
 from equiscreen.pipeline.errors import EquiscreenError
 from equiscreen.pipeline.runs.cluster import connect
 from equiscreen.pipeline.runs.failure_policy import run_tasks
@@ -40,30 +43,39 @@ def write_certificate(path: Path, days: float) -> Path:
 
 
 @contextmanager
-def tls_cluster(folder: Path, days: float) -> Iterator[str]:
-    """The address of a cluster with certificates, which Dask's configuration names in this block."""
+def tls_scheduler(folder: Path, days: float) -> Iterator[str]:
+    """The address of a scheduler with certificates, which Dask's configuration names in this block."""
     file = str(write_certificate(folder / "cert.pem", days))
     role = {"cert": file, "key": file}
     settings = {"ca-file": file, "client": role, "scheduler": role, "worker": role}
-    with (
-        dask.config.set({"distributed.comm.tls": {**dask.config.get("distributed.comm.tls"), **settings}}),
-        LocalCluster(n_workers=0, processes=False, protocol="tls://", dashboard_address=None) as cluster,
-    ):
-        yield cluster.scheduler_address
+    addresses: Queue[str] = Queue()
+    ended = Event()
+
+    async def serve() -> None:
+        async with Scheduler(protocol="tls://", host="127.0.0.1", port=0, dashboard=False, security=Security()) as made:
+            addresses.put(made.address)
+            await asyncio.to_thread(ended.wait)
+
+    with dask.config.set({"distributed.comm.tls": {**dask.config.get("distributed.comm.tls"), **settings}}):
+        thread = Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        yield addresses.get(timeout=60)
+        ended.set()
+        thread.join()
 
 
 def test_certificates_are_those_of_dasks_configuration(tmp_path: Path) -> None:
-    with tls_cluster(tmp_path, 1) as address, connect(address) as client:
+    with tls_scheduler(tmp_path, 1) as address, connect(address) as client:
         assert address.startswith("tls://")
         assert client.nthreads() == {}
 
 
 def test_an_expired_certificate_is_one_line(tmp_path: Path) -> None:
-    with tls_cluster(tmp_path, -1) as address, pytest.raises(EquiscreenError) as told, connect(address):
+    with tls_scheduler(tmp_path, -1) as address, pytest.raises(EquiscreenError) as told, connect(address):
         pass
     assert len(str(told.value).splitlines()) == 1
-    assert str(told.value).startswith(f"no Dask scheduler answers at {address}: ")
-    assert "certificate has expired" in str(told.value)
+    assert str(told.value).startswith(f"{address}: the certificate of the scheduler is not accepted (certificate has ")
+    assert "has expired" in str(told.value)
 
 
 def test_a_scheduler_without_workers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

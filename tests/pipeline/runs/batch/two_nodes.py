@@ -90,7 +90,7 @@ def _write_configuration(folder: Path) -> Path:
         "TaskPlugin": "task/none",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core",
-        "ReturnToService": 2,
+        "ReturnToService": 0,
         "MpiDefault": "none",
     }
     nodes = [
