@@ -18,6 +18,7 @@ from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
+from ..pipeline.runs.cluster import jobs_kept
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.runs.steps_folder import StepsFolder
@@ -121,6 +122,7 @@ def rank(
     return run(chosen, Path(out), scheduler=scheduler, overwrite=overwrite, progress=progress, note=note)
 
 
+@jobs_kept()
 def run(
     settings: RankSettings,
     out: Path,

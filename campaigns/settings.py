@@ -57,9 +57,9 @@ class RankSettings(BaseModel):
         scheme: Energy scheme of references that do not state one.
         relax_references: Whether to relax the structures of the references with the model too, for a second hull with
             all energies computed by the model.
-        within: Structures at most this far above the hull count as near it, eV/atom. If the model's error is known,
-            references are given and the structures are relaxed, the result includes the probability that a structure is
-            near the hull.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull. If the model's error is
+            known, references are given and the structures are relaxed, the result includes the probability that a
+            structure is near the hull.
         relax: Whether to relax the structures or to score them without relaxation.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.
@@ -126,7 +126,7 @@ class RankSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path} is not a campaign file; it needs at least `sources:`")
         try:
@@ -169,7 +169,7 @@ class RankSettings(BaseModel):
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            raise OutputExistsError(f"{path} cannot be written ({error.strerror})") from error
+            raise OutputExistsError(f"{path} cannot be written ({error.strerror}); choose another file") from error
 
 
 def _joined(folder: Path, path: str) -> str:

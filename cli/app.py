@@ -28,7 +28,7 @@ from .models import models
 from .pipeline import featurize, generate, merge
 from .publishing import publish, serve
 from .results import hull, report, select
-from .screening import cascade, relax, screen
+from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
 from .terminal.help_pages import Verb, Verbs
 
@@ -70,7 +70,14 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
     "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
-    "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
+    "Screening": {
+        "screen": screen,
+        "relax": relax,
+        "references": references,
+        "hull": hull,
+        "cascade": cascade,
+        "properties": properties,
+    },
     "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
 }
 
@@ -85,7 +92,7 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
                 raise EquiscreenError(
-                    f"{url}: this is a URL, but only local paths can be used here; copy inputs to this machine first, "
+                    f"{url} is a URL, but only local paths can be used here; copy inputs to this machine first, "
                     "or copy outputs to the URL afterwards"
                 )
         verb(**options)

@@ -26,7 +26,7 @@ def export(
         ),
     ] = None,
     float64: Annotated[
-        bool, typer.Option("--float64", help="Compute in float64 instead of float32, which is several times slower.")
+        bool, typer.Option("--float64", help="Compute in float64 instead of float32; this is several times slower.")
     ] = False,
     average_mirror: Annotated[
         bool,
@@ -43,11 +43,11 @@ def export(
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
 
-    An ensemble is also written as a single file. The file is written only if the ONNX graph passes all checks: it
-    contains no reducing scatter, agrees with PyTorch on new structures of different sizes, gives bit-identical results
-    with one and two threads (in float64: identical up to rounding), and obeys the symmetries: rotations, reflections
-    (unless the network has no parity), translations and permutations of atoms. The results of the checks are stored in
-    the file's metadata; `equiscreen info model.onnx --json` prints them.
+    An ensemble is exported to a single file. The file is written only if the ONNX graph passes all checks: it contains
+    no scatter operation with a reduction (such as scatter-add), agrees with PyTorch on new structures of different
+    sizes, gives bit-identical results with one and two threads (in float64: identical up to rounding), and obeys the
+    symmetries: rotations, reflections (unless the network has no parity), translations and permutations of atoms. The
+    results of the checks are stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

@@ -12,8 +12,9 @@ def info(
     path: Annotated[
         str,
         typer.Argument(
+            metavar="PATH",
             help="Graph store or scores dataset (a path or a URL), results folder, run folder, checkpoint or ONNX "
-            "model."
+            "model.",
         ),
     ],
     verify: Annotated[
@@ -24,9 +25,9 @@ def info(
 ) -> None:
     """Describe a store, scores dataset, run folder, checkpoint or model.
 
-    By default, prints the kind of file, the number of structures, the failures and their reasons, the model, and the
-    source of the data. With --json, prints all stored metadata: arrays and their units, settings, versions, and the
-    results of checks.
+    By default, the command prints the kind of file, the number of structures, the failures and their reasons, the
+    model, and the source of the data. With --json, it prints all stored metadata: arrays and their units, settings,
+    versions, and the results of checks.
 
     \b
     Example:

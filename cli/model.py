@@ -8,13 +8,19 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import ConfigError
-from .interruption import resumable
 from .options import Limit, Overwrite
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to write; its model.ckpt holds the trained network.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Run folder to write; the trained network is model.ckpt in it or, for an ensemble, in each of its "
+            "member-N folders."
+        ),
+    ],
     stores: Annotated[
         list[str] | None,
         typer.Argument(metavar="G.zarr", help="Graph stores with energies (preferably also forces) or other labels."),
@@ -53,14 +59,17 @@ def train(
         ),
     ] = None,
     limit: Limit = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(help="Replace an existing --out; an unfinished run with the same settings is resumed instead."),
+    ] = False,
 ) -> None:
     """Train a network, or an ensemble of networks, on graph stores.
 
     The loss includes energies, forces, stresses and the labels of all heads, where the stores have them. An interrupted
-    run resumes when you run the same command again, and ends with the same weights. The run folder keeps the
-    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several stores, --limit
-    applies to each.
+    run resumes when you run the same command again, and ends with the same weights as an uninterrupted run. The run
+    folder keeps the configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several
+    stores, --limit applies to each.
 
     \b
     Example:
@@ -104,19 +113,19 @@ def refit(
     ],
     stores: Annotated[
         list[str],
-        typer.Argument(metavar="G.zarr", help="Graph stores with energies computed with the other DFT settings."),
+        typer.Argument(metavar="G.zarr", help="Graph stores with energies computed with the new DFT settings."),
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     energy_scheme: Annotated[
         str,
         typer.Option(
-            help="Energy scheme of the new energies (their DFT settings and corrections): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
+            help="Energy scheme of the new energies (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme)."
         ),
     ] = "own",
     overwrite: Overwrite = False,
 ) -> None:
-    """Refit the reference energies of a network to other DFT settings.
+    """Refit the reference energies of a network to different DFT settings.
 
     A network predicts energies relative to a reference energy for each element. The reference energies depend on the
     DFT settings; this command fits them to the energies in the stores by least squares. The weights, and with them all
@@ -148,15 +157,15 @@ def import_(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML or JSON file with the settings of the network, if FILE holds only weights (.pt, .safetensors, "
-            ".npz)."
+            help="YAML or JSON file with the settings of the network, if FILE holds only the weights of a MACE network "
+            "(.pt, .safetensors, .npz) or is a TorchScript archive that lacks a setting."
         ),
     ] = None,
     energy_scheme: Annotated[
         str | None,
         typer.Option(
-            help="Energy scheme of the weights (the DFT settings and corrections of their energies): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name).",
+            help="Energy scheme of the weights (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme).",
             show_default="the published scheme for known weights, otherwise own",
         ),
     ] = None,
@@ -174,12 +183,13 @@ def import_(
 ) -> None:
     """Import published weights as a checkpoint.
 
-    Use the checkpoint with `equiscreen export` or `equiscreen train --from`. Weights that are not part of an installed
-    package are downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked.
-    SevenNet .pth files, Nequix .pt and .nqx files, NequIP .ckpt and .nequip.zip files and MACE .model files can be
-    read; the format is recognised from the content, not from the file name, and the architecture is taken from the
-    file. The energy scheme determines which other energies the model's predictions may be compared with; it is stored
-    in the checkpoint.
+    Use the checkpoint with `equiscreen export` or `equiscreen train --from`. Published weights that ship with the
+    package sevenn are read from it; the others are downloaded into the cache folder (environment variable
+    EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet .pth files, Nequix .pt and .nqx files, NequIP and Allegro
+    .ckpt and .nequip.zip files, MACE .model files, and TorchScript archives made for LAMMPS or CP2K can be read; the
+    format is recognised from the content, not from the file name, and the architecture is taken from the file. The
+    energy scheme determines which other energies the model's predictions may be compared with; it is stored in the
+    checkpoint.
 
     \b
     Example:

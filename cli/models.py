@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal.account import tell
+from .terminal.account import shows_progress, tell
 
 if TYPE_CHECKING:
     from ..campaigns.models.catalog import CatalogModel
 
 MODEL_HELP = (
     "ONNX file from `equiscreen export`, the name of published weights such as 7net-0 (`equiscreen models` lists "
-    "them), or a checkpoint or run folder. Weights and checkpoints are exported once into the cache."
+    "them), or a checkpoint or run folder. Weights and checkpoints are exported to the cache on first use."
 )
 
 
@@ -23,7 +23,7 @@ def onnx_file(model: str) -> Path:
     """Return the ONNX file of a model given by name or as a file; see `campaigns.models.resolve.model_file`."""
     from ..campaigns.models.resolve import model_file
 
-    return model_file(model, progress=True, note=tell)
+    return model_file(model, progress=shows_progress(), note=tell)
 
 
 def models(
@@ -39,7 +39,8 @@ def models(
     fetch: Annotated[
         bool,
         typer.Option(
-            "--fetch", help="Prepare the model for use: download its weights if needed, and export them to the cache."
+            "--fetch",
+            help="Prepare the model NAME for use: download its weights if needed, and export them to the cache.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -48,7 +49,7 @@ def models(
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
     symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
-    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that takes a model
+    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that runs a model
     accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
     needs `pip install 'equiscreen[rank]'`.
 

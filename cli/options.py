@@ -38,12 +38,14 @@ Deduplication = Annotated[
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="Where to run: tcp://HOST:PORT (a running Dask cluster) or `threads` (in this process, for debugging).",
+        help="Where to run: tcp://HOST:PORT or tls://HOST:PORT (a running Dask cluster); slurm:cluster.yaml, "
+        "pbs:cluster.yaml, lsf:cluster.yaml or sge:cluster.yaml (jobs of a batch system, described by that file); or "
+        "`threads` (in this process, for debugging).",
         show_default="one Dask worker process per core",
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="Device on which the model runs: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+    str, typer.Option(help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
 ]
 Budget = Annotated[
     float | None,
@@ -74,18 +76,18 @@ References = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme (the DFT settings and corrections of energies) to assume where none is stated, as in table "
+        help="Energy scheme (DFT settings and energy corrections) to assume where none is stated, as in table "
         "rows without `scheme` and entries without a run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
-        "r2scan, or own (a scheme without a name)."
+        "r2scan, or own (any other scheme, such as your own DFT settings)."
     ),
 ]
 Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Count structures at most this far above the hull as near it, eV/atom. If the structures were scored with "
-        "several models, or if the model's error is known, the output gives the probability that a structure is near "
-        "the hull.",
+        help="Structures at most this far above the hull (eV/atom) count as near the hull. If the error of the "
+        "model's energies above hull is known, the output also gives the probability that a "
+        "structure is near the hull.",
     ),
 ]
 MovedStore = Annotated[

@@ -10,10 +10,10 @@ import typer
 from ..pipeline.errors import ConfigError
 from ..pipeline.sources.formats import Format
 from ..pipeline.store.dedup import Dedup
-from .interruption import resumable
 from .models import onnx_file
 from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
 from .terminal.account import account, shows_progress
+from .terminal.interruption import resumable
 
 
 def generate(

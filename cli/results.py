@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .interruption import resumable
 from .options import MovedStore, Overwrite, References, Scheme, Within
 from .terminal.account import account, shows_progress
+from .terminal.interruption import resumable
 
 
 def hull(
@@ -67,11 +67,11 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates and the elements. The
     output holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
-    and the decomposition products. If a candidate is itself a known phase, its energy_above_hull is wrong by the
+    and the decomposition products. Without --exclude-self, the energy_above_hull of a known stable phase is just the
     model's error, which can have either sign. References with a different functional or scheme are left out and
     counted. Energies in the mp-uncorrected scheme, of candidates and references alike, receive the MP2020 corrections
-    exactly once. For unrelaxed structures, the names of energy columns end in _unrelaxed. This command needs `pip
-    install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
+    exactly once. For unrelaxed structures, the names of the added energy columns end in _unrelaxed. This command needs
+    `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -113,12 +113,12 @@ def select(
         str | None,
         typer.Option(
             help='Filter expression, such as "energy_above_hull < 0.05 and n_atoms <= 20" or \'status in ["ok", '
-            '"not_converged"]\'. It may contain and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and '
-            "isnan; names are columns of S.zarr or columns that `select` adds."
+            '"not_converged"]\'. It may contain `and`, `or`, `not`, arithmetic, comparisons, `in [...]`, `abs`, `min`, '
+            "`max` and `isnan`; names are columns of S.zarr or columns that `select` adds."
         ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Keep only this many structures, the best ones.", show_default="all")
+        int | None, typer.Option(min=1, help="Number of best structures to keep.", show_default="all")
     ] = None,
     by: Annotated[
         str | None,
@@ -157,7 +157,7 @@ def select(
     ] = None,
     uncertainty_weight: Annotated[
         float,
-        typer.Option(min=0.0, help="Before ranking, make each value worse by this many of its standard deviations."),
+        typer.Option(min=0.0, help="Before ranking, penalise each value by this many of its standard deviations."),
     ] = 0.0,
     known: Annotated[
         str | None,
@@ -175,11 +175,11 @@ def select(
 ) -> None:
     """Select the best structures and write them to files.
 
-    Prints the ten best rows (with --top, all that are kept, up to 100) as a table; ranked.csv holds all selected rows.
-    Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
-    reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
-    The filter may use them too: they are computed only for rows that meet all other conditions. This command needs `pip
-    install 'equiscreen[select]'`.
+    The ten best rows (with --top, all that are kept, up to 100) are printed as a table; ranked.csv holds all selected
+    rows. Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped
+    for each reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty
+    are added. The filter may use them too; they are then computed only for rows that meet its other conditions. Charge
+    neutrality, --known and the VASP formats need `pip install 'equiscreen[select]'`.
 
     \b
     Example:
@@ -235,7 +235,10 @@ def report(
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for the charts, each as PNG and SVG, 85 mm wide, with its data as CSV."),
+        typer.Option(
+            help="Folder for the charts, each as PNG and SVG, 85 mm wide, with its data as CSV. Requires "
+            "`pip install 'equiscreen[report]'`."
+        ),
     ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
@@ -244,10 +247,10 @@ def report(
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
     rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
-    run cost. The page needs no other files and no internet connection. Candidates are ranked by energy above hull, so
-    run `equiscreen hull` first; without a hull they are ranked by formation energy. Without either, candidates are
-    ranked by energy per atom if all have the same composition, and otherwise not at all. Identical crystals share one
-    row of the table, which expands to show all of them.
+    run cost. The page needs no other files and no internet connection. Candidates are ranked by energy above hull
+    or, if the scores have none, by formation energy; `equiscreen hull` computes both, so run it first. Without either,
+    candidates are ranked by energy per atom if all have the same composition, and otherwise not at all. Identical
+    crystals share one row of the table, which expands to show all of them.
 
     \b
     Example:

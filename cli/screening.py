@@ -1,4 +1,4 @@
-"""The commands that evaluate candidates: `screen`, `relax` and `cascade`."""
+"""The commands that evaluate candidates: `screen`, `relax`, `cascade` and `properties`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
-from .options import AllowExtrapolation, Budget, CandidateSources, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+from .options import (
+    AllowExtrapolation,
+    Budget,
+    CandidateSources,
+    Device,
+    Estimate,
+    Limit,
+    MovedStore,
+    Overwrite,
+    Scheduler,
+    Scheme,
+)
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def screen(
@@ -31,7 +42,7 @@ def screen(
         int | None,
         typer.Option(
             min=1,
-            help="Mark structures with more edges than this as too large (an edge takes about 30 kB of memory with "
+            help="Mark structures with more edges than this as too large (an edge takes about 42 kB of memory with "
             "7net-0).",
             show_default="100,000",
         ),
@@ -39,8 +50,9 @@ def screen(
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms (of any elements) closer than this, in angstrom, as extrapolating.",
-            show_default="a bound for each pair of elements",
+            help="Also mark structures with two atoms (of any elements) closer than this, in angstrom, as "
+            "extrapolating.",
+            show_default="no bound beyond those for each pair of elements",
         ),
     ] = None,
     allow_extrapolation: AllowExtrapolation = False,
@@ -48,8 +60,8 @@ def screen(
         bool,
         typer.Option(
             "--append",
-            help="Keep the existing scores, and score only structures that have been added to the store since then or "
-            "that --limit had excluded.",
+            help="Keep the existing scores, and score only structures that were added to the store since the last run "
+            "or that --limit excluded.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -62,9 +74,9 @@ def screen(
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. For each structure, it holds the properties that the model predicts (energy,
-    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why the structure could not be
-    scored). With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
-    energy_members too. An interrupted run resumes when you run the same command again.
+    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why there is no
+    reliable score). With several models or an exported ensemble, it also holds energy_std and max_force_std; with
+    several models, energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -145,11 +157,11 @@ def relax(
 ) -> None:
     """Relax every structure in a graph store or in structure files.
 
-    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
-    and after, the largest remaining force and stress, the change in volume and space group, and a status (ok, or why
-    the structure could not be relaxed). The relaxed structures are in the graph store R.graphs.zarr next to it, in the
-    same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An interrupted
-    run resumes when you run the same command again.
+    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy and
+    space group before and after, the largest remaining force, the remaining stress, the change in volume, and a status
+    (ok, or why there is no reliable result). The relaxed structures are in the graph store R.graphs.zarr next to it, in
+    the same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
+    interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -231,8 +243,8 @@ def cascade(
     target: Annotated[
         float,
         typer.Option(
-            help="Count structures that the accurate model predicts to be at most this far above the hull as "
-            "hits, eV/atom."
+            help="Count a structure as a hit if the accurate model predicts it to be at most this far above the "
+            "hull, eV/atom."
         ),
     ] = 0.05,
     audit: Annotated[
@@ -286,3 +298,96 @@ def cascade(
             announce=tell,
         )
     account(multi_fidelity.summary(found, out), found, path=out)
+
+
+def properties(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="R.zarr|FOLDER",
+            help="Dataset written by `equiscreen relax`, `hull` or `select`; the folder that `select`, `cascade` or "
+            "`rank` wrote; or a graph store.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
+    out: Annotated[Path, typer.Option(help="Dataset to write (Zarr).")],
+    what: Annotated[
+        str,
+        typer.Option(
+            help="Properties to compute, separated by commas: elastic (elastic tensor and moduli), eos (bulk "
+            "modulus from energies at several volumes), phonons (dynamical stability, heat capacity, bands), kappa "
+            "(lattice thermal conductivity; minutes per crystal)."
+        ),
+    ] = "elastic",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Protocol: `default` relaxes the ions of each strained cell and uses the symmetry of the crystal; "
+            "`matcalc` follows MatCalc's benchmark, with clamped ions and larger strains; `phonondb-103` follows the "
+            "benchmark of thermal conductivities with this name."
+        ),
+    ] = "default",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help='Compute only structures that meet this filter, such as "energy_above_hull < 0.05"; see '
+            "`equiscreen select --help`.",
+            show_default="all structures",
+        ),
+    ] = None,
+    relax: Annotated[
+        bool,
+        typer.Option(
+            "--relax/--no-relax",
+            help="Relax each crystal first, as tightly as the preset requires, or take it as it is; crystals that are "
+            "not relaxed then have the status not_relaxed besides their properties.",
+        ),
+    ] = True,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    device: Device = "cpu",
+    store: MovedStore = None,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Compute elastic tensors, phonons and other properties of crystals.
+
+    Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals
+    are evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and
+    shear modulus (Voigt, Reuss, Hill), whether it is mechanically and dynamically stable, and so on, with units, next
+    to the columns of R.zarr. The relaxed crystals are in the graph store P.graphs.zarr, in the same order. The status
+    is ok, imaginary_modes, not_applicable (a molecule or slab), not_relaxed, symmetry_changed, too_large or failed, and
+    status_note gives the reason. Phonons and conductivities need `pip install 'equiscreen[properties]'`.
+
+    `equiscreen select P.zarr --where "bulk_modulus_vrh > 200 and is_mechanically_stable"` chooses among the results. An
+    interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen properties relaxed.hull.zarr --model 7net-0 --what elastic,eos \\
+            --where "energy_above_hull < 0.05" --out properties.zarr
+    """
+    from ..screening.properties import compute, estimates
+
+    file = onnx_file(model)
+    names = [name.strip() for name in what.split(",") if name.strip()]
+    if estimate:
+        account(estimates.estimate(source, file, names, preset=preset, where=where, limit=limit, store=store))
+        return
+    with resumable():
+        found = compute.compute_properties(
+            source,
+            file,
+            out,
+            names,
+            preset=preset,
+            where=where,
+            relax=relax,
+            store=store,
+            device=device,
+            scheduler=scheduler,
+            limit=limit,
+            overwrite=overwrite,
+            progress=shows_progress(),
+        )
+    account(compute.summary(found, out), found, path=out)

@@ -132,7 +132,7 @@ class PotentialLaws:
 
     @pytest.fixture
     def structures(self, potential: Potential, elements: Sequence[int]) -> list[Structure]:
-        """Crystals."""
+        """Random crystals of the tested elements."""
         return crystals(elements, potential.cutoff if self.cutoff_known else np.inf)
 
     @pytest.fixture
@@ -363,7 +363,7 @@ class PotentialLaws:
             assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
 
     def test_smooth_at_the_cutoff(self, potential: Potential, elements: Sequence[int]) -> None:
-        """The energy and the force of a pair vanish smoothly."""
+        """The energy and the force of a pair vanish smoothly at the cutoff."""
         self.needs(potential, "energy", "forces")
         self.needs_cutoff()
         pair, rc = largest_elements(elements), potential.cutoff

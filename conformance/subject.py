@@ -55,7 +55,7 @@ class Subject:
 
 
 def subject_of_model(model: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Load a model.
+    """Load a model as the potential to test.
 
     Args:
         model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
@@ -82,7 +82,7 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
 
 
 def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Make an ASE calculator.
+    """Make an ASE calculator as the potential to test.
 
     Args:
         factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.
@@ -116,18 +116,18 @@ def make_calculator(factory: str) -> BaseCalculator:
     """
     module, _, name = factory.partition(":")
     if not module or not name:
-        raise EquiscreenError(f"--calculator {factory}: must be MODULE:NAME, such as ase.calculators.emt:EMT")
+        raise EquiscreenError(f"--calculator {factory} must be MODULE:NAME, such as ase.calculators.emt:EMT")
     try:
         found = getattr(importlib.import_module(module), name)
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory} cannot be imported or made: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or created: {type(error).__name__}: {detail(error)}"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(
-            f"--calculator {factory} makes a {type(made).__name__}, which is not an ASE calculator; give a class or "
-            "function that makes one"
+            f"--calculator {factory} creates an object of type {type(made).__name__}, not an ASE calculator; give a "
+            "class or function that creates one"
         )
     return made
 

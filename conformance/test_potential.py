@@ -28,7 +28,7 @@ class TestPotential(PotentialLaws):
 
     @pytest.fixture
     def potential(self, pytestconfig: pytest.Config) -> Potential:
-        """The potential."""
+        """The potential given on the command line."""
         return pytestconfig.stash[SUBJECT].potential
 
     @pytest.fixture

@@ -10,7 +10,7 @@ from ..export.exporter import ExportReport, export_onnx
 from ..model import Config, TrainingReport, train
 from ..pipeline import FeaturizeReport, LabelMapping, featurize
 from ..pipeline.labels.mapping import LabelRule
-from ..pipeline.runs.cluster import connect
+from ..pipeline.runs.cluster import connect, jobs_kept
 from ..pipeline.runs.failure_policy import run_tasks
 from ..pipeline.runs.progress import ProgressReport
 from ..screening import hull, report, screen
@@ -95,6 +95,7 @@ class TrainedReport(ActReport):
         )
 
 
+@jobs_kept()
 def run_trained(
     folder: Path,
     *,

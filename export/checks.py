@@ -36,7 +36,8 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Check the graph without running it.
 
     Raises:
-        ExportError: The graph has a reducing scatter, a forbidden operator or domain, external data, or a fixed size.
+        ExportError: The graph has a scatter with a reduction, a forbidden operator or domain, external data, or a fixed
+            size.
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:

@@ -68,8 +68,8 @@ class ExportReport:
             else ""
         )
         return (
-            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing "
-            f"scatter; largest differences from PyTorch: {parity}{symmetry}"
+            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no scatter with a "
+            f"reduction; largest differences from PyTorch: {parity}{symmetry}"
         )
 
 

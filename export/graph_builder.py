@@ -1,6 +1,7 @@
 """Builder of an ONNX graph that computes nothing twice and merges consecutive reshapes.
 
-No size is fixed to that of an example: each is a symbolic expression of the input sizes, and is computed at run time.
+No size is fixed to a size of the traced example: each is a symbolic expression of the input sizes, and is computed at
+run time.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Graph:
         self.origins: dict[str, Value] = {}
 
     def add_input(self, name: str, example: Tensor, axes: Sequence[str]) -> Value:
-        """Add an input.
+        """Add an input to the graph.
 
         Args:
             name: Name of the input.

@@ -76,7 +76,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         made = {spec.name for spec in self.potential.outputs}
         if absent := [name for name, is_wanted in wanted.items() if is_wanted and name not in made]:
             raise ModelFileError(
-                f"{model}: the model does not predict {', '.join(absent)}; use a model exported with these outputs"
+                f"{'the model' if model is self.potential else model} does not predict {', '.join(absent)}; use a "
+                "model exported with these outputs"
             )
 
     def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ import torch
 from ..pipeline.atomic import atomic_path, write_text_atomically
 from ..pipeline.energy_schemes import OWN
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
-from .config.network import MaceConfig, NequipConfig, NetworkConfig
+from .config.network import IMPORTED, AllegroConfig, Imported, MaceConfig, NequipConfig, NetworkConfig
+from .networks.allegro import AllegroNetwork
 from .networks.base import Network
 from .networks.equivariant import EquivariantNetwork
 from .networks.mace import MaceNetwork
@@ -22,8 +23,6 @@ from .networks.nequip import NequipNetwork
 from .statistics import DataStatistics, GeometryStatistics, HeadStatistics
 
 MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"
-# Configurations that state their family; all others belong to equiscreen's own architecture.
-CONFIGS: dict[str, type[NequipConfig | MaceConfig]] = {"nequip": NequipConfig, "mace": MaceConfig}
 MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
 
 
@@ -128,7 +127,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         )
     try:
         settings = content["network"]
-        config = CONFIGS.get(settings.get("family"), NetworkConfig)(**settings)
+        config = IMPORTED.get(settings.get("family"), NetworkConfig)(**settings)
         kind = dtype or _dtype(content["dtype"])
         network = make_network(config, content["elements"], _statistics(content["statistics"]), kind)
         network.load_state_dict(content["state"])
@@ -162,7 +161,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def make_network(
-    config: NetworkConfig | NequipConfig | MaceConfig,
+    config: NetworkConfig | Imported,
     elements: Sequence[int],
     statistics: DataStatistics,
     dtype: torch.dtype,
@@ -183,6 +182,8 @@ def make_network(
         return NequipNetwork(config, elements, statistics, dtype)
     if isinstance(config, MaceConfig):
         return MaceNetwork(config, elements, statistics, dtype)
+    if isinstance(config, AllegroConfig):
+        return AllegroNetwork(config, elements, statistics, dtype)
     return EquivariantNetwork(config, elements, statistics, dtype)
 
 
@@ -263,7 +264,7 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
             or len(names) < 2
             or any(name == ".." or Path(name).name != name for name in names)
         ):
-            raise ValueError(content["schema"])  # noqa: TRY301 - reported like any other damage
+            raise ValueError(f"schema {content['schema']!r}, members {names}")  # noqa: TRY301 - reported as damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

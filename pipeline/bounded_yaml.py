@@ -49,7 +49,7 @@ def load_yaml(path: Path) -> Any:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MB, too large for a settings file")
+        raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MiB, too large for a settings file")
     return parse_yaml(content.decode(errors="replace"))
 
 

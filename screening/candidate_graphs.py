@@ -125,7 +125,7 @@ def prepare_graphs(
             return PreparedGraphs(path, reused_summary(GraphStore(path)))
         if not options.overwrite:
             raise OutputExistsError(
-                f"{path} holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
+                f"{path} cannot be reused ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(path, report.failed)}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..export.runtime.onnx_potential import OnnxPotential
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.provenance import recorded_path
+from ..pipeline.runs.cluster import jobs_kept
 from ..pipeline.runs.options import RunOptions
 from ..pipeline.runs.steps_folder import StepsFolder
 from ..pipeline.runs.target import ROOT_FILE
@@ -104,6 +105,7 @@ class Recall:
     missed: int
 
 
+@jobs_kept()
 def cascade(
     sources: Paths,
     fast: str | Path,

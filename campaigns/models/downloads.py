@@ -114,7 +114,7 @@ def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
             except (httpx.TransportError, httpx.TooManyRedirects, _BrokenOffError) as error:
                 reason = detail(error)
             except httpx.InvalidURL as error:
-                raise ModelFileError(f"{url} is not an https URL ({error})") from error
+                raise ModelFileError(f"{url} is not a valid URL ({error})") from error
             else:
                 return
             fruitless = 0 if _size(part) > before else fruitless + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
 
 _ONNX, _CHECKPOINT = ".onnx", ".ckpt"
+# How `model.checkpoint` begins the name of its schema, which is the first entry of a checkpoint.
+_SCHEMA, _SCHEMA_WITHIN = b"equiscreen-model/", 4096
 _FOREIGN = (".pth", ".pt", ".nqx", ".zip", ".model")  # SevenNet, Nequix, NequIP packages, MACE
 
 
@@ -41,7 +45,8 @@ def model_file(
     Args:
         model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
             the first 8 or more digits of their SHA-256; a checkpoint or run folder of equiscreen; or a SevenNet,
-            Nequix, NequIP or MACE weights file. A name takes precedence over a file; ``./NAME`` is always a file.
+            Nequix, NequIP, Allegro or MACE weights file. A name takes precedence over a file; ``./NAME`` is always a
+            file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -61,7 +66,7 @@ def model_file(
         return _published(find_model(model, modality), progress=progress, note=note)
     path = Path(model)
     suffix = path.suffix.lower()
-    if suffix in _FOREIGN and path.is_file():
+    if path.is_file() and (suffix in _FOREIGN or _holds_weights(path)):
         return _foreign(path, modality, note)
     if modality is not None:
         raise ModelFileError(f"{model} has no fidelities to choose from; remove `--modality`")
@@ -132,8 +137,24 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
     return made_once(_cached(model.name, model.sha256), make, note)
 
 
+def _holds_weights(path: Path) -> bool:
+    """Whether a file holds weights of another code, by its content: an archive that equiscreen did not write.
+
+    ONNX files are no archives; a checkpoint of equiscreen names its schema.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if not pickles:
+                return False
+            with archive.open(pickles[0]) as file:
+                return _SCHEMA not in file.read(_SCHEMA_WITHIN)
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, zlib.error):
+        return False
+
+
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file made from a SevenNet, Nequix, NequIP or MACE weights file."""
+    """The ONNX file made from a SevenNet, Nequix, NequIP, Allegro or MACE weights file."""
 
     def make() -> bytes:
         with _installed(str(path)):

@@ -141,7 +141,9 @@ def fetch_references(
         _remove_if_empty(work)
         raise
     except OSError as error:
-        raise OutputExistsError(f"{out} cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(
+            f"{out} cannot be written ({error.strerror or error}); choose another `--out`"
+        ) from error
     return account
 
 
@@ -294,7 +296,7 @@ def _structure_of_row(scores: ScoredEnergies, row: int) -> Structure:
 
 
 def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any]:
-    """A row of the table."""
+    """Make a row of the table from a phase."""
     corrected = phase.scheme == UNCORRECTED and not phase.formation
     row: dict[str, Any] = {
         "id": phase.name,

@@ -43,7 +43,7 @@ def entries_of_mp(
         raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")
     key = os.environ.get(KEY, "")
     if not key:
-        raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")
+        raise ConfigError(f"mp: set {KEY} to your API key from materialsproject.org, or use optimade:mp")
     wanted = [system_name(part) for part in systems.parts()]
     for start in range(0, len(wanted), _SYSTEMS_AT_ONCE):
         chosen = wanted[start : start + _SYSTEMS_AT_ONCE]

@@ -154,7 +154,7 @@ def resource_phases(
     if seen and without == len(seen):
         asked = ", ".join(provider.response_fields())
         raise ConfigError(
-            f"{provider.name} serves no energies: none of {without:,} structures has any of the fields {asked}; choose "
+            f"{provider.name} serves no energies: no structure (of {without:,}) has any of the fields {asked}; choose "
             "another provider"
         )
     check_one_functional(provider.name, settings.scheme, functionals)

@@ -153,7 +153,7 @@ def provider_of(what: str) -> Provider:
         known = [one for one in PROVIDERS.values() if _leads_to(text, one.url)]
         found = replace(known[0], url=text) if known else _any_of(text)
     else:
-        raise ConfigError(f"{what}: {unknown_name('provider', name, PROVIDERS)}, or give the base URL of a server")
+        raise ConfigError(f"{what}: {unknown_name('provider', name, PROVIDERS)} (or give the base URL of a server)")
     if not found.fields:
         raise ConfigError(f"{what} serves no energies: {found.note}; choose another provider")
     return found

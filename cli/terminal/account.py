@@ -40,7 +40,7 @@ _OPTIONS = {
     "quiet": Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Show no progress and no text summary; errors and --json output still appear."
+            "--quiet", "-q", help="Show no progress, notes or run summary; errors and --json output still appear."
         ),
     ],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],

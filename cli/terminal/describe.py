@@ -40,7 +40,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return _describe_checkpoint(target)
     if target.is_file():
         raise EquiscreenError(
-            f"{path}: not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
+            f"{path} is not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
         )
     return _describe_store(dataset_in(target))
 
@@ -57,8 +57,7 @@ def verify_store(path: str | Path) -> str:
     damaged = GraphStore(path).verify()
     if damaged:
         raise StoreError(
-            f"{path}: the store is damaged ({', '.join(damaged)}); run the command that wrote it again, with "
-            "--overwrite"
+            f"{path}: the store is damaged ({', '.join(damaged)}); repeat the command that wrote it, with --overwrite"
         )
     return f"{redact_urls(str(path))}: all checksums match"
 

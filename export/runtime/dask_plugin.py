@@ -15,11 +15,16 @@ from .onnx_potential import OnnxPotential, read_model
 class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
     """Loads a model once per worker, including workers that start later.
 
+    The plugin carries the content of the file, since workers need not see the folders of the process that starts a run.
+
     Args:
         model: Path of the ONNX file.
         sha256: SHA-256 of the file when the run began.
         slots: Number of neighbour slots per batch; see `OnnxPotential`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
+
+    Raises:
+        ModelFileError: The file cannot be read, or has changed since the run began.
     """
 
     idempotent = True
@@ -27,18 +32,19 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
     def __init__(self, model: Path, sha256: str, slots: int, device: str) -> None:
         self.model, self.sha256, self.slots, self.device = model, sha256, slots, device
         self.name = plugin_name(sha256)
+        self.data = read_model(model)
+        if hashlib.sha256(self.data).hexdigest() != sha256:
+            raise ModelFileError(f"{model}: the file has changed since the run began; restore the file")
         self.potential: OnnxPotential | None = None
 
     def setup(self, worker: Any) -> None:
         """Load the model when a worker starts.
 
         Raises:
-            ModelFileError: The file cannot be read, or has changed since the run began.
+            ModelFileError: ONNX Runtime is not installed on the worker, or cannot load the model.
             DeviceError: The worker does not have this device.
         """
-        data = read_model(self.model)
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ModelFileError(f"{self.model}: the file has changed since the run began; restore the file")
+        data, self.data = self.data, b""
         self.potential = OnnxPotential(
             data, str(self.model), threads=worker.state.nthreads, slots=self.slots, device=self.device
         )

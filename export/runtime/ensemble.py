@@ -142,7 +142,7 @@ class Ensemble:
         for member, its_name in zip(self.members, self.names, strict=True):
             if len(self.members) > 1 and member.metadata.members > 1:
                 raise ModelFileError(
-                    f"{its_name} already an ensemble; screen with it alone, or export its members separately"
+                    f"{its_name} is already an ensemble; screen with it alone, or export its members separately"
                 )
 
 

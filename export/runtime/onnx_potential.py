@@ -40,7 +40,7 @@ class OnnxPotential:
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
         slots: Number of neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
@@ -107,7 +107,7 @@ class OnnxPotential:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
             slots: Number of neighbour slots per batch.
-            device: Device that evaluates the model; see `export.runtime.providers.providers`.
+            device: Device on which the model runs; see `export.runtime.providers.providers`.
 
         Raises:
             ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not
@@ -133,10 +133,10 @@ class OnnxPotential:
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float] | None:
-        """Smallest distance of each pair of elements in the training data, angstrom.
+        """Smallest distance between atoms of each pair of elements in the training data, angstrom.
 
-        Keys are atomic numbers in ascending order. A pair that is never within the cutoff is absent. None if the
-        training data are unknown, as for imported weights.
+        Keys are pairs of atomic numbers, the smaller number first. A pair that is never within the cutoff is absent.
+        None if the training data are unknown, as for imported weights.
         """
         distances = self.metadata.minimum_distances
         return None if distances is None else {pair_numbers(pair): value for pair, value in distances.items()}

@@ -14,6 +14,8 @@ from .head import HeadConfig, Section
 Symmetry = Literal["o3", "natural", "so3"]
 Preset = Literal["small", "medium", "large"]
 Activation = Literal["silu", "ssp", "tanh", "abs", "relu", "elu", "sigmoid", "mish"]
+# Energies of edges must vanish at the cutoff, so these activations are zero at zero.
+EdgeActivation = Literal["silu", "ssp", "tanh", "mish"]
 SelfConnection = Literal["linear", "element", "none"]
 # Scalar channels, highest degree of the features and harmonics, correlation order. Their cost is listed in
 # docs/training.md.
@@ -225,8 +227,8 @@ class RepulsionConfig(Section):
     """Constants of a screened repulsion of the nuclei (Ziegler, Biersack and Littmark, 1985).
 
     Attributes:
-        length: Screening length: a number of Bohr radii, to be divided by the sum of both nuclear charges raised to
-            `exponent`.
+        length: Screening length: a number of Bohr radii, divided by the sum of both nuclear charges, each raised to the
+            power `exponent`.
         exponent: Power of the nuclear charges.
         weights: Weights of the four exponentials.
         envelope_power: Power of the polynomial envelope, which ends at the sum of the covalent radii.
@@ -322,6 +324,94 @@ class MaceConfig(Architecture):
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
             raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
         return self
+
+
+class AllegroConfig(Architecture):
+    """Configuration of an Allegro network (Musaelian et al., Nat. Commun. 14, 579 (2023)).
+
+    Attributes:
+        family: Always ``allegro``.
+        symmetry: ``so3`` if features have no parity.
+        energy: Always true; these networks have no heads.
+        cutoff: Cutoff radius (angstrom).
+        pair_cutoffs: Smaller cutoff radii (angstrom), by the symbols of the receiver and of the sender.
+        l_max: Highest degree of the spherical harmonics.
+        edge_irreps: Features of an edge after each layer, without numbers of channels; the last are scalars.
+        scalars: Number of scalars of an edge that the embedding and each layer compute.
+        channels: Number of channels of each irrep of an edge's features.
+        radial: Radial basis: ``bessel``, multiplied by factors of both elements, or ``spline``, with weights for each
+            pair of elements.
+        n_basis: Number of radial basis functions.
+        spline_span: Support of a spline, in spacings between the splines, minus one.
+        envelope_power: Power of the polynomial envelope of the Bessel functions (Gasteiger et al., ICLR 2020).
+        embedding: Number of scalars that the radial basis is mapped to.
+        embedding_hidden: Hidden widths of the perceptron that acts on them.
+        embedding_activation: Activation of that perceptron.
+        channel_weights: Whether each channel has its own weights of the products, or all channels share them.
+        latent_hidden: Hidden widths of the perceptrons of the layers.
+        latent_activation: Activation of these perceptrons.
+        readout_hidden: Hidden widths of the perceptron that turns scalars into an edge's energy.
+        readout_activation: Activation of that perceptron.
+        sum_scales: Whether sums over the edges of an atom are multiplied by a factor of its element.
+        pair_repulsion: As in `NequipConfig`.
+    """
+
+    family: Literal["allegro"] = "allegro"
+    energy: Literal[True] = True
+    cutoff: float = Field(gt=0)
+    pair_cutoffs: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
+    l_max: int = Field(ge=0, le=MAX_DEGREE)
+    edge_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    scalars: int = Field(ge=1, le=MAX_WIDTH)
+    channels: int = Field(ge=1, le=MAX_WIDTH)
+    radial: Literal["bessel", "spline"] = "bessel"
+    n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    spline_span: int = Field(default=12, ge=0, le=MAX_WIDTH)
+    envelope_power: int = Field(default=6, ge=2, le=12)
+    embedding: int = Field(ge=1, le=MAX_WIDTH)
+    embedding_hidden: tuple[Width, ...] = Field(default=(64,), max_length=MAX_LAYERS)
+    embedding_activation: EdgeActivation = "silu"
+    channel_weights: bool = True
+    latent_hidden: tuple[Width, ...] = Field(default=(64,), max_length=MAX_LAYERS)
+    latent_activation: EdgeActivation = "silu"
+    readout_hidden: tuple[Width, ...] = Field(default=(32,), max_length=MAX_LAYERS)
+    readout_activation: EdgeActivation = "silu"
+    sum_scales: bool = False
+    pair_repulsion: int | None = Field(default=None, ge=2, le=12)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads:
+            raise ValueError("heads: Allegro networks cannot have heads; remove them")
+        if self.radial == "bessel" and self.embedding % 2:
+            raise ValueError("embedding: must be even, since one half belongs to each of the two elements")
+        if self.radial == "spline" and self.spline_span > self.n_basis:
+            raise ValueError("spline_span: must not exceed n_basis")
+        if any(radius > self.cutoff for row in self.pair_cutoffs.values() for radius in row.values()):
+            raise ValueError("pair_cutoffs: must not exceed the cutoff")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_irreps(self) -> Self:
+        from ..equivariance.tensors import harmonic_irreps, parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        harmonics = harmonic_irreps(self.l_max, "so3" if self.symmetry == "so3" else "natural")
+        before = list(harmonics)
+        for text in self.edge_irreps:
+            irreps = [ir for _, ir in parsed(text)]
+            if any(mul != 1 for mul, _ in parsed(text)) or len(set(irreps)) != len(irreps) or str(irreps[0]) != "0e":
+                raise ValueError(f"edge_irreps {text} must begin with 0e and contain each irrep once")
+            if not {ir for left in before for right in harmonics for ir in left * right}.issuperset(irreps):
+                raise ValueError(f"edge_irreps {text}: the layer cannot produce all these irreps; remove some")
+            before = irreps
+        if len(before) > 1:
+            raise ValueError("edge_irreps: the last layer must produce 0e only")
+        return self
+
+
+Imported = NequipConfig | MaceConfig | AllegroConfig
+# Configurations of networks that are made only by importing weights, by family.
+IMPORTED: dict[str, type[Imported]] = {"nequip": NequipConfig, "mace": MaceConfig, "allegro": AllegroConfig}
 
 
 def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:

@@ -173,7 +173,7 @@ class _Forces:
         self._squares, self._count = np.zeros(N_ATOMIC_NUMBERS), np.zeros(N_ATOMIC_NUMBERS)
 
     def add(self, block: GraphBlock) -> None:
-        """Add all labelled components."""
+        """Add all labelled force components of a block."""
         if FORCES not in block.atom_labels:
             return
         forces = block.atom_labels[FORCES]
@@ -195,7 +195,7 @@ class _Forces:
 
 
 class _Geometry:
-    """Number of edges, smallest distances, density and sizes.
+    """Sums for geometric statistics: number of edges, smallest distances, density and sizes.
 
     Args:
         cutoff: Cutoff radius of the network (angstrom); longer edges do not count.

@@ -219,7 +219,7 @@ def _arrays() -> Sequence[ArraySpec]:
 
 
 def _rows(block: GraphBlock, potential: TorchPotential) -> dict[str, Any]:
-    """Rows of the graphs and their labels."""
+    """Rows of a graph store: the graphs and their labels."""
     found = potential.evaluate(block)
     isolated = np.minimum.reduceat(block.n_neighbors, block.atom_start) == 0
     hashes = b"".join(block.structure(place).content_hash() for place in range(len(block)))

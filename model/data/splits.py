@@ -39,7 +39,7 @@ class Split:
     test: tuple[NDArray[np.bool_], ...]
 
     def save(self, path: str | Path) -> None:
-        """Write a NumPy archive atomically.
+        """Write the split to a NumPy archive, atomically.
 
         The archive holds ``training_0``, ``validation_0`` and ``test_0`` (int64[n], rows of the first store),
         ``training_1``, ..., and ``n_structures`` (int64[n_stores]).
@@ -54,7 +54,7 @@ class Split:
 
     @classmethod
     def load(cls, path: str | Path, stores: Sequence[GraphStore] | None = None) -> Split:
-        """Read an archive written by `save`.
+        """Read a split from an archive that `save` wrote.
 
         Args:
             path: Path of the archive.

@@ -178,7 +178,7 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
     """
     if basis.rank is None:
         if shape != (basis.dim,):
-            raise ValueError(f"irreps with {basis.dim} components form one axis and do not have shape {shape}")
+            raise ValueError(f"irreps with {basis.dim} components need the shape ({basis.dim},), not {shape}")
         return basis.matrix
     spent = {3: 1, 6: 2}
     if any(size not in spent for size in shape) or sum(spent.get(size, 0) for size in shape) != basis.rank:

@@ -70,7 +70,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One column of a log.
+    """One column of a training log.
 
     Attributes:
         epoch: int64[n], counted from 1, as in the progress output.
@@ -324,7 +324,7 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, out: Path) -> None:
-    """Write a PNG atomically."""
+    """Write a figure to a PNG file, atomically."""
     with atomic_path(out) as scratch:
         figure.savefig(scratch, dpi=DPI, format="png")
 

@@ -259,7 +259,7 @@ class ScalarMix(nn.Module):
         )
 
     def forward(self, features: Features) -> Features:
-        """Return features with the same irreps and channels."""
+        """Combine the channels with the scalars; the result has the same irreps and channels."""
         scalars = features[SCALAR]
         factors = {ir: self.perceptrons[str(ir)](scalars) for ir in features}
         return {ir: x + (factors[ir] if ir == SCALAR else x * factors[ir]) for ir, x in features.items()}

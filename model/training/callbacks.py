@@ -118,7 +118,7 @@ class Patience(EarlyStopping):
         super().__init__("validation/loss", patience=epochs, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Stop at once if the run had already stopped."""
+        """End the training at once if early stopping had already ended the run."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 

@@ -14,7 +14,7 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.suggestions import unknown_name
 from ..checkpoint import load_members
 from ..config.config import Config
-from ..config.network import Architecture, MaceConfig, NequipConfig, NetworkConfig
+from ..config.network import Architecture, Imported, NetworkConfig
 from ..config.training import FineTuneConfig
 from ..networks.base import Network
 from ..statistics import DataStatistics, GeometryStatistics, joint_minimum_distances
@@ -46,7 +46,7 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     Raises:
         ConfigError: The architecture does not support a new head.
     """
-    if isinstance(start.config, NequipConfig | MaceConfig):
+    if isinstance(start.config, Imported):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
                 f"{config.training.fine_tune.checkpoint}: networks with imported weights predict only energies, forces "
@@ -99,6 +99,8 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
                 continue
             if is_by_element(name):
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
+            elif is_by_pair(name):
+                parameter[rows.unsqueeze(1), rows] = source[name][from_rows.unsqueeze(1), from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
             else:
@@ -120,9 +122,15 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
 
 def is_by_element(name: str) -> bool:
     """Whether a parameter has a row for each element of the network."""
-    if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name or ".skip_by_element." in name:
+    ends = (".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights", ".receiver", ".sender")
+    if name in {"embedding.weight", "embedding", "sent", "sum_scales"} or name.endswith(ends):
         return True
-    return name.endswith((".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights"))
+    return ".by_element." in name or ".skip_by_element." in name
+
+
+def is_by_pair(name: str) -> bool:
+    """Whether a parameter has a row and a column for each element of the network."""
+    return name == "embedding.splines"
 
 
 def merged_statistics(

@@ -83,7 +83,7 @@ def refit_references(
     energy_scheme: str = OWN,
     overwrite: bool = False,
 ) -> RefitReport:
-    """Adapt a network to energies with other DFT settings through its reference energies; its weights do not change.
+    """Adapt the reference energies of a network to different DFT settings; its weights do not change.
 
     The corrections are the least-squares fit of the errors of the total energies to composition, on at most about 2,000
     structures. Forces and stresses do not change. Isolated atoms are not part of the fit.
@@ -95,7 +95,7 @@ def refit_references(
 
     Args:
         checkpoint: Checkpoint or run folder of a network that predicts an energy.
-        stores: One graph store or several, with energies computed with the other DFT settings.
+        stores: One graph store or several, with energies computed with the new DFT settings.
         out: Checkpoint to write.
         energy_scheme: Energy scheme of the new labels, one of `SCHEMES`.
         overwrite: Replace an existing checkpoint.
@@ -145,7 +145,7 @@ def refit_references(
 
 
 def _labelled(network: Network, stores: Sequence[GraphStore], name: str) -> tuple[list[NDArray[np.bool_]], int]:
-    """Find the structures to fit to.
+    """Find the structures to which reference energies are fitted.
 
     Returns:
         bool[n_structures] for each store, and the number of structures with an energy that have other elements.

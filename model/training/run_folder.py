@@ -54,7 +54,7 @@ class Recipe:
     replay_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain values."""
+        """Convert the recipe to plain values for JSON."""
         config = self.config.model_dump(mode="json")
         fine_tune = config["training"]["fine_tune"]
         if fine_tune["replay"] is not None:

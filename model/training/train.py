@@ -173,7 +173,7 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
     cutoff = network.cutoff or smallest.cutoff
     if cutoff > smallest.cutoff:
         raise ConfigError(
-            f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; "
+            f"network.cutoff is {cutoff}, larger than the cutoff of {smallest.cutoff} angstrom in {smallest.path}; "
             f"{'' if digest else 'lower it, or '}run `equiscreen featurize ... --cutoff {cutoff}`"
         )
     replayed = open_replay(training.fine_tune, cutoff)
@@ -285,7 +285,7 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning.
+    """Read a Lightning checkpoint.
 
     Raises:
         EquiscreenError: The file is damaged.

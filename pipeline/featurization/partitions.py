@@ -73,7 +73,7 @@ class SpooledRecords:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows of a database.
+    """A range of rows of an ASE database.
 
     Attributes:
         path: Path of the database, or of its local copy.

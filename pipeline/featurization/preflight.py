@@ -55,8 +55,8 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
             continue  # other labels were found; the report lists the missing ones
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys found: {', '.join(keys)} (if only later structures have this label, set `optional: true` in a YAML "
-            "mapping)"
+            f"keys found: {', '.join(keys)} (for a label that only later structures have, set `optional: true` in a "
+            "YAML mapping)"
         )
 
 

@@ -87,7 +87,7 @@ def neighbor_list(
     if outcome == _TOO_MANY_EDGES:
         raise InvalidStructureError(f"too many edges (more than {max_edges}; reduce the cutoff)")
     if outcome == _IMAGE_TOO_FAR:
-        raise InvalidStructureError(f"lattice images beyond {MAX_IMAGE} (the cell is too skewed; use a reduced cell)")
+        raise InvalidStructureError(f"lattice image index above {MAX_IMAGE} (cell too skewed; use a reduced cell)")
     if outcome == _TOO_MANY_NEIGHBORS:
         raise InvalidStructureError(f"too many neighbours of one atom (more than {MAX_NEIGHBORS}; reduce the cutoff)")
     return NeighborList(count, neighbor, image)

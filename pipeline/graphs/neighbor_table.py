@@ -208,9 +208,7 @@ def _checked_arrays(block: GraphBlock) -> _Graph:
     n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
     lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
     if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
-        raise InvalidStructureError(
-            "the lengths of the arrays of the block do not match its counts; rebuild its graphs"
-        )
+        raise InvalidStructureError("the array lengths of the block do not match its counts; rebuild its graphs")
     return (
         _plain(block.cell, np.float64),
         _plain(block.frac_coord, np.float64),

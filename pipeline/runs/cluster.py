@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 import types
@@ -15,11 +16,16 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from ..errors import EquiscreenError, UnreachableError, detail
+from .batch.jobs import SETTINGS as SETTINGS_OF_JOBS
+from .batch.jobs import BatchJobs
+from .batch.settings import BatchSettings, BatchSystem, batch_system_of
+from .worker_versions import check_workers
 
 IN_PROCESS = "threads"
 LOOPBACK = "127.0.0.1"
@@ -42,6 +48,41 @@ _ANSWER_S, _DASHBOARD_S = 5, 2
 _TLS = "https://distributed.dask.org/en/stable/tls.html"
 
 
+class _KeptJobs:
+    """Jobs that outlive the run that started them, until a block ends.
+
+    Attributes:
+        stack: Ends with the block.
+        jobs: The jobs by the text of `scheduler`.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack, self.jobs = stack, dict[str, BatchJobs]()
+
+
+_kept_jobs: ContextVar[_KeptJobs | None] = ContextVar("kept_jobs", default=None)
+
+
+@contextmanager
+def jobs_kept() -> Iterator[None]:
+    """Keep the jobs of a batch system until the end of this block, so that several runs wait in the queue only once."""
+    if _kept_jobs.get() is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        before = _kept_jobs.set(_KeptJobs(stack))
+        try:
+            yield
+        finally:
+            _kept_jobs.reset(before)
+
+
+def jobs_of(client: Any) -> BatchJobs | None:
+    """The jobs of a batch system in which the client's workers run; None if they run elsewhere."""
+    kept = _kept_jobs.get()
+    return next((jobs for jobs in kept.jobs.values() if jobs.cluster is client.cluster), None) if kept else None
+
+
 @contextmanager
 def connect(scheduler: str | None = None) -> Iterator[Any]:
     """Open a Dask client.
@@ -51,18 +92,26 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
     Args:
         scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
-            (for debugging); anything else is the address of a running cluster, such as ``tcp://host:8786``.
+            (for debugging); ``slurm:FILE``, ``pbs:FILE``, ``lsf:FILE`` or ``sge:FILE`` submits jobs that run workers,
+            as the cluster file says (`pipeline.runs.batch.settings`); anything else is the address of a running
+            cluster, such as ``tcp://host:8786``.
 
     Yields:
         A `distributed.Client`.
 
     Raises:
-        EquiscreenError: No cluster answers at the address, or none can be started on this machine.
+        EquiscreenError: No cluster answers at the address, none can be started on this machine, or jobs cannot be
+            submitted.
+        ConfigError: The cluster file is missing or invalid.
     """
     import dask  # noqa: PLC0415 - see below
     from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
 
     with ExitStack() as stack:
+        batch = batch_system_of(scheduler)
+        if batch is not None:
+            yield stack.enter_context(_connected_to_jobs(Client, *batch))
+            return
         stack.enter_context(_quiet())
         if scheduler not in (None, IN_PROCESS):
             yield stack.enter_context(_connected(Client, scheduler))
@@ -97,6 +146,34 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
 
 @contextmanager
+def _connected_to_jobs(client_type: Any, system: BatchSystem, file: str) -> Iterator[Any]:
+    """A client of workers in jobs, which end with the outermost block of `jobs_kept`."""
+    with jobs_kept():
+        kept = _kept_jobs.get()
+        assert kept is not None  # noqa: S101 - for the type checker
+        key = f"{system}:{file}"
+        if key not in kept.jobs:
+            kept.jobs[key] = kept.stack.enter_context(_submitted(system, file))
+        with client_type(kept.jobs[key].cluster) as client:
+            yield client
+
+
+@contextmanager
+def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
+    """Jobs that run workers; they are cancelled at the end of the block."""
+    import dask  # noqa: PLC0415 - see `connect`
+
+    settings = BatchSettings.load(Path(file))
+    with _quiet(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
+        with _interrupts_blocked():
+            jobs = BatchJobs(system, file, settings)
+        try:
+            yield jobs
+        finally:
+            jobs.close()
+
+
+@contextmanager
 def _closed_at_last(cluster: Any) -> Iterator[Any]:
     """Close a cluster at the end of the block.
 
@@ -126,12 +203,17 @@ def dashboard(client: Any) -> str | None:
         return None
 
 
+def works_elsewhere(client: Any) -> bool:
+    """Whether the workers may be on other machines: those of a running cluster or of a batch system."""
+    return client.cluster is None or jobs_of(client) is not None
+
+
 def restore_workers(client: Any) -> None:
     """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies immediately.
+    A nanny gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced without this.
     """
-    if client.cluster is not None:
+    if client.cluster is not None and jobs_of(client) is None:
         client.cluster.scale(len(client.cluster.worker_spec))
 
 
@@ -143,12 +225,12 @@ def check_seen(path: str | Path) -> None:
     """
     if not Path(path).exists():
         raise UnreachableError(
-            f"{path} was not found on {socket.gethostname()} by {_worker()}; inputs and outputs must be in folders "
+            f"{path} was not found on {socket.gethostname()} by {this_worker()}; inputs and outputs must be in folders "
             "that all workers share, under the same paths, until the run ends"
         )
 
 
-def _worker() -> str:
+def this_worker() -> str:
     """The worker that runs this task, by its address."""
     from distributed import get_worker  # noqa: PLC0415 - see `connect`
 
@@ -163,7 +245,7 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
     """A client of a running cluster.
 
     Raises:
-        EquiscreenError: No cluster answers.
+        EquiscreenError: No cluster answers, or a worker has other versions.
     """
     try:
         with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
@@ -174,11 +256,27 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
             raise EquiscreenError(
                 f"{address}: Dask's configuration names no TLS certificates on this machine; see {_TLS}"
             ) from error
+        if (reason := _certificate_problem(error)) is not None:
+            raise EquiscreenError(
+                f"{address}: the certificate of the scheduler is not accepted ({reason}); give the scheduler, the "
+                f"workers and this machine the same valid certificates, see {_TLS}"
+            ) from error
         raise EquiscreenError(
             f"no Dask scheduler answers at {address}: {detail(error)}; check the address and that the scheduler runs"
         ) from error
     with client:
+        check_workers(client)
         yield client
+
+
+def _certificate_problem(error: BaseException) -> str | None:
+    """Why the certificate of a server was rejected; None if an error has another cause. Dask leaves out the reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__
+    return None
 
 
 async def _check_answers(address: str) -> None:
@@ -215,7 +313,7 @@ def _start_workers(client: Any, count: int) -> None:
             time.sleep(_POLL_S)
     if not client.nthreads():
         raise EquiscreenError(
-            f"no worker process started in up to {STARTS} attempts; free some memory, or use --scheduler threads"
+            f"no worker process started in {STARTS} attempts; free some memory, or use --scheduler threads"
         )
 
 

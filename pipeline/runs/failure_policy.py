@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
-from .cluster import check_seen, restore_workers
+from .cluster import check_seen, jobs_of, restore_workers, this_worker
+from .worker_versions import Versions, check_versions, versions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,10 +70,10 @@ def run_tasks(
 
     Raises:
         EquiscreenError: A task killed its workers and there is no policy, no workers are left, the scheduler is lost,
-            or a worker does not see a shared file.
+            or a worker has other versions or does not see a shared file.
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
-    on_worker = _WithSharedFiles(function, tuple(map(str, shared)))
+    on_worker = _OnCheckedWorker(function, tuple(map(str, shared)), versions())
     run = _TasksInFlight(client, on_worker, iter(items), failure_policy, note)
     try:
         run.fill()
@@ -84,7 +85,7 @@ def run_tasks(
         if client.status == "running":
             raise
         raise EquiscreenError(
-            "the connection to the Dask scheduler is lost; restart the scheduler if it has stopped, and run the same "
+            "the connection to the Dask scheduler was lost; restart the scheduler if it has stopped, and run the same "
             "command again to resume"
         ) from error
     finally:
@@ -94,16 +95,18 @@ def run_tasks(
 
 
 @dataclass(frozen=True, slots=True)
-class _WithSharedFiles(Generic[Item, Result]):
-    """The function of a task, called after checking that its worker sees the shared files.
+class _OnCheckedWorker(Generic[Item, Result]):
+    """The function of a task, called after checking that its worker has the same versions and sees the shared files.
 
     Attributes:
         function: Processes one item.
         shared: Paths that must exist.
+        versions: Versions of the process that started the run.
     """
 
     function: Callable[[Item], Result]
     shared: tuple[str, ...]
+    versions: Versions
 
     @property
     def __name__(self) -> str:
@@ -113,6 +116,7 @@ class _WithSharedFiles(Generic[Item, Result]):
         return str(funcname(self.function))
 
     def __call__(self, item: Item) -> Result:
+        check_versions(self.versions, this_worker())
         for path in self.shared:
             check_seen(path)
         return self.function(item)
@@ -134,6 +138,9 @@ class _TasksInFlight(Generic[Item, Result]):
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
         self.workers = len(client.nthreads())
+        self.jobs, self.had_workers, self.told = jobs_of(client), self.workers > 0, ""
+        if self.jobs is not None:
+            self.jobs.note_result()
 
     def submit(self, some: Iterable[Item]) -> None:
         for item in some:
@@ -170,11 +177,12 @@ class _TasksInFlight(Generic[Item, Result]):
         """Wait for a task to end, successfully or not.
 
         Raises:
-            EquiscreenError: No workers are left, and none has joined for a while: a cluster may lose all its nodes.
+            EquiscreenError: There are no workers, and none has joined for a while: a cluster may lose all its nodes, or
+                jobs may end as soon as they start.
         """
         from distributed import wait  # noqa: PLC0415 - see connect
 
-        limit = WITHOUT_WORKERS_S if self.client.cluster is None else min(WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S)
+        limit = self._patience_s()
         interval = min(LOOK_EVERY_S, limit)
         without = 0  # seconds without workers
         while True:
@@ -182,16 +190,49 @@ class _TasksInFlight(Generic[Item, Result]):
                 ended = wait(list(self.items), timeout=interval, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 without = 0 if self.client.nthreads() else without + interval
-                if without >= limit:
-                    raise EquiscreenError(
-                        f"no workers are left, and none has joined for {limit} s; run the same command again to resume"
-                    ) from None
-                if without == interval:
-                    self.note(f"waiting for workers: none are connected; the run ends after {limit} s without workers")
+                if self.jobs is not None:
+                    self.jobs.check_progress()
                 if without:
-                    restore_workers(self.client)
+                    self._wait_for_workers(without, limit)
             else:
+                self.had_workers, self.told = True, ""
+                if self.jobs is not None:
+                    self.jobs.note_result()
                 return next(future for future in self.items if future in ended)
+
+    def _patience_s(self) -> int:
+        """Seconds without workers after which the run ends."""
+        if self.jobs is not None:
+            return self.jobs.settings.wait_s
+        return WITHOUT_WORKERS_S if self.client.cluster is None else min(WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S)
+
+    def _wait_for_workers(self, without: int, limit: int) -> None:
+        """Tell the user what the run waits for, and do what can be done to have workers again.
+
+        Raises:
+            EquiscreenError: It waited too long, or jobs cannot start.
+        """
+        lost = "no workers are left, and none has joined" if self.had_workers else "no worker has joined"
+        if self.jobs is not None:
+            waiting = f"waiting for workers: {self.jobs.waiting()}"
+            if self.jobs.failure:
+                raise EquiscreenError(f"{self.jobs.failure}; run the same command again to resume")
+            if without >= limit:
+                raise EquiscreenError(
+                    f"{lost} for {limit} s ({waiting}); check queue, account and resources in {self.jobs.file}, or "
+                    "raise its `wait`, and run the same command again"
+                )
+        else:
+            waiting = f"waiting for workers: none are connected; the run ends after {limit} s without workers"
+            if without >= limit:
+                check = (
+                    "" if self.had_workers else f"check that workers run and reach {self.client.scheduler.address}; "
+                )
+                raise EquiscreenError(f"{lost} for {limit} s; {check}run the same command again to resume")
+        if waiting != self.told:
+            self.note(waiting)
+            self.told = waiting
+        restore_workers(self.client)
 
     def _wait_for_restarts(self) -> None:
         """Let dead workers come back before they receive a task that may kill them again.

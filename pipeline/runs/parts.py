@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,30 @@ def write_part(
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = PartManifest(key.number, counts, sha256, notes, key.begin, key.end)
     write_mark(folder / f"{key.stem}.json", asdict(manifest))
+    return manifest
+
+
+def send_part(function: Callable[[Any], PartManifest], task: Any) -> tuple[PartManifest, bytes]:
+    """Make a part in a scratch folder of the worker, for a process that shares no folder with it.
+
+    Args:
+        function: Makes the part in the `folder` of a task.
+        task: The task, a dataclass.
+
+    Returns:
+        The manifest of the part, and the content of the file with its arrays.
+    """
+    with tempfile.TemporaryDirectory(prefix="equiscreen-") as name:
+        manifest = function(replace(task, folder=Path(name)))
+        return manifest, (Path(name) / f"{manifest.key.stem}.npz").read_bytes()
+
+
+def received_part(folder: Path, part: tuple[PartManifest, bytes]) -> PartManifest:
+    """Write a part that a worker has sent, as `write_part` would have written it; returns its manifest."""
+    manifest, content = part
+    with atomic_path(folder / f"{manifest.key.stem}.npz") as scratch:
+        scratch.write_bytes(content)
+    write_mark(folder / f"{manifest.key.stem}.json", asdict(manifest))
     return manifest
 
 

@@ -211,7 +211,7 @@ def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: boo
         elif _has_parts(other):
             found = read_mark(other / _PLAN)
             different = sorted(key for key in {*(found or {}), *wanted} if (found or {}).get(key) != wanted.get(key))
-            reason = ", ".join(different) if found is not None else f"its {_PLAN} is damaged"
+            reason = ", ".join(different) if found is not None else f"unknown, because its {_PLAN} is damaged"
             raise OutputExistsError(
                 f"{staging.folder} holds an unfinished run with different settings ({reason}); resume it with its own "
                 "settings, use --overwrite, or remove the folder"

@@ -109,7 +109,9 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         raise
     except FileNotFoundError as error:
         if isinstance(error.__cause__, OSError):  # fsspec's error for an HTTP server that does not respond
-            raise SourceError(f"{shown} cannot be reached ({detail(error.__cause__, source)})") from error
+            raise SourceError(
+                f"{shown} cannot be reached ({detail(error.__cause__, source)}); check the URL and the connection"
+            ) from error
         raise SourceError(f"{shown}: no such file or folder") from error
     except Exception as error:  # each file system raises its own errors
         raise SourceError(f"{shown} cannot be reached ({detail(error, source)}){_hint(error)}") from error
@@ -178,7 +180,9 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except FileNotFoundError as error:
         raise SourceError(f"{redact_urls(source)}: no such file or folder") from error
     except Exception as error:
-        raise SourceError(f"{redact_urls(source)} cannot be reached ({detail(error, source)})") from error
+        raise SourceError(
+            f"{redact_urls(source)} cannot be reached ({detail(error, source)}); check the URL"
+        ) from error
     return fs, str(path)
 
 

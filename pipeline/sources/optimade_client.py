@@ -88,7 +88,7 @@ def fetch(
             report(state.structures)
             return _download(server, state, file, stream, limit, report)
     except OSError as error:
-        raise OutputExistsError(f"{file} cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(f"{file} cannot be written ({error.strerror or error}); choose another file") from error
 
 
 def listing_url(url: str) -> str:
@@ -103,7 +103,7 @@ def listing_url(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise SourceError(f"{_shown(url)}: not an http or https URL")
+        raise SourceError(f"{_shown(url)} is not an http or https URL")
     if "@" in parts.netloc:
         raise SourceError(f"{_shown(url)}: remove the user name and password from the URL")
     path = parts.path.rstrip("/")
@@ -321,7 +321,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{_shown(url)}: not an http or https URL ({error})") from error
+            raise SourceError(f"{_shown(url)}: this URL is invalid ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
@@ -373,13 +373,13 @@ class _Server:
                     target = self._linked(target, response.headers["location"])
             raise _PageError(f"{_shown(url)}: the request was redirected {MAX_REDIRECTS} times")
         except httpx.TimeoutException as error:
-            raise _RetryError(f"{_shown(url)}: no response within {self.timeout:g} s") from error
+            raise _RetryError(f"{_shown(url)}: the server did not respond within {self.timeout:g} s") from error
         except httpx.DecodingError as error:
             raise _PageError(f"{_shown(url)} cannot be decompressed ({error})") from error
         except httpx.TransportError as error:
             raise _RetryError(f"{_shown(url)}: {_one_line(str(error)) or type(error).__name__}") from error
         except httpx.InvalidURL as error:
-            raise _PageError(f"{_shown(url)}: not an http or https URL ({error})") from error
+            raise _PageError(f"{_shown(url)}: this URL, or one that it redirects to, is invalid ({error})") from error
 
     def _read(self, response: httpx.Response) -> _Page:
         url = str(response.url)
@@ -395,7 +395,7 @@ class _Server:
             content = json.loads(body, object_pairs_hook=_as_sent)
         except (ValueError, RecursionError) as error:
             begin = _one_line(body[:60].decode("utf-8", errors="replace"))
-            raise _PageError(f"{_shown(url)}: not JSON ({begin!r})") from error
+            raise _PageError(f"{_shown(url)}: the response is not JSON ({begin!r})") from error
         return self._page(response.url, content)
 
     def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
@@ -422,17 +422,17 @@ class _Server:
         if detail and data is None:
             raise _PageError(f"{_shown(url)}: the server reported: {detail}")
         if not isinstance(data, list) or not all(isinstance(resource, Mapping) for resource in data):
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`data` is not a list of structures)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`data` is not a list of structures)")
         meta, links = (content.get(key) or {} for key in ("meta", "links"))
         if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`meta` or `links` is not an object)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`meta` or `links` is not an object)")
         if any(isinstance(part, _RepeatingObject) for part in (content, links)):  # one of two lists would be lost
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (it gives a key twice)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice)")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):
             raise _PageError(
-                f"{_shown(url)}: not an OPTIMADE response (the next link is of type {type(link).__name__})"
+                f"{_shown(url)}: this is not an OPTIMADE response (the next link is of type {type(link).__name__})"
             )
         if not link and meta.get("more_data_available") is True:
             raise _PageError(f"{_shown(url)}: the server has more data but gives no next link")

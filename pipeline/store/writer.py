@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ..errors import StoreError
 from ..graphs.offsets import offsets_of
-from ..runs.cluster import connect, dashboard
+from ..runs.cluster import connect, dashboard, works_elsewhere
 from ..runs.failure_policy import FailurePolicy, run_tasks
 from ..runs.options import RunOptions
-from ..runs.parts import PartManifest
+from ..runs.parts import PartManifest, received_part, send_part
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
 from ..sources.files import SHA256, SourceFile, stamp_of
@@ -210,6 +211,7 @@ class StoreRun:
 
     def __post_init__(self) -> None:
         self.resumed = whole_parts(self.staging.manifests().values())
+        self._sent = False  # whether the workers send their parts, and see no working folder
         self._by_number: dict[int, list[PartManifest]] = {}
         for manifest in self.resumed:
             self._by_number.setdefault(manifest.number, []).append(manifest)
@@ -231,6 +233,8 @@ class StoreRun:
         function: Callable[[Task], PartManifest],
         tasks: Iterable[Task],
         failure_policy: FailurePolicy[Task] | None = None,
+        *,
+        only_parts: bool = False,
     ) -> list[PartManifest]:
         """Run tasks on the workers; each task writes one part.
 
@@ -238,6 +242,9 @@ class StoreRun:
             function: Makes one part.
             tasks: Tasks of the parts that are missing.
             failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
+            only_parts: Whether the folder of the parts, `folder` of a task, is all that a task needs of the working
+                folders. If so, and if the output is a URL, workers on other machines send their parts to this process,
+                so that they need not share its working folder.
 
         Returns:
             The manifests of all parts in order, including parts of earlier runs.
@@ -247,8 +254,17 @@ class StoreRun:
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
-        shared = [self.staging.plan, *(store.path.absolute() for store in self.inputs if isinstance(store.path, Path))]
-        for manifest in run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared):
+        shared = [store.path.absolute() for store in self.inputs if isinstance(store.path, Path)]
+        manifests: Iterator[PartManifest]
+        self._sent = only_parts and self.staging.out.path is None and works_elsewhere(self.client)
+        if self._sent:
+            send = partial(send_part, function)
+            sent = run_tasks(self.client, send, tasks, failure_policy, self.bar.note, shared)
+            manifests = (received_part(self.staging.parts, part) for part in sent)
+        else:
+            shared.append(self.staging.plan)
+            manifests = run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared)
+        for manifest in manifests:
             done[manifest.key] = manifest
             self.bar.advance(manifest.counts["read"])
         return whole_parts(done.values())
@@ -276,8 +292,8 @@ class StoreRun:
         return self.compact(compaction)
 
     def compact(self, compaction: Compaction) -> dict[str, str]:
-        """Write the shards of a store, on the workers if there are any; see `concatenate` for the result."""
-        return write_shards(compaction) if self.client is None else compact(self.client, compaction)
+        """Write the shards of a store, on the workers if they see the parts; see `concatenate` for the result."""
+        return write_shards(compaction) if self.client is None or self._sent else compact(self.client, compaction)
 
     def check_inputs(self) -> None:
         """Check that no input has changed since the run began.

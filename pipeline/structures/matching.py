@@ -152,7 +152,7 @@ def _same_primitive(a: Structure, b: Structure, tolerance: float) -> bool:
 
 
 def _deformations(bases: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest deviation of a vector of each basis from the target's after the best rotation: float64[n], angstrom.
+    """Largest deviation of each basis's vectors from the target's after the best rotation: float64[n], angstrom.
 
     The rotation is that of Kabsch, Acta Cryst. A32, 922 (1976).
     """
@@ -259,7 +259,7 @@ class _Table:
         return repeated
 
     def enter(self, place: int) -> None:
-        """Insert one row."""
+        """Insert one row into the table."""
         enter_row(place, self.label, self.cell, self.head, self.following)
 
     def agreeing(self, place: int) -> NDArray[np.int64]:

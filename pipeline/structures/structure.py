@@ -78,7 +78,9 @@ class Structure:
         frac = np.array(frac_coord, dtype=np.float64, order="C").reshape(-1, 3)
         values = np.array(numbers).reshape(-1)
         if len(values) != len(frac):
-            raise InvalidStructureError(f"the structure has {len(values)} elements, but {len(frac)} coordinates")
+            raise InvalidStructureError(
+                f"elements and coordinates for different numbers of atoms ({len(values)} and {len(frac)})"
+            )
         if len(values) == 0:
             raise InvalidStructureError("no atoms")
         if len(values) > MAX_ATOMS:

@@ -7,6 +7,7 @@ a shard, it answers with one chunk. Therefore the files of the store are handed 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from xpublish import Plugin, SingleDatasetRest, hookimpl
 from xpublish.plugins import Dependencies
+from xpublish.plugins.hooks import Plugin, hookimpl
 from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
+from xpublish.rest import SingleDatasetRest
 
-from ... import __version__
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.runs.target import ROOT_FILE
 from ...screening.dataset.reader import ScoresReader
@@ -52,7 +53,6 @@ class DatasetRoutes(Plugin):
         title: Title of the pages.
     """
 
-    name: str = "equiscreen"
     _served: ServedScores = PrivateAttr()
     _scores: Path = PrivateAttr()
     _title: str = PrivateAttr()
@@ -61,7 +61,7 @@ class DatasetRoutes(Plugin):
     _state: tuple[int, ...] = PrivateAttr()
 
     def __init__(self, scores: Path, store: Path | None, title: str) -> None:
-        super().__init__()
+        super().__init__(name="equiscreen")
         self._scores, self._title = scores, title
         self._state = _state_of(scores)
         self._served = ServedScores(ScoresReader(scores, store))
@@ -157,7 +157,7 @@ def application(scores: Path, store: Path | None = None, *, title: str, hosts: l
         plugins={"equiscreen": routes, "dataset_info": DatasetInfoPlugin(dataset_router_prefix="/dataset")},
         app_kws={
             "title": title,
-            "version": __version__,
+            "version": version("equiscreen"),
             "docs_url": None,  # FastAPI's own page of the routes loads scripts from another server
             "redoc_url": None,
             "dependencies": [Depends(routes.check_unchanged)],

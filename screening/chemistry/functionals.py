@@ -185,7 +185,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
         names.discard(_HYBRID)  # a less precise statement of the same functional
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
-        raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))
+        raise StatementError("contradictory functionals", " and ".join(sorted({str(one) for one in given})))
     if not given:
         return None
     return Functional(next(iter(names), ""), next(iter(u), None), any(one.dispersion for one in given))

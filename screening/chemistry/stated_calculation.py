@@ -101,8 +101,8 @@ class StatedCalculation:
         """Add what a part of the record states.
 
         Args:
-            place: Its place in the record.
-            section: Its content.
+            place: Place of the part in the record.
+            section: Content of the part.
 
         Raises:
             StatementError: A statement is malformed.

@@ -42,7 +42,7 @@ class HullOptions:
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
         exclude_self: Whether each structure's own phase is left out of its hull.
         model_hull: Whether there is also a hull with all energies computed by the model.
-        within: Structures at most this far above the hull count as near it, eV/atom.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
             several models, their spread is used instead.
     """

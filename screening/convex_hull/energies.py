@@ -110,7 +110,7 @@ class ScoredEnergies(ScoresReader):
         return 0 if spec is None else spec.inner[0]
 
     def energies(self, compositions: Compositions, corrections: MP2020 | None) -> Iterator[EnergyRows]:
-        """Read all rows, chunk by chunk.
+        """Read the energies of all rows, chunk by chunk.
 
         Args:
             compositions: Updated with the compositions of the rows.

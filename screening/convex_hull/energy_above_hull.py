@@ -55,7 +55,7 @@ class CandidateEnergies:
     competes: NDArray[np.bool_]
 
     def chunks(self) -> Iterator[EnergyRows]:
-        """The rows of each part."""
+        """Yield the rows of each part."""
         for start in range(0, len(self.energy), PART_ROWS):
             stop = min(start + PART_ROWS, len(self.energy))
             rows = slice(start, stop)
@@ -118,7 +118,7 @@ class ConvexHull:
 
 @dataclass(frozen=True)
 class _RowHulls:
-    """The hull that each row of a chunk is measured against.
+    """The hull with which each row of a chunk is compared.
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom).
@@ -395,7 +395,7 @@ def _distance(energy: NDArray[np.float64], hull: NDArray[np.float64]) -> NDArray
 
 
 def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
-    """The hull that each row is measured against."""
+    """The hull with which each row is compared."""
     others = {row - rows.start: hull.own[row] for row in range(rows.start, rows.stop) if row in hull.own}
     own = np.zeros(rows.stop - rows.start, dtype=bool)
     own[list(others)] = True

@@ -102,7 +102,7 @@ class Hulls:
         return np.asarray(fractions @ np.array([self._elements.get(element, np.nan) for element in system]))
 
     def subsystems(self, system: System) -> Iterator[System]:
-        """Systems with entries among the subsets of a system, itself included."""
+        """Chemical systems with entries among the subsets of a system, including the system itself."""
         if 1 << len(system) > len(self._own):
             members = set(system)
             yield from (other for other in self._own if members.issuperset(other))
@@ -334,7 +334,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
 
 
 def _no_hull(count: int, size: int) -> HullPoints:
-    """Points of a system without a hull."""
+    """Hull points for a system without a hull: all energies are NaN."""
     return HullPoints(np.full(count, np.nan), np.full((count, size), -1, dtype=np.int64), np.zeros((count, size)))
 
 

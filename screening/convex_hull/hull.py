@@ -31,7 +31,7 @@ from .energy_above_hull import ConvexHull, find_hull, read_energies, write_dista
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
-# Structures at most this far above the hull count as near it, eV/atom.
+# Structures at most this far above the hull (eV/atom) count as near the hull.
 NEAR = 0.05
 # Maximum number of elements that a summary names.
 _NAMED = 10
@@ -100,7 +100,7 @@ def hull(
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
         exclude_self: For each structure, leave its own phase out of the references; every reference must then have a
             structure.
-        within: Structures at most this far above the hull count as near it, eV/atom.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
             several models, their spread is used instead.
         overwrite: Replace an existing dataset.
@@ -325,7 +325,7 @@ def _attrs(
     *,
     begin: float,
 ) -> Mapping[str, Any]:
-    """Attributes of the dataset: those of the scores, and the provenance of the hull."""
+    """Attributes of the dataset: the attributes of the scores and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}

@@ -166,7 +166,7 @@ def _parsed(record: object) -> _Entry:
         EntryLeftOutError: A field is missing or malformed.
     """
     if isinstance(record, RepeatedKeyError):
-        raise EntryLeftOutError("a key given twice", str(record))
+        raise EntryLeftOutError("repeated key", str(record))
     try:
         if is_task_document(record):
             record = entry_of_task(record)
@@ -315,7 +315,7 @@ def _check_settings(
         if titles:
             _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
     elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has none")
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses none")
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
@@ -329,7 +329,9 @@ def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: 
         EntryLeftOutError: The values differ from those of the scheme.
     """
     if given != expected:
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
+        raise EntryLeftOutError(
+            _OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses {expected or 'none'}"
+        )
 
 
 def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping[str, str], scheme: str) -> None:
@@ -375,7 +377,7 @@ def _potcars_of_matpes() -> Mapping[str, str]:
 
 
 def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSettings) -> Callable[[], Structure] | None:
-    """Function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
+    """Return a function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
 
     Raises:
         SourceError: The entry lacks the structure that every entry needs.
@@ -391,7 +393,7 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
 
 
 def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure]:
-    """Function that reads the structure of an entry.
+    """Return a function that reads the structure of an entry.
 
     Raises:
         SourceError: The entry has no structure.
@@ -417,7 +419,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
 
 
 def _crystal(content: Mapping[str, Any]) -> Any:
-    """An ordered pymatgen structure.
+    """Read an ordered pymatgen structure.
 
     Raises:
         EntryLeftOutError: The structure is malformed or disordered.
@@ -460,7 +462,7 @@ def entry_records(path: str) -> Iterator[object]:
     except RepeatedKeyError as error:
         raise SourceError(f"{path}: {error}; keep one value of that key") from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+        raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("entries", "data") if key in content), content)
     if isinstance(content, dict):
@@ -486,7 +488,7 @@ def _elements(path: str, source: SourceFile) -> Iterator[object]:
             except RepeatedKeyError as error:
                 record = error
             except (ValueError, RecursionError) as error:
-                raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+                raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
             if document.reason:
                 raise SourceError(f"{path}: {document.reason}")
             any_record = any_record or isinstance(record, dict | RepeatedKeyError)

@@ -52,7 +52,7 @@ def read_references(
     with_structures: bool = False,
     own_energies: bool = False,
 ) -> References:
-    """Read reference phases.
+    """Read reference phases from entries, datasets and tables.
 
     Args:
         paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
@@ -95,7 +95,7 @@ def read_references(
             notes = read_entries(name, settings, found)
         read = len(found.energy) - before + len(waiting) - waited
         if not read:
-            raise ConfigError(f"{path}: none of the entries can be used{_reasons(notes)}")
+            raise ConfigError(f"{path}: none of the entries can be used{_reasons(notes)}; use other references")
         account.append({"path": name, "entries": read, **notes})
     elements = {} if own_energies else add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)
@@ -124,7 +124,7 @@ def _read_dataset(
     allow: bool,
     own_energies: bool,
 ) -> dict[str, Any]:
-    """Read a scores dataset."""
+    """Read reference phases from a scores dataset."""
     rows = ScoredEnergies(path)
     if own_energies and rows.model != candidates.model:
         raise ConfigError(

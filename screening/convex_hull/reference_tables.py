@@ -65,7 +65,7 @@ class FormationEnergy:
 def read_table(
     path: str, settings: ReadSettings, found: Gathered, waiting: list[FormationEnergy], left_out: LeftOut
 ) -> dict[str, Any]:
-    """Read a table.
+    """Read reference phases from a table.
 
     A row that cannot be used, for example because of a different functional or energy scheme, is left out and counted.
 
@@ -191,7 +191,7 @@ class _Row:
 
 
 def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[_Row]:
-    """Rows of a table.
+    """Yield the rows of a table.
 
     Raises:
         ConfigError: A column is missing, or nothing states an energy scheme.
@@ -251,7 +251,7 @@ def _composition(formula: object, compositions: Compositions) -> int:
 
 
 def _energy(value: object) -> float:
-    """An energy of a table as a number (eV/atom).
+    """Convert an energy in a table to a number (eV/atom).
 
     Raises:
         EntryLeftOutError: The value is not a number, or not a plausible energy.
@@ -282,7 +282,7 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state the energy scheme of such rows")
     if not isinstance(scheme, str):
-        raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
+        raise EntryLeftOutError("malformed energy scheme", quoted(scheme))
     if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {settings.scheme}")
     if formation and scheme == UNCORRECTED:

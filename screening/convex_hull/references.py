@@ -29,7 +29,7 @@ _QUOTED = 80
 
 
 class EntryLeftOutError(ValueError):
-    """An entry cannot be used.
+    """An entry cannot be used as a reference.
 
     Args:
         reason: A few words that many entries share; entries are counted by reason.
@@ -78,7 +78,7 @@ class LeftOut:
     because: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, error: EntryLeftOutError) -> None:
-        """Count an entry."""
+        """Count an entry that is left out."""
         self.by_reason[error.reason] += 1
         if len(self.because) < _NAMED_AT_MOST:
             self.because[name] = str(error)

@@ -92,7 +92,9 @@ def to_parquet(
                 file.write({name: rows.column(name, start, stop) for name in names})
             file.close()
     except FileNotFoundError as error:
-        raise OutputExistsError(f"{out} cannot be written ({error.strerror})") from error
+        raise OutputExistsError(
+            f"{out} cannot be written ({error.strerror}); create its folder, or choose another path"
+        ) from error
     return out
 
 

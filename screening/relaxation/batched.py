@@ -78,7 +78,8 @@ class RelaxSettings:
         cell_axes: Lattice vectors in whose directions the cell relaxes, as a string of the letters a, b and c;
             directions that are not periodic are left out. If empty, crystals relax in all directions, and structures
             that are not periodic in three directions keep their cell.
-        fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
+        fix_symmetry: Keep the space group of the initial structure, as found with `symprec`. Only the symmetric part of
+            forces and stress then counts for convergence.
         symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
         rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
             be at a saddle point. A rattle displaces the atoms of a relaxed structure, strains its cell a little, and
@@ -237,7 +238,7 @@ def relax_structures(
                 yield key, ended.result
         if not in_flight:
             return
-        results = _evaluate(GraphBlock.concatenate([one.block() for _, one in in_flight]), potential)
+        results = evaluate_each(GraphBlock.concatenate([one.block() for _, one in in_flight]), potential)
         batch, in_flight = in_flight, []
         for (key, one), result in zip(batch, results, strict=True):
             try:
@@ -248,7 +249,7 @@ def relax_structures(
                 in_flight.append((key, one))
 
 
-def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
+def evaluate_each(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
     """Yield energy (eV), forces (eV/angstrom), stress (eV/angstrom^3) and virial (eV) of each structure of a block.
 
     Energies and stresses of a batch come from matrix products, in which one NaN spreads to all structures: a structure
@@ -431,7 +432,7 @@ class _Relaxation:
         stress: NDArray[np.float64],
         virial: NDArray[np.float64],
     ) -> None:
-        """Take one step.
+        """Take one step of the relaxation.
 
         Args:
             energy: Energy of the current geometry, eV.
@@ -482,17 +483,30 @@ class _Relaxation:
         return virial if self.axes.all() else in_directions(virial, self.cell, self.axes)[0]
 
     def _converged(self, frame: Frame) -> bool:
-        """Whether forces and cell meet the convergence criteria."""
+        """Whether forces and cell meet the convergence criteria.
+
+        If the space group is kept, only the symmetric part of the forces and of the virial counts, as with ASE's
+        FixSymmetry: steps cannot reduce the rest, which a model without mirror symmetry has for any crystal.
+        """
         fmax = self.settings.fmax
-        if _longest(frame.forces) > fmax:
+        forces, virial = self._symmetric(frame.forces, self._virial(frame) if self.moves_cell else None)
+        if _longest(forces) > fmax:
             return False
-        if not self.moves_cell:
+        if virial is None:
             return True
-        virial = self._virial(frame)
         if self.settings.smax is None:
             return _longest(virial / len(self.structure)) <= fmax
         volume = frame.structure.volume if self.is_crystal else self.measure
         return bool(np.abs(virial).max() <= self.settings.smax * GPA * volume)
+
+    def _symmetric(
+        self, forces: NDArray[np.float64], virial: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Forces and virial, or their symmetric parts if the space group is kept."""
+        if self.symmetric is None:
+            return forces, virial
+        parts = self.symmetric.projected(forces if virial is None else np.concatenate([forces, virial]), self.cell)
+        return parts[: len(forces)], None if virial is None else parts[len(forces) :]
 
     def _step(self, frame: Frame) -> None:
         """Move atoms and cell by one step of the optimizer."""

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import OutputExistsError
+from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
@@ -27,6 +28,7 @@ def candidates_path(out: str | Path) -> str:
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.candidates.zarr"
 
 
+@jobs_kept()
 def relax_files(
     sources: Paths,
     model: str | Path,

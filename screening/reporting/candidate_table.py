@@ -37,6 +37,12 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "formation_energy_per_atom": ("formation energy", 3),
     "energy_per_atom": ("energy", 3),
     "energy_std": ("± (ensemble)", 3),
+    "bulk_modulus_vrh": ("bulk modulus", 1),
+    "shear_modulus_vrh": ("shear modulus", 1),
+    "bulk_modulus_eos": ("bulk modulus", 1),
+    "is_mechanically_stable": ("mechanically stable", 0),
+    "is_dynamically_stable": ("dynamically stable", 0),
+    "kappa": ("thermal conductivity", 2),
     "space_group": ("space group", 0),
     "novelty": ("known or new", 0),
     "known_as": ("known as", 0),
@@ -48,7 +54,11 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "structure_id": ("id", 0),
 }
 # Columns that are shown only if the first of the others is absent.
-_INSTEAD = {"energy_per_atom": "formation_energy_per_atom", "energy_std": "energy_above_hull_std"}
+_INSTEAD = {
+    "energy_per_atom": "formation_energy_per_atom",
+    "energy_std": "energy_above_hull_std",
+    "bulk_modulus_eos": "bulk_modulus_vrh",
+}
 # Columns that `select` adds.
 _OF_SELECTION = frozenset({"novelty", "known_as", "charge_neutral"})
 _PERCENT = frozenset({"volume_change"})

@@ -34,7 +34,7 @@ _REASONS = 6
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A histogram.
+    """Histogram of a column.
 
     Attributes:
         name: Name of the column.

@@ -47,7 +47,7 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
 
 
 def distribution(spread: Distribution) -> str:
-    """Return a histogram."""
+    """Return a histogram of a column as an element of the page."""
     bars = {
         "type": "bar",
         "x": ((spread.edges[1:] + spread.edges[:-1]) / 2).tolist(),
@@ -138,7 +138,7 @@ def element_places() -> dict[str, tuple[int, int]]:
 
 
 def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> str:
-    """Return a parity plot.
+    """Return a parity plot as an element of the page.
 
     Args:
         label: float64[n], labels, eV/atom.
@@ -182,12 +182,12 @@ def calibration_plot(predicted: Sequence[float], found: Sequence[float]) -> str:
 
 
 def _axes(x: str, y: str) -> dict[str, Any]:
-    """Axes with titles."""
+    """Return the layout of two axes with titles."""
     return {"x": {"title": {"text": x}}, "y": {"title": {"text": y}}}
 
 
 def _diagonal(ends: Sequence[float]) -> dict[str, Any]:
-    """The line of equal values."""
+    """Return the diagonal of a plot, on which both values are equal."""
     return {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": _SOFT}, "hoverinfo": "skip"}
 
 

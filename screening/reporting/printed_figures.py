@@ -48,7 +48,7 @@ _GAP = 0.03  # between a corner of a triangle and the name of its element
 
 @dataclass(frozen=True, slots=True)
 class PrintedFigure:
-    """A chart.
+    """A chart of a report, to be written as files.
 
     Attributes:
         name: Name of its files, without suffix.

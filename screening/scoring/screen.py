@@ -87,7 +87,7 @@ def screen(
             ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
@@ -283,7 +283,7 @@ class _ScreenPlan:
         policy: FailurePolicy[CopyTask | ScreenTask] = FailurePolicy(
             lambda task: task.split(), lambda task: task.skipped()
         )
-        return run.make_parts(screen_part, self._tasks(run), policy)
+        return run.make_parts(screen_part, self._tasks(run), policy, only_parts=True)
 
     def _tasks(self, run: StoreRun) -> Iterator[CopyTask | ScreenTask]:
         """Yield the tasks of the parts that are missing."""

@@ -9,6 +9,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
+from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
@@ -27,6 +28,7 @@ from .screen import estimate as estimate_screen
 from .screen import screen_store
 
 
+@jobs_kept()
 def screen_files(
     sources: Paths,
     model: Models,
@@ -65,7 +67,7 @@ def screen_files(
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Keep the scores in `out`, and score only structures added to the store since, as in

@@ -213,7 +213,7 @@ class _Survivors:
 
 
 def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
-    """Choose rows.
+    """Choose the rows of a dataset that meet the criteria.
 
     Raises:
         StoreError: The scores, their graph store or the known crystals cannot be read.

@@ -69,7 +69,7 @@ _HINTS = {
 
 
 def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
-    """Parse a filter.
+    """Parse a filter expression.
 
     Args:
         text: For example ``energy_above_hull < 0.05 and status == "ok"``.
@@ -117,7 +117,7 @@ class _Parser(ast.NodeVisitor):
         return " " * len(text) if sort == "space" else text
 
     def parse(self) -> Filter:
-        """Return the filter.
+        """Parse the text and return the filter.
 
         Raises:
             ConfigError: The filter is empty, or something in it is not allowed.

@@ -249,7 +249,7 @@ def test_a_campaign_file_repeats_the_campaign(tmp_path: Path) -> None:
         ("sources: []\n", "bad.yaml: sources: "),
         ("[1, 2]\n", "not a campaign file"),
         ("sources: [a.cif]\ntop: 0\n", "bad.yaml: top: "),
-        ("a: [\n", "cannot be read as YAML"),
+        ("a: [\n", "cannot be read: not valid YAML"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):

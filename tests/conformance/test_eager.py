@@ -18,7 +18,18 @@ from equiscreen.pipeline.graphs.potential import Potential
 
 from ..conftest import CUTOFF, ELEMENTS
 from .laws import NetworkLaws
-from .networks import EVERY_KIND, MACE, NATURAL_HEADS, NEQUIP, NETWORKS, mace_of, nequip_of, network_of
+from .networks import (
+    ALLEGRO,
+    EVERY_KIND,
+    MACE,
+    NATURAL_HEADS,
+    NEQUIP,
+    NETWORKS,
+    allegro_of,
+    mace_of,
+    nequip_of,
+    network_of,
+)
 from .tensors import kinds_of
 
 
@@ -84,6 +95,17 @@ class TestMace(NetworkLaws):
     @pytest.fixture
     def potential(self, mace_potential: TorchPotential) -> Potential:
         return mace_potential
+
+
+@pytest.fixture(params=list(ALLEGRO), scope="module")
+def allegro_potential(request: pytest.FixtureRequest) -> TorchPotential:
+    return TorchPotential(allegro_of(ALLEGRO[request.param]))
+
+
+class TestAllegro(NetworkLaws):
+    @pytest.fixture
+    def potential(self, allegro_potential: TorchPotential) -> Potential:
+        return allegro_potential
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,6 @@ def test_a_url_where_a_path_must_be_makes_no_folder(
     monkeypatch.chdir(tmp_path)
     done = command_line(*words)
     assert done.returncode == 1
-    assert "this is a URL, but only local paths can be used here" in done.stderr
+    assert "is a URL, but only local paths can be used here" in done.stderr
     check_clean(done.stdout + done.stderr)
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ _NONE = frozenset({*UNKNOWN, "0"})
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Listed sites.
+    """The sites that a CIF lists.
 
     Attributes:
         numbers: Atomic numbers.
@@ -36,7 +36,7 @@ class Sites:
 
 
 def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Sites:
-    """Read the listed sites.
+    """Read the sites that a CIF lists.
 
     Args:
         block: Data block.

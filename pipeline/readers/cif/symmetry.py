@@ -51,7 +51,7 @@ class Reading:
 
     @property
     def number(self) -> int:
-        """Number of the space group; 0 if it is not known."""
+        """Number of the space group; 0 if it is unknown."""
         return 0 if self.group is None else int(self.group.number)
 
     @property

@@ -199,7 +199,7 @@ def test_a_run_with_replay_is_repeated_from_its_folder(new: Path, old: Path, sta
 
 
 def test_replay_requires_a_checkpoint(new: Path, old: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"replay: requires a checkpoint.*`--from`"):
+    with pytest.raises(ConfigError, match=r"replay requires a checkpoint.*`--from`"):
         train(new, tmp_path / "run", small_config().replaying(old))
 
 

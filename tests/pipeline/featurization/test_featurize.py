@@ -191,7 +191,7 @@ def bad_dict(**changes: object) -> dict[str, object]:
         (bad_dict(sites=[{"species": [{"element": "Qq"}], "abc": [0, 0, 0]}]), "unknown element"),
         (bad_dict(sites=[{"species": [{"element": "Cu"}], "abc": [0, float("nan"), 0]}]), "not finite"),
         (bad_dict(lattice={"matrix": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}), "zero volume"),
-        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "not a pymatgen structure"),
+        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "malformed pymatgen structure"),
         (bad_dict(sites=[]), "no atoms"),
         ({"energy": 3}, "no structure in any field"),
         (17, "not a record (int)"),
@@ -344,7 +344,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match=r"different settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
     plan.write_bytes(b"\xff" + plan.read_bytes())
-    with pytest.raises(OutputExistsError, match=r"different settings \(its plan\.json is damaged\)"):
+    with pytest.raises(OutputExistsError, match=r"different settings \(unknown, because its plan\.json is damaged\)"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):
         GraphStore(tmp_path / "g.zarr")

@@ -191,7 +191,7 @@ def test_members_of_a_tar_do_not_vanish(tmp_path: Path, suffix: str, damage: str
     report, message = stored_or_refused(path, tmp_path)
     assert report in (None, 3 if damage in ("a bit", "cut at a member", "cut in a header") else 6)
     assert ("cannot be read" in message) == (damage != "none")
-    assert ("data after its end" in message) == (damage == "two of them")
+    assert ("data after the end of the archive" in message) == (damage == "two of them")
 
 
 def stored_or_refused(path: Path, folder: Path) -> tuple[int | None, str]:
@@ -516,7 +516,7 @@ ONE = json.dumps(DICTS[0])
         (
             f'{{"a": {ONE}, "b": {json.dumps(DICTS[1])}, "c": {{"sites": 1, "lattice": 2}}}}',
             2,
-            ["not a pymatgen structure"],
+            ["malformed pymatgen structure"],
         ),
         (f"[{ONE}] junk\nmore junk\n", 1, ["text after the end: 'junk'"]),
         (f"[{ONE}]]", 1, ["text after the end"]),
@@ -524,7 +524,11 @@ ONE = json.dumps(DICTS[0])
         (f"{json.dumps(DICTS[0], indent=1)}\n{json.dumps(DICTS[1], indent=1)}", 2, []),
         (f'{{"data": [{{"x": 1}}], "structure": {ONE}}}', 1, ["no structure in any field (fields: x)"]),
         ("[" * 100_000, 0, ["JSON"]),
-        (f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]', 1, ["not a pymatgen structure"]),
+        (
+            f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]',
+            1,
+            ["malformed pymatgen structure"],
+        ),
         (f'{{"\\q": {ONE}, "b": {ONE}}}', 1, ["object member without a key"]),
     ],
 )
@@ -601,7 +605,7 @@ def test_isolated_atoms_are_stored_and_flagged(tmp_path: Path) -> None:
         ({"pbc": [True]}, "pbc has 1 values instead of 3"),
         ({"pbc": ["True", "False", "True"]}, "neither true nor false"),
         ({"positions": [[0, 0]]}, "structure does not parse"),
-        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "1 elements, but 2 coordinates"),
+        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "coordinates for different numbers of atoms"),
         ({"atomic_numbers": [29.5]}, "unknown element"),
         ({"atomic_numbers": [0]}, "unknown element"),
         ({"atomic_numbers": None}, "no structure in any field"),

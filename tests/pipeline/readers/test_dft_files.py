@@ -220,7 +220,7 @@ def test_periodicity_is_read_in_every_spelling_and_otherwise_refused(
     assert record.structure is not None, record.reason
     assert record.structure.pbc.tolist() == axes
     for odd in ("T T", "T T F F", "yes yes no", "2 0 0", "T T ?"):
-        assert "pbc is neither true nor false" in frame(f'{CUBE} pbc="{odd}"').reason
+        assert "pbc must have one or three values" in frame(f'{CUBE} pbc="{odd}"').reason
 
 
 def test_a_frame_whose_comment_contradicts_itself_is_refused() -> None:

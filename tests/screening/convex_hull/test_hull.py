@@ -676,7 +676,7 @@ def test_bad_references_say_so(crystals: Crystals, tmp_path: Path) -> None:
         (
             file("d.csv", "formula,energy_per_atom,scheme\nFe,1,pbe\n"),
             ConfigError,
-            "none of its entries.*energy scheme pbe",
+            "none of the entries.*energy scheme pbe",
         ),
     ):
         with pytest.raises(error, match=words):

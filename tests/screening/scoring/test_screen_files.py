@@ -77,7 +77,7 @@ def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path:
     assert row["source"] == sources[1].name
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert again.summary.startswith(
-        f"{graphs.path}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0;"
+        f"{graphs.path}: the existing store is reused: read 12 = stored 11 + failed 1 + duplicate 0;"
     )
     with pytest.raises(SourceError, match="none of its structures could be stored"):
         screen_files(sources[1], model, tmp_path / "bad.zarr", scheduler="threads")
@@ -119,7 +119,7 @@ def test_a_url_of_files_is_none_of_a_store(stores: Path, model: Path, tmp_path: 
         (["none.zarr"], StoreError, r"none\.zarr: no such store"),
         (["none.cif"], SourceError, r"none\.cif: no such file"),
         (["unfinished"], StoreError, "unfinished is unfinished; to resume it, repeat the command that writes it"),
-        ([], SourceError, "no sources given"),
+        ([], SourceError, "there are no sources"),
     ],
 )
 def test_what_cannot_be_screened_is_told(
@@ -223,7 +223,7 @@ def test_other_graphs_in_that_place_are_refused(
     graphs = tmp_path / "s.graphs.zarr"
     make(sources, graphs)
     moment = written(graphs)
-    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr holds different graphs \(.*{message}.*--overwrite"):
+    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr cannot be reused \(.*{message}.*--overwrite"):
         screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert written(graphs) == moment
     assert not (tmp_path / "s.zarr").exists()

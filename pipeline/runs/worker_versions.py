@@ -1,0 +1,86 @@
+"""Versions that workers share with the process that starts a run: otherwise their results could differ."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..errors import EquiscreenError
+
+PACKAGE, RUNTIME = "equiscreen", "onnxruntime"
+_PYTHON = "Python"
+# The packages that install each module; only one of them may be installed.
+_DISTRIBUTIONS = {PACKAGE: (PACKAGE,), RUNTIME: (RUNTIME, "onnxruntime-gpu")}
+
+Versions = tuple[tuple[str, str], ...]
+
+
+@lru_cache(maxsize=1)
+def versions() -> Versions:
+    """Names and versions of what matters in this process: Python, equiscreen and ONNX Runtime."""
+    found = {_PYTHON: platform.python_version()}
+    for module, distributions in _DISTRIBUTIONS.items():
+        for distribution in distributions:
+            try:
+                found[module] = version(distribution)
+            except PackageNotFoundError:
+                continue
+    return tuple(found.items())
+
+
+@lru_cache(maxsize=8)
+def check_versions(wanted: Versions, worker: str) -> None:
+    """Check, on a worker, that it has the versions of the process that started the run.
+
+    Args:
+        wanted: Result of `versions` there.
+        worker: Name of the worker, for the message.
+
+    Raises:
+        EquiscreenError: Some version differs.
+    """
+    _compare(dict(wanted), dict(versions()), worker)
+
+
+def check_workers(client: Any) -> None:
+    """Check the versions of all workers that are connected, before anything of equiscreen is sent to them.
+
+    The functions that run there are those of the standard library, since a worker may lack equiscreen.
+
+    Raises:
+        EquiscreenError: Equiscreen is not installed on a worker, or some version differs.
+    """
+    here = dict(versions())
+    there: dict[str, dict[str, str]] = {}
+    for worker, found in client.run(platform.python_version).items():
+        there.setdefault(worker, {})[_PYTHON] = found
+    for module, distributions in _DISTRIBUTIONS.items():
+        for distribution in distributions:
+            for worker, found in client.run(version, distribution, on_error="return").items():
+                if isinstance(found, str):
+                    there.setdefault(worker, {})[module] = found
+    for worker, found in there.items():
+        if PACKAGE not in found:
+            raise EquiscreenError(
+                f"worker {worker}: equiscreen is not installed there; start the workers in an environment with "
+                f"equiscreen {here[PACKAGE]}"
+            )
+        _compare(here, found, f"worker {worker}")
+
+
+def _compare(wanted: Mapping[str, str], found: Mapping[str, str], worker: str) -> None:
+    """Compare versions of a worker with those of this run; of Python, only the first two numbers matter."""
+    for name, expected in wanted.items():
+        other = found.get(name, expected)  # a worker without ONNX Runtime can do everything but evaluate models
+        if _significant(name, other) != _significant(name, expected):
+            raise EquiscreenError(
+                f"{worker} has {name} {other}, but this run was started with {name} {expected}; start all workers in "
+                "the same environment"
+            )
+
+
+def _significant(name: str, text: str) -> str:
+    return ".".join(text.split(".")[:2]) if name == _PYTHON else text
