@@ -76,6 +76,7 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/screen_rate.py $(DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/hull_rate.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/select_rate.py
+	$(BIN)/python tests/benchmarks/serve_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)

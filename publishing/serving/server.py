@@ -16,7 +16,7 @@ from .application import application
 LOCAL_HOST, PORT = "127.0.0.1", 8000
 # Requests that are answered or wait at the same time; beyond them, clients are told to come back (503).
 _REQUESTS = 500
-_LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
+_LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
 
 def serve(
