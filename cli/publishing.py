@@ -18,7 +18,7 @@ _SCORES_HELP = (
 
 
 def publish(
-    scores: Annotated[Path, typer.Argument(metavar="S.zarr|FOLDER", help=_SCORES_HELP)],
+    scores: Annotated[Path, typer.Argument(metavar="S.zarr", help=_SCORES_HELP)],
     place: Annotated[
         str,
         typer.Argument(
