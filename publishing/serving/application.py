@@ -1,7 +1,7 @@
 """The web application: an xpublish server of one dataset, with routes of its own.
 
-The plugin xpublish-zarr 0.1.0 encodes chunks anew for each request and does not know shards: where the metadata promise
-a shard, it answers with one chunk. Therefore the files of the store are handed out as they are, with range requests.
+The files of the store are handed out as they are, with range requests. The plugin xpublish-zarr 0.1.0 would write the
+dataset anew, with new chunks, and fails for stores with shards: their Dask chunks overlap one chunk of the new store.
 """
 
 from __future__ import annotations
