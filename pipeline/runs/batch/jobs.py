@@ -103,7 +103,7 @@ class BatchJobs:
             )
 
     def waiting(self) -> str:
-        """The jobs, with their states if the batch system tells them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
+        """The jobs, with their states if the batch system reports them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
         states, jobs = self._states or {}, list(self.cluster.workers.values())
         known = [job.job_id for job in jobs if job.job_id]
         named = [f"{one} ({states[one]})" if one in states else one for one in known[:3]]
@@ -207,7 +207,10 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: the folder of the jobs cannot be made ({detail(error)}); set `folder`") from error
+        raise ConfigError(
+            f"{folder}: cannot create the folder of the jobs ({detail(error)}); set another `folder` in the "
+            "cluster file"
+        ) from error
     try:
         return cluster_class(
             job_cls=_recorded(cluster_class.job_cls),
@@ -221,7 +224,10 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
             **job_options(system, settings),
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise EquiscreenError(f"the Dask scheduler cannot start ({detail(error.__cause__ or error)})") from error
+        raise EquiscreenError(
+            f"the Dask scheduler cannot start ({detail(error.__cause__ or error)}); check `interface` in the "
+            "cluster file"
+        ) from error
 
 
 def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
@@ -233,7 +239,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
     directives = list(settings.directives)
     if settings.gpus and system != BatchSystem.SLURM:
         raise ConfigError(
-            f"gpus: {system} has no common option for GPUs; ask for one with `directives` and set `workers: 1`"
+            f"gpus: {system} has no standard option for GPUs; request a GPU with `directives` and set `workers: 1`"
         )
     if settings.gpus:
         directives.insert(0, f"--gres=gpu:{settings.gpus}")
