@@ -27,13 +27,15 @@ SITE ?= build/site
 DEMO_OUT ?= equiscreen-demo
 # mypy, import-linter and doctest need the package under its own name; the folder of the repository may have any name.
 PACKAGE := build/types/equiscreen
-PARTS := pipeline model export screening campaigns conformance demo cli
+PARTS := pipeline model export screening publishing campaigns conformance demo cli
 
 # Codes whose results tests/oracles holds, each in an environment of its own: they pin e3nn against each other.
-ORACLES := sevennet nequip mace
+ORACLES := sevennet nequip allegro mace nequip_deploy
 PEER_sevennet := sevenn==0.13.0
 PEER_nequip := nequip==0.19.1
+PEER_allegro := nequip==0.19.1 nequip-allegro==0.8.3
 PEER_mace := mace-torch==0.3.16
+PEER_nequip_deploy := nequip==0.6.2
 
 .PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
 

@@ -22,12 +22,13 @@ Example:
     ['Al', 'Cu', 'AlCu', 'AlCu3']
 
 More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
-``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list) and
-``equiscreen.campaigns`` (whole jobs, and models by name). The command line does the same: ``equiscreen --help``.
+``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list),
+``equiscreen.publishing`` (results for others) and ``equiscreen.campaigns`` (whole jobs, and models by name). The
+command line offers the same steps; see ``equiscreen --help``.
 """
 
-# Imports point one way: pipeline <- model <- export <- screening <- campaigns <- demo <- cli <- __main__. The code
-# below this line imports none of these packages before one of their names is used.
+# Imports point one way: pipeline <- model <- export <- screening <- publishing <- campaigns <- demo <- cli <- __main__.
+# The code below this line imports none of these packages before one of their names is used.
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 """Entry point of the command line, for `python -m equiscreen` and the console script."""
 
-from .cli.interruption import interruptible
+from .cli.terminal.interruption import interruptible
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A model's own energies of the elements, computed once for each model and kept in the cache.
+"""Energies of the elements computed with a model, once for each model, and kept in the cache.
 
 `elements.extxyz` beside this module holds the most stable PBE phase of each of 89 elements, with its id in the
 Materials Project: the elemental references of MatPES (Kaplan et al., arXiv:2503.04070), as distributed with MatCalc
@@ -35,7 +35,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         model: ONNX file that predicts energy, forces and stress.
         potential: The same file, loaded.
         options: Scheduler, device and progress display of the relaxation.
-        note: Called with a message if the dataset is damaged or has to be computed.
+        note: Called with a message if the dataset is damaged or must be computed.
 
     Raises:
         ModelFileError: The model lacks energy, forces or stress.
@@ -49,9 +49,9 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         if _is_intact(out):
             return out
         if out.exists():
-            note(f"{out}: damaged; making it again")
+            note(f"{out} is damaged; computing it again")
             shutil.rmtree(folder)
-        note(f"relaxing crystals of the elements with the model (needed only once); result: {out}")
+        note(f"relaxing crystals of the elements with the model (needed only once for each model); result: {out}")
         with usable(folder):
             folder.mkdir(exist_ok=True)
         run = replace(options, limit=None, overwrite=True)

@@ -36,7 +36,7 @@ class CampaignEstimate:
     """Estimated cost of a campaign; as text, one line per step.
 
     Attributes:
-        steps: Estimate of each step by its name; text if the cost is not known.
+        steps: Estimate of each step by its name; text if the cost is unknown.
     """
 
     steps: Mapping[str, object]
@@ -111,7 +111,7 @@ def _references(
     live = [name for name in settings.references if is_live(name)]
     files = [name for name in settings.references if name not in live and not is_dataset(name)]
     if live:
-        yield f"references from {', '.join(live)}", "not known before the download"
+        yield f"references from {', '.join(live)}", "unknown before the download"
     if files:
         with tempfile.TemporaryDirectory() as folder:
             table, begin = Path(folder) / GATHERED, time.monotonic()

@@ -98,10 +98,10 @@ def rank(
         [1, 2, 3, 4]
 
     Args:
-        sources: Structure files of any kind, or one graph store.
+        sources: Structure files in any supported format, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
-        overwrite: Remove the campaign that the folder holds, and start again.
+        overwrite: Delete the campaign in the folder and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a message about each step.
         settings: Fields of `RankSettings`.
@@ -151,7 +151,7 @@ def run(
 
 
 def ranking_column(settings: RankSettings) -> str:
-    """Column by which a campaign ranks: energy above hull with references, else formation energy."""
+    """Column by which a campaign ranks: energy above hull with references, otherwise formation energy."""
     name = "energy_above_hull" if settings.references else "formation_energy_per_atom"
     return name if settings.relax else f"{name}{UNRELAXED}"
 
@@ -186,9 +186,11 @@ class _Steps:
             self.note(prepared.summary)
 
     def evaluate(self) -> None:
-        """Relax the structures, or score them as they are."""
+        """Relax the structures, or score them without relaxation."""
         self._tell_not_covered()
-        is_store = self.graphs != graphs_path(self.folder / CANDIDATES)  # no earlier step has limited its records
+        is_store = self.graphs != graphs_path(
+            self.folder / CANDIDATES
+        )  # no earlier step has limited the number of records
         common = {**self._common(), "limit": self.options.limit if is_store else None}
         if self.settings.relax:
             make = partial(relaxation.relax, self.graphs, self.model, self.scores, self.settings.relaxation, **common)
@@ -203,12 +205,12 @@ class _Steps:
         lacking = [chemical_symbols[number] for number in sorted(numbers - {*self.potential.metadata.elements})]
         if lacking:
             self.note(
-                f"{self.settings.model} does not cover {', '.join(lacking)}: structures with them are not ranked "
-                "(`equiscreen models` lists other models)"
+                f"{self.settings.model} does not cover {', '.join(lacking)}: structures with these elements are not "
+                "ranked (`equiscreen models` lists other models)"
             )
 
     def gather(self) -> None:
-        """Gather the references in the chemical systems of the candidates into one table; datasets stay as they are."""
+        """Gather the references in the chemical systems of the candidates into one table; datasets are not changed."""
         given = [name for name in self.references if is_live(name) or not is_dataset(name)]
         if not given:
             return
@@ -234,12 +236,13 @@ class _Steps:
             return
         out = self._own_elements()
         self.note(
-            f"{out}: the model's energies of the elements; equiscreen has none for the energy scheme {self.scheme}"
+            f"{out}: energies of the elements are computed with the model, since equiscreen has none for the energy "
+            f"scheme {self.scheme}"
         )
         self.elemental = [out]
 
     def relax_references(self) -> None:
-        """Relax the structures of the references with the model, for a hull in the model's own energies."""
+        """Relax the structures of the references with the model, for a hull with all energies computed by the model."""
         if not self.settings.relax_references:
             return
         self.model_references = [self._own_elements()]
@@ -325,7 +328,7 @@ class _Steps:
         try:
             return self._structures_of(self.references[0])
         except SourceError as error:
-            self.note(f"no structure is marked as known or new: {error}")
+            self.note(f"structures are not marked as known or new: {error}")
             return None
 
     def _structures_of(self, references: str) -> Path | str:
@@ -368,8 +371,8 @@ def _check_structures(table: Path, given: Sequence[str]) -> None:
         first = lacking[0]
         name = next((one for one in given if recorded_path(one, table) == first["source"]), first["source"])
         raise SourceError(
-            f"{name}: {len([row for row in lacking if row['source'] == first['source']]):,} of its references have no "
-            f"structure ({first['formula']} {first['id']} is the first), but --relax-references needs one for every "
+            f"{name}: {len([row for row in lacking if row['source'] == first['source']]):,} of these references have "
+            f"no structure ({first['formula']} {first['id']} is the first), but --relax-references needs one for every "
             "compound; use references with structures, or leave out --relax-references"
         )
 

@@ -29,7 +29,7 @@ DEFAULT_MODEL = "7net-0"
 SUFFIXES = (".yaml", ".yml")
 # Settings that hold paths, each with the values that name a server instead of a path.
 _PATHS: Mapping[str, frozenset[str]] = {"sources": frozenset(), "references": frozenset({MP})}
-# Largest number of structures: the largest signed integer of 64 bits.
+# Maximum number of structures: the largest signed 64-bit integer.
 _MOST = 2**63 - 1
 # Replacements for messages of pydantic, which name Python types.
 _EXPECTED = {
@@ -42,7 +42,7 @@ _EXPECTED = {
 
 
 class RankSettings(BaseModel):
-    """Settings of a campaign: what it ranks, with which model, and against which references.
+    """Settings of a campaign: what it ranks, with which model, and relative to which references.
 
     Example:
         >>> from equiscreen.campaigns import RankSettings
@@ -54,17 +54,18 @@ class RankSettings(BaseModel):
         model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
-        scheme: Energy scheme of references that state none.
-        relax_references: Whether to relax the structures of the references with the model too, for a second hull in the
-            model's own energies.
-        within: Structures at most this far above the hull, eV/atom, count as near it. The probability of being near it
-            is given if the model's error is known, references are given, and the structures are relaxed.
-        relax: Whether to relax the structures, or to score them as they are.
+        scheme: Energy scheme of references that do not state one.
+        relax_references: Whether to relax the structures of the references with the model too, for a second hull with
+            all energies computed by the model.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull. If the model's error is
+            known, references are given and the structures are relaxed, the result includes the probability that a
+            structure is near the hull.
+        relax: Whether to relax the structures or to score them without relaxation.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.
         top: Number of structures to select.
         limit: Read only the first `limit` records; None reads all.
-        device: Device that evaluates the model.
+        device: Device on which the model runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -125,9 +126,9 @@ class RankSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{path}: not a campaign file; it needs at least `sources:`")
+            raise ConfigError(f"{path} is not a campaign file; it needs at least `sources:`")
         try:
             settings = cls.of(**{str(name): value for name, value in content.items()})
         except ConfigError as error:
@@ -163,24 +164,24 @@ class RankSettings(BaseModel):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         try:
             if not overwrite and path.exists() and path.read_bytes() != text.encode():
-                raise OutputExistsError(f"{path}: already exists with different content; choose another file")
+                raise OutputExistsError(f"{path} already exists with different content; choose another file")
             write_text_atomically(path, text)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
-            raise OutputExistsError(f"{path}: cannot be written ({error.strerror})") from error
+            raise OutputExistsError(f"{path} cannot be written ({error.strerror}); choose another file") from error
 
 
 def _joined(folder: Path, path: str) -> str:
     """A path in a folder, without ``..``, so that a campaign file names its sources as the command did."""
     joined = str(folder / path)
     plain = os.path.normpath(joined)
-    # After a symbolic link, `..` may lead elsewhere.
+    # After a symbolic link, `..` may lead to a different folder.
     return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined
 
 
 def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[str]) -> str:
-    """Change the path of a source with `move`; names of servers and URLs stay as they are."""
+    """Change the path of a source with `move`; names of servers and URLs are unchanged."""
     if "://" in source or source.startswith(OPTIMADE_PREFIX):
         return redact_urls(source)
     return source if source in servers else str(move(source))

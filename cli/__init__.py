@@ -1,4 +1,4 @@
-"""The command line `equiscreen`: one module per group of verbs, one public function of the library behind each verb.
+"""The command line `equiscreen`: one module per group of commands, each of which calls one public function.
 
-A module of verbs imports nothing heavy: what a verb needs is imported when it runs, so that `--help` is immediate.
+These modules import nothing heavy: what a command needs is imported when it runs, so that `--help` is immediate.
 """

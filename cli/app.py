@@ -1,4 +1,4 @@
-"""The command `equiscreen`: its verbs in the order of `--help`, its version, and how it reports errors."""
+"""The program `equiscreen`: its commands in the order of `--help`, its version, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
+from .publishing import publish, serve
 from .results import hull, report, select
-from .screening import cascade, relax, screen
+from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
 from .terminal.help_pages import Verb, Verbs
 
@@ -36,8 +37,8 @@ app = typer.Typer(
     "`rank` does the whole job: from structure files to a ranked list and a report. Step by step: `featurize` "
     "structure files into a graph store, `screen` or `relax` it with a model (published weights by name, or your own, "
     "made with `train` and `export`), then `hull`, `select` and `report`. `equiscreen demo` runs all of this on an "
-    "example in a few minutes; `equiscreen VERB --help` explains each verb. "
-    "`--json`, `--quiet` and `--verbose` may come before or after the verb.",
+    "example in a few minutes; `equiscreen COMMAND --help` explains each command. "
+    "`--json`, `--quiet` and `--verbose` may come before or after the command.",
     no_args_is_help=True,
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,25 +54,36 @@ _EXTRAS = {
     "httpx": "remote",
     "s3fs": "remote",
     "aiohttp": "remote",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "xpublish": "serve",
 }
 
 # The beginning of a URL after `Path` has collapsed its double slash.
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# Environment variable; if it is set, errors show their tracebacks.
+# Environment variable that makes errors show their tracebacks.
 _TRACEBACK = "EQUISCREEN_TRACEBACK"
 
-# Verbs by stage of the workflow, in the order of `--help`.
+# Commands by stage of the workflow, in the order of `--help`.
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
     "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
-    "Screening": {"screen": screen, "relax": relax, "references": references, "hull": hull, "cascade": cascade},
-    "Results": {"select": select, "report": report, "info": info},
+    "Screening": {
+        "screen": screen,
+        "relax": relax,
+        "references": references,
+        "hull": hull,
+        "cascade": cascade,
+        "properties": properties,
+    },
+    "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
 }
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a verb reject URLs where it takes local paths, since `Path` would turn a URL into the name of a folder."""
+    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into a folder's name."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:
@@ -80,7 +92,7 @@ def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
             if isinstance(path, Path) and _URL_AS_PATH.match(str(path)):
                 url = str(path).replace(":/", "://", 1)
                 raise EquiscreenError(
-                    f"{url}: is a URL, but only local paths can be used here; copy inputs to this machine first, "
+                    f"{url} is a URL, but only local paths can be used here; copy inputs to this machine first, "
                     "or copy outputs to the URL afterwards"
                 )
         verb(**options)
@@ -110,7 +122,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. An error that ends a verb is printed on one line to standard error; the exit code is 1."""
+    """Run the command line. An error is printed on one line to standard error; the exit code is then 1."""
     if os.environ.get(_TRACEBACK):
         app()
     with _silent_background():
@@ -139,20 +151,22 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, EquiscreenError):
         return str(error) or type(error).__name__
     if is_out_of_memory(error):
-        return f"out of memory ({detail(error)}); close other programs, or raise the limit (ulimit -v)"
+        return f"out of memory ({detail(error)}); close other programs, or raise the memory limit (ulimit -v)"
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "cpu,train")
         return f"{error.name} is not installed: pip install 'equiscreen[{extra}]'"
     if isinstance(error, OSError):
         return _system_error(error)
     return (
-        f"unexpected {type(error).__name__}: {detail(error)}; please report this, with the output of the same command "
-        f"with {_TRACEBACK}=1"
+        f"unexpected {type(error).__name__}: {detail(error)}; please report this, with the output that the same "
+        f"command prints when {_TRACEBACK}=1 is set"
     )
 
 
 def _system_error(error: OSError) -> str:
     if error.errno in DISK_FULL:
-        place = error.filename or "that of the output or of temporary files; TMPDIR sets the folder of the latter"
+        place = (
+            error.filename or "where the output or the temporary files are; TMPDIR sets the folder for temporary files"
+        )
         return f"the disk is full ({place}); free some space and run the same command again"
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else detail(error)

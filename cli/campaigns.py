@@ -1,4 +1,4 @@
-"""The verbs of whole campaigns: `rank` and `references`."""
+"""The commands for whole campaigns: `rank` and `references`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .interruption import resumable
 from .options import Device, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def rank(
@@ -18,8 +18,8 @@ def rank(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Structure files of any kind that `equiscreen featurize` reads, a graph store, or one campaign file "
-            "(.yaml) that holds all settings.",
+            help="Structure files in any format that `equiscreen featurize` reads, a graph store, or a single campaign "
+            "file (.yaml) with all settings.",
         ),
     ],
     model: Annotated[
@@ -49,8 +49,8 @@ def rank(
         bool,
         typer.Option(
             "--relax-references",
-            help="Also relax the structures of --references with the model, and give the distance to the hull of these "
-            "relaxed references, in the model's own energies.",
+            help="Also relax the structures of --references with the model, and report the energy above the hull of "
+            "these relaxed references, with all energies computed by the model.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -58,7 +58,7 @@ def rank(
     limit: Limit = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
-    overwrite: Annotated[bool, typer.Option(help="Remove the campaign that --out holds, and start again.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Delete the campaign in --out and start again.")] = False,
     save_config: Annotated[
         Path | None,
         typer.Option(help="Also write the settings to this campaign file.", show_default="only campaign.yaml in --out"),
@@ -70,7 +70,7 @@ def rank(
     the convex hull are computed. They are ranked by energy above hull with --references, otherwise by formation energy.
     The ten best structures are printed. The folder `best` in --out holds the best --top structures as CIF files and as
     a table (ranked.csv); report.html in --out is a report on the whole campaign. An interrupted campaign resumes when
-    you run the same command again. `pip install 'equiscreen[rank]'` installs all that this verb needs.
+    you run the same command again. `pip install 'equiscreen[rank]'` installs everything this command needs.
 
     \b
     Example:
@@ -141,10 +141,11 @@ def references(
         list[str],
         typer.Argument(
             metavar="WHAT",
-            help="Files of pymatgen entries (.json, .json.gz), tables (.csv, .csv.gz, .parquet), scores datasets "
-            "of relaxed structures (.zarr), mp (Materials Project, through the package mp-api, with your API key in "
-            "the environment variable MP_API_KEY; untested), optimade:PROVIDER (alexandria, alexandria-pbesol, mp, "
-            "oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL for a mirror.",
+            help="Where to get references: files of pymatgen entries (.json, .json.gz), tables (.csv, .csv.gz, "
+            ".parquet), scores datasets of relaxed structures (.zarr), mp (the Materials Project, through the package "
+            "mp-api, with your API key in the environment variable MP_API_KEY; untested), optimade:PROVIDER "
+            "(alexandria, alexandria-pbesol, mp, oqmd, jarvis; all untested), optimade:URL, or optimade:PROVIDER@URL "
+            "for a mirror.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write (.parquet).")],
@@ -159,7 +160,7 @@ def references(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Take the chemical systems from candidates: a scores dataset (its energy scheme is used too), a "
+            help="Use the chemical systems of these candidates: a scores dataset (its energy scheme is used too), a "
             "graph store, or structure files.",
         ),
     ] = None,
@@ -168,12 +169,13 @@ def references(
 ) -> None:
     """Fetch reference phases into a table for `equiscreen hull`.
 
-    Only energies that can be compared with those of the candidates are kept. The energy scheme of the candidates
-    is that of the scores given as --candidates, else --scheme, else mp-uncorrected. References that are left out are
-    counted by reason. The table records the source, functional and structure of each phase, and a summary: run types,
-    phases per chemical system, and missing elements and systems. An interrupted download resumes when you run the same
-    command again; files are read again. Queries of servers need `pip install 'equiscreen[remote]'`. Providers marked
-    untested could not be reached when this page was written.
+    Only energies that can be compared with those of the candidates are kept. The candidates' energy scheme is read from
+    the scores given as --candidates; otherwise it is --scheme, or mp-uncorrected by default. References that are left
+    out are counted by reason. The table records the source, functional and structure of each phase, and a summary: run
+    types, phases per chemical system, and missing elements and systems. An interrupted download resumes when you run
+    the same command again; local files are read again. With the default scheme, this command needs `pip install
+    'equiscreen[hull]'`; OPTIMADE servers also need `pip install 'equiscreen[remote]'`, and mp needs `pip install
+    mp-api`. Sources marked untested could not be reached when this page was written.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verb `demo`."""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Annotated
 import typer
 
 from ..demo.acts import Act
-from .options import Overwrite, Scheduler
+from .options import Scheduler
 from .terminal.account import account, shows_progress, tell, wants_json
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder to write; each act keeps its stores, model and scores in a subfolder.")
-    ] = Path("equiscreen-demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write; each act has its own subfolder.")] = Path(
+        "equiscreen-demo"
+    ),
     only: Annotated[Act | None, typer.Option(help="Run only this act.", show_default="both")] = None,
     candidates: Annotated[int, typer.Option(min=10, help="Number of new structures that act two screens.")] = 5000,
     training: Annotated[int, typer.Option(min=20, help="Number of structures that act two trains on.")] = 1500,
     epochs: Annotated[int, typer.Option(min=1, help="Number of training epochs in act two.")] = 30,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace earlier results of the same acts in --out.")] = False,
     scheduler: Scheduler = None,
 ) -> None:
     """Run the whole workflow on an example, in two acts.
@@ -32,8 +32,8 @@ def demo(
     Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
 
-    The demo needs `pip install 'equiscreen[demo]'`. If neither sevenn nor equiscreen-models, which hold the weights, is
-    installed, act one is skipped, act two still runs, and the exit code is 1.
+    The demo needs `pip install 'equiscreen[demo]'`. The weights are part of the packages sevenn and equiscreen-models;
+    if neither is installed, act one is skipped, act two still runs, and the exit code is 1.
 
     \b
     Example, a smaller act two:

@@ -1,4 +1,4 @@
-"""The verb `export`."""
+"""The command `export`."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Outputs to keep: energy, forces, stress and names of heads; a model with the energy alone is "
-            "evaluated in less than a third of the time.",
+            help="Outputs to keep: any of energy, forces, stress and the names of heads; a model that predicts only "
+            "the energy is more than three times as fast.",
             show_default="all",
         ),
     ] = None,
     float64: Annotated[
-        bool, typer.Option("--float64", help="Compute in float64 instead of float32; several times slower.")
+        bool, typer.Option("--float64", help="Compute in float64 instead of float32; this is several times slower.")
     ] = False,
     average_mirror: Annotated[
         bool,
         typer.Option(
             "--average-mirror",
-            help="Average a network without parity (SevenNet) with its mirror image, so that mirror images of a "
-            "structure get the same energy; evaluating the model then takes twice the time.",
+            help="Average a network without parity (such as SevenNet's) with its mirror image, so that mirror images "
+            "of a structure get the same energy; the model then takes twice as long to evaluate.",
         ),
     ] = False,
     opset: Annotated[
-        int, typer.Option(help="Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.")
+        int, typer.Option(help="Version of the ONNX operator set, from 17 to 23; older runtimes need a lower version.")
     ] = 18,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a network, with forces and stress, to an ONNX file.
 
-    An ensemble also becomes a single file. The file is written only if its graph passes all checks: it contains no
-    reducing scatter, agrees with PyTorch on new structures of different sizes, gives bit-identical results with one and
-    two threads (in float64: identical up to rounding), and obeys the symmetries: rotations, reflections (unless the
-    network has no parity), translations and permutations of atoms. The results are stored in the file's metadata;
-    `equiscreen info model.onnx --json` prints them.
+    An ensemble is exported to a single file. The file is written only if the ONNX graph passes all checks: it contains
+    no scatter operation with a reduction (such as scatter-add), agrees with PyTorch on new structures of different
+    sizes, gives bit-identical results with one and two threads (in float64: identical up to rounding), and obeys the
+    symmetries: rotations, reflections (unless the network has no parity), translations and permutations of atoms. The
+    results of the checks are stored in the file's metadata; `equiscreen info model.onnx --json` prints them.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verb `info`."""
+"""The command `info`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ def info(
     path: Annotated[
         str,
         typer.Argument(
-            help="Graph store or scores dataset (a path or a URL), folder of results, run folder, checkpoint or ONNX "
-            "model."
+            metavar="PATH",
+            help="Graph store or scores dataset (a path or a URL), results folder, run folder, checkpoint or ONNX "
+            "model.",
         ),
     ],
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify", help="Also check a graph store against its checksums; other files cannot be verified."
-        ),
+        typer.Option("--verify", help="Also verify the checksums of a graph store; other files cannot be verified."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print, as one JSON object, everything that is stored.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all stored metadata as one JSON object.")] = False,
 ) -> None:
-    """Describe a store, scores, run folder, checkpoint or model.
+    """Describe a store, scores dataset, run folder, checkpoint or model.
 
-    Prints the kind of file, the number of structures, failures and their reasons, the model, and the source of the
-    data. With --json, prints everything that is stored about the file: arrays with units, settings, versions, and the
-    results of checks.
+    By default, the command prints the kind of file, the number of structures, the failures and their reasons, the
+    model, and the source of the data. With --json, it prints all stored metadata: arrays and their units, settings,
+    versions, and the results of checks.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verbs that make checkpoints: `train`, `refit` and `import`."""
+"""The commands that make checkpoints: `train`, `refit` and `import`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Annotated
 import typer
 
 from ..pipeline.errors import ConfigError
-from .interruption import resumable
 from .options import Limit, Overwrite
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to write; the trained network is its model.ckpt.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Run folder to write; the trained network is model.ckpt in it or, for an ensemble, in each of its "
+            "member-N folders."
+        ),
+    ],
     stores: Annotated[
         list[str] | None,
-        typer.Argument(metavar="G.zarr", help="Graph stores with energies (preferably with forces) or other labels."),
+        typer.Argument(metavar="G.zarr", help="Graph stores with energies (preferably also forces) or other labels."),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             help="YAML file with the sections `network` and `training`; docs/training.md lists every key.",
-            show_default="the default of every key",
+            show_default="all keys have their default values",
         ),
     ] = None,
     seeds: Annotated[
@@ -40,24 +46,30 @@ def train(
         str | None,
         typer.Option(
             metavar="G.zarr",
-            help="While fine-tuning, also train on structures of this graph store, labelled by the model before the "
-            "first step, so that its predictions for them "
-            "hardly change (sets training.fine_tune.replay in the config).",
+            help="While fine-tuning, also train on structures from this graph store, labelled with the original "
+            "model's predictions, so that the predictions for them hardly change (sets training.fine_tune.replay in "
+            "the config).",
         ),
     ] = None,
     repeat: Annotated[
         Path | None,
-        typer.Option(help="Repeat the run in this folder bit for bit; only --out and --overwrite may be added."),
+        typer.Option(
+            help="Repeat the run in this folder bit for bit; the stores and settings are read from it and must not be "
+            "given."
+        ),
     ] = None,
     limit: Limit = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(help="Replace an existing --out; an unfinished run with the same settings is resumed instead."),
+    ] = False,
 ) -> None:
     """Train a network, or an ensemble of networks, on graph stores.
 
     The loss includes energies, forces, stresses and the labels of all heads, where the stores have them. An interrupted
-    run resumes when you run the same command again, and ends with the same weights. The run folder keeps the
-    configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several stores, --limit
-    applies to each.
+    run resumes when you run the same command again, and ends with the same weights as an uninterrupted run. The run
+    folder keeps the configuration, the split, the logs (metrics.csv, TensorBoard) and plots of the errors. With several
+    stores, --limit applies to each.
 
     \b
     Example:
@@ -100,24 +112,25 @@ def refit(
         Path, typer.Argument(metavar="M.ckpt", help="Checkpoint or run folder of the network to adapt.")
     ],
     stores: Annotated[
-        list[str], typer.Argument(metavar="G.zarr", help="Graph stores with energies in the other DFT setting.")
+        list[str],
+        typer.Argument(metavar="G.zarr", help="Graph stores with energies computed with the new DFT settings."),
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     energy_scheme: Annotated[
         str,
         typer.Option(
-            help="Energy scheme of the new energies (the DFT settings that they follow): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
+            help="Energy scheme of the new energies (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme)."
         ),
     ] = "own",
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit the reference energies of a network to another DFT setting.
+    """Refit the reference energies of a network to different DFT settings.
 
-    A network adds up atomic energies, which are relative to reference energies of the elements. These depend on the
-    settings of the DFT calculations, and are fitted to the energies in the stores, by least squares; the weights,
-    and with them all forces and stresses, stay as they are. To change the weights too, use `equiscreen train --from`,
-    which refits the reference energies first.
+    A network predicts energies relative to a reference energy for each element. The reference energies depend on the
+    DFT settings; this command fits them to the energies in the stores by least squares. The weights, and with them all
+    forces and stresses, stay the same. To change the weights too, use `equiscreen train --from`, which refits the
+    reference energies first.
 
     \b
     Example:
@@ -133,45 +146,50 @@ def import_(
         str | None,
         typer.Argument(
             metavar="NAME|FILE",
-            help="Name of published weights, as for `--model` of other verbs (`equiscreen models` lists them), or a "
-            "weights file.",
+            help="Name of published weights (`equiscreen models` lists them), or a weights file.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint to write.")] = None,
     modality: Annotated[
         str | None,
-        typer.Option(help="For a model with several fidelities or heads, the one to use, such as PBE or R2SCAN."),
+        typer.Option(help="Fidelity or head to use, such as PBE or R2SCAN, if the model has several."),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Settings of the network, YAML or JSON, if FILE holds only weights (.pt, .safetensors, .npz)."
+            help="YAML or JSON file with the settings of the network, if FILE holds only the weights of a MACE network "
+            "(.pt, .safetensors, .npz) or is a TorchScript archive that lacks a setting."
         ),
     ] = None,
     energy_scheme: Annotated[
         str | None,
         typer.Option(
-            help="Energy scheme of the weights (the DFT settings that their energies follow): mp-uncorrected, "
-            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (a scheme without a name).",
-            show_default="that of known weights, else own",
+            help="Energy scheme of the weights (DFT settings and energy corrections): mp-uncorrected, "
+            "mp2020-corrected, omat24, matpes-pbe, r2scan, or own (any other scheme).",
+            show_default="the published scheme for known weights, otherwise own",
         ),
     ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run any code that the file contains; only for files that you trust.")
     ] = False,
     float32: Annotated[
-        bool, typer.Option("--float32", help="Convert float64 weights to float32: several times faster.")
+        bool,
+        typer.Option(
+            "--float32", help="Convert float64 weights to float32, which makes the network several times faster."
+        ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the known weights and exit.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Import published weights as a checkpoint.
 
-    `equiscreen export` and `equiscreen train --from` accept the checkpoint. Weights that no installed package holds are
-    downloaded into the cache folder (environment variable EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet's
-    .pth files, Nequix's .pt and .nqx files, NequIP's .ckpt and .nequip.zip files and MACE's .model files are read,
-    whatever their names; the architecture is taken from the file. The energy scheme determines which energies the
-    model's predictions may be compared with, and is stored in the checkpoint.
+    Use the checkpoint with `equiscreen export` or `equiscreen train --from`. Published weights that ship with the
+    package sevenn are read from it; the others are downloaded into the cache folder (environment variable
+    EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet .pth files, Nequix .pt and .nqx files, NequIP and Allegro
+    .ckpt and .nequip.zip files, MACE .model files, and TorchScript archives made for LAMMPS or CP2K can be read; the
+    format is recognised from the content, not from the file name, and the architecture is taken from the file. The
+    energy scheme determines which other energies the model's predictions may be compared with; it is stored in the
+    checkpoint.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verb `models`, and model names for the verbs that take an ONNX file."""
+"""The command `models`, and model names for the commands that take an ONNX file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal.account import tell
+from .terminal.account import shows_progress, tell
 
 if TYPE_CHECKING:
     from ..campaigns.models.catalog import CatalogModel
 
 MODEL_HELP = (
     "ONNX file from `equiscreen export`, the name of published weights such as 7net-0 (`equiscreen models` lists "
-    "them), or a checkpoint or run folder. Weights and checkpoints are exported once into the cache."
+    "them), or a checkpoint or run folder. Weights and checkpoints are exported to the cache on first use."
 )
 
 
 def onnx_file(model: str) -> Path:
-    """The ONNX file of a model that is given by name or as a file; see `campaigns.models.resolve.model_file`."""
+    """Return the ONNX file of a model given by name or as a file; see `campaigns.models.resolve.model_file`."""
     from ..campaigns.models.resolve import model_file
 
-    return model_file(model, progress=True, note=tell)
+    return model_file(model, progress=shows_progress(), note=tell)
 
 
 def models(
@@ -31,24 +31,25 @@ def models(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Show only this model: NAME, NAME/FIDELITY (FIDELITY is PBE or R2SCAN, for a multi-fidelity model) or "
-            "NAME@HASH (HASH stands for the first digits, at least 8, of the SHA-256 of the weights).",
+            help="Show only this model: NAME, NAME/FIDELITY (PBE or R2SCAN, for a multi-fidelity model) or NAME@HASH "
+            "(HASH is the first 8 or more digits of the SHA-256 of the weights).",
             show_default=False,
         ),
     ] = None,
     fetch: Annotated[
         bool,
         typer.Option(
-            "--fetch", help="Prepare the model for use: download its weights if needed, and export them to the cache."
+            "--fetch",
+            help="Prepare the model NAME for use: download its weights if needed, and export them to the cache.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """List the models that are known by name.
+    """List the models that can be used by name.
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
-    symmetry, size and speed, the source of its weights, and whether it is ready for use, in the package
-    equiscreen-models or in the cache folder (environment variable EQUISCREEN_CACHE). Every verb that takes a model
+    symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
+    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that runs a model
     accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
     needs `pip install 'equiscreen[rank]'`.
 

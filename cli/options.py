@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ CandidateSources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE",
-        help="Graph store (G.zarr) of the candidates, or its URL; structure files of any kind that `equiscreen "
-        "featurize` reads; or a scores dataset, whose structures are used (after a relaxation, the relaxed ones).",
+        help="Graph store (G.zarr) of the candidates, or its URL; structure files in any format that `equiscreen "
+        "featurize` reads; or a scores dataset, whose structures are used (the relaxed ones if `equiscreen relax` "
+        "wrote it).",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing --out.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Use only the first structures, at most this many.", show_default="all")
+    int | None, typer.Option(min=1, help="Use only this many structures, starting with the first.", show_default="all")
 ]
 Estimate = Annotated[
     bool,
@@ -29,9 +30,9 @@ Estimate = Annotated[
 Deduplication = Annotated[
     Dedup,
     typer.Option(
-        help="Which structures count as duplicates: `exact` compares cell, elements, coordinates and site order, and "
-        "keeps a structure whose labels differ from those of an equal one; `crystal` recognises the same crystal, "
-        "whatever its cell, origin, site order, orientation and labels."
+        help="Which structures count as duplicates: `exact` compares the cell, elements, coordinates, site order and "
+        "labels; `crystal` recognises the same crystal regardless of the choice of unit cell, origin, orientation, "
+        "site order or labels."
     ),
 ]
 Scheduler = Annotated[
@@ -44,12 +45,12 @@ Scheduler = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="Device that evaluates the model: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+    str, typer.Option(help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
 ]
 Budget = Annotated[
     float | None,
     typer.Option(
-        help="Start no new batch after this many hours of relaxing structures; run the same command again to resume.",
+        help="Start no new batches after this many hours of relaxation; run the same command again to resume.",
         show_default="no limit",
     ),
 ]
@@ -69,24 +70,24 @@ References = Annotated[
         help="Competing phases: pymatgen entries (.json, .json.gz), a scores dataset (.zarr), or a table (.csv, "
         ".csv.gz, .parquet) with the columns formula and either energy_per_atom or formation_energy_per_atom "
         "(eV/atom), and optionally scheme and either run_type or functional. Repeatable.",
-        show_default="none: only the candidates and the elements compete, so distances are lower bounds",
+        show_default="none: only the candidates and the elements compete, so energies above hull are lower bounds",
     ),
 ]
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme to assume for references that state none (table rows without `scheme`, entries without a "
-        "run type) and, in `equiscreen hull`, for the labels of a graph store: mp-uncorrected, mp2020-corrected, "
-        "omat24, matpes-pbe, r2scan, or own (a scheme without a name)."
+        help="Energy scheme (DFT settings and energy corrections) to assume where none is stated, as in table "
+        "rows without `scheme` and entries without a run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
+        "r2scan, or own (any other scheme, such as your own DFT settings)."
     ),
 ]
 Within = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Structures at most this far above the hull, in eV/atom, count as near it; the output gives the "
-        "probability of being near it if the structures were scored with several models or the model's error is "
-        "known.",
+        help="Structures at most this far above the hull (eV/atom) count as near the hull. If the error of the "
+        "model's energies above hull is known, the output also gives the probability that a "
+        "structure is near the hull.",
     ),
 ]
 MovedStore = Annotated[

@@ -1,4 +1,4 @@
-"""The verbs that make graph stores: `generate`, `featurize` and `merge`."""
+"""The commands that make graph stores: `generate`, `featurize` and `merge`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 from ..pipeline.errors import ConfigError
 from ..pipeline.sources.formats import Format
 from ..pipeline.store.dedup import Dedup
-from .interruption import resumable
 from .models import onnx_file
 from .options import Deduplication, Estimate, Limit, Overwrite, Scheduler
 from .terminal.account import account, shows_progress
+from .terminal.interruption import resumable
 
 
 def generate(
@@ -38,24 +38,24 @@ def generate(
     ] = None,
     max_atoms: Annotated[
         int | None,
-        typer.Option(min=2, help="Skip prototypes with more atoms than this in the cell.", show_default="no limit"),
+        typer.Option(min=2, help="Skip prototypes with more atoms per cell than this.", show_default="no limit"),
     ] = None,
     min_probability: Annotated[
-        float, typer.Option(help="Skip substitutions with a lower probability than this (between 1e-6 and 1).")
+        float, typer.Option(help="Skip substitutions that are less probable than this (between 1e-6 and 1).")
     ] = 1e-4,
     overwrite: Overwrite = False,
 ) -> None:
-    """Generate candidate crystals by ion substitution in known ones.
+    """Generate candidate crystals by ion substitution in known crystals.
 
     Each prototype is assigned oxidation states; prototypes to which none can be assigned (such as metals and alloys)
     are skipped. Ions are substituted at random, according to the probabilities that Hautier et al. (2011) mined from
-    known compounds, so that likelier substitutions tend to come first. Charge neutrality is preserved, and the volume
-    is scaled with the ionic radii. When all likely substitutions are used up, slightly strained and rattled copies
-    follow until --count is reached; no two candidates are equal.
+    known compounds, so more likely substitutions tend to come first. Charge neutrality is preserved, and the volume is
+    scaled with the ionic radii. When all likely substitutions are used up, slightly strained and rattled copies follow
+    until --count is reached; no two candidates are equal.
 
     The parquet file has the columns id, lattice_vectors, cartesian_site_positions, species_at_sites, prototype and
-    substitution_probability. `equiscreen featurize` and `equiscreen screen` read it. This verb needs
-    `pip install 'equiscreen[generate]'`.
+    substitution_probability. `equiscreen featurize` and `equiscreen screen` can read it. This command needs `pip
+    install 'equiscreen[generate]'`.
 
     \b
     Example:
@@ -93,7 +93,8 @@ def featurize(
     cutoff: Annotated[
         float | None,
         typer.Option(
-            help="Cutoff radius of the neighbour graph, angstrom.", show_default="5.0; with --append, that of the store"
+            help="Cutoff radius of the neighbour graph, angstrom.",
+            show_default="5.0; with --append, the cutoff of the store",
         ),
     ] = None,
     model: Annotated[
@@ -106,14 +107,14 @@ def featurize(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Label mapping: a YAML file, or the name of one that ships with equiscreen, such as `mlearn`."
+            help="Label mapping: a YAML file, or the name of a mapping that ships with equiscreen, such as `mlearn`."
         ),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="One label to read, as NAME=KEY.PATH, where KEY.PATH is a column, a key or a dotted path; with an "
-            "optional :SHAPE after NAME and an optional unit in square brackets at the end, for example "
+            help="A label to read, in the form NAME=KEY.PATH, where KEY.PATH is a column, a key or a dotted path. A "
+            ":SHAPE after NAME and a unit in square brackets at the end are optional, for example "
             "energy=outputs.E[eV], dielectric:3x3=e_total or charge:atom=charges[e]. Repeatable."
         ),
     ] = None,
@@ -121,7 +122,7 @@ def featurize(
         Path | None, typer.Option(help="Write the mapping given by --labels, --label and --column to this YAML file.")
     ] = None,
     column: Annotated[list[str] | None, typer.Option(help="Column or key to copy to the store. Repeatable.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="Column or key that holds the id of a structure.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Column or key that holds the structure ids.")] = None,
     file_format: Annotated[
         Format | None,
         typer.Option("--format", help="Format of all sources.", show_default="detected from the content"),
@@ -219,9 +220,9 @@ def merge(
 ) -> None:
     """Merge graph stores into one, without duplicates.
 
-    Of several equal structures, the first is kept; with `--dedup exact`, so is a later one whose labels differ.
-    Labels and columns that only some stores have are empty for structures from the other stores; labels of the same
-    name must agree in shape and unit. An interrupted run resumes when you run the same command again.
+    Of several duplicates, only the first is kept. Labels and columns that only some stores have are left empty for
+    structures from the other stores; labels with the same name must have the same shape and unit. An interrupted run
+    resumes when you run the same command again.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verbs that turn scores into a ranked list: `hull`, `select` and `report`."""
+"""The commands that turn scores into a ranked list: `hull`, `select` and `report`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .interruption import resumable
 from .options import MovedStore, Overwrite, References, Scheme, Within
 from .terminal.account import account, shows_progress
+from .terminal.interruption import resumable
 
 
 def hull(
@@ -18,7 +18,7 @@ def hull(
         typer.Argument(
             metavar="S.zarr",
             help="Scores written by `equiscreen screen` or `equiscreen relax`, or their URL; or a graph store with "
-            "energies as labels (then --scheme is required).",
+            "energies as labels (--scheme is then required, and gives the scheme of the labels too).",
         ),
     ],
     references: References = None,
@@ -31,14 +31,15 @@ def hull(
         list[str] | None,
         typer.Option(
             metavar="R.zarr",
-            help="References relaxed with the candidates' own model (`equiscreen relax`), elements included: adds the "
-            "distance to the hull in the model's own energies. Repeatable.",
+            help="References, including the elements, relaxed with the model of the candidates (`equiscreen relax`); "
+            "adds the energy above the hull of these references, with all energies computed by the model. Repeatable.",
         ),
     ] = None,
     unrelaxed_references: Annotated[
         bool,
         typer.Option(
-            "--unrelaxed-references", help="Accept datasets of unrelaxed structures as references for relaxed ones."
+            "--unrelaxed-references",
+            help="Accept datasets of unrelaxed structures as references for relaxed candidates.",
         ),
     ] = False,
     exclude_self: Annotated[
@@ -46,17 +47,17 @@ def hull(
         typer.Option(
             "--exclude-self",
             help="Leave each structure's own phase (recognised by structure, not by name) out of its hull. Every "
-            "reference then needs a structure.",
+            "reference must then have a structure.",
         ),
     ] = False,
     within: Within = 0.05,
     error: Annotated[
         float | None,
         typer.Option(
-            help="Standard deviation of the model's errors in energies above hull, eV/atom: adds the probabilities of "
-            "being below the hull and of being at most --within above it. If the structures were scored with "
-            "several models, their spread is used instead.",
-            show_default="not known",
+            help="Standard deviation of the model's errors in energies above hull, eV/atom; adds the probability that "
+            "a structure is below the hull and the probability that it is at most --within above it. If the structures "
+            "were scored with several models, their spread is used instead.",
+            show_default="unknown",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -66,10 +67,10 @@ def hull(
     The hull is built from the known phases in --references or, without them, from the candidates and the elements. The
     output holds everything in S.zarr and adds energy_above_hull (negative: below the hull of the references),
     energy_above_joint_hull (relative to the hull of references and candidates together), formation energies (eV/atom)
-    and the decomposition products. For a candidate that is itself a known phase, energy_above_hull is off by the
-    model's error, in either direction. References with a different functional or scheme are left out and counted.
-    Energies in the mp-uncorrected scheme, of candidates and references alike, receive the MP2020 corrections exactly
-    once. For unrelaxed structures, the names of energy columns end in _unrelaxed. This verb needs
+    and the decomposition products. Without --exclude-self, the energy_above_hull of a known stable phase is just the
+    model's error, which can have either sign. References with a different functional or scheme are left out and
+    counted. Energies in the mp-uncorrected scheme, of candidates and references alike, receive the MP2020 corrections
+    exactly once. For unrelaxed structures, the names of the added energy columns end in _unrelaxed. This command needs
     `pip install 'equiscreen[hull]'`. An interrupted run resumes when you run the same command again.
 
     \b
@@ -103,8 +104,8 @@ def select(
         str,
         typer.Argument(
             metavar="S.zarr|FOLDER",
-            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or the folder that "
-            "`equiscreen select`, `cascade` or `rank` wrote.",
+            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or a folder "
+            "written by `equiscreen select`, `cascade` or `rank`.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -112,12 +113,12 @@ def select(
         str | None,
         typer.Option(
             help='Filter expression, such as "energy_above_hull < 0.05 and n_atoms <= 20" or \'status in ["ok", '
-            '"not_converged"]\'. It may contain and, or, not, arithmetic, comparisons, `in [...]`, abs, min, max and '
-            "isnan; names refer to columns of S.zarr, or to columns that `select` adds."
+            '"not_converged"]\'. It may contain `and`, `or`, `not`, arithmetic, comparisons, `in [...]`, `abs`, `min`, '
+            "`max` and `isnan`; names are columns of S.zarr or columns that `select` adds."
         ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Keep only the best structures, at most this many.", show_default="all")
+        int | None, typer.Option(min=1, help="Number of best structures to keep.", show_default="all")
     ] = None,
     by: Annotated[
         str | None,
@@ -155,7 +156,8 @@ def select(
         typer.Option(min=1, help="Keep at most this many structures per prototype.", show_default="no limit"),
     ] = None,
     uncertainty_weight: Annotated[
-        float, typer.Option(min=0.0, help="Make values worse by this many standard deviations before ranking.")
+        float,
+        typer.Option(min=0.0, help="Before ranking, penalise each value by this many of its standard deviations."),
     ] = 0.0,
     known: Annotated[
         str | None,
@@ -173,11 +175,11 @@ def select(
 ) -> None:
     """Select the best structures and write them to files.
 
-    Prints the best ten rows (with --top, that many, up to 100) as a table; ranked.csv holds all selected rows. Only
-    rows with the status ok are considered, unless the filter refers to status. The number of rows skipped for each
-    reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty are added.
-    The filter may use them too: they are computed only for rows that meet all other conditions. This verb needs
-    `pip install 'equiscreen[select]'`.
+    The ten best rows (with --top, all that are kept, up to 100) are printed as a table; ranked.csv holds all selected
+    rows. Only rows with the status ok are considered, unless the filter refers to status. The number of rows skipped
+    for each reason is printed. Columns for charge neutrality, magnetic elements, prototype and (with --known) novelty
+    are added. The filter may use them too; they are then computed only for rows that meet its other conditions. Charge
+    neutrality, --known and the VASP formats need `pip install 'equiscreen[select]'`.
 
     \b
     Example:
@@ -213,13 +215,13 @@ def report(
         str,
         typer.Argument(
             metavar="S.zarr|FOLDER",
-            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or the folder that "
-            "`equiscreen select`, `cascade` or `rank` wrote.",
+            help="Scores written by `equiscreen screen`, `relax`, `hull` or `select`, or their URL; or a folder "
+            "written by `equiscreen select`, `cascade` or `rank`.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="S.report.html")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
-    top: Annotated[int, typer.Option(min=1, max=100_000, help="Largest number of candidates in the table.")] = 10_000,
+    top: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number of candidates in the table.")] = 10_000,
     by: Annotated[
         str | None, typer.Option(help="Column to rank by, lowest first.", show_default="as described above")
     ] = None,
@@ -227,12 +229,16 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A selection from these scores; the table then shows which structures are known or charge-neutral.",
+            help="Folder written by `equiscreen select` from these scores; the table then shows which structures are "
+            "known or charge-neutral.",
         ),
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder to write the charts to: each as PNG and SVG, 85 mm wide, with its numbers as CSV."),
+        typer.Option(
+            help="Folder for the charts, each as PNG and SVG, 85 mm wide, with its data as CSV. Requires "
+            "`pip install 'equiscreen[report]'`."
+        ),
     ] = None,
     store: MovedStore = None,
     overwrite: Overwrite = False,
@@ -241,11 +247,10 @@ def report(
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
     rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
-    run cost. The page needs no other file and no network.
-    Candidates are ranked by energy above hull, so run `equiscreen hull` first; without a hull they are ranked by
-    formation energy. Without either, candidates are ranked by energy per atom if all have the same composition, and
-    otherwise not at all. Candidates that are the same crystal share one row of the table, which expands to show all of
-    them.
+    run cost. The page needs no other files and no internet connection. Candidates are ranked by energy above hull
+    or, if the scores have none, by formation energy; `equiscreen hull` computes both, so run it first. Without either,
+    candidates are ranked by energy per atom if all have the same composition, and otherwise not at all. Identical
+    crystals share one row of the table, which expands to show all of them.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The verbs that evaluate candidates: `screen`, `relax` and `cascade`."""
+"""The commands that evaluate candidates: `screen`, `relax`, `cascade` and `properties`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from .interruption import resumable
 from .models import MODEL_HELP, onnx_file
-from .options import AllowExtrapolation, Budget, CandidateSources, Device, Estimate, Limit, Overwrite, Scheduler, Scheme
+from .options import (
+    AllowExtrapolation,
+    Budget,
+    CandidateSources,
+    Device,
+    Estimate,
+    Limit,
+    MovedStore,
+    Overwrite,
+    Scheduler,
+    Scheme,
+)
 from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
 
 
 def screen(
@@ -31,7 +42,7 @@ def screen(
         int | None,
         typer.Option(
             min=1,
-            help="Mark structures with more edges than this as too large (an edge takes about 30 kB of memory with "
+            help="Mark structures with more edges than this as too large (an edge takes about 42 kB of memory with "
             "7net-0).",
             show_default="100,000",
         ),
@@ -39,8 +50,9 @@ def screen(
     min_distance: Annotated[
         float | None,
         typer.Option(
-            help="Mark structures with two atoms (of any elements) closer than this, in angstrom, as extrapolating.",
-            show_default="a bound for each pair of elements",
+            help="Also mark structures with two atoms (of any elements) closer than this, in angstrom, as "
+            "extrapolating.",
+            show_default="no bound beyond those for each pair of elements",
         ),
     ] = None,
     allow_extrapolation: AllowExtrapolation = False,
@@ -48,23 +60,23 @@ def screen(
         bool,
         typer.Option(
             "--append",
-            help="Keep the existing scores, and score only structures that were added to the store since, or that "
-            "--limit had excluded.",
+            help="Keep the existing scores, and score only structures that were added to the store since the last run "
+            "or that --limit excluded.",
         ),
     ] = False,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Score every structure of a graph store, or of structure files.
+    """Score every structure in a graph store or in structure files.
 
     Files are featurized first, with the cutoff of the model, into a store next to the scores: S.graphs.zarr with
     --out S.zarr. The file failures.parquet in this store lists the structures that could not be read. To keep extra
     columns or set the format of the files, run `equiscreen featurize` first and screen its store.
 
     Open the result with xarray.open_zarr. For each structure, it holds the properties that the model predicts (energy,
-    energy_per_atom, max_force, stress and others), with units, and a status that gives the reason if a structure could
-    not be scored. With several models or an ensemble, it also holds energy_std and max_force_std; with several models,
-    energy_members too. An interrupted run resumes when you run the same command again.
+    energy_per_atom, max_force, stress and others), with units, and a status (ok, or why there is no
+    reliable score). With several models or an exported ensemble, it also holds energy_std and max_force_std; with
+    several models, energy_members too. An interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -111,7 +123,7 @@ def relax(
         int, typer.Option(min=1, help="Maximum number of evaluations per structure; --rattle allows as many again.")
     ] = 500,
     pressure: Annotated[float, typer.Option(help="External pressure, GPa.")] = 0.0,
-    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell.")] = False,
+    fix_cell: Annotated[bool, typer.Option("--fix-cell", help="Relax only the atoms and keep the cell fixed.")] = False,
     cell_axes: Annotated[
         str,
         typer.Option(
@@ -143,12 +155,12 @@ def relax(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
-    """Relax every structure of a graph store, or of structure files.
+    """Relax every structure in a graph store or in structure files.
 
-    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy before
-    and after, the largest remaining force and stress, the change in volume and space group, and a status that gives the
-    reason if a structure could not be relaxed. The relaxed structures are in the graph store R.graphs.zarr next to it,
-    in the same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
+    Atoms and cell relax together. With --out R.zarr, the dataset R.zarr has one row per structure: the energy and
+    space group before and after, the largest remaining force, the remaining stress, the change in volume, and a status
+    (ok, or why there is no reliable result). The relaxed structures are in the graph store R.graphs.zarr next to it, in
+    the same order. Files are featurized first, with the cutoff of the model, into R.candidates.graphs.zarr. An
     interrupted run resumes when you run the same command again.
 
     \b
@@ -230,11 +242,16 @@ def cascade(
     ] = 0.2,
     target: Annotated[
         float,
-        typer.Option(help="Largest energy above the hull, by the accurate model, that counts as a hit, eV/atom."),
+        typer.Option(
+            help="Count a structure as a hit if the accurate model predicts it to be at most this far above the "
+            "hull, eV/atom."
+        ),
     ] = 0.05,
     audit: Annotated[
         int,
-        typer.Option(min=1, help="Number of rejected structures to evaluate as well, to estimate the recall."),
+        typer.Option(
+            min=1, help="Number of rejected structures that the accurate model evaluates too, to estimate the recall."
+        ),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the audit sample.")] = 0,
     relax: Annotated[
@@ -244,16 +261,16 @@ def cascade(
     budget: Budget = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
-    overwrite: Annotated[bool, typer.Option(help="Remove the cascade that --out holds, and start again.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Delete the cascade in --out and start again.")] = False,
 ) -> None:
     """Screen with a fast model, then with an accurate one.
 
-    With --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger cutoff of the two
-    models. The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the
-    rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the share of all hits that the
-    cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless
-    --no-relax is given) and with their energies above the hull. An interrupted run resumes when you run the same
-    command again. This verb needs `pip install 'equiscreen[hull]'`.
+    With --out FOLDER, files are first featurized into FOLDER.candidates.graphs.zarr, with the larger of the two models'
+    cutoffs. The accurate model evaluates the structures that the fast model keeps, and audits a random sample of the
+    rejected ones. The printed recall, with its Clopper-Pearson interval, estimates the fraction of all hits that the
+    cascade keeps. FOLDER/result.zarr holds the kept structures followed by the audited ones, relaxed (unless --no-relax
+    is given) and with their energies above the hull. An interrupted run resumes when you run the same command again.
+    This command needs `pip install 'equiscreen[hull]'`.
 
     \b
     Example:
@@ -281,3 +298,96 @@ def cascade(
             announce=tell,
         )
     account(multi_fidelity.summary(found, out), found, path=out)
+
+
+def properties(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="R.zarr|FOLDER",
+            help="Dataset written by `equiscreen relax`, `hull` or `select`; the folder that `select`, `cascade` or "
+            "`rank` wrote; or a graph store.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
+    out: Annotated[Path, typer.Option(help="Dataset to write (Zarr).")],
+    what: Annotated[
+        str,
+        typer.Option(
+            help="Properties to compute, separated by commas: elastic (elastic tensor and moduli), eos (bulk "
+            "modulus from energies at several volumes), phonons (dynamical stability, heat capacity, bands), kappa "
+            "(lattice thermal conductivity; minutes per crystal)."
+        ),
+    ] = "elastic",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Protocol: `default` relaxes the ions of each strained cell and uses the symmetry of the crystal; "
+            "`matcalc` follows MatCalc's benchmark, with clamped ions and larger strains; `phonondb-103` follows the "
+            "benchmark of thermal conductivities with this name."
+        ),
+    ] = "default",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help='Compute only structures that meet this filter, such as "energy_above_hull < 0.05"; see '
+            "`equiscreen select --help`.",
+            show_default="all structures",
+        ),
+    ] = None,
+    relax: Annotated[
+        bool,
+        typer.Option(
+            "--relax/--no-relax",
+            help="Relax each crystal first, as tightly as the preset requires, or take it as it is; crystals that are "
+            "not relaxed then have the status not_relaxed besides their properties.",
+        ),
+    ] = True,
+    limit: Limit = None,
+    estimate: Estimate = False,
+    device: Device = "cpu",
+    store: MovedStore = None,
+    overwrite: Overwrite = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Compute elastic tensors, phonons and other properties of crystals.
+
+    Each crystal is relaxed tightly, then its cell is strained or its atoms are displaced; the cells of many crystals
+    are evaluated together. With --out P.zarr, the dataset P.zarr has one row per crystal: its elastic tensor, bulk and
+    shear modulus (Voigt, Reuss, Hill), whether it is mechanically and dynamically stable, and so on, with units, next
+    to the columns of R.zarr. The relaxed crystals are in the graph store P.graphs.zarr, in the same order. The status
+    is ok, imaginary_modes, not_applicable (a molecule or slab), not_relaxed, symmetry_changed, too_large or failed, and
+    status_note gives the reason. Phonons and conductivities need `pip install 'equiscreen[properties]'`.
+
+    `equiscreen select P.zarr --where "bulk_modulus_vrh > 200 and is_mechanically_stable"` chooses among the results. An
+    interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen properties relaxed.hull.zarr --model 7net-0 --what elastic,eos \\
+            --where "energy_above_hull < 0.05" --out properties.zarr
+    """
+    from ..screening.properties import compute, estimates
+
+    file = onnx_file(model)
+    names = [name.strip() for name in what.split(",") if name.strip()]
+    if estimate:
+        account(estimates.estimate(source, file, names, preset=preset, where=where, limit=limit, store=store))
+        return
+    with resumable():
+        found = compute.compute_properties(
+            source,
+            file,
+            out,
+            names,
+            preset=preset,
+            where=where,
+            relax=relax,
+            store=store,
+            device=device,
+            scheduler=scheduler,
+            limit=limit,
+            overwrite=overwrite,
+            progress=shows_progress(),
+        )
+    account(compute.summary(found, out), found, path=out)

@@ -14,7 +14,7 @@ from ..pipeline.structures.structure import Structure
 from .laws import crystals, evaluate, largest_elements, pairs
 from .outputs import Array
 
-# If the energy of two atoms is not the same at these two distances (angstrom), the range of the calculator is unknown.
+# If the energy of two atoms differs between these two distances (angstrom), the range of the calculator is unknown.
 # Otherwise the two atoms do not interact there, and `_DISTANCES` are searched for the end of their interaction.
 _FAR = (20.0, 25.0)
 _DISTANCES = np.arange(0.5, _FAR[0], 0.25)
@@ -85,7 +85,9 @@ class CalculatorPotential:
         except NotImplementedError:  # ASE's PropertyNotImplementedError is a subclass
             if output != "energy":
                 return False
-            raise EquiscreenError("the calculator does not predict energies; the laws need one that does") from None
+            raise EquiscreenError(
+                "the calculator does not predict energies; the laws need a calculator that does"
+            ) from None
         except Exception as error:  # calculators raise exceptions of any type
             raise EquiscreenError(
                 f"the calculator fails for a crystal of {atoms.symbols}: {detail(error)} (check --elements)"

@@ -1,9 +1,9 @@
 """Physical laws that every potential must obey: inherit `PotentialLaws` and provide a `potential`.
 
-All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: those of energy,
-forces and stress to the largest energy or force of the tested structures, that of another output to its largest value.
-In float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which
-ten are required.
+All outputs are checked, each according to its kind (`outputs.expected`). Tolerances are relative: for energy, forces
+and stress, to the largest energy or force of the tested structures; for any other output, to its largest value. In
+float32 a sum over some fifty neighbours, in two layers, keeps five digits; in float64 it keeps thirteen, of which ten
+are required.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..pipeline.structures.random_crystals import SPACING, probe_structures
 from ..pipeline.structures.structure import Structure
 from .outputs import Array, Change, OutputKind, expected
 
-# Fixtures are the same for all examples, and each subclass runs an inherited test on its own potential. There is
-# nothing to shrink in a seed.
+# Fixtures are the same for all examples, and each subclass runs an inherited test on its own potential. A seed cannot
+# be shrunk.
 few = settings(
     max_examples=3,
     deadline=None,
@@ -81,7 +81,7 @@ def slab(crystal: Structure, pbc: Sequence[bool] = (True, True, False)) -> Struc
 
 
 def largest_elements(elements: Sequence[int]) -> tuple[int, int]:
-    """The two elements with the largest covalent radii, which interact the farthest; a single one is repeated."""
+    """The two elements that interact at the longest distances (by covalent radii); a single element is repeated."""
     by_size = sorted(elements, key=lambda number: float(covalent_radii[number]))
     return by_size[max(0, len(by_size) - 2)], by_size[-1]
 
@@ -100,7 +100,7 @@ class PotentialLaws:
     """Laws of a potential; subclasses define the fixture `potential` and override these attributes where needed.
 
     Attributes:
-        tolerance: Largest relative difference due to rounding.
+        tolerance: Largest relative difference that rounding may cause.
         float64: Whether the potential computes in float64; otherwise derivatives are compared with coarser finite
             differences.
         exact: Whether equal inputs give equal bits, and atoms beyond the cutoff contribute exactly nothing.
@@ -132,7 +132,7 @@ class PotentialLaws:
 
     @pytest.fixture
     def structures(self, potential: Potential, elements: Sequence[int]) -> list[Structure]:
-        """Crystals."""
+        """Random crystals of the tested elements."""
         return crystals(elements, potential.cutoff if self.cutoff_known else np.inf)
 
     @pytest.fixture
@@ -160,7 +160,7 @@ class PotentialLaws:
         force = 0.0
         if np.isfinite(arrays["forces"]).any():
             force = float(np.nanmax(np.abs(arrays["forces"])))
-            assert force > 1e-3, "the structures test nothing: all forces are zero"
+            assert force > 1e-3, "these structures test nothing, because all forces are zero"
         for name, values in wanted.items():
             assert np.array_equal(np.isnan(values), np.isnan(arrays[name])), name
             if np.isnan(values).all():
@@ -171,7 +171,7 @@ class PotentialLaws:
             of_energy = name.removesuffix("_std") in ("energy", "forces", "stress")
             scale = max(1.0, largest, force) if of_energy else largest
             error = float(np.nanmax(np.abs(values - arrays[name])))
-            assert error <= self.tolerance * scale, f"{name}: differs by {error:.1e}"
+            assert error <= self.tolerance * scale, f"{name} differs by {error:.1e}"
 
     @given(seed=seeds)
     @few
@@ -204,7 +204,7 @@ class PotentialLaws:
     @given(seed=seeds)
     @few
     def test_translation(self, potential: Potential, everything: list[Structure], seed: int) -> None:
-        """Nothing depends on where the structure is."""
+        """Nothing depends on the position of the structure as a whole."""
         rng = np.random.default_rng(seed)
         moved = [
             Structure.from_cartesian(s.atomic_number, s.positions + rng.uniform(-9, 9, 3), s.cell, pbc=s.pbc)
@@ -363,7 +363,7 @@ class PotentialLaws:
             assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
 
     def test_smooth_at_the_cutoff(self, potential: Potential, elements: Sequence[int]) -> None:
-        """The energy and the force of a pair vanish smoothly."""
+        """The energy and the force of a pair vanish smoothly at the cutoff."""
         self.needs(potential, "energy", "forces")
         self.needs_cutoff()
         pair, rc = largest_elements(elements), potential.cutoff
@@ -375,7 +375,7 @@ class PotentialLaws:
         # If the potential is not exact, the energies of the pair and of its atoms are rounded differently.
         rounding = (1e-14 if self.exact else self.tolerance) * max(1.0, abs(alone))
         for name, values, near in zip(("energy", "force"), (energies, forces), self.near_the_cutoff, strict=True):
-            assert values.max() > 1e-3, f"the pair does not interact: no {name}"
+            assert values.max() > 1e-3, f"the pair does not interact: it has no {name}"
             assert values[3:].max() <= values.max() * near + rounding, f"the {name} does not vanish at the cutoff"
             if self.exact or self.float64:  # otherwise a measured cutoff is not precise enough
                 # Ten times closer to the cutoff, a smooth function is at least ten times smaller; a jump is not. Small
@@ -394,7 +394,7 @@ class PotentialLaws:
         pair = largest_elements(elements)
         path = [_crossing(pair, potential.cutoff, step) for step in (-5e-3, -3e-3, -1e-3, 1e-3, 3e-3, 5e-3)]
         edges = GraphBlock.from_structures(path, potential.cutoff).n_edges
-        assert edges[2] > edges[3], "no neighbour is lost"
+        assert edges[2] > edges[3], "no neighbour leaves the cutoff"
         found = evaluate(potential, path).arrays()
         for spec in potential.outputs:
             values = found[spec.name].reshape(len(path), -1)
@@ -405,7 +405,7 @@ class PotentialLaws:
             # A jump would stand out among the steps of a smooth function, which hardly vary along the path. (Without an
             # envelope, the jump would be about as large as the output itself.)
             smooth = 1.5 * max(steps[0], steps[1], steps[3], steps[4]) + rounding
-            assert steps[2] <= smooth, f"{spec.name}: jumps by {steps[2]:.1e}"
+            assert steps[2] <= smooth, f"{spec.name} jumps by {steps[2]:.1e}"
             assert steps[2] <= 0.05 * max(1.0, float(np.abs(values).max())), spec.name
 
     def test_forces_are_the_gradient_of_the_energy(
@@ -453,7 +453,7 @@ class PotentialLaws:
 def _assert_agree(derivative: Array, found: Array, limit: float, name: str) -> None:
     """Compare a numerical derivative with an output, relative to the largest component of the output."""
     error, largest = float(np.abs(derivative - found).max()), float(np.abs(found).max())
-    assert error <= limit * largest, f"{name}: differs by {error:.1e}; the largest component is {largest:.1e}"
+    assert error <= limit * largest, f"{name} differs by {error:.1e}; the largest component is {largest:.1e}"
 
 
 def _rotation(seed: int) -> Array:

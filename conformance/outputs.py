@@ -35,7 +35,7 @@ def _turned_stress(stress: Array, turn: Array) -> Array:
     return turn @ stress @ turn.T
 
 
-# Kinds that are known by name; those of other outputs have to be stated.
+# Kinds that are known by name; the kinds of other outputs must be stated.
 ENERGY_KINDS: Mapping[str, OutputKind] = {
     "energy": OutputKind(lambda energy, turn: energy, extensive=True),  # noqa: ARG005
     "forces": OutputKind(_turned_forces),

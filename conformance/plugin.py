@@ -35,7 +35,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         "--calculator",
         dest="conformance_calculator",
         metavar="MODULE:NAME",
-        help="Instead of --model: class or function that makes an ASE calculator, such as ase.calculators.emt:EMT.",
+        help="Test an ASE calculator instead of --model: the class or function that makes it, such as "
+        "ase.calculators.emt:EMT.",
     )
     group.addoption(
         "--elements",
@@ -49,13 +50,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         dest="conformance_tolerance",
         type=float,
         metavar="X",
-        help="Largest relative difference due to rounding. Default: 1e-10 for calculators and float64 models, 2e-5 for "
-        "float32 models; use 2e-5 for a calculator in float32.",
+        help="Largest relative difference that rounding may cause. Default: 1e-10 for calculators and float64 models, "
+        "2e-5 for float32 models; use 2e-5 for a calculator in float32.",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the potential here, so that a mistake on the command line is reported in one line."""
+    """Load the potential early, so that a mistake on the command line is reported in one line."""
     option = config.option
     if hasattr(option, "conformance_model") and not option.help:
         config.stash[SUBJECT] = _subject(config)

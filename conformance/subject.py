@@ -1,4 +1,4 @@
-"""The potential that is tested, made from the options of the command line."""
+"""The potential to test, made from the options of the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Subject:
         tolerance: Largest relative difference due to rounding.
         exact: Whether equal inputs must give equal bits.
         reflections: Whether the potential must be equivariant under reflections.
-        cutoff_known: Whether its cutoff is known.
+        cutoff_known: Whether the cutoff of the potential is known.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Subject:
         return self.tolerance < FLOAT32 / 100
 
     def describe(self) -> str:
-        """One line for the head of the report."""
+        """One line for the header of the report."""
         symmetry = "O(3)" if self.reflections else "SO(3)"
         reach = f"cutoff {self.potential.cutoff:.3f} angstrom" if self.cutoff_known else "no known cutoff"
         return f"{self.name}: {len(self.elements)} elements, {reach}, {symmetry}, tolerance {self.tolerance:g}"
 
 
 def subject_of_model(model: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Load a model.
+    """Load a model as the potential to test.
 
     Args:
         model: As for `campaigns.model_file`: an ONNX file, a name of published weights, or a checkpoint.
@@ -82,12 +82,12 @@ def subject_of_model(model: str, elements: Sequence[int], tolerance: float | Non
 
 
 def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: float | None) -> Subject:
-    """Make an ASE calculator.
+    """Make an ASE calculator as the potential to test.
 
     Args:
         factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.
         elements: Atomic numbers to test.
-        tolerance: Relative rounding error; None takes that of float64.
+        tolerance: Relative rounding error; None uses the one for float64.
 
     Raises:
         EquiscreenError: No elements are given, or the calculator cannot be made or used.
@@ -116,18 +116,18 @@ def make_calculator(factory: str) -> BaseCalculator:
     """
     module, _, name = factory.partition(":")
     if not module or not name:
-        raise EquiscreenError(f"--calculator {factory}: must be MODULE:NAME, such as ase.calculators.emt:EMT")
+        raise EquiscreenError(f"--calculator {factory} must be MODULE:NAME, such as ase.calculators.emt:EMT")
     try:
         found = getattr(importlib.import_module(module), name)
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory}: cannot be imported or made: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or created: {type(error).__name__}: {detail(error)}"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(
-            f"--calculator {factory}: makes a {type(made).__name__}, which is not an ASE calculator; give a class or "
-            "function that makes one"
+            f"--calculator {factory} creates an object of type {type(made).__name__}, not an ASE calculator; give a "
+            "class or function that creates one"
         )
     return made
 
@@ -136,7 +136,7 @@ def parse_elements(text: str) -> tuple[int, ...]:
     """Atomic numbers of chemical symbols that are separated by commas.
 
     Raises:
-        EquiscreenError: A symbol is not that of an element.
+        EquiscreenError: A symbol does not belong to an element.
     """
     symbols = [symbol.strip() for symbol in text.split(",") if symbol.strip()]
     return tuple(dict.fromkeys(atomic_number(symbol, "--elements") for symbol in symbols))

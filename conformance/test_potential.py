@@ -20,13 +20,15 @@ class TestPotential(PotentialLaws):
     def _claims(self, pytestconfig: pytest.Config) -> None:
         subject = pytestconfig.stash.get(SUBJECT, None)
         if subject is None:  # collected by the path of the file, or with the whole package
-            pytest.fail("no potential: run `pytest --pyargs equiscreen.conformance --model MODEL`", pytrace=False)
+            pytest.fail(
+                "no potential was given; run `pytest --pyargs equiscreen.conformance --model MODEL`", pytrace=False
+            )
         self.tolerance, self.float64, self.exact = subject.tolerance, subject.float64, subject.exact
         self.reflections, self.cutoff_known = subject.reflections, subject.cutoff_known
 
     @pytest.fixture
     def potential(self, pytestconfig: pytest.Config) -> Potential:
-        """The potential."""
+        """The potential given on the command line."""
         return pytestconfig.stash[SUBJECT].potential
 
     @pytest.fixture

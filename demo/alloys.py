@@ -1,6 +1,6 @@
 """Alloys of seven metals, made from real prototypes and labelled with ASE's effective medium theory (EMT).
 
-The prototypes are those of the AFLOW library (Mehl et al., Comput. Mater. Sci. 136, S1 (2017)), as pymatgen ships them.
+The prototypes come from the AFLOW library (Mehl et al., Comput. Mater. Sci. 136, S1 (2017)), as pymatgen ships them.
 EMT (Jacobsen, Stoltze and Norskov, Surf. Sci. 366, 394 (1996)) is a classical potential for exactly these metals. An
 evaluation takes milliseconds; EMT plays the role of DFT in this demo.
 """

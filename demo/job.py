@@ -13,7 +13,7 @@ from .published import run_published
 from .report import ActReport
 from .trained import run_trained
 
-# An empty file that marks a folder as replaceable: no other program writes a file of this name.
+# An empty file that marks a folder as replaceable; no other program writes a file with this name.
 MARK = ".equiscreen-demo"
 
 
@@ -59,11 +59,12 @@ def run_demo(
         note: Called with a line about each step.
 
     Returns:
-        An iterator that runs the acts and yields the report of each. If neither `sevenn` nor `equiscreen-models`, which
-        hold the weights, is installed, act one is skipped.
+        An iterator that runs the acts and yields the report of each. If neither of the packages that hold the weights,
+        `sevenn` and `equiscreen-models`, is installed, act one is skipped.
 
     Raises:
-        OutputExistsError: The folder of an act is not empty, unless `overwrite` is set and the demo wrote the folder.
+        OutputExistsError: The folder of an act is not empty, and `overwrite` is not set or the demo did not write the
+            folder.
     """
     acts = list(Act) if only is None else [only]
     folders = {act: Path(out) / act for act in acts}
@@ -96,11 +97,11 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputExistsError(
-            f"{folder}: already exists; choose another --out, or use --overwrite if the demo wrote it"
+            f"{folder} already exists; choose another --out, or use --overwrite if the demo wrote it"
         )
     if not (folder / MARK).is_file():
         raise OutputExistsError(
-            f"{folder}: already exists and was not written by the demo, so it is not overwritten; choose another --out"
+            f"{folder} already exists and was not written by the demo, so it is not overwritten; choose another --out"
         )
 
 

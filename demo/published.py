@@ -78,7 +78,7 @@ def run_published(
         note: Called with a line about each step.
 
     Raises:
-        CheckpointError: Neither `sevenn` nor `equiscreen-models`, which hold the weights, is installed.
+        CheckpointError: Neither of the packages that hold the weights, `sevenn` and `equiscreen-models`, is installed.
     """
     clock = Steps(Act.PUBLISHED, note)
     crystals = folder / CRYSTALS.name

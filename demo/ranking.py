@@ -50,11 +50,11 @@ class Ranking:
         emt: float64[n], formation energies from EMT, eV/atom.
         mae: Mean absolute error of the formation energies, eV/atom.
         spearman: Spearman rank correlation.
-        n_top: Number of candidates in each of the two lists of best candidates, the model's and EMT's.
+        n_top: Number of candidates in each list of best candidates, the model's and EMT's.
         n_shared: Number of candidates in both lists.
         best: The model's best candidates.
-        left_out: Number of candidates that are not ranked, because their status or that of one of their metals is not
-            ok.
+        left_out: Number of candidates that are not ranked because their status, or the status of one of their metals,
+            is not ok.
     """
 
     predicted: NDArray[np.float64]
@@ -93,8 +93,8 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
     chosen[pure] = False
     if not chosen.any():
         raise StoreError(
-            f"{store}: no candidate can be ranked: for each, its own status or that of one of its metals is not ok; "
-            "train on more structures or for more epochs"
+            f"{store}: no candidate can be ranked, because the status of every candidate or of one of its metals is "
+            "not ok; train on more structures or for more epochs"
         )
     model_formation, emt_formation = model_formation[chosen], emt_formation[chosen]
     order = np.argsort(model_formation)
@@ -126,7 +126,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
 
 
 def draw(ranking: Ranking, path: Path) -> None:
-    """Plot the model's formation energies against EMT's, and the share of EMT's best in the model's top N."""
+    """Plot formation energies of the model against EMT's, and the fraction of EMT's best in the model's top N."""
     import matplotlib as mpl  # noqa: PLC0415 - takes half a second, and only this plot needs it
 
     mpl.use("Agg")

@@ -26,7 +26,7 @@ class Steps:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Announce a step, and record its duration if it succeeds."""
-        self.note(f"{self.act}: {name}")  # an export is silent for a minute
+        self.note(f"{self.act}: {name}")  # an export prints nothing for a minute
         begin = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begin

@@ -76,7 +76,11 @@ class TrainedReport(ActReport):
                     for place, row in enumerate(r.best, start=1)
                 ),
                 "  (formation energies in eV/atom, unrelaxed)",
-                *([f"  {r.left_out:,} candidates are not ranked: their energy is not reliable"] if r.left_out else []),
+                *(
+                    [f"  {r.left_out:,} candidates are not ranked, because their energies are not reliable"]
+                    if r.left_out
+                    else []
+                ),
                 *self.last_lines(
                     "training.zarr",
                     "candidates.zarr",

@@ -31,7 +31,9 @@ def _elementwise(kind: str) -> Callable[..., Value]:
     def handler(graph: Graph, node: fx.Node, *operands: Any) -> Value:
         out = node.meta["val"]
         if node.kwargs.get("alpha", 1) != 1:
-            raise ExportError(f"{node.target} with alpha has no translation to ONNX; multiply by it beforehand")
+            raise ExportError(
+                f"{node.target} with the argument alpha has no translation to ONNX; multiply by alpha beforehand"
+            )
         dtype = out.dtype if out.dtype != torch.bool else _common_dtype(node.args)
         values = [_operand(graph, x, dtype) for x in operands]
         known = [x.constant for x in values]
@@ -78,7 +80,9 @@ def _where(graph: Graph, node: fx.Node, condition: Value, a: Any, b: Any) -> Val
 
 def _reversed_subtraction(graph: Graph, node: fx.Node, a: Value, b: float, alpha: float = 1) -> Value:
     if alpha != 1:
-        raise ExportError(f"{node.target} with alpha has no translation to ONNX; multiply by it beforehand")
+        raise ExportError(
+            f"{node.target} with the argument alpha has no translation to ONNX; multiply by alpha beforehand"
+        )
     dtype = node.meta["val"].dtype
     return graph.emit("Sub", [_operand(graph, b, dtype), _operand(graph, a, dtype)], a.shape, dtype)
 
@@ -208,11 +212,14 @@ def _gather(axis: int | None) -> Callable[..., Value]:
         if isinstance(index, Sequence):
             if len(index) != 1:
                 raise ExportError(
-                    f"{node.target} with an index on any axis but the first has no translation: use index_select"
+                    f"{node.target} with an index on any axis but the first has no translation to ONNX; use "
+                    "index_select"
                 )
             (index,) = index
         if len(node.all_input_nodes) != 2:
-            raise ExportError(f"{node.target} of a tensor indexed by itself has no translation to ONNX")
+            raise ExportError(
+                f"{node.target} of a tensor indexed by itself has no translation to ONNX; rewrite the layer without it"
+            )
         (traced,) = (y for y in node.all_input_nodes if y is not node.args[0])
         index = graph.full(index, traced.meta["val"])
         x = graph.full(x, _traced(node))

@@ -36,22 +36,29 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Check the graph without running it.
 
     Raises:
-        ExportError: The graph has a reducing scatter, a forbidden operator or domain, external data, or a fixed size.
+        ExportError: The graph has a scatter with a reduction, a forbidden operator or domain, external data, or a fixed
+            size.
     """
     for node in all_nodes(model.graph.node):
         if node.domain not in STANDARD_DOMAINS:
             raise ExportError(
-                f"the graph contains {node.op_type} from the domain {node.domain!r}; "
-                "only standard operators are allowed"
+                f"the ONNX graph contains the operator {node.op_type} from the domain {node.domain!r}, but only "
+                "standard operators are allowed; rewrite the layer without it"
             )
         if node.op_type in FORBIDDEN or is_reducing_scatter(node):
-            raise ExportError(f"the graph contains {node.op_type} ({node.name}); rewrite the layer without it")
+            raise ExportError(
+                f"the ONNX graph contains the operator {node.op_type} ({node.name}), which is slow, not reproducible, "
+                "or makes sizes depend on data; rewrite the layer without it"
+            )
     if any(tensor.external_data for tensor in model.graph.initializer):
-        raise ExportError("the graph stores tensors in other files; store them in the graph")
+        raise ExportError("the ONNX graph stores tensors in other files; store them in the graph")
     for value in model.graph.input:
         frozen = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value != 3]
         if frozen:
-            raise ExportError(f"input {value.name} has fixed sizes {frozen}; only axes of length 3 may be fixed")
+            raise ExportError(
+                f"the input {value.name} of the ONNX graph has the fixed sizes {frozen}, but only axes of length 3 may "
+                "be fixed; derive all sizes from the inputs"
+            )
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -82,7 +89,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
         Largest absolute differences, by ``output/dtype of PyTorch``.
 
     Raises:
-        ExportError: A difference exceeds its limit.
+        ExportError: A difference between ONNX Runtime and PyTorch exceeds its limit.
     """
     report: dict[str, float] = {}
     references = {

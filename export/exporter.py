@@ -68,8 +68,8 @@ class ExportReport:
             else ""
         )
         return (
-            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no reducing "
-            f"scatter; largest differences from PyTorch: {parity}{symmetry}"
+            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no scatter with a "
+            f"reduction; largest differences from PyTorch: {parity}{symmetry}"
         )
 
 
@@ -97,15 +97,15 @@ def export_onnx(
         5.0
 
     Args:
-        checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble also becomes a
-            single file.
+        checkpoint: Path of a model.ckpt, or of the run folder of a network or an ensemble; an ensemble is also written
+            as a single file.
         out: ONNX file to write.
         outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
-            forces and stress, no gradient is computed, and an evaluation of 7net-0 takes 0.28 of the time.
+            forces and stress, no gradient is computed, and 7net-0 is evaluated in 0.28 times the time.
         float64: Compute in float64, for checks; several times slower.
         average_mirror: Average a network without parity with its mirror image, so that the model respects reflections;
-            evaluations take twice the time.
-        opset: Version of the ONNX operator set, from 17 to 23; older runtimes need a lower one.
+            evaluations take twice as long.
+        opset: Version of the ONNX operator set, from 17 to 23; older runtimes need a lower version.
         overwrite: Replace an existing file.
         note: Called with a line about the next step, since each step may take minutes.
 
@@ -209,9 +209,9 @@ def _kept(outputs: Sequence[OutputSpec], wanted: Sequence[str] | None) -> tuple[
     if wanted is None:
         return tuple(outputs)
     if unknown := [name for name in wanted if name not in known]:
-        raise ExportError(f"the network has no output {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ExportError(f"the network has no output {', '.join(unknown)}; choose from {', '.join(known)}")
     if not wanted:
-        raise ExportError(f"no output is requested; choose from {', '.join(known)}")
+        raise ExportError(f"no outputs are requested; choose from {', '.join(known)}")
     return tuple(spec for spec in outputs if spec.name in wanted)
 
 

@@ -1,6 +1,7 @@
 """Builder of an ONNX graph that computes nothing twice and merges consecutive reshapes.
 
-No size is fixed to that of an example: each is a symbolic expression of the input sizes, and is computed at run time.
+No size is fixed to a size of the traced example: each is a symbolic expression of the input sizes, and is computed at
+run time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch.utils._sympy.functions import FloorDiv
 from ..pipeline.errors import ExportError
 
 # Supported opsets. The operators used here have existed since opset 13, and Shape of selected axes since 15; 17 is the
-# oldest tested. By its list of kernels, ONNX Runtime's CUDA provider has all of these operators up to opset 18; of
-# later opsets it leaves some (Equal, Pad, ReduceMax, Identity) to the CPU.
+# oldest tested. According to its list of kernels, ONNX Runtime's CUDA provider has all of these operators up to opset
+# 18; in later opsets it leaves some of them (Equal, Pad, ReduceMax, Identity) to the CPU.
 OPSETS = range(17, 24)
 OPSET = 18
 ONNX_TYPES = {
@@ -67,7 +68,7 @@ class Graph:
         self.origins: dict[str, Value] = {}
 
     def add_input(self, name: str, example: Tensor, axes: Sequence[str]) -> Value:
-        """Add an input.
+        """Add an input to the graph.
 
         Args:
             name: Name of the input.
@@ -94,7 +95,7 @@ class Graph:
             ExportError: The dtype has no translation to ONNX.
         """
         if tensor.dtype not in ONNX_TYPES:
-            raise ExportError(f"a constant of {tensor.dtype} has no translation to ONNX")
+            raise ExportError(f"a constant of type {tensor.dtype} has no translation to ONNX")
         array = tensor.detach().cpu().contiguous().numpy()
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self.known:
@@ -140,7 +141,7 @@ class Graph:
         """One size as a tensor, int64[1].
 
         Raises:
-            ExportError: The size is neither that of an input nor computed from such sizes by sums, products and floor
+            ExportError: The size is neither a size of an input nor computed from such sizes by sums, products and floor
                 division.
         """
         if size.is_Integer:

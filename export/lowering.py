@@ -36,7 +36,7 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     """Translate a network, in its dtype, to ONNX.
 
     Args:
-        network: A network on the CPU (tracing on another device turns gradients into constants). It is put into
+        network: A network on the CPU (tracing on another device turns gradients into constants). It is set to
             evaluation mode.
         outputs: Names of the network's outputs to keep; None keeps all.
         opset: Version of the ONNX operator set.
@@ -49,7 +49,9 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
     examples = [_example(network, count, seed) for count, seed in TRACED_STRUCTURES]
     model, again = (translate(_trace(network, example), INPUTS, names, opset) for example in examples)
     if model.SerializeToString(deterministic=True) != again.SerializeToString(deterministic=True):
-        raise ExportError("a size of the traced example is hard-coded in the graph; derive all sizes from the inputs")
+        raise ExportError(
+            "a size of the traced example is hard-coded in the ONNX graph; derive all sizes from the inputs"
+        )
     return model
 
 

@@ -1,4 +1,4 @@
-"""Structures on which an export is tested, and by how much rounding errors may change their results."""
+"""Structures on which an export is tested, and limits on how much rounding errors may change their results."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SEED, _POOL = 14, 12
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Structures with the distances, density and size of the training data, and with forces as in real data.
+    """Structures that resemble the training data in distances, density, size and forces.
 
     Attributes:
-        structures: Structures, of which the same fraction is periodic as in the training data.
+        structures: The structures; the same fraction of them is periodic as in the training data.
         blocks: Three blocks of such structures, of different sizes. Each block also has an isolated atom, and a crystal
-            and a molecule if their forces are as small as in real data.
+            and a molecule if their forces are as small as those of real structures.
         force: Largest force on an atom, eV/angstrom; 0 without forces.
         scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if forces on the
             structures exceed `TAME`.

@@ -19,7 +19,7 @@ from .probes import LIMITS, UNITS, Probes
 from .runtime.onnx_potential import OnnxPotential
 
 _SEED = 31
-# The limit for heads is relative to their size. In float64, all limits are multiplied by FLOAT64.
+# The limit for heads is relative to the size of their values. In float64, all limits are multiplied by FLOAT64.
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
 
@@ -99,7 +99,7 @@ def _changes(structures: list[Structure], *, mirror: bool) -> Iterator[_Change]:
     rng = np.random.default_rng(_SEED)
     turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     same = np.arange(sum(len(s) for s in structures))
-    yield _Change("turned", [_with(s, turn=turn) for s in structures], turn, same)
+    yield _Change("rotated", [_with(s, turn=turn) for s in structures], turn, same)
     if mirror:
         turn = -Rotation.from_quat(rng.normal(size=4)).as_matrix()
         yield _Change("mirrored", [_with(s, turn=turn) for s in structures], turn, same)

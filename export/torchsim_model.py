@@ -45,8 +45,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         model: Path of an ONNX file exported by equiscreen, or a loaded potential.
         device: Device for states that TorchSim creates; None is the CPU.
         dtype: Data type of states that TorchSim creates; the network computes in its own dtype.
-        compute_forces: Return forces. False saves no time.
-        compute_stress: Return stresses. False saves no time, but allows molecules and slabs.
+        compute_forces: Return forces. Leaving them out saves no time.
+        compute_stress: Return stresses. Leaving them out saves no time, but allows molecules and slabs.
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
@@ -76,7 +76,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         made = {spec.name for spec in self.potential.outputs}
         if absent := [name for name, is_wanted in wanted.items() if is_wanted and name not in made]:
             raise ModelFileError(
-                f"{model}: the model does not predict {', '.join(absent)}; use a model exported with these outputs"
+                f"{'the model' if model is self.potential else model} does not predict {', '.join(absent)}; use a "
+                "model exported with these outputs"
             )
 
     def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:

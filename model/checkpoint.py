@@ -1,4 +1,4 @@
-"""Checkpoints of networks: everything needed to rebuild a network; a file is read without running any code in it."""
+"""Checkpoints of networks: everything needed to rebuild a network. Reading a checkpoint runs no code from the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from ..pipeline.atomic import atomic_path, write_text_atomically
 from ..pipeline.energy_schemes import OWN
 from ..pipeline.errors import CheckpointError, EquiscreenError, detail
-from .config.network import MaceConfig, NequipConfig, NetworkConfig
+from .config.network import IMPORTED, AllegroConfig, Imported, MaceConfig, NequipConfig, NetworkConfig
+from .networks.allegro import AllegroNetwork
 from .networks.base import Network
 from .networks.equivariant import EquivariantNetwork
 from .networks.mace import MaceNetwork
@@ -22,8 +23,6 @@ from .networks.nequip import NequipNetwork
 from .statistics import DataStatistics, GeometryStatistics, HeadStatistics
 
 MODEL_SCHEMA, ENSEMBLE_SCHEMA = "equiscreen-model/1", "equiscreen-ensemble/1"
-# Configurations that state their family; all others are those of our own architecture.
-CONFIGS: dict[str, type[NequipConfig | MaceConfig]] = {"nequip": NequipConfig, "mace": MaceConfig}
 MODEL_FILE, ENSEMBLE_FILE = "model.ckpt", "ensemble.json"
 
 
@@ -33,11 +32,12 @@ class ModelCard:
 
     Attributes:
         symmetry: Symmetry group under which the network is equivariant: ``o3`` or ``so3``.
-        energy_scheme: Energy scheme of the model; determines which energies its predictions may be compared with.
+        energy_scheme: Energy scheme of the model, which determines which other energies its predictions may be compared
+            with.
         training_data: Hashes of the graph stores that the network was trained on, separated by spaces; empty for
             imported weights.
         validation: Mean absolute errors on the validation structures, keyed by name and unit.
-        test: Mean absolute errors on the test structures, if there are any.
+        test: Mean absolute errors on the test structures; empty if there are none.
         mirror_violation: Largest difference of each output between structures and their mirror images, keyed by name
             and unit, for a network without parity; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
@@ -85,7 +85,7 @@ def save_checkpoint(path: str | Path, network: Network, card: ModelCard) -> None
 
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple[Network, ModelCard]:
-    """Read a network and its model card; no code in the file is run.
+    """Read a network and its model card without running any code from the file.
 
     Example:
         >>> from equiscreen.model import load_checkpoint
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
 
     Args:
         path: Path of the checkpoint.
-        dtype: Data type to convert the network to; None keeps that of the file.
+        dtype: Data type to convert the network to; None keeps the data type in the file.
 
     Returns:
         The network, on the CPU and in evaluation mode, and its model card.
@@ -114,28 +114,28 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = None) -> tuple
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be read ({type(error).__name__}); copy the file again, or use one that "
+            f"{path} is not a readable checkpoint ({type(error).__name__}); copy the file again, or use one that "
             "`equiscreen train` or `equiscreen import` wrote"
         ) from error
     if damaged:
-        raise CheckpointError(f"{path}: damaged: the checksum of {damaged} does not match; copy the file again")
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match; copy the file again")
     if not isinstance(content, dict) or content.get("schema") != MODEL_SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
         raise CheckpointError(
-            f"{path}: not a checkpoint of this version of equiscreen (schema {found!r} instead of {MODEL_SCHEMA!r}); "
+            f"{path} is not a checkpoint of this version of equiscreen (schema {found!r} instead of {MODEL_SCHEMA!r}); "
             "use the model.ckpt of a run folder, or convert weights of another code with `equiscreen import`"
         )
     try:
         settings = content["network"]
-        config = CONFIGS.get(settings.get("family"), NetworkConfig)(**settings)
+        config = IMPORTED.get(settings.get("family"), NetworkConfig)(**settings)
         kind = dtype or _dtype(content["dtype"])
         network = make_network(config, content["elements"], _statistics(content["statistics"]), kind)
         network.load_state_dict(content["state"])
         return network.eval(), ModelCard(**content["card"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, EquiscreenError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or written by another version of equiscreen ({detail(error)}); copy the file again, or "
-            "write it again with this version"
+            f"{path} is damaged, or was written by another version of equiscreen ({detail(error)}); copy the file "
+            "again, or write it again with this version"
         ) from error
 
 
@@ -161,7 +161,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def make_network(
-    config: NetworkConfig | NequipConfig | MaceConfig,
+    config: NetworkConfig | Imported,
     elements: Sequence[int],
     statistics: DataStatistics,
     dtype: torch.dtype,
@@ -182,11 +182,13 @@ def make_network(
         return NequipNetwork(config, elements, statistics, dtype)
     if isinstance(config, MaceConfig):
         return MaceNetwork(config, elements, statistics, dtype)
+    if isinstance(config, AllegroConfig):
+        return AllegroNetwork(config, elements, statistics, dtype)
     return EquivariantNetwork(config, elements, statistics, dtype)
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:
-    """List the checkpoints of a run folder: one, or those of all members of an ensemble.
+    """List the checkpoints of a run folder: that of the network, or those of all members of an ensemble.
 
     Args:
         path: Run folder; any other path is returned unchanged, without a check that it exists.
@@ -204,12 +206,12 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     missing = [file for file in members if not file.is_file()]
     if missing and (folder / "zarr.json").is_file():
         raise CheckpointError(
-            f"{folder}: a store, not a model; to train a model on a graph store, run "
-            f"`equiscreen train {folder} --out RUN`"
+            f"{folder} is a store, not a model; to train a model on a graph store, run `equiscreen train {folder} "
+            "--out RUN`"
         )
     if missing:
         raise CheckpointError(
-            f"{missing[0].parent}: no {MODEL_FILE} in this folder; to finish an interrupted run, run the same "
+            f"{missing[0].parent}: there is no {MODEL_FILE} in this folder; to finish an interrupted run, run the same "
             "`equiscreen train` command again"
         )
     return members
@@ -262,12 +264,12 @@ def _read_ensemble(folder: Path) -> dict[str, Any]:
             or len(names) < 2
             or any(name == ".." or Path(name).name != name for name in names)
         ):
-            raise ValueError(content["schema"])  # noqa: TRY301 - reported like any other damage
+            raise ValueError(f"schema {content['schema']!r}, members {names}")  # noqa: TRY301 - reported as damage
         ModelCard(**content["card"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / ENSEMBLE_FILE}: damaged ({detail(error)}); delete this file, and run the same "
-            "`equiscreen train` command again to restore it"
+            f"{folder / ENSEMBLE_FILE} is damaged ({detail(error)}); delete this file, and run the same `equiscreen "
+            "train` command again to restore it"
         ) from error
     return content
 
@@ -276,8 +278,8 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     """Summarise a checkpoint or a run folder for `equiscreen info`.
 
     Returns:
-        Plain values by name: the architecture, outputs, elements and statistics of the network (of the first member of
-        an ensemble), and the model card.
+        Plain values by name: the architecture, outputs, elements and statistics of the network (for an ensemble, of its
+        first member), and the model card.
 
     Raises:
         CheckpointError: As in `load_members`.

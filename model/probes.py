@@ -18,7 +18,7 @@ from ..pipeline.structures.elements import pair_numbers
 from ..pipeline.structures.structure import Structure
 from .statistics import GeometryStatistics
 
-# Neighbours are placed at this multiple of the smallest distance in the training data or, if that is not known, of the
+# Neighbours are placed at this multiple of the smallest distance in the training data or, if that is unknown, of the
 # sum of covalent radii. At this distance forces nearly vanish, whether the training data come from thermal motion or
 # from relaxed crystals.
 _SPACING = 1.15
@@ -39,14 +39,14 @@ TAME = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProbeSource:
-    """What random structures have in common with the training data of a network.
+    """The properties that random structures share with the training data of a network.
 
     Attributes:
         elements: Atomic numbers of the elements to draw from.
         cutoff: Cutoff radius, angstrom.
         spacing: Distance at which neighbours are placed, by atomic numbers: float64[119, 119], angstrom. Pairs that are
             not neighbours in the training data are placed beyond the cutoff.
-        atom_volume: Volume per atom of crystals, angstrom^3; 0 if it is not known.
+        atom_volume: Volume per atom of crystals, angstrom^3; 0 if it is unknown.
         crystals: Fraction of the structures that are periodic.
         atoms: Largest number of atoms in a molecule.
     """
@@ -60,12 +60,12 @@ class ProbeSource:
 
     @classmethod
     def of(cls, elements: Sequence[int], cutoff: float, geometry: GeometryStatistics | None) -> Self:
-        """Build a source from the statistics of the training data or, if they are not known, from tabulated radii.
+        """Build a source from the statistics of the training data or, if they are unknown, from tabulated radii.
 
         Args:
             elements: Atomic numbers of the elements to draw from.
             cutoff: Cutoff radius, angstrom.
-            geometry: Statistics of the training data; None if they are not known.
+            geometry: Statistics of the training data; None if they are unknown.
         """
         if geometry is None or not geometry.minimum_distances:
             return cls(tuple(elements), cutoff, np.minimum(_tabulated(), 0.75 * cutoff))
@@ -83,7 +83,7 @@ class ProbeSource:
         Args:
             count: Number of structures.
             seed: Random seed.
-            max_atoms: Largest number of atoms in a structure, at least 2; crystals never have more than 27.
+            max_atoms: Maximum number of atoms in a structure, at least 2; crystals never have more than 27.
         """
         rng = np.random.default_rng(seed)
         whole = [math.floor(place * self.crystals) for place in range(count + 1)]  # number of crystals so far

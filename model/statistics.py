@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class HeadStatistics:
-    """Statistics of the labels of one head, in the unit of the label; with `transform: log`, of their logarithms.
+    """Statistics of the labels of one head (with `transform: log`, of their logarithms), in the unit of the label.
 
     Attributes:
         shape: Shape of one label.
@@ -53,7 +53,7 @@ class DataStatistics:
         energy_scales: Energy scale of each element (eV); it multiplies the network's raw atomic energies.
         mean_neighbors: Mean number of neighbours of an atom within the cutoff.
         heads: Statistics of the heads, by name.
-        geometry: Distances, density and size of the training structures; None if they are not known, as for imported
+        geometry: Distances, density and size of the training structures; None if they are unknown, as for imported
             weights.
     """
 
@@ -68,7 +68,8 @@ def joint_minimum_distances(geometries: Sequence[GeometryStatistics | None]) -> 
     """Smallest distance of each pair of elements in any of several training sets, angstrom.
 
     Returns:
-        As `GeometryStatistics.minimum_distances`; None if it is unknown for one of the sets.
+        The result has the form of `GeometryStatistics.minimum_distances`; it is None if one of the sets lacks this
+        statistic.
     """
     joint: dict[str, float] = {}
     for geometry in geometries:

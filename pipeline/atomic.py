@@ -19,11 +19,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Readers see either the old file or the complete new one, even after a crash: the content is flushed to disk before
     the rename. Each block has its own scratch name, so two processes can safely write the same file. If the block
-    raises, the scratch file is removed and `path` stays as it was. An existing file keeps its permissions. If `path`
-    is a symbolic link, the file that it points to is replaced.
+    raises an exception, the scratch file is removed and `path` is left unchanged. An existing file keeps its
+    permissions. If `path` is a symbolic link, the file that it points to is replaced.
 
     Args:
-        path: File to write; its folder exists.
+        path: File to write, in an existing folder.
 
     Yields:
         The scratch path: a hidden file in the same folder with the same suffix.

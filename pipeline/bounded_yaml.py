@@ -1,6 +1,6 @@
 """YAML of bounded size and depth, without aliases: otherwise, a file of a few lines could exhaust the memory.
 
-A key that is given twice is rejected: YAML parsers silently keep the last value.
+A duplicate key is rejected, because YAML parsers silently keep only its last value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that rejects keys that are given twice."""
+    """A safe loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Make a dictionary from a node.
@@ -43,13 +43,13 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is too large or too deeply nested, has aliases or too many values, gives a key twice, or is
-            not YAML; the message says which, on one line.
+        ValueError: The file is too large or too deeply nested, has aliases, duplicate keys or too many values, or is
+            not YAML; the message gives the reason on one line.
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MB, too large for a settings file")
+        raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MiB, too large for a settings file")
     return parse_yaml(content.decode(errors="replace"))
 
 
@@ -57,18 +57,20 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML text; see `load_yaml`.
 
     Raises:
-        ValueError: The text is too deeply nested, has aliases or too many values, gives a key twice, or is not YAML.
+        ValueError: The text is too deeply nested, has aliases, duplicate keys or too many values, or is not YAML.
     """
     depth = 0
     try:
         for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             if count > MAX_VALUES:
-                raise ValueError(f"more than {MAX_VALUES:,} keys, values and brackets, too many for a settings file")
+                raise ValueError(
+                    f"the file has more than {MAX_VALUES:,} keys, values and brackets, too many for a settings file"
+                )
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
+                raise ValueError(f"the file contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+                raise ValueError(f"the values are nested more than {MAX_DEPTH} levels deep")
         return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from error

@@ -17,8 +17,8 @@ def lazy_names(
     Args:
         package: Name of the package (`__name__`).
         modules: Relative name of the module that defines each public name.
-        needed: For a public name, packages of extras without which it cannot be imported. Where one is not installed,
-            `dir` leaves the name out, because `help` of the package, which imports whatever `dir` lists, would fail.
+        needed: Packages from extras that some public names need, by name. If a package is not installed, `dir` leaves
+            the name out, because `help` of the package, which imports whatever `dir` lists, would fail.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Errors of the machine, above all a lack of memory."""
+"""Errors caused by the machine, mainly by a lack of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MESSAGES = (
     "failed to launch worker thread",
 )
 
-# Errors for which no record of an input is to blame: a lack of memory, or a library that cannot be loaded.
+# Errors that no record of an input causes: a lack of memory, or a library that cannot be loaded.
 MACHINE_ERRORS = (MemoryError, ImportError)
 
 

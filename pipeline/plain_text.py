@@ -11,8 +11,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069
 def one_line(text: str) -> str:
     """Return a text on one line; control characters, such as NUL or ESC, become U+FFFD, the replacement character.
 
-    Ids come from files of any origin. A NUL makes a CIF unreadable, an escape sequence can reprogram a terminal, and a
-    line break starts a new record in many formats.
+    Ids come from files of any origin. A NUL makes a CIF unreadable, an escape sequence can change the settings of a
+    terminal, and a line break starts a new record in many formats.
     """
     return _CONTROL.sub("\ufffd", " ".join(text.split()))
 

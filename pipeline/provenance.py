@@ -50,7 +50,7 @@ def without_folder(source: str, folder: str) -> str:
 
 
 def _split(source: str) -> tuple[str, PurePath]:
-    """Split a source into the URLs chained before a local path, if any, and the path; for other URLs the path is empty.
+    """Split a source into a local path and the chain of URLs before it; the path is empty if the source ends in a URL.
 
     ``zip://*.cif::/folder/file.zip`` becomes ``zip://*.cif::`` and ``/folder/file.zip``. The name of a local file may
     also contain "::".

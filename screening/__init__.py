@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .dataset.scores import open_scores
     from .label_comparison import calibration, labels_and_predictions
     from .multi_fidelity import CascadeSettings, cascade
+    from .properties.compute import compute_properties
     from .relaxation.batched import RelaxSettings, relax_structures
     from .relaxation.relax import relax
     from .relaxation.relax_files import relax_files
@@ -29,6 +30,7 @@ __all__ = [
     "calibration",
     "cascade",
     "compare",
+    "compute_properties",
     "hull",
     "join_energies",
     "labels_and_predictions",
@@ -53,6 +55,7 @@ if not TYPE_CHECKING:  # otherwise a type checker would accept any name
             "calibration": ".label_comparison",
             "cascade": ".multi_fidelity",
             "compare": ".comparison",
+            "compute_properties": ".properties.compute",
             "hull": ".convex_hull.hull",
             "join_energies": ".comparison",
             "labels_and_predictions": ".label_comparison",

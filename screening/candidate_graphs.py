@@ -1,4 +1,4 @@
-"""Graphs of the structures given to a command: a graph store is used directly, files are featurized first."""
+"""Graphs of the structures given to a command: a graph store is used directly, and files are featurized first."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class StepsEstimate:
     """Estimated cost of several steps; as text, one line per step.
 
     Attributes:
-        steps: Estimate of each step, by the verb that runs it; if the graph store already exists, a line about it.
+        steps: Estimate of each step, by the command that runs it; if the graph store already exists, a line of text
+            about the store.
     """
 
     steps: Mapping[str, object]
@@ -102,13 +103,14 @@ def prepare_graphs(
         return PreparedGraphs(store, "")
     if append:
         raise ConfigError(
-            "append requires a graph store; add the files to one with `equiscreen featurize --append`, then screen it"
+            "--append works only with a graph store; add the files to one with `equiscreen featurize --append`, then "
+            "screen it"
         )
     cutoff = Ensemble.load(model, threads=1).cutoff
     scores, path = Target.of(out), graphs_path(out)
     # Check before doing any work. If a run was killed while it published the scores, `screen` finishes that run.
     if not options.overwrite and scores.exists() and not scores.working_folder.exists():
-        raise OutputExistsError(f"{scores}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{scores} already exists; choose another --out, or use --overwrite")
     limit = options.limit
     run = partial(
         featurize, named, path, cutoff=cutoff, scheduler=options.scheduler, limit=limit, progress=options.progress
@@ -123,7 +125,7 @@ def prepare_graphs(
             return PreparedGraphs(path, reused_summary(GraphStore(path)))
         if not options.overwrite:
             raise OutputExistsError(
-                f"{path}: holds different graphs ({'; '.join(differences)}); choose another --out, or use --overwrite"
+                f"{path} cannot be reused ({'; '.join(differences)}); choose another --out, or use --overwrite"
             )
     report = run(overwrite=options.overwrite)
     return PreparedGraphs(path, f"{report}{_failures_note(path, report.failed)}")
@@ -162,11 +164,12 @@ def graph_store_of(named: Sequence[str]) -> str | None:
     if stores and len(named) > 1:
         if len(stores) == len(named):
             raise ConfigError(
-                f"{len(stores)} stores were given; use each on its own, or combine graph stores with `equiscreen merge`"
+                f"{len(stores)} stores were given, but only one can be used; use each on its own, or combine graph "
+                "stores with `equiscreen merge`"
             )
         raise ConfigError(
-            f"{stores[0]}: a store among files; use it on its own, or run `equiscreen featurize` on the files and "
-            "combine the graph stores with `equiscreen merge`"
+            f"{stores[0]} is a store among structure files; use it on its own, or run `equiscreen featurize` on the "
+            "files and combine the graph stores with `equiscreen merge`"
         )
     return _graphs_of(stores[0]) if stores else None
 
@@ -217,7 +220,7 @@ def differences_of(
     recipe = dict(store.attrs.get("recipe", {}))
     differences = []
     if store.cutoff != cutoff:
-        differences.append(f"its cutoff is {store.cutoff} angstrom, but that of the model is {cutoff}")
+        differences.append(f"its cutoff is {store.cutoff} angstrom, but the model's cutoff is {cutoff}")
     if store.attrs.get("inputs_sha256") != inputs_digest(_inputs_now(named, store)):
         differences.append("different or changed sources")
     if recipe.pop("limit", None) != limit:
@@ -230,7 +233,7 @@ def differences_of(
 
 
 def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
-    """Name, size and version of every source; for a server, whose answer may change, as recorded in the store."""
+    """Name, size and version of every source; those of a server, whose answer may change, are taken from the store."""
     live = [name for name in named if is_server(name)]
     kept = [name for name in named if name not in live]
     known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}
@@ -261,9 +264,9 @@ def reused_summary(store: GraphStore) -> str:
     """Counts of an existing store that is reused, as one line of text."""
     counts = store.attrs["counts"]
     return (
-        f"{redact_urls(str(store.path))}: reused the existing store: read {counts['read']:,} = stored "
-        f"{counts['stored']:,} + failed {counts['failed']:,} + duplicate {counts['duplicate']:,}"
-        f"{_failures_note(store.path, counts['failed'])}"
+        f"{redact_urls(str(store.path))}: the existing store is reused: read {counts['read']:,} = stored "
+        f"{counts['stored']:,} + failed {counts['failed']:,} + duplicate "
+        f"{counts['duplicate']:,}{_failures_note(store.path, counts['failed'])}"
     )
 
 
@@ -272,4 +275,6 @@ def _failures_note(store: str | Path, failed: int) -> str:
     if not failed:
         return ""
     named = redact_urls(str(store))
-    return f"; `equiscreen info {named}` names those that failed, {FAILURES_FILE} in the store lists them all"
+    return (
+        f"; `equiscreen info {named}` names some of those that failed, and {FAILURES_FILE} in the store lists them all"
+    )

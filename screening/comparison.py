@@ -57,14 +57,15 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
 
     Returns:
         Along dim structure: `structure_id`, `row_a`, `row_b`, and `NAME_difference` = b - a of each column. Along dim
-        column: `count`, the number of rows where both values are finite and both statuses ok; over these rows
-        `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`,
-        and `top_overlap`, the fraction of the `top` lowest rows that the two have in common; among equal values, those
-        with the first ids count as the lowest.
+        column: `count`, the number of rows where both values are finite and both statuses ok; and, over these rows,
+        `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`, and
+        `top_overlap`, the fraction of the `top` lowest rows that the two datasets have in common; among equal values,
+        those with the first ids count as the lowest.
 
     Raises:
-        StoreError: A dataset cannot be read or has changed meanwhile, or the two have no structure in common.
-        ConfigError: A dataset lacks a column, the two have none of `COMPARED` in common, or `top` is below 1.
+        StoreError: A dataset cannot be read or has changed meanwhile, or the two datasets have no structure in common.
+        ConfigError: A dataset lacks a column, the two datasets have none of the columns in `COMPARED` in common, or
+            `top` is below 1.
     """
     first, second = ScoresReader(a), ScoresReader(b)
     if top < 1:
@@ -220,9 +221,9 @@ def join_energies(
 
     Args:
         scores: Folder of a selection, or a scores dataset.
-        table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or
-            ``pretty_formula``), each formula must be that of the structure of its id; without this column, ids that
-            agree by chance go unnoticed, and the result states this.
+        table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or ``pretty_formula``),
+            each formula must be that of the structure with the same id; without this column, ids that agree by chance
+            go unnoticed, and a note in the result states this.
         id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
         energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
             default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
@@ -243,7 +244,8 @@ def join_energies(
     rows = ScoresReader(place)
     if "energy_per_atom" not in rows.specs:
         raise ConfigError(
-            f"{place}: has no energy_per_atom to compare with; use scores of a model that predicts energies"
+            f"{place} has no column energy_per_atom to compare the DFT energies with; use scores of a model that "
+            "predicts energies"
         )
     scheme = str(rows.attrs.get("model", {}).get("energy_scheme", ""))
     left_out: Counter[str] = Counter()
@@ -252,8 +254,8 @@ def join_energies(
     joined = np.flatnonzero(found >= 0)
     if len(joined) == 0:
         raise ConfigError(
-            f"{table}: none of its {len(ids):,} ids is among those of {place}; set id_column to the column of "
-            "structure ids or file names"
+            f"{table}: none of the {len(ids):,} ids in this table is among the ids of {place}; set id_column to the "
+            "column of structure ids or file names"
         )
     checked = _check_compositions(table, rows, [ids[row] for row in joined], found[joined], formulas)
     dft, error = _dft_columns(rows, found[joined], energies[joined], per_atom=energy_name.endswith("per_atom"))
@@ -348,7 +350,7 @@ def _unchecked(count: int, joined: int, key: str) -> str:
 
 
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
-    """Return the column that ids were found in, and the row of each id or -1: int64[n].
+    """Return the column in which ids were found, and the row of each id or -1: int64[n].
 
     Ids are looked up in structure_id, or in file_name if more of them are found there.
 
@@ -371,7 +373,7 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
                 )
             best = (name, found)
     if best is None:
-        raise StoreError(f"{rows.path}: has no structure_id; repeat the screen")
+        raise StoreError(f"{rows.path} has no structure_id; repeat the screen")
     return best
 
 
@@ -396,7 +398,7 @@ def _read_energies(
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot be read ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read ({detail(error)})") from error
     key = _column(path, table, id_column, ID_COLUMNS, "id_column")
     named = _column(path, table, energy_column, (*PER_ATOM_COLUMNS, *TOTAL_COLUMNS), "energy_column")
     try:
@@ -412,10 +414,10 @@ def _read_energies(
             left_out[reason] += 1
             continue
         if energies.setdefault(one, value) != value:
-            raise SourceError(f"{path}: {one!r} has two energies; keep one of them")
+            raise SourceError(f"{path}: {one!r} has two energies; keep only one")
     if not energies:
         why = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-        raise SourceError(f"{path}: has no finite energy that can be compared with the model's{why}")
+        raise SourceError(f"{path} has no finite energy that can be compared with the energies of the model{why}")
     return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
 
 
@@ -437,7 +439,7 @@ def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list
 
 
 def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
-    """Why each row of a table cannot be compared with energies of a scheme; empty where it can.
+    """Why each row of a table cannot be compared with energies of a scheme; empty for comparable rows.
 
     Raises:
         SourceError: A column appears twice.
@@ -473,6 +475,6 @@ def _column(path: Path, table: pa.Table, wanted: str | None, known: Sequence[str
     else:
         found = next((name for name in known if name in table.column_names), None)
     if found is None:
-        raise ConfigError(f"{path}: has none of the columns {', '.join(known)}; set {argument}")
+        raise ConfigError(f"{path} has none of the columns {', '.join(known)}; set {argument}")
     check_columns(path, [found], table.column_names)
     return found

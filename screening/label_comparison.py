@@ -25,8 +25,8 @@ def labels_and_predictions(
 ) -> tuple[Column, Column]:
     """Return labels and predictions of the structures that have both.
 
-    Energies are compared without any correction: if the labels follow a different energy scheme, the difference between
-    the schemes is part of the error.
+    Energies are compared without any correction: if the labels follow a different energy scheme, the error includes the
+    difference between the schemes.
 
     Example:
         >>> from equiscreen.screening import labels_and_predictions, open_scores
@@ -146,7 +146,7 @@ def _graphs_of(scores: xr.Dataset, store: str | Path | None) -> GraphStore:
     Raises:
         StoreError: The store is missing, or not the one that the scores were computed from.
     """
-    # The store of a relaxation holds the model's own energies as labels; the true ones are in its source store.
+    # The store of a relaxation holds energies of the model as labels; the original labels are in its source store.
     recorded = scores.attrs.get("relaxed_from", scores.attrs["graph_store"])
     source = scores.encoding.get("source")  # xarray keeps the path of the dataset here
     if store is None:
@@ -154,6 +154,6 @@ def _graphs_of(scores: xr.Dataset, store: str | Path | None) -> GraphStore:
     graphs = GraphStore(store)
     if graphs.store_hash != recorded["store_hash"]:
         raise StoreError(
-            f"{graphs.path}: not the store that the scores were computed from; give the path of that store"
+            f"{graphs.path} is not the store that the scores were computed from; give the path of that store"
         )
     return graphs

@@ -1,4 +1,4 @@
-"""Cascade of two models: an accurate one evaluates what a fast one keeps, and a sample of what it rejects."""
+"""Cascade of two models: the accurate one evaluates what the fast one keeps and a sample of what it rejects."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class CascadeSettings:
         0.05
 
     Attributes:
-        keep_below: Largest energy above hull by the fast model at which a structure is kept, eV/atom.
-        target: Largest energy above hull by the accurate model at which a structure is a hit, eV/atom.
+        keep_below: Largest energy above hull, predicted by the fast model, at which a structure is kept, eV/atom.
+        target: Largest energy above hull, predicted by the accurate model, at which a structure is a hit, eV/atom.
         audit: Number of rejected structures that the accurate model evaluates too.
         seed: Random seed of the choice of rejected structures.
         relax: Whether the accurate model relaxes structures or scores them without relaxation.
@@ -126,9 +126,9 @@ def cascade(
 ) -> xr.Dataset:
     """Screen with a fast model, and evaluate what it keeps with an accurate one.
 
-    Structures that the fast model predicts close to the hull, or cannot evaluate, are kept. The accurate model also
-    evaluates a random sample of the rejected structures; the hits among these show how many the cascade misses. The
-    sample is at the end of the result, after the kept structures; `select` treats both in the same way.
+    Structures that the fast model predicts to be close to the hull, or cannot evaluate, are kept. The accurate model
+    also evaluates a random sample of the rejected structures; the hits in the sample show how many the cascade misses.
+    The sample is at the end of the result, after the kept structures; `select` treats both in the same way.
 
     The folder holds the dataset of each step. To resume an interrupted run, call the function again with the same
     arguments.
@@ -145,19 +145,19 @@ def cascade(
         sources: Structure files, as for `equiscreen.pipeline.featurize`, which are featurized first into
             ``OUT.candidates.graphs.zarr``; or one graph store, with at least the larger cutoff of the two models; or
             scores, whose graph store is used.
-        fast: ONNX file of the model that screens everything.
-        accurate: ONNX file of the model that decides.
+        fast: ONNX file of the fast model, which screens all structures.
+        accurate: ONNX file of the accurate model, which evaluates the kept structures.
         out: Folder to write.
         references: References of the convex hull, as for `convex_hull.hull.hull`; their energies must follow the scheme
             of the accurate model and, without `fast_references`, that of the fast one.
         settings: Which structures are kept, and which are hits; None for the defaults.
         fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
-        scheme: Energy scheme of references that state none.
+        scheme: Energy scheme of references that do not state one.
         device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which the relaxation starts no more parts; None sets no limit.
-        overwrite: Remove the cascade that the folder holds, and start again.
+        overwrite: Delete the cascade in the folder and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the screen begins, with a one-line summary of the featurization.
 
@@ -233,8 +233,9 @@ def summary(found: xr.Dataset, out: str | Path) -> str:
     )
     return (
         f"{Path(out) / RESULT}: of {about['screened']:,} structures, {about['kept']:,} were kept and "
-        f"{about['rejected']:,} rejected by the fast model; {about['hits']:,} of the kept are within "
-        f"{about['settings']['target']} eV/atom of the hull\n{line}"
+        f"{about['rejected']:,} rejected by the fast model; {about['hits']:,} of those kept are within "
+        f"{about['settings']['target']} eV/atom of the hull\n"
+        f"{line}"
     )
 
 

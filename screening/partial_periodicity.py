@@ -44,7 +44,7 @@ class PartialStress:
         stress: NDArray[np.float64],
         virial: NDArray[np.float64] | None,
     ) -> Self:
-        """Stresses of some structures.
+        """Compute the stresses of some structures.
 
         Args:
             cells: float64[n, 3, 3], lattice vectors as rows, angstrom.

@@ -1,8 +1,8 @@
-"""Which results are meaningful: bounds on distances, forces and energies beyond which a model only extrapolates.
+"""Bounds on distances, forces and energies beyond which a model only extrapolates.
 
 Far from its training data, a network may predict anything: for overlapping atoms, energies of -21,000 eV/atom, which
 would top every ranking and span every hull. Real crystals are well within these bounds: over 7,140 crystals of the
-Materials Project (mp_20_val.csv.gz), the shortest pair is 0.65 times the sum of its covalent radii long; with 7net-0,
+Materials Project (mp_20_val.csv.gz), the shortest distance is 0.65 times the sum of the covalent radii; with 7net-0,
 energies are between 8.4 eV/atom below and 0.01 above those of isolated atoms, and no force is above 2.2 eV/angstrom.
 """
 
@@ -30,7 +30,7 @@ LARGEST_FORCE = 50.0  # eV/angstrom
 LOWEST_ENERGY, HIGHEST_ENERGY = -12.0, 50.0
 # Energy relative to isolated atoms (eV/atom) below which a relaxation cannot recover.
 BOTTOMLESS = -1000.0
-_BOX = 30.0  # angstrom, edge of the cell of an isolated atom: larger than twice any cutoff
+_BOX = 30.0  # edge of the cell of an isolated atom, angstrom; larger than twice any cutoff
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plausibility:
 
     @classmethod
     def of(cls, potential: Potential) -> Self:
-        """Compute the bounds of a potential; this evaluates an isolated atom of each of its elements."""
+        """Compute the bounds of a potential, which evaluates an isolated atom of each of its elements."""
         known: Mapping[tuple[int, int], float] = getattr(potential, "minimum_distances", None) or {}
         if not any(spec.name == "energy" for spec in potential.outputs):
             return cls(known, {})

@@ -148,7 +148,7 @@ def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists(), "the run ended before it could be disturbed"
-    with pytest.raises(StoreError, match="unfinished; to resume it, repeat the command that writes it"):
+    with pytest.raises(StoreError, match="is unfinished; to resume it, repeat the command that writes it"):
         GraphStore(out)
     finish(words)
 

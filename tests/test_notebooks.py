@@ -13,9 +13,8 @@ from .conftest import ROOT
 
 pytest.importorskip("ipykernel", reason="the kernel that runs the notebooks")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FAST = "2_symmetry_made_visible"
 # Pictures in docs/pictures that a notebook draws.
-PICTURES = [(FAST, "rotation.png")]
+PICTURES = [("2_symmetry_made_visible", "rotation.png")]
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
@@ -27,10 +26,8 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=() if path.stem == FAST else pytest.mark.slow, id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     stored = nbformat.read(path, as_version=4)
     assert not any("error" in cell for cell in outputs(stored))

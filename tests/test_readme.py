@@ -8,7 +8,7 @@ from pathlib import Path
 import equiscreen
 import pytest
 import yaml
-from equiscreen import campaigns, export, model, pipeline, screening
+from equiscreen import campaigns, export, model, pipeline, publishing, screening
 
 from .conftest import ROOT
 from .documentation.blocks import blocks
@@ -96,7 +96,7 @@ def test_every_page_and_every_public_name_is_on_the_site() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in PAGES[1:] if f"{page.relative_to(ROOT / 'docs')}\n" not in settings] == []
     listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE)
-    parts = (campaigns, pipeline, model, export, screening)
+    parts = (campaigns, pipeline, model, export, screening, publishing)
     assert listed == [f"{part.__name__}.{name}" for part in parts for name in part.__all__]
 
 

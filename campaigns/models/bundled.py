@@ -18,7 +18,7 @@ MANIFEST, MANIFEST_SCHEMA = "manifest.json", "equiscreen-models/1"
 
 
 def bundled_file(model: CatalogModel) -> Path | None:
-    """The model's ONNX file in the installed package, after a check of its SHA-256.
+    """Return the model's ONNX file in the installed package, after checking its SHA-256.
 
     Returns:
         Path of the file; None if the package is not installed or does not hold these weights.
@@ -33,15 +33,15 @@ def bundled_file(model: CatalogModel) -> Path | None:
     try:
         content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         if content["schema"] != MANIFEST_SCHEMA:
-            raise ModelFileError(f"{folder / MANIFEST}: schema {content['schema']!r} is not supported; {cure}")
+            raise ModelFileError(f"{folder / MANIFEST}: the schema {content['schema']!r} is not supported; {cure}")
         for entry in content["models"]:
             if entry["name"] == model.name and entry["weights_sha256"] == model.sha256:
                 path = folder / Path(str(entry["file"])).name
                 if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                    raise ModelFileError(f"{path}: damaged: its SHA-256 does not match; {cure}")
+                    raise ModelFileError(f"{path} is damaged: its SHA-256 does not match; {cure}")
                 return path
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{folder}: damaged ({detail(error)}); {cure}") from error
+        raise ModelFileError(f"{folder} is damaged ({detail(error)}); {cure}") from error
     return None
 
 

@@ -32,7 +32,7 @@ def cache_folder() -> Path:
         try:
             user = Path.home() / ".cache"
         except RuntimeError as error:
-            raise EquiscreenError(f"no home folder to keep the cache in; set {VARIABLE} to a folder") from error
+            raise EquiscreenError(f"there is no home folder for the cache; set {VARIABLE} to a folder") from error
     return user / "equiscreen"
 
 
@@ -72,7 +72,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
         if intact_model(path):
             return path
         if path.exists():
-            note(f"{path}: damaged or replaced (its SHA-256 does not match); making it again")
+            note(f"{path} is damaged or was replaced (its SHA-256 does not match); making it again")
         data = make()
         with usable(path):
             write_text_atomically(_digest_file(path), f"{hashlib.sha256(data).hexdigest()}\n")

@@ -11,7 +11,7 @@ from ...model.pretrained.registry import REGISTRY, Published
 from ...pipeline.errors import ModelFileError
 from ...pipeline.suggestions import unknown_name
 
-# Smallest number of hash digits in `NAME@HASH`.
+# Minimum number of hash digits in `NAME@HASH`.
 _MIN_DIGITS = 8
 # Edges per second (energy, forces and stress) on both cores of the machine in tests/benchmarks/pretrained_rate.txt, the
 # source of the figure. Models that are not listed have not been measured.
@@ -31,7 +31,7 @@ class CatalogModel:
 
     Attributes:
         published: The published weights.
-        fidelity: Fidelity of the weights; "" if they have only one.
+        fidelity: Fidelity of the weights; empty if they have only one.
     """
 
     published: Published
@@ -59,7 +59,7 @@ class CatalogModel:
 
     @property
     def hull_error(self) -> float | None:
-        """Root mean square error of energies above hull of relaxed new crystals, eV/atom; None if not known."""
+        """Root mean square error of energies above hull of relaxed new crystals, eV/atom; None if unknown."""
         return _HULL_ERROR.get(self.name)
 
     @property
@@ -116,7 +116,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
         modality: Fidelity, if the name does not give one; None chooses the first, which is PBE.
 
     Raises:
-        ModelFileError: There is no such name or fidelity, or the weights have another hash.
+        ModelFileError: There is no such name or fidelity, or the weights have a different hash.
     """
     whole, at, digits = name.partition("@")
     base, slash, stated = whole.partition("/")
@@ -126,7 +126,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
     fidelity = stated if slash else modality
     if modality is not None and fidelity != modality:
         raise ModelFileError(
-            f"{name}: its fidelity is {stated}, but `--modality` asks for {modality}; give only one of the two"
+            f"{name}: the name gives the fidelity {stated}, but `--modality` gives {modality}; use only one of the two"
         )
     if fidelity is not None and "" in weights.schemes:
         raise ModelFileError(f"{name}: {base} has only one fidelity; use `{base}`")

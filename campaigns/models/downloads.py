@@ -63,15 +63,15 @@ def fetch(
         if _digest(target) == sha256:
             return target
         if target.exists():
-            note(f"{target}: not the published file (its SHA-256 does not match); fetching it again")
+            note(f"{target} is not the published file (its SHA-256 does not match); fetching it again")
         part = target.with_name(f".{target.name}.{sha256[:12]}.part")
         with usable(target):
             found = _downloaded(url, part, target, sha256, progress=progress)
             if found != sha256:
                 part.unlink(missing_ok=True)
                 raise ModelFileError(
-                    f"{url}: its SHA-256 is {found} instead of {sha256}, so it is not the published file, or was "
-                    f"damaged in transit; run the same command again{_by_hand(target)}"
+                    f"{url}: the downloaded file has the SHA-256 {found} instead of {sha256}, so it is not the "
+                    f"published file, or was damaged in transit; run the same command again{_by_hand(target)}"
                 )
             part.replace(target)
     return target
@@ -92,7 +92,7 @@ def _downloaded(url: str, part: Path, target: Path, sha256: str, *, progress: bo
 
 
 def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
-    """Try until the whole file is there, or until several attempts in a row have received nothing."""
+    """Repeat requests until the whole file has arrived, or until several attempts in a row have received nothing."""
     try:
         import httpx  # noqa: PLC0415 - an optional dependency, only needed for downloads
     except ModuleNotFoundError as error:
@@ -100,7 +100,7 @@ def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
 
     def check(request: httpx.Request) -> None:
         if request.url.scheme != "https" and not (request.url.scheme == "http" and _is_loopback(request.url.host)):
-            raise ModelFileError(f"{request.url}: not an https URL; it is not fetched{_by_hand(target)}")
+            raise ModelFileError(f"{request.url} is not an https URL, so it is not fetched{_by_hand(target)}")
 
     fruitless, reason = 0, ""
     with (
@@ -114,12 +114,12 @@ def _receive_all(url: str, part: Path, target: Path, *, progress: bool) -> None:
             except (httpx.TransportError, httpx.TooManyRedirects, _BrokenOffError) as error:
                 reason = detail(error)
             except httpx.InvalidURL as error:
-                raise ModelFileError(f"{url}: not an https URL ({error})") from error
+                raise ModelFileError(f"{url} is not a valid URL ({error})") from error
             else:
                 return
             fruitless = 0 if _size(part) > before else fruitless + 1
             time.sleep(_PAUSE * 2**fruitless)
-    raise UnreachableError(f"{url}: cannot be fetched ({reason}){_by_hand(target)}")
+    raise UnreachableError(f"{url} cannot be fetched ({reason}){_by_hand(target)}")
 
 
 def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: ProgressReport) -> None:
@@ -140,7 +140,7 @@ def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: P
             raise _BrokenOffError(f"HTTP {status} {response.reason_phrase}")
         if status not in (200, 206):
             raise UnreachableError(
-                f"{url}: cannot be fetched (HTTP {status} {response.reason_phrase}){_by_hand(target)}"
+                f"{url} cannot be fetched (HTTP {status} {response.reason_phrase}){_by_hand(target)}"
             )
         size = start if continues else 0
         announced = response.headers.get("Content-Length", "")
@@ -161,7 +161,8 @@ def _check_size(size: int, url: str, part: Path) -> None:
     if size > MAX_BYTES:
         part.unlink(missing_ok=True)
         raise ModelFileError(
-            f"{url}: larger than {MAX_BYTES >> 20} MiB, so it is not the published file; try again from another network"
+            f"{url}: the file is larger than {MAX_BYTES >> 20} MiB, so it is not the published file; try again from "
+            "another network"
         )
 
 

@@ -17,7 +17,7 @@ def exported_weights(source: str | Path, fidelity: str, note: Callable[[str], No
 
     Args:
         source: A name in the registry, or a file.
-        fidelity: Fidelity to use; "" takes the default of the file.
+        fidelity: Fidelity to use; empty for the default of the file.
         note: Called with a message about the next step.
 
     Returns:

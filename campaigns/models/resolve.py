@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from .catalog import CatalogModel, find_model, is_known, unknown_model
 from .downloads import fetch
 
 _ONNX, _CHECKPOINT = ".onnx", ".ckpt"
-_FOREIGN = (".pth", ".pt", ".nqx", ".zip", ".model")  # SevenNet, Nequix, packages of NequIP, MACE
+# How `model.checkpoint` begins the name of its schema, which is the first entry of a checkpoint.
+_SCHEMA, _SCHEMA_WITHIN = b"equiscreen-model/", 4096
+_FOREIGN = (".pth", ".pt", ".nqx", ".zip", ".model")  # SevenNet, Nequix, NequIP packages, MACE
 
 
 def model_file(
@@ -30,7 +34,7 @@ def model_file(
     """The ONNX file of a model.
 
     Published weights and checkpoints are exported, with all checks of an export, into the cache folder
-    (`EQUISCREEN_CACHE`, else the user's cache), and reused from there. The first use needs PyTorch, unless the
+    (`EQUISCREEN_CACHE`, otherwise the user's cache), and reused from there. The first use needs PyTorch, unless the
     package `equiscreen-models` holds the model.
 
     Example:
@@ -39,10 +43,10 @@ def model_file(
         PosixPath('model.onnx')
 
     Args:
-        model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH
-            stands for the first digits of their SHA-256, at least 8; a checkpoint or run folder of equiscreen; or a
-            weights file of SevenNet, Nequix, NequIP or MACE. A name takes precedence over a file; ``./NAME`` is always
-            a file.
+        model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
+            the first 8 or more digits of their SHA-256; a checkpoint or run folder of equiscreen; or a SevenNet,
+            Nequix, NequIP, Allegro or MACE weights file. A name takes precedence over a file; ``./NAME`` is always a
+            file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
@@ -56,16 +60,16 @@ def model_file(
     """
     if "://" in str(model):
         raise ModelFileError(
-            f"{redact_urls(str(model))}: is a URL, but only local paths can be used here; copy the file to this machine"
+            f"{redact_urls(str(model))} is a URL, but only local paths can be used here; copy the file to this machine"
         )
     if isinstance(model, str) and is_known(model):
         return _published(find_model(model, modality), progress=progress, note=note)
     path = Path(model)
     suffix = path.suffix.lower()
-    if suffix in _FOREIGN and path.is_file():
+    if path.is_file() and (suffix in _FOREIGN or _holds_weights(path)):
         return _foreign(path, modality, note)
     if modality is not None:
-        raise ModelFileError(f"{model}: has no fidelities to choose from; drop `--modality`")
+        raise ModelFileError(f"{model} has no fidelities to choose from; remove `--modality`")
     if path.is_dir() or (suffix == _CHECKPOINT and path.is_file()):
         return _trained(path, note)
     if not path.exists() and suffix != _ONNX:
@@ -81,10 +85,10 @@ def published_weights(
     progress: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[str | Path, str | None]:
-    """The weights of a model that is known by name, for `model.pretrained.load`; downloaded if no package holds them.
+    """The weights of a model known by name, for `model.pretrained.load`; downloaded unless a package holds them.
 
     Args:
-        name: ``NAME[/FIDELITY][@HASH]`` of published weights, or an alias; anything else is returned as it is.
+        name: ``NAME[/FIDELITY][@HASH]`` of published weights, or an alias; anything else is returned unchanged.
         modality: Fidelity, if the name gives none.
         progress: Show the progress of the download on standard error.
         note: Called with a message about the next step, if that may take a minute.
@@ -133,8 +137,24 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
     return made_once(_cached(model.name, model.sha256), make, note)
 
 
+def _holds_weights(path: Path) -> bool:
+    """Whether a file holds weights of another code, by its content: an archive that equiscreen did not write.
+
+    ONNX files are no archives; a checkpoint of equiscreen names its schema.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if not pickles:
+                return False
+            with archive.open(pickles[0]) as file:
+                return _SCHEMA not in file.read(_SCHEMA_WITHIN)
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, zlib.error):
+        return False
+
+
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file made from a weights file of SevenNet, Nequix, NequIP or MACE."""
+    """The ONNX file made from a SevenNet, Nequix, NequIP, Allegro or MACE weights file."""
 
     def make() -> bytes:
         with _installed(str(path)):
@@ -160,14 +180,14 @@ def _cached(name: str, digest: str) -> Path:
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the hashes of several."""
+    """SHA-256 of one file, or of the hashes of several files."""
     digests = []
     for path in paths:
         try:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -182,6 +202,6 @@ def _installed(model: str, otherwise: str = "") -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ModelFileError(
-            f"{model}: its first use exports the weights, which needs PyTorch and onnx ({error.name} is not "
-            f"installed): pip install 'equiscreen[rank]'{otherwise}"
+            f"{model}: the first use of this model exports its weights, which requires PyTorch and onnx ({error.name} "
+            f"is not installed): pip install 'equiscreen[rank]'{otherwise}"
         ) from error

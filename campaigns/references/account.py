@@ -30,7 +30,7 @@ class SourceAccount:
         duplicate: Number of structures that the server sent twice.
         outside: Number of references outside the chemical systems of the candidates.
         left_out: Number of references that cannot be used, by reason.
-        left_out_because: Reasons for the first few of these, by name.
+        left_out_because: Reasons for the first few references that were left out, by name.
         run_types: Number of phases by functional or run type.
     """
 
@@ -56,7 +56,8 @@ class ReferencesAccount:
         run_types: Number of phases by functional or run type.
         systems: Chemical systems of the candidates; empty if the references were not restricted.
         phases_by_system: Number of phases by their own chemical system.
-        missing_elements: Elements of the candidates (or of the phases) for which the table has no total energy.
+        missing_elements: Elements of the candidates (without candidates, of the phases) for which the table has no
+            total energy.
         empty_systems: Chemical systems of candidates for which no phase contains all elements.
         sources: What each source contributed.
         equiscreen: Version that wrote the table.
@@ -91,9 +92,9 @@ class ReferencesAccount:
             parts += [f"{count:,} left out: {reason}" for reason, count in one.left_out.items()]
             lines.append(f"  {one.source} ({one.kind}, {one.when}): {'; '.join(parts)}")
         if self.missing_elements:
-            lines.append(f"  no total energy of the elements {_named(self.missing_elements)}")
+            lines.append(f"  no total energies of the elements {_named(self.missing_elements)}")
         if self.empty_systems:
-            lines.append(f"  no phase with all elements of {_named(self.empty_systems)}")
+            lines.append(f"  no phase contains all elements of {_named(self.empty_systems)}")
         return "\n".join(lines)
 
 
@@ -106,9 +107,9 @@ def read_account(path: str | Path) -> Mapping[str, Any]:
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: not a table written by `equiscreen references` ({detail(error)})") from error
+        raise SourceError(f"{path} is not a table written by `equiscreen references` ({detail(error)})") from error
     if not isinstance(found, dict) or found.get("kind") != "references":
-        raise SourceError(f"{path}: not a table written by `equiscreen references`")
+        raise SourceError(f"{path} is not a table written by `equiscreen references`")
     return found
 
 

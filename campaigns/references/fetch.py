@@ -78,7 +78,8 @@ def fetch_references(
 ) -> ReferencesAccount:
     """Gather reference phases into a parquet table for `equiscreen hull --references`.
 
-    Downloads of an interrupted run are kept in ``OUT.partial``, and the same call resumes them; files are read again.
+    Downloads of an interrupted run are kept in ``OUT.partial``, and the same call resumes them; local files are read
+    again.
 
     Example:
         >>> found = fetch_references(["entries.json.gz"], {frozenset({"Li", "O"})}, "refs.parquet")  # doctest: +SKIP
@@ -108,7 +109,7 @@ def fetch_references(
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))
     if not given:
-        raise ConfigError("no references given; give at least one file, mp or optimade:PROVIDER")
+        raise ConfigError("there are no references; give at least one file, mp or optimade:PROVIDER")
     if target.suffix != ".parquet":
         raise ConfigError(f"{out}: the table is a parquet file; give it a name that ends in .parquet")
     check_file(target, given, overwrite=overwrite)
@@ -130,7 +131,7 @@ def fetch_references(
             sources = [_gather(one, settings, wanted, target, work, rows, progress=progress) for one in given]
             if not rows:
                 raise ConfigError(
-                    f"{', '.join(map(redact_urls, given))}: no references, or none in the chosen chemical "
+                    f"{', '.join(map(redact_urls, given))}: there are no references, or none in the chosen chemical "
                     "systems; use references that cover the elements of these systems"
                 )
             account = _account(rows, sources, wanted, scheme)
@@ -140,7 +141,9 @@ def fetch_references(
         _remove_if_empty(work)
         raise
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(
+            f"{out} cannot be written ({error.strerror or error}); choose another `--out`"
+        ) from error
     return account
 
 
@@ -266,11 +269,11 @@ def _dataset_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Ite
     scores = ScoredEnergies(path)
     check_same_basis(settings.scheme, scores.scheme, path)
     if not scores.relaxed:
-        raise ConfigError(f"{path}: its structures are not relaxed; relax them first with `equiscreen relax`")
+        raise ConfigError(f"{path}: these structures are not relaxed; relax them first with `equiscreen relax`")
     if scores.scheme == OWN and settings.assumed != OWN:
         raise ConfigError(
-            f"{path}: its energies follow a scheme without a name; use --scheme own if the model of the candidates was "
-            "trained on the same energies"
+            f"{path}: these energies follow a scheme without a name; use --scheme own if the model of the candidates "
+            "was trained on the same energies"
         )
     for chunk in scores.energies(settings.compositions, settings.corrections):
         names = scores.ids(chunk)
@@ -293,7 +296,7 @@ def _structure_of_row(scores: ScoredEnergies, row: int) -> Structure:
 
 
 def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any]:
-    """A row of the table."""
+    """Make a row of the table from a phase."""
     corrected = phase.scheme == UNCORRECTED and not phase.formation
     row: dict[str, Any] = {
         "id": phase.name,

@@ -1,7 +1,7 @@
 """Reference phases from the Materials Project, through its own client.
 
-This module follows the documentation of `mp-api` (`MPRester.get_entries`) but has never been run, since that needs a
-key and network access.
+This module follows the documentation of `mp-api` (`MPRester.get_entries`) but has never been run, since running it
+requires a key and network access.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def entries_of_mp(
         raise ConfigError("mp: choose the chemical systems to fetch with --systems Li-Fe-O or --candidates SOURCE")
     key = os.environ.get(KEY, "")
     if not key:
-        raise ConfigError(f"mp: set {KEY} to the key of your account at materialsproject.org, or use optimade:mp")
+        raise ConfigError(f"mp: set {KEY} to your API key from materialsproject.org, or use optimade:mp")
     wanted = [system_name(part) for part in systems.parts()]
     for start in range(0, len(wanted), _SYSTEMS_AT_ONCE):
         chosen = wanted[start : start + _SYSTEMS_AT_ONCE]
@@ -62,7 +62,7 @@ def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any
         from mp_api.client import MPRester  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"mp: needs {error.name}, which is not installed: pip install mp-api, or use optimade:mp"
+            f"mp: this source needs {error.name}, which is not installed: pip install mp-api, or use optimade:mp"
         ) from error
     try:
         with MPRester(key) as client:

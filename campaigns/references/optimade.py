@@ -154,8 +154,8 @@ def resource_phases(
     if seen and without == len(seen):
         asked = ", ".join(provider.response_fields())
         raise ConfigError(
-            f"{provider.name}: serves no energies: none of {without:,} structures has any of {asked}; "
-            "choose another provider"
+            f"{provider.name} serves no energies: no structure (of {without:,}) has any of the fields {asked}; choose "
+            "another provider"
         )
     check_one_functional(provider.name, settings.scheme, functionals)
 
@@ -168,7 +168,7 @@ def _phase(
     settings: ReadSettings,
     left_out: LeftOut,
 ) -> Iterator[Phase]:
-    """The phase that a structure represents; nothing if it cannot be used."""
+    """Yield the phase that a structure represents; nothing if it cannot be used."""
     try:
         counts, structure = _atoms(attributes)
         composition = settings.compositions.add(counts.items())
@@ -223,7 +223,7 @@ def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | N
 
 
 def _functional(attributes: Mapping[str, Any], provider: Provider, field: EnergyField) -> str:
-    """The functional of an energy: that stated by the structure or, if it states none, that of the field.
+    """The functional of an energy, as the structure states it or, if it states none, as the field implies it.
 
     Raises:
         EntryLeftOutError: The statement is malformed, or contradicts itself.

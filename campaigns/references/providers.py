@@ -24,7 +24,8 @@ class EnergyField:
     Attributes:
         name: Name of the field in OPTIMADE responses.
         scheme: Energy scheme that its energies follow; `OWN` for a scheme without a name.
-        functional: Functional of its energies if the structure does not state one; empty if the structure must.
+        functional: Functional of its energies if the structure does not state one; empty if the structure must state
+            one.
         formation: Whether the field holds a formation energy (eV/atom) rather than the total energy of the cell (eV).
         keys: Keys that lead to the number, if the field is an object; case is ignored.
     """
@@ -129,7 +130,7 @@ PROVIDERS = {
             "gnome",
             "https://optimade-gnome.odbx.science",
             (),
-            note="it serves distances to a hull (_gnome_hull_distance), which are not energies",
+            note="it serves only distances to a hull (_gnome_hull_distance), which are not energies",
         ),
     )
 }
@@ -152,9 +153,9 @@ def provider_of(what: str) -> Provider:
         known = [one for one in PROVIDERS.values() if _leads_to(text, one.url)]
         found = replace(known[0], url=text) if known else _any_of(text)
     else:
-        raise ConfigError(f"{what}: {unknown_name('provider', name, PROVIDERS)}, or give the base URL of a server")
+        raise ConfigError(f"{what}: {unknown_name('provider', name, PROVIDERS)} (or give the base URL of a server)")
     if not found.fields:
-        raise ConfigError(f"{what}: serves no energies: {found.note}; choose another provider")
+        raise ConfigError(f"{what} serves no energies: {found.note}; choose another provider")
     return found
 
 
@@ -172,8 +173,8 @@ def check_scheme(what: str, provider: Provider, scheme: str, assumed: str | None
     if not provider.fitting(scheme):
         served = {field.functional or "unknown" if field.scheme == OWN else field.scheme for field in provider.fields}
         raise ConfigError(
-            f"{what}: its energies ({', '.join(sorted(served))}) cannot be compared with those of the candidates, "
-            f"which follow {scheme}; choose another provider"
+            f"{what}: the energies of this provider ({', '.join(sorted(served))}) cannot be compared with those of the "
+            f"candidates, which follow {scheme}; choose another provider"
         )
 
 

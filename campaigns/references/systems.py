@@ -28,7 +28,7 @@ class ChemicalSystems:
     """The chemical systems of candidates; a phase competes if all of its elements are in one of these systems.
 
     Args:
-        systems: Symbols of the elements of each candidate; None if everything is wanted.
+        systems: Symbols of the elements of each candidate; None to keep all phases.
 
     Raises:
         ConfigError: There are no chemical systems, or an element is unknown.
@@ -37,7 +37,7 @@ class ChemicalSystems:
     def __init__(self, systems: Iterable[frozenset[str]] | None) -> None:
         self.given = None if systems is None else sorted({frozenset(one) for one in systems}, key=sorted)
         if self.given is not None and not any(self.given):
-            raise ConfigError("no chemical systems are given; name at least one, such as Li-Fe-O")
+            raise ConfigError("there are no chemical systems; give at least one, such as Li-Fe-O")
         for symbol in sorted(frozenset().union(*(self.given or ()))):
             if symbol not in atomic_numbers or symbol == "X":
                 raise ConfigError(f"unknown element {symbol!r} in a chemical system; write systems as Li-Fe-O,Na-Cl")
@@ -112,7 +112,7 @@ def systems_of(source: str | Path) -> tuple[set[frozenset[str]], str | None]:
     else:
         found = set(_systems_of_files(source))
     if not found:
-        raise SourceError(f"{source}: has no readable structure; give candidates that can be read")
+        raise SourceError(f"{source} has no readable structure; give candidates that can be read")
     return found, scheme
 
 

@@ -1,4 +1,4 @@
-"""What `info` prints for a person: about ten lines on a store, scores dataset, checkpoint or model."""
+"""The text that `info` prints: about ten lines on a store, scores dataset, checkpoint or model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...pipeline.store.tables import FAILURES_FILE
 from ...screening.dataset.reader import ScoresReader
 from ...screening.dataset.scores import SCORES_SCHEMA
 
-# Largest number of reasons, of names for each reason or status, and of inputs that are printed.
+# Maximum numbers printed: of reasons, of names for each reason or status, and of inputs.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
 _ALL_SYMBOLS = 12
 
@@ -35,7 +35,7 @@ def about(description: Mapping[str, Any]) -> str:
         lines = _scores(description)
     else:
         lines = _model(description)
-    return "\n".join(filter(None, (*lines, "to see everything that is stored: equiscreen info PATH --json")))
+    return "\n".join(filter(None, (*lines, "for all stored metadata: equiscreen info PATH --json")))
 
 
 def _graphs(found: Mapping[str, Any]) -> Iterator[str]:

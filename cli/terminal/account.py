@@ -1,4 +1,4 @@
-"""What a verb prints: a summary of its run on standard output, as text or JSON, and notes on standard error."""
+"""What a command prints: a summary of its run on standard output, as text or JSON, and notes on standard error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OPTIONS = {
     "quiet": Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Show no progress and no text summary; errors and --json output still appear."
+            "--quiet", "-q", help="Show no progress, notes or run summary; errors and --json output still appear."
         ),
     ],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")],
@@ -48,7 +48,7 @@ _OPTIONS = {
 
 
 def with_messages(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options --json, --quiet and --verbose, except for those that it defines itself."""
+    """Give a command the options --json, --quiet and --verbose, except for those that it defines itself."""
     own = inspect.signature(verb)
     added = {name: kind for name, kind in _OPTIONS.items() if name not in own.parameters}
 
@@ -67,7 +67,7 @@ def with_messages(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def shows_progress() -> bool:
-    """Whether a verb shows its progress."""
+    """Whether a command shows its progress."""
     return not _wanted.get().quiet
 
 
@@ -92,9 +92,9 @@ def account(text: object, found: object = None, **more: Any) -> None:
 
     Args:
         text: The summary as readable text.
-        found: What the run returned, for the JSON object. Of a dataset, the attributes and the number of rows are
+        found: What the run returned, for the JSON object. For a dataset, the attributes and the number of rows are
             printed; a report or mapping is printed whole. If None, `text` is used instead.
-        more: Further entries of the JSON object, such as the path of the output.
+        more: Additional entries of the JSON object, such as the path of the output.
     """
     wanted = _wanted.get()
     if wanted.as_json:
@@ -115,7 +115,7 @@ def _facts(found: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value with strings as keys, and None for numbers that JSON cannot represent."""
+    """Convert a value for JSON: keys become strings, and numbers that JSON cannot represent become None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

@@ -18,7 +18,7 @@ from ...screening.dataset.scores import SCORES_SCHEMA
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe a graph store, scores dataset, folder of results, run folder, checkpoint or ONNX model.
+    """Describe a graph store, scores dataset, results folder, run folder, checkpoint or ONNX model.
 
     Args:
         path: Path of the file or folder; graph stores and scores datasets may also be URLs.
@@ -40,7 +40,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return _describe_checkpoint(target)
     if target.is_file():
         raise EquiscreenError(
-            f"{path}: not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
+            f"{path} is not a store, .ckpt or .onnx file; `equiscreen featurize` makes a store from structure files"
         )
     return _describe_store(dataset_in(target))
 
@@ -49,15 +49,15 @@ def verify_store(path: str | Path) -> str:
     """Recompute the checksums of a graph store and compare them with the stored ones.
 
     Returns:
-        A line stating that all of them match.
+        A line stating that all checksums match.
 
     Raises:
-        StoreError: The path is not a graph store, or a checksum does not match; the message names the damaged parts.
+        StoreError: The path is not a graph store, or some checksums do not match; the message names the damaged parts.
     """
     damaged = GraphStore(path).verify()
     if damaged:
         raise StoreError(
-            f"{path}: damaged: {', '.join(damaged)}; run the command that wrote the store again, with --overwrite"
+            f"{path}: the store is damaged ({', '.join(damaged)}); repeat the command that wrote it, with --overwrite"
         )
     return f"{redact_urls(str(path))}: all checksums match"
 

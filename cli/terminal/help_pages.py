@@ -1,4 +1,4 @@
-"""Help pages: an example first, options in groups, and verbs in the order of the workflow."""
+"""Help pages: an example first, options in groups, and commands in the order of the workflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 _EXAMPLE = "\b\nExample"
 _INPUT_AND_OUTPUT, _RUN, _MESSAGES = "Input and output", "The run", "Messages"
-# Group of each option that several verbs share or that concerns files, by the name of its parameter.
+# Group of each option that several commands share or that concerns files, by the name of its parameter.
 _GROUPS = {
     **dict.fromkeys(("out", "overwrite", "append", "store", "references", "output_format"), _INPUT_AND_OUTPUT),
     **dict.fromkeys(("file_format", "id_field", "structure_field", "save_labels", "title"), _INPUT_AND_OUTPUT),
@@ -21,7 +21,7 @@ _ORDER = ("Options", _INPUT_AND_OUTPUT, _RUN, _MESSAGES)
 
 
 class Verb(TyperCommand):
-    """A verb whose help page shows the example below the first sentence, and the options in groups."""
+    """A command whose help page shows the example below the first sentence, and the options in groups."""
 
     def __init__(self, *args: Any, **words: Any) -> None:
         super().__init__(*args, **words)
@@ -49,21 +49,21 @@ class Verb(TyperCommand):
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs; its help page lists them by stage of the workflow."""
+    """The group of all commands; its help page lists them by stage of the workflow."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Also accept the options of all verbs before the verb, by moving them after it."""
+        """Also accept the options that all commands share before the command, by moving them after it."""
         count = len(list(takewhile(_OF_ALL_VERBS.__contains__, args)))
         if count < len(args):
             args = [args[count], *args[:count], *args[count + 1 :]]
         first = args[0].partition("=")[0] if args else ""
         of_verbs = {name for verb in self.commands.values() for one in verb.params for name in one.opts}
         if first in of_verbs - {name for one in self.get_params(ctx) for name in one.opts}:
-            ctx.fail(f"{first} goes after the verb: equiscreen VERB {first}")
+            ctx.fail(f"{first} goes after the command: equiscreen COMMAND {first}")
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the verbs and their first sentences by group."""
+        """Write the commands and their first sentences by group."""
         groups: dict[str, list[str]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)

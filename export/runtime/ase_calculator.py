@@ -46,7 +46,10 @@ class OnnxCalculator(Calculator):  # type: ignore[misc]  # ASE is untyped
         self.outputs: dict[str, Any] = {}
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         if "energy" not in {spec.name for spec in self.potential.outputs}:
-            raise ValueError(f"{model}: the model does not predict energies, which ASE requires; use a model that does")
+            raise ValueError(
+                f"{'the model' if model is self.potential else model} does not predict energies, which ASE requires; "
+                "use a model that predicts energies"
+            )
         made = {spec.name for spec in self.potential.outputs}
         self.implemented_properties = [x for x in type(self).implemented_properties if x in {*made, "free_energy"}]
 

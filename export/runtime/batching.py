@@ -22,7 +22,7 @@ def evaluate_batches(block: GraphBlock, rows: NDArray[np.int64], potential: Pote
     Args:
         block: Block of structures.
         rows: int64[n], rows of the structures to evaluate; the potential must cover their elements.
-        potential: Potential; its `slots`, if it has that attribute, limit the size of a batch.
+        potential: Potential; its attribute `slots`, if there is one, limits the size of a batch.
 
     Yields:
         Rows of a batch, and their evaluation; the row of a structure that does not fit into memory, and None.

@@ -21,7 +21,7 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         model: Path of the ONNX file.
         sha256: SHA-256 of the file when the run began.
         slots: Number of neighbour slots per batch; see `OnnxPotential`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file cannot be read, or has changed since the run began.

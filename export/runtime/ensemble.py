@@ -32,13 +32,13 @@ class Ensemble:
         names: Paths of the model files, for messages and provenance.
 
     Raises:
-        ModelFileError: There are no members, their energy schemes or outputs differ, or one of several members is given
-            twice or is itself an ensemble.
+        ModelFileError: There are no members, their energy schemes or outputs differ, or, if there are several members,
+            one of them is given twice or is itself an ensemble.
     """
 
     def __init__(self, members: Sequence[OnnxPotential], names: Sequence[str]) -> None:
         if not members:
-            raise ModelFileError("no model given; give at least one ONNX file")
+            raise ModelFileError("there is no model; give at least one ONNX file")
         self.members, self.names = tuple(members), tuple(names)
         self._check()
         first = self.members[0]
@@ -126,23 +126,23 @@ class Ensemble:
             schemes = [member.metadata.energy_scheme for member in (first, other)]
             if schemes[0] != schemes[1]:
                 raise ModelFileError(
-                    f"{its_name}: its energies follow the scheme {schemes[1]}, but those of {name} follow "
-                    f"{schemes[0]}; energies of different schemes cannot be averaged; screen with each model on its own"
+                    f"{its_name}: the energies follow the scheme {schemes[1]}, but those of {name} follow "
+                    f"{schemes[0]}, and different schemes cannot be averaged; screen with each model separately"
                 )
             if first.outputs != other.outputs:
                 found = [", ".join(spec.name for spec in member.outputs) for member in (first, other)]
                 raise ModelFileError(
-                    f"{its_name}: predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
+                    f"{its_name} predicts {found[1]}, but {name} predicts {found[0]}; export both with the same "
                     "--outputs"
                 )
             earlier = [member.sha256 for member in self.members[:place]]
             if other.sha256 in earlier:
                 same = self.names[earlier.index(other.sha256)]
-                raise ModelFileError(f"{its_name}: the same model as {same}; give it only once")
+                raise ModelFileError(f"{its_name} is the same model as {same}; give it only once")
         for member, its_name in zip(self.members, self.names, strict=True):
             if len(self.members) > 1 and member.metadata.members > 1:
                 raise ModelFileError(
-                    f"{its_name}: already an ensemble; screen with it alone, or export its members separately"
+                    f"{its_name} is already an ensemble; screen with it alone, or export its members separately"
                 )
 
 

@@ -1,11 +1,11 @@
 """Validation of an ONNX file before anything runs it, without the onnx package.
 
-The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, differ on a field that
-is given twice, and cut numbers to their own width, so a file may mean one thing to a check and another to the runtime.
-Here every message must follow the schema of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known
-fields only, in their own encoding, none repeated unless it is a list, and numbers in their shortest form. Such a file
-has one meaning. Tensors in other files, sparse tensors, functions and operators of other domains have no place in the
-schema.
+The file is a Protocol Buffers message. Readers of that format skip fields that they do not know, differ in how they
+read a field that is given twice, and truncate numbers to their own width, so a file may mean one thing to a check and
+another to the runtime. Here every message must follow the schema of onnx.proto
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
+it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
+functions and operators of other domains have no place in the schema.
 
 The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is detected. Files rewritten by
 other tools have no such entry at the end and are read without this check.
@@ -158,18 +158,18 @@ def check_model_bytes(data: bytes, name: str) -> None:
         name: Name of the file, for messages.
 
     Raises:
-        ModelFileError: The file is damaged or not an ONNX file, or holds something that is not accepted, such as
+        ModelFileError: The file is damaged or not an ONNX file, or contains something that is not allowed, such as
             references to other files or operators from other domains.
     """
     entry = _checksum_entry(data)
     if entry and data[-len(entry) :] != entry:
-        raise ModelFileError(f"{name}: damaged: its checksum does not match; copy or export the model again")
+        raise ModelFileError(f"{name} is damaged: its checksum does not match; copy or export the model again")
     try:
         fields = _check(memoryview(data), "model", name, depth=0)
     except (IndexError, UnicodeDecodeError, _DamagedError) as error:
-        raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again") from error
+        raise ModelFileError(f"{name} is damaged or not an ONNX file; export the model again") from error
     if 7 not in fields:
-        raise ModelFileError(f"{name}: damaged, or not an ONNX file; export the model again")
+        raise ModelFileError(f"{name} is damaged or not an ONNX file; export the model again")
 
 
 def has_valid_checksum(data: bytes) -> bool:
@@ -215,15 +215,17 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
         if known is None:
             raise _DamagedError
         if known.refusal:
-            raise ModelFileError(f"{name}: not accepted: {known.refusal}; use the file as `equiscreen export` wrote it")
+            raise ModelFileError(
+                f"{name} cannot be used: {known.refusal}; use the file as `equiscreen export` wrote it"
+            )
         if encoding not in known.kinds:
             raise _DamagedError
         if known.message is not None:
             _check(value, known.message, name, depth + 1)  # first, since its content gives the more precise error
         elif known.domain and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
             raise ModelFileError(
-                f"{name}: not accepted: it uses operators from the domain {domain!r}; use the file as "
-                "`equiscreen export` wrote it"
+                f"{name} cannot be used: it contains operators from the domain {domain!r}; use the file as `equiscreen "
+                "export` wrote it"
             )
         if number in seen and not known.repeated:
             raise _DamagedError

@@ -20,7 +20,7 @@ _ADDED = {"minimum_distances", "mirror_structures", "limits", "probes"}
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """Everything a model file records about itself.
+    """Everything that a model file records about itself.
 
     Attributes:
         cutoff: Cutoff radius, angstrom.
@@ -28,7 +28,7 @@ class ModelMetadata:
         dtype: Data type of inputs and outputs, "float32" or "float64".
         outputs: Outputs of the model.
         symmetry: Group under which the model is equivariant: ``o3`` or ``so3``.
-        energy_scheme: Energy scheme of the model (the DFT settings that its energies follow).
+        energy_scheme: Energy scheme of the model (the DFT settings and corrections of its energies).
         training_data: Hashes of the graph stores that the model was trained on, separated by spaces; empty for imported
             weights.
         weights_sha256: SHA-256 of all constants of the graph.
@@ -48,7 +48,7 @@ class ModelMetadata:
         origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
-            are not known, as for imported weights.
+            are unknown, as for imported weights.
         schema: Version of this metadata schema.
     """
 
@@ -95,17 +95,17 @@ class ModelMetadata:
         try:
             values: dict[str, Any] = {name: json.loads(value) for name, value in found.items()}
         except ValueError as error:
-            raise ModelFileError(f"{where}: unreadable metadata; export the model again") from error
+            raise ModelFileError(f"{where}: the metadata cannot be read; export the model again") from error
         schema = values.get("schema")
         if schema != ONNX_SCHEMA:
             raise ModelFileError(
-                f"{where}: schema {schema!r} instead of {ONNX_SCHEMA!r}; use a model exported by equiscreen, or export "
-                "the model again with this version"
+                f"{where} has the schema {schema!r} instead of {ONNX_SCHEMA!r}; use a model exported by equiscreen, or "
+                "export the model again with this version"
             )
         missing = {item.name for item in fields(cls)} - values.keys() - _ADDED
         if missing:
             raise ModelFileError(
-                f"{where}: its metadata lacks {', '.join(sorted(missing))}; export the model again with this version"
+                f"{where}: the metadata lacks {', '.join(sorted(missing))}; export the model again with this version"
             )
         try:
             values["elements"] = tuple(int(number) for number in values["elements"])
@@ -115,7 +115,7 @@ class ModelMetadata:
             if values.get("minimum_distances") is not None:
                 values["minimum_distances"] = _distances(values["minimum_distances"])
         except (TypeError, KeyError, ValueError, AttributeError, EquiscreenError) as error:
-            raise ModelFileError(f"{where}: unreadable metadata; export the model again") from error
+            raise ModelFileError(f"{where}: the metadata cannot be read; export the model again") from error
         return cls(**{name: value for name, value in values.items() if name in cls.__slots__})
 
 

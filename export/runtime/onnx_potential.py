@@ -40,7 +40,7 @@ class OnnxPotential:
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
         slots: Number of neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
 
     Raises:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
@@ -70,15 +70,15 @@ class OnnxPotential:
         # Memory patterns help for inputs of equal shapes. Batches of crystals rarely have equal shapes, and each
         # pattern takes as much memory again.
         options.enable_mem_pattern = False
-        # Idle threads that spin take CPU time from the other workers.
+        # Idle threads that spin take CPU time away from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # Load from bytes: given a path, ONNX Runtime would follow references to other files.
             self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ModelFileError(
-                f"{name}: ONNX Runtime cannot load it ({detail(error)}); upgrade ONNX Runtime, or export the model "
-                "again with a lower `--opset`"
+                f"{name}: ONNX Runtime cannot load this file ({detail(error)}); upgrade ONNX Runtime, or export the "
+                "model again with a lower `--opset`"
             ) from error
         check_providers(self._session.get_providers(), chosen, device)
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
@@ -89,12 +89,12 @@ class OnnxPotential:
         made = {item.name for item in self._session.get_outputs()}
         if absent := {spec.name for spec in self.outputs} - made:
             raise ModelFileError(
-                f"{name}: its graph lacks the outputs {', '.join(sorted(absent))}; export the model again"
+                f"{name}: the ONNX graph lacks the outputs {', '.join(sorted(absent))}; export the model again"
             )
         if unknown:
             raise ModelFileError(
-                f"{name}: its graph has unknown inputs: {', '.join(sorted(unknown))}; export the model again with this "
-                "version"
+                f"{name}: the ONNX graph has unknown inputs: {', '.join(sorted(unknown))}; export the model again with "
+                "this version"
             )
 
     @classmethod
@@ -107,7 +107,7 @@ class OnnxPotential:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
             slots: Number of neighbour slots per batch.
-            device: Device that evaluates the model; see `export.runtime.providers.providers`.
+            device: Device on which the model runs; see `export.runtime.providers.providers`.
 
         Raises:
             ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not
@@ -136,7 +136,7 @@ class OnnxPotential:
         """Smallest distance of each pair of elements in the training data, angstrom.
 
         Keys are atomic numbers in ascending order. A pair that is never within the cutoff is absent. None if the
-        training data are not known, as for imported weights.
+        training data are unknown, as for imported weights.
         """
         distances = self.metadata.minimum_distances
         return None if distances is None else {pair_numbers(pair): value for pair, value in distances.items()}
@@ -196,8 +196,8 @@ def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path
     """
     if graphs.cutoff < potential.cutoff:
         raise ModelFileError(
-            f"{graphs.path}: its cutoff is {graphs.cutoff} angstrom, but the model needs {potential.cutoff}; "
-            f"run `equiscreen featurize SOURCE... --out NEW.zarr --model {model}`"
+            f"{graphs.path}: the cutoff of this store is {graphs.cutoff} angstrom, but the model needs "
+            f"{potential.cutoff}; run `equiscreen featurize SOURCE... --out NEW.zarr --model {model}`"
         )
 
 

@@ -13,7 +13,7 @@ AUTO = "auto"
 _CUDA, _ON_CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _CURE = (
     "install onnxruntime-gpu instead of onnxruntime (pip uninstall onnxruntime; pip install 'equiscreen[gpu]'), or "
-    "choose cpu, or auto to use the CPU if there is no GPU"
+    "choose cpu, or auto, which uses the CPU if there is no GPU"
 )
 
 Provider = str | tuple[str, dict[str, Any]]
@@ -64,7 +64,7 @@ def check_providers(found: Sequence[str], chosen: Sequence[Provider], device: st
 
 
 def device_kind(device: str) -> str:
-    """Kind of device that results may depend on: ``cpu``, ``cuda``, or ``auto`` where each worker decides.
+    """Kind of device that results may depend on: ``cpu``, ``cuda``, or ``auto`` if each worker decides.
 
     Args:
         device: As for `providers`.

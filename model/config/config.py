@@ -14,11 +14,8 @@ from ...pipeline.bounded_yaml import load_yaml
 from ...pipeline.errors import ConfigError
 from ...pipeline.suggestions import unknown_name
 from .head import Section
-from .network import MaceConfig, NequipConfig, NetworkConfig
+from .network import IMPORTED, AllegroConfig, MaceConfig, NequipConfig, NetworkConfig
 from .training import TrainingConfig
-
-# Families of networks that are made only by importing weights.
-IMPORTED = ("nequip", "mace")
 
 
 def _family(network: Any) -> str:
@@ -36,15 +33,15 @@ class Config(Section):
         50
 
     Attributes:
-        network: The architecture; a `NequipConfig` or `MaceConfig` only in run folders of networks fine-tuned from
-            imported weights.
+        network: The architecture; one of `IMPORTED` only in run folders of networks fine-tuned from imported weights.
         training: Settings of the training.
     """
 
     network: Annotated[
         Annotated[NetworkConfig, Tag("own")]
         | Annotated[NequipConfig, Tag("nequip")]
-        | Annotated[MaceConfig, Tag("mace")],
+        | Annotated[MaceConfig, Tag("mace")]
+        | Annotated[AllegroConfig, Tag("allegro")],
         Discriminator(_family),
     ] = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
@@ -64,7 +61,7 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file.
+        """Read a configuration from a YAML file.
 
         Raises:
             ConfigError: The file cannot be read, is not YAML, or holds an unknown key or an invalid value.
@@ -74,7 +71,7 @@ class Config(Section):
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))
@@ -100,7 +97,7 @@ class Config(Section):
 def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, message: str) -> str:
     """Describe a mistake in one line; for an unknown key, suggest the most similar valid key."""
     if place[:1] == ("network",) and place[1:2] in {(tag,) for tag in ("own", *IMPORTED)}:
-        place = (*place[:1], *place[2:])  # drop the kind of network, which is not a key
+        place = (*place[:1], *place[2:])  # leave out the kind of network, which is not a key
     name = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{name}: {message.removeprefix('Value error, ')}" if name else message.removeprefix("Value error, ")

@@ -25,8 +25,8 @@ class HeadConfig(Section):
         extensive: Whether the value of a structure is the sum over its atoms; otherwise it is their mean.
         transform: ``log`` predicts the logarithm of a positive number, or the matrix logarithm of a positive tensor.
         label: Name of the label in the stores; None uses the name of the head.
-        shape: Shape of one value; None uses the label's. An axis of length 6 is a symmetric pair of indices in Voigt
-            notation.
+        shape: Shape of one value; None uses the shape of the label. An axis of length 6 is a symmetric pair of indices
+            in Voigt notation.
         channels: Number of channels of the head's features.
     """
 

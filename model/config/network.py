@@ -14,8 +14,11 @@ from .head import HeadConfig, Section
 Symmetry = Literal["o3", "natural", "so3"]
 Preset = Literal["small", "medium", "large"]
 Activation = Literal["silu", "ssp", "tanh", "abs", "relu", "elu", "sigmoid", "mish"]
+# Energies of edges must vanish at the cutoff, so these activations are zero at zero.
+EdgeActivation = Literal["silu", "ssp", "tanh", "mish"]
 SelfConnection = Literal["linear", "element", "none"]
-# Scalar channels, highest degree of the features and harmonics, correlation order. For the cost see docs/training.md.
+# Scalar channels, highest degree of the features and harmonics, correlation order. Their cost is listed in
+# docs/training.md.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"channels": 16, "l_max": 2, "correlation": 2, "radial_hidden": 16},
     "medium": {"channels": 32, "l_max": 2, "correlation": 3, "radial_hidden": 32},
@@ -23,10 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Limits for imported networks, whose sizes come from a file; far beyond every published network.
 MAX_WIDTH, MAX_LAYERS, MAX_DEGREE = 4_096, 32, 6
-# Products of three features have a hundred times more terms at degree 6 than at degree 3, the usual one.
+# Products of three features have a hundred times more terms at degree 6 than at the usual degree 3.
 MAX_PRODUCT_DEGREE = 4
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-# Names that scores and stores already use for other things.
+# Names that scores and stores already use for other purposes.
 RESERVED_HEADS = frozenset(
     (
         *("energy", "forces", "stress", "virial", "energy_per_atom", "max_force", "formula", "n_atoms", "status"),
@@ -60,7 +63,7 @@ class NetworkConfig(Architecture):
         symmetry: ``natural``: features with the parity of the spherical harmonics (0e, 1o, 2e, ...), equivariant under
             rotations and mirrors; ``o3``: features of both parities, which pseudoscalars, axial vectors and similar
             tensors need; ``so3``: parity is not tracked, so predictions for mirror images may differ.
-        cutoff: Cutoff radius (angstrom); None uses that of the store (the smallest of several stores).
+        cutoff: Cutoff radius (angstrom); None uses the cutoff of the store, or the smallest cutoff of several stores.
         hidden_irreps: Features of an atom between interactions, in e3nn's notation (multiplicity, l, parity).
         l_max: Highest degree of the spherical harmonics.
         n_interactions: Number of interaction layers.
@@ -108,7 +111,7 @@ class NetworkConfig(Architecture):
         )
         object.__setattr__(self, "hidden_irreps", check_network(self.symmetry, irreps, self.l_max, self.heads))
         if not self.energy and not self.heads:
-            raise ValueError("nothing to predict: set `energy: true` or add a head")
+            raise ValueError("the network predicts nothing; set `energy: true` or add a head")
         for name in self.heads:
             reserved = name in RESERVED_HEADS or name.endswith(SPREAD) or is_reserved(name)
             if reserved or not name.isidentifier():
@@ -135,13 +138,14 @@ class NequipConfig(Architecture):
         n_basis: Number of Bessel functions.
         radial_hidden: Hidden widths of the perceptrons that turn the Bessel functions into radial functions.
         envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
-            2020) or ``xplor`` (the switching function of molecular dynamics codes).
+            2020) or ``xplor`` (the switching function used in molecular dynamics codes).
         envelope_power: Power of the polynomial envelope.
         envelope_onset: Distance at which ``xplor`` begins to fall (angstrom).
-        sender_scales: Whether the features that an atom sends are multiplied by a factor of its element.
-        self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by one for
-            each element (``element``), or not at all (``none``); empty stands for ``linear`` everywhere. Before the
-            first interaction the features depend only on the element, so the first two are the same there.
+        sender_scales: Whether the features that an atom sends are multiplied by a factor that depends on its element.
+        self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by a linear
+            map for each element (``element``), or not at all (``none``); empty means ``linear`` everywhere. Before the
+            first interaction the features depend only on the element, so ``linear`` and ``element`` are equivalent
+            there.
         residual: Whether an interaction that keeps the irreps adds its gated features to those before it.
         layer_norm: Whether features are divided by their root mean square before the gate.
         activation: Activation of even scalars.
@@ -149,7 +153,7 @@ class NequipConfig(Architecture):
         gate_activation: Activation of the gates of all other irreps.
         radial_activation: Activation of the radial perceptrons.
         readout_hidden: Hidden widths of the perceptron that turns the last scalars into an energy.
-        readout_activation: Activation of that perceptron.
+        readout_activation: Activation of the readout perceptron.
         pair_repulsion: Power of the polynomial envelope of the screened Coulomb repulsion between nuclei (Ziegler,
             Biersack and Littmark, 1985), which is added to the energy; None leaves it out.
     """
@@ -182,11 +186,11 @@ class NequipConfig(Architecture):
     def _consistent(self) -> Self:
         self._check_irreps()
         if self.heads:
-            raise ValueError("heads: NequIP-type networks cannot have heads; remove them")
+            raise ValueError("NequIP-type networks cannot have heads; remove `heads`")
         if self.envelope == "xplor" and not (self.envelope_onset and 0 < self.envelope_onset < self.cutoff):
-            raise ValueError("envelope_onset: must lie between 0 and the cutoff")
+            raise ValueError("envelope_onset must lie between 0 and the cutoff")
         if self.self_connections and len(self.self_connections) != len(self.hidden_irreps):
-            raise ValueError("self_connections: must name one kind for each interaction")
+            raise ValueError("self_connections must name one kind for each interaction")
         if self.symmetry != "so3" and self.odd_activation == "abs" and any("0o" in text for text in self.hidden_irreps):
             raise ValueError("odd_activation: abs makes odd scalars even, so set `symmetry: so3`, or choose tanh")
         return self
@@ -203,7 +207,7 @@ class NequipConfig(Architecture):
                 )
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-                raise ValueError(f"hidden_irreps {text}: must contain 0e, and each irrep only once")
+                raise ValueError(f"hidden_irreps {text} must contain 0e, and each irrep only once")
             layers.append([ir for _, ir in irreps])
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
@@ -223,7 +227,8 @@ class RepulsionConfig(Section):
     """Constants of a screened repulsion of the nuclei (Ziegler, Biersack and Littmark, 1985).
 
     Attributes:
-        length: Screening length, in Bohr radii divided by the sum of both nuclear charges to the power `exponent`.
+        length: Screening length: a number of Bohr radii, divided by the sum of both nuclear charges, each raised to the
+            power `exponent`.
         exponent: Power of the nuclear charges.
         weights: Weights of the four exponentials.
         envelope_power: Power of the polynomial envelope, which ends at the sum of the covalent radii.
@@ -236,7 +241,7 @@ class RepulsionConfig(Section):
 
 
 class MaceConfig(Architecture):
-    """Configuration of a MACE (Batatia et al., NeurIPS 2022).
+    """Configuration of a MACE network (Batatia et al., NeurIPS 2022).
 
     Attributes:
         family: Always ``mace``.
@@ -244,10 +249,9 @@ class MaceConfig(Architecture):
         cutoff: Cutoff radius (angstrom).
         channels: Number of channels of every irrep of an atom's features.
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
-        edge_irreps: Features that senders pass on in all interactions but the first; empty stands for
-            `hidden_irreps`.
+        edge_irreps: Features that senders pass on in all interactions but the first; empty means `hidden_irreps`.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
-        correlation: Highest order of the products of the sum with itself, for each interaction.
+        correlation: Highest order of the products of this sum with itself, for each interaction.
         residual: For each interaction, whether the atom's own features are added to the result, mapped by a matrix of
             its element. Otherwise, such matrices act on the sum over neighbours.
         density: For each interaction, whether the sum over neighbours is divided by a learned density.
@@ -261,7 +265,7 @@ class MaceConfig(Architecture):
         agnesi: Parameters a, p and q of the Agnesi transform.
         steepness: Steepness of the soft transform.
         repulsion: Repulsion of the nuclei; None leaves it out.
-        readouts: How the energy is read from the scalars after each interaction: ``linear``, ``perceptron`` or
+        readouts: How the energy is computed from the scalars after each interaction: ``linear``, ``perceptron`` or
             ``none``.
         readout_hidden: Hidden width of the perceptron.
     """
@@ -294,13 +298,15 @@ class MaceConfig(Architecture):
     def _consistent(self) -> Self:
         for name in ("correlation", "residual", "density", "readouts"):
             if len(getattr(self, name)) != len(self.hidden_irreps):
-                raise ValueError(f"{name}: must have one value for each of the {len(self.hidden_irreps)} interactions")
+                raise ValueError(f"{name} must have one value for each of the {len(self.hidden_irreps)} interactions")
         if set(self.readouts) == {"none"}:
-            raise ValueError("readouts: all are none, so nothing would be predicted; set one to linear or perceptron")
+            raise ValueError(
+                "all readouts are none, so nothing would be predicted; set one of them to linear or perceptron"
+            )
         if self.basis == "gaussian" and self.n_basis < 2:
-            raise ValueError("n_basis: must be at least 2 for Gaussians")
+            raise ValueError("n_basis must be at least 2 for Gaussians")
         if self.heads:
-            raise ValueError("heads: MACE networks cannot have heads; remove them")
+            raise ValueError("MACE networks cannot have heads; remove `heads`")
         return self
 
     @model_validator(mode="after")
@@ -316,15 +322,103 @@ class MaceConfig(Architecture):
                 )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
-            raise ValueError(f"edge_irreps {self.edge_irreps}: must be among the hidden irreps")
+            raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
         return self
 
 
+class AllegroConfig(Architecture):
+    """Configuration of an Allegro network (Musaelian et al., Nat. Commun. 14, 579 (2023)).
+
+    Attributes:
+        family: Always ``allegro``.
+        symmetry: ``so3`` if features have no parity.
+        energy: Always true; these networks have no heads.
+        cutoff: Cutoff radius (angstrom).
+        pair_cutoffs: Smaller cutoff radii (angstrom), by the symbols of the receiver and of the sender.
+        l_max: Highest degree of the spherical harmonics.
+        edge_irreps: Features of an edge after each layer, without numbers of channels; the last are scalars.
+        scalars: Number of scalars of an edge that the embedding and each layer compute.
+        channels: Number of channels of each irrep of an edge's features.
+        radial: Radial basis: ``bessel``, multiplied by factors of both elements, or ``spline``, with weights for each
+            pair of elements.
+        n_basis: Number of radial basis functions.
+        spline_span: Support of a spline, in spacings between the splines, minus one.
+        envelope_power: Power of the polynomial envelope of the Bessel functions (Gasteiger et al., ICLR 2020).
+        embedding: Number of scalars that the radial basis is mapped to.
+        embedding_hidden: Hidden widths of the perceptron that acts on them.
+        embedding_activation: Activation of that perceptron.
+        channel_weights: Whether each channel has its own weights of the products, or all channels share them.
+        latent_hidden: Hidden widths of the perceptrons of the layers.
+        latent_activation: Activation of these perceptrons.
+        readout_hidden: Hidden widths of the perceptron that turns scalars into an edge's energy.
+        readout_activation: Activation of that perceptron.
+        sum_scales: Whether sums over the edges of an atom are multiplied by a factor of its element.
+        pair_repulsion: As in `NequipConfig`.
+    """
+
+    family: Literal["allegro"] = "allegro"
+    energy: Literal[True] = True
+    cutoff: float = Field(gt=0)
+    pair_cutoffs: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
+    l_max: int = Field(ge=0, le=MAX_DEGREE)
+    edge_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    scalars: int = Field(ge=1, le=MAX_WIDTH)
+    channels: int = Field(ge=1, le=MAX_WIDTH)
+    radial: Literal["bessel", "spline"] = "bessel"
+    n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    spline_span: int = Field(default=12, ge=0, le=MAX_WIDTH)
+    envelope_power: int = Field(default=6, ge=2, le=12)
+    embedding: int = Field(ge=1, le=MAX_WIDTH)
+    embedding_hidden: tuple[Width, ...] = Field(default=(64,), max_length=MAX_LAYERS)
+    embedding_activation: EdgeActivation = "silu"
+    channel_weights: bool = True
+    latent_hidden: tuple[Width, ...] = Field(default=(64,), max_length=MAX_LAYERS)
+    latent_activation: EdgeActivation = "silu"
+    readout_hidden: tuple[Width, ...] = Field(default=(32,), max_length=MAX_LAYERS)
+    readout_activation: EdgeActivation = "silu"
+    sum_scales: bool = False
+    pair_repulsion: int | None = Field(default=None, ge=2, le=12)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads:
+            raise ValueError("heads: Allegro networks cannot have heads; remove them")
+        if self.radial == "bessel" and self.embedding % 2:
+            raise ValueError("embedding: must be even, since one half belongs to each of the two elements")
+        if self.radial == "spline" and self.spline_span > self.n_basis:
+            raise ValueError("spline_span: must not exceed n_basis")
+        if any(radius > self.cutoff for row in self.pair_cutoffs.values() for radius in row.values()):
+            raise ValueError("pair_cutoffs: must not exceed the cutoff")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_irreps(self) -> Self:
+        from ..equivariance.tensors import harmonic_irreps, parsed  # noqa: PLC0415 - e3nn takes a second to import
+
+        harmonics = harmonic_irreps(self.l_max, "so3" if self.symmetry == "so3" else "natural")
+        before = list(harmonics)
+        for text in self.edge_irreps:
+            irreps = [ir for _, ir in parsed(text)]
+            if any(mul != 1 for mul, _ in parsed(text)) or len(set(irreps)) != len(irreps) or str(irreps[0]) != "0e":
+                raise ValueError(f"edge_irreps {text}: must begin with 0e and contain each irrep once")
+            if not {ir for left in before for right in harmonics for ir in left * right}.issuperset(irreps):
+                raise ValueError(f"edge_irreps {text}: the layer cannot produce all these irreps; remove some")
+            before = irreps
+        if len(before) > 1:
+            raise ValueError("edge_irreps: the last layer must produce 0e only")
+        return self
+
+
+Imported = NequipConfig | MaceConfig | AllegroConfig
+# Configurations of networks that are made only by importing weights, by family.
+IMPORTED: dict[str, type[Imported]] = {"nequip": NequipConfig, "mace": MaceConfig, "allegro": AllegroConfig}
+
+
 def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
-    """Irreps of a MACE without their numbers of channels."""
+    """Irreps of a MACE network, without their numbers of channels."""
     kinds = [str(ir) for _, ir in irreps]
     if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-        raise ValueError(f"{text}: must contain 0e, and each irrep only once")
+        raise ValueError(f"{text} must contain 0e, and each irrep only once")
     if "0o" in kinds:
         raise ValueError(f"{text}: pseudoscalars (0o) are not supported")
     if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):

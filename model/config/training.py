@@ -12,12 +12,12 @@ from .head import Section
 
 
 class TermConfig(Section):
-    """One term of the loss; in YAML a plain number is its weight.
+    """One term of the loss; in YAML, a plain number sets its weight.
 
     Attributes:
         weight: Weight of the mean over all labelled components.
         kind: ``squared``, ``absolute`` or ``huber`` (squared below `delta`, absolute beyond).
-        delta: Threshold of the Huber loss, in the unit of the error.
+        delta: Threshold of the Huber loss, in the units of the error.
     """
 
     weight: float = Field(default=1.0, ge=0)
@@ -35,9 +35,9 @@ Term = Annotated[TermConfig, BeforeValidator(_term)]
 class LossConfig(Section):
     """Terms of the loss; missing labels are ignored.
 
-    Errors are those of the energy per atom (eV), the force components (eV/angstrom) and the stress components
-    (eV/angstrom^3). Errors of a head are those of its irrep components (with `transform: log`, of the logarithm; for an
-    extensive head, per atom), in units of their spread in the training set.
+    The terms measure errors of the energy per atom (eV), the force components (eV/angstrom), the stress components
+    (eV/angstrom^3), and the irrep components of heads (with `transform: log`, of the logarithm; for an extensive head,
+    per atom), in units of their spread in the training set.
 
     Attributes:
         energy: Term of the energy per atom.
@@ -88,14 +88,14 @@ class SplitConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Where the initial weights come from when they are not random.
+    """Fine-tuning: which weights to start from, and what to keep.
 
     Attributes:
         checkpoint: Path of a model.ckpt or a run folder; its architecture replaces `network`, except for new heads.
         freeze: Name prefixes of the parameters to freeze, such as ``embedding``, ``radial`` or ``interactions.0``.
         references: ``fit`` refits the reference energies to the residuals of the checkpoint on the new labels; ``keep``
-            keeps those of the checkpoint's elements.
-        replay: Path or URL of a graph store of structures whose predictions should stay as they are. A sample of
+            keeps the reference energies of the checkpoint's elements.
+        replay: Path or URL of a graph store of structures for which the predictions should not change. A sample of
             them, labelled by the network before its first step, is trained on together with the new data.
         replay_fraction: Number of replayed structures to train on, relative to the number of new ones.
         replay_rattle: Standard deviation of the random displacements of replayed atoms along each axis (angstrom).
@@ -109,8 +109,8 @@ class FineTuneConfig(Section):
     replay_rattle: float = Field(default=0.05, ge=0)
 
 
-# Defaults that differ when a checkpoint is fine-tuned. With those of training from scratch, the first steps destroy
-# what the checkpoint has learned (tests/benchmarks/fine_tune_mlearn.py).
+# Defaults that differ when a checkpoint is fine-tuned. With the defaults of training from scratch, the first steps
+# destroy what the checkpoint has learned (tests/benchmarks/fine_tune_mlearn.py).
 FINE_TUNING_DEFAULTS: Mapping[str, Any] = {
     "max_epochs": 8,
     "batch_size": 2,
@@ -127,7 +127,7 @@ class TrainingConfig(Section):
 
     Attributes:
         seed: Random seed of the initial weights and the order of the structures.
-        max_epochs, max_minutes: Training ends at whichever comes first; None sets no time limit.
+        max_epochs, max_minutes: Training ends when the first of these limits is reached; None sets no time limit.
         batch_size: Structures per step, over all processes; with one process, a batch that does not fit into memory is
             processed in parts, with equal results.
         learning_rate: Peak learning rate, reached after `warmup_steps`.
@@ -138,15 +138,15 @@ class TrainingConfig(Section):
             `plateau_epochs` epochs without a better validation loss.
         weight_decay: Weight decay of AdamW.
         ema_decay: Decay of the exponential moving average of the weights, which is validated and saved.
-        gradient_clip: Largest norm of the gradient; larger gradients are scaled down to it.
+        gradient_clip: Maximum norm of the gradient; larger gradients are scaled down to it.
         loss: Terms of the loss and their weights.
         split: Which structures are held out.
         fine_tune: Checkpoint to fine-tune, if any.
         dtype: Data type of weights and features; energies are always summed in float64.
         threads: Number of PyTorch threads per process; None uses all cores.
-        devices: Number of processes that share each batch; on GPUs, each process uses one.
+        devices: Number of processes that share each batch; with GPUs, each process uses one GPU.
         accelerator: ``cpu``, ``cuda``, or ``auto``, which uses a GPU if there is one.
-        energy_scale: One ``global`` scale of the atomic energies, or one for each ``element``.
+        energy_scale: ``global`` for one scale of all atomic energies, or ``element`` for one scale per element.
         checkpoint_minutes: Minutes between two saves of the state within an epoch; the state is also saved at the end
             of each epoch.
         early_stop_epochs: Stop after this many epochs without a better validation loss; None never stops early.

@@ -1,4 +1,4 @@
-"""Checks that a network of a given symmetry can provide the irreps its configuration asks for."""
+"""Checks that a network of a given symmetry can provide the irreps that its configuration requires."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def _check_head(name: str, head: HeadConfig, symmetry: str, l_max: int) -> None:
     degree = max(ir.l for ir in irreps)
     if degree > l_max:
         raise ValueError(
-            f"heads.{name}: contains l = {degree}, which harmonics up to l_max = {l_max} cannot represent at sites of "
+            f"heads.{name} contains l = {degree}, which harmonics up to l_max = {l_max} cannot represent at sites of "
             f"high symmetry; set `l_max: {degree}` (at most 6)"
         )
     if head.transform == "log" and not (basis.rank == 0 or _is_symmetric_matrix(basis)):
-        raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix; drop it")
+        raise ValueError(f"heads.{name}: `transform: log` requires a positive scalar or a symmetric matrix; remove it")
     if head.transform == "log" and (head.extensive or head.pseudo or irreps[0].p < 0):
-        raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor; drop it")
+        raise ValueError(f"heads.{name}: `transform: log` requires a true (not pseudo), intensive tensor; remove it")
     if head.per == "atom" and head.extensive:
-        raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms; drop it")
+        raise ValueError(f"heads.{name}: `extensive` applies to properties of structures, not of atoms; remove it")
 
 
 def _is_pseudo(head: HeadConfig, irreps: Iterable[Irrep]) -> bool:

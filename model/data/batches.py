@@ -186,7 +186,7 @@ class StructureBatches(IterableDataset[Batch]):
         energy: Whether to include energies, forces and stresses.
         shuffle: Seed and epoch, or None for the order of the stores.
         share: Rank of this process and number of processes. Each batch is divided among the processes so that their
-            tables have about the same size. A process left without a structure gets one without labels, so that it
+            tables have about the same size. A process that would have no structure gets one without labels, so that it
             takes part in the step without contributing to it.
         skip: Number of batches to skip at the beginning, without building them.
         ahead: Number of batches that a background thread builds ahead; 0 builds them in the caller's thread.
@@ -216,7 +216,7 @@ class StructureBatches(IterableDataset[Batch]):
         self.waited_s = 0.0
 
     def __len__(self) -> int:
-        """Number of batches left in the epoch; independent of the order and the number of processes."""
+        """Number of batches left in the epoch, which does not depend on the order or the number of processes."""
         structures = sum(int(np.count_nonzero(chosen)) for chosen in self.chosen)
         return max(0, math.ceil(structures / self.batch_size) - self.skip)
 

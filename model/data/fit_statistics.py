@@ -23,13 +23,13 @@ from ..statistics import DataStatistics, GeometryStatistics, HeadStatistics
 from .batches import N_ATOMIC_NUMBERS, element_counts
 from .targets import HeadLabels, finite_rows, wanted_labels
 
-# A spread below this, in eV or eV/angstrom, counts as zero, such as that of a single structure.
+# A spread below this (eV or eV/angstrom), such as the spread of a single structure, counts as zero.
 _LEAST_SCALE = 1e-3
 # An element gets its own scale if it has at least this many labelled force components.
 _LEAST_COMPONENTS = 100
-# The shift of each element is pulled towards the common mean, with the weight of this fraction of one structure of the
-# pure element (intensive head) or of one atom (extensive head). Without this ridge, elements that always occur together
-# could have any shifts.
+# The shift of each element is pulled towards the common mean with the weight of this fraction of one structure of the
+# pure element (intensive head) or of one atom (extensive head). Without this ridge, the shifts of elements that always
+# occur together would be undetermined.
 _RIDGE = 1e-2
 # If the residual is at most this fraction of the size of the labels, the head is fitted up to rounding.
 _ROUNDING = 1e-9
@@ -62,7 +62,7 @@ def fit_statistics(
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
         known: Reference energies (eV) by atomic number that are not fitted, such as those of isolated atoms.
-        energy_scale: ``global``: one scale for all elements; ``element``: a scale of its own for each element with at
+        energy_scale: ``global``: one scale for all elements; ``element``: a separate scale for each element with at
             least 100 labelled force components.
 
     Returns:
@@ -173,7 +173,7 @@ class _Forces:
         self._squares, self._count = np.zeros(N_ATOMIC_NUMBERS), np.zeros(N_ATOMIC_NUMBERS)
 
     def add(self, block: GraphBlock) -> None:
-        """Add all labelled components."""
+        """Add all labelled force components of a block."""
         if FORCES not in block.atom_labels:
             return
         forces = block.atom_labels[FORCES]
@@ -195,7 +195,7 @@ class _Forces:
 
 
 class _Geometry:
-    """Number of edges, smallest distances, density and sizes.
+    """Sums for geometric statistics: number of edges, smallest distances, density and sizes.
 
     Args:
         cutoff: Cutoff radius of the network (angstrom); longer edges do not count.

@@ -19,7 +19,7 @@ from ...pipeline.store.schema import STATUS_NAMED_ISOLATED
 CONFIG_TYPE, ISOLATED_ATOM = "config_type", "IsolatedAtom"
 # Images at a distance of this many cutoffs do not interact, even through an atom between them.
 _CUTOFFS = 2.0
-# Two energies of one element count as equal if they differ by at most this much (eV).
+# Two energies of one element count as equal if they differ by at most this (eV).
 _SAME_ENERGY = 1e-6
 _IMAGES = np.array([image for image in product(range(-2, 3), repeat=3) if any(image)])
 
@@ -27,12 +27,12 @@ _IMAGES = np.array([image for image in product(range(-2, 3), repeat=3) if any(im
 def isolated_atoms(
     stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
 ) -> list[NDArray[np.bool_]]:
-    """Find structures of one atom that interacts with nothing.
+    """Find structures that consist of one isolated atom.
 
     A single atom is isolated if it is not periodic, if its nearest image is at least two cutoffs away, or if the data
-    set says so: in its status or, in a store of an earlier version, in a column `config_type`. A crystal with one atom
-    in its cell is not isolated just because the atom has no neighbour within the cutoff, as in bcc caesium at 5
-    angstrom.
+    set marks it as isolated: in its status or, in a store of an earlier version, in a column `config_type`. A crystal
+    with one atom in its cell is not isolated just because the atom has no neighbour within the cutoff, as in bcc
+    caesium at 5 angstrom.
 
     Args:
         stores: Graph stores.
@@ -78,7 +78,7 @@ def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[
             if abs(known - energy) > _SAME_ENERGY:
                 raise ConfigError(
                     f"the isolated atom {chemical_symbols[number]} has two energies, {known:g} eV ({where}) and "
-                    f"{energy:g} eV ({name}); keep one of them"
+                    f"{energy:g} eV ({name}); keep only one"
                 )
     return {number: energy for number, (energy, _) in found.items()}
 

@@ -1,4 +1,4 @@
-"""Replay: structures of an older domain, labelled by the network before fine-tuning, which keep it from forgetting."""
+"""Replay: training on structures of an older domain, labelled by the network itself, to keep it from forgetting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 from .batches import of_elements
 
-# Folder in the run folder with the replayed structures, and the name of the subset of those that are held out.
+# Folder of the replayed structures in the run folder, and name of the subset that is held out.
 REPLAY_STORE, REPLAY = "replay.zarr", "replay"
 # Structures are held out in addition to those that are trained on: a tenth of their number within these bounds, but no
 # more than a fifth of the store.
@@ -81,13 +81,13 @@ def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
         return None
     if config.checkpoint is None:
         raise ConfigError(
-            "training.fine_tune.replay: requires a checkpoint, whose predictions are replayed; give one with `--from`, "
+            "training.fine_tune.replay requires a checkpoint, whose predictions are replayed; give one with `--from`, "
             "or remove `replay`"
         )
     store = GraphStore(config.replay)
     if store.cutoff < cutoff:
         raise ConfigError(
-            f"{store.path}: cannot be replayed: its cutoff of {store.cutoff} angstrom is smaller than the network's; "
+            f"{store.path} cannot be replayed: its cutoff of {store.cutoff} angstrom is smaller than the network's; "
             f"run `equiscreen featurize ... --cutoff {cutoff}`"
         )
     return store
@@ -129,7 +129,7 @@ def replay(
         if done.attrs[_ORIGIN]["identity"] == identity:
             return Replay(done, int(done.attrs[_ORIGIN]["n_training"]))
     if not network.config.energy:
-        raise ConfigError(f"{source.path}: cannot be replayed: the network predicts no energy; remove `replay`")
+        raise ConfigError(f"{source.path} cannot be replayed: the network predicts no energy; remove `replay`")
     parts = _sample(source, elements, round(config.replay_fraction * count), seed)
     attrs = {
         "identity": identity,
@@ -155,7 +155,7 @@ def _sample(
     known = np.flatnonzero(of_elements(source, elements))
     if len(known) < 2:
         raise ConfigError(
-            f"{source.path}: cannot be replayed: {len(known)} of its {len(source):,} structures have only elements "
+            f"{source.path} cannot be replayed: {len(known)} of its {len(source):,} structures have only elements "
             "that the checkpoint supports, but at least two are needed; choose another store"
         )
     held_out = min(max(LEAST_HELD_OUT, count // 10), MOST_HELD_OUT, max(1, len(known) // 5))
@@ -165,7 +165,7 @@ def _sample(
 
 
 def _rattled(rows: PlacedBlock, rattle: float, seed: int, cutoff: float) -> GraphBlock:
-    """Displace the atoms: in relaxed crystals forces vanish, so labels would say little about other positions."""
+    """Displace the atoms: in relaxed crystals forces vanish, so labels would contain little about other positions."""
     structures = []
     for place, row in enumerate(rows.row.tolist()):
         structure = rows.block.structure(place)
@@ -209,7 +209,7 @@ def _write(
         _ORIGIN: dict(origin),
     }
     finish_store(store, digests, attrs)
-    shutil.rmtree(path, ignore_errors=True)  # of a run with other settings that had not begun to train
+    shutil.rmtree(path, ignore_errors=True)  # left by a run with other settings that had not begun to train
     store.rename(path)
     shutil.rmtree(scratch)
 
@@ -219,7 +219,7 @@ def _arrays() -> Sequence[ArraySpec]:
 
 
 def _rows(block: GraphBlock, potential: TorchPotential) -> dict[str, Any]:
-    """Rows of the graphs and their labels."""
+    """Rows of a graph store: the graphs and their labels."""
     found = potential.evaluate(block)
     isolated = np.minimum.reduceat(block.n_neighbors, block.atom_start) == 0
     hashes = b"".join(block.structure(place).content_hash() for place in range(len(block)))

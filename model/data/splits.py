@@ -39,7 +39,7 @@ class Split:
     test: tuple[NDArray[np.bool_], ...]
 
     def save(self, path: str | Path) -> None:
-        """Write a NumPy archive atomically.
+        """Write the split to a NumPy archive, atomically.
 
         The archive holds ``training_0``, ``validation_0`` and ``test_0`` (int64[n], rows of the first store),
         ``training_1``, ..., and ``n_structures`` (int64[n_stores]).
@@ -54,7 +54,7 @@ class Split:
 
     @classmethod
     def load(cls, path: str | Path, stores: Sequence[GraphStore] | None = None) -> Split:
-        """Read an archive written by `save`.
+        """Read a split from an archive that `save` wrote.
 
         Args:
             path: Path of the archive.
@@ -72,12 +72,12 @@ class Split:
                         found[-1][arrays[f"{part}_{number}"]] = True
         except (OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
             raise StoreError(
-                f"{path}: cannot be read as a split ({type(error).__name__}); use the split.npz of a run folder"
+                f"{path} cannot be read as a split ({type(error).__name__}); use the split.npz of a run folder"
             ) from error
         sizes = [len(chosen) for chosen in parts["training"]]
         if stores is not None and sizes != [len(store) for store in stores]:
             raise StoreError(
-                f"{path}: belongs to stores with {sizes} structures, not {[len(store) for store in stores]}; use the "
+                f"{path} belongs to stores with {sizes} structures, not {[len(store) for store in stores]}; use the "
                 "stores that were split"
             )
         return cls(**{part: tuple(found) for part, found in parts.items()})
@@ -86,7 +86,8 @@ class Split:
 def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], config: SplitConfig) -> Split:
     """Divide the usable structures; the result does not depend on the paths of the stores.
 
-    Fractions refer to all usable structures of all stores, and are met as closely as whole structures or groups allow:
+    Fractions refer to all usable structures of all stores, and are met as closely as undivided structures or groups
+    allow:
 
     - ``structure``, ``stratified``: the total number of structures is exact; the number from each group is off by
       less than one for the test set and by less than two for the validation set.
@@ -102,8 +103,8 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
         config: Settings of the split.
 
     Raises:
-        ConfigError: There are too few structures or groups to give each part one, the column does not exist, or a
-            structure has no time.
+        ConfigError: There are not enough structures or groups for each part, the column does not exist, or a structure
+            has no time.
     """
     rows = np.flatnonzero(np.concatenate(list(usable)))
     rng = np.random.default_rng(config.seed)
@@ -136,8 +137,8 @@ def _check_number(number: int, what: str, config: SplitConfig) -> None:
     parts = ["training", "validation", *(["test"] if config.test > 0 else [])]
     if number < len(parts):
         raise ConfigError(
-            f"training.split: too few {what}: {number}, but each part ({', '.join(parts)}) needs at least one; add "
-            "structures"
+            f"training.split: there are too few {what} ({number}): each part ({', '.join(parts)}) needs at least one; "
+            "add structures"
         )
 
 

@@ -105,7 +105,7 @@ class HeadLabels:
         return count
 
     def _read_labels(self, store: GraphStore) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
-        """Yield slices of a store's structures, their labels and the first row of each; nothing without labels."""
+        """Yield slices of structures with their labels and the first row of each slice; nothing if there are none."""
         if not any(self.label in names for names in store.label_names):
             return
         start_of = store.offsets[0] if self.config.per == "atom" else np.arange(len(store) + 1)

@@ -28,7 +28,7 @@ def open_stores(stores: str | Path | Sequence[str | Path]) -> list[GraphStore]:
     """
     paths = [stores] if isinstance(stores, str | Path) else list(stores)
     if not paths:
-        raise ConfigError("no graph store given; give at least one")
+        raise ConfigError("there are no graph stores; give at least one")
     return [GraphStore(path) for path in paths]
 
 

@@ -1,9 +1,9 @@
 """Symmetric products of a feature with itself, coupled to irreps: a basis of all of them up to third order.
 
-A coupling of the factors (a, b, c) to an irrep is a tensor T[M, i, j, k]; the product is the sum of
-T[M, i, j, k] x_a[i] x_b[j] x_c[k], for each channel. Only the part of T that is symmetric under exchange of equal
-factors matters, so different paths of Clebsch-Gordan coefficients can give the same product. The basis keeps one of
-them (Batatia et al., NeurIPS 2022, eq. 10, use all paths; Drautz, Phys. Rev. B 99, 014104 (2019)).
+A coupling of the factors (a, b, c) to an irrep is a tensor T[M, i, j, k]; the product is the sum of T[M, i, j, k]
+x_a[i] x_b[j] x_c[k], for each channel. Only the part of T that is symmetric under exchange of equal factors matters, so
+different paths of Clebsch-Gordan coefficients can give the same product. The basis keeps only one of these paths
+(Batatia et al., NeurIPS 2022, eq. 10, use all paths; Drautz, Phys. Rev. B 99, 014104 (2019)).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class SymmetricCoupling:
 
 
 def symmetric_couplings(irreps: Sequence[Irrep], out: Irrep, order: int) -> list[SymmetricCoupling]:
-    """Return a basis of the products of `order` factors that transform as `out`.
+    """Return a basis of those symmetric products of `order` copies of a feature whose result has the irrep `out`.
 
     Args:
-        irreps: Irreps of the feature, each once.
+        irreps: Irreps of the feature; each irrep is listed only once.
         out: Irrep of the products.
-        order: Number of factors: 1, 2 or 3.
+        order: Number of factors of each product: 1, 2 or 3.
     """
     return list(_basis(tuple(irreps), out, order))
 
@@ -57,7 +57,7 @@ def _basis(irreps: tuple[Irrep, ...], out: Irrep, order: int) -> list[SymmetricC
         for tensor in _paths(factors, out):
             symmetric = symmetrised(tensor, factors).flatten()
             rest = symmetric.clone()
-            for _ in range(2):  # the second pass removes what rounding left
+            for _ in range(2):  # the second pass removes rounding errors of the first
                 for one in basis:
                     rest = rest - (one @ rest) * one
             if rest.norm() > _NEW * tensor.norm():

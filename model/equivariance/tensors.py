@@ -1,6 +1,6 @@
 """Cartesian tensors as irreps, and the irreps that features of a given symmetry can have.
 
-Under ``so3`` parity is not tracked: an irrep of degree l is written ``le``, whatever its parity.
+Under ``so3`` parity is not tracked: an irrep of degree l is written ``le`` regardless of its parity.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TENSORS = {
     "pseudoscalar": TensorKind("", pseudo=True),
     "vector": TensorKind("i"),
     "axial_vector": TensorKind("i", pseudo=True),
-    "dipole": TensorKind("i", molecules_only=True),  # of neutral molecules: otherwise it depends on the origin
+    "dipole": TensorKind("i", molecules_only=True),  # for neutral molecules; otherwise it depends on the origin
     "matrix": TensorKind("ij"),
     "symmetric": TensorKind("ij=ji"),
     "piezoelectric": TensorKind("ijk=ikj"),
@@ -178,7 +178,7 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
     """
     if basis.rank is None:
         if shape != (basis.dim,):
-            raise ValueError(f"irreps with {basis.dim} components form one axis and do not have shape {shape}")
+            raise ValueError(f"irreps with {basis.dim} components need the shape ({basis.dim},), not {shape}")
         return basis.matrix
     spent = {3: 1, 6: 2}
     if any(size not in spent for size in shape) or sum(spent.get(size, 0) for size in shape) != basis.rank:

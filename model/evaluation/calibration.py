@@ -21,12 +21,11 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
         spread: float[...], predicted standard deviations, of the same shape.
 
     Returns:
-        The following numbers, NaN if there are too few points.
-        ``ratio``: root mean square of error / spread, where the spread is positive; 1 means that the spread is well
-        calibrated, a larger ratio that the ensemble is overconfident.
-        ``spearman``: rank correlation of the absolute error and the spread.
-        ``coverage_1``, ``coverage_2``: fractions of points whose error is within one and two spreads; 0.683 and 0.954
-        if errors are normal and the spread is well calibrated.
+        The following numbers, NaN if there are too few points. ``ratio``: root mean square of error / spread, where the
+        spread is positive; 1 means that the spread is well calibrated, and a larger ratio means that the ensemble is
+        overconfident. ``spearman``: rank correlation of the absolute error and the spread. ``coverage_1``,
+        ``coverage_2``: fractions of points whose error is within one and two spreads; 0.683 and 0.954 if errors are
+        normal and the spread is well calibrated.
 
     Raises:
         ValueError: The shapes differ, or a spread is negative.

@@ -70,7 +70,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One column of a log.
+    """One column of a training log.
 
     Attributes:
         epoch: int64[n], counted from 1, as in the progress output.
@@ -89,7 +89,7 @@ def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
     Args:
         log: ``metrics.csv`` of Lightning's `CSVLogger`.
         out: Path of the PNG.
-        units: Units of the quantities, by name; panels follow this order, then come those of other quantities.
+        units: Units of the quantities, by name; panels follow this order, and those of other quantities come last.
     """
     figure = _curves_figure(read_curves(log), units)
     if figure is not None:
@@ -125,8 +125,8 @@ def read_curves(log: Path) -> dict[str, Curve]:
 def parity_plots(pairs: Sequence[Parity], out: Path) -> None:
     """Plot predictions against labels, with one panel per quantity that shows all subsets.
 
-    Mean absolute errors and axis limits are those of all points; a panel with more than 20,000 points shows a random
-    selection and says so. If no point is labelled, no file is written.
+    Mean absolute errors and axis limits refer to all points; a panel with more than 20,000 points shows a random
+    selection, as its title states. If no point is labelled, no file is written.
 
     Args:
         pairs: Labels and predictions, in the order of the panels.
@@ -324,7 +324,7 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, out: Path) -> None:
-    """Write a PNG atomically."""
+    """Write a figure to a PNG file, atomically."""
     with atomic_path(out) as scratch:
         figure.savefig(scratch, dpi=DPI, format="png")
 

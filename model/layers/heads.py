@@ -17,7 +17,8 @@ from ..statistics import HeadStatistics
 from .float64_buffers import Float64Buffers
 from .mlp import Perceptron
 
-# exp(A) = exp(A / 2^6)^(2^6), with this many terms of the series: exact to float64 rounding for norms up to 30.
+# exp(A) = exp(A / 2^6)^(2^6), with this many terms of the series, which is exact to float64 rounding for norms up to
+# 30.
 _SQUARINGS, _SERIES = 6, 14
 
 

@@ -60,7 +60,7 @@ class Density(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        # Channels of each irrep, padded to a multiple of the number of groups.
+        # Number of channels of each irrep, padded to a multiple of the number of groups.
         self.channels = {irrep: -(-channels // groups) * groups for irrep, channels in channels_in.items()}
         self.missing = {irrep: self.channels[irrep] - channels for irrep, channels in channels_in.items()}
         self.widths = [irrep.dim * channels // groups for irrep, channels in self.channels.items()]
@@ -259,7 +259,7 @@ class ScalarMix(nn.Module):
         )
 
     def forward(self, features: Features) -> Features:
-        """Return features with the same irreps and channels."""
+        """Combine the channels with the scalars; the result has the same irreps and channels."""
         scalars = features[SCALAR]
         factors = {ir: self.perceptrons[str(ir)](scalars) for ir in features}
         return {ir: x + (factors[ir] if ir == SCALAR else x * factors[ir]) for ir, x in features.items()}

@@ -1,4 +1,4 @@
-"""Functions of a pair of atoms that depend on their distance and elements: transforms of distances, and repulsion."""
+"""Functions of the distance and elements of a pair of atoms: transforms of distances, and repulsion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DistanceTransform(nn.Module):
     """Distances relative to the covalent radii of both atoms.
 
     ``agnesi`` maps them to (0, 1) (Witt et al., J. Chem. Phys. 159, 164101 (2023)); ``soft`` leaves long distances
-    unchanged, and maps short ones to about three quarters of the sum of the radii.
+    unchanged, and maps short distances to about three quarters of the sum of the radii.
 
     Args:
         config: Configuration of the network; its transform is not ``none``.
@@ -46,11 +46,11 @@ class DistanceTransform(nn.Module):
 
         Args:
             distance: float[P, 1], angstrom.
-            one: int64[P], index of the element of one atom.
-            other: int64[P], index of the element of the other atom.
+            one: int64[P], index of the element of the first atom of each pair.
+            other: int64[P], index of the element of the second atom of each pair.
 
         Returns:
-            float[P, 1]; without a unit for ``agnesi``, else angstrom.
+            float[P, 1]; dimensionless for ``agnesi``, otherwise in angstrom.
         """
         bond = (self.radii[one] + self.radii[other]).unsqueeze(-1)
         if self.config.transform == "agnesi":
@@ -83,15 +83,15 @@ class ZblRepulsion(nn.Module):
         self.register_buffer("powers", numbers**config.exponent, persistent=False)
 
     def forward(self, distance: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        """Energy of each pair, half for each atom.
+        """Compute the energy of each pair, half of which belongs to each of its atoms.
 
         Args:
             distance: float[P, 1], angstrom.
-            one: int64[P], index of the element of one atom.
-            other: int64[P], index of the element of the other atom.
+            one: int64[P], index of the element of the first atom of each pair.
+            other: int64[P], index of the element of the second atom of each pair.
 
         Returns:
-            float[P, 1], eV for each of the two atoms.
+            float[P, 1], energy of each of the two atoms, eV.
         """
         charges = (self.numbers[one] * self.numbers[other]).unsqueeze(-1)
         screening = (self.powers[one] + self.powers[other]).unsqueeze(-1) / (self.config.length * BOHR)

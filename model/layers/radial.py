@@ -55,7 +55,14 @@ class RadialBasis(nn.Module):
 
 
 def polynomial_envelope(u: Tensor, power: int) -> Tensor:
-    """Envelope that falls from 1 at u = 0 to 0 at u = 1, where two derivatives vanish, and is 0 beyond."""
+    """Polynomial envelope of Gasteiger et al. (ICLR 2020).
+
+    It falls from 1 at u = 0 to 0 at u = 1, where its first and second derivatives vanish too, and is 0 beyond.
+
+    Args:
+        u: Distances divided by the cutoff.
+        power: Power p of the first term after 1.
+    """
     p = power
     rest = -(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2))
     return torch.where(u < 1, 1 + _power(u, p) * rest, torch.zeros_like(u))

@@ -72,7 +72,7 @@ def sum_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
 
 
 class _PermuteSlots(torch.autograd.Function):
-    """``x[:, reverse]``. Reversing twice is the identity, so the function is its own gradient."""
+    """Reorders slots: ``x[:, reverse]``. Reversing twice is the identity, so the function is its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reverse: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class _PermuteSlots(torch.autograd.Function):
 
 
 class _GatherSenders(torch.autograd.Function):
-    """``x[:, neighbors]``, from atoms to slots."""
+    """Gathers the features of each slot's sender: ``x[:, neighbors.reshape(-1)]``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbors: Tensor, reverse: Tensor) -> Tensor:

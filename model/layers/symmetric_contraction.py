@@ -1,6 +1,6 @@
-"""Symmetric contraction: products of an atom's features with themselves, with weights for each element and channel.
+"""Symmetric contraction: products of an atom's features with themselves, weighted by element and channel.
 
-The sum is that of Batatia et al., NeurIPS 2022 (MACE), eq. 10 and 11, over a basis of all different products
+The sum is taken from Batatia et al., NeurIPS 2022 (MACE), eq. 10 and 11, over a basis of all different products
 (`equivariance.symmetric_couplings`) instead of all paths.
 
 The order of operations was chosen by the number of multiplications, which
@@ -12,7 +12,7 @@ products of three factors to 0e and 1o, these numbers are:
 - all 136 monomials of second order, one matrix to the last two factors of each product, then the first: 20,000;
 - the same, with a matrix for each pair of first and second factor, which leaves out most zeros: 7,600.
 
-The last is used. The first factor is the one of lowest degree, which has the fewest components.
+The last order is used. The first factor is the one of lowest degree, which has the fewest components.
 """
 
 from __future__ import annotations
@@ -91,18 +91,19 @@ class SymmetricContraction(nn.Module):
         products = [features[irrep] for irrep in self.linear]
         for block, (first, second) in zip(self.blocks, self.factors, strict=True):
             products.append(block(squares[second], features[first] if first is not None else None))
-        # The table of weights by component, and not only by product, is a constant at export.
-        weights = self.weights.index_select(1, self.column)[species]
+        # Elements first: the exported file stores a weight for each product, and not one for each of its components.
+        weights = self.weights[species].index_select(1, self.column)
         out = torch.matmul(self.total, torch.cat(products, dim=1) * weights)
         parts = torch.split(out, [irrep.dim for irrep in self.irreps_out], dim=1)
         return dict(zip(self.irreps_out, parts, strict=True))
 
 
 class _Block(nn.Module):
-    """Products that have the same first factor, if there is one, and the same second factor.
+    """Products with the same second factor and, if they have three factors, the same first factor.
 
     Args:
-        couplings: The products: of three factors each, or of two factors each, the second and the last.
+        couplings: The products, either all of three factors, or all of two factors, which count as the second and the
+            last.
         lasts: Irreps of the last factors, in the order of the rows of `forward`.
     """
 

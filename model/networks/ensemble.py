@@ -68,5 +68,5 @@ def check_members(networks: Sequence[Network]) -> None:
     kinds = {(x.elements, x.cutoff, x.outputs, x.dtype) for x in networks}
     if len(kinds) > 1:
         raise CheckpointError(
-            "the members of the ensemble differ in elements, cutoff, outputs or dtype; export each member on its own"
+            "the members of the ensemble differ in elements, cutoff, outputs or dtype; export each member separately"
         )

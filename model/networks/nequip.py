@@ -75,7 +75,7 @@ class NequipNetwork(Network):
         self.readout_hidden = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
         self.readout = nn.Parameter(torch.randn(widths[-1], 1))
         power = config.pair_repulsion
-        self.repulsion = PairRepulsion(self.elements, self.energy_scales, config.cutoff, power) if power else None
+        self.repulsion = PairRepulsion(self.elements, self.energy_scales, power) if power else None
         self.to(dtype)
 
     @property
@@ -106,7 +106,8 @@ class NequipNetwork(Network):
             features = interaction(features, species, basis, couplings, slots)
             out.append(features)
         if self.repulsion is not None:
-            out.append({SCALAR: self.repulsion(distance, species, table.neighbors).view(-1, 1, 1)})
+            repulsion = self.repulsion(distance, distance / self.cutoff, species, table.neighbors)
+            out.append({SCALAR: repulsion.view(-1, 1, 1)})
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
@@ -149,13 +150,12 @@ class PairRepulsion(nn.Module):
     Args:
         elements: Atomic numbers, in the order of the network's elements.
         scales: float64[n_elements], energy scale of each element (eV).
-        cutoff: Cutoff radius (angstrom).
         power: Power of the polynomial envelope.
     """
 
-    def __init__(self, elements: Sequence[int], scales: Tensor, cutoff: float, power: int) -> None:
+    def __init__(self, elements: Sequence[int], scales: Tensor, power: int) -> None:
         super().__init__()
-        self.cutoff, self.power = cutoff, power
+        self.power = power
         charges = torch.tensor(elements, dtype=torch.float64)
         self.charges: Tensor
         self.inverse_lengths: Tensor
@@ -164,11 +164,12 @@ class PairRepulsion(nn.Module):
         self.register_buffer("inverse_lengths", charges**CHARGE_POWER / SCREENING_LENGTH, persistent=False)
         self.register_buffer("factors", COULOMB / 2 * charges / scales, persistent=False)
 
-    def forward(self, distance: Tensor, species: Tensor, neighbors: Tensor) -> Tensor:
+    def forward(self, distance: Tensor, relative: Tensor, species: Tensor, neighbors: Tensor) -> Tensor:
         """Compute the repulsion energy of each atom, in units of the energy scales: float[N].
 
         Args:
             distance: float[N * K, 1], distance of each slot (angstrom).
+            relative: float[N * K, 1], the same relative to the cutoff.
             species: int64[N], index of each atom's element.
             neighbors: int64[N, K], sender of each slot.
         """
@@ -178,7 +179,7 @@ class PairRepulsion(nn.Module):
         screening = SCREENING[0][0] * torch.exp(-SCREENING[0][1] * x)
         for amplitude, decay in SCREENING[1:]:
             screening = screening + amplitude * torch.exp(-decay * x)
-        envelope = polynomial_envelope(distance / self.cutoff, self.power)
+        envelope = polynomial_envelope(relative.view_as(neighbors), self.power)
         pairs = self.charges[others] * (screening * envelope / distance)
         return pairs.sum(1) * self.factors[species]
 

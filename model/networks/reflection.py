@@ -31,13 +31,13 @@ def mirror_violation(
     """Measure the largest difference of each output between structures and their inverted images.
 
     Energies are compared per atom. The `MIRROR_STRUCTURES` structures are random, have no symmetry, and consist of the
-    network's elements. Their distances, density and size are those of the training data; if these are not known,
-    distances are about the sums of covalent radii. Other structures can differ more, so the result is a lower bound.
+    network's elements. Their distances, density and size resemble the training data; if these are unknown, distances
+    are about the sums of covalent radii. Other structures can differ more, so the result is a lower bound.
 
     Args:
         potential: The network as a potential.
         config: Configuration of the network, which determines how its heads transform under inversion.
-        geometry: Statistics of the training data; None if they are not known.
+        geometry: Statistics of the training data; None if they are unknown.
 
     Returns:
         Differences by output and unit, such as ``energy eV/atom``.
@@ -71,7 +71,7 @@ def mirror_violation(
 class MirrorAveraged(Network):
     """The mean of a network without parity and its mirror image, which respects mirror symmetry.
 
-    Evaluations take twice the time. Averaging changes a prediction by half of the difference between the network's
+    Evaluations take twice as long. Averaging changes a prediction by half of the difference between the network's
     predictions for a structure and for its mirror image.
 
     Args:
@@ -84,12 +84,12 @@ class MirrorAveraged(Network):
     def __init__(self, network: Network) -> None:
         if network.config.symmetry != "so3":
             raise ConfigError(
-                f"a network with `symmetry: {network.config.symmetry}` already respects mirror symmetry; drop "
+                f"a network with `symmetry: {network.config.symmetry}` already respects mirror symmetry; remove "
                 "`--average-mirror`"
             )
         if network.config.heads:
             raise ConfigError(
-                "networks with heads cannot be averaged with their mirror images; drop `--average-mirror`"
+                "networks with heads cannot be averaged with their mirror images; remove `--average-mirror`"
             )
         super().__init__(network.config, network.elements, network.statistics)
         self.config, self.network = network.config, network
@@ -100,7 +100,7 @@ class MirrorAveraged(Network):
         return self.network.dtype
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
-        """Compute the features after each interaction, then those of the inverted structures."""
+        """Compute the features after each interaction, first of the structures and then of their inverted images."""
         inverted = table._replace(vectors=-table.vectors)
         return [*self.network.layers(species, table), *self.network.layers(species, inverted)]
 

@@ -1,4 +1,4 @@
-"""Conversion steps that are the same for all codes based on e3nn."""
+"""Conversion steps shared by all codes based on e3nn."""
 
 from __future__ import annotations
 
@@ -212,4 +212,6 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: damaged: the weights {name} contain NaN or infinite numbers")
+            raise CheckpointError(
+                f"{path} is damaged: the weights {name} contain NaN or infinite numbers; copy or download it again"
+            )

@@ -23,17 +23,21 @@ from ..networks.mace import MaceNetwork
 from ..networks.reflection import MIRROR_STRUCTURES, mirror_violation
 from ..networks.torch_potential import TorchPotential
 from .mace import from_mace, read_mace
+from .mace_script import mace_script_weights
 from .mace_settings import MaceSettings
-from .module_records import root_class
-from .nequip import METADATA, from_nequip_checkpoint, from_nequip_package
+from .nequip.allegro import allegro_network
+from .nequip.files import CODES, METADATA, open_checkpoint, open_package
+from .nequip.nequip import nequip_network
 from .nequix import read_nequix
+from .records.saved_module import root_class
 from .registry import REGISTRY, Published
+from .script_archives import is_script, read_script_network
 from .sevennet import from_sevennet, modality_name
 from .state_files import read_state
 from .unopened import UNOPENED, advice
 
 MAX_FILE_BYTES = 4 << 30
-KNOWN_CODES = "SevenNet, Nequix, NequIP or MACE"
+KNOWN_CODES = "SevenNet, Nequix, NequIP, Allegro or MACE"
 
 
 def load_pretrained(
@@ -45,10 +49,11 @@ def load_pretrained(
     config: str | Path | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[Network, ModelCard]:
-    """Convert published weights, or a file of SevenNet, Nequix, NequIP or MACE, to a network of this package.
+    """Convert published weights, or a file of SevenNet, Nequix, NequIP, Allegro or MACE, to a network of this package.
 
-    The code that the weights were trained with is not imported. Files are read without running any code in them: by
-    PyTorch's restricted unpickler with NumPy arrays allowed or, for MACE, as records.
+    The code that the weights were trained with is not imported. Unless `trust` is set, no code in a file is run: files
+    are read with PyTorch's restricted unpickler, which also accepts NumPy arrays, and the modules in a MACE file are
+    read as plain data.
 
     Example:
         >>> from equiscreen.model import load_pretrained
@@ -57,21 +62,24 @@ def load_pretrained(
         (89, 'mp-uncorrected')
 
     Args:
-        source: A name in `REGISTRY` whose file the package `sevenn` contains, or the path of a file: SevenNet's .pth,
-            Nequix's .pt or .nqx, NequIP's .ckpt or .nequip.zip, MACE's .model, or with `config` a state dict.
+        source: A name in `REGISTRY` of a file that is part of the package `sevenn`, or the path of a file: SevenNet's
+            .pth, Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, or with `config` a
+            state dict.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
-        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses that of a published file, otherwise
-            ``own``.
-        trust: Unpickle everything in the file, which can run arbitrary code; MACE's files are always read as records.
-        config: File of settings, YAML or JSON, if `source` is a state dict of a MACE (.pt, .safetensors or .npz).
+        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
+            `REGISTRY`, and ``own`` for any other file.
+        trust: Unpickle everything in the file, which can run arbitrary code; MACE files are always read as plain data.
+        config: File of settings, YAML or JSON, if `source` is a state dict (.pt, .safetensors or .npz) or a TorchScript
+            archive of a MACE.
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
-        The network, in evaluation mode, and its model card. Its dtype is float32; a MACE keeps that of its file.
+        The network, in evaluation mode, and its model card. The dtype of the network is float32; a MACE network has the
+        dtype of its file.
 
     Raises:
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
-            or not a checkpoint of SevenNet, Nequix, NequIP or MACE, or its architecture is not supported.
+            or not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE, or its architecture is not supported.
     """
     if energy_scheme is not None and energy_scheme not in SCHEMES:
         raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -83,8 +91,8 @@ def load_pretrained(
     known = next((model for model in REGISTRY.values() if digest in model.sha256), None)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: {path} differs in SHA-256 from the published file; reinstall sevenn, or pass the path "
-            "of the file instead of the name"
+            f"{named.name}: the SHA-256 of {path} differs from that of the published file; reinstall sevenn, or pass "
+            "the path of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
     origin = {"file": path.name}
@@ -122,7 +130,7 @@ def import_weights(
         energy_scheme: As in `load_pretrained`.
         trust: As in `load_pretrained`.
         config: As in `load_pretrained`.
-        float32: Convert float64 weights to float32, with which a network is several times faster.
+        float32: Convert float64 weights to float32, which makes the network several times faster.
         overwrite: Replace an existing checkpoint.
         note: As in `load_pretrained`.
 
@@ -175,18 +183,21 @@ def _with_config(path: Path, config: str | Path, modality: str | None) -> tuple[
     """Read a state dict and its settings, and return the network with the head that was chosen."""
     settings = MaceSettings.load(config)
     _check_size(path)
-    return from_mace(settings, read_state(path), modality, path)
+    state = mace_script_weights(path) if is_script(root_class(path)) else read_state(path)
+    return from_mace(settings, state, modality, path)
 
 
 def _packaged_file(model: Published) -> Path:
     """Find the file of a model in the package that contains it, without importing the package."""
     if not model.packaged:
         raise CheckpointError(
-            f"{model.name}: not part of any package; download {model.url} and pass the path of the file"
+            f"{model.name} is not part of any package; download {model.url} and pass the path of the file"
         )
     spec = importlib.util.find_spec("sevenn")
     if spec is None or spec.origin is None:
-        raise CheckpointError(f"{model.name}: needs the package sevenn; pip install 'equiscreen[pretrained]'")
+        raise CheckpointError(
+            f"{model.name} needs the package sevenn, which is not installed: pip install 'equiscreen[pretrained]'"
+        )
     path = Path(spec.origin).parent / model.file
     if not path.is_file():
         raise CheckpointError(
@@ -204,39 +215,47 @@ def _read(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, st
             f"{path}: no such file, and no published model of that name; choose one of {', '.join(REGISTRY)}"
         )
     _check_size(path)
-    if root_class(path).startswith("mace."):
+    root = root_class(path)
+    if root.startswith("mace."):
         return read_mace(path, modality)
+    if is_script(root):
+        return read_script_network(path, root, modality)
     with path.open("rb") as file:
         first = file.read(1)
     if first == b"{":
         if modality is not None:
-            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+            raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
         return read_nequix(path), ""
     return _read_sevennet_or_nequip(path, modality, trust=trust)
 
 
 def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -> tuple[Network, str]:
-    """Read the network of a checkpoint of SevenNet, or of a checkpoint or package of NequIP, as `_read` does."""
+    """Read the network of a checkpoint of SevenNet, or of a file of NequIP or Allegro, as `_read` does."""
     package = _is_nequip_package(path)
     content = {} if package else _unpickle(path, trust=trust)
     keys = content.keys() if isinstance(content, dict) else set()
     sevennet = {"config", "model_state_dict"} <= keys
     if not sevennet and not package and not {"hyper_parameters", "state_dict"} <= keys:
-        raise CheckpointError(f"{path}: not a checkpoint of {KNOWN_CODES}, and no others can be imported")
+        raise CheckpointError(f"{path} is not a checkpoint of {KNOWN_CODES}, and no other files can be imported")
     if not sevennet and modality is not None:
-        raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
-    fidelity = ""
+        raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
+    code, fidelity = "SevenNet" if sevennet else "NequIP", ""
+    network: Network
     try:
         if sevennet:
             fidelity = modality_name(content["config"], modality, path)
             network = from_sevennet(content, fidelity, path)
         else:
-            network = from_nequip_package(path) if package else from_nequip_checkpoint(content, path)
+            file = open_package(path) if package else open_checkpoint(content, path)
+            code = CODES[file.architecture]
+            network = allegro_network(file) if file.architecture == "allegro" else nequip_network(file)
     except CheckpointError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        code = "SevenNet" if sevennet else "NequIP"
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of {code}: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or was written by an unsupported version of {code} ({detail(error)}); copy or "
+            "download it again, or try a newer version of equiscreen"
+        ) from error
     return network.to(torch.float32), fidelity
 
 
@@ -251,7 +270,7 @@ def _is_nequip_package(path: Path) -> bool:
 def _check_size(path: Path) -> None:
     if path.is_file() and _unpacked_size(path) > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a file of weights"
+            f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB when unpacked; check that this is a weights file"
         )
 
 
@@ -275,14 +294,14 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
         unsafe = sorted(set(_unsafe_globals(path)))
         if not unsafe:
             raise CheckpointError(
-                f"{path}: damaged, or not a checkpoint of {KNOWN_CODES}; download it again"
+                f"{path} is damaged, or not a checkpoint of {KNOWN_CODES}; download it again"
             ) from error
         raise CheckpointError(
             f"{path}: loading it would run {', '.join(unsafe)}; if you trust the source of the file, use `--trust`"
         ) from error
     except Exception as error:  # torch raises many kinds of errors for a file that it did not write
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)}); download it again"
+            f"{path} is damaged, or not a checkpoint of {KNOWN_CODES} ({detail(error)}); download it again"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Conversion of MACE (Batatia et al., NeurIPS 2022; arXiv:2401.00096).
 
-A `.model` file is a pickled module, read as records (`module_records`); a state dict with a file of settings holds the
-same numbers. Conventions that differ from ours, and how they are converted:
+A `.model` file is a pickled module, read as records; a state dict with a file of settings holds the same numbers.
+Conventions that differ from ours, and how they are converted:
 
 - linear maps of e3nn divide by the square root of the number of input channels: folded into the weights, as are the
   mean number of neighbours, the prefactor of Bessel functions and the moments of activations;
@@ -38,7 +38,7 @@ from ..networks.mace import MaceInteraction, MaceNetwork
 from ..statistics import DataStatistics
 from .e3nn_weights import ordered_columns, sign_of_3j
 from .mace_settings import INTERACTIONS, MaceSettings, settings_of
-from .module_records import read_module, tensors
+from .records.saved_module import read_module
 
 # Couplings of a float32 file are rounded to 6e-8 of the largest.
 _COUPLING_ERROR = 1e-5
@@ -58,13 +58,16 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
         CheckpointError: The file is damaged or names something that is not allowed, its architecture is not supported,
             there is no such head, or weights are not finite.
     """
-    module = read_module(path)
+    module = read_module(path, ("mace.",))
     try:
-        settings, state = settings_of(module, path), tensors(module)
+        settings, state = settings_of(module, path), dict(module.tensors())
     except CheckpointError:
         raise
     except Exception as error:  # records of another version can lack anything
-        raise CheckpointError(f"{path}: damaged, or an unsupported version of MACE: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or was written by an unsupported version of MACE ({detail(error)}); copy or download "
+            "it again, or try a newer version of equiscreen"
+        ) from error
     return from_mace(settings, state, head, path)
 
 
@@ -103,10 +106,10 @@ def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
     names = ", ".join(settings.heads)
     if head is None:
         if len(settings.heads) > 1:
-            raise CheckpointError(f"{path}: has several heads; choose `--modality` from {names}")
+            raise CheckpointError(f"{path} has several heads; choose `--modality` from {names}")
         return 0
     if head not in settings.heads:
-        raise CheckpointError(f"{path}: has no head {head}; choose `--modality` from {names}")
+        raise CheckpointError(f"{path} has no head {head}; choose `--modality` from {names}")
     return settings.heads.index(head)
 
 
@@ -214,7 +217,7 @@ class _Reader:
     def of_head(self, values: Tensor) -> Tensor:
         """The row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"has constants of {len(values)} heads, but {self.n_heads} names of heads")
+            raise CheckpointError(f"has constants for {len(values)} heads, but {self.n_heads} head names")
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:

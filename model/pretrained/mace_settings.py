@@ -1,4 +1,4 @@
-"""Settings of a MACE, under the names of its own code, from a module or from a file of settings."""
+"""Settings of a MACE network, under the names that mace-torch uses, from a module or from a file of settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ...pipeline.bounded_yaml import load_yaml
 from ...pipeline.errors import CheckpointError
 from ..config.network import MAX_LAYERS, MAX_PRODUCT_DEGREE, MAX_WIDTH
-from .module_records import Record
+from .records.record import Record
 
 MODELS = ("MACE", "ScaleShiftMACE")
 # Interaction blocks, and whether they have the residual connection and the density normalisation.
@@ -30,7 +30,7 @@ Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 class MaceSettings(BaseModel):
-    """Settings of a MACE.
+    """Settings of a MACE network.
 
     Names are those of the arguments of `mace.modules.models.MACE` (mace-torch 0.3.16), where there is one.
 
@@ -48,7 +48,7 @@ class MaceSettings(BaseModel):
         edge_irreps: Features that senders pass on in all interactions but the first; None for all.
         MLP_irreps: Hidden scalars of the last readout, for each head.
         gate: Activation of the last readout.
-        avg_num_neighbors: Number that the sum over neighbours is divided by.
+        avg_num_neighbors: Number by which the sum over neighbours is divided.
         atomic_numbers: Atomic numbers in the order of the weights.
         correlation: Highest order of products, of all interactions or of each.
         radial_type: Radial basis.
@@ -148,41 +148,41 @@ class MaceSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         if not isinstance(content, dict) or content.get("family") != "mace":
-            raise CheckpointError(f"{path}: not settings of a MACE, which begin with `family: mace`")
+            raise CheckpointError(f"{path}: not MACE settings, which contain `family: mace`")
         return cls.checked(content, path)
 
 
 def settings_of(module: Record, where: str | Path) -> MaceSettings:
-    """Settings of a pickled MACE.
+    """Settings of a pickled MACE network.
 
     Raises:
         CheckpointError: The module is not a MACE that predicts an energy, or a setting is not supported; the message
             names it.
     """
-    if module.kind not in MODELS:
-        dipoles = " (it predicts dipoles or other tensors, which need heads that MACE networks do not have here)"
+    if module.name not in MODELS:
+        dipoles = " (it predicts dipoles or other tensors, which are not supported for MACE networks)"
         raise CheckpointError(
-            f"{where}: {module.kind} is not supported; only {' and '.join(MODELS)} are"
-            + (dipoles if "Dip" in module.kind or "Diel" in module.kind else "")
+            f"{where}: {module.name} is not supported; only {' and '.join(MODELS)} are"
+            + (dipoles if "Dip" in module.name or "Diel" in module.name else "")
         )
     for name in ("joint_embedding", "embedding_readout", "les", "cueq_config", "oeq_config"):
         if module.get(name) is not None:
             raise CheckpointError(f"{where}: unsupported architecture: {name} is set")
     interactions, products = _numbered(module["interactions"]), _numbered(module["products"])
     first, last = interactions[0], interactions[-1]
-    others = {one.kind for one in interactions[1:]}
+    others = {one.name for one in interactions[1:]}
     if len(others) > 1:
         raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
     values: dict[str, Any] = {
-        "model": module.kind,
+        "model": module.name,
         # Through the shortest decimal number, so that a cutoff stored in float32 becomes 6 and not 5.9999998.
         "r_max": float(str(module["r_max"].numpy())),
         "max_ell": max(degree for _, degree, _ in _irreps(first["target_irreps"])),
-        "interaction_cls_first": first.kind,
+        "interaction_cls_first": first.name,
         "num_interactions": len(interactions),
         "hidden_irreps": irreps_text(products[0]["linear"]["irreps_out"]),
         "avg_num_neighbors": float(first["avg_num_neighbors"]),
@@ -215,10 +215,10 @@ def _radial_settings(radial: Record, perceptron: Record) -> dict[str, Any]:
     return {
         "num_bessel": int(radial["out_dim"]),
         "num_polynomial_cutoff": int(radial["cutoff_fn"]["p"]),
-        "radial_type": BASES.get(radial["bessel_fn"].kind, radial["bessel_fn"].kind),
+        "radial_type": BASES.get(radial["bessel_fn"].name, radial["bessel_fn"].name),
         "radial_MLP": [int(layer["weight"].shape[1]) for layer in perceptron.children().values()][:-1],
         "apply_cutoff": bool(radial.get("apply_cutoff", True)),
-        "distance_transform": "None" if transform is None else TRANSFORMS.get(transform.kind, transform.kind),
+        "distance_transform": "None" if transform is None else TRANSFORMS.get(transform.name, transform.name),
     }
 
 
@@ -227,7 +227,7 @@ def _readout_settings(module: Record, interactions: int, where: str | Path) -> d
     heads = [str(name) for name in module.get("heads") or ["Default"]]
     readouts = _readouts(module, interactions, where)
     values = {"heads": heads, "use_last_readout_only": len(readouts) < interactions}
-    if readouts[-1].kind == "NonLinearReadoutBlock":
+    if readouts[-1].name == "NonLinearReadoutBlock":
         width = int(readouts[-1]["linear_2"]["weight"].numel()) // len(heads) ** 2
         values |= {"MLP_irreps": f"{width}x0e", "gate": _activation(readouts[-1]["non_linearity"])}
     return values
@@ -240,7 +240,7 @@ def _numbered(modules: Record) -> list[Record]:
 
 def _readouts(module: Record, interactions: int, where: str | Path) -> list[Record]:
     readouts = _numbered(module["readouts"])
-    kinds = [one.kind for one in readouts]
+    kinds = [one.name for one in readouts]
     # With one interaction, its readout is linear.
     expected = ["LinearReadoutBlock"] * (interactions - 1) + ["NonLinearReadoutBlock"] if interactions > 1 else kinds
     if kinds not in (expected, expected[-1:]) or any(kind not in READOUTS for kind in kinds):
@@ -252,13 +252,13 @@ def _activation(module: Record) -> str:
     """Name of the activation of a readout."""
     acts = [*_numbered(module["acts"])]
     function = acts[0].get("f") if acts else None
-    name = getattr(function, "name", type(function).__name__)
+    name = getattr(function, "kind", type(function).__name__)
     return str(name).rpartition(".")[2]
 
 
 def _correlation(product: Record) -> int:
     (*_, contraction) = _numbered(product["symmetric_contractions"]["contractions"])
-    return sum(str(name).startswith("U_matrix_") for name in contraction.state["_buffers"])
+    return sum(str(name).startswith("U_matrix_") for name in contraction.fields["_buffers"])
 
 
 def _path_order(interaction: Record, where: str | Path) -> str:
@@ -270,7 +270,7 @@ def _path_order(interaction: Record, where: str | Path) -> str:
         return "sorted"
     if created == sorted(created):
         return "created"
-    raise CheckpointError(f"{where}: unsupported architecture: order of the paths of the convolution")
+    raise CheckpointError(f"{where}: unsupported architecture: the convolution paths are in an unknown order")
 
 
 def irreps_text(irreps: Any) -> str:

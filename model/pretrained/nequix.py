@@ -60,7 +60,7 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         missing = sorted(KNOWN - {*settings})
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: not a Nequix file: its first line holds no settings; download it again"
+            f"{path} is not a Nequix file: its first line holds no settings; download it again"
         ) from error
     if missing:
         raise CheckpointError(f"{path}: unsupported architecture: the setting {missing[0]} is missing")
@@ -75,7 +75,9 @@ def read_nequix(path: str | Path) -> NequipNetwork:
         )
         return _network(settings, config, state)
     except Exception as error:  # torch and NumPy raise many kinds of errors for a truncated file
-        raise CheckpointError(f"{path}: damaged, or an unsupported architecture: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or has an unsupported architecture ({detail(error)}); copy or download it again"
+        ) from error
 
 
 def _architecture(settings: Mapping[str, Any]) -> NequipConfig:

@@ -127,8 +127,8 @@ def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
     if version > NEWEST:
         newest = ".".join(map(str, NEWEST))
         raise CheckpointError(
-            f"{path}: from SevenNet {settings['version']}; files of versions up to {newest} are known; "
-            "try a newer equiscreen"
+            f"{path}: from SevenNet {settings['version']}, but only versions up to {newest} are supported; "
+            "try a newer version of equiscreen"
         )
     return version
 
@@ -250,11 +250,12 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
     known = settings.get("_modal_map") or {}
     if not settings.get("use_modality") or not known:
         if requested is not None:
-            raise CheckpointError(f"{path}: has only one fidelity; drop `--modality`")
+            raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
         return ""
     name = requested or settings.get("default_modal")
     if name not in known:
-        raise CheckpointError(f"{path}: has no fidelity {name}; choose `--modality` from {', '.join(sorted(known))}")
+        lacking = f"fidelity {name}" if name else "default fidelity"
+        raise CheckpointError(f"{path}: has no {lacking}; choose `--modality` from {', '.join(sorted(known))}")
     return str(name)
 
 

@@ -38,11 +38,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise CheckpointError(
-            f"{path}: damaged, or not a file of weights ({detail(error)}); copy or download it again"
+            f"{path} is damaged, or is not a weights file ({detail(error)}); copy or download it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise CheckpointError(
-            f"{path}: not a state dict: it must hold tensors by name, and nothing else; save only `model.state_dict()`"
+            f"{path} is not a state dict, which holds tensors by name and nothing else; save only `model.state_dict()`"
         )
     return {str(name): x for name, x in content.items()}
 

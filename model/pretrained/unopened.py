@@ -16,6 +16,8 @@ _OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main/mace_off23"
 _MACE_MP = "Batatia et al., arXiv:2401.00096"
 _MACE_OFF = "Kovács et al., arXiv:2312.15211"
 _MATPES = "Kaplan et al., arXiv:2503.04070"
+_NEQUIP = "https://www.nequip.net/models/mir-group"
+_NEQUIP_OAM = "Kavanagh et al., arXiv:2607.28461; doi:10.5281/zenodo.16980200"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,11 @@ class Unopened:
 
     Attributes:
         name: Name of the model.
-        url: Address of the file.
+        url: Address of the file, or of the page that offers it.
         scheme: Energy scheme of its energies.
         functional: Functional of the training labels.
         training_data: Data sets that the model was trained on.
-        licence: Licence of the weights, as the authors' code states it.
+        licence: Licence of the weights, as their source states it.
         citation: Publication that describes the model.
     """
 
@@ -41,7 +43,8 @@ class Unopened:
     citation: str
 
 
-# Addresses and licences as in mace-torch 0.3.16, mace/calculators/foundations_models.py.
+# Addresses and licences as in mace-torch 0.3.16, mace/calculators/foundations_models.py; those of NequIP and Allegro as
+# in Matbench Discovery, models/nequip/*.yml and models/allegro/*.yml.
 UNOPENED = {
     name: Unopened(name, url, scheme, functional, data, licence, citation)
     for name, url, scheme, functional, data, licence, citation in (
@@ -95,6 +98,18 @@ UNOPENED = {
         *(
             (f"mace-off23-{size}", f"{_OFF}/MACE-OFF23_{size}.model", OWN, "ωB97M-D3(BJ)", "SPICE", _ASL, _MACE_OFF)
             for size in ("small", "medium", "large")
+        ),
+        *(
+            (
+                f"{name.lower()}-0.1",
+                f"{_NEQUIP}/{name}:0.1",
+                UNCORRECTED,
+                "PBE(+U)",
+                "OMat24, then sAlex and MPtrj" if "OAM" in name else "MPtrj",
+                "CC BY 4.0",
+                _NEQUIP_OAM,
+            )
+            for name in ("NequIP-OAM-L", "NequIP-OAM-XL", "NequIP-MP-L", "Allegro-OAM-L", "Allegro-MP-L")
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Settings of the memory allocator: training keeps freed memory for the next step while there is enough."""
+"""Settings of the memory allocator: training keeps freed memory for the next step as long as memory is sufficient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_memory() -> None:
-    """Undo `keep_freed_memory` when memory is short: return free memory to the system, now and from now on."""
+    """Undo `keep_freed_memory` when memory is short: return free memory to the system now and in later steps."""
     if _set_thresholds(_DEFAULT):
         ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():

@@ -61,7 +61,7 @@ class Recovery(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save if a save is due; with several processes, the clock of the first decides for all."""
+        """Save the state if a save is due; with several processes, the clock of the first process decides for all."""
         due = time.monotonic() - self._last >= self.seconds
         if trainer.world_size > 1:
             due = bool(trainer.strategy.broadcast(due))
@@ -69,7 +69,7 @@ class Recovery(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Save at the end of an epoch."""
+        """Save the state of the run at the end of an epoch."""
         if trainer.state.fn == "fit":
             self._save(trainer)
 
@@ -79,7 +79,7 @@ class Recovery(Checkpoint):
 
 
 class Best(ModelCheckpoint):
-    """Keeps the weights with the smallest validation loss, even if the run folder is moved.
+    """Keeps the weights with the smallest validation loss, even after the run folder was moved.
 
     Args:
         path: Path of the checkpoint.
@@ -118,7 +118,7 @@ class Patience(EarlyStopping):
         super().__init__("validation/loss", patience=epochs, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Stop at once if the run had already stopped."""
+        """End the training at once if early stopping had already ended the run."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
@@ -136,7 +136,7 @@ class EpochLines(Callback):
         self._last = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
-        """Print a line if one is due."""
+        """Print a line of progress if one is due."""
         if not trainer.is_global_zero or time.monotonic() - self._last < self.every_s:
             return
         self._last = time.monotonic()
@@ -194,7 +194,7 @@ def make_trainer(
     Raises:
         ConfigError: The machine does not have the requested devices.
     """
-    # Buffers are constants, and averaging would round those that are integers.
+    # Buffers are constants, and averaging would round integer buffers.
     callbacks: list[Callback] = [
         WeightAveraging(use_buffers=False, avg_fn=RunningMean(config.ema_decay)),
         Best(folder / BEST),
@@ -214,7 +214,7 @@ def make_trainer(
         return _trainer(folder, config, accelerator, callbacks, bar=bar)
     except MisconfigurationException as error:
         raise ConfigError(
-            f"training.accelerator {accelerator}, devices {config.devices}: not available on this machine "
+            f"training.accelerator {accelerator}, devices {config.devices}: these are not available on this machine "
             f"({detail(error)}); choose others"
         ) from error
 

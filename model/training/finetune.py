@@ -1,4 +1,4 @@
-"""Fine-tuning: weights and statistics of a checkpoint with the elements and heads of new data."""
+"""Fine-tuning: combine the weights and statistics of a checkpoint with the elements and heads of new data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.suggestions import unknown_name
 from ..checkpoint import load_members
 from ..config.config import Config
-from ..config.network import Architecture, MaceConfig, NequipConfig, NetworkConfig
+from ..config.network import Architecture, Imported, NetworkConfig
 from ..config.training import FineTuneConfig
 from ..networks.base import Network
 from ..statistics import DataStatistics, GeometryStatistics, joint_minimum_distances
@@ -30,7 +30,7 @@ def starting_network(config: FineTuneConfig) -> Network:
     networks, _ = load_members(str(config.checkpoint))
     if len(networks) > 1:
         raise ConfigError(
-            f"{config.checkpoint}: an ensemble; fine-tune one of its members, such as {config.checkpoint}/member-0"
+            f"{config.checkpoint} is an ensemble; fine-tune one of its members, such as {config.checkpoint}/member-0"
         )
     return networks[0]
 
@@ -46,11 +46,11 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     Raises:
         ConfigError: The architecture does not support a new head.
     """
-    if isinstance(start.config, NequipConfig | MaceConfig):
+    if isinstance(start.config, Imported):
         if config.network.heads or not config.network.energy:
             raise ConfigError(
-                f"{config.training.fine_tune.checkpoint}: networks with imported weights predict energies, forces and "
-                "stresses, and nothing else; remove `heads` and `energy: false` from `network`"
+                f"{config.training.fine_tune.checkpoint}: networks with imported weights predict only energies, forces "
+                "and stresses; remove `heads` and `energy: false` from `network`"
             )
         return config.model_copy(update={"network": start.config})
     labels = {name for store in stores for names in store.label_names for name in names}
@@ -61,8 +61,8 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{config.training.fine_tune.checkpoint}: its architecture, which fine-tuning keeps, cannot have the new "
-            f"heads ({reason}); train a new network instead"
+            f"{config.training.fine_tune.checkpoint}: the architecture of this checkpoint, which fine-tuning keeps, "
+            f"cannot have the new heads ({reason}); train a new network instead"
         ) from error
     return config.model_copy(update={"network": checked})
 
@@ -99,6 +99,8 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
                 continue
             if is_by_element(name):
                 parameter[rows] = source[name][from_rows].to(parameter.dtype)
+            elif is_by_pair(name):
+                parameter[rows.unsqueeze(1), rows] = source[name][from_rows.unsqueeze(1), from_rows].to(parameter.dtype)
             elif source[name].shape == parameter.shape:
                 parameter.copy_(source[name])
             else:
@@ -113,22 +115,28 @@ def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Coll
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(
-            f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train; freeze less"
+            f"training.fine_tune.freeze: freezing {', '.join(freeze)} leaves nothing to train; freeze fewer parameters"
         )
     return others
 
 
 def is_by_element(name: str) -> bool:
     """Whether a parameter has a row for each element of the network."""
-    if name in {"embedding.weight", "embedding", "sent"} or ".by_element." in name or ".skip_by_element." in name:
+    ends = (".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights", ".receiver", ".sender")
+    if name in {"embedding.weight", "embedding", "sent", "sum_scales"} or name.endswith(ends):
         return True
-    return name.endswith((".receiver_scale.weight", ".skip_table", ".send_scale", ".contraction.weights"))
+    return ".by_element." in name or ".skip_by_element." in name
+
+
+def is_by_pair(name: str) -> bool:
+    """Whether a parameter has a row and a column for each element of the network."""
+    return name == "embedding.splines"
 
 
 def merged_statistics(
     elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Merge statistics for the elements of data and checkpoint; the checkpoint's take precedence.
+    """Merge the statistics of the data with those of the checkpoint, which take precedence, for the elements of both.
 
     The weights were learned with the checkpoint's scales and mean number of neighbours; new heads use the statistics of
     the data.
@@ -174,6 +182,6 @@ def merged_statistics(
 
 
 def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
-    """Density and size of the new data, and the smallest distances in old and new data; None if either is not known."""
+    """Density and size of the new data, and the smallest distances in old and new data; None if either is unknown."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)

@@ -25,16 +25,16 @@ from ..evaluation.metrics import predictions_and_labels
 from ..networks.base import Network
 from .allocator import give_back_memory, keep_freed_memory
 from .callbacks import silence_lightning
-from .finetune import is_by_element
+from .finetune import is_by_element, is_by_pair
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
-# A label this many times as large as the median is a mistake.
+# A label this many times as large as the median is considered a mistake.
 BY_FAR = 1e6
 
 
 class _Loader:
-    """Batches of one epoch; a run that was stopped in mid-epoch skips the batches that it has already processed."""
+    """Batches of one epoch; a run that was stopped within an epoch skips the batches that it has already processed."""
 
     def __init__(self, batches: StructureBatches, length: int) -> None:
         self.batches, self.length = batches, length
@@ -61,7 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.network, self.config, self.data = network, config, data
         self.parts = 1
         self._done = 0
-        # Rows of the elements that only replayed structures have.
+        # Rows of the elements that occur only in replayed structures.
         self._other_elements: list[int] = []
         if data.replay is not None:
             learned = {int(number) for store in data.stores for number in store.elements}
@@ -103,15 +103,15 @@ class TrainingModule(lightning.LightningModule):
         return self.data.batches(subset, self.network, self.config, shuffle=order, share=share, skip=skip)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Move all tensors of a batch."""
+        """Move all tensors of a batch to a device."""
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        """Start timing the epoch."""
+        """Record the time at which the epoch starts."""
         self._spent = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Do one step of the optimiser.
+        """Update the weights with the gradient of one batch.
 
         Raises:
             EquiscreenError: The loss or its gradient is not finite, or there is not enough memory.
@@ -146,7 +146,7 @@ class TrainingModule(lightning.LightningModule):
         ]
 
     def _leave_other_elements(self) -> None:
-        """Clear the gradients of the weights of elements that only replayed structures have.
+        """Clear the gradients of the weights of elements that occur only in replayed structures.
 
         Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
         their size, would turn each into a large step.
@@ -154,8 +154,12 @@ class TrainingModule(lightning.LightningModule):
         if not self._other_elements:
             return
         for name, parameter in self.network.named_parameters():
-            if is_by_element(name) and parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            if is_by_element(name) or is_by_pair(name):
                 parameter.grad[self._other_elements] = 0.0
+            if is_by_pair(name):
+                parameter.grad[:, self._other_elements] = 0.0
 
     def _gradients(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the loss of a batch over all processes, and accumulate its gradients."""
@@ -243,12 +247,12 @@ class TrainingModule(lightning.LightningModule):
         self.log("learning_rate", self.config.learning_rate * group["lr"] / group["initial_lr"])
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sums."""
+        """Reset the sums of the validation errors."""
         self._sums = {}
         self._wrong = ""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Add the errors of one batch to the sums."""
+        """Add the errors of one batch to the sums of the validation errors."""
         for part in batch.split(self.parts):
             found = self.network.predict(*part.inputs)
             errors = residuals(self.network, found, part)
@@ -280,7 +284,7 @@ class TrainingModule(lightning.LightningModule):
         """Log mean errors over all validation structures of all processes.
 
         Raises:
-            EquiscreenError: The loss is not finite, so no epoch can be better than another.
+            EquiscreenError: The loss is not finite, so epochs cannot be compared.
         """
         names = sorted(self._sums)
         sums = dict(
@@ -294,7 +298,7 @@ class TrainingModule(lightning.LightningModule):
         if not torch.isfinite(loss):
             by = f", caused by {self._wrong}" if self._wrong else ""
             raise EquiscreenError(
-                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch + 1}{by}: check the "
+                f"the validation loss became {loss.item():.3g} in epoch {self.current_epoch + 1}{by}; check the "
                 "labels, or lower training.learning_rate"
             )
         self.log("validation/loss", loss)

@@ -84,7 +84,7 @@ def total_loss(found: Mapping[str, Residual], loss: LossConfig, counts: Mapping[
         found: Errors of a whole batch or a part of it.
         loss: Terms of the loss.
         counts: Number of labelled components in the whole batch, over all its parts and processes, so that the losses
-            of the parts add up to that of the whole.
+            of the parts add up to the loss of the whole batch.
     """
     # Include all predictions, so that every weight has a gradient, even if it is zero.
     out = torch.stack([residual.error.sum() for residual in found.values()]).sum() * 0.0

@@ -44,7 +44,7 @@ class RefitReport:
     Attributes:
         checkpoint: Path of the new checkpoint.
         refitted: Elements with new reference energies.
-        kept: Elements that keep their reference energies, since no structure with an energy contains them.
+        kept: Elements that keep their reference energies because no structure with an energy contains them.
         n_structures: Number of structures to which the reference energies were fitted.
         n_skipped: Number of structures with an energy that have elements which the network does not support.
         before: Mean absolute error of the energies of these structures before the fit (eV/atom).
@@ -62,7 +62,11 @@ class RefitReport:
     energy_scheme: str
 
     def __str__(self) -> str:
-        kept = f"; {len(self.kept)} other elements keep theirs, for lack of energies" if self.kept else ""
+        kept = (
+            f"; {len(self.kept)} other elements keep their reference energies, since no energies are available for them"
+            if self.kept
+            else ""
+        )
         skipped = f"; skipped {self.n_skipped:,} structures with other elements" if self.n_skipped else ""
         return (
             f"{self.checkpoint}: reference energies of {', '.join(self.refitted)} fitted to {self.n_structures:,} "
@@ -79,10 +83,10 @@ def refit_references(
     energy_scheme: str = OWN,
     overwrite: bool = False,
 ) -> RefitReport:
-    """Adapt a network to the energies of another DFT setting by its reference energies alone; no weight changes.
+    """Adapt the reference energies of a network to different DFT settings; its weights do not change.
 
     The corrections are the least-squares fit of the errors of the total energies to composition, on at most about 2,000
-    structures. Forces and stresses stay as they are. Isolated atoms are not part of the fit.
+    structures. Forces and stresses do not change. Isolated atoms are not part of the fit.
 
     Example:
         >>> from equiscreen.model import refit_references
@@ -91,7 +95,7 @@ def refit_references(
 
     Args:
         checkpoint: Checkpoint or run folder of a network that predicts an energy.
-        stores: One graph store or several, with energies in the other setting.
+        stores: One graph store or several, with energies computed with the new DFT settings.
         out: Checkpoint to write.
         energy_scheme: Energy scheme of the new labels, one of `SCHEMES`.
         overwrite: Replace an existing checkpoint.
@@ -109,7 +113,7 @@ def refit_references(
     target = check_file(out, [checkpoint, *(store.path for store in graphs)], overwrite=overwrite)
     networks, card = load_members(checkpoint)
     if len(networks) > 1:
-        raise ConfigError(f"{checkpoint}: an ensemble; refit its members, such as {checkpoint}/member-0, one by one")
+        raise ConfigError(f"{checkpoint} is an ensemble; refit its members, such as {checkpoint}/member-0, one by one")
     (network,) = networks
     chosen, n_skipped = _labelled(network, graphs, str(checkpoint))
     errors = energy_errors(network, graphs, chosen, set(network.elements))
@@ -119,7 +123,7 @@ def refit_references(
     network.reference_energies.copy_(torch.tensor(references, dtype=torch.float64))
     for store in graphs:
         store.check_unchanged()
-    # Errors of energies that were measured earlier do not hold for the new references.
+    # Errors of energies that were measured earlier do not apply to the new reference energies.
     validation = {name: error for name, error in card.validation.items() if not name.startswith(f"{ENERGY} ")}
     fitted_to = ", ".join(f"{redact_urls(str(store.path))} ({store.store_hash})" for store in graphs)
     origin = {**card.origin, "reference_energies": f"fitted to {fitted_to}"}
@@ -141,19 +145,19 @@ def refit_references(
 
 
 def _labelled(network: Network, stores: Sequence[GraphStore], name: str) -> tuple[list[NDArray[np.bool_]], int]:
-    """Find the structures to fit to.
+    """Find the structures to which reference energies are fitted.
 
     Returns:
         bool[n_structures] for each store, and the number of structures with an energy that have other elements.
     """
     if not network.config.energy:
-        raise ConfigError(f"{name}: predicts no energy, so there are no reference energies to fit")
+        raise ConfigError(f"{name} predicts no energy, so it has no reference energies to fit")
     chosen, n_skipped = [], 0
     for store in stores:
         if store.cutoff < network.cutoff:
             raise ConfigError(
-                f"{store.path}: its cutoff of {store.cutoff} angstrom is smaller than the network's; run "
-                f"`equiscreen featurize ... --cutoff {network.cutoff}`"
+                f"{store.path}: the cutoff of {store.cutoff} angstrom is smaller than the network's; run `equiscreen "
+                f"featurize ... --cutoff {network.cutoff}`"
             )
         known = np.zeros(len(store), dtype=bool)
         if ENERGY in store.label_names[0]:
@@ -180,8 +184,8 @@ def fit_references(
 
     Corrections to the current reference energies are the least-squares fit of the residual energies to composition, on
     a sample of labelled structures that covers rare elements. Energies of isolated atoms are taken as they are, if the
-    residuals are then about as small: the energies of a network whose reference energies are, say, averages over
-    crystals are not relative to those of atoms.
+    residuals are then about as small: if the reference energies of a network are averages over crystals, for example,
+    its energies are not relative to those of atoms.
 
     Args:
         network: Network with its weights.

@@ -33,7 +33,7 @@ def repeat(
 
     Raises:
         ConfigError: There is no run, or its stores, the store that it replayed or the checkpoint that it fine-tuned
-            have changed since.
+            have changed since then.
         OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
     """
     recipe = read_recipe(run)
@@ -47,7 +47,7 @@ def repeat(
     changed = [store.path for store, known in zip(graphs, recipe.hashes, strict=True) if store.store_hash != known]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: not the store that {run} was trained on: its content has changed; restore the store, or "
+            f"{changed[0]} is not the store that {run} was trained on: its content has changed; restore the store, or "
             "train a new network on it"
         )
     training = recipe.config.training.model_copy(update={"threads": recipe.threads})
@@ -55,12 +55,12 @@ def repeat(
     again = make_recipe(graphs, config, recipe.limit)
     if again.replay_hash != recipe.replay_hash:
         raise ConfigError(
-            f"{replayed}: not the store that {run} replayed: its content has changed; restore the store, or fine-tune "
-            "in a new run"
+            f"{replayed} is not the store that {run} replayed: its content has changed; restore the store, or "
+            "fine-tune in a new run"
         )
     if again.start_sha256 != recipe.start_sha256:
         raise ConfigError(
-            f"{training.fine_tune.checkpoint}: not the checkpoint that {run} started from: its content has changed; "
+            f"{training.fine_tune.checkpoint} is not the checkpoint that {run} started from: its content has changed; "
             "restore the checkpoint, or fine-tune it in a new run"
         )
     if recipe.members == 1:

@@ -54,7 +54,7 @@ class Recipe:
     replay_hash: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain values."""
+        """Convert the recipe to plain values for JSON."""
         config = self.config.model_dump(mode="json")
         fine_tune = config["training"]["fine_tune"]
         if fine_tune["replay"] is not None:
@@ -101,7 +101,7 @@ def read_recipe(folder: str | Path) -> Recipe:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder}: not a run folder: cannot read {path.name}; give a folder that `equiscreen train` wrote"
+            f"{folder} is not a run folder: cannot read {path.name}; give a folder that `equiscreen train` wrote"
         ) from error
 
 
@@ -125,9 +125,9 @@ def opened_run(folder: Path, recipe: Recipe, stores: Sequence[GraphStore], *, ov
     check_place(folder.resolve(), [*(store.path for store in stores), *replayed])
     start = fine_tune.checkpoint
     if start is not None and folder.resolve() in (start.resolve(), *start.resolve().parents):
-        raise OutputExistsError(f"{folder}: contains the checkpoint to fine-tune, {start}; choose another `--out`")
+        raise OutputExistsError(f"{folder} contains the checkpoint to fine-tune, {start}; choose another `--out`")
     if folder.exists() and not (folder / RUN_FILE).exists() and not _is_empty(folder):
-        raise OutputExistsError(f"{folder}: already exists and is not a run folder; choose another `--out`")
+        raise OutputExistsError(f"{folder} already exists and is not a run folder; choose another `--out`")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK_FILE):
         _claim(folder, recipe, overwrite=overwrite)
@@ -147,11 +147,11 @@ def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
             elif path.name != LOCK_FILE:
                 path.unlink()
     elif finished:
-        raise OutputExistsError(f"{folder}: holds a finished run; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{folder} holds a finished run; choose another `--out`, or use `--overwrite`")
     # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder}: holds an unfinished run with different settings or stores; resume it with the same ones, or "
+            f"{folder} holds an unfinished run with different settings or stores; resume it with the original ones, or "
             "use `--overwrite` to discard it"
         )
     _write_recipe(folder, recipe)

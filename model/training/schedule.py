@@ -27,7 +27,7 @@ class Schedule:
         self.scale, self.best, self.waited = 1.0, math.inf, 0
 
     def __call__(self, step: int) -> float:
-        """Return the factor at a step; steps are counted from 0."""
+        """Return the factor of the learning rate at a step; steps are counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if not self.cosine:
@@ -35,7 +35,7 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))))
 
     def validated(self, loss: float) -> None:
-        """Record a validation loss."""
+        """Record a validation loss, on which reductions on plateaus depend."""
         if loss < self.best:
             self.best, self.waited = loss, 0
             return
@@ -55,6 +55,6 @@ class RunningMean:
         self.decay = decay
 
     def __call__(self, mean: Tensor, value: Tensor, updates: Tensor) -> Tensor:
-        """Return the updated mean."""
+        """Return the moving average after a step."""
         n = float(updates)
         return torch.lerp(mean, value, 1 - min(self.decay, (1 + n) / (10 + n)))

@@ -105,19 +105,19 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe, folder: Path) -> Prepa
     ]
     if replayed is not None:
         notes.append(
-            f"training.fine_tune.replay: {replayed.n_training:,} structures of {training.fine_tune.replay} to train "
-            f"on, {replayed.n_held_out:,} held out"
+            f"training.fine_tune.replay: {replayed.n_training:,} structures of {training.fine_tune.replay} are trained "
+            f"on, and {replayed.n_held_out:,} are held out"
         )
     if anew:
         notes.append(
-            "training.fine_tune: new heads change the products of the network; these weights start at random: "
+            "training.fine_tune: new heads change the products of the network, so these weights start at random: "
             f"{', '.join(anew)}"
         )
     for name, head in heads.items():
         pairs = zip(stores, split.training, strict=True)
         count = sum(head.count_without_logarithm(store, chosen) for store, chosen in pairs)
         if count:
-            notes.append(f"heads.{name}: skipped {count:,} training labels that have no logarithm")
+            notes.append(f"heads.{name}: {count:,} training labels that have no logarithm are skipped")
     return Prepared(TrainingData(tuple(stores), known, heads, replayed), network, predicted, tuple(notes))
 
 
@@ -200,8 +200,8 @@ def _isolated(atoms: Mapping[int, float], *, used: bool) -> list[str]:
         return []
     if not used:
         return [
-            f"left out {len(atoms)} isolated atoms: the energies of the checkpoint are not relative to those of atoms, "
-            "so its reference energies are fitted to the other structures"
+            f"{len(atoms)} isolated atoms are left out: the energies of the checkpoint are not relative to isolated "
+            "atoms, so its reference energies are fitted to the other structures"
         ]
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
     return [f"reference energies of isolated atoms: {listed}; these structures are left out of the split"]
@@ -220,8 +220,8 @@ def _of_known_elements(stores: Sequence[GraphStore], split: Split, elements: tup
     }
     if not any(chosen.any() for chosen in kept["validation"]):
         raise ConfigError(
-            f"{stores[0].path}: no validation structure consists only of elements in the training set; "
-            "change training.split, or add structures"
+            f"{stores[0].path}: no validation structure consists only of elements in the training set; change "
+            "training.split, or add structures"
         )
     return Split(**kept)
 
@@ -238,7 +238,7 @@ def _skipped_structures(
         return []
     unknown = sorted({int(number) for store in stores for number in store.elements} - set(elements))
     symbols = ", ".join(chemical_symbols[number] for number in unknown)
-    return [f"skipped {lost:,} validation or test structures: no training structure contains {symbols}"]
+    return [f"{lost:,} validation or test structures are skipped: no training structure contains {symbols}"]
 
 
 def _unreachable_irreps(network: Network) -> list[str]:

@@ -78,7 +78,7 @@ class TrainingReport:
     seconds: float
 
     def __str__(self) -> str:
-        replayed = f" and {self.n_replayed:,} replayed ones" if self.n_replayed else ""
+        replayed = f" and {self.n_replayed:,} replayed structures" if self.n_replayed else ""
         before = f" (before fine-tuning: {self._format_errors(self.before)})" if self.before else ""
         tested = f"; test MAE on {self.n_test:,}: {self._format_errors(self.test)}" if self.test else ""
         drift = ""
@@ -140,7 +140,7 @@ def train(
 
 
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
-    """Build the recipe of a run, with the defaults of all settings that are not set.
+    """Build the recipe of a run, with default values for all settings that are not set.
 
     A cutoff that is not set is the smallest cutoff of the stores; fine-tuning has defaults of its own.
 
@@ -167,13 +167,13 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
     unknown = training.loss.heads.keys() - network.heads.keys()
     if unknown:
         raise ConfigError(
-            f"training.loss.heads: {', '.join(sorted(unknown))} not defined in network.heads; define each head there, "
-            "or remove its term"
+            f"training.loss.heads names undefined heads: {', '.join(sorted(unknown))}; define each of them in "
+            "network.heads, or remove its term"
         )
     cutoff = network.cutoff or smallest.cutoff
     if cutoff > smallest.cutoff:
         raise ConfigError(
-            f"network.cutoff {cutoff} is above the {smallest.cutoff} angstrom of {smallest.path}; "
+            f"network.cutoff is {cutoff}, larger than the cutoff of {smallest.cutoff} angstrom in {smallest.path}; "
             f"{'' if digest else 'lower it, or '}run `equiscreen featurize ... --cutoff {cutoff}`"
         )
     replayed = open_replay(training.fine_tune, cutoff)
@@ -250,7 +250,7 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         n_test,
         0 if data.replay is None else data.replay.n_training,
         0 if data.replay is None else data.replay.n_held_out,
-        max(trainer.current_epoch, state["epoch"] + 1),  # with several processes the trainer keeps no count
+        max(trainer.current_epoch, state["epoch"] + 1),  # with several processes the trainer does not count its steps
         0.0,
     )
 
@@ -285,7 +285,7 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, last: Path) -> None
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of Lightning.
+    """Read a Lightning checkpoint.
 
     Raises:
         EquiscreenError: The file is damaged.
@@ -294,7 +294,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise EquiscreenError(
-            f"{path}: damaged; delete the run folder to start the run again ({type(error).__name__})"
+            f"{path} is damaged ({type(error).__name__}); delete the run folder to start the run again"
         ) from error
     return state
 

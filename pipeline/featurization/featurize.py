@@ -85,12 +85,12 @@ def featurize(
         labels: Where to find labels in the records. By default, extended XYZ, ASE databases, vasprun.xml and OUTCAR
             give energy, forces and stress; in other formats no label is guessed.
         options: How files are read.
-        id_field: Field of a record with the id of its structure.
+        id_field: Field that holds the id of a structure.
         dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
             unless its labels differ from those of every earlier copy; ``crystal`` drops a structure if an earlier one
-            is the same crystal, whatever the cell, origin, site order, orientation and labels.
-        max_atoms: Structures with more atoms than this fail.
-        max_edges: Structures with more edges than this fail.
+            is the same crystal, regardless of the choice of cell, origin, site order, orientation and labels.
+        max_atoms: Structures with more atoms than this are recorded as failures.
+        max_edges: Structures with more edges than this are recorded as failures.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Add to an existing store.
@@ -103,7 +103,8 @@ def featurize(
     Raises:
         SourceError: A source is missing or cannot be read, no structure could be stored, or `cutoff` is not between
             0.1 and 100 angstrom.
-        LabelError: A label, column or id field is missing from the data, a unit is invalid, or a name is taken.
+        LabelError: A label, column or id field is missing from the data, a unit is invalid, or the name of a label or
+            column is already in use.
         OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
             unfinished run has different settings.
         StoreError: The store to append to cannot be read, or differs in cutoff or in the shape or unit of a label; or
@@ -117,10 +118,12 @@ def featurize(
     files, servers = _find_sources(named, options)
     mapping = (labels or LabelMapping()).with_ase_defaults()
     mapping.check_units()
-    graph_schema(mapping)  # raises LabelError if a name is taken
+    graph_schema(mapping)  # raises LabelError if a name is already in use
     reach = DEFAULT_CUTOFF if cutoff is None else float(cutoff)
     if not MIN_DISTANCE < reach < MAX_CUTOFF:
-        raise SourceError(f"cutoff of {reach} angstrom; it must be between {MIN_DISTANCE} and {MAX_CUTOFF}")
+        raise SourceError(
+            f"a cutoff of {reach} angstrom cannot be used; choose one between {MIN_DISTANCE} and {MAX_CUTOFF} angstrom"
+        )
     settings = FeaturizeSettings(reach, mapping, options, id_field, max_atoms, max_edges, Dedup(dedup))
     identity = {
         **_recipe(settings, limit),
@@ -246,7 +249,8 @@ def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]
     store = GraphStore(out)
     if cutoff is not None and cutoff != store.cutoff:
         raise StoreError(
-            f"{out}: its cutoff is {store.cutoff} angstrom; append without --cutoff, or with the same value"
+            f"{out}: this store has a cutoff of {store.cutoff} angstrom; append without --cutoff, or with the same "
+            "value"
         )
     return [store]
 
@@ -331,7 +335,7 @@ def _root_attrs(
 
 
 def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> SourceError | None:
-    """The error for a run that could store no structure, with the first reason; None if some were stored."""
+    """Return the error of a run that could not store any structure, with the first reason; otherwise None."""
     if any(manifest.counts[STRUCTURE] for manifest in manifests):
         return None
     for table in failures(staging, manifests):

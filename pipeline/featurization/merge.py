@@ -49,8 +49,8 @@ def merge(
         Numbers of records read, stored, failed and duplicate.
 
     Raises:
-        StoreError: No stores are given, one cannot be read or changes during the run, or their cutoffs, or the shapes
-            or units of their labels, differ.
+        StoreError: No stores are given, a store cannot be read or changes during the run, or the stores differ in
+            cutoff or in the shape or unit of a label.
         OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
             unfinished run has different settings.
         EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
@@ -89,16 +89,16 @@ def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
     """Open stores that can be merged.
 
     Raises:
-        StoreError: No stores are given, one cannot be read, or their cutoffs differ.
+        StoreError: No stores are given, a store cannot be read, or their cutoffs differ.
     """
     stores = [GraphStore(path) for path in paths]
     if not stores:
-        raise StoreError("no stores to merge; give the path of at least one")
+        raise StoreError("there are no stores to merge; give the path of at least one")
     for store in stores[1:]:
         if store.cutoff != stores[0].cutoff:
             raise StoreError(
-                f"{store.path}: its cutoff is {store.cutoff} angstrom, but that of {stores[0].path} is "
-                f"{stores[0].cutoff}; featurize one of them again, with the cutoff of the other"
+                f"{store.path} has a cutoff of {store.cutoff} angstrom, but {stores[0].path} has {stores[0].cutoff}; "
+                "featurize one of the two again with the cutoff of the other"
             )
     return stores
 

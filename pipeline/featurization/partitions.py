@@ -60,7 +60,7 @@ class FileGroup:
 
 @dataclass(frozen=True, slots=True)
 class SpooledRecords:
-    """Documents or rows that the client has cut from streams.
+    """Documents or rows that the client has cut out of streams.
 
     Attributes:
         path: Spool file; see `pipeline.featurization.spool`.
@@ -73,7 +73,7 @@ class SpooledRecords:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows of a database.
+    """A range of rows of an ASE database.
 
     Attributes:
         path: Path of the database, or of its local copy.
@@ -224,7 +224,7 @@ class Plan:
         self._bytes_done = 0
 
     def expected(self) -> int:
-        """Estimate of the total number of records, from the share of bytes read so far."""
+        """Estimate of the total number of records, from the fraction of bytes read so far."""
         share = self._bytes_done / max(self._bytes_total, 1)
         found = round(self.n_records / share) if share > 0 else self.n_records
         return found if self.limit is None else min(found, self.limit)
@@ -254,7 +254,7 @@ class Plan:
     def _is_single(self, file: SourceFile) -> bool:
         """Whether a worker can open a file itself: it is small and, judging by its name, holds a single structure."""
         if self.limit is not None or not file.small or file.version == UNREADABLE:
-            return False  # only the client can count up to a limit, or recognise a file that it cannot read
+            return False  # only the client can count up to a limit or notice that a file cannot be read
         if file.format is not None:
             return file.format in (Format.CIF, Format.POSCAR)
         return _SMALL_FORMATS.search(without_query(file.path)) is not None
@@ -347,7 +347,7 @@ class Plan:
         """
         for name, count in Counter(names).items():
             if count > 1 and self.columns is not None and name in self.columns | STRUCTURE_COLUMNS:
-                raise SourceError(f"{file.name}: the column {name} appears {count} times; keep one of them")
+                raise SourceError(f"{file.name}: the column {name} appears {count} times; keep only one")
 
     def _columns_to_read(self, names: list[str]) -> list[str]:
         """Columns of a table to read: all, unless its structures are in known columns."""

@@ -14,7 +14,7 @@ from ..sources.files import SourceFile
 from .partitions import Plan, read_partition
 from .task import FeaturizeSettings
 
-# If none of this many first records has a mapped label, the mapping is considered wrong.
+# If none of the first records, this many, has a mapped label, the mapping is considered wrong.
 PEEK_RECORDS = 50
 PEEK_SOURCES = 20
 
@@ -22,7 +22,7 @@ PEEK_SOURCES = 20
 def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: FeaturizeSettings) -> None:
     """Check that the first records hold the mapped labels (at least one of them), every column, and the id field.
 
-    It is enough if one of these records has the field. Optional labels are not checked.
+    A field counts as present if one of these records has it. Optional labels are not checked.
 
     Args:
         client: Dask client.
@@ -30,7 +30,7 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
         settings: Settings of the run.
 
     Raises:
-        LabelError: All labels, or a column, or the id field are missing from all of the first records.
+        LabelError: None of the first records has any mapped label, or none has a requested column or the id field.
     """
     from distributed import KilledWorker  # noqa: PLC0415 - see cluster.connect
 
@@ -55,8 +55,8 @@ def check_fields_exist(client: Any, files: Sequence[SourceFile], settings: Featu
             continue  # other labels were found; the report lists the missing ones
         raise LabelError(
             f"{what}: none of the first structures of {source} has {' or '.join(repr(path) for path in paths)}; "
-            f"keys found: {', '.join(keys)} (if only later structures have this label, set `optional: true` in a YAML "
-            "mapping)"
+            f"keys found: {', '.join(keys)} (for a label that only later structures have, set `optional: true` in a "
+            "YAML mapping)"
         )
 
 

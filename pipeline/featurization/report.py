@@ -29,9 +29,9 @@ class FeaturizeReport:
         in_store: Number of structures in the store; more than `stored` after an append.
         aside: Members of archives that were skipped because their names are not those of structure files.
         not_found: Requested labels that no structure has.
-        unread: Fields that look like a label but are not read, or whose values contradict the label: the name of the
-            field, that of the label, and the number of structures.
-        without_volume: Number of structures whose stress is not stored, since they have no volume.
+        unread: Fields that look like a label but are not read, or whose values contradict the label: the names of the
+            field and of the label, and the number of structures.
+        without_volume: Number of structures whose stress is not stored because they have no volume.
         asymmetric: Number of structures whose stress is not symmetric, so that its symmetric part is stored.
         unnamed: Number of records whose id is missing or neither text nor a whole number, by the field of the id.
     """
@@ -65,7 +65,8 @@ class FeaturizeReport:
         )
         if self.without_volume:
             told += (
-                f"; {self.without_volume:,} stresses of structures with fewer than three periodic directions skipped"
+                f"; {self.without_volume:,} stresses were skipped because the structures have fewer than three "
+                "periodic directions"
             )
         if self.asymmetric:
             told += f"; {self.asymmetric:,} stresses are not symmetric, so their symmetric parts are stored"

@@ -40,14 +40,14 @@ from ..structures.matching import composition_key, crystal_vector
 from ..structures.structure import HASH_BYTES, MAX_ATOMS, Structure
 from .partitions import Partition, read_partition
 
-# Fields that are tried for the id of a structure, in order, if the user names none.
+# Fields in which the id of a structure is looked for, in order, if the user names no field.
 ID_FIELDS = ("material_id", "mat_id", "entry_id", "structure_id", "immutable_id", "id", "data.mat_id", "unique_id")
 FAILURE_ARRAYS = ("failure_source", "failure_index", "failure_id", "failure_reason")
 # ASE's readers return ASE's units, so labels in these formats need no mapping.
 ASE_FORMATS = frozenset({Format.EXTXYZ, Format.ASE_DB})
-# Relative asymmetry of a stress that is too large to come from the rounding of printed digits.
+# Relative asymmetry of a stress above which it cannot come from the rounding of printed digits.
 _ROUNDING = 1e-3
-# How data sets for MACE mark isolated atoms, in their field `config_type`.
+# How MACE data sets mark isolated atoms, in the field `config_type`.
 _ISOLATED_ATOM = re.compile(r"isolated_?atom", re.IGNORECASE)
 _SINGLE_FORMATS = (Format.CIF, Format.POSCAR)
 _SINGLE_NAME = re.compile(r"\.(m?cif|vasp|poscar)(\.(gz|bz2|xz|zst))?$|^(POSCAR|CONTCAR)", re.IGNORECASE)
@@ -65,8 +65,8 @@ class FeaturizeSettings:
         mapping: Labels and columns to read, including ASE's defaults, which apply to `ASE_FORMATS` only.
         options: How files are read.
         id_field: Field with the id of a structure; None tries `ID_FIELDS`.
-        max_atoms: Structures with more atoms than this fail.
-        max_edges: Structures with more edges than this fail.
+        max_atoms: Structures with more atoms than this are recorded as failures.
+        max_edges: Structures with more edges than this are recorded as failures.
         dedup: Which structures count as duplicates.
     """
 
@@ -255,7 +255,7 @@ class _Rows:
             "source_index": np.array([origin[1] for origin in self.origins], dtype=np.int64),
             "structure_id": [origin[2] for origin in self.origins],
         }
-        for name in self.labels_found:  # a label that no structure here has needs no rows of NaN
+        for name in self.labels_found:  # a label that no structure in this part has needs no rows of NaN
             out[name] = _label_rows(specs[name], [labels.get(name) for labels in self.labels], n_atoms)
         for place, name in enumerate(self.settings.mapping.columns):
             out[name] = [values[place] for values in self.columns]

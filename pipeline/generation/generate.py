@@ -78,7 +78,7 @@ def generate(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> GenerateReport:
-    """Write `count` candidates to a parquet file, as ``equiscreen generate`` does.
+    """Generate `count` candidates and write them to a parquet file, like the command ``equiscreen generate``.
 
     Args:
         prototypes: Paths of graph stores; see `load_prototypes`.
@@ -86,8 +86,8 @@ def generate(
         count: Number of candidates; see `substitute`.
         seed: Random seed, not negative; the same prototypes, seed and settings give the same candidates.
         elements: Symbols of the elements that candidates may contain; None allows all.
-        max_atoms: Largest number of atoms in a cell.
-        min_probability: Smallest probability of a substitution.
+        max_atoms: Maximum number of atoms in a cell.
+        min_probability: Minimum probability of a substitution.
         overwrite: Replace an existing file.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 

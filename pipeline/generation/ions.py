@@ -66,8 +66,8 @@ def ion_table() -> IonTable:
 def _radius(ion: Any) -> float:
     """Ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), from pymatgen).
 
-    An ion without a tabulated radius takes that of the element's ion with the nearest charge of the same sign. H+ and
-    Kr2+ have no such ion and take the covalent radius (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
+    An ion without a tabulated radius gets the radius of the element's ion with the nearest charge of the same sign. H+
+    and Kr2+ have no such ion and get the covalent radius (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns about radii of one spin state
@@ -99,7 +99,9 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
     states: dict[str, list[int]] = {}
     for z, _ in formula:
         element = Element.from_Z(z)
-        common = element.icsd_oxidation_states or element.common_oxidation_states  # the lists that pymatgen tries
+        common = (
+            element.icsd_oxidation_states or element.common_oxidation_states
+        )  # the lists of oxidation states that pymatgen tries
         states[element.symbol] = [int(state) for state in common if (z, int(state)) in known]
     amounts = [amount for _, amount in formula]
     if not _worth_guessing(list(states.values()), amounts):
@@ -110,7 +112,9 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
         guesses = composition.oxi_state_guesses(oxi_states_override=states, max_sites=-1)
     if not guesses:
         return None
-    found = [known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula]  # a state of 2.5 is not tabulated
+    found = [
+        known.get((z, guesses[0][chemical_symbols[z]])) for z, _ in formula
+    ]  # an oxidation state of 2.5 is not tabulated
     return None if None in found else tuple(index for index in found if index is not None)
 
 

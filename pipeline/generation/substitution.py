@@ -114,7 +114,7 @@ def substitute(
     """Make candidates by ion substitution.
 
     All likely substitutions of all prototypes are drawn without replacement, each with a chance proportional to its
-    probability, so that likelier ones tend to come earlier. The cell is scaled so that
+    probability, so more likely ones tend to come earlier. The cell is scaled so that
 
         V_new / V_old = (sum_i n_i r(new ion i) / sum_i n_i r(old ion i))^3
 
@@ -145,7 +145,7 @@ def substitute(
         count: Number of candidates.
         seed: Random seed, not negative.
         elements: Symbols of the elements that a candidate may contain; None allows all.
-        max_atoms: Largest number of atoms in a cell.
+        max_atoms: Maximum number of atoms in a cell.
         min_probability: Smallest `Candidate.probability`; less likely substitutions are skipped.
         max_strain: Largest strain of copies: lattice vectors are scaled by 1 + e, with e uniform in [-max_strain,
             max_strain].
@@ -195,7 +195,9 @@ def plan_substitutions(
     if count < 0 or seed < 0:
         raise ConfigError(f"count is {count} and seed is {seed}; neither can be negative")
     if not LEAST_PROBABILITY <= min_probability < 1:
-        raise ConfigError(f"min_probability is {min_probability}; choose a value from {LEAST_PROBABILITY} to below 1")
+        raise ConfigError(
+            f"min_probability is {min_probability}; choose a value of at least {LEAST_PROBABILITY} and less than 1"
+        )
     allowed = _allowed_ions(elements)
     read, hosts = 0, []
     for name, structure in prototypes:
@@ -206,14 +208,14 @@ def plan_substitutions(
     if not hosts:
         within = "" if max_atoms is None else f" of at most {max_atoms} atoms"
         raise SourceError(
-            f"none of {read:,} prototypes can be assigned oxidation states; use crystals{within} that contain an "
+            f"no prototype (of {read:,}) can be assigned oxidation states; use crystals{within} that contain an "
             "anion of N, O, F, S, Cl, Se, Br or I, and in which all atoms of an element have the same integer charge"
         )
     lists = [_likely(host.ions, host.amounts, allowed, min_probability) for host in hosts]
     if not sum(len(ions) for ions, _ in lists):
-        among = "" if elements is None else f" in {', '.join(elements)}"
+        among = "" if elements is None else f" using only {', '.join(elements)}"
         raise SourceError(
-            f"none of {len(hosts):,} prototypes has a neutral substitution{among} with a probability of "
+            f"no prototype (of {len(hosts):,}) has a neutral substitution{among} with a probability of "
             f"{min_probability:g} or more; allow more elements or a lower probability, or use other prototypes"
         )
     return _in_drawn_order(SubstitutionPlan(read, hosts, *_joined(hosts, lists)), seed)
@@ -331,6 +333,6 @@ def draw_candidates(
             number += 1
         if number == before:
             raise SourceError(
-                f"only {number:,} distinct candidates; allow strain, rattle or less likely substitutions, or use more "
-                "prototypes"
+                f"only {number:,} distinct candidates exist; allow strain, rattle or less likely substitutions, or use "
+                "more prototypes"
             )

@@ -13,9 +13,9 @@ from ..structures.structure import Structure
 
 MAX_NEIGHBORS = 65_535  # counts are uint16
 MAX_IMAGE = 32_767  # images are int16
-# Atoms are never this close: the bond length of a hydrogen molecule is 0.74 angstrom.
+# Atoms are never closer than this: the bond length of a hydrogen molecule is 0.74 angstrom.
 MIN_DISTANCE = 0.1
-# Cells with more images than this within the cutoff are flat; searching them would take minutes.
+# Cells with more images than this within the cutoff are nearly flat; searching them would take minutes.
 MAX_IMAGES = 1_000_000
 # Enough for a crystal of 65,535 atoms with 300 neighbours each; the search needs some 20 bytes of memory per edge.
 MAX_EDGES = 20_000_000
@@ -87,7 +87,7 @@ def neighbor_list(
     if outcome == _TOO_MANY_EDGES:
         raise InvalidStructureError(f"too many edges (more than {max_edges}; reduce the cutoff)")
     if outcome == _IMAGE_TOO_FAR:
-        raise InvalidStructureError(f"lattice images beyond {MAX_IMAGE} (the cell is too skewed; reduce it)")
+        raise InvalidStructureError(f"lattice image index above {MAX_IMAGE} (cell too skewed; use a reduced cell)")
     if outcome == _TOO_MANY_NEIGHBORS:
         raise InvalidStructureError(f"too many neighbours of one atom (more than {MAX_NEIGHBORS}; reduce the cutoff)")
     return NeighborList(count, neighbor, image)

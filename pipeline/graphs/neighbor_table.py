@@ -24,7 +24,7 @@ def _widths() -> tuple[int, ...]:
     """Possible widths of a table, each some 15 % larger than the previous one.
 
     More widths would mean less padding but more tables, and each table costs some 1.6 ms with 7net-0, as much as 60
-    slots. The smallest width is at least two: products with one row take a different path through ONNX Runtime.
+    slots. The smallest width is at least two: ONNX Runtime computes products with one row differently.
     """
     found = [4]
     while found[-1] < MAX_NEIGHBORS:
@@ -41,8 +41,8 @@ INPUT_NAMES = ("atomic_number", "vectors", "neighbors", "reverse", "pair", "pair
 class NeighborTable:
     """A batch of N atoms with K neighbour slots each, in G structures; each edge and its opposite form one of P pairs.
 
-    A padding slot points to its own atom and is its own opposite. Its vector is twice the cutoff long, where every
-    radial function is zero. All padding slots belong to one pair, the last.
+    A padding slot points to its own atom and is its own opposite. Its vector is twice as long as the cutoff, where
+    every radial function is zero. All padding slots belong to the last pair.
 
     Example:
         >>> from equiscreen.pipeline import GraphStore, neighbor_table
@@ -208,9 +208,7 @@ def _checked_arrays(block: GraphBlock) -> _Graph:
     n_atoms, n_edges = int(block.n_atoms.sum(dtype=np.int64)), int(block.n_edges.sum(dtype=np.int64))
     lengths = {len(block.atomic_number), len(block.frac_coord), len(block.n_neighbors)}
     if lengths != {n_atoms} or len(block.neighbor) != n_edges or len(block.image) != n_edges:
-        raise InvalidStructureError(
-            "the lengths of the arrays of the block do not match its counts; rebuild its graphs"
-        )
+        raise InvalidStructureError("the array lengths of the block do not match its counts; rebuild its graphs")
     return (
         _plain(block.cell, np.float64),
         _plain(block.frac_coord, np.float64),

@@ -111,8 +111,9 @@ def evaluate_in_buckets(
 ) -> Evaluation:
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
-    The results of a structure have the same bits whatever else is in the block, on one kind of device and instruction
-    set, because its table always has the same width; see `pipeline.graphs.neighbor_table.evaluation_groups`.
+    The results of a structure have the same bits regardless of what else is in the block, on one kind of device and
+    instruction set, because its table always has the same width; see
+    `pipeline.graphs.neighbor_table.evaluation_groups`.
 
     Args:
         block: Graphs to evaluate.
@@ -129,8 +130,8 @@ def evaluate_in_buckets(
     unknown = sorted(set(present).difference(potential.elements))
     if unknown:
         raise UnknownElementError(
-            f"the model does not support the elements {unknown} (atomic numbers); remove their structures, or use "
-            "another model"
+            f"the model does not support the elements {unknown} (atomic numbers); remove the structures that contain "
+            "them, or use another model"
         )
     found = _empty(block, (*ENERGY_OUTPUTS, *potential.outputs))
     for rows, width in evaluation_groups(block, potential.cutoff, slots):
@@ -138,7 +139,7 @@ def evaluate_in_buckets(
         # A block that is already one bucket is not copied: screens request one bucket at a time.
         bucket = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
         if len(bucket.atomic_number) == 1:
-            # Matrix products with one row take a different path through ONNX Runtime and sum in a different order.
+            # ONNX Runtime computes matrix products with one row differently, and sums their terms in a different order.
             bucket = bucket.take([0, 0])
         results = run(neighbor_table(bucket, potential.cutoff, dtype, width).arrays())
         for spec in potential.outputs:

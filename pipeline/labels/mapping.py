@@ -1,4 +1,4 @@
-"""Label mappings: the path of a quantity in a record, and its unit, order and sign. Nothing is guessed."""
+"""Label mappings: where a record holds a quantity, and the unit, order and sign of its values. Nothing is guessed."""
 
 from __future__ import annotations
 
@@ -121,13 +121,15 @@ class LabelMapping(BaseModel):
         if not shipped.is_file() and not Path(name_or_path).is_file():
             known = sorted(p.name.removesuffix(".yaml") for p in (resources.files(__package__) / "mappings").iterdir())
             raise LabelError(
-                f"{name_or_path}: neither a file nor a shipped mapping; choose a YAML file, or the name of a shipped "
+                f"{name_or_path} is neither a file nor a shipped mapping; choose a YAML file, or the name of a shipped "
                 f"mapping ({', '.join(known)})"
             )
         try:
             content = parse_yaml(shipped.read_text()) if shipped.is_file() else load_yaml(Path(name_or_path))
             return cls.model_validate(content or {})
-        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        except ValidationError as error:
+            raise LabelError(f"{name_or_path}: {_problems(error)}") from error
+        except (OSError, ValueError) as error:
             raise LabelError(f"{name_or_path}: {' '.join(str(error).split())[:1000]}") from error
 
     def save(self, path: str | Path) -> None:
@@ -168,8 +170,7 @@ class LabelMapping(BaseModel):
         try:
             return type(self).model_validate(content)
         except ValidationError as error:
-            what = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-            raise LabelError(f"labels: {what}") from error
+            raise LabelError(_problems(error)) from error
 
     def with_ase_defaults(self) -> Self:
         """Add the labels that ASE's readers return, unless they are already defined."""
@@ -236,7 +237,7 @@ class LabelMapping(BaseModel):
     def unread(
         self, fields: Mapping[str, Any], n_atoms: int, found: Mapping[str, NDArray[np.float64]], volume: float
     ) -> dict[str, str]:
-        """Fields that look like labels but are not used, each with the name of the label that it resembles.
+        """List the fields that look like labels but are not used, each with the name of the label that it resembles.
 
         A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 
@@ -392,6 +393,15 @@ def is_virial(name: str, unit: str) -> bool:
         return False
 
 
+def _problems(error: ValidationError) -> str:
+    """Describe the mistakes in a mapping in one line."""
+    found = []
+    for problem in error.errors():
+        place, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        found.append(f"{place}: {text}" if place else text)
+    return "; ".join(found)[:1000]
+
+
 def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_atoms: int) -> NDArray[np.float64]:
     try:
         # CSV tables hold tensors as JSON.
@@ -399,7 +409,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
     except (TypeError, ValueError) as error:
         raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r})") from error
     if np.isinf(numbers).any():
-        raise LabelError(f"label {name!r}: {rule.path} is infinite")
+        raise LabelError(f"label {name!r}: {rule.path} has an infinite value")
     numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))
     shape = (n_atoms, *quantity.shape) if quantity.per == "atom" else quantity.shape
     if quantity.shape == (3, 3) and quantity.per == "structure" and numbers.size == 6:

@@ -131,7 +131,7 @@ class _CheckedHeader(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read the next header.
+        """Read the header of the next member.
 
         Raises:
             tarfile.EOFHeaderError: The block consists of zeros, which end an archive.
@@ -142,7 +142,7 @@ class _CheckedHeader(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # missing in typeshed
             raise
         except (tarfile.HeaderError, ValueError, LookupError, OverflowError, RecursionError) as error:
-            raise tarfile.ReadError(f"{error or type(error).__name__}: not a valid member header") from error
+            raise tarfile.ReadError(f"invalid member header: {error or type(error).__name__}") from error
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
@@ -154,7 +154,7 @@ def _check_end(archive: tarfile.TarFile) -> None:
     rest = cast("IO[bytes]", archive.fileobj)
     while data := rest.read(BUFFER_BYTES):
         if data.count(0) != len(data):
-            raise tarfile.ReadError("data after its end")
+            raise tarfile.ReadError("data after the end of the archive")
 
 
 def _unsafe(path: str) -> str:

@@ -37,8 +37,8 @@ def row_ids(path: Path, name: str) -> list[int]:
     except Exception as error:  # sqlite3, lmdb and ASE raise their own errors
         reason = detail(error).replace(str(path), name)
         raise SourceError(
-            f"{name}: cannot be read as an ASE database ({reason}); copy or download it again, or, for an LMDB file, "
-            "install equiscreen[lmdb]"
+            f"{name}: the file cannot be read as an ASE database ({reason}); copy or download it again or, for an LMDB "
+            "file, install equiscreen[lmdb]"
         ) from error
 
 

@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r'"(?:\\.|[^"\\])*"|' + r"'(?:\\.|[^'\\])*'|\{[^}]*\}|(?P<rows>\[\s*\[.*?\]\s*\])|\[[^\]]*\]"
     r"|(?<!\S)(?P<key>[^\s=\"'{}\[\]]+)(?=\s*=)"
 )
-# Keys that may appear only once: two values cannot both be right.
+# Keys that may appear only once, since two values cannot both be right.
 _ONCE = re.compile(r"lattice|properties|pbc|(\w+_)?(energy|stress|virials?)", re.IGNORECASE)
 # Names that other programs give the cell.
 _CELL = re.compile(r"(unit_?)?cell(_vectors)?|lattice_?vectors|box", re.IGNORECASE)
@@ -43,7 +43,7 @@ _AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": Fa
 
 
 def atoms_of_frame(text: str) -> ase.Atoms:
-    """Read a frame.
+    """Read a frame of extended XYZ.
 
     Keys of the cell may have any case. A stress or virial may have nine components or six, in ASE's order (xx, yy, zz,
     yz, xz, xy), and be a matrix of nested lists. A stress of nine components stays a matrix, symmetric or not.
@@ -93,7 +93,7 @@ def _comment(line: str) -> dict[str, Any]:
     _check_units(info)
     cells = [key for key, value in info.items() if _CELL.fullmatch(key) and np.size(value) in {3, 6, 9}]
     if cells and "Lattice" not in info:
-        raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice")
+        raise InvalidStructureError(f"the comment line has {cells[0]}, but no Lattice; rename it to Lattice")
     return info
 
 
@@ -110,7 +110,7 @@ def _axes(value: Any) -> NDArray[np.bool_]:
     words = re.findall(r"[^\s,]+", value) if isinstance(value, str) else np.ravel(value).tolist()
     axes = [_AXIS.get(str(word).lower()) for word in words]
     if len(axes) not in {1, 3} or None in axes:
-        raise InvalidStructureError(f"pbc is neither true nor false ({value})")
+        raise InvalidStructureError(f"pbc must have one or three values, each T or F ({value})")
     return np.broadcast_to(np.array(axes, dtype=bool), 3).copy()
 
 

@@ -1,4 +1,4 @@
-"""JSON in which no object gives a key twice: parsers silently keep the last value, which may be wrong."""
+"""JSON without duplicate keys: parsers silently keep only the last value of a key, which may be wrong."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def structure_from_optimade(attributes: Mapping[str, Any]) -> Structure:
             missing = np.isnan(lattice).any(axis=1)
             if (missing & axes).any():
                 axis = int(np.flatnonzero(missing & axes)[0])
-                raise InvalidStructureError(f"periodic, but without a lattice vector (axis {axis})")
+                raise InvalidStructureError(f"the structure is periodic, but lacks a lattice vector (axis {axis})")
             lattice[missing] = 0.0
         return Structure.from_cartesian(numbers, positions, lattice, axes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        raise InvalidStructureError(f"not an OPTIMADE structure: {type(error).__name__} {error}") from error
+        raise InvalidStructureError(f"malformed OPTIMADE structure ({type(error).__name__}: {error})") from error
 
 
 def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""JSON of pymatgen, read without pymatgen: structures, molecules, and records that contain them."""
+"""pymatgen JSON, read without pymatgen: structures, molecules, and records that contain them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def structure_from_pymatgen(data: Mapping[str, Any]) -> Structure:
             return Structure.from_fractional(numbers, lattice["matrix"], frac)
         return Structure.from_cartesian(numbers, np.array(frac) @ np.array(lattice["matrix"]), lattice["matrix"], pbc)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InvalidStructureError(f"not a pymatgen structure: {type(error).__name__} {error}") from error
+        raise InvalidStructureError(f"malformed pymatgen structure ({type(error).__name__}: {error})") from error
 
 
 def _site_number(species: Sequence[Mapping[str, Any]], index: int) -> int:

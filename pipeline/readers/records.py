@@ -38,7 +38,8 @@ _CAVEATS = ("structure_features", "assemblies", "nsites", "nperiodic_dimensions"
 STRUCTURE_COLUMNS = frozenset((*_LATTICE, *_CARTESIAN, *_FRACTIONAL, *_SPECIES, *_PBC, *_CAVEATS))
 _SHORTEST_TEXT = 30  # no structure fits in fewer characters
 _LONGEST_REASON = 500
-# Documents up to this size (bytes) are parsed for their fields even if parsing their structure killed the process.
+# Documents up to this size (bytes) are parsed for their other fields even if parsing their structure killed the
+# process.
 _LARGEST_UNREAD = 1 << 20
 
 
@@ -113,7 +114,7 @@ def unread_document(document: Document, reason: str) -> RawRecord:
         reason: Why its structure is not parsed.
     """
     fields: Mapping[str, Any] = {}
-    with suppress(Exception):  # whatever is wrong with the document, the reason to record is the given one
+    with suppress(Exception):  # the given reason is recorded, even if the document has other faults
         fields = _fields_alone(document)
     return RawRecord(document.source, document.index, None, fields, reason, document.format, document.name)
 
@@ -218,7 +219,7 @@ def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
         row |= _repeated(names, values)
     if len(values) != len(names) and (len(values) < len(names) or any(values[len(names) :])):
         raise _UnreadableRecordError(
-            f"row of {len(values)} fields, but {len(names)} columns ({', '.join(names[:20])})", row
+            f"the row has {len(values)} fields, but the table has {len(names)} columns ({', '.join(names[:20])})", row
         )
     return (*_from_mapping(row, options), None)
 
@@ -349,7 +350,7 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
     if species is None or (cartesian is None and fractional is None):
         keys = ", ".join(str(key) or "(no name)" for key in list(row)[:20])
         raise InvalidStructureError(
-            f"no structure in any field (fields: {keys}); choose one with `equiscreen featurize --structure-field`"
+            f"no structure in any field (fields: {keys}); choose a field with `equiscreen featurize --structure-field`"
         )
     with _parsing("structure does not parse"):
         numbers = _numbers(_listed(species))
@@ -396,13 +397,13 @@ def structure_from_poscar(text: str) -> Structure:
     """Read a VASP POSCAR with ASE.
 
     Raises:
-        InvalidStructureError: The text does not parse, or has no line of element symbols. VASP 4 keeps them in another
-            file, and ASE would read symbols from the comment ("POSCAR" contains phosphorus and oxygen).
+        InvalidStructureError: The text does not parse, or has no line of element symbols. VASP 4 keeps the symbols in
+            another file, and ASE would read symbols from the comment ("POSCAR" contains phosphorus and oxygen).
     """
     sixth = text.split("\n", 6)[5:6]
     if sixth and _is_integer((sixth[0].split() or [""])[0]):
         raise InvalidStructureError(
-            "no element symbols (line 6 has atom counts, as written by VASP 4; insert the symbols before it)"
+            "no element symbols (line 6 has atom counts, as written by VASP 4; insert a line of symbols before it)"
         )
     from ase.io.vasp import read_vasp  # noqa: PLC0415 - ASE takes 0.3 s to import
 
@@ -452,7 +453,7 @@ class _parsing:  # noqa: N801 - lower case like contextlib's context managers
 
 @lru_cache(maxsize=1024)
 def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
-    """Column names of a table, and its separator."""
+    """Column names of a table, and the column separator."""
     text = _text(header).strip("\r\n")
     separator = separator_of(text)
     return tuple(next(csv.reader([text], delimiter=separator), ())), separator

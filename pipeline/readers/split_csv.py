@@ -15,7 +15,7 @@ from .split_json import MAX_DOCUMENT_BYTES, RawDocument, unreadable
 
 SEPARATORS = ",;\t"
 _UNCLOSED = "not valid CSV: unclosed quote"
-_NO_NAMES = "no line of column names (add one at the beginning)"
+_NO_NAMES = "the table has no line of column names (add one at the beginning)"
 _STRUCTURE_TEXT = re.compile(r"_cell_length_a\s|\{\s*[\"']|\[\s*\[|(?:\n[^\n]*){3}")  # CIF, JSON, text of several lines
 _TEXT_OF_LINES = re.compile(rb"(^|[,;\t])\"[^\"]*$")  # a quoted field that continues on the next line
 
@@ -29,7 +29,7 @@ def cut_csv(stream: Stream) -> Iterator[RawDocument]:
     """Split a table into rows, each with the line of column names; comments may precede that line.
 
     If a row of data follows the comments directly, the last comment is the line of column names: `#id,cif`. If a table
-    has no line of column names, its first row is recorded as a failure that says so, and the columns are numbered.
+    has no line of column names, its first row is recorded as a failure with this reason, and the columns are numbered.
     """
     separator = _separator(stream.head())
     rows = _rows(stream, ord(separator))

@@ -16,9 +16,9 @@ from .pymatgen_dict import holds_structure, structure_keys
 
 # Any real record is smaller; a crystal of 65,535 atoms takes some 10 MB of JSON.
 MAX_DOCUMENT_BYTES = 64 << 20
-# The content of a document, or the fields of a `Document` that has more than content.
+# The content of a document, or a dictionary of the fields of a `Document` that has more than its content.
 RawDocument = bytes | dict[str, Any]
-# Keys of the list of records in JSON files: Alexandria, OPTIMADE, the API of the Materials Project.
+# Keys of the list of records in JSON files from Alexandria, OPTIMADE and the API of the Materials Project.
 _LIST_KEYS = ("entries", "data", "structures", "results", "docs", "response")
 _OPEN_LIST, _OPEN_OBJECT = re.compile(rb"\["), re.compile(rb"\{")
 _LIST_MEMBER = re.compile(rb'\s*"(' + "|".join(_LIST_KEYS).encode() + rb')"\s*:\s*\[(?=\s*\{)')

@@ -231,7 +231,7 @@ def _cut_vasp_run(stream: Stream, kind: str) -> Iterator[RawDocument]:
         )
         return
     if not steps:
-        yield unreadable("VASP output without an ionic step; did the calculation finish?")
+        yield unreadable("the VASP output contains no complete ionic step; did the calculation finish?")
 
 
 _CUTTERS: dict[Format, Callable[[Stream], Iterator[RawDocument]]] = {

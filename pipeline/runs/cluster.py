@@ -29,7 +29,8 @@ from .worker_versions import check_workers
 
 IN_PROCESS = "threads"
 LOOPBACK = "127.0.0.1"
-# Workers that a task may lose before it is suspected. More would only cost time, since the task is retried anyway.
+# Number of workers that a task may lose before it is suspected. A larger number would only cost time, since the task is
+# retried anyway.
 ALLOWED_DEATHS = 1
 # By default each worker samples its own stack a hundred times a second, and its event loop wakes up fifty times a
 # second. With one worker per core this slows the work by 3 %.
@@ -42,7 +43,7 @@ SETTINGS = {
 STARTS, START_S = 3, 120
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
-# Seconds to wait for the answer of a scheduler, and of its dashboard.
+# Seconds to wait for an answer from a scheduler and from its dashboard.
 _ANSWER_S, _DASHBOARD_S = 5, 2
 _TLS = "https://distributed.dask.org/en/stable/tls.html"
 
@@ -176,7 +177,7 @@ def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
 def _closed_at_last(cluster: Any) -> Iterator[Any]:
     """Close a cluster at the end of the block.
 
-    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished all the same; the
+    On a busy machine, workers may take longer to end than Dask waits for them. The run is finished nevertheless; the
     workers end when they notice that their scheduler is gone.
     """
     with ExitStack() as closing:
@@ -224,7 +225,7 @@ def check_seen(path: str | Path) -> None:
     """
     if not Path(path).exists():
         raise UnreachableError(
-            f"{path}: not found on {socket.gethostname()} by {this_worker()}; inputs and outputs must be in folders "
+            f"{path} was not found on {socket.gethostname()} by {this_worker()}; inputs and outputs must be in folders "
             "that all workers share, under the same paths, until the run ends"
         )
 
@@ -279,7 +280,7 @@ def _certificate_problem(error: BaseException) -> str | None:
 
 
 async def _check_answers(address: str) -> None:
-    """Check that a scheduler answers at an address; a client would wait for ever for any other server."""
+    """Check that a scheduler answers at an address; a client would wait forever for any other server."""
     from distributed import Security  # noqa: PLC0415 - see `connect`
     from distributed.comm import connect as open_comm  # noqa: PLC0415
 
@@ -312,7 +313,7 @@ def _start_workers(client: Any, count: int) -> None:
             time.sleep(_POLL_S)
     if not client.nthreads():
         raise EquiscreenError(
-            f"no worker process started in up to {STARTS} attempts; free some memory, or use --scheduler threads"
+            f"no worker process started in {STARTS} attempts; free some memory, or use --scheduler threads"
         )
 
 

@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 # Tasks in flight per worker: enough that no worker waits, few enough that the scheduler holds little.
 TASKS_IN_FLIGHT = 3
 # Seconds after which a run without workers ends, on a cluster and on this machine. A cluster may have no workers while
-# its jobs wait in a queue; processes on this machine start at once. The user is told after the first interval,
-# LOOK_EVERY_S.
+# its jobs wait in a queue; processes on this machine start at once. After the first interval, LOOK_EVERY_S, the user is
+# informed.
 WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S, LOOK_EVERY_S = 300, 60, 10
 # A worker restarts within a few seconds; its nanny notices a moment later.
 RESTART_S, SETTLE_S = 20, 0.5
@@ -28,7 +28,7 @@ RESTART_S, SETTLE_S = 20, 0.5
 
 @dataclass(frozen=True, slots=True)
 class FailurePolicy(Generic[Item]):
-    """What to do about a task whose workers die.
+    """What to do with a task whose workers die.
 
     Attributes:
         split: Divides the work into smaller tasks; returns an empty sequence if it cannot be divided.
@@ -53,8 +53,8 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
-    Results arrive in the order in which they finish. They should be small: a manifest, with the data on disk. A task
-    may run more than once (if its worker died or seemed dead), so it must be idempotent.
+    Results arrive in the order in which the tasks finish. They should be small: a manifest, with the data on disk. A
+    task may run more than once (if its worker died or seemed dead), so it must be idempotent.
 
     An item whose workers die is divided. An item that cannot be divided is retried at the end with no other task in
     flight, since Dask also suspects tasks that only waited on the same worker; if it kills its workers again, its
@@ -85,7 +85,7 @@ def run_tasks(
         if client.status == "running":
             raise
         raise EquiscreenError(
-            "the connection to the Dask scheduler is lost; restart the scheduler if it has stopped, and run the same "
+            "the connection to the Dask scheduler was lost; restart the scheduler if it has stopped, and run the same "
             "command again to resume"
         ) from error
     finally:

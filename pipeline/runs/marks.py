@@ -1,4 +1,4 @@
-"""Marks: small JSON files that tell later runs what has been finished. A damaged mark counts as absent."""
+"""Marks: small JSON files that record for later runs what is finished. A damaged mark counts as absent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_mark(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:
-    """Read a mark; None if there is none, or if it does not hold what was written."""
+    """Read a mark; None if there is none or if it is damaged."""
     try:
         found = json.loads(path.read_bytes())
         content: dict[str, Any] = found[_CONTENT]

@@ -18,7 +18,7 @@ class RunOptions:
         limit: Process only the first `limit` structures; None processes all.
         overwrite: Replace an existing output, and discard an unfinished run with different settings.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         slots: Neighbour slots per batch of an evaluation.
     """
 

@@ -138,7 +138,7 @@ def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, Par
         with np.load(path, allow_pickle=False) as arrays:
             return {name: _unpacked(arrays, name) for name in names if name in arrays or f"{name}.ends" in arrays}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: cannot be read ({detail(error)}); run the same command again") from error
+        raise StoreError(f"{path} cannot be read ({detail(error)}); run the same command again") from error
 
 
 def _packed(arrays: Mapping[str, PartArray]) -> dict[str, NDArray[Any]]:

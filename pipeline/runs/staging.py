@@ -95,7 +95,7 @@ class Staging:
 
     @contextmanager
     def discarded_if_new(self) -> Iterator[None]:
-        """Leave nothing behind if a check fails before any part was made."""
+        """Remove the folders of the run if a check fails before any part was made."""
         try:
             yield
         except EquiscreenError:
@@ -148,7 +148,7 @@ def staged_run(
 
     Args:
         out: Path or URL of the output.
-        identity: Everything that the result depends on. A run can only be resumed with an equal identity.
+        identity: Everything that the result depends on. A run can be resumed only with an equal identity.
         inputs: Files and stores that are read; the output may neither contain nor replace one of them.
         overwrite: Replace an existing output once the new one is finished, and discard an unfinished run with other
             settings.
@@ -195,9 +195,9 @@ def make_working_folder(folder: Path, out: str | Path, lock: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = not (folder / lock).exists() and any(not _has_parts(one) for one in folder.iterdir())
     except OSError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror}); choose another `--out`") from error
+        raise OutputExistsError(f"{out} cannot be written ({error.strerror}); choose another `--out`") from error
     if foreign:
-        raise OutputExistsError(f"{folder}: already exists and was not made by equiscreen; choose another `--out`")
+        raise OutputExistsError(f"{folder} already exists and was not made by equiscreen; choose another `--out`")
 
 
 def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -211,10 +211,10 @@ def _check_others(staging: Staging, wanted: Mapping[str, Any], *, overwrite: boo
         elif _has_parts(other):
             found = read_mark(other / _PLAN)
             different = sorted(key for key in {*(found or {}), *wanted} if (found or {}).get(key) != wanted.get(key))
-            reason = ", ".join(different) if found is not None else f"its {_PLAN} is damaged"
+            reason = ", ".join(different) if found is not None else f"unknown, because its {_PLAN} is damaged"
             raise OutputExistsError(
-                f"{staging.folder}: an unfinished run with different settings ({reason}); "
-                "resume it with its own settings, use --overwrite, or remove the folder"
+                f"{staging.folder} holds an unfinished run with different settings ({reason}); resume it with its own "
+                "settings, use --overwrite, or remove the folder"
             )
 
 
@@ -255,7 +255,7 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
     for source in (path.resolve() for path in inputs if isinstance(path, Path)):  # a URL cannot overlap a local path
         if out == source or out in source.parents or (source in out.parents and (source / "zarr.json").exists()):
             raise OutputExistsError(
-                f"{out}: cannot be the output, because {source} is read by this run; choose another output"
+                f"{out} cannot be the output, because {source} is read by this run; choose another output"
             )
 
 
@@ -275,21 +275,21 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
     target = Path(out)
     check_place(target.resolve(), [Path(path) for path in inputs if "://" not in str(path)])
     if target.is_dir():
-        raise OutputExistsError(f"{out}: is a folder; choose a file")
+        raise OutputExistsError(f"{out} is a folder; choose a file")
     if target.exists() and not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another file, or use `--overwrite`")
+        raise OutputExistsError(f"{out} already exists; choose another file, or use `--overwrite`")
     return target
 
 
 def _check_free(target: Target, *, replace: bool) -> None:
-    """Check that nothing exists at the target or, with `replace`, nothing but a store of equiscreen."""
+    """Check that nothing exists at the target or, with `replace`, nothing but an equiscreen store."""
     if not target.exists():
         return
     if not replace:
-        raise OutputExistsError(f"{target}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{target} already exists; choose another --out, or use --overwrite")
     if not target.is_equiscreen_store():
         raise OutputExistsError(
-            f"{target}: already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+            f"{target} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
         )
 
 

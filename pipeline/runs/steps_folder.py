@@ -30,7 +30,7 @@ class StepsFolder:
         differences: Text with which messages describe a difference, by the name of the part of the plan that differs;
             for other parts, messages give both values.
         outputs: Names of all files and folders of a run of this kind, with `*` for any text. While they are being
-            written, they have a further ending, as in ``NAME.partial``.
+            written, they have an additional suffix, as in ``NAME.partial``.
         notes: Names of files that mean nothing without the stores of the steps.
         first_use: For parts of the plan, by name, the outputs that depend on them. A part may change until one of these
             outputs exists or is being made, so that a mistake in the settings of a late step can be corrected without
@@ -68,7 +68,8 @@ class StepsFolder:
             folder: The folder, which need not exist.
             plan: Everything that the results depend on, ready for JSON.
             inputs: Files and stores that are read; the folder may not hold any of them.
-            overwrite: Remove what the folder holds, if it is a run of this kind; None if the user has no such choice.
+            overwrite: Remove the contents of the folder if it holds a run of this kind; None if the command has no such
+                option.
 
         Raises:
             OutputExistsError: The folder cannot be written; it holds an input, a damaged or a different plan, or
@@ -78,9 +79,7 @@ class StepsFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputExistsError(
-                f"{folder}: cannot be written ({error.strerror}); choose another `--out`"
-            ) from error
+            raise OutputExistsError(f"{folder} cannot be written ({error.strerror}); choose another `--out`") from error
         if not any((folder / name).exists() for name in (self.lock_file, self.plan_file)):
             self._check_empty(folder)
         with locked(folder / self.lock_file):
@@ -105,13 +104,13 @@ class StepsFolder:
         found = read_mark(path)
         if found is None:
             raise OutputExistsError(
-                f"{path}: damaged, so the contents of the folder are unknown; {again}, or choose another `--out`"
+                f"{path} is damaged, so the contents of the folder are unknown; {again}, or choose another `--out`"
             )
         changed = {name for name in self._free(folder) if found.get(name) != plan.get(name)}
         differences = self._differences({**found, **{name: plan[name] for name in changed}}, plan)
         if differences:
             raise OutputExistsError(
-                f"{folder}: holds a {self.noun} with {'; '.join(differences)}; choose another `--out`, give the same "
+                f"{folder} holds a {self.noun} with {'; '.join(differences)}; choose another `--out`, use the same "
                 f"settings to resume it, or {again}"
             )
         if changed:
@@ -128,7 +127,7 @@ class StepsFolder:
     def _check_empty(self, folder: Path) -> None:
         """Check that a folder without a plan holds nothing but a lock file."""
         if any(one.name != self.lock_file for one in folder.iterdir()):
-            raise OutputExistsError(f"{folder}: already exists and is not a {self.noun}; choose another `--out`")
+            raise OutputExistsError(f"{folder} already exists and is not a {self.noun}; choose another `--out`")
 
     def check_removable(self, folder: Path) -> None:
         """Check that a folder holds nothing but a run of this kind, or does not exist.
@@ -137,7 +136,7 @@ class StepsFolder:
             OutputExistsError: The folder holds something else, or is a file.
         """
         if folder.exists() and not folder.is_dir():
-            raise OutputExistsError(f"{folder}: is a file; choose another `--out`")
+            raise OutputExistsError(f"{folder} is a file; choose another `--out`")
         if not folder.exists():
             return
         if not (folder / self.plan_file).exists():
@@ -145,7 +144,7 @@ class StepsFolder:
         other = next((one for one in self._held(folder) if not self._is_output(one.name)), None)
         if other is not None:
             raise OutputExistsError(
-                f"{folder}: holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
+                f"{folder} holds {other.name}, which is not part of a {self.noun}, so the folder is not overwritten; "
                 "choose another `--out`"
             )
 
@@ -173,7 +172,7 @@ class StepsFolder:
         path.unlink()
 
     def _forget(self, folder: Path) -> None:
-        """Let a folder in which no step has begun take another plan, such as one with a mistake corrected."""
+        """Remove the plan of a folder in which no step has begun, so that a corrected plan can replace it."""
         records = {self.plan_file, self.lock_file, *self.notes}
         if {one.name for one in folder.iterdir()} <= records:
             for name in records - {self.lock_file}:

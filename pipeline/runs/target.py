@@ -120,6 +120,6 @@ def _one_line_errors(url: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise OutputExistsError(
-            f"{redact_urls(url)}: cannot be written ({detail(error, url)}); check the URL and your permissions, and "
+            f"{redact_urls(url)} cannot be written ({detail(error, url)}); check the URL and your permissions, and "
             "run the command again"
         ) from error

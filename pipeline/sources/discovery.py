@@ -64,7 +64,7 @@ def find_files(sources: Sequence[str | Path], form: Format | None = None) -> lis
         names = [without_folder(file.name, printable(folder)) for file in found]
         files += [replace(file, name=name) for file, name in zip(found, names, strict=True)]
     if not files:
-        raise SourceError("no sources given; name at least one file, folder, glob or URL")
+        raise SourceError("there are no sources; give at least one file, folder, glob or URL")
     return files
 
 
@@ -97,7 +97,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         if _wildcards(fs, path) and not fs.exists(path):
             found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
             if not found:
-                raise SourceError(f"{shown}: matches no files; check the pattern")  # noqa: TRY301 - re-raised unchanged
+                raise SourceError(f"{shown} matches no files; check the pattern")  # noqa: TRY301 - re-raised unchanged
             return _several(source, path, fs, found, form)
         info = fs.info(path)
         if info["type"] != "directory":
@@ -109,10 +109,12 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
         raise
     except FileNotFoundError as error:
         if isinstance(error.__cause__, OSError):  # fsspec's error for an HTTP server that does not respond
-            raise SourceError(f"{shown}: cannot be reached ({detail(error.__cause__, source)})") from error
+            raise SourceError(
+                f"{shown} cannot be reached ({detail(error.__cause__, source)}); check the URL and the connection"
+            ) from error
         raise SourceError(f"{shown}: no such file or folder") from error
     except Exception as error:  # each file system raises its own errors
-        raise SourceError(f"{shown}: cannot be reached ({detail(error, source)}){_hint(error)}") from error
+        raise SourceError(f"{shown} cannot be reached ({detail(error, source)}){_hint(error)}") from error
     if not inside:
         raise SourceError(
             f"{shown}: no structure files in this folder; to read files with other names, give their paths or a glob"
@@ -165,7 +167,7 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in source and os.path.lexists(source):  # its name may hold "::", which fsspec would split
         local = Path(source).absolute()
         if local.exists() and not local.is_file() and not local.is_dir():
-            raise SourceError(f"{source}: is a pipe or a device, which can be read only once; write it to a file first")
+            raise SourceError(f"{source} is a pipe or a device, which can be read only once; write it to a file first")
         return LocalFileSystem(), str(local)
     try:
         fs, path = url_to_fs(source, **_options(source))
@@ -173,12 +175,14 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
         protocol = source.split("://", maxsplit=1)[0]
         package = _INSTALL.get(protocol, f"the fsspec backend of {protocol}")
         raise SourceError(
-            f"{redact_urls(source)}: reading {protocol}:// needs {package}; install it with pip"
+            f"{redact_urls(source)}: reading {protocol}:// requires {package}; install it with pip"
         ) from error
     except FileNotFoundError as error:
         raise SourceError(f"{redact_urls(source)}: no such file or folder") from error
     except Exception as error:
-        raise SourceError(f"{redact_urls(source)}: cannot be reached ({detail(error, source)})") from error
+        raise SourceError(
+            f"{redact_urls(source)} cannot be reached ({detail(error, source)}); check the URL"
+        ) from error
     return fs, str(path)
 
 

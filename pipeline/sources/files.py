@@ -41,7 +41,7 @@ def printable(name: str) -> str:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Metadata that change with the content of a local file.
+    """Metadata that change when the content of a local file changes.
 
     They are its size (bytes), modification time (ns), device, inode and status-change time (ns). No program can set the
     status-change time, which any change of the content or of the other metadata updates.
@@ -116,7 +116,7 @@ class SourceFile:
                 reason = detail(error, self._url)
             # Raised without a cause: errors of clients of object stores cannot always be sent from a Dask worker to the
             # main process.
-            raise UnreachableError(f"{self.name}: cannot be fetched ({reason}); run the same command again")
+            raise UnreachableError(f"{self.name}: the file cannot be fetched ({reason}); run the same command again")
         how = {} if self.seekable else {"block_size": 0}  # makes fsspec's HTTP file system stream
         return cast("IO[bytes]", self.fs.open(self.path, "rb", **how))
 
@@ -165,7 +165,7 @@ class SourceFile:
 
     def _unreadable(self, error: Exception) -> SourceError:
         return SourceError(
-            f"{self.name}: cannot be read ({detail(error, self._url)}); check its permissions, or copy or "
+            f"{self.name}: the file cannot be read ({detail(error, self._url)}); check its permissions, or copy or "
             "download it again"
         )
 
@@ -202,7 +202,7 @@ class Stream(io.BufferedReader):
         super().__init__(_Bounded(raw, name), BUFFER_BYTES)
         head = self.head()
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise SourceError(f"{name}: is UTF-16; convert it to UTF-8")
+            raise SourceError(f"{name}: the text is UTF-16; convert it to UTF-8")
         if head.startswith(_BYTE_ORDER_MARK):
             self.read(len(_BYTE_ORDER_MARK))
 
@@ -239,7 +239,7 @@ class Stream(io.BufferedReader):
         if found is Format.JSON and b"\n" not in head:  # lines longer than the head are common
             found = detect(self.peek(BUFFER_BYTES))
         if found is None:
-            unknown = "unknown format; set it with `equiscreen featurize --format`"  # other verbs lack the option
+            unknown = "unknown format; set it with `equiscreen featurize --format`"  # other commands lack this option
             raise SourceError(f"{self.source}: {unknown if head.strip() else 'the file is empty'}")
         return found
 
@@ -273,8 +273,8 @@ class _Bounded(io.RawIOBase):
         self._out += filled
         if self._out > BOMB_BYTES and self.compressed and self._out > BOMB_RATIO * self._raw.tell():
             raise SourceError(
-                f"{self._name}: expands more than {BOMB_RATIO}-fold to over {BOMB_BYTES >> 30} GiB when decompressed; "
-                "remove it from the sources"
+                f"{self._name}: the file expands more than {BOMB_RATIO}-fold to over {BOMB_BYTES >> 30} GiB when "
+                "decompressed; remove it from the sources"
             )
         return filled
 

@@ -39,7 +39,7 @@ MAX_ERROR_BYTES = 64 << 10
 MAX_REDIRECTS = 10
 MAX_EMPTY_PAGES = 10
 MAX_WAIT_S = 120.0  # even if a server asks for more
-SLOW_PAGE = 20  # a whole page may take this many timeouts while bytes keep arriving
+SLOW_PAGE = 20  # a page may take this many timeouts in all while bytes keep arriving
 STATE_SCHEMA = 1
 _LASTING = frozenset({501, 505, 553})  # 553 is OPTIMADE's "version not supported"
 _VERSION = re.compile(r"v\d+(\.\d+)*")
@@ -66,8 +66,8 @@ def fetch(
             with `response_fields` gets those fields in addition to the ones that a structure needs.
         file: The file to write.
         timeout: Seconds without a response after which an attempt fails.
-        attempts: Number of attempts per page when the server fails temporarily.
-        delay: Seconds before the second attempt; doubled for each further one.
+        attempts: Number of attempts per page if the server fails temporarily.
+        delay: Seconds before the second attempt; doubled for each further attempt.
         max_bytes: Largest size of a page.
         limit: Stop after this many structures.
         progress: Called after each page with the number of new structures.
@@ -88,7 +88,7 @@ def fetch(
             report(state.structures)
             return _download(server, state, file, stream, limit, report)
     except OSError as error:
-        raise OutputExistsError(f"{file}: cannot be written ({error.strerror or error})") from error
+        raise OutputExistsError(f"{file} cannot be written ({error.strerror or error}); choose another file") from error
 
 
 def listing_url(url: str) -> str:
@@ -103,7 +103,7 @@ def listing_url(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise SourceError(f"{_shown(url)}: not an http or https URL")
+        raise SourceError(f"{_shown(url)} is not an http or https URL")
     if "@" in parts.netloc:
         raise SourceError(f"{_shown(url)}: remove the user name and password from the URL")
     path = parts.path.rstrip("/")
@@ -183,7 +183,7 @@ def _state_path(file: Path) -> Path:
 def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
     """Open and lock the partial file, so that only one run writes it."""
     if file.exists():
-        raise OutputExistsError(f"{file}: already exists; remove it or choose another file")
+        raise OutputExistsError(f"{file} already exists; remove it or choose another file")
     with _partial(file).open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +192,7 @@ def _opened_partial(file: Path) -> Iterator[IO[bytes]]:
         except (BlockingIOError, FileNotFoundError):
             alone = False
         if not alone:
-            raise OutputExistsError(f"{file}: another run is downloading it; wait until it ends")
+            raise OutputExistsError(f"{file}: another run is downloading this file; wait until it ends")
         yield stream
 
 
@@ -204,11 +204,11 @@ def _resumed(stream: IO[bytes], file: Path, first: str, limit: int | None) -> _S
         try:
             saved = _State(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise OutputExistsError(f"{path}: damaged; remove it and {_partial(file)} to start over") from error
+            raise OutputExistsError(f"{path} is damaged; remove it and {_partial(file)} to start over") from error
         if (saved.url, saved.schema) != (first, STATE_SCHEMA):
             raise OutputExistsError(
-                f"{_partial(file)}: unfinished download of {_shown(saved.url)}; "
-                f"remove it and {path.name}, or choose another file"
+                f"{_partial(file)} is an unfinished download of {_shown(saved.url)}; remove it and {path.name}, or "
+                "choose another file"
             )
         whole = os.fstat(stream.fileno()).st_size >= saved.bytes
         if whole and (limit is None or saved.structures <= limit):
@@ -321,7 +321,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{_shown(url)}: not an http or https URL ({error})") from error
+            raise SourceError(f"{_shown(url)}: this URL is invalid ({error})") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
@@ -338,7 +338,7 @@ class _Server:
             if ids and None not in ids and ids == before:
                 raise _PageError(f"{_shown(url)}: the server returned the previous page again")
             if empty > MAX_EMPTY_PAGES and page.next is not None:
-                raise _PageError(f"{_shown(url)}: {empty} empty pages in a row")
+                raise _PageError(f"{_shown(url)}: the server returned {empty} empty pages in a row")
             if page.next is not None and hash(page.next) in asked:
                 raise _PageError(f"{_shown(url)}: the next link leads back to {_shown(page.next)}")
             yield page
@@ -357,7 +357,9 @@ class _Server:
                     times = f" after {attempt} attempts" if attempt > 1 else ""
                     raise _PageError(f"{error}{times}", transient=True) from error
                 time.sleep(max(error.wait, min(self.delay * 2 ** (attempt - 1), MAX_WAIT_S)))
-        raise _PageError(f"{_shown(url)}: not requested, since attempts is {self.attempts}; it must be at least 1")
+        raise _PageError(
+            f"{_shown(url)}: the page was not requested, because attempts is {self.attempts}; it must be at least 1"
+        )
 
     def _attempt(self, url: str) -> _Page:
         import httpx  # noqa: PLC0415 - see at
@@ -369,15 +371,15 @@ class _Server:
                     if not response.has_redirect_location:
                         return self._read(response)
                     target = self._linked(target, response.headers["location"])
-            raise _PageError(f"{_shown(url)}: redirected {MAX_REDIRECTS} times")
+            raise _PageError(f"{_shown(url)}: the request was redirected {MAX_REDIRECTS} times")
         except httpx.TimeoutException as error:
-            raise _RetryError(f"{_shown(url)}: no response within {self.timeout:g} s") from error
+            raise _RetryError(f"{_shown(url)}: the server did not respond within {self.timeout:g} s") from error
         except httpx.DecodingError as error:
-            raise _PageError(f"{_shown(url)}: cannot be decompressed ({error})") from error
+            raise _PageError(f"{_shown(url)} cannot be decompressed ({error})") from error
         except httpx.TransportError as error:
             raise _RetryError(f"{_shown(url)}: {_one_line(str(error)) or type(error).__name__}") from error
         except httpx.InvalidURL as error:
-            raise _PageError(f"{_shown(url)}: not an http or https URL ({error})") from error
+            raise _PageError(f"{_shown(url)}: this URL, or one that it redirects to, is invalid ({error})") from error
 
     def _read(self, response: httpx.Response) -> _Page:
         url = str(response.url)
@@ -393,7 +395,7 @@ class _Server:
             content = json.loads(body, object_pairs_hook=_as_sent)
         except (ValueError, RecursionError) as error:
             begin = _one_line(body[:60].decode("utf-8", errors="replace"))
-            raise _PageError(f"{_shown(url)}: not JSON ({begin!r})") from error
+            raise _PageError(f"{_shown(url)}: the response is not JSON ({begin!r})") from error
         return self._page(response.url, content)
 
     def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
@@ -403,11 +405,15 @@ class _Server:
         for chunk in response.iter_bytes():
             body += chunk
             if len(body) > most and not cut:
-                raise _PageError(f"{_shown(response.url)}: page of more than {most:,} bytes; use a smaller page_limit")
+                raise _PageError(
+                    f"{_shown(response.url)}: the page has more than {most:,} bytes; use a smaller page_limit"
+                )
             if len(body) > most:
                 break
             if time.monotonic() > deadline:
-                raise _RetryError(f"{_shown(response.url)}: page not complete within {SLOW_PAGE * self.timeout:g} s")
+                raise _RetryError(
+                    f"{_shown(response.url)}: the page was not complete within {SLOW_PAGE * self.timeout:g} s"
+                )
         return bytes(body[:most])
 
     def _page(self, url: httpx.URL, content: Any) -> _Page:
@@ -416,17 +422,17 @@ class _Server:
         if detail and data is None:
             raise _PageError(f"{_shown(url)}: the server reported: {detail}")
         if not isinstance(data, list) or not all(isinstance(resource, Mapping) for resource in data):
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`data` is not a list of structures)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`data` is not a list of structures)")
         meta, links = (content.get(key) or {} for key in ("meta", "links"))
         if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (`meta` or `links` is not an object)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`meta` or `links` is not an object)")
         if any(isinstance(part, _RepeatingObject) for part in (content, links)):  # one of two lists would be lost
-            raise _PageError(f"{_shown(url)}: not an OPTIMADE response (it gives a key twice)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice)")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):
             raise _PageError(
-                f"{_shown(url)}: not an OPTIMADE response (the next link is of type {type(link).__name__})"
+                f"{_shown(url)}: this is not an OPTIMADE response (the next link is of type {type(link).__name__})"
             )
         if not link and meta.get("more_data_available") is True:
             raise _PageError(f"{_shown(url)}: the server has more data but gives no next link")
@@ -447,7 +453,7 @@ class _Server:
         """Resolve a link, which must lead to the same host, and keep https."""
         target = url.join(link)
         if target.scheme not in {"http", "https"} or (target.host, target.port) != (self.origin.host, self.origin.port):
-            raise _PageError(f"{_shown(url)}: links to another server, {_shown(target)}; use that URL if you trust it")
+            raise _PageError(f"{_shown(url)} links to another server, {_shown(target)}; use that URL if you trust it")
         return target.copy_with(scheme="https") if self.origin.scheme == "https" else target
 
 

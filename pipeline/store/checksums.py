@@ -96,7 +96,7 @@ class ShardChecks:
 
     def _error(self, reason: str) -> StoreError:
         return StoreError(
-            f"{self._path}: has changed while it was being read, or is damaged: {reason}; run the command again and, "
+            f"{self._path} has changed while it was being read, or is damaged: {reason}; run the command again and, "
             "if this error persists, write the store again"
         )
 

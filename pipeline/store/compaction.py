@@ -24,7 +24,7 @@ from ..runs.parts import PartArray
 from ..runs.target import ROOT_FILE
 from .checksums import CHECKSUMS_FILE, rows_digest, write_root_attributes
 from .row_sources import Rows
-from .schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec, empty_rows
+from .schema import ATOM, CHUNK_ROWS, EDGE, OTHER_CHUNK_ROWS, STRUCTURE, TEXT, ArraySpec, empty_rows
 
 SHARD_CHUNKS = 64
 # A task holds a whole shard in memory, so arrays with rows wider than this have fewer rows per chunk.
@@ -153,7 +153,7 @@ def _chunk_rows(spec: ArraySpec) -> int:
     divisor = 1
     while width > divisor * NARROW_ROW_BYTES:
         divisor *= 2
-    return max(1, CHUNK_ROWS[spec.dims[0]] // divisor)
+    return max(1, CHUNK_ROWS.get(spec.dims[0], OTHER_CHUNK_ROWS) // divisor)
 
 
 def write_shards(compaction: Compaction) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -
         wanted.discard("status")
     counts = {COUNT_ARRAYS[START_ARRAYS[name]] for name in wanted & START_ARRAYS.keys()}
     dim = specs[0].dims[0]
-    if dim != STRUCTURE:
+    if dim != STRUCTURE and compaction.keep is not None:
         counts.add(COUNT_ARRAYS[dim])
     source = compaction.sources[place]
     found = source.read((wanted - START_ARRAYS.keys()) | counts)

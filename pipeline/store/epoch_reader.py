@@ -78,7 +78,7 @@ class Run:
     Attributes:
         store: Index of the store.
         start, stop: Range of structures.
-        load: Size of its chosen structures, relative to a full run.
+        load: Size of the chosen structures, relative to a full run.
     """
 
     store: int
@@ -88,7 +88,7 @@ class Run:
 
 
 class EpochReader:
-    """One pass over the chosen structures of one or several stores; each structure comes exactly once.
+    """One pass over the chosen structures of one or several stores; each structure appears exactly once.
 
     Example:
         >>> from equiscreen.pipeline import EpochReader, GraphStore
@@ -147,7 +147,7 @@ class EpochReader:
             return self._shuffled_batches(partial(_by_structures, structures), structures)
         if slots is not None and structures is None:
             return self._shuffled_batches(partial(_by_slots, slots), 1)
-        raise ValueError("give the size of a batch either in structures or in slots")
+        raise ValueError("set exactly one of `structures` and `slots` to give the size of a batch")
 
     def _shuffled_batches(self, cut: Cut, multiple: int) -> Iterator[PlacedBlock]:
         """Divide all windows into batches, and yield the batches of each window in random order."""
@@ -198,7 +198,9 @@ class EpochReader:
         """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
-            raise ValueError(f"{store.path}: `chosen` has length {len(chosen)}, but there are {len(store)} structures")
+            raise ValueError(
+                f"{store.path}: `chosen` has length {len(chosen)}, but the store has {len(store)} structures"
+            )
         edge_start = store.offsets[1][:-1]
         key = edge_start // RUN_EDGES + np.arange(len(store)) // RUN_STRUCTURES
         cuts = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(store)]
@@ -285,7 +287,7 @@ def _label_shapes(
                 first = kinds.setdefault(name, kind)
                 if kind != first:
                     raise StoreError(
-                        f"{store.path}: label {name!r} is not the same in all stores: {kind} instead of {first}; "
+                        f"{store.path}: the label {name!r} differs between the stores: {kind} instead of {first}; "
                         "featurize one of the stores again"
                     )
     return shapes

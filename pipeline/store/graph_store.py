@@ -53,9 +53,9 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
     root, content = _open_local(place, schemas) if isinstance(place, Path) else _open_url(place)
     found = root.attrs.get("schema")
     if found not in schemas:
-        raise StoreError(f"{path}: {_other_kind(path, root.attrs, schemas)}")
+        raise StoreError(f"{path} {_other_kind(path, root.attrs, schemas)}")
     if root.attrs.get("complete") is not True:
-        raise StoreError(f"{path}: unfinished; write the store again")
+        raise StoreError(f"{path} is unfinished; write the store again")
     if not is_intact(content):
         raise StoreError(_damaged(path, "its content has changed"))
     return root
@@ -69,7 +69,7 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
         raise StoreError(
-            f"{path}: has changed during this run; run the command again and, if that reports an unfinished run, "
+            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
             "discard the unfinished run"
         )
 
@@ -95,7 +95,7 @@ def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes
     """The root group of a store, and the content of its root file."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
-            raise StoreError(f"{path}: unfinished; to resume it, repeat the command that writes it")
+            raise StoreError(f"{path} is unfinished; to resume it, repeat the command that writes it")
         raise StoreError(f"{path}: no such store")
     try:
         return zarr.open_group(path, mode="r"), (path / ROOT_FILE).read_bytes()
@@ -103,7 +103,7 @@ def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes
         if (path / ROOT_FILE).is_file():
             raise StoreError(_damaged(path, _first_line(error, path))) from error
         make = f"`equiscreen featurize {path} --out G.zarr`" if GRAPH_SCHEMA in schemas else _screening(path)
-        raise StoreError(f"{path}: not a Zarr store; to make one from structure files, run {make}") from error
+        raise StoreError(f"{path} is not a Zarr store; to make one from structure files, run {make}") from error
 
 
 def _damaged(path: str | Path, reason: str) -> str:
@@ -120,7 +120,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
         raise StoreError(f"{url}: no such store") from error
     except Exception as error:  # every file system raises its own errors
         raise StoreError(
-            f"{redact_urls(url)}: cannot be opened ({_first_line(error, url)}); check the URL and your permissions"
+            f"{redact_urls(url)} cannot be opened ({_first_line(error, url)}); check the URL and your permissions"
         ) from error
 
 
@@ -163,7 +163,7 @@ class GraphStore:
             self.cutoff, self.store_hash = float(self.attrs["cutoff"]), str(self.attrs["store_hash"])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{self.path}: missing or invalid root attributes ({error}); write the store again"
+                f"{self.path}: root attributes are missing or invalid ({error}); write the store again"
             ) from error
         check_shards(self.path, self._arrays)
         self._checks = ShardChecks(self.path, self.store_hash)
@@ -225,7 +225,7 @@ class GraphStore:
         return tuple(names[STRUCTURE]), tuple(names[ATOM])
 
     def label_shape(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape of one row of a label, and its unit (empty if it has none).
+        """Shape of one row of a label, and the unit of the label (empty if it has none).
 
         Raises:
             StoreError: The store has no such label.
@@ -245,7 +245,7 @@ class GraphStore:
         atoms, edges = offsets_of(self.n_atoms), offsets_of(self.n_edges)  # type: ignore[arg-type]
         for name, found in (("atom_start", atoms), ("edge_start", edges)):
             if not np.array_equal(self.column(name), found[:-1]):
-                raise StoreError(f"{self.path}: damaged: {name} and the counts disagree; write the store again")
+                raise StoreError(f"{self.path} is damaged: {name} and the counts disagree; write the store again")
         return atoms, edges
 
     @cached_property
@@ -294,7 +294,7 @@ class GraphStore:
         )
         if int(block.n_neighbors.sum(dtype=np.int64)) != len(block.neighbor):
             raise StoreError(
-                f"{self.path}: damaged: neighbour counts and edges of structures {start}-{stop} disagree; write the "
+                f"{self.path} is damaged: neighbour counts and edges of structures {start}-{stop} disagree; write the "
                 "store again"
             )
         return block
@@ -345,7 +345,7 @@ class GraphStore:
         try:
             return self._arrays[name]
         except KeyError as error:
-            raise StoreError(f"{self.path}: has no array {name!r}") from error
+            raise StoreError(f"{self.path} has no array {name!r}; `equiscreen info --json` lists its arrays") from error
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
@@ -385,6 +385,7 @@ class GraphStore:
         first = self._rows(name, start, stop)
         if not np.array_equal(first, first[0] + starts(counts)):
             raise StoreError(
-                f"{self.path}: damaged: {name} and counts of structures {start}-{stop} disagree; write the store again"
+                f"{self.path} is damaged: {name} and counts of structures {start}-{stop} disagree; write the store "
+                "again"
             )
         return int(first[0]), int(first[-1]) + int(counts[-1])

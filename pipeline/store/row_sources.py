@@ -44,7 +44,7 @@ class StoreRows:
 
     Attributes:
         path: Path or URL of the store.
-        store_hash: Hash of its content, since another store may replace it meanwhile.
+        store_hash: Hash of its content, to detect that another store has replaced it.
         start, stop: Range of structures.
         counts: Number of rows along each dim.
     """
@@ -89,7 +89,7 @@ def opened(path: str, store_hash: str) -> GraphStore:
     store = GraphStore(path)
     if store.store_hash != store_hash:
         raise StoreError(
-            f"{path}: has changed during this run; run the command again and, if that reports an unfinished run, "
+            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
             "discard the unfinished run"
         )
     return store

@@ -16,6 +16,7 @@ GRAPH_SCHEMA = "equiscreen-graphs/1"
 STRUCTURE, ATOM, EDGE = "structure", "atom", "edge"
 # Rows per inner chunk, the unit of reading; `compaction` sets how many chunks make a shard, which is one file.
 CHUNK_ROWS = {STRUCTURE: 8_192, ATOM: 65_536, EDGE: 65_536}
+OTHER_CHUNK_ROWS = 65_536  # along dims that only some datasets have
 
 CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, HASH_BYTE = "cartesian", "cartesian_2", "lattice_vector", "hash_byte"
 FIXED_DIMS = {CARTESIAN: 3, CARTESIAN_2: 3, LATTICE_VECTOR: 3, HASH_BYTE: 16}
@@ -161,7 +162,7 @@ def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool =
 
 
 def label_spec(name: str, quantity: Quantity) -> ArraySpec:
-    """Array of a label."""
+    """Return the spec of the array of a label."""
     dims = tensor_dims(ATOM if quantity.per == "atom" else STRUCTURE, name, quantity.shape, tensor=quantity.tensor)
     description = f"{quantity.description or name.replace('_', ' ')}; NaN = absent"
     if "voigt" in dims:
@@ -193,15 +194,15 @@ def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
 
 
 def _reserve(name: str, taken: set[str]) -> None:
-    """Reserve a name.
+    """Reserve a name, so that no other label or column can have it.
 
     Raises:
-        LabelError: The name is taken or not allowed.
+        LabelError: The name is already in use or not allowed.
     """
     if name in taken:
         raise LabelError(
-            f"{name!r} cannot be the name of a label or column: it is taken or given twice; rename the label, or leave "
-            "the column out"
+            f"{name!r} cannot be the name of a label or column: it is already in use or given twice; rename the label, "
+            "or leave the column out"
         )
     if not name or "/" in name or name.startswith((".", "__")):
         raise LabelError(

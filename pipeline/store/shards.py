@@ -1,4 +1,4 @@
-"""The files of a store's arrays, which must all exist, since zarr reads a missing one as zeros."""
+"""The files of a store's arrays, all of which must exist, since zarr reads a missing file as zeros."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_shards(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> Non
     if missing:
         name, _, shard = missing[0].partition("/c/")
         raise StoreError(
-            f"{path}: damaged: shard {shard.split('/')[0]} of {name!r} is missing or empty; copy the store from its "
+            f"{path} is damaged: shard {shard.split('/')[0]} of {name!r} is missing or empty; copy the store from its "
             "source again, or write it again"
         )
 

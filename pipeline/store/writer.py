@@ -93,7 +93,7 @@ class InputFile:
             same = False
         if not same:
             raise StoreError(
-                f"{self.path}: has changed during this run; run the command again and, if that reports an unfinished "
+                f"{self.path} has changed during this run; run the command again and, if that reports an unfinished "
                 "run, discard the unfinished run"
             )
 
@@ -120,13 +120,13 @@ class StoreWriter:
         ...         run.publish(run.concatenate(specs, manifests), attrs)
 
     Attributes:
-        verb: Name of the run in progress reports, such as "screen".
+        verb: Name of the command in progress reports, such as "screen".
         out: Path or URL of the store.
         identity: Everything that the result depends on, as JSON. Only a run with the same identity can be resumed.
         options: Options of the run.
         inputs: Stores that are read; the run fails if one of them changes before the run is complete.
-        files: Other files that are read and must not change either. A path stands for the file as it is when the run
-            begins, an `InputFile` for the file as it was when the `InputFile` was made. The output may neither replace
+        files: Other files that are read and must not change either. A path refers to the file as it is when the run
+            begins, an `InputFile` to the file as it was when the `InputFile` was made. The output may neither replace
             nor contain an input.
         extend: Whether the new store contains the rows of the existing one, and takes its place.
     """

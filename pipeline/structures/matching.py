@@ -90,10 +90,10 @@ def composition_key(structure: Structure) -> int:
 def crystal_vector(structure: Structure) -> NDArray[np.float64]:
     """Descriptor of a crystal, in angstrom: equal for the same crystal and close for similar ones.
 
-    Similar to average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the volume per atom;
-    the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the three rarest
-    species, statistics of the distances to the nearest atoms of the same and of other species. There is no cutoff.
-    Mirror images have the same vector. Vectors of crystals of different composition are not comparable.
+    The descriptor resembles average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the
+    volume per atom; the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the
+    three rarest species, statistics of the distances to the nearest atoms of the same and of other species. There is no
+    cutoff. Mirror images have the same vector. Vectors of crystals of different composition are not comparable.
 
     For a structure that is not periodic in three directions, the vector holds 16-bit pieces of its content hash
     instead, so that only equal content has equal vectors.
@@ -152,7 +152,7 @@ def _same_primitive(a: Structure, b: Structure, tolerance: float) -> bool:
 
 
 def _deformations(bases: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest deviation of a vector of each basis from the target's after the best rotation: float64[n], angstrom.
+    """Largest deviation of each basis's vectors from the target's after the best rotation: float64[n], angstrom.
 
     The rotation is that of Kabsch, Acta Cryst. A32, 922 (1976).
     """
@@ -259,7 +259,7 @@ class _Table:
         return repeated
 
     def enter(self, place: int) -> None:
-        """Insert one row."""
+        """Insert one row into the table."""
         enter_row(place, self.label, self.cell, self.head, self.following)
 
     def agreeing(self, place: int) -> NDArray[np.int64]:

@@ -78,7 +78,9 @@ class Structure:
         frac = np.array(frac_coord, dtype=np.float64, order="C").reshape(-1, 3)
         values = np.array(numbers).reshape(-1)
         if len(values) != len(frac):
-            raise InvalidStructureError(f"{len(values)} elements, but {len(frac)} coordinates")
+            raise InvalidStructureError(
+                f"elements and coordinates for different numbers of atoms ({len(values)} and {len(frac)})"
+            )
         if len(values) == 0:
             raise InvalidStructureError("no atoms")
         if len(values) > MAX_ATOMS:
@@ -112,7 +114,7 @@ class Structure:
         if not axes.any():
             return cls.from_fractional(numbers, np.eye(3), xyz, axes)
         if cell is None:
-            raise InvalidStructureError("periodic, but has no cell")
+            raise InvalidStructureError("the structure is periodic, but has no cell")
         lattice = _completed_cell(np.array(cell, dtype=np.float64).reshape(3, 3), axes)
         _check_cell(lattice)
         return cls.from_fractional(numbers, lattice, np.linalg.solve(lattice.T, xyz.T).T, axes)
@@ -159,7 +161,7 @@ class Structure:
         return len(self.atomic_number)
 
     def content_hash(self) -> bytes:
-        """Hash (16 bytes) of elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
+        """Hash (16 bytes) of the elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
 
         Two files that hold the same structure give the same hash; a different cell or a different order of sites gives
         a different hash.

@@ -151,7 +151,7 @@ def _cartesian(tensor: NDArray[np.float64], axes: Sequence[Axis] | None) -> NDAr
     if axes is None:
         if not set(tensor.shape) <= set(known):
             raise LabelError(
-                f"a tensor of shape {tensor.shape}: the length of every index must be 3, or 6 in Voigt notation"
+                f"a tensor of shape {tensor.shape} is invalid: every index must have length 3, or 6 in Voigt notation"
             )
         axes = [known[length] for length in tensor.shape]
     elif tensor.shape != tuple(lengths[axis] for axis in axes):

@@ -12,8 +12,8 @@ from ase.data import chemical_symbols
 from ...pipeline.errors import ConfigError
 from .composition import parsed
 
-# `metals`: all elements are metals, so no ions are needed; SMACT calls such formulas valid. `unknown`: an element has
-# no data, or there are too many elements to try all oxidation states.
+# `metals`: all elements are metals, so no ions are needed; SMACT calls such formulas valid. `unknown`: SMACT has no
+# data for an element, or there are too many elements to try all oxidation states.
 BALANCE = ("no", "yes", "metals", "unknown")
 NO, YES, METALS, UNKNOWN = range(len(BALANCE))
 MAX_ELEMENTS = 7
@@ -54,7 +54,7 @@ def _balance(amounts: tuple[tuple[int, int], ...], electronegativity: bool) -> i
         warnings.simplefilter("ignore")  # warns about elements without a Pauling electronegativity
         try:
             valid = screening.smact_validity(formula, use_pauling_test=electronegativity, include_alloys=False)
-        except (KeyError, NameError, TypeError, ValueError):  # elements that SMACT has no data for
+        except (KeyError, NameError, TypeError, ValueError):  # elements for which SMACT has no data
             return UNKNOWN
     return YES if valid else NO
 
@@ -70,6 +70,7 @@ def load_smact() -> Any:
         import smact.screening as screening  # noqa: PLC0415, PLR0402 - takes 0.4 s
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"charge_neutral and electronegativity_ok need {error.name}: pip install 'equiscreen[select]'"
+            f"charge_neutral and electronegativity_ok need {error.name}, which is not installed: pip install "
+            "'equiscreen[select]'"
         ) from error
     return screening

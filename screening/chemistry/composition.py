@@ -17,7 +17,7 @@ from ...pipeline.graphs.graph_block import GraphBlock
 
 _NUMBERS = 256  # atomic numbers are bytes
 _QUOTED = 80
-# Largest number of atoms of an element in a formula.
+# Maximum number of atoms of an element in a formula.
 MAX_COUNT = 10**9
 
 # A chemical system: atomic numbers, ascending.
@@ -41,7 +41,7 @@ class Compositions:
         return len(self._items)
 
     def add(self, amounts: Iterable[tuple[int, int]]) -> int:
-        """Add a composition, if it is new, and return its number.
+        """Add a composition if it is new, and return its number.
 
         Args:
             amounts: Atomic number and count of each element, with or without a common divisor.
@@ -55,7 +55,7 @@ class Compositions:
         return number
 
     def of_formula(self, text: str) -> int:
-        """Add the composition of a formula, if it is new, and return its number.
+        """Add the composition of a formula if it is new, and return its number.
 
         Raises:
             ConfigError: The text is not a chemical formula with whole numbers of atoms.

@@ -78,7 +78,7 @@ class StatementError(ValueError):
 
     Args:
         reason: A short reason that many calculations share and under which they are counted.
-        detail: What is wrong with this one.
+        detail: What is wrong with this calculation.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -139,7 +139,7 @@ def named(field: str, text: str) -> Functional | None:
 
 
 def of_vasp(tags: Mapping[str, object]) -> Functional | None:
-    """The functional stated in VASP's input; None if none is stated, since VASP then uses that of the POTCARs.
+    """The functional stated in VASP's input; None if none is stated, in which case VASP uses that of the POTCARs.
 
     Args:
         tags: Content of an INCAR, or of anything that may hold some of its tags.
@@ -174,7 +174,7 @@ def of_potcar(title: str) -> str:
 
 
 def agreed(statements: Iterable[Functional]) -> Functional | None:
-    """The functional of a calculation, from everything that is stated about it; None if nothing is.
+    """The functional of a calculation, from everything stated about it; None if nothing is stated.
 
     Raises:
         StatementError: Two statements contradict each other.
@@ -185,7 +185,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
         names.discard(_HYBRID)  # a less precise statement of the same functional
     u = {one.with_u for one in given} - {None}
     if len(names) > 1 or len(u) > 1:
-        raise StatementError("two functionals", " and ".join(sorted({str(one) for one in given})))
+        raise StatementError("contradictory functionals", " and ".join(sorted({str(one) for one in given})))
     if not given:
         return None
     return Functional(next(iter(names), ""), next(iter(u), None), any(one.dispersion for one in given))
@@ -195,7 +195,7 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
     """The functional that a row of a table states; None if it states none.
 
     Args:
-        row: Content of the columns that state one, by name; a list holds several statements.
+        row: Content of the columns that state a functional, by name; a list holds several statements.
 
     Raises:
         StatementError: Two statements contradict each other, or one is not text.

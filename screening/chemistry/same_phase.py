@@ -13,12 +13,12 @@ from ...pipeline.structures.structure import Structure
 class PhaseMatcher:
     """Compares structures with `same_crystal`, then with pymatgen's StructureMatcher at its default tolerances.
 
-    The StructureMatcher scales volumes to be equal, so that a relaxed structure matches the one that it came from. It
+    The StructureMatcher scales volumes to be equal, so that a relaxed structure matches its initial structure. It
     treats mirror images, whose energies are equal, as one phase.
 
     Args:
         needed_by: The option that needs the comparison, for the message if pymatgen is not installed.
-        extra: The extra of the package that installs pymatgen.
+        extra: The extra of equiscreen that installs pymatgen.
 
     Raises:
         ConfigError: pymatgen is not installed.
@@ -28,7 +28,9 @@ class PhaseMatcher:
         try:
             from pymatgen.analysis.structure_matcher import StructureMatcher  # noqa: PLC0415 - slow to import
         except ModuleNotFoundError as error:
-            raise ConfigError(f"{needed_by} needs {error.name}: pip install 'equiscreen[{extra}]'") from error
+            raise ConfigError(
+                f"{needed_by} needs {error.name}, which is not installed: pip install 'equiscreen[{extra}]'"
+            ) from error
         self._matcher = StructureMatcher()
 
     def same(self, a: Structure, b: Structure) -> bool:

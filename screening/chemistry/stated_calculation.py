@@ -19,8 +19,8 @@ from .functionals import (
     of_vasp,
 )
 
-# Parts of an entry, or of a task document, that say how it was calculated, in lower case. In a list of calculations the
-# first one counts, since it was run last.
+# Parts of an entry, or of a task document, that describe how it was calculated, in lower case. In a list of
+# calculations the first one counts, since it was run last.
 _SECTIONS = POTCAR_SECTIONS | {
     "parameters",
     "data",
@@ -83,7 +83,7 @@ class StatedCalculation:
             raise StatementError(error.reason, given) from error
         if found is not None and (found.name or found.dispersion):
             return found
-        # VASP's default is the functional of the POTCARs; but those of PBE are used with other functionals too.
+        # VASP's default is the functional of the POTCARs, but PBE POTCARs are used with other functionals too.
         other = self.potcar_sets - {GGA}
         return Functional(min(other)) if other else None
 
@@ -101,8 +101,8 @@ class StatedCalculation:
         """Add what a part of the record states.
 
         Args:
-            place: Its place in the record.
-            section: Its content.
+            place: Place of the part in the record.
+            section: Content of the part.
 
         Raises:
             StatementError: A statement is malformed.
@@ -125,7 +125,8 @@ class StatedCalculation:
                 self.statements[where] = Functional("", with_u=True)
             elif name in STATING:
                 stated = {f"{where} {text}": named(name, text) for text in _texts(where, value)}
-                # A mixing scheme says how GGA and r2SCAN energies are combined; the energy of an entry is uncorrected.
+                # A mixing scheme describes how GGA and r2SCAN energies are combined; the energy of an entry is
+                # uncorrected.
                 known = {text: one for text, one in stated.items() if one is not None and one.name != MIXED}
                 self.statements |= known
         by_tags = of_vasp(section)

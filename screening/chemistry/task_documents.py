@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-# Total energy and energy per atom of a calculation are equal, as printed, if they differ by less (eV/atom).
+# The total energy and the energy per atom of a calculation agree if they differ by less than this (eV/atom).
 _SAME_ENERGY = 1e-4
 
 
@@ -22,8 +22,8 @@ def is_task_document(record: object) -> TypeGuard[Mapping[str, Any]]:
 def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a task document: its id, total energy, composition, Hubbard U and structure.
 
-    The composition is that of the structure in the output or, without one, that of its cell as the document states it;
-    if there is neither, the entry has none.
+    The composition is taken from the structure in the output or, without one, from the composition of the cell that the
+    document states; if there is neither, the entry has no composition.
 
     Raises:
         ValueError: The total energy and the energy per atom contradict each other for this composition.
@@ -48,7 +48,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _atoms(structure: object) -> dict[str, float]:
-    """Number of atoms of each species of a pymatgen structure; empty if it is not one."""
+    """Number of atoms of each species of a pymatgen structure; empty for anything else."""
     found: Counter[str] = Counter()
     sites = structure.get("sites") if isinstance(structure, Mapping) else None
     for site in sites if isinstance(sites, list) else []:
@@ -61,7 +61,7 @@ def _atoms(structure: object) -> dict[str, float]:
 
 
 def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Hubbard U of a task, from its input, or from that of the calculation that was run last."""
+    """Hubbard U of a task, from its input or from the input of the calculation that was run last."""
     last = document.get("calcs_reversed")
     calculation = last[0] if isinstance(last, list) and last else None
     for one in (document, calculation):

@@ -36,15 +36,15 @@ def suffix(*, relaxed: bool) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HullOptions:
-    """What a hull is made of, and what is added to the scores.
+    """How a hull is built, and which columns it adds to the scores.
 
     Attributes:
         lower_bound: Whether there are no references, so that energies above hull are lower bounds.
         exclude_self: Whether each structure's own phase is left out of its hull.
-        model_hull: Whether there is a hull in the model's own energies too.
-        within: Structures at most this far above the hull, eV/atom, count as near it.
-        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known.
-            With several models, their spread is used instead.
+        model_hull: Whether there is also a hull with all energies computed by the model.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
+            several models, their spread is used instead.
     """
 
     lower_bound: bool

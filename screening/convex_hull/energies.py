@@ -25,7 +25,7 @@ from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 RELAXED = "relaxed"
 # Names of the column that states the run type of a labelled structure.
 _RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
-# Number of structures whose edges are in memory at once.
+# Maximum number of structures whose edges are in memory at once.
 _BLOCK = 512
 _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
 
@@ -84,7 +84,7 @@ class ScoredEnergies(ScoresReader):
             vars(self)["graphs"] = labelled  # which the property would open again
         super().__init__(path, store)
         if "energy" not in self.specs:
-            raise StoreError(f"{path}: has no energies; a hull needs the scores of a model that predicts them")
+            raise StoreError(f"{path} has no energies; use the scores of a model that predicts energies")
         model = self.attrs.get("model", {})
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")
@@ -110,7 +110,7 @@ class ScoredEnergies(ScoresReader):
         return 0 if spec is None else spec.inner[0]
 
     def energies(self, compositions: Compositions, corrections: MP2020 | None) -> Iterator[EnergyRows]:
-        """Read all rows, chunk by chunk.
+        """Read the energies of all rows, chunk by chunk.
 
         Args:
             compositions: Updated with the compositions of the rows.
@@ -128,7 +128,7 @@ class ScoredEnergies(ScoresReader):
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
     def not_competing(self) -> dict[str, int]:
-        """Number of rows, by status, that are compared with a hull but do not themselves contribute to one."""
+        """Number of rows, by status, that are compared with a hull but are not part of one."""
         meanings = self.meanings("status")
         counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
         words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
@@ -201,7 +201,7 @@ class ScoredEnergies(ScoresReader):
         try:
             graphs = self.graphs
         except StoreError as error:
-            raise StoreError(f"corrections of oxides and sulfides need the structures: {error}") from error
+            raise StoreError(f"the corrections of oxides and sulfides need the structures: {error}") from error
         first, last = int(rows[0]), int(rows[-1]) + 1
         block = graphs.block(start + first, start + last, labels=False).take(rows - first)
         self.check_atoms(block.n_atoms, n_atoms[rows])
@@ -248,6 +248,6 @@ def check_same_basis(candidates: str, other: str, where: str) -> None:
     """
     if basis(candidates) != basis(other):
         raise ConfigError(
-            f"{where}: its energies follow the scheme {other!r}, but those of the candidates follow {candidates!r}; "
-            "the two cannot be compared; use references of the candidates' scheme"
+            f"{where}: the energies follow the scheme {other!r}, which cannot be compared with the candidates' scheme "
+            f"{candidates!r}; use references of the candidates' scheme"
         )

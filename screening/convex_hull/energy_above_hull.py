@@ -1,4 +1,4 @@
-"""Energies above hull of all candidates: read their energies, find the hull, write the distances of each chunk."""
+"""Energies above hull of all candidates: read energies, find the hull, and write the results of each chunk."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .references import References
 
 # Number of rows of a part, all of which are in memory at once.
 PART_ROWS = 32_768
-# Largest number of reference phases that a dataset records for diagrams.
+# Maximum number of reference phases that a dataset records for diagrams.
 _PHASES = 2_000
-# Rounding errors (eV/atom) of a distance that cannot be negative, and of a distance that is zero.
+# Rounding errors (eV/atom) of an energy above hull that cannot be negative, and of one that is zero.
 _ROUNDING, _ZERO = 1e-9, 1e-12
 
 
@@ -55,7 +55,7 @@ class CandidateEnergies:
     competes: NDArray[np.bool_]
 
     def chunks(self) -> Iterator[EnergyRows]:
-        """The rows of each part."""
+        """Yield the rows of each part."""
         for start in range(0, len(self.energy), PART_ROWS):
             stop = min(start + PART_ROWS, len(self.energy))
             rows = slice(start, stop)
@@ -95,9 +95,9 @@ class ConvexHull:
             composition, lowest energy first.
         levels: Energies of the hulls at each composition.
         missing: For each element without a reference, the number of rows that contain it; largest number first.
-        elements: The package's own reference energies that are used: their scheme, source and elements.
+        elements: The tabulated elemental energies that are used: their scheme, source and elements.
         without_compounds: Number of rows of compounds whose chemical system contains no compound among the references;
-            their distance is a formation energy.
+            their energy above hull is a formation energy.
         phases: Formulas, formation energies (eV/atom) and ids of references, for diagrams of the hull.
     """
 
@@ -118,7 +118,7 @@ class ConvexHull:
 
 @dataclass(frozen=True)
 class _RowHulls:
-    """The hull that each row of a chunk is measured against.
+    """The hull with which each row of a chunk is compared.
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom).
@@ -164,7 +164,7 @@ def read_energies(
         bar.advance(chunk.stop - chunk.start)
     if not usable:
         raise StoreError(
-            f"{scores.path}: none of its {size:,} structures has a usable energy; score them with another model"
+            f"{scores.path}: none of the {size:,} structures has a usable energy; score them with another model"
         )
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
@@ -268,7 +268,7 @@ def write_distances(
     Args:
         candidates: Energies of the candidates.
         hull: The hull of the references.
-        model_hull: The hull of the references in the model's own energies, if there is one.
+        model_hull: The hull of the references with all energies computed by the model, if there is one.
         options: Options of the hull.
         staging: Folders of the run.
         bar: Progress.
@@ -294,7 +294,7 @@ def write_distances(
 
 
 def _below(above_hull: PartArray, rows: EnergyRows) -> int:
-    """Number of rows below a hull; absurd energies, which are below any hull, do not count."""
+    """Number of rows below a hull, without the absurdly low energies, which are below any hull."""
     return int((np.asarray(above_hull)[rows.competes] < 0).sum())
 
 
@@ -309,7 +309,7 @@ def _with_lowest_candidates(
     """References of elements, and the candidates as references of all other compositions.
 
     Each composition is represented by its lowest energy, and by the lowest energy of each ensemble member. If several
-    candidates have the lowest energy, the one whose id sorts first gives the name.
+    candidates have the lowest energy, the name is the id that sorts first.
     """
     gathered = elements.gathered()
     known = set(gathered.composition)
@@ -379,7 +379,7 @@ def _hull_columns(
 def _model_hull_columns(
     rows: EnergyRows, compositions: Compositions, hull: ConvexHull, end: str
 ) -> dict[str, PartArray]:
-    """The columns that the hull in the model's own energies adds to some rows, with `end` after names of energies."""
+    """The columns that the hull of model energies adds to some rows; names of energies end in `end`."""
     row_hulls = _row_hulls(rows, hull)
     status = np.where(np.isnan(row_hulls.energy), MISSING_REFERENCE, OK)
     return {
@@ -395,7 +395,7 @@ def _distance(energy: NDArray[np.float64], hull: NDArray[np.float64]) -> NDArray
 
 
 def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
-    """The hull that each row is measured against."""
+    """The hull with which each row is compared."""
     others = {row - rows.start: hull.own[row] for row in range(rows.start, rows.stop) if row in hull.own}
     own = np.zeros(rows.stop - rows.start, dtype=bool)
     own[list(others)] = True
@@ -424,7 +424,7 @@ def _member_distances(
 def _probabilities(
     above: NDArray[np.float64], std: NDArray[np.float64], options: HullOptions
 ) -> dict[str, NDArray[np.float64]]:
-    """Probabilities that each row is below the hull and near it, for normally distributed errors.
+    """Probabilities that each row is below the hull and that it is near the hull, for normally distributed errors.
 
     Args:
         above: float64[n], energies above hull (eV/atom).

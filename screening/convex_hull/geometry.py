@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ..chemistry.composition import Compositions, System
 
-# Entries whose formation energy is above the negative of this value (eV/atom) do not change the hull (pymatgen's
-# tolerance).
+# Entries whose formation energy is above minus this value (eV/atom) do not change the hull (pymatgen's tolerance).
 _FORMATION_TOLERANCE = 1e-11
 # Facets with a smaller determinant count as having no volume (also pymatgen's tolerance).
 _FLAT = 1e-14
-# Tolerances: how far an entry may lie below a facet (eV/atom), and a composition outside it (atomic fraction).
+# Tolerances: how far an entry may lie below a facet (eV/atom), and how far a composition may lie outside it (atomic
+# fraction).
 _BELOW, _OUTSIDE = 1e-11, 1e-10
 # The number of facets of n points in d elements grows as n^(d/2); beyond these limits, linear programs are solved.
 _MAX_ELEMENTS = 6
@@ -102,7 +102,7 @@ class Hulls:
         return np.asarray(fractions @ np.array([self._elements.get(element, np.nan) for element in system]))
 
     def subsystems(self, system: System) -> Iterator[System]:
-        """Systems with entries among the subsets of a system, itself included."""
+        """Chemical systems with entries among the subsets of a system, including the system itself."""
         if 1 << len(system) > len(self._own):
             members = set(system)
             yield from (other for other in self._own if members.issuperset(other))
@@ -324,7 +324,8 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
             raise ConfigError(f"the linear program for the convex hull failed ({result.message}); please report this")
         support = np.argsort(-result.x, kind="stable")[: present.sum()]
         support = support[result.x[support] > _OUTSIDE]
-        # The solver is only as exact as its tolerance; now that the corners are known, solve for their amounts.
+        # The result of the solver is only as exact as its tolerance; since the corners are now known, solve for their
+        # amounts.
         amounts = np.linalg.lstsq(matrix[:, support], wanted[present], rcond=None)[0]
         found.energy[row] = amounts @ entries.energy[usable[support]]
         found.products[row, : len(support)] = entries.numbers[usable[support]]
@@ -333,7 +334,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
 
 
 def _no_hull(count: int, size: int) -> HullPoints:
-    """Points of a system without a hull."""
+    """Hull points for a system without a hull: all energies are NaN."""
     return HullPoints(np.full(count, np.nan), np.full((count, size), -1, dtype=np.int64), np.zeros((count, size)))
 
 

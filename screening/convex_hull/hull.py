@@ -31,9 +31,9 @@ from .energy_above_hull import ConvexHull, find_hull, read_energies, write_dista
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
-# Structures at most this far above the hull, eV/atom, count as near it.
+# Structures at most this far above the hull (eV/atom) count as near the hull.
 NEAR = 0.05
-# Elements that a summary names.
+# Maximum number of elements that a summary names.
 _NAMED = 10
 
 
@@ -60,13 +60,15 @@ def hull(
     end in ``_unrelaxed``.
 
     All references span the hull of the references, as in pymatgen's `get_e_above_hull`: a structure with the same
-    energy as the stable reference of its composition has distance 0, and the distance of a known phase is off by the
-    error of the model, in either direction. With `exclude_self`, a reference that is the structure itself is left out
-    for that structure, so that a stable known phase gets the (negative) distance to the hull of all others. Phases are
-    recognised by structure alone, never by name. Elements are always measured against their own references.
+    energy as the stable reference of its composition has an energy above hull of 0, and that of a known phase is wrong
+    by the model's error, which can have either sign. With `exclude_self`, a reference that is the structure itself is
+    left out for that structure, so that a stable known phase gets the (negative) energy above the hull of all other
+    phases. Phases are recognised by structure alone, never by name. Elements are always measured against their own
+    references.
 
-    With `model_references`, the distance to a second hull is added: that of reference structures relaxed with the
-    candidates' own model, elements included. There, errors that the model makes for all similar crystals cancel.
+    With `model_references`, the energy above a second hull is added, that of reference structures (elements included)
+    relaxed with the model of the candidates, with all energies computed by the model. There, errors that the model
+    makes for all similar crystals cancel.
 
     With the energies of several models (`energy_members`), or a known `error` of the model, the result also has the
     probabilities that the structure is below the hull and that it is at most `within` above it.
@@ -92,14 +94,15 @@ def hull(
             so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
         scheme: Energy scheme of table rows and entries that do not state one, and of the energies of a graph store.
-        store: Graph store of the candidates, if it is not where the scores record it.
-        model_references: Datasets of references relaxed with the model of the candidates, for a hull in the model's
-            own energies.
+        store: Graph store of the candidates, if it is not at the path recorded in the scores.
+        model_references: Datasets of references relaxed with the model of the candidates, for a hull with all energies
+            computed by the model.
         unrelaxed_references: Accept datasets of unrelaxed structures as references for relaxed candidates.
-        exclude_self: For each structure, leave its own phase out of the references, which then all need structures.
-        within: Structures at most this far above the hull, eV/atom, count as near it.
-        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is not known.
-            With several models, their spread is used instead.
+        exclude_self: For each structure, leave its own phase out of the references; every reference must then have a
+            structure.
+        within: Structures at most this far above the hull (eV/atom) count as near the hull.
+        error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
+            several models, their spread is used instead.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
@@ -207,7 +210,9 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     if graphs is None:
         return ScoredEnergies(scores, store)
     if graphs.attrs.get("relaxed_from"):
-        raise ConfigError(f"{scores}: its energies come from a relaxation; use the scores next to it")
+        raise ConfigError(
+            f"{scores}: the energies in this graph store come from a relaxation; use the scores next to it"
+        )
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{scores}: a graph store states no energy scheme; set the scheme of its energies with --scheme: "
@@ -240,11 +245,14 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _compared(dataset_attrs: Mapping[str, Any]) -> str:
-    """Note on what the structures were measured against."""
+    """Note on the phases with which the structures were compared."""
     attrs = dataset_attrs["hull"]
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
-        return "measured against each other and the elements: a lower bound, since there are no references"
+        return (
+            "no references, so energies above hull are lower bounds: candidates compete only with each other and the "
+            "elements"
+        )
     if attrs["exclude_self"]:
         return (
             f"{attrs['below_hull']:,} below the hull of {phases}, without their own phases "
@@ -255,7 +263,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
 
 
 def _elements(attrs: Mapping[str, Any]) -> str:
-    """Note on the elements that are measured against the package's own reference energies."""
+    """Note on the elements whose reference energies come from equiscreen's tables."""
     added = attrs["elemental_references"]
     symbols = added.get("elements", ())
     more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
@@ -263,7 +271,7 @@ def _elements(attrs: Mapping[str, Any]) -> str:
 
 
 def _model_hull(attrs: Mapping[str, Any]) -> str:
-    """How many structures are below the hull in the model's own energies."""
+    """Note on how many structures are below the hull of energies computed by the model."""
     account = attrs.get("model_references")
     if not account:
         return ""
@@ -295,8 +303,8 @@ def _without_compounds(attrs: Mapping[str, Any]) -> str:
     if not count or attrs["lower_bound"]:
         return ""
     return (
-        f"; warning: for {count:,} structures no reference contains two of their elements: their energy above hull is "
-        "a formation energy"
+        f"; warning: for {count:,} structures, no reference contains two of their elements, so their energy above hull "
+        "is a formation energy"
     )
 
 
@@ -317,7 +325,7 @@ def _attrs(
     *,
     begin: float,
 ) -> Mapping[str, Any]:
-    """Attributes of the dataset: those of the scores, and the provenance of the hull."""
+    """Attributes of the dataset: the attributes of the scores and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}

@@ -21,8 +21,8 @@ class Products:
     """Decomposition products of compositions, concatenated.
 
     Attributes:
-        place: int64[n compositions], position of each composition in the order of addition; -1 for compositions without
-            products.
+        place: int64[n compositions], position of each composition in the order in which they were added; -1 for
+            compositions without products.
     """
 
     place: NDArray[np.int64]
@@ -64,8 +64,8 @@ class Levels:
             `hull`.
         joint: float64[n], hull of references and candidates.
         elemental: float64[n], energy of the elements.
-        formation_only: bool[n], compounds whose chemical system contains no compound among the references: their
-            distance to the hull is a formation energy.
+        formation_only: bool[n], compounds whose chemical system contains no compound among the references: their energy
+            above hull is a formation energy.
         products: Decomposition products at `hull`.
         products_alone: Decomposition products at `alone`, where it differs from `hull`.
         members: float64[n, members], `hull` for each member of an ensemble; None if it is the same for all.

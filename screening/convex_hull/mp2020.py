@@ -2,7 +2,7 @@
 
 Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states that the rules need, are those
 that pymatgen ships; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per
-entry, most of it to guess oxidation states again; this module looks them up in tables.
+entry, most of it to guess oxidation states anew; this module looks them up in tables.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _oxides(
         return found
 
     hydroxide = seen((receiver == _O) & (sender == _H) & (distance < _O_H))
-    # A pair of atoms counts once, whatever its images; an atom's own images are not its neighbours.
+    # A pair of atoms counts once, regardless of its images; an atom's own images are not its neighbours.
     pairs = (receiver == _O) & (sender == _O) & (distance < _PEROXIDE) & (block.receiver != block.sender)
     short = np.flatnonzero(pairs & (distance < _SUPEROXIDE))
     bonds = np.unique(np.stack([block.receiver[short], block.sender[short]], axis=1), axis=0)

@@ -1,4 +1,4 @@
-"""References that are the same phase as a candidate, for hulls that leave out each candidate's own phase."""
+"""References that are the same phase as a candidate, for hulls without each candidate's own phase."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..chemistry.same_phase import PhaseMatcher
 from .energies import EnergyRows, ScoredEnergies
 from .references import References
 
-# Number of reference structures kept in memory; many candidates of a composition are compared with the same ones.
+# Number of reference structures kept in memory; many candidates of a composition are compared with the same references.
 _CACHED = 4096
 
 
 class OwnPhases:
     """Recognises references that are the same phase as a candidate, by their structures.
 
-    Elements are measured against their own references, which are the zero of the scale.
+    Elements are always compared with their own references, which define zero formation energy.
 
     Args:
         scores: The dataset of the candidates.

@@ -39,7 +39,7 @@ from .references import (
 # tables and datasets are read piece by piece.
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
-_NO_ENTRIES = "not a file of pymatgen entries (a list of records with composition and energy)"
+_NO_ENTRIES = "this is not a file of pymatgen entries (a list of records with composition and energy)"
 # OMat24 uses the Hubbard U and the POTCARs of the Materials Project, except for these POTCARs (OMat24StaticSet in
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}
@@ -69,7 +69,7 @@ class _Data(_Section):
 
 
 class _Entry(_Section):
-    """The fields of a pymatgen entry that a hull needs; they have the same meaning as in ComputedStructureEntry."""
+    """The fields of a pymatgen entry that a hull needs, with the meanings that they have in ComputedStructureEntry."""
 
     entry_id: _Name = None
     composition: dict[str, _Number]
@@ -166,7 +166,7 @@ def _parsed(record: object) -> _Entry:
         EntryLeftOutError: A field is missing or malformed.
     """
     if isinstance(record, RepeatedKeyError):
-        raise EntryLeftOutError("a key given twice", str(record))
+        raise EntryLeftOutError("repeated key", str(record))
     try:
         if is_task_document(record):
             record = entry_of_task(record)
@@ -206,7 +206,7 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
 
 
 def _calculation(record: object) -> tuple[StatedCalculation, str]:
-    """What an entry states about its calculation, and its functional; "" if it states none.
+    """What an entry states about its calculation, and its functional, which is empty if none is stated.
 
     Raises:
         EntryLeftOutError: A statement is malformed, or two contradict each other.
@@ -241,7 +241,7 @@ def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) 
         scheme = R2SCAN
     elif is_matpes:
         scheme = MATPES_PBE
-    else:  # the energies of entries are uncorrected, whatever scheme was assumed for them
+    else:  # the energies of entries are uncorrected, regardless of the scheme that was assumed for them
         scheme = settings.assumed if settings.assumed in (OMAT24, MATPES_PBE) else UNCORRECTED
     if basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme}", f"the candidates follow {settings.scheme}")
@@ -295,7 +295,7 @@ def _check_settings(
 ) -> None:
     """Check that a calculation has the Hubbard U and the pseudopotentials of its scheme, as far as it states them.
 
-    The scheme r2scan has no set of pseudopotentials of its own, but its calculations use POTCARs of PBE.
+    The scheme r2scan has no set of pseudopotentials of its own; its calculations use PBE POTCARs.
 
     Raises:
         EntryLeftOutError: The Hubbard U or the pseudopotentials differ.
@@ -315,7 +315,7 @@ def _check_settings(
         if titles:
             _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
     elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has none")
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses none")
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
@@ -329,7 +329,9 @@ def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: 
         EntryLeftOutError: The values differ from those of the scheme.
     """
     if given != expected:
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given)}; {scheme} has {expected}")
+        raise EntryLeftOutError(
+            _OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses {expected or 'none'}"
+        )
 
 
 def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping[str, str], scheme: str) -> None:
@@ -375,7 +377,7 @@ def _potcars_of_matpes() -> Mapping[str, str]:
 
 
 def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSettings) -> Callable[[], Structure] | None:
-    """Function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
+    """Return a function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
 
     Raises:
         SourceError: The entry lacks the structure that every entry needs.
@@ -386,27 +388,27 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
         return None
     try:
         return _structure_of(path, name, entry)
-    except SourceError:  # the energy can be used all the same
+    except SourceError:  # the energy can still be used
         return None
 
 
 def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure]:
-    """Function that reads the structure of an entry.
+    """Return a function that reads the structure of an entry.
 
     Raises:
         SourceError: The entry has no structure.
     """
     if not entry.structure:
         raise SourceError(
-            f"{path}: entry {name} has no structure, which --exclude-self needs to recognise it; use entries with "
-            "structures, or leave out --exclude-self"
+            f"{path}: entry {name} has no structure, but --exclude-self recognises phases by their structures; use "
+            "entries with structures, or leave out --exclude-self"
         )
     try:
         crystal = _crystal(entry.structure)
     except EntryLeftOutError as error:
         raise SourceError(
-            f"{path}: entry {name}: {error}; --exclude-self needs its structure: repair the entry, or leave out "
-            "--exclude-self"
+            f"{path}: the structure of entry {name}, which --exclude-self needs, cannot be read ({error}); repair the "
+            "entry, or leave out --exclude-self"
         ) from error
     return partial(
         Structure.from_fractional,
@@ -417,7 +419,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
 
 
 def _crystal(content: Mapping[str, Any]) -> Any:
-    """An ordered pymatgen structure.
+    """Read an ordered pymatgen structure.
 
     Raises:
         EntryLeftOutError: The structure is malformed or disordered.
@@ -443,7 +445,7 @@ def entry_records(path: str) -> Iterator[object]:
     """
     source, *others = find_files([path])
     if others:
-        raise SourceError(f"{path}: matches {1 + len(others):,} files; give each file of references by its own path")
+        raise SourceError(f"{path} matches {1 + len(others):,} files; give each file of references by its own path")
     with source.open() as stream:
         listed = stream.read(_HEAD_BYTES).lstrip().startswith(b"[")
     if listed:
@@ -452,13 +454,15 @@ def entry_records(path: str) -> Iterator[object]:
     with source.open() as stream:
         text = stream.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise SourceError(f"{path}: more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)")
+        raise SourceError(
+            f"{path}: the file holds more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)"
+        )
     try:
         content = parse_json(text)
     except RepeatedKeyError as error:
         raise SourceError(f"{path}: {error}; keep one value of that key") from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+        raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("entries", "data") if key in content), content)
     if isinstance(content, dict):
@@ -484,7 +488,7 @@ def _elements(path: str, source: SourceFile) -> Iterator[object]:
             except RepeatedKeyError as error:
                 record = error
             except (ValueError, RecursionError) as error:
-                raise SourceError(f"{path}: not valid JSON ({detail(error)})") from error
+                raise SourceError(f"{path} is not valid JSON ({detail(error)})") from error
             if document.reason:
                 raise SourceError(f"{path}: {document.reason}")
             any_record = any_record or isinstance(record, dict | RepeatedKeyError)

@@ -52,7 +52,7 @@ def read_references(
     with_structures: bool = False,
     own_energies: bool = False,
 ) -> References:
-    """Read reference phases.
+    """Read reference phases from entries, datasets and tables.
 
     Args:
         paths: Files of pymatgen entries (JSON), scores datasets, or tables (CSV, parquet) with the columns ``formula``
@@ -64,8 +64,8 @@ def read_references(
         scheme: Energy scheme of table rows that do not state one, and of entries without a run type.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
         with_structures: Whether every reference needs a structure.
-        own_energies: Whether the references have to be datasets of the candidates' own model, and no tabulated energies
-            of elements are added to them.
+        own_energies: Whether the references must be datasets computed with the candidates' model, without tabulated
+            energies of elements.
 
     Raises:
         ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset was not
@@ -84,7 +84,7 @@ def read_references(
         name = str(path).rstrip("/")
         if own_energies and not is_dataset(name):
             raise ConfigError(
-                f"{path}: not a scores dataset; relax the references with the model of the candidates first"
+                f"{path} is not a scores dataset; relax the references with the model of the candidates first"
             )
         if name.endswith(TABLES):
             left_out = tables[len(account)] = LeftOut()
@@ -95,12 +95,14 @@ def read_references(
             notes = read_entries(name, settings, found)
         read = len(found.energy) - before + len(waiting) - waited
         if not read:
-            raise ConfigError(f"{path}: none of its entries can be used{_reasons(notes)}")
+            raise ConfigError(f"{path}: none of the entries can be used{_reasons(notes)}; use other references")
         account.append({"path": name, "entries": read, **notes})
     elements = {} if own_energies else add_elements(found, compositions, candidates.scheme)
     add_formation_energies(waiting, compositions, found)
     for place, left_out in tables.items():
-        lacking = left_out.by_reason.total() - account[place]["left_out"]  # formation energies need the elements
+        lacking = (
+            left_out.by_reason.total() - account[place]["left_out"]
+        )  # formation energies require energies of the elements
         account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
     return References.of(found, candidates.n_members, account, elements)
 
@@ -122,21 +124,22 @@ def _read_dataset(
     allow: bool,
     own_energies: bool,
 ) -> dict[str, Any]:
-    """Read a scores dataset."""
+    """Read reference phases from a scores dataset."""
     rows = ScoredEnergies(path)
     if own_energies and rows.model != candidates.model:
         raise ConfigError(
-            f"{path}: its energies and those of the candidates come from different models; relax its structures with "
-            "the same model"
+            f"{path}: these energies and those of the candidates come from different models; relax the references with "
+            "the model of the candidates"
         )
     if not rows.relaxed and not allow and candidates.relaxed:
         raise ConfigError(
-            f"{path}: its structures are not relaxed, but the candidates are; use --unrelaxed-references to accept them"
+            f"{path}: these structures are not relaxed, but the candidates are; use --unrelaxed-references to accept "
+            "them"
         )
     check_same_basis(candidates.scheme, rows.scheme, path)
     if rows.scheme == OWN and rows.model != candidates.model and settings.assumed != OWN:
         raise ConfigError(
-            f"{path}: its energies come from another model, and each model has a scheme of its own; use --scheme own "
+            f"{path}: these energies come from another model, and each model has a scheme of its own; use --scheme own "
             "if both models were trained on the same energies"
         )
     with_members = rows.n_members and rows.n_members == candidates.n_members

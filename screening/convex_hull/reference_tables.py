@@ -65,7 +65,7 @@ class FormationEnergy:
 def read_table(
     path: str, settings: ReadSettings, found: Gathered, waiting: list[FormationEnergy], left_out: LeftOut
 ) -> dict[str, Any]:
-    """Read a table.
+    """Read reference phases from a table.
 
     A row that cannot be used, for example because of a different functional or energy scheme, is left out and counted.
 
@@ -161,7 +161,7 @@ def add_formation_energies(waiting: list[FormationEnergy], compositions: Composi
     if waiting and not added:
         raise ConfigError(
             f"formation energies also need references for the elements, but there are none for {lacking}; add "
-            "--references with the elements"
+            "references for these elements"
         )
 
 
@@ -191,7 +191,7 @@ class _Row:
 
 
 def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[_Row]:
-    """Rows of a table.
+    """Yield the rows of a table.
 
     Raises:
         ConfigError: A column is missing, or nothing states an energy scheme.
@@ -202,7 +202,7 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
         raise ConfigError(f"{path}: a table of references needs the columns formula and {_TOTAL} (or {_FORMATION})")
     stating = [name for name in names if stating_field(name) is not None]
     if "scheme" not in names and not stating and settings.assumed is None:
-        raise ConfigError(f"{path}: states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
+        raise ConfigError(f"{path} states no energy scheme; use --scheme with one of {', '.join(SCHEMES)}")
     if settings.with_structures and _STRUCTURE[0] not in names:
         raise SourceError(
             f"{path}: the table has no structures, by which --exclude-self recognises phases; use references "
@@ -251,7 +251,7 @@ def _composition(formula: object, compositions: Compositions) -> int:
 
 
 def _energy(value: object) -> float:
-    """An energy of a table as a number (eV/atom).
+    """Convert an energy in a table to a number (eV/atom).
 
     Raises:
         EntryLeftOutError: The value is not a number, or not a plausible energy.
@@ -282,7 +282,7 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
     if scheme is None:
         raise EntryLeftOutError("no energy scheme", "use --scheme to state the energy scheme of such rows")
     if not isinstance(scheme, str):
-        raise EntryLeftOutError("energy scheme is not text", quoted(scheme))
+        raise EntryLeftOutError("malformed energy scheme", quoted(scheme))
     if scheme not in SCHEMES or basis(scheme) != basis(settings.scheme):
         raise EntryLeftOutError(f"energy scheme {scheme[:40]}", f"the candidates follow {settings.scheme}")
     if formation and scheme == UNCORRECTED:
@@ -320,7 +320,7 @@ def _structure(
     try:
         structure = structure_from_optimade(fields)
     except InvalidStructureError as error:
-        if not settings.with_structures:  # the energy can be used all the same
+        if not settings.with_structures:  # the energy can still be used
             return None
         reason = f"has a structure that cannot be read ({error})" if fields else "has no structure"
         raise SourceError(
@@ -354,14 +354,14 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
 
         with opened(pacsv.ConvertOptions()) as reader:
             names = _wanted(path, reader.schema.names, settings)
-        # Energies are read as text too, so that a value that is not a number affects only its row.
+        # Energies are read as text too, so that a value that is not a number affects only its own row.
         options = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
         )
         with opened(options) as reader:
             yield from reader
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as a table ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read as a table ({detail(error)})") from error
 
 
 def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str]:

@@ -22,14 +22,14 @@ from .mp2020 import MP2020
 
 # Larger energies (eV/atom) are mistakes: even all-electron energies of the heaviest atoms are a tenth of this.
 MAX_ENERGY = 1e7
-# Reason given for leaving out a reference that is not needed.
+# Reason for leaving out a reference that cannot compete with any candidate.
 OUTSIDE = "outside the chemical systems of the candidates"
 _NAMED_AT_MOST = 20
 _QUOTED = 80
 
 
 class EntryLeftOutError(ValueError):
-    """An entry cannot be used.
+    """An entry cannot be used as a reference.
 
     Args:
         reason: A few words that many entries share; entries are counted by reason.
@@ -60,8 +60,8 @@ def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) 
     """
     if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
         raise ConfigError(
-            f"{path}: its entries follow several functionals ({', '.join(sorted(functionals))}); keep only the "
-            "entries with the functional that the model was trained on"
+            f"{path}: the entries follow several functionals ({', '.join(sorted(functionals))}); keep only the entries "
+            "with the functional that the model was trained on"
         )
 
 
@@ -78,7 +78,7 @@ class LeftOut:
     because: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, error: EntryLeftOutError) -> None:
-        """Count an entry."""
+        """Count an entry that is left out."""
         self.by_reason[error.reason] += 1
         if len(self.because) < _NAMED_AT_MOST:
             self.because[name] = str(error)
@@ -104,7 +104,7 @@ class ReadSettings:
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
         keep_structures: Whether structures are read where they exist.
-        wanted: Function that tells whether references of a chemical system are wanted; None accepts all.
+        wanted: Returns whether references of a chemical system are wanted; None accepts all.
     """
 
     scheme: str
@@ -185,7 +185,7 @@ class Gathered:
 
 
 def add_elements(found: Gathered, compositions: Compositions, scheme: str) -> dict[str, Any]:
-    """Add the package's own reference energies for all elements that have no other reference.
+    """Add the tabulated energies of all elements that have no other reference.
 
     Args:
         found: The other references.
@@ -216,8 +216,7 @@ class References:
         members: float64[n, members], energies of each member of an ensemble (eV/atom), or None.
         structures: Functions that read the structures of the entries; None for an entry without one.
         account: Summary of each file, for the attributes of the hull.
-        elements: Summary of the elements whose energies are the package's own reference energies; empty if there are
-            none.
+        elements: Summary of the elements whose energies come from equiscreen's tables; empty if there are none.
     """
 
     composition: NDArray[np.int64]

@@ -54,7 +54,8 @@ def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], di
     path = graphs.path
     if ENERGY not in graphs.specs:
         raise StoreError(
-            f"{path}: has no energies; repeat `equiscreen featurize` with --label energy=FIELD[eV], or score it first"
+            f"{path} has no energies; repeat `equiscreen featurize` with --label energy=FIELD[eV], or score the store "
+            "first"
         )
     computed: dict[str, Callable[[int, int], NDArray[Any]]] = {
         "energy_per_atom": lambda start, stop: _energy(graphs, start, stop) / graphs.column("n_atoms", start, stop),

@@ -47,8 +47,7 @@ class ParquetFile:
         Args:
             table: Rows of every column, as in the dataset.
         """
-        arrays = [_arrow(table[spec.name], spec) for spec in self._specs]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+        self._writer.write_table(arrow_table(table, self._specs).replace_schema_metadata(self.schema.metadata))
 
     def close(self) -> None:
         """Finish the file."""
@@ -93,8 +92,21 @@ def to_parquet(
                 file.write({name: rows.column(name, start, stop) for name in names})
             file.close()
     except FileNotFoundError as error:
-        raise OutputExistsError(f"{out}: cannot be written ({error.strerror})") from error
+        raise OutputExistsError(
+            f"{out} cannot be written ({error.strerror}); create its folder, or choose another path"
+        ) from error
     return out
+
+
+def arrow_table(table: Mapping[str, NDArray[Any]], specs: Sequence[ArraySpec]) -> pa.Table:
+    """Return rows as an Arrow table, with flags as words.
+
+    Args:
+        table: Rows of every column, as in the dataset.
+        specs: The columns.
+    """
+    arrays = [_arrow(table[spec.name], spec) for spec in specs]
+    return pa.Table.from_arrays(arrays, schema=pa.schema([_field(spec) for spec in specs]))
 
 
 def as_words(values: NDArray[Any], meanings: Mapping[str, int]) -> NDArray[Any]:

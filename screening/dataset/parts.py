@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.store.graph_store import GraphStore
-from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
 
 
-def cut(n_edges: NDArray[np.int32], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
+def cut(n_edges: NDArray[np.integer], part_edges: int, part_structures: int) -> list[tuple[int, int]]:
     """Divide structures into parts, independently of the number of workers.
 
     Args:
-        n_edges: int32[n_structures], edges of each structure.
+        n_edges: int[n_structures], edges of each structure, or of all its evaluations.
         part_edges: Number of edges after which a part ends.
         part_structures: Number of structures after which a part ends.
 
@@ -45,7 +46,7 @@ def structures_within(graphs: GraphStore, limit: int | None) -> int:
         ConfigError: The limit is below 1.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit of {limit} structures; it must be at least 1")
+        raise ConfigError(f"the limit is {limit} structures; it must be at least 1")
     return len(graphs) if limit is None else min(limit, len(graphs))
 
 
@@ -61,6 +62,22 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
         name
         for name, spec in graphs.specs.items()
         if spec.attrs.get("role") == "column" and spec.dims[0] == STRUCTURE and name not in taken
+    )
+
+
+def uncompressed_bytes(specs: Iterable[ArraySpec], counts: Mapping[str, int]) -> float:
+    """Size of the arrays of a store without compression, bytes; text columns are left out.
+
+    Args:
+        specs: The arrays.
+        counts: Number of rows along the first dim of each of them.
+    """
+    return float(
+        sum(
+            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
+            for spec in specs
+            if spec.dtype != TEXT
+        )
     )
 
 

@@ -17,7 +17,7 @@ _ROOT = "zarr.json"
 def dataset_in(path: str | Path) -> str | Path:
     """Scores dataset at a path: the path itself, or the last dataset in a folder of results.
 
-    Such a folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
+    A results folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
 
     Args:
         path: Path of a dataset or a folder, or the URL of a dataset, which is returned unchanged.
@@ -35,17 +35,17 @@ def dataset_in(path: str | Path) -> str | Path:
         return usual
     found = [one for one in found if Path(hull_path(one)) not in found]  # a hull holds all columns of its scores
     if len(found) > 1:
-        raise StoreError(f"{path}: holds several scores datasets; choose one: {', '.join(map(str, found))}")
+        raise StoreError(f"{path} holds several scores datasets; choose one: {', '.join(map(str, found))}")
     if not found:
         raise StoreError(
-            f"{path}: holds no scores dataset of `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
+            f"{path} holds no scores dataset from `equiscreen screen`, `relax`, `hull` or `select`; give the path of "
             "the dataset itself, or, for a selection, repeat `select` with `zarr` among its formats"
         )
     return found[0]
 
 
 def _is_scores(path: Path) -> bool:
-    """Whether a path looks like a finished scores dataset, or a damaged one, so that whoever opens it is told."""
+    """Whether a path looks like a scores dataset; a damaged one counts, so that opening it reports the damage."""
     try:
         attrs = json.loads((path / _ROOT).read_bytes())["attributes"]
         return attrs.get("schema") == SCORES_SCHEMA and attrs.get("complete") is True

@@ -16,7 +16,7 @@ from .reader import flag_meanings
 from .scores import UNRELAXED
 
 CSV_FILE = "ranked.csv"
-# Default number of rows in the printed table, and the most that are printed on request.
+# Default and maximum number of rows in the printed table.
 ROWS, MOST_ROWS = 10, 100
 # Columns of numbers in the order of the table, each with its heading. The last is shown only if the others are absent.
 _ENERGIES = {
@@ -30,7 +30,7 @@ _ENERGIES = {
 }
 _NEAR_HULL = "probability_near_hull"
 _HULL, _JOINT_HULL, _ENERGY = "energy_above_hull", "energy_above_joint_hull", "energy_per_atom"
-# Values of flag columns that deserve the reader's attention, each with the text to print.
+# Values of flag columns that a reader should notice, each with the text to print.
 _FLAGS = {
     "charge_neutral": {"no": "not charge-neutral"},
     "electronegativity_ok": {"no": "electronegativities"},
@@ -88,7 +88,7 @@ class RankedTable:
         """The best rows as lines of aligned columns, under their headings and units.
 
         Args:
-            rows: Largest number of rows.
+            rows: Maximum number of rows.
         """
         shown = self._printed(min(rows, len(self)))
         widths = {name: max(map(len, cells)) for name, cells in shown.items()}

@@ -19,7 +19,7 @@ from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
 from .scores import SCORES_SCHEMA
 
-# Number of rows of a column that are in memory at once.
+# Maximum number of rows of a column that are in memory at once.
 ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
 # Chunks this close are read together, up to this many at once.
 _NEARBY, _CHUNKS_AT_ONCE = 2, 32
@@ -34,7 +34,7 @@ class ScoresReader:
 
     Args:
         path: Path or URL of the dataset.
-        store: Path of the graph store, if it is not where the dataset records it.
+        store: Path of the graph store, if it is not at the path recorded in the dataset.
 
     Attributes:
         path: Path or URL of the dataset, as given.
@@ -55,7 +55,7 @@ class ScoresReader:
         self._checks = ShardChecks(location(path), self.hash)
         absent = [name for name in ("structure_id", "formula", "n_atoms", "status") if name not in self.specs]
         if absent:
-            raise StoreError(f"{path}: has no {', '.join(absent)}; repeat the screen")
+            raise StoreError(f"{path} has no {', '.join(absent)}; repeat the screen")
 
     def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
         """Attributes of the dataset, its arrays along dim ``structure``, and their definitions."""
@@ -122,17 +122,17 @@ class ScoresReader:
             graphs = GraphStore(place)
         except StoreError as error:
             raise StoreError(
-                f"{self.path}: cannot open its graph store; use --store to give its path ({error})"
+                f"{self.path}: cannot open the graph store of these scores ({error}); use --store to give its path"
             ) from error
         if graphs.store_hash != self.attrs.get("graph_store", {}).get("store_hash") or len(graphs) < len(self):
             raise StoreError(
-                f"{place}: is not the graph store that {self.path} was computed from, or has changed; use --store to "
-                "give the right one, or write the scores again"
+                f"{place} is not the graph store that {self.path} was computed from, or has changed; use --store to "
+                "give the right store, or write the scores again"
             )
         return graphs
 
     def check_unchanged(self) -> None:
-        """Check that the dataset, and its graph store if it was read, have not changed since they were opened.
+        """Check that the dataset and, if it was read, its graph store have not changed since they were opened.
 
         Raises:
             StoreError: The dataset or the store was replaced, appended to or removed.
@@ -165,7 +165,8 @@ class ScoresReader:
         """
         if not np.array_equal(stored, scored):
             raise StoreError(
-                f"{self.graphs.path}: its structures are not those of {self.path}; use --store to give the right one"
+                f"{self.graphs.path}: the structures in this store are not those of {self.path}; use --store to give "
+                "the right store"
             )
 
     def structures(self, rows: NDArray[np.int64]) -> list[Structure]:

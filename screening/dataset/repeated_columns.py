@@ -27,4 +27,4 @@ def check_columns(path: str | Path, used: Sequence[str], names: Sequence[str]) -
     counts = Counter(names) + Counter(_NUMBERED.sub("", name) for name in names if _NUMBERED.search(name))
     for name in used:
         if counts[name] > 1:
-            raise SourceError(f"{path}: the column {name} appears {counts[name]} times; keep one of them")
+            raise SourceError(f"{path}: the column {name} appears {counts[name]} times; keep only one")

@@ -33,8 +33,8 @@ STATUS_MEANINGS = ("ok", "unknown_element", "not_finite", "too_large", "extrapol
 OK, UNKNOWN_ELEMENT, NOT_FINITE, TOO_LARGE, EXTRAPOLATING = range(len(STATUS_MEANINGS))
 # Statuses whose energies may be part of a hull or of a calibration.
 RELIABLE_STATUSES = frozenset({"ok"})
-# Statuses with an energy that can be reported. Energies that are not reliable are not part of any hull: an unconverged
-# relaxation may end anywhere, and an extrapolated energy may be far too low.
+# Statuses with an energy that can be reported. Unreliable energies are not part of any hull: an unconverged relaxation
+# may end anywhere, and an extrapolated energy may be far too low.
 USABLE_STATUSES = RELIABLE_STATUSES | {"not_converged", "extrapolating"}
 # Statuses that are ranked by their energy; all others come after them.
 RANKED_STATUSES = RELIABLE_STATUSES | {"not_converged"}

@@ -1,4 +1,4 @@
-"""Order of rows by a value; the order of equal values does not depend on that of the rows in the dataset."""
+"""Order of rows by a value; the order of equal values is independent of the order of rows in the dataset."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _HASH = "structure_hash"
 def best_first(scores: ScoresReader, rows: NDArray[np.int64], *keys: NDArray[np.generic]) -> NDArray[np.int64]:
     """Indices that sort some rows by ascending keys: int64[n]; equal rows are ordered by structure hash, then by id.
 
-    The hash comes first, since the ids are mere record numbers if a source does not name its structures. Without a
-    graph store, which has the hashes, the ids decide.
+    The hash comes first, since ids are only record numbers if a source does not name its structures. Without a graph
+    store, which has the hashes, the ids decide.
 
     Args:
         scores: The dataset.

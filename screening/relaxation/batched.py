@@ -47,9 +47,9 @@ ENERGY_ROUNDING = 2e-6
 # In the convergence criterion, the stress of a slab or chain refers to this many times the volume of its atoms, as in
 # most crystals (`plausibility.atomic_volume`), so that the criterion does not depend on the vacuum.
 ATOMIC_VOLUMES = 1.4
-CELL_KEPT = "the cell stays as it is, since it is not periodic in three directions"
-OTHER_AXES = "the cell stays as it is, since none of the chosen axes is periodic"
-WITHOUT_PRESSURE = "the pressure has nothing to act on, since the structure is not periodic in three directions"
+CELL_KEPT = "the cell was not relaxed, since the structure is not periodic in three directions"
+OTHER_AXES = "the cell was not relaxed, since none of the chosen axes is periodic"
+WITHOUT_PRESSURE = "the pressure had no effect, since the structure is not periodic in three directions"
 WITHOUT_GROUP = "no space group was preserved, since the structure is not periodic in three directions"
 _AXES = "abc"
 
@@ -71,14 +71,15 @@ class RelaxSettings:
         smax: Convergence criterion for the cell: largest component of the stress plus the external pressure, GPa. None
             uses the criterion of ASE's FrechetCellFilter: no row of the virial, divided by the number of atoms, may be
             longer than `fmax`.
-        max_steps: Largest number of evaluations per structure; a rattle allows this many again.
+        max_steps: Maximum number of evaluations per structure; a rattle allows this many again.
         optimizer: Optimization algorithm.
         pressure: External pressure, GPa.
         fix_cell: Relax the atoms only, with a fixed cell.
         cell_axes: Lattice vectors in whose directions the cell relaxes, as a string of the letters a, b and c;
             directions that are not periodic are left out. If empty, crystals relax in all directions, and structures
             that are not periodic in three directions keep their cell.
-        fix_symmetry: Keep the space group of the initial structure, as found with `symprec`.
+        fix_symmetry: Keep the space group of the initial structure, as found with `symprec`. Only the symmetric part of
+            forces and stress then counts for convergence.
         symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
         rattle: Standard deviation of random displacements, angstrom; 0 disables the rattle. A symmetric structure may
             be at a saddle point. A rattle displaces the atoms of a relaxed structure, strains its cell a little, and
@@ -131,7 +132,7 @@ class RelaxSettings:
         if self.cell_axes and (self.fix_cell or self.fix_symmetry):
             raise ConfigError(
                 "cell_axes relaxes the cell in some directions, fix_cell in none, and fix_symmetry only as the space "
-                "group permits; choose one of them"
+                "group permits; set only one of them"
             )
 
 
@@ -169,8 +170,8 @@ class Relaxed:
             not lower the energy.
         rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
         reason: Why the relaxation failed, or what makes its result implausible; empty if neither applies.
-        remarks: Settings that had no effect, contrary to what a user may expect: the cell of a slab is kept, or a
-            pressure has no volume to act on.
+        remarks: Notes on settings that had no effect: the cell of a slab is kept, or a pressure has no volume to act
+            on.
     """
 
     status: int
@@ -214,7 +215,7 @@ def relax_structures(
         edges_in_flight: Structures are added to the batch until it has this many edges.
 
     Yields:
-        Key and result of each structure, in the order in which they finish.
+        Key and result of each structure, in the order in which the structures finish.
 
     Raises:
         ConfigError: The potential does not predict energy, forces and stress.
@@ -237,7 +238,7 @@ def relax_structures(
                 yield key, ended.result
         if not in_flight:
             return
-        results = _evaluate(GraphBlock.concatenate([one.block() for _, one in in_flight]), potential)
+        results = evaluate_each(GraphBlock.concatenate([one.block() for _, one in in_flight]), potential)
         batch, in_flight = in_flight, []
         for (key, one), result in zip(batch, results, strict=True):
             try:
@@ -248,7 +249,7 @@ def relax_structures(
                 in_flight.append((key, one))
 
 
-def _evaluate(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
+def evaluate_each(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
     """Yield energy (eV), forces (eV/angstrom), stress (eV/angstrom^3) and virial (eV) of each structure of a block.
 
     Energies and stresses of a batch come from matrix products, in which one NaN spreads to all structures: a structure
@@ -294,10 +295,10 @@ class _Graph:
     frac_coord: NDArray[np.float64]
 
     def holds(self, cell: NDArray[np.float64], frac: NDArray[np.float64], cutoff: float, skin: float) -> bool:
-        """Whether the list still has every pair within the cutoff.
+        """Whether the list still contains every pair within the cutoff.
 
-        Positions are those of the search, deformed with the cell and then displaced by at most u. A distance is at
-        least its value at the search, times the smallest stretch of the deformation, minus 2 u.
+        Since the search, positions have been deformed with the cell and then displaced by at most u. A distance is now
+        at least its value at the search, times the smallest stretch of the deformation, minus 2 u.
 
         Args:
             cell: float64[3, 3], current lattice vectors as rows, angstrom.
@@ -371,7 +372,7 @@ class _Relaxation:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Settings that have no effect, contrary to what a user may expect."""
+        """Notes on settings that have no effect."""
         if self.is_crystal:
             return ()
         kept = self.structure.pbc.any() and not self.moves_cell and not self.settings.fix_cell
@@ -431,7 +432,7 @@ class _Relaxation:
         stress: NDArray[np.float64],
         virial: NDArray[np.float64],
     ) -> None:
-        """Take one step.
+        """Take one step of the relaxation.
 
         Args:
             energy: Energy of the current geometry, eV.
@@ -482,17 +483,30 @@ class _Relaxation:
         return virial if self.axes.all() else in_directions(virial, self.cell, self.axes)[0]
 
     def _converged(self, frame: Frame) -> bool:
-        """Whether forces and cell meet the convergence criteria."""
+        """Whether forces and cell meet the convergence criteria.
+
+        If the space group is kept, only the symmetric part of the forces and of the virial counts, as with ASE's
+        FixSymmetry: steps cannot reduce the rest, which a model without mirror symmetry has for any crystal.
+        """
         fmax = self.settings.fmax
-        if _longest(frame.forces) > fmax:
+        forces, virial = self._symmetric(frame.forces, self._virial(frame) if self.moves_cell else None)
+        if _longest(forces) > fmax:
             return False
-        if not self.moves_cell:
+        if virial is None:
             return True
-        virial = self._virial(frame)
         if self.settings.smax is None:
             return _longest(virial / len(self.structure)) <= fmax
         volume = frame.structure.volume if self.is_crystal else self.measure
         return bool(np.abs(virial).max() <= self.settings.smax * GPA * volume)
+
+    def _symmetric(
+        self, forces: NDArray[np.float64], virial: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Forces and virial, or their symmetric parts if the space group is kept."""
+        if self.symmetric is None:
+            return forces, virial
+        parts = self.symmetric.projected(forces if virial is None else np.concatenate([forces, virial]), self.cell)
+        return parts[: len(forces)], None if virial is None else parts[len(forces) :]
 
     def _step(self, frame: Frame) -> None:
         """Move atoms and cell by one step of the optimizer."""
@@ -580,7 +594,7 @@ class _Relaxation:
         return self.plausibility.doubts(self.block(), found)[0]
 
     def _failed(self, status: int, reason: str) -> _Ended:
-        """The end of a failed relaxation: back to the initial structure or, after a rattle, to the relaxed one."""
+        """The end of a failed relaxation: return the initial structure or, after a rattle, the relaxed one."""
         if self.saddle is not None:
             return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames), remarks=self.remarks))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))

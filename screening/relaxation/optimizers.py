@@ -2,8 +2,8 @@
 
 The coordinates are one row per atom and three rows for the strain, scaled as in `screening.relaxation.batched`.
 Optimizers treat all rows alike: they receive the energy and its gradient, and return the step to take. Coordinates are
-relative to the current geometry, which changes with every step; steps are small enough for the history of earlier steps
-to remain valid.
+relative to the current geometry, which changes with every step; steps are small enough that the history of earlier
+steps remains valid.
 """
 
 from __future__ import annotations

@@ -179,12 +179,12 @@ def _stresses(found: Sequence[Relaxed]) -> list[PartialStress]:
 
 
 def _energy(frame: Frame | None) -> float:
-    """Total energy, eV."""
+    """Total energy of a point of a relaxation, eV; NaN without a point."""
     return float("nan") if frame is None else frame.energy
 
 
 def _max_force(frame: Frame | None) -> float:
-    """Largest force on any atom, eV/angstrom."""
+    """Largest force on any atom at a point of a relaxation, eV/angstrom; NaN without a point."""
     return float("nan") if frame is None else float(np.linalg.norm(frame.forces, axis=1).max())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import resource
 import shutil
@@ -20,33 +19,28 @@ import xarray as xr
 
 from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
-from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, OutputExistsError, StoreError
-from ...pipeline.featurization.report import SOFTWARE
+from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, OutputExistsError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
-from ...pipeline.runs.staging import Staging, check_place
-from ...pipeline.runs.target import Target
-from ...pipeline.sources.discovery import inputs_digest
-from ...pipeline.store.compaction import finish_store
-from ...pipeline.store.dedup import Dedup
+from ...pipeline.runs.staging import Staging
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
-from ...pipeline.store.schema import ATOM, EDGE, GRAPH_SCHEMA, STRUCTURE, TEXT, ArraySpec
-from ...pipeline.store.tables import write_empty_tables
+from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.writer import InputStore, StoreRun, StoreWriter
-from ..dataset.parts import carried_columns, cut, listed, structures_within
+from ..dataset.parts import carried_columns, cut, listed, structures_within, uncompressed_bytes
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from ..plausibility import Plausibility
 from .batched import CELL_KEPT, RELAX_STATUSES, RelaxSettings, relax_structures
 from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
+from .relaxed_graphs import RelaxedGraphs
 
 RELAXED = "relaxed"
-# Folders in the working folder of the run.
-GRAPH_PARTS, GRAPHS, TRAJECTORIES = "graph_parts", "graphs", "trajectories"
+# Folder in the working folder of the run.
+TRAJECTORIES = "trajectories"
 # A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, some eight seconds of
 # one core.
 PART_EDGES = 5_000
@@ -91,7 +85,7 @@ def relax(
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
         slots: Neighbour slots per batch.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
         budget: Hours after which no more parts are started; None sets no limit.
@@ -128,13 +122,13 @@ def relax(
         plan.check_all_done(manifests, budget)
         counts = np.sum([manifest.notes["status"] for manifest in manifests], axis=0)
         statuses = dict(zip(RELAX_STATUSES, counts.tolist(), strict=True))
-        graphs_hash = plan.write_graphs(run, manifests)
+        graphs_hash = plan.relaxed_graphs.write(run, manifests)
         digests = run.concatenate(plan.score_specs, manifests)
         timing = _timing(manifests, plan.size, time.monotonic() - begin)
         remarks: Counter[str] = sum((Counter(manifest.notes["remarks"]) for manifest in manifests), Counter())
 
         def publish_others() -> None:
-            plan.publish_graphs(run.staging)
+            plan.relaxed_graphs.publish(run.staging)
             plan.publish_trajectories(run.staging, manifests)
 
         run.publish(digests, plan.attrs(graphs_hash, statuses, remarks, timing), publish_others=publish_others)
@@ -162,10 +156,12 @@ class _RelaxPlan:
         self.graphs, self.model, self.settings, self.options = graphs, model, settings, options
         self.potential = _potential_for(graphs, model)
         self.size = structures_within(graphs, options.limit)
-        self.out, self.graphs_out = str(out), graphs_path(out)
-        self.trajectories_out = Path(self.graphs_out.removesuffix(".graphs.zarr") + ".trajectories")
+        self.out = str(out)
+        self.trajectories_out = Path(graphs_path(out).removesuffix(".graphs.zarr") + ".trajectories")
         if "://" in self.out:
-            raise ConfigError(f"{out}: a relaxation writes only to local paths; write there, then copy its two stores")
+            raise ConfigError(
+                f"{out}: a relaxation can be written only to local paths; write it there, then copy the two stores"
+            )
         self.spans = cut(graphs.n_edges[: self.size], PART_EDGES, PART_STRUCTURES)
         self.arrays = relaxed_arrays(settings)
         self.columns = carried_columns(graphs, self.arrays)
@@ -181,6 +177,7 @@ class _RelaxPlan:
             "parts": hashlib.sha256(repr(self.spans).encode()).hexdigest(),
             "equiscreen": version("equiscreen"),
         }
+        self.relaxed_graphs = RelaxedGraphs(self.out, graphs, self.columns, self.identity, options.limit)
 
     @property
     def score_specs(self) -> tuple[ArraySpec, ...]:
@@ -188,42 +185,18 @@ class _RelaxPlan:
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that no graph store or trajectories of another run, and no inputs, are in the way.
+        """Check that the outputs would not replace an input, or a graph store or trajectories of another run.
 
         Raises:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
         """
-        graphs = Target.of(self.graphs_out)
-        for path in (Path(self.graphs_out), self.trajectories_out):
-            check_place(path.resolve(), [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)])
-            if path.is_symlink():
-                raise OutputExistsError(f"{path}: is a symbolic link, so it is not overwritten; choose another --out")
-            if path.exists() and not overwrite and not self._is_from_this_run(path):
-                raise OutputExistsError(f"{path}: already exists; choose another --out, or use --overwrite")
-        if graphs.exists() and not graphs.is_equiscreen_store():
-            raise OutputExistsError(
-                f"{graphs}: already exists and is not an equiscreen store, so it is not overwritten; choose another "
-                "--out"
-            )
+        inputs = [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)]
+        self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.trajectories_out])
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
-                f"{self.trajectories_out}: already exists and holds other files, so it is not overwritten; choose "
+                f"{self.trajectories_out} already exists and holds other files, so it is not overwritten; choose "
                 "another --out"
             )
-
-    def _is_from_this_run(self, path: Path) -> bool:
-        """Whether an earlier run with the same identity wrote an output."""
-        if path == self.trajectories_out:
-            return self._is_from_this_run(Path(self.graphs_out))
-        try:
-            found: str = GraphStore(path).attrs.get("relaxation", "")
-        except StoreError:
-            return False
-        return found == self._digest()
-
-    def _digest(self) -> str:
-        """Digest of everything that the result depends on; it marks the graph store as an output of this run."""
-        return hashlib.sha256(repr(sorted(self.identity.items())).encode()).hexdigest()
 
     def make_parts(self, run: StoreRun, deadline: float | None) -> list[PartManifest]:
         """Relax the structures of the parts that earlier runs did not finish.
@@ -238,9 +211,8 @@ class _RelaxPlan:
         run.client.register_plugin(
             ModelPlugin(Path(self.model).resolve(), self.potential.sha256, self.options.slots, self.options.device)
         )
-        graphs, trajectories = run.staging.work / GRAPH_PARTS, run.staging.work / TRAJECTORIES
-        for folder in (graphs, trajectories):
-            folder.mkdir(exist_ok=True)
+        graphs, trajectories = self.relaxed_graphs.parts(run.staging), run.staging.work / TRAJECTORIES
+        trajectories.mkdir(exist_ok=True)
         plausibility = Plausibility.of(self.potential)
         tasks = (
             RelaxTask(
@@ -279,41 +251,6 @@ class _RelaxPlan:
                 "spent; run the same command again to resume"
             )
 
-    def write_graphs(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str:
-        """Write the graph store of the relaxed structures into the working folder.
-
-        Returns:
-            Hash of the graph store.
-        """
-        scratch = run.staging.work / GRAPHS
-        if scratch.exists():
-            shutil.rmtree(scratch)
-        specs = relaxed_graph_arrays(self.columns)
-        digests = run.concatenate(specs, manifests, store=scratch, parts=run.staging.work / GRAPH_PARTS)
-        write_empty_tables(scratch)
-        source = recorded_path(self.graphs.path, self.graphs_out)
-        inputs = [(source, self.size, self.graphs.store_hash)]
-        attrs = {
-            "schema": GRAPH_SCHEMA,
-            "cutoff": self.graphs.cutoff,
-            "cutoff_units": "angstrom",
-            "recipe": {"dedup": Dedup.EXACT.value, "limit": self.options.limit},
-            "relaxed_from": {"path": source, "store_hash": self.graphs.store_hash},
-            "relaxation": self._digest(),
-            "inputs_sha256": inputs_digest(inputs),
-            "inputs": inputs,
-            "software": {name: version(name) for name in SOFTWARE},
-            "counts": {"read": self.size, "stored": self.size, "failed": 0, "duplicate": 0},
-        }
-        return finish_store(scratch, digests, attrs)
-
-    def publish_graphs(self, staging: Staging) -> None:
-        """Move the graph store to its final path, replacing an older one."""
-        place = Path(self.graphs_out)
-        if place.exists():
-            shutil.rmtree(place)
-        (staging.work / GRAPHS).rename(place)
-
     def publish_trajectories(self, staging: Staging, manifests: Sequence[PartManifest]) -> None:
         """Publish the folder of trajectories, if they are kept."""
         if not self.settings.trajectory:
@@ -346,7 +283,7 @@ class _RelaxPlan:
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,
             "kind": RELAXED,
-            "graph_store": {"path": recorded_path(self.graphs_out, self.out), "store_hash": graphs_hash},
+            "graph_store": {"path": recorded_path(self.relaxed_graphs.path, self.out), "store_hash": graphs_hash},
             "relaxed_from": {
                 "path": recorded_path(self.graphs.path, self.out),
                 "store_hash": self.graphs.store_hash,
@@ -440,8 +377,8 @@ class RelaxEstimate:
         structures: Number of structures.
         seconds: Time on one core.
         evaluations: Mean number of evaluations per structure.
-        sample: Number of structures that this is extrapolated from.
-        bytes_on_disk: Largest size of the outputs, without text columns.
+        sample: Number of structures from which the estimate is extrapolated.
+        bytes_on_disk: Maximum size of the outputs, without text columns.
         bytes_of_memory: Memory of a worker.
     """
 
@@ -506,10 +443,4 @@ def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> 
         ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),
         EDGE: int(graphs.n_edges[:size].sum(dtype=np.int64)),
     }
-    return float(
-        sum(
-            np.dtype(spec.dtype).itemsize * math.prod(spec.shape(counts[spec.dims[0]]))
-            for spec in (*relaxed_arrays(settings), *relaxed_graph_arrays(()))
-            if spec.dtype != TEXT
-        )
-    )
+    return uncompressed_bytes((*relaxed_arrays(settings), *relaxed_graph_arrays(())), counts)

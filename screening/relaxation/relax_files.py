@@ -75,7 +75,7 @@ def relax_files(
     """
     target = Target.of(out)
     if not overwrite and target.exists() and not target.working_folder.exists():
-        raise OutputExistsError(f"{out}: already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{out} already exists; choose another --out, or use --overwrite")
     run = RunOptions(scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress)
     graphs = prepare_graphs(sources, model, candidates_path(out), run)
     if announce is not None and graphs.summary:

@@ -1,4 +1,4 @@
-"""Symmetrization of gradients, so that a relaxation preserves the space group of a crystal."""
+"""Symmetrization of structures and gradients, so that a relaxation preserves the space group of a crystal."""
 
 from __future__ import annotations
 
@@ -54,8 +54,39 @@ class SymmetricSteps:
         return out / len(turns)
 
 
+def symmetrized(structure: Structure, symprec: float) -> Structure:
+    """The crystal next to a structure that has its space group exactly, and not only within a tolerance.
+
+    The lattice is the one whose metric is the mean over the rotations, in the orientation closest to that of the
+    structure; each site moves to the mean of its symmetric images.
+
+    Args:
+        structure: Structure. If it is not periodic in three directions, or no symmetry is found, it is returned
+            unchanged.
+        symprec: Tolerance of the search for symmetry: largest distance of a site from its symmetric position, angstrom.
+    """
+    found = find_symmetry(structure, symprec) if structure.pbc.all() else None
+    if found is None:
+        return structure
+    shift = np.zeros_like(structure.frac_coord)
+    rotations = np.array(found.operations.rotations, dtype=np.float64)
+    for rotation, translation in zip(rotations, np.array(found.operations.translations), strict=True):
+        image = _images(structure, rotation, translation)
+        moved = structure.frac_coord @ rotation.T + translation - structure.frac_coord[image]
+        shift[image] += moved - np.round(moved)
+    metric = np.mean(rotations.transpose(0, 2, 1) @ (structure.cell @ structure.cell.T) @ rotations, axis=0)
+    basis = np.linalg.cholesky(metric)
+    left, _, right = np.linalg.svd(basis.T @ structure.cell)
+    return Structure.from_fractional(
+        structure.atomic_number,
+        basis @ left @ right,
+        structure.frac_coord + shift / len(rotations),
+        structure.pbc,
+    )
+
+
 def _images(structure: Structure, rotation: NDArray[np.float64], translation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Site that an operation maps each site to, the nearest one of the same element: int64[n_atoms]."""
+    """Site to which an operation maps each site, the nearest of the same element: int64[n_atoms]."""
     moved = structure.frac_coord @ rotation.T + translation
     difference = moved[:, None] - structure.frac_coord[None]
     difference -= np.round(difference)

@@ -84,7 +84,7 @@ def relax_part(task: RelaxTask) -> PartManifest:
     block = store.block(first, last, labels=False)
     given = [block.structure(row) for row in range(len(block))]
     if task.skip:
-        found = [Relaxed(TOO_LARGE, None, None, 0, reason="its worker died: out of memory, or a crash")]
+        found = [Relaxed(TOO_LARGE, None, None, 0, reason="the worker process died (out of memory, or a crash)")]
     else:
         potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
         rows = range(first, last)

@@ -23,7 +23,7 @@ from ..dataset.scores import UNRELAXED
 STRUCTURES, MAX_ATOMS = 200, 500
 # Number of the best candidates that are searched for duplicates.
 FOLDED = 10_000
-# Relaxations that end at a force of 0.02 eV/angstrom leave sites about this far from the minimum (angstrom).
+# Relaxations to forces of 0.02 eV/angstrom leave sites about this far from the minimum (angstrom).
 _SAME = 0.05
 # Heading of each column in the order of the table, and the decimals of its values.
 _COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -37,6 +37,12 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "formation_energy_per_atom": ("formation energy", 3),
     "energy_per_atom": ("energy", 3),
     "energy_std": ("± (ensemble)", 3),
+    "bulk_modulus_vrh": ("bulk modulus", 1),
+    "shear_modulus_vrh": ("shear modulus", 1),
+    "bulk_modulus_eos": ("bulk modulus", 1),
+    "is_mechanically_stable": ("mechanically stable", 0),
+    "is_dynamically_stable": ("dynamically stable", 0),
+    "kappa": ("thermal conductivity", 2),
     "space_group": ("space group", 0),
     "novelty": ("known or new", 0),
     "known_as": ("known as", 0),
@@ -48,7 +54,11 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "structure_id": ("id", 0),
 }
 # Columns that are shown only if the first of the others is absent.
-_INSTEAD = {"energy_per_atom": "formation_energy_per_atom", "energy_std": "energy_above_hull_std"}
+_INSTEAD = {
+    "energy_per_atom": "formation_energy_per_atom",
+    "energy_std": "energy_above_hull_std",
+    "bulk_modulus_eos": "bulk_modulus_vrh",
+}
 # Columns that `select` adds.
 _OF_SELECTION = frozenset({"novelty", "known_as", "charge_neutral"})
 _PERCENT = frozenset({"volume_change"})
@@ -92,9 +102,9 @@ class CandidateTable:
         rows: int64[n], row of each candidate in the dataset.
         columns: Columns of the table.
         values: Values by column, one per candidate; None if missing.
-        parents: int64[n], place of the first candidate that is the same crystal, its own place if there is none.
+        parents: int64[n], place of the first candidate that is the same crystal, or its own place if there is none.
         structures: Structures of the best distinct candidates, by place in the table.
-        decompositions: Their competing phases in words, by place in the table.
+        decompositions: Competing phases of these candidates in words, by place in the table.
         note: Why structures are missing; empty if they are not.
     """
 
@@ -142,7 +152,7 @@ def candidate_table(
     Args:
         rows: Reader of the dataset.
         ranked: int64[n], rows of the dataset, best first.
-        ranked_by: Column that they are ranked by, which follows the formula.
+        ranked_by: Column that the candidates are ranked by; it follows the formula in the table.
         selection: A selection from this dataset. Its columns for novelty and charge balance are added, or replace those
             of the dataset; structures that it does not contain have no value there.
 
@@ -175,7 +185,7 @@ def candidate_table(
 
 
 def decomposition_in_words(text: str) -> str:
-    """Competing phases in words, with fractions in per cent.
+    """Competing phases in words, with fractions as percentages.
 
     Example:
         >>> decomposition_in_words("0.6667 NaCl (mp-22862) + 0.3333 Na (mp-10172)")

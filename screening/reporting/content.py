@@ -26,7 +26,7 @@ from ..dataset.ties import best_first
 NEAR, CLOSE = 0.1, 0.05
 _BINS = 60
 # A histogram spans these quantiles of a sample of this many rows; values beyond them are counted in the first and last
-# bin. Otherwise, a few absurd values would squeeze all others into one bin.
+# bin. Otherwise, a few extreme values would squeeze all others into one bin.
 _SPAN, _SAMPLE = (0.002, 0.998), 100_000
 # Number of reasons for failures that are listed one by one; all others are counted together.
 _REASONS = 6
@@ -34,7 +34,7 @@ _REASONS = 6
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A histogram.
+    """Histogram of a column.
 
     Attributes:
         name: Name of the column.
@@ -103,7 +103,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     Args:
         rows: Reader of the dataset.
         top: Largest number of candidates in the table.
-        by: Column to rank by, lowest first; by default that of `default_ranking`.
+        by: Column to rank by, lowest first; by default the one that `default_ranking` returns.
 
     Raises:
         ConfigError: The dataset has no such numeric column.
@@ -115,7 +115,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     ranking = by or default_ranking(rows)
     value = ranking or ENERGY_PER_ATOM
     if value not in rows.specs:
-        raise StoreError(f"{rows.path}: has no energies to report; use scores of a model that predicts energies")
+        raise StoreError(f"{rows.path} has no energies to report; use the scores of a model that predicts energies")
     has_hull = value.startswith("energy_above_")
     tally, formulas = _Tally(), Counter[str]()
     best, best_values = np.zeros(0, dtype=np.int64), np.zeros(0)

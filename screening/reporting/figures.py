@@ -16,11 +16,11 @@ from .content import Distribution
 from .page import data
 
 _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accent", "--low", "--high"
-# Largest number of points in a plot; more would only slow down the page.
+# Maximum number of points in a plot; more would only slow down the page.
 _MAX_POINTS = 5_000
 _SEED = 0
 _MARGIN = {"l": 60, "r": 20, "t": 10, "b": 50}
-# Above the plot: below it, the legend would lie on the title of the axis where the page is narrow.
+# The legend is above the plot, since below it the legend would cover the title of the axis on a narrow page.
 _LEGEND = {"orientation": "h", "x": 0.0, "y": 1.0, "yanchor": "bottom"}
 # Rows of the periodic table: number of elements from the left and from the right; the f block is drawn below.
 _PERIODS = ((1, 1), (2, 6), (2, 6), (2, 16), (2, 16), (2, 15), (2, 15))
@@ -47,7 +47,7 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
 
 
 def distribution(spread: Distribution) -> str:
-    """Return a histogram."""
+    """Return a histogram of a column as an element of the page."""
     bars = {
         "type": "bar",
         "x": ((spread.edges[1:] + spread.edges[:-1]) / 2).tolist(),
@@ -138,7 +138,7 @@ def element_places() -> dict[str, tuple[int, int]]:
 
 
 def parity_plot(label: NDArray[np.float64], prediction: NDArray[np.float64]) -> str:
-    """Return a parity plot.
+    """Return a parity plot as an element of the page.
 
     Args:
         label: float64[n], labels, eV/atom.
@@ -182,12 +182,12 @@ def calibration_plot(predicted: Sequence[float], found: Sequence[float]) -> str:
 
 
 def _axes(x: str, y: str) -> dict[str, Any]:
-    """Axes with titles."""
+    """Return the layout of two axes with titles."""
     return {"x": {"title": {"text": x}}, "y": {"title": {"text": y}}}
 
 
 def _diagonal(ends: Sequence[float]) -> dict[str, Any]:
-    """The line of equal values."""
+    """Return the diagonal of a plot, on which both values are equal."""
     return {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": {"color": _SOFT}, "hoverinfo": "skip"}
 
 

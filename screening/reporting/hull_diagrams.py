@@ -16,7 +16,7 @@ from ...pipeline.errors import ConfigError
 from ..dataset.scores import UNRELAXED
 from .candidate_table import CandidateTable
 
-# Largest number of systems, those with the most candidates first, and of candidates drawn in each.
+# Maximum number of systems, those with the most candidates first, and of candidates drawn in each.
 _SYSTEMS, _CANDIDATES = 30, 500
 _FORMATION, _ABOVE = "formation_energy_per_atom", "energy_above_hull"
 # Height of an equilateral triangle of side 1.
@@ -132,7 +132,7 @@ def _binary(system: Sequence[str], *given: Any) -> dict[str, Any]:
 
 
 def _ternary(system: Sequence[str], *given: Any) -> dict[str, Any]:
-    """The triangle of compositions: edges between the phases on the hull, and candidates coloured by their distance."""
+    """The triangle of compositions: edges between phases on the hull, and candidates coloured by energy above hull."""
     phases, candidates = _points(system, *given)
     where, places = _in_triangle(phases["fractions"]), _in_triangle(candidates["fractions"])
     corners, edges = _facets(where, phases["energy"])
@@ -221,7 +221,9 @@ def _facets(where: NDArray[np.float64], energy: NDArray[np.float64]) -> tuple[li
     try:
         from scipy.spatial import ConvexHull  # noqa: PLC0415 - an extra, and only ternary systems need it
     except ModuleNotFoundError as error:
-        raise ConfigError("diagrams of ternary hulls need scipy: pip install 'equiscreen[report]'") from error
+        raise ConfigError(
+            "diagrams of ternary hulls need scipy, which is not installed: pip install 'equiscreen[report]'"
+        ) from error
 
     # The point far above keeps the hull three-dimensional where all phases lie in one plane.
     apex = [*where.mean(axis=0), energy.max() + 10.0]

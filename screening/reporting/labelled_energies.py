@@ -16,7 +16,7 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelledEnergies:
-    """Energies with labels.
+    """Energies of a model beside their labels.
 
     Attributes:
         label: float64[n], eV/atom.

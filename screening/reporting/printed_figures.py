@@ -48,7 +48,7 @@ _GAP = 0.03  # between a corner of a triangle and the name of its element
 
 @dataclass(frozen=True, slots=True)
 class PrintedFigure:
-    """A chart.
+    """A chart of a report, to be written as files.
 
     Attributes:
         name: Name of its files, without suffix.
@@ -93,7 +93,9 @@ def write_figures(
         from matplotlib import rc_context  # noqa: PLC0415 - an extra
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ConfigError("figures need matplotlib: pip install 'equiscreen[report]'") from error
+        raise ConfigError(
+            "figures need matplotlib, which is not installed: pip install 'equiscreen[report]'"
+        ) from error
     charts = [*_charts(content, diagrams, energies)]
     paths = [folder / f"{chart.name}{suffix}" for chart in charts for suffix in (".png", ".svg", ".csv")]
     for path in paths:
@@ -102,7 +104,7 @@ def write_figures(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputExistsError(
-            f"{folder}: cannot be a folder for figures ({error.strerror}); choose another `--figures`"
+            f"{folder} cannot be a folder for figures ({error.strerror}); choose another `--figures`"
         ) from error
     for chart in charts:
         with rc_context(_STYLE):
@@ -260,7 +262,7 @@ def _hull(system: str, diagram: Mapping[str, Any]) -> PrintedFigure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=2)
 
     layout = diagram["layout"]
-    # In a triangle, the coordinates of the drawing; the column `phase` says what lies there.
+    # For a triangle, the coordinates in the drawing; the column `phase` names the phase at each point.
     x_name, y_name = (
         (layout["xaxis"]["title"]["text"], "formation energy (eV/atom)") if is_binary else ("position x", "position y")
     )

@@ -57,8 +57,8 @@ def report(
     The page shows the best candidates with pictures; a table of candidates that can be sorted and filtered, with the
     structures of the best 200 to rotate and download; the convex hulls of binary and ternary systems; a funnel of
     counts; distributions of energies and uncertainties; a periodic table of the hits; predictions against labels, if
-    the graph store has any; cost and provenance. It needs no network. Candidates that are the same crystal are folded
-    into one row of the table.
+    the graph store has any; cost and provenance. It needs no internet connection. Candidates that are the same crystal
+    share one row of the table.
 
     Example:
         >>> from equiscreen.screening import report
@@ -72,7 +72,7 @@ def report(
         out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
         title: Title of the page.
         top: Largest number of candidates in the table.
-        by: Column to rank by, lowest first; by default the energy above hull, else the formation energy.
+        by: Column to rank by, lowest first; by default the energy above hull or, without a hull, the formation energy.
         store: Graph store of the structures, if it was moved. Without it the report has no structures.
         selection: Folder of a selection from this dataset; the table then also shows which of its structures are known,
             and which are charge-neutral.
@@ -95,7 +95,7 @@ def report(
     inputs = [scores, *(one for one in (store, chosen) if one is not None)]
     target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
     if charts is not None and "://" in str(charts):
-        raise OutputExistsError(f"{charts}: charts are written to a local folder; choose one, then copy it")
+        raise OutputExistsError(f"{charts}: charts can be written only to a local folder; choose one, then copy it")
     rows = ScoresReader(scores, store)
     content = read_content(rows, top, by)
     name = title or f"Screen of {Path(redact_urls(str(scores)).rstrip('/')).name}"
@@ -132,13 +132,15 @@ def _selection(path: str | Path, rows: ScoresReader) -> ScoresReader:
     """Reader of a selection, which must have been made from the dataset of the report.
 
     Raises:
-        ConfigError: It was made from another dataset, or is no selection.
+        ConfigError: The folder was selected from another dataset, or is not a selection.
     """
     found = ScoresReader(path)
     if "selection" not in found.attrs:
-        raise ConfigError(f"{path}: is not a selection; choose a folder that `select` made from {rows.path}")
+        raise ConfigError(f"{path} is not a selection; choose a folder that `select` wrote from {rows.path}")
     if found.attrs["selection"]["scores"]["store_hash"] != rows.hash:
-        raise ConfigError(f"{path}: was not selected from {rows.path}; choose a folder that `select` made from it")
+        raise ConfigError(
+            f"{path} is a selection from another dataset; choose a folder that `select` wrote from {rows.path}"
+        )
     return found
 
 
@@ -174,7 +176,7 @@ def _summary(content: ReportContent, title: str, attrs: Mapping[str, Any]) -> st
             )
         if content.lower_bound:
             sentences.append(
-                "The hull consists of candidates and elements only, so energies above hull are lower bounds; add "
+                "The hull consists only of candidates and elements, so energies above hull are lower bounds; add "
                 "references with equiscreen hull --references."
             )
     else:
@@ -190,7 +192,7 @@ def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
 
     Args:
         content: Content of the report.
-        has_phases: Whether the dataset has energies above hull all the same.
+        has_phases: Whether the dataset nevertheless has energies above hull.
     """
     if not content.is_ranking:
         return f"There is no convex hull yet, and the candidates are not ranked: {NOT_COMPARABLE}."
@@ -200,7 +202,7 @@ def _without_hull(content: ReportContent, *, has_phases: bool) -> str:
         column = content.value.removesuffix(UNRELAXED).removesuffix("_per_atom").replace("_", " ")
     ranked = f"The candidates are ranked by {column}."
     if has_phases and content.lower_bound:
-        return f"{ranked} No references were given, so it is not known which of them are stable."
+        return f"{ranked} No references were given, so it is unknown which candidates are stable."
     return ranked if has_phases else f"{ranked} There is no convex hull yet; run equiscreen hull to add one."
 
 

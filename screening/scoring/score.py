@@ -36,7 +36,7 @@ MAX_SCORED_EDGES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ScoreLimits:
-    """Limits beyond which a structure is not scored, or its scores are doubtful.
+    """Limits beyond which a structure is not scored, or its scores are unreliable.
 
     Attributes:
         max_edges: Structures with more edges than this in the graph store are too large, and not scored.

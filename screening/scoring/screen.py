@@ -87,7 +87,7 @@ def screen(
             ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
@@ -135,7 +135,7 @@ def screen_store(
     begin = time.monotonic()
     plan = _ScreenPlan(graphs, models, limits, options, append=append)
     if append and options.overwrite:
-        raise ConfigError("append extends the existing scores and overwrite replaces them; choose one")
+        raise ConfigError("--append extends the existing scores and --overwrite replaces them; use only one of them")
     if options.scheduler in (None, IN_PROCESS):
         providers(options.device)  # workers on other machines have other devices
     writer = StoreWriter(
@@ -155,8 +155,8 @@ def screen_store(
         if counts[OK] + counts[EXTRAPOLATING] == 0:
             run.staging.discard()
             raise StoreError(
-                f"{graphs.path}: none of {plan.size} structures could be scored: {listed(statuses)}; choose another "
-                "model or, if they are too large, smaller cells"
+                f"{graphs.path}: none of the {plan.size} structures could be scored ({listed(statuses)}); choose "
+                "another model or, if the structures are too large, smaller cells"
             )
         digests = run.concatenate(plan.specs, manifests)
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
@@ -246,7 +246,7 @@ class _ScreenPlan:
         if "kind" in base.attrs or "hull" in base.attrs or set(map(str, base.variables)) != self._names():
             wrong.append("different variables")
         if base.sizes[STRUCTURE] > self.size:
-            wrong.append(f"{base.sizes[STRUCTURE]} rows for {self.size} structures")
+            wrong.append(f"{base.sizes[STRUCTURE]} rows, but only {self.size} structures")
         if wrong:
             raise StoreError(
                 f"{out}: these scores cannot be appended to ({'; '.join(wrong)}); choose another --out, or use "
@@ -383,9 +383,9 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The user's command without secrets of URLs and without local folders.
+    """The user's command, without the secrets of URLs and without local folders.
 
-    The output path is omitted, since it is the path of the dataset itself, and so that equal runs write equal
+    The output path is omitted, because it is the path of the dataset itself and equal runs should write equal
     attributes. An absolute path is recorded relative to the working folder if it lies inside, otherwise by its name
     alone.
 
@@ -429,7 +429,7 @@ class ScreenEstimate:
     Attributes:
         structures: Number of structures.
         seconds: Time on one core.
-        bytes_on_disk: Largest size of the scores without text columns.
+        bytes_on_disk: Maximum size of the scores without text columns.
         bytes_in_memory: Memory of one worker.
     """
 

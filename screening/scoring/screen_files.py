@@ -67,7 +67,7 @@ def screen_files(
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
-        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.
         append: Keep the scores in `out`, and score only structures added to the store since, as in
@@ -82,7 +82,7 @@ def screen_files(
 
     Raises:
         ConfigError: The sources are several graph stores, or a graph store among files; or `append` is set and the
-            source is not a graph store; or see `equiscreen.screening.screen`.
+            source is not a graph store; other cases as for `equiscreen.screening.screen`.
         SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: A store cannot be read, or none of the structures could be scored.
         ModelFileError: A model cannot be used.

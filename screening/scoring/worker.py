@@ -108,7 +108,7 @@ class CopyTask:
             EquiscreenError: Always; workers died while they copied rows, and no row may be lost.
         """
         raise EquiscreenError(
-            f"{self.scores}: the workers that read it died, perhaps because they ran out of memory; free "
+            f"{self.scores}: the workers that read these scores died, perhaps because they ran out of memory; free "
             "some memory and run the same command again"
         )
 
@@ -182,7 +182,9 @@ def _score(task: ScreenTask) -> PartManifest:
 
 def _skipped_rows(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
     """Rows of structures that killed their worker; their status is that of structures that are too large."""
-    return dict(score_block(block, potential, replace(limits, max_edges=-1)))  # every structure has more edges
+    return dict(
+        score_block(block, potential, replace(limits, max_edges=-1))
+    )  # every structure has more edges than this
 
 
 def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) -> dict[str, PartArray]:
@@ -207,5 +209,5 @@ def _copy(task: CopyTask) -> PartManifest:
 def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
     root = open_root(path, SCORES_SCHEMA)
     if root.attrs.get("store_hash") != scores_hash:
-        raise StoreError(f"{path}: has changed during this run; run the command again")
+        raise StoreError(f"{path} has changed during this run; run the command again")
     return root

@@ -1,4 +1,4 @@
-"""Choosing rows of a scores dataset: criteria, their check against a dataset, and the rows that meet them."""
+"""Choosing rows of a scores dataset: the criteria, checking them against a dataset, and the rows that meet them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class SelectionCriteria:
     Attributes:
         where: Filter expression.
         top: Number of rows; None for all.
-        by: Column to rank by, with a minus in front if higher is better; None uses `default_ranking`.
+        by: Column to rank by, preceded by a minus if higher is better; None uses `default_ranking`.
         allowed_elements: Symbols of the only elements that a structure may contain; if empty, all are allowed.
         any_elements: Symbols of elements, at least one of which a structure must contain; if empty, none is required.
         excluded_elements: Symbols of elements that a structure must not contain.
-        pareto: Two or more columns of a Pareto front, each with a minus in front if higher is better.
-        per_system: Largest number of rows of one chemical system.
-        per_prototype: Largest number of rows of one prototype.
+        pareto: Two or more columns of a Pareto front, each preceded by a minus if higher is better.
+        per_system: Maximum number of rows per chemical system.
+        per_prototype: Maximum number of rows per prototype.
         uncertainty_weight: Number of standard deviations by which a value is made worse before it is ranked.
         known: Path of a graph store of known crystals.
 
@@ -117,7 +117,7 @@ class SelectionPlan:
         pareto = pareto_measures(scores, _sequence(criteria.pareto))
         weight = criteria.uncertainty_weight
         if pareto and weight:
-            raise ConfigError("an uncertainty weight needs a single ranking column; drop the weight or --pareto")
+            raise ConfigError("an uncertainty weight needs a single ranking column; leave out the weight or --pareto")
         measure = pareto[0] if pareto and criteria.by is None else Measure.of(scores, criteria.by, weight)
         return cls(
             criteria=criteria,
@@ -213,7 +213,7 @@ class _Survivors:
 
 
 def choose(scores: ScoresReader, plan: SelectionPlan) -> Chosen:
-    """Choose rows.
+    """Choose the rows of a dataset that meet the criteria.
 
     Raises:
         StoreError: The scores, their graph store or the known crystals cannot be read.
@@ -302,7 +302,7 @@ def _surviving(
             if word != "ok":
                 drop(columns["status"] != value, f"{word.replace('_', ' ')} (status)")
     if "formula" in columns and plan.restricts_elements:
-        drop(_of_elements(plan, columns["formula"]), "of other elements")
+        drop(_of_elements(plan, columns["formula"]), "with other elements")
     if plan.early.conjuncts:
         drop(plan.early.holds(columns, size), "--where")
     measures = (plan.measure, *plan.pareto)

@@ -68,7 +68,7 @@ class DerivedColumns:
 
     Attributes:
         specs: Specs of the columns, by name.
-        notes: Which columns are not computed or not replaced, and why.
+        notes: Notes on columns that are not computed or not replaced, and why.
 
     Raises:
         ConfigError: A column in `needed` requires a package that is not installed.
@@ -80,7 +80,7 @@ class DerivedColumns:
         given = (*OF_FORMULA, *OF_STRUCTURE, *(OF_KNOWN if known is not None else ()))
         self.specs = {spec.name: spec for spec in given if spec.name not in taken}
         self.notes = [
-            f"the scores already have a column {spec.name}, which is kept" for spec in given if spec.name in taken
+            f"the scores already have a column {spec.name}, which was kept" for spec in given if spec.name in taken
         ]
         self._rules = True
         try:

@@ -57,7 +57,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _HINTS = {
-    "=": "a single = does not compare; use ==",
+    "=": "a single = is not a comparison; use ==",
     "&": "use `and` instead of &",
     "|": "use `or` instead of |",
     "!": "use `not`, or != to compare",
@@ -69,7 +69,7 @@ _HINTS = {
 
 
 def parse_filter(text: str, variables: Mapping[str, Variable]) -> Filter:
-    """Parse a filter.
+    """Parse a filter expression.
 
     Args:
         text: For example ``energy_above_hull < 0.05 and status == "ok"``.
@@ -87,8 +87,8 @@ class _Parser(ast.NodeVisitor):
     def __init__(self, text: str, variables: Mapping[str, Variable]) -> None:
         if len(text) > MAX_LENGTH:
             raise ConfigError(
-                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; use one part of it, then "
-                "the rest on the resulting selection"
+                f"--where has {len(text):,} characters, more than {MAX_LENGTH:,}; apply one part of it first, and the "
+                "rest to the resulting selection"
             )
         self.text, self.variables = text, variables
         self.depth = 0
@@ -117,7 +117,7 @@ class _Parser(ast.NodeVisitor):
         return " " * len(text) if sort == "space" else text
 
     def parse(self) -> Filter:
-        """Return the filter.
+        """Parse the text and return the filter.
 
         Raises:
             ConfigError: The filter is empty, or something in it is not allowed.
@@ -142,8 +142,8 @@ class _Parser(ast.NodeVisitor):
     def _too_deep(self, place: int) -> ConfigError:
         return self._error(
             place,
-            f"nested more than {MAX_DEPTH} levels deep, or too long; use one part of it, then the rest on the "
-            "resulting selection",
+            f"the filter is too long, or nested more than {MAX_DEPTH} levels deep; apply one part of it first, and the "
+            "rest to the resulting selection",
         )
 
     def _syntax_error(self, error: SyntaxError) -> ConfigError:

@@ -18,7 +18,7 @@ class Kind(StrEnum):
     NUMBER = "a number"
     TEXT = "text"
     FLAG = "a flag"
-    TRUTH = "true or false"
+    TRUTH = "a true/false value"
 
 
 # Kind of the result, function, and the smallest and largest number of arguments. NaN in any argument of min and max

@@ -1,4 +1,4 @@
-"""Novelty of a crystal against a graph store of known crystals: first by composition, then by structure."""
+"""Novelty of a crystal compared with a graph store of known crystals: first by composition, then by structure."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class KnownCrystals:
     def find(self, structure: Structure) -> tuple[int, str]:
         """Look up a crystal among the known ones.
 
-        Known crystals of the same reduced composition are tried nearest first, by the distance between their vectors
-        (see `pipeline.structures.matching.crystal_vector`); `chemistry.same_phase.PhaseMatcher` compares them.
+        Known crystals of the same reduced composition are tried in the order of the distance between their vectors (see
+        `pipeline.structures.matching.crystal_vector`); `chemistry.same_phase.PhaseMatcher` compares them.
 
         Args:
             structure: The crystal.
@@ -96,7 +96,7 @@ class KnownCrystals:
 
 
 def _fractions(structure: Structure) -> int:
-    """Return a key that is equal for equal reduced compositions, whatever the periodicity."""
+    """Return a key that is equal for equal reduced compositions, regardless of periodicity."""
     periodic = Structure(structure.atomic_number, structure.cell, structure.frac_coord, np.ones(3, dtype=bool))
     return composition_key(periodic)
 

@@ -1,4 +1,4 @@
-"""Writing a selection in its output formats."""
+"""Writing a selection in the requested output formats."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Measure:
 
         Args:
             scores: The dataset.
-            column: Name of the column, with a minus in front if higher is better; None uses `default_ranking`.
+            column: Name of the column, preceded by a minus if higher is better; None uses `default_ranking`.
             weight: Number of standard deviations by which values are made worse.
 
         Raises:
@@ -67,7 +67,7 @@ class Measure:
         if spread not in scores.specs:
             raise ConfigError(
                 f"{scores.path}: {name} has no standard deviation ({spread} is missing); screen with several models, "
-                "or drop the uncertainty weight"
+                "or leave out the uncertainty weight"
             )
         numeric_column(scores, spread)
         return cls(name, descending, spread, per_atom, weight)
@@ -156,10 +156,10 @@ def fronts(points: NDArray[np.float64], wanted: int | None) -> NDArray[np.int32]
 
 
 class Quota:
-    """Largest number of rows of one kind, such as a chemical system.
+    """Maximum number of rows of one kind, such as a chemical system.
 
     Args:
-        most: The number; None for no limit.
+        most: The maximum number; None for no limit.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -180,11 +180,11 @@ def pareto_measures(scores: ScoresReader, columns: Sequence[str]) -> tuple[Measu
 
     Args:
         scores: The dataset.
-        columns: Names of columns, each with a minus in front if higher is better. An item may hold several names:
+        columns: Names of columns, each preceded by a minus if higher is better. An item may hold several names:
             ``["energy_above_hull,-band_gap"]``.
 
     Raises:
-        ConfigError: There is only one column, one is named twice, or the dataset lacks one.
+        ConfigError: There is only one column, a column is named twice, or the dataset lacks a column.
     """
     names = [name.strip() for text in columns for name in text.split(",") if name.strip()]
     if names and (len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names)):

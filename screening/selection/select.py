@@ -1,4 +1,4 @@
-"""Selection of the candidates that are worth a calculation, and their files."""
+"""Selection of the best candidates, and the files that describe them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def select(
     found.
 
     Equal values are ordered by the hash of their structures, then by their ids, so that the result does not depend on
-    the order of the rows. With `top`, rows are in the order of their rank; without it, in that of the scores, with
+    the order of the rows. With `top`, rows are in the order of their rank; without it, in the order of the scores, with
     `rank` as a column.
 
     Example:
@@ -80,16 +80,16 @@ def select(
         out: Folder to write.
         where: Filter expression; see `filter_expression`.
         top: Number of structures; None for all.
-        by: Column to rank by, lowest first, or highest first with a minus in front; by default the column that
-            `equiscreen.rank` used if `scores` is its folder of results, else the energy above hull, else the formation
-            energy, else (for a single composition) the energy per atom.
+        by: Column to rank by, lowest first, or highest first if preceded by a minus; by default the column that
+            `equiscreen.rank` used if `scores` is its results folder, otherwise the first that exists of the energy
+            above hull, the formation energy and (for a single composition) the energy per atom.
         allowed_elements: Symbols of the only elements that a structure may contain.
         any_elements: Symbols of elements, at least one of which a structure must contain.
         excluded_elements: Symbols of elements that a structure must not contain.
-        pareto: Two or more columns, each with a minus where higher is better: choose the structures that no other
+        pareto: Two or more columns, each preceded by a minus if higher is better: choose the structures that no other
             structure dominates. With `top`, further fronts follow until there are enough structures.
-        per_system: Largest number of structures of one chemical system; the best ones are kept.
-        per_prototype: Largest number of structures of one prototype; the best ones are kept.
+        per_system: Maximum number of structures per chemical system; the best ones are kept.
+        per_prototype: Maximum number of structures per prototype; the best ones are kept.
         uncertainty_weight: Number of standard deviations by which values are made worse before they are ranked.
         known: Graph store of known crystals.
         formats: Output formats; see `OutputFormat`.
@@ -150,7 +150,7 @@ def select(
 
 
 def _earlier_ranking(folder: str | Path, rows: ScoresReader) -> str | None:
-    """Column that ranks the list of a results folder of `rank`; a selection ranks by it too. None for other paths."""
+    """Column by which `rank` ordered the list in a results folder; None for other paths."""
     try:
         recipe = json.loads((Path(folder) / _LISTED / RECIPE_FILE).read_bytes())
         by = recipe["criteria"]["by"] if recipe["scores"]["store_hash"] == rows.hash else None
@@ -160,7 +160,7 @@ def _earlier_ranking(folder: str | Path, rows: ScoresReader) -> str | None:
 
 
 def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | Path) -> None:
-    """Check that there are structures, but not too many to write a file for each.
+    """Check that there are structures, but not too many for one file each.
 
     Raises:
         StoreError: No structure was selected.
@@ -176,7 +176,7 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Return lines about a finished selection: the best rows, counts, structures that were not written, and notes."""
+    """Describe a finished selection: the best rows, counts, structures that were not written, and notes."""
     recipe = found.attrs["selection"]
     left_out = _listed(recipe["left_out"])
     lines = [
@@ -185,7 +185,10 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
         + f"; {recipe['seconds']:.1f} s"
     ]
     for file, names in recipe["not_written"].items():
-        lines.append(f"{file}: {len(names)} not written, {names[0][0]}: {names[0][1]}; all are listed in recipe.json")
+        lines.append(
+            f"{file}: structures not written: {len(names)} (the first, {names[0][0]}: {names[0][1]}); recipe.json "
+            "lists all"
+        )
     rows = min(recipe["criteria"]["top"] or ROWS, MOST_ROWS)
     where = f"; all are in {Path(path) / CSV_FILE}" if OutputFormat.CSV in recipe["formats"] else ""
     beyond = [f"the best {rows:,} of {recipe['selected']:,}{where}"] if rows < recipe["selected"] else []
@@ -283,9 +286,9 @@ def _check_free(target: Path, out: str | Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another `--out`, or use `--overwrite`")
+        raise OutputExistsError(f"{out} already exists; choose another `--out`, or use `--overwrite`")
     recipe = target / RECIPE_FILE
     if not recipe.is_file() or SELECTION_SCHEMA not in recipe.read_text():
         raise OutputExistsError(
-            f"{out}: already exists and is not a selection, so it is not overwritten; choose another `--out`"
+            f"{out} already exists and is not a selection, so it is not overwritten; choose another `--out`"
         )

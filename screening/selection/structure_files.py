@@ -15,7 +15,7 @@ from ...pipeline.plain_text import extxyz_text
 from ...pipeline.structures.cif_text import cif_text
 from ...pipeline.structures.structure import Structure
 
-# Most characters of a structure's id that become part of a file name.
+# Maximum number of characters of a structure's id in a file name.
 MAX_NAME = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 # Text columns that are written to CIF and extended XYZ files besides numbers and flags.

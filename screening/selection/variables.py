@@ -13,7 +13,9 @@ def variable_of(spec: ArraySpec) -> Variable:
     """Return an array as a variable of a filter."""
     if len(spec.dims) > 1:
         shape = " x ".join(map(str, spec.inner))
-        return Variable(Kind.NUMBER, refusal=f"it holds {shape} numbers per structure, but a single number is needed")
+        return Variable(
+            Kind.NUMBER, refusal=f"this column holds {shape} numbers per structure, but a single number is needed"
+        )
     meanings = flag_meanings(spec.attrs)
     if meanings:
         return Variable(Kind.FLAG, meanings)

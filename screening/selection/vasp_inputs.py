@@ -20,7 +20,8 @@ class VaspFolders:
 
     Args:
         folder: Folder to create.
-        static: Use the settings of a single point (MPStaticSet) instead of those of a relaxation (MPRelaxSet).
+        static: Use the settings of a single-point calculation (MPStaticSet) instead of those of a relaxation
+            (MPRelaxSet).
 
     Attributes:
         left_out: Names of structures without input, each with the reason.
@@ -64,7 +65,9 @@ def input_set(*, static: bool) -> Any:
     try:
         from pymatgen.io.vasp.sets import MPRelaxSet, MPStaticSet  # noqa: PLC0415 - takes a second
     except ModuleNotFoundError as error:
-        raise ConfigError(f"VASP input needs {error.name}: pip install 'equiscreen[select]'") from error
+        raise ConfigError(
+            f"VASP input needs {error.name}, which is not installed: pip install 'equiscreen[select]'"
+        ) from error
     return MPStaticSet if static else MPRelaxSet
 
 

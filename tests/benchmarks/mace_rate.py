@@ -1,65 +1,40 @@
 """Edges per second of a MACE of MP-0-medium's shape on one CPU thread: the exported file and mace-torch.
 
-    python tests/benchmarks/mace_rate.py make --out FOLDER            in the environment of mace-torch
-    python tests/benchmarks/mace_rate.py theirs --data DATA --out FOLDER [--batches 1 2 4 8] [--structures 200]
-    python tests/benchmarks/mace_rate.py ours --data DATA --out FOLDER [--slots 500 1000 2000 4000] [--structures 200]
+    python tests/benchmarks/mace_rate.py compare --peer PYTHON --data DATA --out FOLDER [--structures 200] [--turns 2]
 
 The weights are random: 128x0e + 128x1o, harmonics to degree 3, correlation 3, 89 elements, two interactions, cutoff 6
-angstrom. `make` writes the file `medium.model` with mace-torch (see tests/oracles/mace.py for its environment);
-`ours` imports and exports it, with all checks, before it measures. Both sides evaluate energies, forces and stresses of
-the first crystals of mp_20_val.csv.gz in float32, on one thread, at each batch size, and print the rate of the best.
-Graphs are built beforehand on both sides. Run both in turn, on a machine that does nothing else.
+angstrom. PYTHON is the interpreter of an environment with mace-torch (see tests/oracles/mace.py); it writes the file
+`medium.model`, which this environment imports and exports with all checks. Both sides evaluate energies, forces and
+stresses of the first crystals of mp_20_val.csv.gz in float32 on one thread; graphs are built beforehand. Each engine
+chooses its batch size on a sample of the crystals: mace-torch as it is (eager), as TorchScript (what it writes for
+LAMMPS) and by torch.compile (`compile_mode` of its calculator), and equiscreen. The engines run in turn, each in a
+process of its own. Prints the text of `mace_rate.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import io
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms
+from engines_in_turn import ELEMENTS, compare, crystals, measure
 
-# The elements of the Materials Project's models: all up to plutonium without polonium to radium.
-ELEMENTS = [number for number in range(1, 95) if number not in {84, 85, 86, 87, 88}]
 CUTOFF = 6.0
-ROUNDS = 3
-
-
-def crystals(data: Path, count: int) -> list[Atoms]:
-    """The first crystals of mp_20_val.csv.gz."""
-    with gzip.open(data / "mp/mp_20_val.csv.gz", "rt") as file:
-        rows = [row for _, row in zip(range(count), csv.DictReader(file), strict=False)]
-    return [ase.io.read(io.StringIO(row["cif"]), format="cif") for row in rows]
-
-
-def best(name: str, runs: dict[int, Callable[[], object]], edges: int) -> None:
-    """Print the rate of each batch size, and the best."""
-    rates = {}
-    for size, run in runs.items():
-        run()
-        seconds = []
-        for _ in range(ROUNDS):
-            begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
-        rates[size] = edges / min(seconds)
-        print(f"{name}, batch {size}: {rates[size]:,.0f} edges/s", flush=True)
-    size = max(rates, key=lambda size: rates[size])
-    print(f"{name}, best: {rates[size]:,.0f} edges/s at batch {size}")
+# Structures per batch, or neighbour slots per table.
+BATCHES = {"equiscreen": (500, 1000, 2000, 4000), "eager": (1, 2, 4, 8), "torchscript": (1, 2, 4, 8), "compile": (1, 4)}
 
 
 def make(out: Path) -> None:
     """Write the file with mace-torch."""
+    from mace import modules  # noqa: PLC0415, I001 - first: PyTorch would refuse e3nn's files otherwise
     import torch  # noqa: PLC0415 - of another environment
     from e3nn import o3  # noqa: PLC0415
-    from mace import modules  # noqa: PLC0415
 
     torch.manual_seed(0)
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -85,30 +60,38 @@ def make(out: Path) -> None:
     torch.save(model, out / "medium.model")
 
 
-def theirs(structures: Sequence[Atoms], out: Path, sizes: Sequence[int]) -> None:
+def theirs(engine: str, structures: Sequence[Atoms], out: Path) -> None:
     """Measure mace-torch."""
+    import mace.data  # noqa: PLC0415 - first: PyTorch would refuse e3nn's files otherwise
     import torch  # noqa: PLC0415 - of another environment
+    from e3nn.util import jit  # noqa: PLC0415
     from mace.calculators import MACECalculator  # noqa: PLC0415
-    from mace.tools import torch_geometric  # noqa: PLC0415
+    from mace.tools import torch_geometric, utils  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    calculator = MACECalculator(model_paths=str(out / "medium.model"), device="cpu", default_dtype="float32")
+    mode = "default" if engine == "compile" else None
+    path = str(out / "medium.model")
+    calculator = MACECalculator(model_paths=path, device="cpu", default_dtype="float32", compile_mode=mode)
     model = calculator.models[0]
+    if engine == "torchscript":
+        model = jit.compile(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
-    graphs = [calculator._atoms_to_batch(atoms).to_data_list()[0] for atoms in structures]
+    torch.set_default_dtype(torch.float32)
+    table = utils.AtomicNumberTable(ELEMENTS)
+    configs = [mace.data.config_from_atoms(atoms) for atoms in structures]
+    graphs = [mace.data.AtomicData.from_config(config, z_table=table, cutoff=CUTOFF) for config in configs]
     graphs.sort(key=lambda graph: graph.edge_index.shape[1])
-    edges = sum(graph.edge_index.shape[1] for graph in graphs)
 
-    def run(batches: Sequence[Any]) -> None:
-        for batch in batches:
-            model(batch.clone().to_dict(), compute_stress=True)
+    def run(some: list[Any], size: int) -> None:
+        for batch in torch_geometric.dataloader.DataLoader(some, batch_size=size, shuffle=False):
+            # As the calculator does: a compiled network gets inputs with gradients, and keeps its graph.
+            model(calculator._clone_batch(batch).to_dict(), compute_stress=True, training=engine == "compile")
 
-    batches = {size: [*torch_geometric.dataloader.DataLoader(graphs, batch_size=size, shuffle=False)] for size in sizes}
-    best("mace-torch eager", {size: lambda some=some: run(some) for size, some in batches.items()}, edges)
+    measure(engine, run, graphs, [graph.edge_index.shape[1] for graph in graphs], BATCHES[engine])
 
 
-def ours(structures: Sequence[Atoms], out: Path, sizes: Sequence[int]) -> None:
+def ours(structures: Sequence[Atoms], out: Path) -> None:
     """Import, export and measure our file."""
     from equiscreen.export import OnnxPotential, export_onnx  # noqa: PLC0415 - of this environment
     from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415
@@ -116,36 +99,51 @@ def ours(structures: Sequence[Atoms], out: Path, sizes: Sequence[int]) -> None:
 
     target = out / "medium.onnx"
     if not target.exists():
-        print(import_weights(out / "medium.model", out / "medium.ckpt", overwrite=True))
-        print(export_onnx(out / "medium.ckpt", target))
+        import_weights(out / "medium.model", out / "medium.ckpt", overwrite=True)
+        begin, cpu = time.perf_counter(), time.process_time()
+        export_onnx(out / "medium.ckpt", target)
+        print(f"export with all checks: {time.perf_counter() - begin:.0f} s, {time.process_time() - cpu:.0f} s of CPU")
+        weights, file = ((out / name).stat().st_size / 1e6 for name in ("medium.ckpt", "medium.onnx"))
+        print(f"weights: {weights:.1f} MB, ONNX file: {file:.1f} MB, {file / weights:.2f} times as large")
     potential = OnnxPotential.load(target, threads=1)
-    block = GraphBlock.from_structures([Structure.from_ase(atoms) for atoms in structures], CUTOFF)
+    made = [Structure.from_ase(atoms) for atoms in structures]
+    edges = GraphBlock.from_structures(made, CUTOFF).n_edges
+    order = np.argsort(edges)
 
-    def run(slots: int) -> None:
+    def run(some: list[GraphBlock], slots: int) -> None:
         potential.slots = slots
-        potential.evaluate(block)
+        potential.evaluate(GraphBlock.concatenate(some))
 
-    best("equiscreen", {size: lambda size=size: run(size) for size in sizes}, int(block.n_edges.sum()))
+    graphs = [GraphBlock.from_structures([made[place]], CUTOFF) for place in order]
+    measure("equiscreen", run, graphs, edges[order].tolist(), BATCHES["equiscreen"])
 
 
 def main() -> None:
-    """Run one side."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=("make", "theirs", "ours"))
+    """Compare the engines, or run one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=("compare", "make", *BATCHES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--peer", help="interpreter of an environment with mace-torch")
     parser.add_argument("--structures", type=int, default=200)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--slots", type=int, nargs="+", default=[500, 1000, 2000, 4000])
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--engines", nargs="+", choices=[*BATCHES], default=[*BATCHES])
     words = parser.parse_args()
     if words.side == "make":
         make(words.out)
-        return
-    structures = crystals(words.data, words.structures)
-    if words.side == "theirs":
-        theirs(structures, words.out, words.batches)
+    elif words.side == "equiscreen":
+        ours(crystals(words.data, words.structures), words.out)
+    elif words.side != "compare":
+        theirs(words.side, crystals(words.data, words.structures), words.out)
     else:
-        ours(structures, words.out, words.slots)
+        from pretrained import header  # noqa: PLC0415 - of this environment
+
+        print(f"{header('e3nn')}; {words.structures} crystals")
+        if not (words.out / "medium.model").exists():
+            subprocess.run([words.peer, __file__, "make", "--out", words.out], check=True)
+        options = ("--data", words.data, "--out", words.out, "--structures", str(words.structures))
+        pythons = {name: sys.executable if name == "equiscreen" else words.peer for name in words.engines}
+        compare({name: (python, __file__, name, *options) for name, python in pythons.items()}, words.turns)
 
 
 if __name__ == "__main__":

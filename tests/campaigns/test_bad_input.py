@@ -65,7 +65,7 @@ def test_a_mistake_in_a_late_step_costs_no_earlier_step(crystals: Path, sevennet
     lines: list[str] = []
     with pytest.raises(ConfigError, match="did you mean 'energy_above_hull"):
         rank(crystals, out, where="energy_above_hul < 1", note=lines.append, **arguments)
-    assert any("does not cover Po: structures with them are not ranked" in line for line in lines)
+    assert any("does not cover Po: structures with these elements are not ranked" in line for line in lines)
     made = (out / "scores.zarr/zarr.json").stat().st_mtime_ns
     with pytest.raises(OutputExistsError, match="relax False instead of True"):
         rank(crystals, out, **{**arguments, "relax": True})

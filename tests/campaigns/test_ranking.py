@@ -72,7 +72,7 @@ def test_a_campaign_gives_the_numbers_of_its_steps(candidates: Path, sevennet_mo
     assert len(list((tmp_path / "out/best/cif").iterdir())) == CRYSTALS
     again = rank(candidates, tmp_path / "out", **arguments)
     assert again.identical(found)
-    with pytest.raises(OutputExistsError, match=r"out: holds a campaign with max_steps 3 instead of 4"):
+    with pytest.raises(OutputExistsError, match=r"out holds a campaign with max_steps 3 instead of 4"):
         rank(candidates, tmp_path / "out", **{**arguments, "relaxation": RelaxSettings(max_steps=4, fmax=1, smax=10)})
     with pytest.raises(OutputExistsError, match=r"relax True instead of False; choose another .* use `--overwrite`"):
         rank(candidates, tmp_path / "out", **arguments, relax=False)
@@ -100,8 +100,8 @@ def test_a_model_without_a_scheme_is_its_own_zero_of_energy(
 
     found, told = ranked("first")
     (elements,) = (tmp_path / "cache/elements").glob("*/elements.zarr")
-    assert f"relaxing crystals of the elements with the model (needed only once); result: {elements}" in told
-    assert f"{elements}: the model's energies of the elements; equiscreen has none for the energy scheme own" in told
+    assert f"(needed only once for each model); result: {elements}" in told
+    assert f"{elements}: energies of the elements are computed with the model" in told
     rows = open_scores(elements)
     assert set(rows["formula"].values[rows["status"].values == 0]) == {"Al", "Cu", "Au"}
     assert np.isfinite(found["formation_energy_per_atom_unrelaxed"].values).all()
@@ -121,7 +121,7 @@ def test_damaged_energies_of_elements_are_made_again(
     energies = values(elements)["energy"]
     next(path for path in (elements / "energy/c").rglob("*") if path.is_file()).write_bytes(b"damaged")
     assert own_elements(*given) == elements
-    assert f"{elements}: damaged; making it again" in told
+    assert f"{elements} is damaged; computing it again" in told
     xr.testing.assert_identical(values(elements)["energy"], energies)
 
 
@@ -214,7 +214,7 @@ def test_references_that_cannot_be_relaxed_are_named(exported: Callable[[str], P
     settings = {"model": str(exported("float32")), "scheme": "own", "relax_references": True, "scheduler": "threads"}
     source = write_extxyz(tmp_path / "m.extxyz", 3)
     with pytest.raises(
-        SourceError, match=r"entries\.json: 2 of its references have no structure \(.* e\d is the first"
+        SourceError, match=r"entries\.json: 2 of these references have no structure \(.* e\d is the first"
     ):
         rank(source, tmp_path / "out", references=[str(references)], **settings)
     assert not (tmp_path / "out/relaxed.zarr").exists()
@@ -249,7 +249,7 @@ def test_a_campaign_file_repeats_the_campaign(tmp_path: Path) -> None:
         ("sources: []\n", "bad.yaml: sources: "),
         ("[1, 2]\n", "not a campaign file"),
         ("sources: [a.cif]\ntop: 0\n", "bad.yaml: top: "),
-        ("a: [\n", "cannot be read as YAML"),
+        ("a: [\n", "cannot be read: not valid YAML"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):

@@ -201,7 +201,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
 
 VERBS = [
     *("demo", "generate", "featurize", "merge", "train", "refit", "import", "export", "screen"),
-    *("info", "relax", "hull", "cascade", "select", "report", "rank", "models", "references"),
+    *("info", "relax", "hull", "cascade", "select", "report", "rank", "models", "references", "properties"),
 ]
 
 
@@ -235,8 +235,9 @@ def test_options_of_all_verbs_may_stand_before_the_verb(folder: Path) -> None:
     first = in_this_process("--quiet", "featurize", folder / "s.extxyz", "--out", folder / "q.zarr", "--limit", "2")
     assert (first.returncode, first.stdout, first.stderr) == (0, "", "")
     assert "Traceback" in in_this_process("-v", "info", folder / "none").stderr
-    assert "--model goes after the verb: equiscreen VERB --model" in in_this_process("--model", "x", "rank").stderr
-    assert "--json goes after the verb" in in_this_process("--json").stderr
+    late = in_this_process("--model", "x", "rank").stderr
+    assert "--model goes after the command: equiscreen COMMAND --model" in late
+    assert "--json goes after the command" in in_this_process("--json").stderr
     assert "--version" in in_this_process("--verson").stderr
 
 
@@ -283,7 +284,7 @@ def test_another_kind_of_input_is_told_with_the_command_that_makes_the_right_one
     )
     for words, cure in (
         (("train", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
-        (("train", graphs, "--replay", graphs, *out), "training.fine_tune.replay: requires a checkpoint"),
+        (("train", graphs, "--replay", graphs, *out), "training.fine_tune.replay requires a checkpoint"),
         (("refit", graphs, graphs, *out), f"`equiscreen train {graphs} --out RUN`"),
         (("merge", crystals, *out), f"`equiscreen featurize {crystals} --out G.zarr`"),
         (("train", scores, *out), f"the graph store of its structures is {graphs}"),

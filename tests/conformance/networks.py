@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from equiscreen.model.config.head import HeadConfig
-from equiscreen.model.config.network import MaceConfig, NequipConfig, NetworkConfig
+from equiscreen.model.config.network import AllegroConfig, MaceConfig, NequipConfig, NetworkConfig
 from equiscreen.model.layers.heads import neutral_statistics
+from equiscreen.model.networks.allegro import AllegroNetwork
 from equiscreen.model.networks.equivariant import EquivariantNetwork
 from equiscreen.model.networks.mace import MaceNetwork
 from equiscreen.model.networks.nequip import NequipNetwork
@@ -161,6 +162,42 @@ def mace_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> 
     }
     statistics = DataStatistics(REFERENCES, (4.0, 4.0, 4.0))
     return MaceNetwork(MaceConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
+
+
+# Narrow versions of Allegro-OAM-L, and of a network with all other settings.
+ALLEGRO: dict[str, dict[str, Any]] = {
+    "oam": {"symmetry": "natural", "edge_irreps": ("0e + 1o + 2e", "0e"), "n_basis": 4},
+    "splines": {
+        "symmetry": "o3",
+        "edge_irreps": ("0e + 1o + 1e", "0e + 1o", "0e"),
+        "l_max": 1,
+        "radial": "spline",
+        "n_basis": 6,
+        "spline_span": 4,
+        "pair_cutoffs": {"Al": {"Cu": CUTOFF - 0.5}},
+        "latent_activation": "ssp",
+        "channel_weights": False,
+        "sum_scales": True,
+        "pair_repulsion": 6,
+    },
+}
+
+
+def allegro_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> AllegroNetwork:
+    """Build an untrained Allegro network with distinct energy scales."""
+    torch.manual_seed(3)
+    given = {
+        "cutoff": CUTOFF,
+        "l_max": 2,
+        "scalars": 4,
+        "channels": 3,
+        "embedding": 6,
+        "embedding_hidden": (6,),
+        "latent_hidden": (6,),
+        "readout_hidden": (5,),
+    }
+    statistics = DataStatistics(REFERENCES, (0.6, 0.7, 0.8))
+    return AllegroNetwork(AllegroConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
 
 
 def network_of(

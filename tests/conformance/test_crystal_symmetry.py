@@ -98,5 +98,5 @@ def test_cubic_crystals_are_isotropic_at_rank_two_and_not_at_rank_four(potential
 
 def test_a_network_that_could_only_be_isotropic_is_refused() -> None:
     content = {"network": {"l_max": 3, "heads": {"stiffness": {"tensor": "elastic"}}}}
-    with pytest.raises(ConfigError, match=r"heads.stiffness: contains l = 4.*set `l_max: 4`"):
+    with pytest.raises(ConfigError, match=r"heads.stiffness contains l = 4.*set `l_max: 4`"):
         Config.parse(content, "network.yaml")

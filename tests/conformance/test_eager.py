@@ -18,7 +18,18 @@ from equiscreen.pipeline.graphs.potential import Potential
 
 from ..conftest import CUTOFF, ELEMENTS
 from .laws import NetworkLaws
-from .networks import EVERY_KIND, MACE, NATURAL_HEADS, NEQUIP, NETWORKS, mace_of, nequip_of, network_of
+from .networks import (
+    ALLEGRO,
+    EVERY_KIND,
+    MACE,
+    NATURAL_HEADS,
+    NEQUIP,
+    NETWORKS,
+    allegro_of,
+    mace_of,
+    nequip_of,
+    network_of,
+)
 from .tensors import kinds_of
 
 
@@ -86,9 +97,20 @@ class TestMace(NetworkLaws):
         return mace_potential
 
 
+@pytest.fixture(params=list(ALLEGRO), scope="module")
+def allegro_potential(request: pytest.FixtureRequest) -> TorchPotential:
+    return TorchPotential(allegro_of(ALLEGRO[request.param]))
+
+
+class TestAllegro(NetworkLaws):
+    @pytest.fixture
+    def potential(self, allegro_potential: TorchPotential) -> Potential:
+        return allegro_potential
+
+
 @pytest.fixture(scope="module")
 def ensemble() -> EnsemblePotential:
-    return EnsemblePotential([network_of({"heads": NATURAL_HEADS, "correlation": 2}, seed) for seed in (1, 2, 3)])
+    return EnsemblePotential([network_of({"heads": NATURAL_HEADS, "correlation": 2}, seed) for seed in (1, 2)])
 
 
 class TestEnsemble(NetworkLaws):

@@ -19,7 +19,7 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 
 from ..conftest import ELEMENTS, traced_once
 from .laws import NetworkLaws
-from .networks import EVERY_HEAD, MACE, NEQUIP, mace_of, nequip_of, network_of
+from .networks import ALLEGRO, EVERY_HEAD, MACE, NEQUIP, allegro_of, mace_of, nequip_of, network_of
 from .tensors import kinds_of
 
 # Narrow and with one interaction, cheap enough for tests that run often.
@@ -106,6 +106,13 @@ def mace_potential(request: pytest.FixtureRequest) -> OnnxPotential:
     return loaded(mace_of(MACE[request.param]))
 
 
+@pytest.fixture(
+    params=[kind if kind == "oam" else pytest.param(kind, marks=pytest.mark.slow) for kind in ALLEGRO], scope="session"
+)
+def allegro_potential(request: pytest.FixtureRequest) -> OnnxPotential:
+    return loaded(allegro_of(ALLEGRO[request.param]))
+
+
 class TestOnnxFloat64(NetworkLaws):
     @pytest.fixture
     def potential(self, exported: Callable[[str], Path]) -> Potential:
@@ -164,6 +171,12 @@ class TestOnnxMace(NetworkLaws):
     @pytest.fixture
     def potential(self, mace_potential: OnnxPotential) -> Potential:
         return mace_potential
+
+
+class TestOnnxAllegro(NetworkLaws):
+    @pytest.fixture
+    def potential(self, allegro_potential: OnnxPotential) -> Potential:
+        return allegro_potential
 
 
 class TestOnnxFloat32(NetworkLaws):

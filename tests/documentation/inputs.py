@@ -238,8 +238,11 @@ GIVEN: dict[str, dict[str, Maker]] = {
     "pretrained.md": {
         **_CANDIDATES,
         "my-sevennet.pth": write_sevennet,
+        "my-allegro.nequip.zip": partial(shutil.copy, ORACLES / "allegro/trained.nequip.zip"),
         "my-network.nequip.zip": partial(shutil.copy, ORACLES / "nequip/trained.nequip.zip"),
         "several-heads.model": partial(shutil.copy, ORACLES / "mace/module.model"),
+        "MACE-mine.model-lammps.pt": partial(shutil.copy, ORACLES / "mace/1-lammps.pt"),
+        "deployed.pth": partial(shutil.copy, ORACLES / "nequip_deploy/00.pth"),
         "weights.npz": write_mace_weights,
         "settings.json": write_mace_settings,
     },
@@ -279,4 +282,6 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "properties.csv.gz": partial(write_properties, columns=("band_gap", "dielectric"), structure="cif"),
     },
     "gpu.md": _CANDIDATES,
+    "properties.md": {"relaxed.zarr": write_relaxed},
+    "publish.md": {"relaxed.zarr": write_relaxed},
 }

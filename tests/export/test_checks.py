@@ -84,7 +84,7 @@ def test_an_export_that_breaks_a_law_fails() -> None:
     """Wrongly mixed spherical harmonics break rotations, although PyTorch and ONNX Runtime agree on them."""
     wrong = small_network("2x0e + 2x1o", n_interactions=1, correlation=2).float()
     wrong.harmonics._raise_2.data[:, 0] *= 1.01
-    with traced_once(), pytest.raises(ExportError, match="predictions for turned structures are off by"):
+    with traced_once(), pytest.raises(ExportError, match="predictions for rotated structures are off by"):
         lower_and_check([wrong], ModelCard())
 
 
@@ -97,7 +97,7 @@ def test_what_knows_no_mirrors_may_not_say_so() -> None:
             interaction.convolution.radial[-1] *= 10
     with traced_once():
         report = lower_and_check([network], ModelCard(symmetry="so3"))[1].laws
-        assert {name.split("/")[1] for name in report} == {"turned", "moved and renumbered"}
+        assert {name.split("/")[1] for name in report} == {"rotated", "moved and renumbered"}
         with pytest.raises(ExportError, match="predictions for mirrored structures are off by"):
             lower_and_check([network], ModelCard(symmetry="o3"))
 
@@ -109,7 +109,7 @@ def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:
     assert metadata.dtype == "float32"
     assert (metadata.symmetry, metadata.energy_scheme) == ("o3", "own")
     assert metadata.parity["forces/float64"] < 1e-4
-    changes = ("turned", "mirrored", "moved and renumbered")
+    changes = ("rotated", "mirrored", "moved and renumbered")
     assert {*metadata.laws} == {f"{output}/{change}" for output in ("energy", "forces", "stress") for change in changes}
     assert max(metadata.laws.values()) < 1e-4
     assert metadata.limits == {"energy eV/atom": 1e-5, "forces eV/angstrom": 1e-4, "stress eV/angstrom^3": 1e-5}

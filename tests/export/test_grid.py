@@ -113,9 +113,9 @@ def test_energies_by_themselves_are_those_of_the_whole_model_and_take_fewer_node
 
 def test_outputs_and_opsets_that_do_not_exist_are_told() -> None:
     network = narrow("small", "natural", "none", "float32")
-    with pytest.raises(ExportError, match=r"no output energies; it has energy, forces, stress"):
+    with pytest.raises(ExportError, match=r"no output energies; choose from energy, forces, stress"):
         lower_and_check([network], ModelCard(), ["energies"])
-    with pytest.raises(ExportError, match="no output is requested"):
+    with pytest.raises(ExportError, match="no outputs are requested"):
         lower_and_check([network], ModelCard(), [])
     assert 20 in OPSETS
 

@@ -11,7 +11,9 @@ data; those of the first checkpoint are then trained for some steps. The folder 
 - `NUMBER.npz`: its state dict, and under `expected.` the energies, forces and stresses of all structures for the last
   head, computed in float64 whatever the dtype of the weights;
 - `structures.npz`: the twelve structures;
-- `module.model`: one checkpoint as mace-torch itself writes it.
+- `module.model`: one checkpoint as mace-torch itself writes it;
+- `NUMBER-KIND.pt`: some as TorchScript archives: those that `mace_run_train` and `mace_create_lammps_model` write, and
+  one like that of CP2K's script.
 
 Chebyshev polynomials get a derivative here: PyTorch has none, and mace-torch 0.3.16 silently treats the basis as a
 constant, so that its forces are not the gradient of its energies.
@@ -19,22 +21,28 @@ constant, so that its forces are not the gradient of its energies.
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
 import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from e3nn import o3
+from e3nn.util import jit
+from e3nn.util.jit import compile_mode
 from mace import modules
-from mace.calculators import MACECalculator
+from mace.calculators import LAMMPS_MACE, MACECalculator
 from mace.modules.radial import ChebychevBasis
 from numpy.typing import NDArray
+
+from .archives import compressed
 
 ELEMENTS = (1, 8, 13, 29)
 CUTOFF = 3.6
@@ -44,6 +52,8 @@ STEPS = 20
 LARGEST = (2.0, 0.05)
 # The checkpoint whose file is kept as it is: the smallest with several heads and vectors.
 MODULE = 1
+# Checkpoints that are also kept as TorchScript archives: as compiled networks, or for LAMMPS or CP2K.
+SCRIPTS = {0: "compiled", 1: "lammps", 4: "cp2k"}
 Setting = dict[str, Any]
 
 # Values of each setting, the usual one first. Names are those of `MaceSettings`.
@@ -231,6 +241,36 @@ def predictions(model: torch.nn.Module, head: str) -> dict[str, NDArray[np.float
     return {"energy": np.array(energies), "forces": np.concatenate(forces), "stress": np.array(stresses)}
 
 
+@compile_mode("script")
+class CP2K_MACE(torch.nn.Module):  # noqa: N801 - the name of CP2K's own class
+    """A network and the head to use, in the form of CP2K's `create_cp2k_model.py`."""
+
+    def __init__(self, model: torch.nn.Module, head: str) -> None:
+        super().__init__()
+        self.model = model
+        for name in ("atomic_numbers", "r_max", "num_interactions"):
+            self.register_buffer(name, getattr(model, name))
+        self.register_buffer("head", torch.tensor([model.heads.index(head)]))
+
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, Optional[torch.Tensor]]:  # noqa: UP045 - TorchScript
+        """Evaluate the network for the head."""
+        data["head"] = self.head
+        return self.model(data, compute_virials=True, compute_displacement=True)
+
+
+def script(model: torch.nn.Module, kind: str, head: str) -> bytes:
+    """A TorchScript archive of a network."""
+    model = copy.deepcopy(model)
+    wrapped = {
+        "compiled": lambda: model,
+        "lammps": lambda: LAMMPS_MACE(model, head=head),
+        "cp2k": lambda: CP2K_MACE(model, head),
+    }
+    stream = io.BytesIO()
+    torch.jit.save(jit.compile(wrapped[kind]()), stream)
+    return compressed(stream.getvalue())
+
+
 def main(folder: Path) -> None:
     """Write all files."""
     ChebychevBasis.forward = with_derivative
@@ -252,6 +292,9 @@ def main(folder: Path) -> None:
         state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
         if place == MODULE:
             torch.save(model, folder / "module.model")
+        if place in SCRIPTS:
+            content = script(model, SCRIPTS[place], setting["heads"][-1])
+            (folder / f"{place}-{SCRIPTS[place]}.pt").write_bytes(content)
         expected = predictions(model, setting["heads"][-1])
         print(place, {name: value for name, value in chosen.items() if value != SETTINGS[name][0]})
         print(f"largest force {np.abs(expected['forces']).max():.3g} eV/angstrom", flush=True)

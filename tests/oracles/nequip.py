@@ -2,6 +2,9 @@
 
 Everything is computed in float64. One network is also trained for two epochs, saved as a checkpoint and packaged; of
 the package, only the members that hold no source code are kept.
+
+Some models are also kept as the TorchScript archives that `nequip-compile` writes: that command refuses to with PyTorch
+2.10 and later, but its function `save_torchscript_model` still works.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,12 @@ from ase.neighborlist import primitive_neighbor_list
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
 from nequip.model import ModelFromPackage
+from nequip.model.inference_models.torchscript import save_torchscript_model
 from nequip.utils.global_state import set_global_state
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .archives import compressed
 from .grid import pairwise_grid
 from .structures import NUMBERS, SYMBOLS, Case, structures
 
@@ -107,6 +112,8 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     ],
     "pairs": [{}, {"pair_potential": ZBL}, {"pair_potential": {**ZBL, "polynomial_cutoff_p": 8.0}}],
 }
+# Models that are also kept as TorchScript archives.
+SCRIPTS = (1, 11, 17)
 # Odd scalars arise in the third interaction, and influence the energy only after three more.
 DEEP = {"irreps": {"l_max": 1, "parity": True, "num_features": 4, "num_layers": 6}}
 
@@ -155,7 +162,8 @@ def built(config: dict[str, Any]) -> torch.nn.Module:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not name.endswith((".scales", ".shifts")):
-                noise = torch.randn_like(weight)
+                # Several splines overlap, so their weights are smaller than those of other maps.
+                noise = torch.randn_like(weight) * (0.1 if "class_embed" in name else 1.0)
                 weight.copy_((weight + 0.1 * noise if "bessel" in name else noise).to(torch.bfloat16))
     return model
 
@@ -230,7 +238,29 @@ TRAINED = {
 }
 
 
-def train(folder: Path) -> None:
+def write(folder: Path, number: int, config: dict[str, Any], versions: dict[str, str], *, scripted: bool) -> None:
+    """Write the settings, weights and results of a model with random weights, and perhaps its TorchScript archive."""
+    torch.manual_seed(number)
+    model = built(config)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    weights = {
+        name: value if "scale_shift" in name or "_rmax_recip" in name else value.astype(np.float32)
+        for name, value in state.items()
+        if not any(constant in name for constant in ("w3j", "output_mask"))
+    }
+    results = {f"result {name}": value for name, value in evaluated(model).items()}
+    stem = folder / f"{number:02d}"
+    np.savez_compressed(f"{stem}.npz", **weights, **results)
+    written = {"model": config, "versions": versions}
+    stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+    if scripted:
+        archive = stem.with_suffix(".nequip.pth")
+        save_torchscript_model(model, model.metadata, str(archive), "cpu")
+        archive.write_bytes(compressed(archive.read_bytes()))
+    print(f"{number:02d}: largest force {np.abs(results['result forces']).max():.2g} eV/angstrom")
+
+
+def train(folder: Path, settings: dict[str, Any]) -> None:
     """Train a network for two epochs on random labels; write ``out/last.ckpt`` and ``out/last.nequip.zip``."""
     rng, images = np.random.default_rng(0), []
     for _ in range(12):
@@ -239,7 +269,7 @@ def train(folder: Path) -> None:
         atoms.calc = SinglePointCalculator(atoms, energy=rng.normal() - 10, forces=rng.normal(0, 1, (5, 3)))
         images.append(atoms)
     ase.io.write(folder / "data.extxyz", images)
-    (folder / "train.yaml").write_text(yaml.safe_dump(TRAINED))
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings))
     scripts = Path(sys.executable).parent
     words = ("-cp", str(folder), "-cn", "train", "hydra.run.dir=.")
     subprocess.run([scripts / "nequip-train", *words], cwd=folder, check=True)
@@ -247,47 +277,53 @@ def train(folder: Path) -> None:
     subprocess.run([scripts / "nequip-package", *package], cwd=folder, check=True)
 
 
-def keep_trained(out: Path) -> None:
+def keep_trained(out: Path, folder: Path) -> None:
     """Keep of a trained network what an import reads, and its results."""
     content = torch.load(out / "last.ckpt", weights_only=True)
-    torch.save({key: content[key] for key in ("hyper_parameters", "state_dict")}, FOLDER / "trained.ckpt")
+    torch.save({key: content[key] for key in ("hyper_parameters", "state_dict")}, folder / "trained.ckpt")
     with (
         zipfile.ZipFile(out / "last.nequip.zip") as old,
-        zipfile.ZipFile(FOLDER / "trained.nequip.zip", "w", zipfile.ZIP_DEFLATED) as new,
+        zipfile.ZipFile(folder / "trained.nequip.zip", "w", zipfile.ZIP_DEFLATED) as new,
     ):
         for name in old.namelist():
             if name.endswith((".storage", "/eager_model.pkl", "/package_metadata.txt", "/config.yaml")):
                 new.writestr(zipfile.ZipInfo(name), old.read(name), zipfile.ZIP_DEFLATED)
     model = ModelFromPackage(str(out / "last.nequip.zip"))["sole_model"].eval()
-    np.savez_compressed(FOLDER / "trained.npz", **evaluated(model, SYMBOLS))
+    np.savez_compressed(folder / "trained.npz", **evaluated(model, SYMBOLS))
+
+
+def write_all(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    versions: dict[str, str],
+    trained: dict[str, Any],
+    scripts: Collection[int],
+) -> None:
+    """Write all files of a code anew.
+
+    Args:
+        folder: Folder of the files.
+        rows: Settings of the models with random weights.
+        versions: Versions of the codes.
+        trained: Settings of the training.
+        scripts: Numbers of the models that are also kept as TorchScript archives.
+    """
+    warnings.simplefilter("ignore")
+    set_global_state(allow_tf32=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        write(folder, number, row, versions, scripted=number in scripts)
+    with tempfile.TemporaryDirectory() as scratch:
+        train(Path(scratch), trained)
+        keep_trained(Path(scratch) / "out", folder)
 
 
 def main() -> None:
     """Write all files anew."""
-    warnings.simplefilter("ignore")
-    set_global_state(allow_tf32=False)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
     grid = pairwise_grid(CHOICES)
-    for number, row in enumerate([*grid, {**grid[0], **DEEP}]):
-        torch.manual_seed(number)
-        config = settings_of(row)
-        model = built(config)
-        state = {name: value.numpy() for name, value in model.state_dict().items()}
-        weights = {
-            name: value if "scale_shift" in name else value.astype(np.float32)
-            for name, value in state.items()
-            if "_w3j" not in name and "output_mask" not in name
-        }
-        results = {f"result {name}": value for name, value in evaluated(model).items()}
-        stem = FOLDER / f"{number:02d}"
-        np.savez_compressed(f"{stem}.npz", **weights, **results)
-        written = {"model": config, "versions": {"nequip": nequip.__version__}}
-        stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
-        print(f"{number:02d}: largest force {np.abs(results['result forces']).max():.2g} eV/angstrom", row["irreps"])
-    with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder))
-        keep_trained(Path(folder) / "out")
+    rows = [settings_of(row) for row in [*grid, {**grid[0], **DEEP}]]
+    write_all(FOLDER, rows, {"nequip": nequip.__version__}, TRAINED, SCRIPTS)
 
 
 if __name__ == "__main__":

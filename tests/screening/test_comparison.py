@@ -169,7 +169,7 @@ def test_energies_that_come_back(scores: Path, by: str, energy: str, tmp_path: P
         ("structure_id,energy,energy.1\nx,1.0,2.0\n", SourceError, "the column energy appears 2 times"),
         ("id,id,energy\nx,y,2.0\n", SourceError, "the column id appears 2 times"),
         ("id,energy,formula,formula\nx,2.0,Na,K\n", SourceError, "the column formula appears 2 times"),
-        ("structure_id,energy\nx,1.0\n", ConfigError, "none of its 1 ids"),
+        ("structure_id,energy\nx,1.0\n", ConfigError, "none of the 1 ids"),
         ("structure_id,energy\nx,fast\n", SourceError, "not a number"),
         ("structure_id,energy\nx,\n", SourceError, "no finite energy|not a number"),
         ("", SourceError, "cannot be read"),

@@ -109,7 +109,7 @@ def test_presigned_urls_from_files_to_the_report(
     )
     done += [select, command_line("report", work / "s.hull.zarr"), command_line("info", work / "s.hull.zarr")]
     done += [command_line(*words, "--out", work / "s.zarr", "--overwrite")]
-    assert "reused the existing store" in done[-1].stderr
+    assert "the existing store is reused" in done[-1].stderr
     assert [one.returncode for one in done] == [0] * len(done), [one.stderr for one in done]
     assert open_scores(work / "s.zarr")["structure_id"].values.tolist() == ["c0", "c1", "c2", "d"]
     failed = GraphStore(work / "s.graphs.zarr").table("failures.parquet").to_pylist()

@@ -83,7 +83,7 @@ def test_a_store_that_is_replaced_meanwhile(
     (folder / replaced / "mark").touch()
     monkeypatch.setattr(opened, "column", replace_then_read)
     changed = "has changed during this run|has changed while it was being read|is not the graph store"
-    with pytest.raises(StoreError, match=f"{replaced}: ({changed})"):
+    with pytest.raises(StoreError, match=f"{replaced} ({changed})"):
         VERBS[verb](folder)
     assert not (folder / replaced / "mark").exists()
     assert not (folder / "out").exists()

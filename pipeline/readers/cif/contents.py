@@ -155,7 +155,7 @@ def _agrees(found: Mapping[int, int], wanted: Mapping[int, float]) -> bool:
 
 
 def _mass(numbers: Sequence[int]) -> float:
-    """Mass in daltons."""
+    """Total mass of atoms with these atomic numbers, dalton."""
     return float(sum(gemmi.Element(number).weight for number in numbers))
 
 

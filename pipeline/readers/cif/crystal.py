@@ -45,7 +45,7 @@ def structure_from_cif(text: str) -> tuple[Structure, str]:
     if len(crystals) > 1:
         names = ", ".join(block.name for block in crystals[:3])
         raise InvalidStructureError(
-            f"{len(crystals)} crystals in one text (first data blocks: {names}); write them to a CIF file in which "
+            f"{len(crystals)} crystals in one CIF (first data blocks: {names}); write them to a CIF file in which "
             "each data block begins on a new line"
         )
     block = (crystals or blocks)[0]

@@ -61,7 +61,7 @@ def other_settings(number: int) -> tuple[gemmi.SpaceGroup, ...]:
 
 
 def _settings(group: gemmi.SpaceGroup) -> tuple[gemmi.SpaceGroup, ...]:
-    """A setting and those that differ only in origin or axes."""
+    """A setting of a space group, and the settings that differ from it only in origin or axes."""
     return tuple(other for other in other_settings(group.number) if other.hm == group.hm)
 
 

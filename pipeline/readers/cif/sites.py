@@ -20,7 +20,7 @@ _NONE = frozenset({*UNKNOWN, "0"})
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Listed sites.
+    """The sites that a CIF lists.
 
     Attributes:
         numbers: Atomic numbers.
@@ -36,7 +36,7 @@ class Sites:
 
 
 def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Sites:
-    """Read the listed sites.
+    """Read the sites that a CIF lists.
 
     Args:
         block: Data block.
@@ -92,7 +92,7 @@ def _check_columns(tags: Tags, columns: Mapping[str, Sequence[str]]) -> None:
     absent = [name for name in FRACTIONAL if name.removeprefix(SITE) not in columns]
     if len(absent) == len(FRACTIONAL):
         if any(name.startswith("_atom_site_cartn_") for name in tags.names):
-            raise InvalidStructureError("sites have Cartesian coordinates only; write fractional ones")
+            raise InvalidStructureError("the sites have only Cartesian coordinates; write fractional coordinates")
         raise InvalidStructureError("no atoms (no _atom_site_fract_x)")
     if absent:
         raise InvalidStructureError(f"coordinates are missing (no {absent[0]})")

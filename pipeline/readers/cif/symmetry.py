@@ -23,8 +23,8 @@ from .tags import (
     Tags,
 )
 
-# Largest difference between the metric of a cell and its image under the group, as a fraction of the edges: 0.5 % of
-# an edge, or 0.6 degrees. Printed cells are exact, relaxed ones off by a tenth of this.
+# Largest difference between the metric of a cell and its image under the group, as a fraction of the edges: 0.5 % of an
+# edge, or 0.6 degrees. Printed cells are exact; relaxed cells deviate by a tenth of this.
 _METRIC_TOLERANCE = 0.01
 # Distance (angstrom) below which two atoms of one element are the same atom. Atoms of different elements this close
 # overlap and have no graph.
@@ -51,7 +51,7 @@ class Reading:
 
     @property
     def number(self) -> int:
-        """Number of the space group; 0 if it is not known."""
+        """Number of the space group; 0 if it is unknown."""
         return 0 if self.group is None else int(self.group.number)
 
     @property
@@ -162,7 +162,8 @@ def _statements(
         return Statements([reading for group in fitting for reading in group], f"contradictory symmetry: {words}")
     if by_operations:
         return Statements(
-            [group[0] for group in fitting[: len(by_operations)]], "contradictory symmetry: two lists of operations"
+            [group[0] for group in fitting[: len(by_operations)]],
+            "contradictory symmetry: there are two lists of operations",
         )
     first = fitting[0]
     return Statements(

@@ -146,7 +146,8 @@ def tags_of(block: gemmi.cif.Block) -> Tags:
             groups.append(tuple(item.loop.tags))
         elif item.frame is not None:
             raise InvalidStructureError(
-                f"save frame (save_{item.frame.name}), which only a dictionary may have; move its content to the block"
+                f"the data block contains a save frame (save_{item.frame.name}), which only CIF dictionaries may "
+                "contain; move its items out of the frame"
             )
     found = _tags(tuple(groups))
     if isinstance(found, str):
@@ -166,7 +167,7 @@ def _tags(groups: tuple[str | tuple[str, ...], ...]) -> Tags | str:
         for at, tag in enumerate(group if isinstance(group, tuple) else (group,)):
             name = tag.lower().replace(".", "_")
             if name in names:
-                return f"two values of {name} ({names[name]}, {tag})"
+                return f"{name} is given twice (as {names[name]} and {tag})"
             names[name] = tag
             if name in _SITE_COLUMNS:
                 homes.add(place if loop else -1)
@@ -189,10 +190,12 @@ def _check_kind(block: gemmi.cif.Block, tags: Tags) -> None:
 
     modulated = [name for name in given(tags.modulated) if tags.text(block, name) != "0"]
     if modulated:
-        raise InvalidStructureError(f"modulated structure ({tags.names[modulated[0]]}); its cell is only an average")
+        raise InvalidStructureError(
+            f"the structure is modulated ({tags.names[modulated[0]]}), so its cell is only an average"
+        )
     magnetic = given(tags.magnetic)
     if magnetic and not tags.names.keys() >= {MAGNETIC_OPERATIONS[0]}:
         raise InvalidStructureError(
-            f"magnetic space group ({tags.names[magnetic[0]]}) without its operations "
+            f"the magnetic space group ({tags.names[magnetic[0]]}) is given without its operations "
             "(_space_group_symop_magn_operation.xyz)"
         )

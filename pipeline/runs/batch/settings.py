@@ -154,7 +154,7 @@ class BatchSettings(BaseModel):
         try:
             content = load_yaml(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as YAML: {detail(error)}") from error
+            raise ConfigError(f"{path}: cannot be read: {detail(error)}") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path}: not a cluster file; it needs at least `memory:` and `walltime:`")
         try:

@@ -81,9 +81,9 @@ def test_names_of_the_catalogue() -> None:
         ("7net-0", "PBE", "only one fidelity"),
         ("7net-mf-0/", None, "unknown fidelity ''"),
         ("7net-mf-0/PEB", None, "did you mean 'PBE'"),
-        ("7net-mf-0/PBE", "R2SCAN", "`--modality` asks for R2SCAN"),
+        ("7net-mf-0/PBE", "R2SCAN", "`--modality` gives R2SCAN"),
         ("none.ckpt", None, "none.ckpt: no such file"),
-        ("none.onnx", "PBE", "drop `--modality`"),
+        ("none.onnx", "PBE", "remove `--modality`"),
     ],
 )
 def test_wrong_names_are_told(name: str, modality: str | None, told: str) -> None:

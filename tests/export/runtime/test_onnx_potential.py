@@ -56,7 +56,7 @@ def test_an_unknown_element_is_an_error(exported: Callable[[str], Path]) -> None
 def test_a_truncated_file_is_refused(exported: Callable[[str], Path], tmp_path: Path, share: float) -> None:
     whole = exported("float32").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ModelFileError, match=r"cut.onnx: .*(damaged|cannot load|schema)"):
+    with pytest.raises(ModelFileError, match=r"cut.onnx.*(damaged|cannot load|schema)"):
         OnnxPotential.load(tmp_path / "cut.onnx")
 
 
@@ -64,7 +64,7 @@ def test_what_is_no_model_is_refused(exported: Callable[[str], Path], tmp_path: 
     with pytest.raises(ModelFileError, match="cannot read the model file"):
         OnnxPotential.load(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("hello, this is a text and no model at all")
-    with pytest.raises(ModelFileError, match="damaged, or not an ONNX file"):
+    with pytest.raises(ModelFileError, match="damaged or not an ONNX file"):
         OnnxPotential.load(tmp_path / "text.onnx")
     model = onnx.load_model_from_string(exported("float32").read_bytes())
     props = {p.key: p.value for p in model.metadata_props}
@@ -109,7 +109,7 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
     node = helper.make_node("Constant", [], ["unused"])
     node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.CopyFrom(sparse)
     model.graph.node.append(node)
-    with pytest.raises(ModelFileError, match="not accepted: it contains sparse tensors"):
+    with pytest.raises(ModelFileError, match="cannot be used: it contains sparse tensors"):
         OnnxPotential(model.SerializeToString())
 
     model = onnx.load_model_from_string(whole)
@@ -125,7 +125,7 @@ def test_what_one_reader_skips_another_may_run(exported: Callable[[str], Path]) 
         OnnxPotential(whole + b"\x42" + bytes([len(opset)]) + opset)
 
     for tag in (varint(14 << 3 | 2 | 1 << 32), b"\xf2\x80\x80\x80\x40", b"\xf2\x00", b"\xf2\x80\x00"):
-        with pytest.raises(ModelFileError, match=r"damaged|not accepted"):
+        with pytest.raises(ModelFileError, match=r"damaged|cannot be used"):
             OnnxPotential(whole + tag + b"\x00")
     with pytest.raises(ModelFileError, match="damaged"):
         OnnxPotential(whole + b"\x42\x02\x10\x0b")  # a second version of the standard operators

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from equiscreen.model import Config
 from equiscreen.model.config.head import HeadConfig
-from equiscreen.model.config.network import PRESETS, RESERVED_HEADS, MaceConfig, NequipConfig, NetworkConfig
+from equiscreen.model.config.network import IMPORTED, PRESETS, RESERVED_HEADS, NetworkConfig
 from equiscreen.model.config.training import (
     FINE_TUNING_DEFAULTS,
     FineTuneConfig,
@@ -72,7 +72,7 @@ def sections(model: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 def annotated(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         # Read from files of weights, not written by people.
-        return [] if annotation in {NequipConfig, MaceConfig} else [annotation]
+        return [] if annotation in IMPORTED.values() else [annotation]
     return [found for part in getattr(annotation, "__args__", ()) for found in annotated(part)]
 
 
@@ -165,7 +165,7 @@ def test_a_key_with_a_slip_is_told_with_the_right_one(place: tuple[str, ...]) ->
         ({"network": {"heads": {"x": {"tensor": "ij=-ij=ij=k"}}}}, r"heads\.x: .* is not a valid index formula"),
         ({"network": {"heads": {"x": {"irreps": "2x7z"}}}}, r"heads\.x: .* are not valid irreps"),
         ({"network": {"heads": {"x": {"tensor": "vector", "transform": "log"}}}}, "log"),
-        ({"network": {"energy": False}}, "nothing to predict"),
+        ({"network": {"energy": False}}, "the network predicts nothing"),
         ({"network": {"symmetry": "so3", "heads": {"x": {"tensor": "pseudoscalar"}}}}, r"heads\.x: .*`symmetry: o3`"),
         ({"network": {"heads": {"x": {"tensor": "elastic", "shape": [3, 3]}}, "l_max": 4}}, r"heads\.x: .* shape"),
         ({"network": {"preset": "tiny"}}, r"network\.preset: .*'small'"),

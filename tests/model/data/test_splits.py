@@ -130,11 +130,11 @@ def test_mistakes_are_named(stores: tuple[GraphStore, GraphStore], tmp_path: Pat
     assert joined(split_structures(stores, two, SplitConfig()).validation).sum() == 1
     with pytest.raises(
         ConfigError,
-        match=r"too few labelled structures: 2, but each part \(training, validation, test\) needs at least one",
+        match=r"too few labelled structures \(2\): each part \(training, validation, test\) needs at least one",
     ):
         split_structures(stores, two, SplitConfig(test=0.1))
     with pytest.raises(
-        ConfigError, match=r"too few values of 'source': 1, but each part \(training, validation\) needs at least one"
+        ConfigError, match=r"too few values of 'source' \(1\): each part \(training, validation\) needs at least one"
     ):
         split_structures(stores[:1], usable[:1], SplitConfig(by="group", key="source"))
     (tmp_path / "split.npz").write_text("nothing")

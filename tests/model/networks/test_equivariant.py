@@ -20,7 +20,17 @@ from equiscreen.pipeline.structures.random_crystals import probe_structures
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ...conformance.networks import EVERY_HEAD, EVERY_KIND, NATURAL_HEADS, NEQUIP, NETWORKS, nequip_of, network_of
+from ...conformance.networks import (
+    ALLEGRO,
+    EVERY_HEAD,
+    EVERY_KIND,
+    NATURAL_HEADS,
+    NEQUIP,
+    NETWORKS,
+    allegro_of,
+    nequip_of,
+    network_of,
+)
 from ...conftest import CUTOFF, ELEMENTS
 
 PRESET_IRREPS = {
@@ -170,10 +180,11 @@ def test_chebyshev_polynomials_are_cosines_of_multiples() -> None:
     assert np.allclose(kept[0][:, 0].detach(), expected, atol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["natural, correlation 3", "bessel", *NEQUIP])
+@pytest.mark.parametrize("kind", ["natural, correlation 3", "bessel", *NEQUIP, *ALLEGRO])
 def test_gradients_of_forces_by_weights_are_those_of_finite_differences(kind: str) -> None:
     """Training on forces and stresses relies on these second derivatives."""
-    network = nequip_of(NEQUIP[kind]) if kind in NEQUIP else network_of(NETWORKS[kind])
+    made = allegro_of if kind in ALLEGRO else nequip_of if kind in NEQUIP else network_of
+    network = made({**ALLEGRO, **NEQUIP, **NETWORKS}[kind])
     block = GraphBlock.from_structures(probe_structures(ELEMENTS, 3, seed=8, max_atoms=5), CUTOFF)
     table = table_tensors(block, CUTOFF, torch.float64)
     rng = torch.Generator().manual_seed(2)

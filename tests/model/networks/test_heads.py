@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "zero irreps": ({}, {"irreps": "0x0e"}, "contains no irreps"),
     "a shape too small": ({}, {"tensor": "symmetric", "shape": (3,)}, "a tensor of rank 2 does not have shape"),
     "a shape with no meaning": ({}, {"tensor": "symmetric", "shape": (9,)}, "a tensor of rank 2 does not have shape"),
-    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps with 6 components form one axis"),
+    "a shape of irreps": ({}, {"irreps": "0e + 2e", "shape": (3, 3)}, "irreps with 6 components need the shape"),
     "a shape that loses": ({"symmetry": "o3"}, {"tensor": "matrix", "shape": (6,)}, "drops components"),
     "logarithm of a vector": (
         {},
@@ -93,7 +93,7 @@ def test_names_that_mean_something_else_are_refused(name: str) -> None:
         ({"hidden_irreps": "4x0o + 2x1o", "symmetry": "o3"}, "are required"),
         ({"hidden_irreps": "4x0e + 2x1o + 3x1o"}, "each irrep only once"),
         ({"hidden_irreps": "4x0e + 2x1o + 3x1e", "symmetry": "so3"}, "each irrep only once"),
-        ({"energy": False}, "nothing to predict"),
+        ({"energy": False}, "the network predicts nothing"),
     ],
     ids=str,
 )

@@ -224,14 +224,14 @@ def changed(target: Path, old: bytes, new: bytes, extra: str = "") -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"ctorch.nn.functional\nsilu\n", b"cposix\nsystem\n", r"would need posix\.system, which is not allowed$"),
-        (b"ctorch.nn.functional\nsilu\n", b"cbuiltins\neval\n", r"would need builtins\.eval, which is not allowed$"),
+        (b"ctorch.nn.functional\nsilu\n", b"cposix\nsystem\n", r"requires posix\.system, which is not allowed$"),
+        (b"ctorch.nn.functional\nsilu\n", b"cbuiltins\neval\n", r"requires builtins\.eval, which is not allowed$"),
         (b"\nMACE\n", b"\nAtomicDipolesMACE\n", "AtomicDipolesMACE is not supported; .* predicts dipoles"),
         (b"\nMACE\n", b"\nFutureMACE\n", "FutureMACE is not supported; only MACE and ScaleShiftMACE are$"),
         (b"RealAgnosticDensityI", b"RealAgnosticAttI", "interaction_cls_first: RealAgnosticAttInteractionBlock is not"),
         (b"GaussianBasis", b"SplineBasis", "radial_type: Input should be 'bessel', 'gaussian' or 'chebyshev'"),
         (b"NonLinearReadoutBlock", b"NonLinearBiasReadoutBlock", "unsupported architecture: readouts"),
-        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP or MACE|damaged"),
+        (b"\x80\x02c", b"\x80\x02r\xff\xff\xff\xffc", "SevenNet, Nequix, NequIP, Allegro or MACE|damaged"),
         (b"q\x01", b"r\xff\xff\xff\x7f", "its pickle is damaged"),
     ],
 )
@@ -264,7 +264,7 @@ def test_archives_that_are_damaged_or_unsafe_are_refused(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="damaged"):
         load_pretrained(path)
     outside = changed(tmp_path / "outside.model", b"\nMACE\n", b"\nMACE\n", extra="../evil.py")
-    with pytest.raises(CheckpointError, match=r"has an entry outside of its folder"):
+    with pytest.raises(CheckpointError, match=r"lies outside of its folder"):
         load_pretrained(outside, modality=HEAD)
 
 
@@ -343,7 +343,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
+        with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
             read_state(tmp_path / name)
     stream = io.BytesIO()
     torch.save({"epoch": 3}, stream)
@@ -351,7 +351,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a state dict"):
         read_state(tmp_path / "other.pt")
     shutil.copy(MODULE, tmp_path / "module.pt")
-    with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
+    with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
         read_state(tmp_path / "module.pt")
     assert pickle.HIGHEST_PROTOCOL >= 4
 
@@ -360,6 +360,6 @@ def test_published_models_are_named_but_not_downloaded() -> None:
     for name in UNOPENED:
         with pytest.raises(CheckpointError, match=rf"{name}: equiscreen was never tested with .* download https://"):
             load_pretrained(name)
-    assert {model.licence for model in UNOPENED.values()} == {"MIT", "ASL (academic use only)"}
+    assert {model.licence for model in UNOPENED.values()} == {"MIT", "ASL (academic use only)", "CC BY 4.0"}
     page = (ROOT / "docs/pretrained.md").read_text()
     assert all(f"`{name}`" in page for name in UNOPENED)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from equiscreen.model import load_checkpoint, load_pretrained
+from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.pretrained.load import import_weights
 from equiscreen.pipeline.errors import CheckpointError
@@ -32,17 +33,19 @@ class Harmful:
         return os.system, ("true",)
 
 
-def changed_checkpoint(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def changed_checkpoint(path: Path, change: Callable[[dict[str, Any]], object], source: Path = CHECKPOINT) -> Path:
     """Write the checkpoint with a change."""
-    content = torch.load(CHECKPOINT, weights_only=True)
+    content = torch.load(source, weights_only=True)
     change(content)
     torch.save(content, path)
     return path
 
 
-def changed_package(path: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> Path:
+def changed_package(
+    path: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None, source: Path = PACKAGE
+) -> Path:
     """Write the package with other contents of its members, and additional members."""
-    with zipfile.ZipFile(PACKAGE) as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
         for name, content in (extra or {}).items():
@@ -89,6 +92,21 @@ def test_a_package_is_imported_by_the_command(tmp_path: Path) -> None:
     check(TorchPotential(network), expected, torch.float32, factor=2)
 
 
+@pytest.mark.parametrize(("version", "power"), [("0.13.0", 5), ("0.16.2", 5), ("0.17.0", 6)])
+def test_before_0_17_the_repulsion_had_the_envelope_of_the_radial_basis(
+    version: str, power: int, tmp_path: Path
+) -> None:
+    """NequIP-OAM-L is from 0.13."""
+
+    def older(content: dict[str, Any]) -> None:
+        content["hyper_parameters"]["model"]["polynomial_cutoff_p"] = 5
+        content["hyper_parameters"]["info_dict"]["versions"]["nequip"] = version
+
+    network, _ = load_pretrained(changed_checkpoint(tmp_path / "older.ckpt", older))
+    assert isinstance(network, NequipNetwork)
+    assert (network.config.envelope_power, network.config.pair_repulsion) == (5, power)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -104,10 +122,10 @@ def test_a_package_is_imported_by_the_command(tmp_path: Path) -> None:
         ({"type_names": ["H", "C", "O", "Si", "H"], "pair_potential": None}, "type_names: contains duplicates"),
         ({"attention": True}, "unknown setting attention"),
         ({"_target_": "nequip.model.ModelFromPackage"}, "_target_ is nequip.model.ModelFromPackage; .* package it"),
-        ({"_target_": "allegro.model.AllegroModel"}, "_target_ is allegro.model.AllegroModel"),
+        ({"_target_": "allegro.model.AllegroForces"}, "_target_ is allegro.model.AllegroForces"),
         ({"num_layers": 10**9}, "at most 32 items|damaged"),
         ({"l_max": 10**9, "num_features": 4}, "less than or equal to 6|damaged"),
-        ({"num_features": [7, 4]}, "damaged, or an unsupported version of NequIP"),
+        ({"num_features": [7, 4]}, "damaged, or was written by an unsupported version of NequIP"),
     ],
 )
 def test_an_unknown_architecture_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -128,7 +146,7 @@ def spoil(content: dict[str, Any]) -> None:
         (lambda x: x["hyper_parameters"]["info_dict"]["versions"].update(nequip="0.20.0"), r"from NequIP 0\.20\.0"),
         (
             lambda x: x["hyper_parameters"]["info_dict"]["training_module"].update(_target_="a.ScheduleFree"),
-            r"trained by a\.ScheduleFree",
+            r"the training module a\.ScheduleFree is not supported",
         ),
         (lambda x: x["state_dict"].pop("ema.ema_weight_2"), "averaged weights do not fit"),
         (lambda x: x["state_dict"]["ema._extra_state"].update(is_holding_ema_weights=False), "during validation"),
@@ -143,18 +161,23 @@ def test_a_bad_checkpoint_is_refused(change: Callable[[dict[str, Any]], object],
     assert "\n" not in str(caught.value)
 
 
-HARMFUL = pickle.dumps(Harmful())
+HARMFUL, NEWER = (pickle.dumps(Harmful(), protocol) for protocol in (2, 4))
 BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], str]] = {
-    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside of the archive"),
-    "absolute": (same, {"/etc/evil": b""}, "which lies outside of the archive"),
-    "drive": (same, {"C:/evil": b""}, "which lies outside of the archive"),
+    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside of its folder"),
+    "absolute": (same, {"/etc/evil": b""}, "which lies outside of its folder"),
+    "drive": (same, {"C:/evil": b""}, "which lies outside of its folder"),
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},
-        r"contains (posix|nt)\.system, which no model needs",
+        r"reading the file requires (posix|nt)\.system, which is not allowed",
+    ),
+    "operation": (
+        lambda name, content: NEWER if name.endswith(".pkl") else content,
+        {},
+        "the pickle uses the operation STACK_GLOBAL, which PyTorch does not use",
     ),
     "version": (replaced(rb"nequip: 0\.19\.1", b"nequip: 1.0.0"), {}, r"from NequIP 1\.0\.0"),
-    "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "a package of version 3"),
+    "format": (replaced(rb"package_version_id: 2", b"package_version_id: 3"), {}, "package version 3"),
     "pickle": (lambda name, x: x[:5000] if name.endswith(".pkl") else x, {}, r"eager_model\.pkl cannot be read"),
     "tensor": (lambda name, x: x[:4] if name.endswith(".storage") else x, {}, r"a tensor has \d bytes instead of \d+"),
     "module": (replaced(rb"per_atom_energy_readout", b"per_atom_energy_somethi"), {}, "per_atom_energy_somethi"),
@@ -173,17 +196,17 @@ def test_a_bad_package_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_cut_package_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.nequip.zip"
     path.write_bytes(PACKAGE.read_bytes()[:20_000])
-    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint of SevenNet, Nequix, NequIP or MACE"):
+    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint of SevenNet, Nequix"):
         load_pretrained(path)
 
 
 def test_a_package_with_too_many_members_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("equiscreen.model.pretrained.module_archive.MAX_MEMBERS", 10)
-    with pytest.raises(CheckpointError, match="at most 10 are read"):
+    monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_MEMBERS", 10)
+    with pytest.raises(CheckpointError, match="the limit is 10"):
         load_pretrained(PACKAGE)
     monkeypatch.undo()
-    monkeypatch.setattr("equiscreen.model.pretrained.module_archive.MAX_PICKLE_BYTES", 1_000)
-    with pytest.raises(CheckpointError, match=r"eager_model\.pkl has 106,\d+ bytes; at most 1,000 are read"):
+    monkeypatch.setattr("equiscreen.model.pretrained.records.archive.MAX_PICKLE_BYTES", 1_000)
+    with pytest.raises(CheckpointError, match=r"eager_model\.pkl has 106,\d+ bytes; the limit is 1,000"):
         load_pretrained(PACKAGE)
 
 

@@ -17,7 +17,9 @@ from equiscreen.export.exporter import lower_and_check
 from equiscreen.model.checkpoint import ModelCard
 from equiscreen.model.networks.base import Network
 from equiscreen.model.networks.torch_potential import TorchPotential
-from equiscreen.model.pretrained.nequip import from_nequip_checkpoint
+from equiscreen.model.pretrained.nequip.allegro import allegro_network
+from equiscreen.model.pretrained.nequip.files import open_checkpoint
+from equiscreen.model.pretrained.nequip.nequip import nequip_network
 from equiscreen.model.pretrained.sevennet import from_sevennet, modality_name
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.graphs.potential import Potential
@@ -27,9 +29,10 @@ from ...conftest import ROOT, traced_once
 from ...oracles.structures import structures
 
 ORACLES = ROOT / "tests/oracles"
-SEVENNET, NEQUIP = (
-    sorted(path.stem for path in (ORACLES / code).glob("[0-9]*.npz")) for code in ("sevennet", "nequip")
-)
+CODES = ("sevennet", "nequip", "allegro")
+EVERY = [(code, stem) for code in CODES for stem in sorted(path.stem for path in (ORACLES / code).glob("[0-9]*.npz"))]
+# Exported by the tests that run often.
+QUICK = {("allegro", "01", torch.float32)}
 # Largest differences from the oracles, which are float64: eV/atom, eV/angstrom, eV/angstrom^3. They hold for values of
 # up to `USUAL` (a stress of 1.6 GPa), and grow in proportion beyond: the repulsion of a close pair is 190 eV/angstrom.
 USUAL = {"energy": 3.0, "forces": 1.0, "stress": 0.01}
@@ -72,9 +75,9 @@ def sevennet_content(stem: str) -> dict[str, Any]:
     return {"config": config, "model_state_dict": found.state}
 
 
-def nequip_content(stem: str) -> dict[str, Any]:
-    """Content of a checkpoint as NequIP writes it."""
-    found = oracle("nequip", stem)
+def nequip_content(code: str, stem: str) -> dict[str, Any]:
+    """Content of a checkpoint as NequIP writes it, also for Allegro."""
+    found = oracle(code, stem)
     module = {"_target_": "nequip.train.NequIPLightningModule"}
     info = {"versions": found.written["versions"], "training_module": module}
     state = {f"model.sole_model.{name}": tensor for name, tensor in found.state.items()}
@@ -84,8 +87,9 @@ def nequip_content(stem: str) -> dict[str, Any]:
 @cache
 def imported(code: str, stem: str) -> Network:
     """The network in float64."""
-    if code == "nequip":
-        return from_nequip_checkpoint(nequip_content(stem), stem)
+    if code != "sevennet":
+        file = open_checkpoint(nequip_content(code, stem), stem)
+        return nequip_network(file) if code == "nequip" else allegro_network(file)
     content, modality = sevennet_content(stem), oracle(code, stem).written["modality"]
     return from_sevennet(content, modality_name(content["config"], modality, stem), stem)
 
@@ -120,18 +124,20 @@ def exported(network: Network) -> OnnxPotential:
         return OnnxPotential(lower_and_check([network], ModelCard(symmetry))[0].SerializeToString())
 
 
-EVERY = [*(("sevennet", stem) for stem in SEVENNET), *(("nequip", stem) for stem in NEQUIP)]
-
-
 @DTYPES
 @pytest.mark.parametrize(("code", "stem"), EVERY)
 def test_the_numbers_of_their_own_code_in_pytorch(code: str, stem: str, dtype: torch.dtype) -> None:
     check(TorchPotential(copy.deepcopy(imported(code, stem)).to(dtype)), oracle(code, stem).results, dtype)
 
 
-@DTYPES
-@pytest.mark.slow
-@pytest.mark.parametrize(("code", "stem"), EVERY)
+@pytest.mark.parametrize(
+    ("code", "stem", "dtype"),
+    [
+        pytest.param(*case, dtype, marks=[] if (*case, dtype) in QUICK else pytest.mark.slow)
+        for case in EVERY
+        for dtype in LIMITS
+    ],
+)
 def test_the_numbers_of_their_own_code_in_onnx(code: str, stem: str, dtype: torch.dtype) -> None:
     if (code, stem, dtype) == ("sevennet", "07", torch.float32):
         pytest.xfail("act_radial: sigmoid jumps at the cutoff, where float32 rounds differently in ONNX Runtime")

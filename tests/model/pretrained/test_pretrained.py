@@ -194,19 +194,19 @@ def sevennet_file(path: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"is_parity": True}, "damaged, or an unsupported version"),
-        ({"self_connection_type": ["nequip"] * 5}, "damaged, or an unsupported version"),
+        ({"is_parity": True}, "damaged, or was written by an unsupported version"),
+        ({"self_connection_type": ["nequip"] * 5}, "damaged, or was written by an unsupported version"),
         ({"self_connection_type": "none"}, "self_connection_type is 'none', not one of 'nequip', 'linear'"),
-        ({"readout_as_fcn": True}, "damaged, or an unsupported version"),
+        ({"readout_as_fcn": True}, "damaged, or was written by an unsupported version"),
         ({"act_gate": {"e": "gelu", "o": "tanh"}}, "act_gate e is 'gelu', not one of 'silu', 'ssp'"),
         ({"act_radial": "mish"}, "act_radial is 'mish'"),
         ({"interaction_type": "mace"}, "interaction_type is 'mace'"),
-        ({"version": "0.14.0"}, "from SevenNet 0.14.0; files of versions up to 0.13 are known"),
+        ({"version": "0.14.0"}, "from SevenNet 0.14.0, but only versions up to 0.13 are supported"),
         ({"radial_basis": {"radial_basis_name": "bessel", "width": 2}}, "unknown setting width"),
-        ({"_type_map": {500: 0}}, "damaged, or an unsupported version"),
-        ({"lmax": float("inf")}, "damaged, or an unsupported version"),
+        ({"_type_map": {500: 0}}, "damaged, or was written by an unsupported version"),
+        ({"lmax": float("inf")}, "damaged, or was written by an unsupported version"),
         ({"radial_basis": {"radial_basis_name": "chebyshev"}}, "radial_basis_name is 'chebyshev'"),
-        ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or an unsupported version"),
+        ({"num_convolution_layer": 6, "irreps_manual": False}, "damaged, or was written by an unsupported version"),
         ({"num_convolution_layer": 10**9, "irreps_manual": False}, "at most 32 items"),
         ({"lmax": 10**9, "irreps_manual": False}, "and degree 6 are|less than or equal to 6"),
         ({"channel": 10**9, "irreps_manual": False}, "less than or equal to 4096"),
@@ -301,10 +301,10 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"weights": torch.zeros(2)}, stream)
     cases: dict[str, tuple[bytes, str]] = {
-        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
-        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix, NequIP or MACE"),
+        "text.pth": (b"not a checkpoint at all", "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "empty.pth": (b"", "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "pickle.pth": (pickle.dumps([1, 2]), "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
+        "other.pth": (stream.getvalue(), "not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"),
         "cut.nqx": (whole[: len(whole) // 2], "damaged"),
         "longer.nqx": (whole + whole[-1000:], "damaged"),
         "settings.nqx": (b'{"cutoff": 6.0}\n', "the setting atomic_numbers is missing"),
@@ -337,7 +337,7 @@ def test_what_is_no_checkpoint_is_told(data: Path, tmp_path: Path) -> None:
 def test_a_torch_file_that_is_cut_is_told(tmp_path: Path) -> None:
     path = sevennet_file(tmp_path / "cut.pth")
     path.write_bytes(path.read_bytes()[:1_000_000])
-    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix, NequIP or MACE"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE"):
         load_pretrained(path)
 
 
@@ -366,7 +366,8 @@ def test_the_registry_says_what_matters() -> None:
 
 def test_the_page_lists_the_registry() -> None:
     page = (ROOT / "docs/pretrained.md").read_text()
-    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    registry = page.partition("| name | source |")[2].partition("\n\n")[0]
+    rows = {line.split("`")[1]: line for line in registry.splitlines() if line.startswith("| `")}
     assert rows.keys() == REGISTRY.keys()
     for model in REGISTRY.values():
         words = (

@@ -186,7 +186,7 @@ def test_a_finished_ensemble_is_not_touched(ensemble: tuple[Path, EnsembleReport
 )
 def test_a_damaged_ensemble_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "ensemble.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"ensemble\.json: damaged"):
+    with pytest.raises(CheckpointError, match=r"ensemble\.json is damaged"):
         find_checkpoints(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_card_is_told(ensemble: tuple[Path, EnsembleReport], tmp_path:
     if card == "absent":
         del content["card"]
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"ensemble\.json: damaged"):
+    with pytest.raises(CheckpointError, match=r"ensemble\.json is damaged"):
         load_members(tmp_path)
 
 

@@ -14,13 +14,14 @@ import torch
 from equiscreen.conformance.laws import evaluate
 from equiscreen.model import Config, EquivariantNetwork, load_checkpoint, repeat, train
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint, save_ensemble
+from equiscreen.model.networks.allegro import AllegroNetwork
 from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphStore, Structure
 from equiscreen.pipeline.errors import CheckpointError, ConfigError
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 
-from ...conformance.networks import NEQUIP, nequip_of
+from ...conformance.networks import ALLEGRO, NEQUIP, allegro_of, nequip_of
 from ...conftest import ELEMENTS
 from ..conftest import small_config
 from ..labelled import images, stored
@@ -218,7 +219,7 @@ def test_a_store_that_sees_less_far_than_the_checkpoint_is_refused(start: Path, 
     near = stored(
         tmp_path / "near.zarr", images(probe_structures(ELEMENTS, 6, seed=96, max_atoms=6), emt=True), cutoff=4.0
     )
-    with pytest.raises(ConfigError, match=r"4\.5 is above the 4\.0 angstrom of .*near\.zarr"):
+    with pytest.raises(ConfigError, match=r"is 4\.5, larger than the cutoff of 4\.0 angstrom in .*near\.zarr"):
         fine_tuned(near, tmp_path / "run", start)
 
 
@@ -239,22 +240,24 @@ def test_settings_of_fine_tuning_are_in_the_run(store: Path, start: Path, tmp_pa
 # --- imported weights -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=list(NEQUIP))
+@pytest.fixture(params=[*NEQUIP, "splines"])
 def imported(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint like one from `equiscreen import`, with narrow layers."""
     path = tmp_path / "imported.ckpt"
-    network = nequip_of(NEQUIP[request.param], torch.float32)
+    allegro = request.param in ALLEGRO
+    network = (allegro_of if allegro else nequip_of)((ALLEGRO if allegro else NEQUIP)[request.param], torch.float32)
     save_checkpoint(path, network, ModelCard("so3" if network.config.symmetry == "so3" else "o3"))
     return path
 
 
 @pytest.mark.slow
 def test_imported_weights_learn_but_for_what_is_frozen(store: Path, imported: Path, tmp_path: Path) -> None:
-    freeze = ["sent", "interactions.0"]
+    allegro = load_checkpoint(imported)[0].config.family == "allegro"
+    freeze = ["embedding" if allegro else "sent", "interactions.0"]
     network = fine_tuned(
         store, tmp_path / "run", imported, max_epochs=4, learning_rate=2e-3, fine_tune={"freeze": freeze}
     )
-    assert isinstance(network, NequipNetwork)
+    assert isinstance(network, AllegroNetwork if allegro else NequipNetwork)
     before = dict(load_checkpoint(imported)[0].named_parameters())
     for name, parameter in network.named_parameters():
         frozen = f"{name}.".startswith(tuple(f"{part}." for part in freeze))
@@ -278,5 +281,5 @@ def test_imported_weights_get_a_new_element(silver: Path, imported: Path, tmp_pa
 
 
 def test_imported_weights_take_no_heads(silver: Path, imported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imported weights predict energies, forces and stresses, and nothing else"):
+    with pytest.raises(ConfigError, match="imported weights predict only energies, forces and stresses"):
         fine_tuned(silver, tmp_path / "run", imported, {"heads": {"hardness": {}}}, max_epochs=1)

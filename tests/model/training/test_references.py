@@ -76,7 +76,7 @@ def test_a_mistake_is_named(start: Path, shifted: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
         refit_references(start, shifted, out, energy_scheme="pbe")
     near = stored(tmp_path / "near.zarr", images(probe_structures(ELEMENTS, 3, seed=96, max_atoms=6)), cutoff=4.0)
-    with pytest.raises(ConfigError, match=r"near\.zarr: its cutoff of 4\.0 angstrom is smaller than the network's"):
+    with pytest.raises(ConfigError, match=r"near\.zarr: the cutoff of 4\.0 angstrom is smaller than the network's"):
         refit_references(start, near, out)
     bare = stored(tmp_path / "bare.zarr", images(probe_structures(ELEMENTS, 3, seed=96, max_atoms=6)))
     other = stored(tmp_path / "other.zarr", images(probe_structures((46, 78), 3, seed=96, max_atoms=6), emt=True))
@@ -88,6 +88,6 @@ def test_a_mistake_is_named(start: Path, shifted: Path, tmp_path: Path) -> None:
     for member in ("member-0", "member-1"):
         shutil.copytree(start, tmp_path / "both" / member)
     save_ensemble(tmp_path / "both", ["member-0", "member-1"], ModelCard())
-    with pytest.raises(ConfigError, match=r"both: an ensemble; refit its members"):
+    with pytest.raises(ConfigError, match=r"both is an ensemble; refit its members"):
         refit_references(tmp_path / "both", shifted, out)
     assert not out.exists()

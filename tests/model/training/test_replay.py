@@ -191,7 +191,7 @@ def test_a_run_with_replay_is_repeated_from_its_folder(new: Path, old: Path, sta
     assert again.drift == first.drift
     shutil.rmtree(source)
     shutil.copytree(new, source)
-    with pytest.raises(ConfigError, match=r"old\.zarr: not the store that .*run replayed: its content has changed"):
+    with pytest.raises(ConfigError, match=r"old\.zarr is not the store that .*run replayed: its content has changed"):
         repeat(tmp_path / "run", tmp_path / "third")
 
 
@@ -199,19 +199,19 @@ def test_a_run_with_replay_is_repeated_from_its_folder(new: Path, old: Path, sta
 
 
 def test_replay_requires_a_checkpoint(new: Path, old: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"replay: requires a checkpoint.*`--from`"):
+    with pytest.raises(ConfigError, match=r"replay requires a checkpoint.*`--from`"):
         train(new, tmp_path / "run", small_config().replaying(old))
 
 
 def test_a_store_that_cannot_be_replayed_is_told(new: Path, start: Path, tmp_path: Path) -> None:
     near = stored(tmp_path / "near.zarr", images(probe_structures(ELEMENTS, 6, seed=96, max_atoms=6)), cutoff=4.0)
-    with pytest.raises(ConfigError, match=r"near\.zarr: cannot be replayed: its cutoff of 4\.0 angstrom is smaller"):
+    with pytest.raises(ConfigError, match=r"near\.zarr cannot be replayed: its cutoff of 4\.0 angstrom is smaller"):
         train(new, tmp_path / "run", settings(start, near))
     other = stored(tmp_path / "other.zarr", images(probe_structures((46, 78), 4, seed=96, max_atoms=6)))
-    with pytest.raises(ConfigError, match=r"other\.zarr: cannot be replayed: 0 of its 4 structures have only elements"):
+    with pytest.raises(ConfigError, match=r"other\.zarr cannot be replayed: 0 of its 4 structures have only elements"):
         train(new, tmp_path / "run", settings(start, other))
     single = stored(tmp_path / "one.zarr", images(probe_structures(ELEMENTS, 1, seed=96, max_atoms=6)))
-    with pytest.raises(ConfigError, match=r"one\.zarr: cannot be replayed: 1 of its 1 structures"):
+    with pytest.raises(ConfigError, match=r"one\.zarr cannot be replayed: 1 of its 1 structures"):
         train(new, tmp_path / "run", settings(start, single))
     with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
         train(new, tmp_path / "run", settings(start, tmp_path / "none.zarr"))
@@ -231,7 +231,7 @@ def test_a_store_that_is_replaced_during_the_run_is_noticed(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "on_validation_epoch_end", replaced)
-        with pytest.raises(StoreError, match=r"old\.zarr: has changed during this run"):
+        with pytest.raises(StoreError, match=r"old\.zarr has changed during this run"):
             train(new, tmp_path / "run", config)
     assert not (tmp_path / "run" / "model.ckpt").exists()
     with pytest.raises(OutputExistsError, match="unfinished run with different settings or stores"):

@@ -164,7 +164,7 @@ def test_a_mistake_in_the_configuration_is_named(tmp_path: Path, text: str, mess
 
 
 def test_the_loss_of_a_head_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.loss\.heads: gaap not defined in network\.heads"):
+    with pytest.raises(ConfigError, match=r"training\.loss\.heads names undefined heads: gaap"):
         train(store, tmp_path / "run", config(loss={"heads": {"gaap": 1}}))
 
 
@@ -362,7 +362,7 @@ def test_an_element_that_only_validation_has_is_told_and_left_out(
     split = {"by": "time", "key": "date", "validation": 0.35}
     report = train(store, tmp_path / "run", config(TINY, max_epochs=1, split=split), progress=True)
     assert (report.n_training, report.n_validation) == (8, 2)
-    assert "train: skipped 2 validation or test structures: no training structure contains Ag, Au" in (
+    assert "train: 2 validation or test structures are skipped: no training structure contains Ag, Au" in (
         capsys.readouterr().err
     )
     assert load_checkpoint(report.checkpoint)[0].elements == (29,)

@@ -191,7 +191,7 @@ def bad_dict(**changes: object) -> dict[str, object]:
         (bad_dict(sites=[{"species": [{"element": "Qq"}], "abc": [0, 0, 0]}]), "unknown element"),
         (bad_dict(sites=[{"species": [{"element": "Cu"}], "abc": [0, float("nan"), 0]}]), "not finite"),
         (bad_dict(lattice={"matrix": [[1, 0, 0], [2, 0, 0], [0, 0, 1]]}), "zero volume"),
-        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "not a pymatgen structure"),
+        (bad_dict(sites=[{"species": [{"element": "Cu"}], "xyz": [0, 0, 0]}]), "malformed pymatgen structure"),
         (bad_dict(sites=[]), "no atoms"),
         ({"energy": 3}, "no structure in any field"),
         (17, "not a record (int)"),
@@ -263,7 +263,7 @@ def test_duplicates_are_counted_listed_and_kept_where_labels_differ(tmp_path: Pa
     [
         (None, "no such file"),
         ("", "empty"),
-        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose one with `equiscreen featurize --struct"),
+        ("a,b\n1,2\n", "no structure in any field .fields: a, b.; choose a field with `equiscreen featurize --struct"),
         ("cif\nnothing\n", "none of its structures could be stored; record 0"),
     ],
 )
@@ -323,7 +323,7 @@ def test_small_files_of_many_records_share_a_partition(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cutoff", [0, -1, 1000, float("nan")])
 def test_a_cutoff_that_makes_no_sense(tmp_path: Path, cutoff: float) -> None:
-    with pytest.raises(SourceError, match="it must be between"):
+    with pytest.raises(SourceError, match="choose one between"):
         featurize(make_source("CSV", tmp_path), tmp_path / "g.zarr", cutoff=cutoff)
 
 
@@ -344,7 +344,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match=r"different settings.*cutoff"):
         run(source, tmp_path / "g.zarr")
     plan.write_bytes(b"\xff" + plan.read_bytes())
-    with pytest.raises(OutputExistsError, match=r"different settings \(its plan\.json is damaged\)"):
+    with pytest.raises(OutputExistsError, match=r"different settings \(unknown, because its plan\.json is damaged\)"):
         run(source, tmp_path / "g.zarr")
     with pytest.raises(StoreError, match="unfinished"):
         GraphStore(tmp_path / "g.zarr")
@@ -569,7 +569,7 @@ def test_a_file_that_changes_meanwhile_is_noticed_whatever_its_times(
 
     with monkeypatch.context() as patch:
         patch.setattr(place, name, rewrite_first)
-        with pytest.raises(StoreError, match=r"a\.cif: has changed during this run"):
+        with pytest.raises(StoreError, match=r"a\.cif has changed during this run"):
             run(source, tmp_path / "g.zarr")
     assert not (tmp_path / "g.zarr").exists()
 

@@ -117,7 +117,7 @@ def test_labels_and_columns_that_only_one_store_has_are_empty_elsewhere(tmp_path
 def test_stores_that_do_not_fit_are_refused(sources: list[Path], tmp_path: Path) -> None:
     run(sources[0], tmp_path / "a.zarr")
     run(sources[1], tmp_path / "b.zarr", cutoff=5.0)
-    with pytest.raises(StoreError, match=r"its cutoff is 5.0 angstrom, but that of .*a.zarr is 4.0"):
+    with pytest.raises(StoreError, match=r"has a cutoff of 5.0 angstrom, but .*a.zarr has 4.0"):
         merge([tmp_path / "a.zarr", tmp_path / "b.zarr"], tmp_path / "g.zarr", scheduler="threads")
     with pytest.raises(StoreError, match="append without --cutoff"):
         run(sources[1], tmp_path / "a.zarr", append=True, cutoff=5.0)

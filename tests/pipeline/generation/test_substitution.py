@@ -207,12 +207,12 @@ def test_only_so_many_atoms(aflow: Prototypes, size: int) -> None:
 @pytest.mark.parametrize(
     ("prototypes", "options", "message"),
     [
-        ([("Cu", Structure.from_ase(bulk("Cu")))], {}, "none of 1 prototypes can be assigned oxidation states"),
+        ([("Cu", Structure.from_ase(bulk("Cu")))], {}, r"no prototype \(of 1\) can be assigned oxidation states"),
         ([("B2", Structure.from_ase(bulk("CuZn", "cesiumchloride", a=2.95)))], {}, "oxidation states"),
         ([("water", Structure.from_ase(molecule("H2O")))], {}, "oxidation states"),
-        ([], {}, "none of 0 prototypes"),
+        ([], {}, r"no prototype \(of 0\)"),
         (SALT, {"max_atoms": 1}, "crystals of at most 1 atoms"),
-        (SALT, {"elements": ["He"]}, "none of 1 prototypes has a neutral substitution in He"),
+        (SALT, {"elements": ["He"]}, r"no prototype \(of 1\) has a neutral substitution using only He"),
         (SALT, {"min_probability": 0.9}, "probability of 0.9 or more"),
     ],
 )

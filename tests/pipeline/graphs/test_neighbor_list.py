@@ -114,7 +114,7 @@ def test_limits_of_a_graph() -> None:
         neighbor_list(dense, 26.0)
     cell = np.array([[1.0, 0, 0], [0, 100.0, 0], [33_000.0, 0, 0.9]])  # c - 33,000 a is as short as 0.9
     skewed = Structure(np.ones(1, np.uint8), cell, np.zeros((1, 3)), np.ones(3, bool))
-    with pytest.raises(InvalidStructureError, match="lattice images beyond 32767"):
+    with pytest.raises(InvalidStructureError, match="lattice image index above 32767"):
         neighbor_list(skewed, 0.905)
 
 

@@ -191,7 +191,7 @@ def test_members_of_a_tar_do_not_vanish(tmp_path: Path, suffix: str, damage: str
     report, message = stored_or_refused(path, tmp_path)
     assert report in (None, 3 if damage in ("a bit", "cut at a member", "cut in a header") else 6)
     assert ("cannot be read" in message) == (damage != "none")
-    assert ("data after its end" in message) == (damage == "two of them")
+    assert ("data after the end of the archive" in message) == (damage == "two of them")
 
 
 def stored_or_refused(path: Path, folder: Path) -> tuple[int | None, str]:
@@ -256,7 +256,7 @@ LABELS = LabelMapping().with_inline(["gap=gap[eV]"])
 
 def test_a_table_without_structures(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("a,b\n1,2\n")
-    reason = "no structure in any field (fields: a, b); choose one with `equiscreen featurize --structure-field`"
+    reason = "no structure in any field (fields: a, b); choose a field with `equiscreen featurize --structure-field`"
     assert reason in refusal(tmp_path / "s.csv", tmp_path)
     (tmp_path / "t.csv").write_text(csv_text(ROWS))
     options = ReadOptions(structure_field="structure")
@@ -268,8 +268,8 @@ def test_a_table_without_structures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (f"n9,{quoted(CIFS[5])}", "row of 2 fields, but 3 columns"),
-        (f"n9,1,5,{quoted(CIFS[5])},2", "row of 5 fields, but 3 columns"),
+        (f"n9,{quoted(CIFS[5])}", "the row has 2 fields, but the table has 3 columns"),
+        (f"n9,1,5,{quoted(CIFS[5])},2", "the row has 5 fields, but the table has 3 columns"),
         ('n9,"data_x', "unclosed quote"),
         (f"n9,{quoted(CIFS[5])[:-1]},7", "unclosed quote"),
         ("n9,,7", "no structure in any field"),
@@ -362,7 +362,7 @@ def test_a_table_without_names_of_columns(tmp_path: Path, before: str, form: str
     (tmp_path / "s.csv").write_text(before + "\n".join(rows[:4]) + "\n")
     report = run(tmp_path / "s.csv", tmp_path / "g.zarr")
     reasons = [reason for _, _, reason in failures(tmp_path / "g.zarr")]
-    assert reasons[-1] == "no line of column names (add one at the beginning)"
+    assert reasons[-1] == "the table has no line of column names (add one at the beginning)"
     assert (report.stored, report.failed) == ((2, 2) if form == "open" else (3, 1))
 
 
@@ -466,7 +466,7 @@ def test_mixed_encodings(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(csv_text(rows).encode("latin-1"))
     (tmp_path / "utf16.cif").write_text(CIFS[4], encoding="utf-16")
     report, rows = beside(tmp_path / "utf16.cif", tmp_path)
-    assert rows == [("utf16.cif", 0, "is UTF-16; convert it to UTF-8")]
+    assert rows == [("utf16.cif", 0, "the text is UTF-16; convert it to UTF-8")]
     assert "UTF-16" in refusal(tmp_path / "utf16.cif", tmp_path)
     report = run(
         [tmp_path / f"{name}" for name in ("latin.cif", "utf8.cif", "latin.csv")], tmp_path / "h.zarr", id_field=None
@@ -516,7 +516,7 @@ ONE = json.dumps(DICTS[0])
         (
             f'{{"a": {ONE}, "b": {json.dumps(DICTS[1])}, "c": {{"sites": 1, "lattice": 2}}}}',
             2,
-            ["not a pymatgen structure"],
+            ["malformed pymatgen structure"],
         ),
         (f"[{ONE}] junk\nmore junk\n", 1, ["text after the end: 'junk'"]),
         (f"[{ONE}]]", 1, ["text after the end"]),
@@ -524,7 +524,11 @@ ONE = json.dumps(DICTS[0])
         (f"{json.dumps(DICTS[0], indent=1)}\n{json.dumps(DICTS[1], indent=1)}", 2, []),
         (f'{{"data": [{{"x": 1}}], "structure": {ONE}}}', 1, ["no structure in any field (fields: x)"]),
         ("[" * 100_000, 0, ["JSON"]),
-        (f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]', 1, ["not a pymatgen structure"]),
+        (
+            f'[{ONE}, {{"structure": {{"sites": [{{"abc": NaN}}], "lattice": {{}}}}}}]',
+            1,
+            ["malformed pymatgen structure"],
+        ),
         (f'{{"\\q": {ONE}, "b": {ONE}}}', 1, ["object member without a key"]),
     ],
 )
@@ -601,7 +605,7 @@ def test_isolated_atoms_are_stored_and_flagged(tmp_path: Path) -> None:
         ({"pbc": [True]}, "pbc has 1 values instead of 3"),
         ({"pbc": ["True", "False", "True"]}, "neither true nor false"),
         ({"positions": [[0, 0]]}, "structure does not parse"),
-        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "1 elements, but 2 coordinates"),
+        ({"positions": [[0, 0, 0], [1, 1, 1]]}, "coordinates for different numbers of atoms"),
         ({"atomic_numbers": [29.5]}, "unknown element"),
         ({"atomic_numbers": [0]}, "unknown element"),
         ({"atomic_numbers": None}, "no structure in any field"),
@@ -676,7 +680,7 @@ def test_databases_that_are_none(tmp_path: Path) -> None:
     try:
         report, rows = beside(tmp_path / "damaged.db", tmp_path)
     except SourceError as error:
-        assert "damaged.db: cannot be read as an ASE database" in str(error)  # noqa: PT017 - both outcomes are correct
+        assert "damaged.db: the file cannot be read as an ASE database" in str(error)  # noqa: PT017 - both outcomes are correct
     else:
         assert report.failed == len(rows) > 0
         assert report.read > 2
@@ -815,7 +819,7 @@ def test_a_file_elsewhere_that_cannot_be_fetched_now_is_no_failure_for_ever(tmp_
     threading.Thread(target=server.serve_forever, daemon=True).start()
     words = [f"http://127.0.0.1:{server.server_address[1]}/{name}.cif" for name in ("first", "second")]
     try:
-        with pytest.raises(SourceError, match=r"second.cif: cannot be fetched .* run the same command again"):
+        with pytest.raises(SourceError, match=r"second.cif: the file cannot be fetched .* run the same command again"):
             run(words, tmp_path / "g.zarr")
         down.clear()
         assert run(words, tmp_path / "g.zarr").read == 2

@@ -155,7 +155,7 @@ def test_a_complete_list_is_read_whatever_group_is_named() -> None:
 
 def test_a_text_of_several_crystals_is_refused() -> None:
     """Blocks are split at lines that begin with `data_`; elsewhere the second crystal would vanish."""
-    assert "2 crystals in one text" in reason(cif() + cif().replace("data_x", "data_y"))
+    assert "2 crystals in one CIF" in reason(cif() + cif().replace("data_x", "data_y"))
 
 
 def test_symmetry_in_another_block_is_no_symmetry(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_the_scheduler_is_restarted(case: Case, start: Callable[..., subprocess.
     kill(scheduler)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert err.startswith("equiscreen: the connection to the Dask scheduler is lost; restart the scheduler")
+    assert err.startswith("equiscreen: the connection to the Dask scheduler was lost; restart the scheduler")
     assert len(err.splitlines()) == 1
     kill(worker)
     start_scheduler(start)

@@ -151,7 +151,7 @@ def test_without_credentials_the_command_line_says_what_is_missing(server: str, 
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("equiscreen: s3://screening/x.csv: cannot be reached")
+    assert line.startswith("equiscreen: s3://screening/x.csv cannot be reached")
     assert "AWS_ACCESS_KEY_ID" in line
 
 

@@ -92,7 +92,7 @@ def test_a_source_that_changes_during_the_run_is_noticed(tmp_path: Path, monkeyp
         check(run)
 
     monkeypatch.setattr(StoreRun, "check_inputs", changed)
-    with pytest.raises(StoreError, match=r"in\.extxyz: has changed during this run"):
+    with pytest.raises(StoreError, match=r"in\.extxyz has changed during this run"):
         featurize(source, tmp_path / "g.zarr", scheduler="threads")
     assert not (tmp_path / "g.zarr").exists()
     monkeypatch.undo()

@@ -65,7 +65,7 @@ def test_a_damaged_plan_is_called_damaged(begun: Path) -> None:
     (begun / "trip.json").write_text("{")
     for overwrite, cure in ((None, "remove the folder"), (False, "use `--overwrite`")):
         with (
-            pytest.raises(OutputExistsError, match=rf"trip\.json: damaged, .*; {cure} to start again"),
+            pytest.raises(OutputExistsError, match=rf"trip\.json is damaged, .*; {cure} to start again"),
             FOLDER.opened(begun, PLAN, overwrite=overwrite),
         ):
             pass

@@ -134,7 +134,7 @@ def test_labels_in_different_units_are_not_mixed(
     labels = LabelMapping().with_inline([label])
     featurize(write_extxyz(tmp_path / "s.extxyz", 3), tmp_path / "g.zarr", labels=labels, scheduler="threads")
     others = [*stores, GraphStore(tmp_path / "g.zarr")]
-    with pytest.raises(StoreError, match="label 'gap' is not the same"):
+    with pytest.raises(StoreError, match="the label 'gap' differs"):
         EpochReader(others)
     assert len(EpochReader(others, labels=["energy"])) == sum(SIZES) + 3
 
@@ -197,9 +197,9 @@ def test_no_more_is_read_ahead_than_asked_for() -> None:
 
 
 def test_choices_have_to_fit(stores: tuple[GraphStore, GraphStore]) -> None:
-    with pytest.raises(ValueError, match="length 3, but there are 40 structures"):
+    with pytest.raises(ValueError, match="length 3, but the store has 40 structures"):
         EpochReader(stores, [np.ones(3, dtype=bool), np.ones(SIZES[1], dtype=bool)])
-    with pytest.raises(ValueError, match="structures or in slots"):
+    with pytest.raises(ValueError, match="exactly one of `structures` and `slots`"):
         EpochReader(stores).batches()
 
 

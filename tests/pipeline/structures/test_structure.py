@@ -93,7 +93,7 @@ def test_ase_there_and_back(pbc: tuple[bool, bool, bool]) -> None:
         (([6], CUBE + np.inf, [[0, 0, 0]]), "not finite"),
         (([6], np.zeros((3, 3)), [[0, 0, 0]]), "zero volume"),
         (([6], [[1, 0, 0], [0, 1, 0], [1, 1, 0]], [[0, 0, 0]]), "zero volume"),
-        (([6, 7], CUBE, [[0, 0, 0]]), "2 elements, but 1 coordinates"),
+        (([6, 7], CUBE, [[0, 0, 0]]), "coordinates for different numbers of atoms"),
     ],
 )
 def test_what_is_no_structure_says_why(arguments: tuple[object, ...], message: str) -> None:

@@ -129,7 +129,7 @@ def test_statements_that_contradict_each_other_leave_the_entry_out(
     notes = account_of(folder, entry, "mp-uncorrected", "mp-uncorrected")
     bases = {functional.partition("+")[0] for functional in both}
     if len(assume_distinct) == 2 and len(bases) == 2:
-        assert notes["left_out_by_reason"] == {"two functionals": 1}, entry
+        assert notes["left_out_by_reason"] == {"contradictory functionals": 1}, entry
     if both[0] == both[1]:
         assert notes["left_out"] == (0 if both[0] in ALLOWED["mp-uncorrected"] else 1), (entry, notes)
 
@@ -149,7 +149,7 @@ def test_statements_that_contradict_each_other_leave_the_entry_out(
         ({"parameters": {"is_hubbard": True}, "functional": "r2SCAN"}, "r2scan", "Hubbard U"),
         ({"incar": {"LDAU": True, "LDAUU": {"Na": 2}}}, "matpes-pbe", "Hubbard U"),
         ({"incar": {"LDAU": True, "LDAUU": [0, 0]}}, "matpes-pbe", None),
-        ({"run_type": "GGA", "data": {"run_type": "GGA+U"}}, "mp-uncorrected", "two functionals"),
+        ({"run_type": "GGA", "data": {"run_type": "GGA+U"}}, "mp-uncorrected", "contradictory functionals"),
         ({"run_type": "GGA+U", "functional": "PBE"}, "mp-uncorrected", None),
         ({"thermo_type": "R2SCAN"}, "mp-uncorrected", "functional r2SCAN"),
         ({"thermo_type": "GGA_GGA+U", "run_type": "GGA"}, "mp-uncorrected", None),
@@ -243,7 +243,7 @@ def test_tables_are_read_row_by_row_as_entries_are(
 @pytest.mark.parametrize(
     ("columns", "scheme", "reasons"),
     [
-        ({"run_type": ["GGA"], "calc_type": ["r2SCAN Static"]}, "mp-uncorrected", ["two functionals"]),
+        ({"run_type": ["GGA"], "calc_type": ["r2SCAN Static"]}, "mp-uncorrected", ["contradictory functionals"]),
         ({"run_type": ["GGA+U"], "functional": ["PBE"]}, "mp-uncorrected", []),
         ({"run_type": ["R2SCAN"], "scheme": ["mp-uncorrected"]}, "r2scan", ["energy scheme mp-uncorrected"]),
         ({"potcar.functional": ["PBE_54"]}, "r2scan", []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import ase.build
@@ -11,13 +11,12 @@ import ase.optimize
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import PropertyNotImplementedError
 from ase.filters import FrechetCellFilter
 from equiscreen.export import OnnxPotential
 from equiscreen.pipeline import GraphBlock, Structure
 from equiscreen.pipeline.errors import ConfigError
 from equiscreen.pipeline.graphs.neighbor_list import neighbor_list
-from equiscreen.pipeline.graphs.potential import ENERGY_OUTPUTS, Evaluation, OutputSpec
+from equiscreen.pipeline.graphs.potential import ENERGY_OUTPUTS, Evaluation
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.pipeline.structures.symmetry import find_symmetry
 from equiscreen.screening.relaxation.batched import (
@@ -33,31 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-ELEMENTS = (13, 28, 29, 46, 47, 78, 79)
-
-
-@dataclass
-class EmtPotential:
-    """ASE's EMT as a `Potential`; records the size of every batch."""
-
-    cutoff: float = 5.0
-    elements: tuple[int, ...] = ELEMENTS
-    outputs: tuple[OutputSpec, ...] = ENERGY_OUTPUTS
-    evaluated: list[int] = field(default_factory=list)
-
-    def evaluate(self, block: GraphBlock) -> Evaluation:
-        self.evaluated.append(len(block))
-        energies, forces, stresses = [], [], []
-        for row in range(len(block)):
-            atoms = block.structure(row).to_ase()
-            atoms.calc = EMT()
-            energies.append(atoms.get_potential_energy())
-            forces.append(atoms.get_forces())
-            try:
-                stresses.append(atoms.get_stress(voigt=False))
-            except PropertyNotImplementedError:
-                stresses.append(np.full((3, 3), np.nan))
-        return Evaluation(np.array(energies), np.concatenate(forces), np.array(stresses))
+from ..emt_potential import EmtPotential
 
 
 class SickPotential(EmtPotential):

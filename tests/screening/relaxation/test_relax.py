@@ -48,7 +48,7 @@ failure_policy._TasksInFlight.submit = lambda *arguments: time.sleep(0.5) or sub
 from equiscreen.__main__ import main
 main()
 """
-ATOMS = 8
+ATOMS = 5
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Pa
     assert relax(graphs, sevennet_model, out, scheduler="threads", limit=6).sizes["structure"] == 6
     assert GraphStore(stored).store_hash == written == open_scores(out).attrs["graph_store"]["store_hash"]
     shutil.rmtree(out)
-    with pytest.raises(OutputExistsError, match=r"t\.graphs\.zarr: already exists"):
+    with pytest.raises(OutputExistsError, match=r"t\.graphs\.zarr already exists"):
         relax(graphs, sevennet_model, out, scheduler="threads", limit=5)
     relax(graphs, sevennet_model, out, scheduler="threads", limit=5, overwrite=True)
     assert len(GraphStore(stored)) == 5
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(
         relax(graphs, sevennet_model, out, scheduler="threads", budget=0.0)
     shutil.copytree(graphs, tmp_path / "g.zarr")
     relax(graphs, sevennet_model, out, scheduler="threads", limit=3)
-    with pytest.raises(OutputExistsError, match=r"r\.zarr: already exists"):
+    with pytest.raises(OutputExistsError, match=r"r\.zarr already exists"):
         relax(graphs, sevennet_model, out, RelaxSettings(fmax=0.1), scheduler="threads", limit=3)
 
 
@@ -372,5 +372,5 @@ def test_files_are_relaxed_as_the_store_that_they_make(data: Path, sevennet_mode
     found = relax_files(tmp_path / "mp.csv", sevennet_model, tmp_path / "b.zarr", settings, scheduler="threads")
     xr.testing.assert_identical(values(found).drop_vars("source"), values(expected).drop_vars(["source", "band_gap"]))
     assert len(GraphStore(tmp_path / "b.candidates.graphs.zarr")) == 2
-    with pytest.raises(OutputExistsError, match=r"b\.zarr: already exists"):
+    with pytest.raises(OutputExistsError, match=r"b\.zarr already exists"):
         relax_files(tmp_path / "mp.csv", sevennet_model, tmp_path / "b.zarr", settings, scheduler="threads")

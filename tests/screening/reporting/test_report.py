@@ -161,7 +161,7 @@ def test_the_table_shows_what_a_selection_found_out(found: Path, tmp_path: Path)
     assert values["novelty"].count("known") == 2
     assert values["novelty"].count(None) == SIZE - 5
     assert sum(bool(name) for name in values["known_as"]) == 2
-    with pytest.raises(ConfigError, match="was not selected from"):
+    with pytest.raises(ConfigError, match="is a selection from another dataset"):
         report(tmp_path / "best", tmp_path / "other.html", selection=tmp_path / "best")
     with pytest.raises(ConfigError, match="is not a selection"):
         report(found, tmp_path / "other.html", selection=found)
@@ -268,7 +268,7 @@ def test_pictures_must_be_small_png_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match="not a PNG file of at most 2,000,000 bytes"):
             picture_file("Curves", tmp_path / name)
-    with pytest.raises(ConfigError, match=r"missing.png: cannot be read \(No such file"):
+    with pytest.raises(ConfigError, match=r"missing.png cannot be read \(No such file"):
         picture_file("Curves", tmp_path / "missing.png")
 
 

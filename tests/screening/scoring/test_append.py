@@ -128,8 +128,8 @@ def test_what_cannot_be_appended_to_is_told_and_kept(store: Path, model: Path, t
         screen(store, model, out, min_distance=1.0, **words)
     with pytest.raises(StoreError, match="no such store"):
         screen(store, model, tmp_path / "none.zarr", **words)
-    with pytest.raises(ConfigError, match="choose one"):
+    with pytest.raises(ConfigError, match="use only one of them"):
         screen(store, model, out, overwrite=True, **words)
-    with pytest.raises(ConfigError, match="append requires a graph store"):
+    with pytest.raises(ConfigError, match="--append works only with a graph store"):
         prepare_graphs(tmp_path / "220.extxyz", model, out, RunOptions(scheduler="threads"), append=True)
     assert open_scores(out).load().identical(before)

@@ -222,7 +222,7 @@ def test_another_model_or_store_is_refused_when_a_run_is_taken_up(model: Path, t
     begun(tmp_path / "g.zarr", used, out)
     altered(model, used, 1.1)
     with pytest.raises(
-        OutputExistsError, match=r"s\.zarr\.partial: an unfinished run .*different settings \(.*model_sha256.*\)"
+        OutputExistsError, match=r"s\.zarr\.partial holds an unfinished run .*different settings \(.*model_sha256.*\)"
     ):
         screen(tmp_path / "g.zarr", used, out, scheduler="threads")
     shutil.copy(model, used)
@@ -247,7 +247,7 @@ def test_a_store_that_changes_while_it_is_screened_is_told(
         return concatenate(*arguments)
 
     monkeypatch.setattr(StoreRun, "concatenate", change_and_concatenate)
-    with pytest.raises(StoreError, match=r"g\.zarr: has changed during this run"):
+    with pytest.raises(StoreError, match=r"g\.zarr has changed during this run"):
         screen(store, model, tmp_path / "s.zarr", scheduler="threads")
     assert not (tmp_path / "s.zarr").exists()
 

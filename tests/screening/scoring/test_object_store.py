@@ -83,7 +83,7 @@ def test_scores_of_a_bucket_in_a_bucket(
     assert len(labels_and_predictions(open_scores(out))[0]) == 7
     assert describe(out)["schema"] == "equiscreen-scores/1"
     assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(OutputExistsError, match=r"s3://scored/s\.zarr: already exists"):
+    with pytest.raises(OutputExistsError, match=r"s3://scored/s\.zarr already exists"):
         screen(store, model, out, scheduler="threads")
     screen(store, model, out, scheduler="threads", limit=3, overwrite=True)
     grown = screen(store, model, out, scheduler="threads", append=True)
@@ -100,7 +100,7 @@ def test_a_bucket_that_does_not_exist_is_told_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert bucket.exists("scored")
-    with pytest.raises(OutputExistsError, match=r"s3://nowhere/s\.zarr: cannot be written"):
+    with pytest.raises(OutputExistsError, match=r"s3://nowhere/s\.zarr cannot be written"):
         screen(screened / "g.zarr", exported("float32"), "s3://nowhere/s.zarr", scheduler="threads")
     assert not list(tmp_path.glob("*.partial"))
 

@@ -196,5 +196,5 @@ def test_parity_pairs_each_label_with_its_prediction(labelled: Path) -> None:
 def test_parity_with_another_store_is_refused(labelled: Path, tmp_path: Path) -> None:
     write_extxyz(tmp_path / "d.extxyz", 12, seed=202)
     featurize(tmp_path / "d.extxyz", tmp_path / "d.zarr", cutoff=CUTOFF, scheduler="threads")
-    with pytest.raises(StoreError, match=r"d\.zarr: not the store that"):
+    with pytest.raises(StoreError, match=r"d\.zarr is not the store that"):
         labels_and_predictions(open_scores(labelled / "s.zarr"), store=tmp_path / "d.zarr")

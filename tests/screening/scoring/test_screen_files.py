@@ -72,12 +72,12 @@ def test_it_is_featurizing_with_the_models_cutoff_and_screening(
 def test_a_bad_file_is_accounted_for(sources: list[Path], model: Path, tmp_path: Path) -> None:
     graphs = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert "read 12 = stored 11 + failed 1 + duplicate 0" in graphs.summary
-    assert f"`equiscreen info {graphs.path}` names those that failed" in graphs.summary
+    assert f"`equiscreen info {graphs.path}` names some of those that failed" in graphs.summary
     (row,) = GraphStore(graphs.path).table("failures.parquet").to_pylist()
     assert row["source"] == sources[1].name
     again = prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     assert again.summary.startswith(
-        f"{graphs.path}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0;"
+        f"{graphs.path}: the existing store is reused: read 12 = stored 11 + failed 1 + duplicate 0;"
     )
     with pytest.raises(SourceError, match="none of its structures could be stored"):
         screen_files(sources[1], model, tmp_path / "bad.zarr", scheduler="threads")
@@ -113,13 +113,13 @@ def test_a_url_of_files_is_none_of_a_store(stores: Path, model: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        (["g.zarr", "c.cif"], ConfigError, r"g\.zarr: a store among files"),
-        (["c.cif", "plain"], ConfigError, r"plain: a store among files"),
-        (["g.zarr", "plain"], ConfigError, "2 stores were given; .* `equiscreen merge`"),
+        (["g.zarr", "c.cif"], ConfigError, r"g\.zarr is a store among structure files"),
+        (["c.cif", "plain"], ConfigError, r"plain is a store among structure files"),
+        (["g.zarr", "plain"], ConfigError, "2 stores were given, but only one can be used; .* `equiscreen merge`"),
         (["none.zarr"], StoreError, r"none\.zarr: no such store"),
         (["none.cif"], SourceError, r"none\.cif: no such file"),
-        (["unfinished"], StoreError, "unfinished: unfinished; to resume it, repeat the command that writes it"),
-        ([], SourceError, "no sources given"),
+        (["unfinished"], StoreError, "unfinished is unfinished; to resume it, repeat the command that writes it"),
+        ([], SourceError, "there are no sources"),
     ],
 )
 def test_what_cannot_be_screened_is_told(
@@ -134,7 +134,7 @@ def test_existing_scores_and_a_bad_model_are_told_before_the_work(
     sources: list[Path], model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "s.zarr").mkdir()
-    with pytest.raises(OutputExistsError, match=r"s\.zarr: already exists; .* --overwrite"):
+    with pytest.raises(OutputExistsError, match=r"s\.zarr already exists; .* --overwrite"):
         screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads")
     with pytest.raises(ModelFileError):
         screen_files(sources, sources[0], tmp_path / "t.zarr", scheduler="threads")
@@ -150,7 +150,7 @@ def test_a_finished_graph_store_is_taken_up_and_kept_when_the_scores_are_replace
     )  # as if the run was killed before the second step
     moment = written(graphs)
     first = without_history(screen_files(sources, model, out, scheduler="threads"))
-    with pytest.raises(OutputExistsError, match=r"s\.zarr: already exists"):
+    with pytest.raises(OutputExistsError, match=r"s\.zarr already exists"):
         screen_files(sources, model, out, scheduler="threads")
     scored = written(out)
     again = screen_files(sources, model, out, scheduler="threads", overwrite=True)
@@ -208,7 +208,7 @@ def merged(sources: list[Path], graphs: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_cutoff, r"its cutoff is 5\.5 angstrom, but that of the model is 4\.5"),
+        (other_cutoff, r"its cutoff is 5\.5 angstrom, but the model's cutoff is 4\.5"),
         (fewer_sources, "different or changed sources"),
         (changed_later, "different or changed sources"),
         (limited, "different limit"),
@@ -223,7 +223,7 @@ def test_other_graphs_in_that_place_are_refused(
     graphs = tmp_path / "s.graphs.zarr"
     make(sources, graphs)
     moment = written(graphs)
-    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr: holds different graphs \(.*{message}.*--overwrite"):
+    with pytest.raises(OutputExistsError, match=rf"s\.graphs\.zarr cannot be reused \(.*{message}.*--overwrite"):
         screen_files(sources, model, tmp_path / "s.zarr", scheduler="threads")
     assert written(graphs) == moment
     assert not (tmp_path / "s.zarr").exists()
@@ -265,7 +265,7 @@ def test_an_estimate_scales_both_halves_to_all_records(
     assert not list(tmp_path.glob("s.*"))
     prepare_graphs(sources, model, tmp_path / "s.zarr", RunOptions(scheduler="threads"))
     reused, structures = str(estimate(sources, model, tmp_path / "s.zarr")).splitlines()
-    assert "reused the existing store: read 12" in reused
+    assert "the existing store is reused: read 12" in reused
     assert structures.startswith("11 structures: ")
     assert str(estimate([tmp_path / "s.graphs.zarr"], model, tmp_path / "t.zarr", 3)).startswith("3 structures: ")
 
@@ -316,7 +316,7 @@ def test_the_command_line_and_a_kill_between_the_halves(
     assert done.returncode == 0, done.stderr
     first = next(line for line in done.stderr.splitlines() if line.startswith(str(graphs)))
     (second,) = done.stdout.splitlines()
-    assert first.startswith(f"{graphs}: reused the existing store: read 12 = stored 11 + failed 1 + duplicate 0")
+    assert first.startswith(f"{graphs}: the existing store is reused: read 12 = stored 11 + failed 1 + duplicate 0")
     assert second.startswith(f"{out}: 11 structures (11 ok)")
     assert written(graphs) == moment
     assert open_scores(out).sizes["structure"] == 11

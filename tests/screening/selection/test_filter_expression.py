@@ -142,7 +142,7 @@ def test_meaning(text: str, expected: list[bool] | None) -> None:
         ("min(**n_atoms) < 3", "takes no"),
         ("min(n_atoms, key=abs) < 3", "character 17 .*single ="),
         ("min(n_atoms) < 3", "the number of values must be 2 to 16"),
-        ("abs(magnetic) < 3", "character 5 .*expected a number, not true or false"),
+        ("abs(magnetic) < 3", "character 5 .*expected a number, not a true/false value"),
         ("median(n_atoms) < 3", "character 1 .*unknown function 'median'; choose one of abs"),
     ],
 )

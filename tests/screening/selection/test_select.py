@@ -305,10 +305,10 @@ def test_a_folder_of_results_stands_for_its_dataset(scores: Path, tmp_path: Path
     again = select(tmp_path / "best", tmp_path / "better", top=3, formats=["parquet"])
     assert ids(again) == ids(first)[:3]
     (tmp_path / "none").mkdir()
-    with pytest.raises(StoreError, match="none: holds no scores dataset"):
+    with pytest.raises(StoreError, match="none holds no scores dataset"):
         select(tmp_path / "none", tmp_path / "x", top=3)
     select(scores, tmp_path / "table", top=3, formats=["csv"])
-    with pytest.raises(StoreError, match=r"table: holds no scores dataset .* repeat `select` with `zarr`"):
+    with pytest.raises(StoreError, match=r"table holds no scores dataset .* repeat `select` with `zarr`"):
         select(tmp_path / "table", tmp_path / "x", top=3)
     (tmp_path / "best/scores.zarr/zarr.json").write_text("{")
     with pytest.raises(StoreError, match=r"best/scores\.zarr: its zarr\.json is damaged"):
@@ -428,7 +428,7 @@ def test_molecules_have_no_cif_and_that_is_told(tmp_path: Path) -> None:
     columns |= {"status": np.zeros(2, dtype=np.uint8), "energy_above_hull": np.zeros(2)}
     found = select(write_dataset(tmp_path / "s.zarr", store, columns), tmp_path / "out", formats="cif,extxyz,zarr")
     assert len(list((tmp_path / "out" / "cif").iterdir())) == 1
-    assert "cif: 1 not written" in summary(found, "out")
+    assert "cif: structures not written: 1" in summary(found, "out")
     assert len(ase.io.read(tmp_path / "out" / "candidates.extxyz", index=":")) == 2
 
 

@@ -115,7 +115,7 @@ def test_a_job_with_a_gpu_runs_one_worker(tmp_path: Path) -> None:
     ("scheduler", "told"),
     [
         ("slurm", "slurm: the cluster file is missing; use --scheduler slurm:cluster.yaml"),
-        ("slurm:none.yaml", "none.yaml: cannot be read as YAML: No such file or directory"),
+        ("slurm:none.yaml", "none.yaml: cannot be read: No such file or directory"),
         ("slurm:cluster.yaml", "sbatch: not found on this machine"),
         ("lsf:cluster.yaml", "bsub: not found on this machine"),
     ],

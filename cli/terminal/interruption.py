@@ -1,4 +1,4 @@
-"""Ctrl-C: one line and exit code 130, whatever is running and however often it is pressed."""
+"""Ctrl-C: one line and exit code 130, regardless of what is running and how often it is pressed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,100 @@
+"""The commands that hand results on: `publish` and `serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import MovedStore
+from .terminal.account import account, shows_progress, tell
+from .terminal.interruption import resumable
+
+_SCORES_HELP = (
+    "Scores written by `equiscreen screen`, `relax`, `hull` or `select`; or a folder written by `equiscreen select`, "
+    "`cascade` or `rank`."
+)
+
+
+def publish(
+    scores: Annotated[Path, typer.Argument(metavar="S.zarr|FOLDER", help=_SCORES_HELP)],
+    place: Annotated[
+        str,
+        typer.Argument(metavar="URL|FOLDER", help="Where to publish: s3://BUCKET/NAME, or a folder of a web server."),
+    ],
+    title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column to rank by, lowest first; -COLUMN ranks highest first.",
+            show_default="energy_above_hull, else formation_energy_per_atom, else energy_per_atom if all compositions "
+            "are equal",
+        ),
+    ] = None,
+    graphs: Annotated[
+        bool, typer.Option("--graphs/--no-graphs", help="Publish the graph store, which holds the structures.")
+    ] = True,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write a report of the best 1,000 candidates.")
+    ] = True,
+    store: MovedStore = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier publication.")] = False,
+) -> None:
+    """Publish scores, structures and a report as files for others.
+
+    The folder holds scores.zarr, the ranked list ranking.zarr (in chunks so small that its first page is read at once),
+    the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
+    (catalogue.json) and the SHA-256 of every file (checksums.sha256). Any web server or S3 bucket can hand it out; read
+    it with xarray.open_zarr. Attributes hold no local paths and no secrets of URLs. Object stores need `pip install
+    'equiscreen[remote]'`. An interrupted run resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen publish relaxed.hull.zarr s3://my-bucket/alloys
+    """
+    from ..publishing import publication
+
+    with resumable():
+        made = publication.publish(
+            scores,
+            place,
+            title=title,
+            by=by,
+            graphs=graphs,
+            report=report,
+            store=store,
+            overwrite=overwrite,
+            progress=shows_progress(),
+        )
+    account(made, made)
+
+
+def serve(
+    scores: Annotated[
+        Path,
+        typer.Argument(
+            metavar="S.zarr|FOLDER", help=f"{_SCORES_HELP} A folder written by `equiscreen publish` works too."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in, without a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes any free one.")] = 8000,
+    title: Annotated[str | None, typer.Option(help="Title of the pages.", show_default="Screen of S.zarr")] = None,
+    store: MovedStore = None,
+) -> None:
+    """Serve scores over HTTP: queries, structures and the Zarr store.
+
+    Routes: / is the page, /query returns rows as JSON, CSV or Arrow, /structures/ROW.cif a structure, /zarr the store
+    for xarray.open_zarr, /docs lists all parameters, and /openapi.json describes them for programs. An answer has at
+    most 10,000 rows. Without --host, only this machine can connect; there are no passwords. This command needs `pip
+    install 'equiscreen[serve]'`. Ctrl-C stops the server.
+
+    \b
+    Example:
+        equiscreen serve relaxed.hull.zarr
+    """
+    from ..publishing.serving import server
+
+    server.serve(scores, host=host, port=port, title=title, store=store, announce=tell)

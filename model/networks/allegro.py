@@ -1,0 +1,347 @@
+"""Allegro: features of edges instead of atoms (Musaelian et al., Nat. Commun. 14, 579 (2023)).
+
+An edge only interacts with the other edges of its receiver, so nothing but elements is read from neighbours, and the
+network is strictly local. In each layer, the features of an edge are multiplied by a weighted sum of the spherical
+harmonics of all edges of the receiver. That sum and the coupling coefficients make one matrix per atom and channel,
+which acts on the features of every edge: no tensor over edges is wider than the features.
+
+In the authors' code, the sum is called the environment, and the perceptrons of the layers are called latents. Constants
+that are kept separate there (fan-in, gains, mean number of neighbours, prefactors) are folded into the weights here,
+and linear maps that follow each other are one map.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from ..config.network import AllegroConfig
+from ..equivariance.irreps import SCALAR, Features, Irrep, Path, SphericalHarmonics, coupling
+from ..equivariance.tensors import harmonic_irreps, parsed
+from ..layers.activations import ACTIVATIONS
+from ..layers.radial import polynomial_envelope
+from ..layers.sine import sine
+from ..layers.table import Table
+from ..statistics import DataStatistics
+from .base import Network
+from .nequip import PairRepulsion
+
+
+class AllegroNetwork(Network):
+    """An Allegro network that predicts energies, forces and stresses.
+
+    Args:
+        config: Configuration of the network.
+        elements: Supported atomic numbers, in ascending order.
+        statistics: Reference energies and scales.
+        dtype: Data type of weights and features.
+    """
+
+    config: AllegroConfig
+
+    def __init__(
+        self,
+        config: AllegroConfig,
+        elements: Sequence[int],
+        statistics: DataStatistics,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(config, elements, statistics)
+        self.config = config
+        count, degrees = len(self.elements), config.l_max + 1
+        bessel = config.radial == "bessel"
+        self.embedding = BesselEmbedding(config, count) if bessel else SplineEmbedding(config, count)
+        # Scalars of an edge, and weights of each channel and degree for the sum over edges and for the first features.
+        self.widths = [config.scalars, config.channels * degrees, config.channels * degrees]
+        hidden = config.embedding_hidden
+        self.perceptron = EdgePerceptron([config.embedding, *hidden, sum(self.widths)], config.embedding_activation)
+        self.harmonics = SphericalHarmonics(config.l_max)
+        self.interactions = nn.ModuleList(AllegroInteraction(config, layer) for layer in range(len(config.edge_irreps)))
+        widths = [config.scalars * (len(self.interactions) + 1), *config.readout_hidden, 1]
+        self.readout = EdgePerceptron(widths, config.readout_activation)
+        self.sum_scales = nn.Parameter(torch.ones(count)) if config.sum_scales else None
+        power = config.pair_repulsion
+        self.repulsion = PairRepulsion(self.elements, self.energy_scales, power) if power else None
+        # Degree of each component of the harmonics, as a matrix.
+        degree = torch.repeat_interleave(torch.arange(degrees), 2 * torch.arange(degrees) + 1)
+        self.spread: Tensor
+        self.inverse_cutoffs: Tensor
+        self.register_buffer("spread", torch.eye(degrees, dtype=torch.float64)[:, degree], persistent=False)
+        self.register_buffer("inverse_cutoffs", 1 / self._cutoffs(), persistent=False)
+        self.to(dtype)
+
+    def _cutoffs(self) -> Tensor:
+        """Cutoff radii, float64[n_elements, n_elements] for receiver and sender (angstrom)."""
+        symbols = [chemical_symbols[number] for number in self.elements]
+        rows = [self.config.pair_cutoffs.get(symbol, {}) for symbol in symbols]
+        return torch.tensor([[row.get(other, self.cutoff) for other in symbols] for row in rows], dtype=torch.float64)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of weights and features."""
+        return next(self.parameters()).dtype
+
+    def interaction(self, layer: int) -> AllegroInteraction:
+        """Return a layer, counted from 0."""
+        found = self.interactions[layer]
+        if not isinstance(found, AllegroInteraction):
+            raise TypeError(type(found))
+        return found
+
+    def layers(self, species: Tensor, table: Table) -> list[Features]:
+        """Compute the energy of each atom, and its share of the pair repulsion if there is any.
+
+        Args:
+            species: int64[N], index of each atom's element in `elements`.
+            table: Inputs of the network.
+
+        Returns:
+            Scalars in units of the energy scales, float[N, 1, 1] each.
+        """
+        n, k = table.neighbors.shape
+        flat = table.vectors.reshape(-1, 3)
+        distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
+        pair = species.unsqueeze(1) * len(self.elements) + species[table.neighbors]
+        relative = distance / self.cutoff
+        if self.config.pair_cutoffs:
+            relative = distance * self.inverse_cutoffs.view(-1)[pair].view(-1, 1)
+        inside = torch.where(relative < 1, torch.ones_like(relative), torch.zeros_like(relative))
+        harmonics = self.harmonics(flat / distance)
+        embedded = self.perceptron(self.embedding(relative, species, table.neighbors), inside)
+        first, weights, initial = torch.split(embedded, self.widths, dim=1)
+        scalars, features = [first], self._weighted(initial, harmonics, n)
+        for interaction in self.interactions:
+            total = self._total(weights, harmonics.view(n, k, -1), species)
+            features, (more, *rest) = interaction(features, total, scalars, inside)
+            scalars.append(more)
+            weights = rest[0] if rest else weights
+        energies = self.readout(torch.cat(scalars, dim=1), inside).view(n, k).sum(1)
+        if self.sum_scales is not None:
+            energies = energies * self.sum_scales[species]
+        out = [{SCALAR: energies.view(-1, 1, 1)}]
+        if self.repulsion is not None:
+            repulsion = self.repulsion(distance, relative, species, table.neighbors)
+            out.append({SCALAR: repulsion.view(-1, 1, 1)})
+        return out
+
+    def relative_energies(self, layers: Sequence[Features]) -> Tensor:
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
+        first, *others = (layer[SCALAR].view(-1) for layer in layers)
+        return first + others[0] if others else first
+
+    def _weighted(self, weights: Tensor, harmonics: Tensor, n: int) -> Tensor:
+        """Spherical harmonics of each edge, weighted by channel and degree: float[C * N, K, (l_max + 1)^2].
+
+        Args:
+            weights: float[N * K, C * degrees].
+            harmonics: float[N * K, (l_max + 1)^2].
+            n: Number of atoms.
+        """
+        by_channel = weights.view(weights.shape[0], self.config.channels, -1).transpose(0, 1)
+        spread = by_channel.reshape(-1, by_channel.shape[2]) @ self.spread
+        features = spread.view(self.config.channels, *harmonics.shape) * harmonics.unsqueeze(0)
+        return features.view(self.config.channels * n, -1, harmonics.shape[1])
+
+    def _total(self, weights: Tensor, harmonics: Tensor, species: Tensor) -> Tensor:
+        """Sum of the weighted spherical harmonics over the edges of each atom: float[C, N, (l_max + 1)^2].
+
+        Args:
+            weights: float[N * K, C * degrees].
+            harmonics: float[N, K, (l_max + 1)^2].
+            species: int64[N], index of each atom's element.
+        """
+        n, k, components = harmonics.shape
+        # The products with harmonics of all degrees; those with other degrees than the weight's are left out.
+        products = torch.bmm(weights.view(n, k, -1).transpose(1, 2), harmonics)
+        total = (products.view(n, self.config.channels, -1, components) * self.spread).sum(2)
+        if self.sum_scales is not None:
+            total = total * self.sum_scales[species].view(-1, 1, 1)
+        return total.transpose(0, 1)
+
+
+class BesselEmbedding(nn.Module):
+    """Scalars of an edge: maps of Bessel functions, times factors of the receiver's and the sender's element.
+
+    The Bessel functions are sin(k x) / x, with trained frequencies k, of the distance relative to the cutoff.
+
+    Args:
+        config: Configuration of the network.
+        n_elements: Number of elements.
+    """
+
+    def __init__(self, config: AllegroConfig, n_elements: int) -> None:
+        super().__init__()
+        self.power, half = config.envelope_power, config.embedding // 2
+        self.frequencies = nn.Parameter(math.pi * torch.arange(1, config.n_basis + 1))
+        self.radial = nn.Parameter(torch.randn(config.n_basis, config.embedding) / math.sqrt(config.n_basis))
+        self.receiver = nn.Parameter(torch.randn(n_elements, half))
+        self.sender = nn.Parameter(torch.randn(n_elements, half))
+
+    def forward(self, relative: Tensor, species: Tensor, neighbors: Tensor) -> Tensor:
+        """Compute the scalars of all edges, float[N * K, embedding].
+
+        Args:
+            relative: float[N * K, 1], distance relative to the cutoff.
+            species: int64[N], index of each atom's element.
+            neighbors: int64[N, K], sender of each slot.
+        """
+        basis = sine(relative * self.frequencies) * (polynomial_envelope(relative, self.power) / relative)
+        shape = (*neighbors.shape, self.receiver.shape[1])
+        one, other = torch.split(basis @ self.radial, [self.receiver.shape[1]] * 2, dim=1)
+        one = one.view(shape) * self.receiver[species].unsqueeze(1)
+        other = other.view(shape) * self.sender[species[neighbors]]
+        return torch.cat([one, other], dim=2).view(relative.shape[0], -1)
+
+
+class SplineEmbedding(nn.Module):
+    """Scalars of an edge: splines of the distance, with weights for each pair of elements.
+
+    A spline is sin(pi u)^4 within its support, where u runs from 0 to 1.
+
+    Args:
+        config: Configuration of the network.
+        n_elements: Number of elements.
+    """
+
+    def __init__(self, config: AllegroConfig, n_elements: int) -> None:
+        super().__init__()
+        count, span = config.n_basis, config.spline_span
+        weights = torch.randn(n_elements, n_elements, config.embedding, count)
+        self.splines = nn.Parameter(weights / math.sqrt(span + 1))
+        self.width = (span + 1) / count
+        self.begins: Tensor
+        begins = torch.arange(-span, count - span, dtype=torch.float64) / count
+        self.register_buffer("begins", begins, persistent=False)
+
+    def forward(self, relative: Tensor, species: Tensor, neighbors: Tensor) -> Tensor:
+        """Compute the scalars of all edges; arguments and result as in `BesselEmbedding.forward`."""
+        u = (relative - self.begins) * (1 / self.width)
+        zero = torch.zeros_like(u)
+        wave = sine(math.pi * torch.where(u > 0, torch.where(u < 1, u, zero), zero))
+        square = wave * wave
+        pair = species.unsqueeze(1) * len(self.splines) + species[neighbors]
+        weights = self.splines.flatten(0, 1)[pair.view(-1)]
+        return torch.bmm(weights, (square * square).unsqueeze(2)).squeeze(2)
+
+
+class EdgePerceptron(nn.Module):
+    """Linear maps without biases, with an activation in between, on edges.
+
+    Args:
+        widths: Widths of the input, the hidden layers and the output.
+        activation: Name of the activation.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
+        self.activation = ACTIVATIONS[activation]
+        # Rounding makes this function slightly different from zero at zero, but padding must not contribute.
+        self.masked = activation == "ssp"
+
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """Map float[E, widths[0]] to float[E, widths[-1]].
+
+        Args:
+            x: Scalars of the edges; zero beyond the cutoff.
+            inside: float[E, 1], 1 within the cutoff and 0 beyond.
+        """
+        for place, weight in enumerate(self.weights):
+            if place:
+                x = self.activation(x) * inside if self.masked else self.activation(x)
+            x = x @ weight
+        return x
+
+
+class AllegroInteraction(nn.Module):
+    """One layer: products of an edge's features with the sum over the receiver's edges, and new scalars.
+
+    Args:
+        config: Configuration of the network.
+        layer: Number of the layer, counted from 0.
+
+    Attributes:
+        paths: Products of a feature (left) with the sum of spherical harmonics (right).
+    """
+
+    def __init__(self, config: AllegroConfig, layer: int) -> None:
+        super().__init__()
+        harmonics = harmonic_irreps(config.l_max, "so3" if config.symmetry == "so3" else "natural")
+        before = _irreps(config.edge_irreps[layer - 1]) if layer else harmonics
+        after = _irreps(config.edge_irreps[layer])
+        self.paths = edge_paths(before, harmonics, after)
+        self.dims = [sum(irrep.dim for irrep in irreps) for irreps in (harmonics, before, after)]
+        # Each entry belongs to one path at most.
+        couplings = torch.zeros(*self.dims, dtype=torch.float64)
+        places = torch.zeros(*self.dims, dtype=torch.int64)
+        begins = [dict(zip(irreps, _begins(irreps), strict=True)) for irreps in (harmonics, before, after)]
+        for place, path in enumerate(self.paths):
+            right, left, out = (
+                slice(begin[irrep], begin[irrep] + irrep.dim)
+                for begin, irrep in zip(begins, (path.right, path.left, path.out), strict=True)
+            )
+            couplings[right, left, out] = coupling(path).permute(1, 0, 2)
+            places[right, left, out] = place
+        self.couplings: Tensor
+        self.places: Tensor
+        self.register_buffer("couplings", couplings.flatten(), persistent=False)
+        self.register_buffer("places", places.flatten(), persistent=False)
+        rows = config.channels if config.channel_weights else 1
+        self.weights = nn.Parameter(torch.randn(rows, len(self.paths)) / math.sqrt(len(self.paths)))
+        last = layer + 1 == len(config.edge_irreps)
+        self.widths = [config.scalars] if last else [config.scalars, config.channels * (config.l_max + 1)]
+        inputs = config.scalars * (layer + 1) + config.channels
+        self.perceptron = EdgePerceptron([inputs, *config.latent_hidden, sum(self.widths)], config.latent_activation)
+
+    def forward(
+        self, features: Tensor, total: Tensor, scalars: Sequence[Tensor], inside: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Compute the next features of all edges.
+
+        Args:
+            features: float[C * N, K, components], features of all edges.
+            total: float[C, N, (l_max + 1)^2], sum over the edges of each atom.
+            scalars: float[N * K, scalars] each, scalars of all edges from all layers before.
+            inside: float[N * K, 1], 1 within the cutoff and 0 beyond.
+
+        Returns:
+            The next features, float[C * N, K, components]; and more scalars of all edges, float[N * K, scalars],
+            followed by the weights of the next sum over edges, float[N * K, C * degrees], except after the last layer.
+        """
+        channels, n, _ = total.shape
+        right, left, out = self.dims
+        couplings = (self.weights.index_select(1, self.places) * self.couplings).view(-1, right, left * out)
+        if len(couplings) == 1:
+            matrices = total.reshape(channels * n, right) @ couplings.squeeze(0)
+        else:
+            matrices = torch.bmm(total, couplings)
+        features = torch.bmm(features, matrices.view(channels * n, left, out))
+        # Scalars come first.
+        invariant = torch.split(features, [1, out - 1], dim=2)[0] if out > 1 else features
+        inputs = [*scalars, invariant.reshape(channels, -1).transpose(0, 1)]
+        made = self.perceptron(torch.cat(inputs, dim=1), inside)
+        return features, [made] if len(self.widths) == 1 else list(torch.split(made, self.widths, dim=1))
+
+
+def edge_paths(left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep]) -> list[Path]:
+    """Paths of the products of a layer, in the order of Allegro, by their result.
+
+    Args:
+        left: Irreps of the features of an edge.
+        right: Irreps of the sum over edges.
+        out: Irreps of the result.
+    """
+    return [Path(a, b, c) for c in out for a in left for b in right if c in a * b]
+
+
+def _irreps(text: str) -> list[Irrep]:
+    return [irrep for _, irrep in parsed(text)]
+
+
+def _begins(irreps: Sequence[Irrep]) -> list[int]:
+    return [0, *itertools.accumulate(irrep.dim for irrep in irreps)][: len(irreps)]

@@ -1,0 +1,1 @@
+"""Checkpoints and packages of NequIP and of Allegro, which extends it."""

@@ -1,0 +1,19 @@
+"""Results for other people: published as files behind a web server or in an object store, or served with queries."""
+
+from typing import TYPE_CHECKING
+
+from ..pipeline.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .catalogue import open_catalogue
+    from .publication import publish
+    from .serving.server import serve
+
+__all__ = ["open_catalogue", "publish", "serve"]
+
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {"open_catalogue": ".catalogue", "publish": ".publication", "serve": ".serving.server"},
+        serve=("fastapi", "uvicorn", "xpublish"),
+    )

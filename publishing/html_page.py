@@ -1,0 +1,72 @@
+"""HTML pages that load nothing: no scripts, no fonts, no pictures from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from ..pipeline.plain_text import one_line
+
+# A browser that reads this refuses to run or fetch anything, whatever the ids of structures contain.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #d8dee4}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+form{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.6rem}label{display:block;font-size:.85rem}
+input,select,button{font:inherit;width:100%;box-sizing:border-box}pre{background:#f4f6f8;padding:.8rem;overflow-x:auto}
+@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#16191d}a{color:#9db7ff}
+th,td{border-color:#3a4149}pre{background:#22262b}}
+"""
+
+
+def html_page(title: str, body: str) -> str:
+    """Return a page.
+
+    Args:
+        title: Title, as text.
+        body: HTML below the heading.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(one_line(title))}</h1>{body}</body></html>\n"
+    )
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links: Sequence[str | None] = ()) -> str:
+    """Return a table; numbers are aligned to the right.
+
+    Args:
+        headings: Headings of the columns, as text.
+        rows: Cells of each row: text, numbers, or None for a missing value.
+        links: For each row, the address that its first cell links to.
+    """
+    body, numeric = [], [False] * len(headings)
+    for place, row in enumerate(rows):
+        cells = []
+        for column, value in enumerate(row):
+            number = isinstance(value, int | float)
+            numeric[column] |= number
+            text = escape(cell_text(value))
+            if column == 0 and links and links[place] is not None:
+                text = f'<a href="{escape(str(links[place]))}">{text}</a>'
+            cells.append(f'<td class="n">{text}</td>' if number else f"<td>{text}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(
+        f'<th class="n">{escape(name)}</th>' if number else f"<th>{escape(name)}</th>"
+        for name, number in zip(headings, numeric, strict=True)
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def cell_text(value: object) -> str:
+    """Text of a cell: a number with four significant decimals, or text on one line."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return one_line(str(value))

@@ -1,0 +1,323 @@
+"""Publishing: scores, structures and report as files that a web server or an object store hands out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..pipeline.errors import ConfigError, OutputExistsError
+from ..pipeline.runs.progress import ProgressReport
+from ..pipeline.runs.staging import check_place
+from ..pipeline.runs.target import ROOT_FILE
+from ..pipeline.store.checksums import SEAL
+from ..screening.dataset.default_ranking import default_ranking
+from ..screening.dataset.paths import dataset_in
+from ..screening.dataset.reader import ScoresReader
+from ..screening.reporting.report import report as write_report
+from ..screening.selection.ranking import Measure
+from .catalogue import (
+    CATALOGUE_FILE,
+    CATALOGUE_SCHEMA,
+    CHECKSUMS_FILE,
+    GRAPHS,
+    PAGE_FILE,
+    RANKING,
+    REPORT_FILE,
+    SCORES,
+    Catalogue,
+    Column,
+    PublishedStore,
+)
+from .catalogue_page import catalogue_page
+from .place import Place
+from .public_attributes import public_attributes, public_root
+from .ranked_store import ranked_rows, write_ranked_store
+
+# Holds the identity of a publication until it is complete.
+MARK_FILE = ".equiscreen-publishing.json"
+_OWN = frozenset({SCORES, RANKING, GRAPHS, REPORT_FILE, PAGE_FILE, CHECKSUMS_FILE, CATALOGUE_FILE, MARK_FILE})
+# Number of files that are copied at the same time, and the largest mark that is read, bytes.
+_COPIES, _MOST = 8, 1 << 20
+# Candidates in the table of the report: more make a page that is slow to load.
+_REPORTED = 1_000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A finished publication.
+
+    Attributes:
+        place: Path or URL of its folder.
+        rows: Number of structures.
+        ranked_by: Description of the order of the ranked list; empty if there is none.
+        files: Number of files.
+        copied: Number of files that this run copied; an interrupted run had copied the others.
+        size: Size of all files, bytes.
+        seconds: Duration of this run.
+    """
+
+    place: str
+    rows: int
+    ranked_by: str
+    files: int
+    copied: int
+    size: int
+    seconds: float
+
+    def __str__(self) -> str:
+        kept = self.files - self.copied
+        return (
+            f"{self.place}: {self.rows:,} structures, {self.files:,} files, {self.size / 1e6:,.1f} MB"
+            + (f" ({kept:,} files were there already)" if kept else "")
+            + f"; {self.seconds:.1f} s\n"
+            + (f"{RANKING}: {self.ranked_by}" if self.ranked_by else "no ranked list: run `equiscreen hull` first")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the publication.
+
+    Attributes:
+        name: Name relative to the folder of the publication.
+        source: File to copy.
+        steady: Whether an earlier run with the same identity wrote the same bytes.
+    """
+
+    name: str
+    source: Path
+    steady: bool = True
+
+
+def publish(
+    scores: str | Path,
+    place: str | Path,
+    *,
+    title: str | None = None,
+    by: str | None = None,
+    graphs: bool = True,
+    report: bool = True,
+    store: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Publication:
+    """Copy scores, with their structures and a report, to a folder or an object store from which others read them.
+
+    The folder holds ``scores.zarr``, the ranked list ``ranking.zarr`` in chunks fit for reading from afar, the graph
+    store ``scores.graphs.zarr``, ``report.html``, a page about all of it (``index.html``), the catalogue for programs
+    (``catalogue.json``) and the SHA-256 of every file (``checksums.sha256``). Attributes hold no local paths. The
+    catalogue is written last: without it, the publication is incomplete. An interrupted run resumes when `publish` is
+    called again with the same arguments.
+
+    Example:
+        >>> from equiscreen.publishing import publish
+        >>> publish("relaxed.hull.zarr", "published", report=False).rows
+        4
+
+    Args:
+        scores: Path of the dataset, or of a results folder that holds it.
+        place: Folder to write, or its URL (``s3://bucket/name``).
+        title: Title of the page.
+        by: Column to rank by, lowest first, or highest first if preceded by a minus; by default as in `select`. Without
+            a column that can be compared between compositions there is no ranked list.
+        graphs: Whether to publish the graph store, which holds the structures.
+        report: Whether to write a report of the best 1,000 candidates.
+        store: Graph store of the scores, if it was moved.
+        overwrite: Replace an earlier publication, complete or not.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
+
+    Raises:
+        ConfigError: The scores are behind a URL, or the column is unknown.
+        StoreError: The scores or the graph store cannot be read, or changed meanwhile.
+        OutputExistsError: The place holds something else or cannot be written.
+    """
+    begin = time.monotonic()
+    scores = dataset_in(scores)
+    if "://" in str(scores):
+        raise ConfigError(f"{scores}: only a dataset on this machine can be published; copy it here first")
+    rows = ScoresReader(scores, store)
+    target = Place(place)
+    inputs = [Path(scores), *([Path(rows.graphs.path)] if graphs else [])]
+    if target.path is not None:
+        check_place(target.path, inputs)
+    name = by or default_ranking(rows)
+    measure = None if name is None else Measure.of(rows, name)
+    identity = {
+        "schema": CATALOGUE_SCHEMA,
+        "scores": rows.hash,
+        "graphs": rows.graphs.store_hash if graphs else None,
+        "ranked_by": measure.text if measure else None,
+        "report": report,
+    }
+    there = _prepared(target, identity, overwrite=overwrite)
+    with TemporaryDirectory(prefix="equiscreen-publish-") as scratch:
+        work = Path(scratch)
+        files = list(_stores(rows, inputs, measure, work))
+        if report:
+            page = write_report(scores, work / REPORT_FILE, title=title, top=_REPORTED, by=by, store=store)
+            files.append(_File(REPORT_FILE, page, steady=False))
+        sums, copied = _copy(target, files, there, progress)
+        rows.check_unchanged()
+        catalogue = _catalogue(rows, measure, title or f"Screen of {Path(scores).name}", files, inputs)
+        page_text = catalogue_page(catalogue, _best(work / RANKING, measure), report=report).encode()
+        sums[PAGE_FILE] = hashlib.sha256(page_text).hexdigest()
+        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+        catalogue = catalogue.model_copy(update={"checksums_sha256": hashlib.sha256(listed).hexdigest()})
+        last = {
+            PAGE_FILE: page_text,
+            CHECKSUMS_FILE: listed,
+            CATALOGUE_FILE: catalogue.model_dump_json(indent=1).encode() + b"\n",
+        }
+        for name, content in last.items():
+            target.write(name, content)
+        target.remove([MARK_FILE])
+        size = sum(file.source.stat().st_size for file in files) + sum(map(len, last.values()))
+    return Publication(
+        str(target),
+        len(rows),
+        catalogue.ranked_by,
+        len(files) + len(last),
+        copied + len(last),
+        size,
+        round(time.monotonic() - begin, 3),
+    )
+
+
+def _prepared(target: Place, identity: Mapping[str, Any], *, overwrite: bool) -> Mapping[str, int]:
+    """Make the place ready for this publication, and return the sizes of the files that it may keep.
+
+    Raises:
+        OutputExistsError: The place holds something else.
+    """
+    there = target.sizes()
+    mark = target.read(MARK_FILE, _MOST) if MARK_FILE in there else None
+    same = mark is not None and mark == _mark(identity)
+    own = [name for name in there if name.split("/", maxsplit=1)[0] in _OWN]
+    if there and not own:
+        raise OutputExistsError(f"{target} already holds other files; choose an empty folder")
+    if own and not same:
+        if not overwrite:
+            state = (
+                "is already published" if CATALOGUE_FILE in there else "holds an unfinished publication of other data"
+            )
+            raise OutputExistsError(f"{target} {state}; choose another folder, or use `--overwrite`")
+        # The catalogue goes first, so that nobody reads one that does not describe its data.
+        target.remove([name for name in own if name == CATALOGUE_FILE])
+        target.remove([name for name in own if name != CATALOGUE_FILE])
+        there = {}
+    if not same:
+        target.write(MARK_FILE, _mark(identity))
+    return there
+
+
+def _mark(identity: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(identity), sort_keys=True).encode()
+
+
+def _stores(rows: ScoresReader, inputs: Sequence[Path], measure: Measure | None, work: Path) -> Iterator[_File]:
+    """Files of all stores; the root of each store comes after its data."""
+    scores, *graphs = inputs
+    attrs: dict[str, Any] = {"graph_store": {**dict(rows.attrs.get("graph_store") or {}), "path": GRAPHS}}
+    if not graphs:
+        attrs["graph_store"]["path"] = ""
+    yield from _store_files(scores, SCORES, attrs, work)
+    if graphs:
+        yield from _store_files(graphs[0], GRAPHS, {}, work)
+    if measure is not None:
+        kept = {key: value for key, value in rows.attrs.items() if key not in (SEAL, "store_hash", "complete")}
+        facts = {**public_attributes(kept), **attrs, "ranked_by": measure.text, "ranked_from": SCORES}
+        write_ranked_store(rows, ranked_rows(rows, measure), work / RANKING, facts)
+        yield from _store_files(work / RANKING, RANKING, {}, work)
+
+
+def _store_files(store: Path, name: str, changes: Mapping[str, Any], work: Path) -> Iterator[_File]:
+    for path in sorted(store.rglob("*")):
+        relative = path.relative_to(store).as_posix()
+        if path.is_file() and not path.is_symlink() and relative != ROOT_FILE:
+            yield _File(f"{name}/{relative}", path)
+    root = work / f"{name}.root"
+    root.write_bytes(public_root(store, changes))
+    yield _File(f"{name}/{ROOT_FILE}", root, steady=False)
+
+
+def _copy(
+    target: Place, files: Sequence[_File], there: Mapping[str, int], progress: bool | None
+) -> tuple[dict[str, str], int]:
+    """Copy the files that are not there, in order where order matters.
+
+    Returns:
+        SHA-256 of every file by name, and the number of files copied.
+    """
+
+    def digest(file: _File) -> tuple[str, bool]:
+        with file.source.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        kept = file.steady and there.get(file.name) == file.source.stat().st_size
+        if not kept:
+            target.copy(file.source, file.name)
+        return found, not kept
+
+    sums, copied = {}, 0
+    # Roots come last: a store without its root is not opened.
+    groups = [[one for one in files if one.steady], [one for one in files if not one.steady]]
+    with ProgressReport("publish", len(files), "files", enabled=progress) as bar, ThreadPoolExecutor(_COPIES) as pool:
+        for group in groups:
+            for file, (found, new) in zip(group, pool.map(digest, group), strict=True):
+                sums[file.name] = found
+                copied += new
+                bar.advance(1)
+    return sums, copied
+
+
+def _catalogue(
+    rows: ScoresReader, measure: Measure | None, title: str, files: Sequence[_File], inputs: Sequence[Path]
+) -> Catalogue:
+    hashes = {SCORES: rows.hash}
+    if len(inputs) > 1:
+        hashes[GRAPHS] = rows.graphs.store_hash
+    roots = {file.name: file.source for file in files}
+    if measure is not None:
+        root = json.loads(roots[f"{RANKING}/{ROOT_FILE}"].read_bytes())
+        hashes[RANKING] = root["attributes"]["store_hash"]
+    stores = {}
+    for name, found in hashes.items():
+        sizes = [file.source.stat().st_size for file in files if file.name.startswith(f"{name}/")]
+        stores[name] = PublishedStore(store_hash=found, files=len(sizes), size=sum(sizes))
+    attrs = public_attributes(rows.attrs)
+    return Catalogue(
+        schema_version=CATALOGUE_SCHEMA,
+        title=title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=len(rows),
+        kind=str(attrs.get("kind", "screened")),
+        status_counts={str(word): int(count) for word, count in dict(attrs.get("status_counts") or {}).items()},
+        ranked_by=measure.text if measure else "",
+        model=attrs.get("model"),
+        columns=tuple(
+            Column(
+                name=name,
+                units=str(spec.attrs.get("units", "")),
+                description=str(spec.attrs.get("description", "")),
+                dtype=spec.dtype,
+                shape=spec.inner,
+            )
+            for name, spec in rows.specs.items()
+        ),
+        stores=stores,
+        checksums_sha256="",
+        software=f"equiscreen {version('equiscreen')}",
+    )
+
+
+def _best(store: Path, measure: Measure | None) -> ScoresReader | None:
+    """The ranked list that was written, for the first rows of the page."""
+    return None if measure is None else ScoresReader(store)

@@ -1,0 +1,92 @@
+"""Pages of the server: a form with a table of rows, and the description of its routes. They load nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+from ...screening.dataset.default_ranking import RANKINGS
+from ..html_page import html_page, html_table
+from .answers import shown_rows
+from .queries import Conditions, Found, ServedScores
+
+_COLUMNS = ("structure_id", "formula", "n_atoms", "status", *RANKINGS, "energy_per_atom", "max_force")
+_MOST_COLUMNS = 9
+# Rows of a page.
+PAGE_ROWS = 50
+_FIELDS = {
+    "id": "Id",
+    "formula": "Formula (Fe2O3)",
+    "chemical_system": "Chemical system (Al-Ni)",
+    "elements": "With all of these elements (Li,O)",
+    "any_elements": "With any of these elements",
+    "allowed_elements": "With no other elements than",
+    "excluded_elements": "Without these elements",
+    "where": "Filter (n_atoms <= 20 and energy_above_hull < 0.05)",
+    "sort": "Sort by (-max_force: highest first)",
+}
+
+
+def browse_page(served: ServedScores, title: str, query: Conditions, found: Found | None, problem: str = "") -> str:
+    """Return the page to look with.
+
+    Args:
+        served: The dataset.
+        title: Title of the page.
+        query: The query, whose values fill the form.
+        found: Its answer; None if the query is invalid.
+        problem: Why the query is invalid.
+    """
+    given = {name: str(value) for name, value in query.model_dump().items() if name in _FIELDS and value}
+    fields = "".join(
+        f'<label>{escape(text)}<input name="{name}" value="{escape(given.get(name, ""))}"></label>'
+        for name, text in _FIELDS.items()
+    )
+    body = f'<form method="get" action="./">{fields}<label>&nbsp;<button>Search</button></label></form>'
+    if found is None:
+        return html_page(title, f"{body}<p><strong>{escape(problem)}</strong></p>{_links(given)}")
+    order = f", sorted by {escape(found.sorted_by)}" if found.sorted_by else ""
+    pages = -(-found.total // PAGE_ROWS)
+    body += f"<p>{found.total:,} of {len(served):,} structures{order}; page {query.page:,} of {max(1, pages):,}</p>"
+    names = [name for name in _COLUMNS if name in served.shown][:_MOST_COLUMNS]
+    units = [str(served.reader.specs[name].attrs.get("units", "")).removeprefix("1") for name in names]
+    headings = [f"{name} ({unit})" if unit else name for name, unit in zip(names, units, strict=True)]
+    links = [f"structures/{row}.cif" for row in found.rows.tolist()]
+    body += html_table(headings, shown_rows(served, found.rows, names), links)
+    steps = [("previous page", query.page - 1), ("next page", query.page + 1)]
+    body += "<p>" + " ".join(
+        f'<a href="./?{escape(urlencode({**given, "page": number}))}">{text}</a>'
+        for text, number in steps
+        if 1 <= number <= pages
+    )
+    return html_page(title, f"{body}</p>{_links(given)}")
+
+
+def _links(given: Mapping[str, str]) -> str:
+    """Addresses of the same answer for programs."""
+    found = [
+        f'<a href="query?{escape(urlencode({**given, "format": form}))}">{form}</a>'
+        for form in ("json", "csv", "arrow")
+    ]
+    return f'<p>This answer as {", ".join(found)}. <a href="docs">All routes</a></p>'
+
+
+def routes_page(title: str, openapi: Mapping[str, Any]) -> str:
+    """Return the description of all routes and their parameters.
+
+    Args:
+        title: Title of the page.
+        openapi: The OpenAPI document of the server.
+    """
+    body = '<p>The same as <a href="openapi.json">OpenAPI document</a>. <a href="./">Look at the structures</a></p>'
+    for path, methods in openapi["paths"].items():
+        for method, facts in methods.items():
+            body += (
+                f"<h2>{escape(method.upper())} {escape(path)}</h2><p>{escape(str(facts.get('description', '')))}</p>"
+            )
+            rows = [(one["name"], one["in"], str(one.get("description", ""))) for one in facts.get("parameters", ())]
+            if rows:
+                body += html_table(("parameter", "in", "meaning"), rows)
+    return html_page(title, body)

@@ -1,0 +1,383 @@
+"""Properties of the structures of a dataset, on Dask workers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ...export.runtime.onnx_potential import OnnxPotential, model_provenance
+from ...export.runtime.providers import CPU, device_kind, providers
+from ...pipeline.errors import ConfigError, ModelFileError
+from ...pipeline.provenance import recorded_path
+from ...pipeline.runs.cluster import IN_PROCESS
+from ...pipeline.runs.failure_policy import FailurePolicy, run_tasks
+from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
+from ...pipeline.runs.parts import PartManifest, committed
+from ...pipeline.store.schema import STRUCTURE, ArraySpec
+from ...pipeline.store.writer import StoreRun, StoreWriter
+from ..dataset.parts import carried_columns, cut, listed
+from ..dataset.paths import graphs_path
+from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
+from ..relaxation.relaxed_graphs import RelaxedGraphs
+from .inputs import Candidates
+from .materials import Protocol
+from .output import base_arrays, property_arrays, table_arrays
+from .presets import preset_named
+from .protocol import PROPERTY_STATUSES
+
+PROPERTIES = "properties"
+# A part ends at whichever limit comes first: about a minute of one core with 7net-0.
+PART_EDGES = 500_000  # in all evaluations together
+PART_STRUCTURES = 256
+# Evaluations that the relaxation of a structure takes, about.
+_RELAXATION = 20
+_SECONDS_PER_HOUR = 3600
+
+
+def compute_properties(
+    source: str | Path,
+    model: str | Path,
+    out: str | Path,
+    what: Sequence[str] = ("elastic",),
+    *,
+    preset: str = "default",
+    where: str | None = None,
+    relax: bool = True,
+    store: str | Path | None = None,
+    slots: int = DEFAULT_SLOTS,
+    device: str = CPU,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Compute properties of the crystals of a dataset.
+
+    Crystals are first relaxed as tightly as the preset requires. The result is a scores dataset with one row per chosen
+    structure, which also holds the columns of the source, so that `select` and `report` can use both. A graph store of
+    the relaxed structures, with the same rows, is written beside it (see `screening.dataset.paths.graphs_path`). A
+    structure whose properties could not be computed has a `status` and a `status_note` that give the reason.
+
+    An interrupted run resumes when `compute_properties` is called again with the same arguments.
+
+    Example:
+        >>> from equiscreen.screening import compute_properties
+        >>> found = compute_properties("relaxed.zarr", "model.onnx", "p.zarr", ["eos"], limit=2, scheduler="threads")
+        >>> found["eos_volumes"].dims, found["bulk_modulus_eos"].attrs["units"]
+        (('structure', 'eos_point'), 'GPa')
+
+    Args:
+        source: Path or URL of a dataset of `relax`, `hull` or `select`, or of a graph store; or a folder that holds
+            such a dataset.
+        model: ONNX file made by `export_onnx`, with energy, forces and stress.
+        out: Scores dataset to write.
+        what: Names of the properties: elastic, eos, phonons, kappa.
+        preset: Protocol of the computation; see `properties.presets`.
+        where: Filter expression on the columns of the source; see `selection.filter_expression`.
+        relax: Whether to relax the structures first.
+        store: Graph store of the source, if it was moved.
+        slots: Neighbour slots per batch.
+        device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
+        limit: Use only the first `limit` structures that meet the filter.
+        overwrite: Replace existing outputs.
+        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
+
+    Returns:
+        The opened dataset.
+
+    Raises:
+        StoreError: The source cannot be read, no structure meets the filter, or the source changed during the run.
+        SourceError: The source is a file of structures.
+        ModelFileError: The model cannot be used, or lacks energy, forces or stress.
+        DeviceError: The device does not exist here, or on a worker.
+        OutputExistsError: An output exists, or another run is writing it.
+        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, or a library that
+            a property needs is not installed.
+    """
+    begin = time.monotonic()
+    options = RunOptions(
+        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+    )
+    plan = _Plan(
+        Candidates.of(source, where, limit, store), model, out, what, preset, options, where=where, relax=relax
+    )
+    if scheduler in (None, IN_PROCESS):
+        providers(device)  # workers on other machines have other devices
+    writer = StoreWriter(PROPERTIES, out, plan.identity, options, inputs=plan.candidates.inputs(), files=[model])
+    if writer.resume_publication() is not None:
+        return open_scores(out)
+    with writer.run(plan.size * (2 if plan.has_finish else 1)) as run:
+        with run.staging.discarded_if_new():
+            plan.check_free(overwrite=overwrite)
+        manifests = plan.make_parts(run)
+        graphs_hash = plan.relaxed_graphs.write(run, manifests)
+        finished = plan.finish_parts(run, manifests)
+        parts = run.staging.parts if finished is manifests else _finished_folder(run)
+        digests = run.concatenate(plan.specs, finished, parts=parts)
+        attrs = plan.attrs(graphs_hash, manifests, finished, time.monotonic() - begin)
+        run.publish(digests, attrs, publish_others=lambda: plan.relaxed_graphs.publish(run.staging))
+    return open_scores(out)
+
+
+class _Plan:
+    """The plan of one run: its inputs, outputs and protocol, and the division of its work into parts.
+
+    Args:
+        candidates: The structures.
+        model: Path of the model file.
+        out: Dataset to write.
+        what: Names of the properties.
+        preset: Name of the preset.
+        options: Options of the run.
+        where: Filter that the structures were chosen with.
+        relax: Whether to relax the structures first.
+
+    Raises:
+        ConfigError: A property or the preset is unknown, or the output is a URL.
+        ModelFileError: The model has no energy, forces or stress.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        model: str | Path,
+        out: str | Path,
+        what: Sequence[str],
+        preset: str,
+        options: RunOptions,
+        *,
+        where: str | None,
+        relax: bool,
+    ) -> None:
+        self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
+        if "://" in self.out:
+            raise ConfigError(f"{out}: properties are written only to local paths; write there, then copy the stores")
+        chosen = preset_named(preset)
+        self.record = {**chosen.record(what), "relax": relax, "where": where}
+        self.potential = potential_for(model)
+        self.protocol = Protocol.of(chosen, what, self.potential, relax=relax)
+        own = (*base_arrays(chosen.relaxation), *property_arrays(self.protocol.properties))
+        self.columns = candidates.columns({spec.name for spec in own})
+        self.specs: tuple[ArraySpec, ...] = (*own, *self.columns, *table_arrays(self.protocol.properties))
+        self.graph_columns = carried_columns(candidates.graphs, ())
+        self.spans = cut(expected_work(candidates, self.protocol), PART_EDGES, PART_STRUCTURES)
+        self.identity = {
+            "schema": SCORES_SCHEMA,
+            "kind": PROPERTIES,
+            "inputs": [store.store_hash for store in candidates.inputs()],
+            "rows": hashlib.sha256(candidates.rows.tobytes()).hexdigest(),
+            "model_sha256": self.potential.sha256,
+            "limit": options.limit,
+            "slots": options.slots,
+            "device": device_kind(options.device),
+            "settings": self.record,
+            "parts": hashlib.sha256(repr(self.spans).encode()).hexdigest(),
+            "equiscreen": version("equiscreen"),
+        }
+        self.relaxed_graphs = RelaxedGraphs(
+            self.out, candidates.graphs, self.graph_columns, self.identity, options.limit
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of structures."""
+        return len(self.candidates.rows)
+
+    @property
+    def has_finish(self) -> bool:
+        """Whether a property has a last step in a task of its own."""
+        return any(one.has_finish for one in self.protocol.properties)
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Check that no graph store of another run, and no input, is in the way.
+
+        Raises:
+            OutputExistsError: The graph store exists and may not be overwritten, or the run reads it.
+        """
+        paths = [str(one.path).removeprefix("file://") for one in self.candidates.inputs()]
+        inputs = [Path(path) for path in (*paths, str(self.model)) if "://" not in path]
+        self.relaxed_graphs.check_free(inputs, overwrite=overwrite)
+
+    def make_parts(self, run: StoreRun) -> list[PartManifest]:
+        """Compute the properties of the parts that earlier runs did not finish."""
+        from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
+        from .worker import PropertyTask, property_part  # noqa: PLC0415 - imports distributed, 0.7 s
+
+        run.client.register_plugin(
+            ModelPlugin(Path(self.model).resolve(), self.potential.sha256, self.options.slots, self.options.device)
+        )
+        graphs, place = self.relaxed_graphs.parts(run.staging), self.candidates.place()
+        tasks = (
+            PropertyTask(
+                number,
+                tuple(self.candidates.rows[start:stop].tolist()),
+                begin,
+                end,
+                place,
+                tuple(spec.name for spec in self.columns),
+                self.graph_columns,
+                self.potential.sha256,
+                self.protocol,
+                run.staging.parts,
+                graphs,
+            )
+            for number, (start, stop) in enumerate(self.spans)
+            for begin, end in run.missing(number, stop - start)
+        )
+        return run.make_parts(property_part, tasks, FailurePolicy(PropertyTask.split, PropertyTask.skipped))
+
+    def finish_parts(self, run: StoreRun, manifests: Sequence[PartManifest]) -> Sequence[PartManifest]:
+        """Do the last, long step of properties that have one, in a task for each material.
+
+        Args:
+            run: The run in progress.
+            manifests: Manifests of the parts that hold all other results.
+
+        Returns:
+            The manifests of parts with the results of one material each; `manifests` if no property has such a step.
+        """
+        if not self.has_finish:
+            return manifests
+        from .finishing import FinishTask, finish_part  # noqa: PLC0415 - only some properties need it
+
+        folder = _finished_folder(run)
+        folder.mkdir(exist_ok=True)
+        done = {manifest.number: manifest for manifest in committed(folder)}
+        run.bar.resume(len(done))
+        sources = [(manifest.key, row) for manifest in manifests for row in range(manifest.counts["read"])]
+        tasks = (
+            FinishTask(
+                number,
+                source,
+                row,
+                self.protocol.properties,
+                self.specs,
+                self.protocol.relaxation.symprec,
+                run.staging.parts,
+                self.relaxed_graphs.parts(run.staging),
+                folder,
+            )
+            for number, (source, row) in enumerate(sources)
+            if number not in done
+        )
+        policy = FailurePolicy(FinishTask.split, FinishTask.skipped)
+        for manifest in run_tasks(run.client, finish_part, tasks, policy, run.bar.note, [run.staging.plan]):
+            done[manifest.number] = manifest
+            run.bar.advance(1)
+        return [done[number] for number in range(len(sources))]
+
+    def attrs(
+        self, graphs_hash: str, manifests: Sequence[PartManifest], finished: Sequence[PartManifest], seconds: float
+    ) -> dict[str, Any]:
+        """Root attributes of the dataset.
+
+        Args:
+            graphs_hash: Hash of the graph store of the relaxed structures.
+            manifests: Manifests of all parts, including those of earlier runs.
+            finished: Manifests of the parts with the final results.
+            seconds: Wall time of this run, seconds.
+        """
+        options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
+        counts = np.sum([manifest.notes["status"] for manifest in finished], axis=0)
+        source = self.candidates.graphs if self.candidates.scores is None else self.candidates.scores
+        inherited = {} if self.candidates.scores is None else self.candidates.scores.attrs
+        hull = {name: inherited[name] for name in ("hull",) if name in inherited}
+        return {
+            **hull,
+            "coordinates": " ".join(COORDINATES),
+            "schema": SCORES_SCHEMA,
+            "kind": PROPERTIES,
+            "graph_store": {"path": recorded_path(graphs_path(self.out), self.out), "store_hash": graphs_hash},
+            "properties_of": {
+                "path": recorded_path(source.path, self.out),
+                "store_hash": self.candidates.inputs()[-1].store_hash,
+                "left_out": self.candidates.left_out,
+            },
+            "model": model_provenance(self.model, self.potential),
+            "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy", "moyopy")},
+            "settings": {**options, **self.record},
+            "status_counts": dict(zip(PROPERTY_STATUSES, counts.tolist(), strict=True)),
+            "timing": _timing(manifests, [] if finished is manifests else finished, self.size, seconds),
+        }
+
+
+def expected_work(candidates: Candidates, protocol: Protocol) -> NDArray[np.int64]:
+    """Expected number of edges in all evaluations of each structure: int64[n]."""
+    graphs, rows = candidates.graphs, candidates.rows
+    n_atoms, n_edges = graphs.n_atoms[rows].astype(np.int64), graphs.n_edges[rows].astype(np.int64)
+    sizes, places = np.unique(n_atoms, return_inverse=True)
+    atoms = [
+        _RELAXATION * size + sum(one.workload(size).atoms for one in protocol.properties) for size in sizes.tolist()
+    ]
+    found: NDArray[np.int64] = np.array(atoms, dtype=np.int64)[places] * n_edges // np.maximum(n_atoms, 1)
+    return found
+
+
+def _finished_folder(run: StoreRun) -> Path:
+    """Folder of the parts with the last step of one material each."""
+    return run.staging.work / "finished"
+
+
+def _timing(
+    manifests: Sequence[PartManifest], finished: Sequence[PartManifest], size: int, seconds: float
+) -> dict[str, Any]:
+    """Cost of a run.
+
+    Args:
+        manifests: Manifests of all parts, including those of earlier runs.
+        finished: Manifests of the last steps, if there are any.
+        size: Number of structures.
+        seconds: Wall time of this run, seconds.
+    """
+    cells, last = (sum(one.notes["cpu_seconds"] for one in some) for some in (manifests, finished))
+    return {
+        "seconds": round(seconds, 3),
+        "structures_per_second": round(size / seconds, 4),
+        "core_hours": round((cells + last) / _SECONDS_PER_HOUR, 5),
+        "core_hours_of_last_steps": round(last / _SECONDS_PER_HOUR, 5),
+        "evaluations": sum(manifest.notes["evaluations"] for manifest in manifests),
+    }
+
+
+def potential_for(model: str | Path) -> OnnxPotential:
+    """Load the model, and check that it has what properties need.
+
+    Raises:
+        ModelFileError: The model has no energy, forces or stress.
+    """
+    potential = OnnxPotential.load(model, threads=1)
+    absent = {"energy", "forces", "stress"} - {spec.name for spec in potential.outputs}
+    if absent:
+        raise ModelFileError(
+            f"{model}: properties need {', '.join(sorted(absent))}, which this model does not predict; export it "
+            "with --outputs energy,forces,stress"
+        )
+    return potential
+
+
+def summary(found: xr.Dataset, path: str | Path) -> str:
+    """Summary of a finished run: one line, and a warning if nothing was computed.
+
+    Args:
+        found: The dataset.
+        path: Path of the dataset.
+    """
+    timing, counts = found.attrs["timing"], found.attrs["status_counts"]
+    left_out = found.attrs["properties_of"]["left_out"]
+    told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
+    warning = "" if counts["ok"] else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
+    return (
+        f"{path}: {', '.join(found.attrs['settings']['properties'])} of {found.sizes[STRUCTURE]:,} structures "
+        f"({listed(counts)}){told}; {timing['evaluations'] / max(1, found.sizes[STRUCTURE]):.0f} evaluations per "
+        f"structure; {timing['seconds']:.1f} s, {timing['core_hours']:.4f} core-hours; the relaxed structures are in "
+        f"{graphs_path(path)}{warning}"
+    )

@@ -1,0 +1,1 @@
+"""Mechanical properties: elastic tensors and equations of state."""

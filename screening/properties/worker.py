@@ -1,0 +1,103 @@
+"""Tasks of a computation of properties on a Dask worker: the materials of one part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from distributed import get_worker
+
+from ...export.runtime.dask_plugin import plugin_name
+from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
+from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
+from ..relaxation import batched
+from ..relaxation.batched import Relaxed
+from ..relaxation.output import final_structures, graph_rows, kept_status, score_rows
+from .inputs import RowsOnDisk
+from .materials import Computed, Protocol, compute_materials
+from .output import property_rows, status_rows, table_counts
+from .protocol import PROPERTY_STATUSES, TOO_LARGE, Outcome
+
+_KILLED = "its worker died: out of memory, or a crash"
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyTask:
+    """Properties of the materials of one part.
+
+    Attributes:
+        number: Number of the part.
+        rows: Rows of the structures of the part in their stores.
+        begin, end: Structures to process, as places among `rows`; a part whose worker died is divided.
+        place: Stores of the structures.
+        columns: Columns to carry along.
+        graph_columns: Input columns to copy from the graph store.
+        model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
+        protocol: What is computed.
+        folder: Folder of the parts of the dataset; the manifest in it is written last, and marks the part as complete.
+        graphs: Folder of the parts of the graph store.
+        skip: Whether the structure, which killed its worker, is recorded without being processed.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    begin: int
+    end: int
+    place: RowsOnDisk
+    columns: tuple[str, ...]
+    graph_columns: tuple[str, ...]
+    model_sha256: str
+    protocol: Protocol
+    folder: Path
+    graphs: Path
+    skip: bool = False
+
+    @property
+    def key(self) -> PartKey:
+        """Key of the part."""
+        return PartKey(self.number, self.begin, self.end)
+
+    def split(self) -> Sequence[PropertyTask]:
+        """The same work in two tasks; empty for a single structure."""
+        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
+
+    def skipped(self) -> PropertyTask:
+        """The same task without the computation."""
+        return replace(self, skip=True)
+
+
+def property_part(task: PropertyTask) -> PartManifest:
+    """Compute the properties of one part: the body of a Dask task, on a worker with a `ModelPlugin`."""
+    began = time.process_time()
+    rows = np.array(task.rows[task.begin : task.end], dtype=np.int64)
+    block = task.place.block(rows)
+    given = [block.structure(row) for row in range(len(block))]
+    properties = task.protocol.properties
+    if task.skip:
+        killed = Relaxed(batched.TOO_LARGE, None, None, 0, reason=_KILLED)
+        computed = [Computed.without_properties(killed, Outcome(TOO_LARGE, note=_KILLED), properties)]
+    else:
+        potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        computed = compute_materials(given, potential, task.protocol)
+    relaxed = [one.relaxed for one in computed]
+    scores: dict[str, PartArray] = score_rows(block, relaxed, task.protocol.relaxation)
+    scores |= property_rows(properties, [one.outcomes for one in computed])
+    scores |= status_rows(computed, np.asarray(scores["space_group"] != scores["space_group_initial"]))
+    graphs = graph_rows(final_structures(given, relaxed), relaxed, task.place.graph_store.cutoff)
+    graphs["status"] |= kept_status(np.asarray(task.place.graph_columns(["status"], rows)["status"]))
+    size = len(given)
+    counts = {"read": size, STRUCTURE: size, ATOM: len(graphs["atomic_number"]), EDGE: len(graphs["neighbor"])}
+    columns = task.place.graph_columns(task.graph_columns, rows)
+    write_part(task.graphs, task.key, {**graphs, **columns}, counts, {})
+    notes = {
+        "status": np.bincount(np.asarray(scores["status"]), minlength=len(PROPERTY_STATUSES)).tolist(),
+        "evaluations": sum(
+            one.relaxed.n_steps + sum(found.evaluations for found in one.outcomes.values()) for one in computed
+        ),
+        "cpu_seconds": time.process_time() - began,
+    }
+    counts |= table_counts(properties, scores)
+    return write_part(task.folder, task.key, {**scores, **task.place.columns(task.columns, rows)}, counts, notes)

@@ -1,0 +1,125 @@
+"""The graph store of relaxed structures, which is written and published together with a dataset about them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...pipeline.errors import OutputExistsError, StoreError
+from ...pipeline.featurization.report import SOFTWARE
+from ...pipeline.provenance import recorded_path
+from ...pipeline.runs.parts import PartManifest
+from ...pipeline.runs.staging import Staging, check_place
+from ...pipeline.runs.target import Target
+from ...pipeline.sources.discovery import inputs_digest
+from ...pipeline.store.compaction import finish_store
+from ...pipeline.store.dedup import Dedup
+from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.schema import GRAPH_SCHEMA
+from ...pipeline.store.tables import write_empty_tables
+from ...pipeline.store.writer import StoreRun
+from ..dataset.paths import graphs_path
+from .output import relaxed_graph_arrays
+
+# Folders in the working folder of the run.
+GRAPH_PARTS, GRAPHS = "graph_parts", "graphs"
+
+
+class RelaxedGraphs:
+    """The graph store of relaxed structures.
+
+    Args:
+        out: Dataset that it belongs to.
+        source: Graph store of the structures before their relaxation.
+        columns: Input columns to copy.
+        identity: Everything that the result depends on.
+        limit: Largest number of structures, as the user gave it.
+
+    Attributes:
+        path: Path of the store.
+        digest: Digest of the identity; it marks the store as an output of this run.
+    """
+
+    def __init__(
+        self, out: str, source: GraphStore, columns: Sequence[str], identity: Mapping[str, Any], limit: int | None
+    ) -> None:
+        self.path = Path(graphs_path(out))
+        self._source, self._columns, self._limit = source, tuple(columns), limit
+        self.digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
+
+    def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Path] = ()) -> None:
+        """Check that no store of another run, and no input, is in the way.
+
+        Args:
+            inputs: Local stores and files that the run reads.
+            overwrite: Whether existing outputs may be replaced.
+            beside: Further outputs that are published with the store.
+
+        Raises:
+            OutputExistsError: An output exists and may not be overwritten, or the run reads it.
+        """
+        read = list(inputs)
+        for path in (self.path, *beside):
+            check_place(path.resolve(), read)
+            if path.is_symlink():
+                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
+            if path.exists() and not overwrite and not self._is_from_this_run():
+                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
+        store = Target.of(str(self.path))
+        if store.exists() and not store.is_equiscreen_store():
+            raise OutputExistsError(
+                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+            )
+
+    def _is_from_this_run(self) -> bool:
+        """Whether an earlier run with the same identity wrote the store."""
+        try:
+            found: str = GraphStore(self.path).attrs.get("relaxation", "")
+        except StoreError:
+            return False
+        return found == self.digest
+
+    def parts(self, staging: Staging) -> Path:
+        """Folder of the parts of the store, made if it does not exist."""
+        folder = staging.work / GRAPH_PARTS
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def write(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str:
+        """Write the store into the working folder.
+
+        Returns:
+            Hash of the store.
+        """
+        scratch = run.staging.work / GRAPHS
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        specs = relaxed_graph_arrays(self._columns)
+        digests = run.concatenate(specs, manifests, store=scratch, parts=self.parts(run.staging))
+        write_empty_tables(scratch)
+        size = sum(manifest.counts["read"] for manifest in manifests)
+        path = recorded_path(self._source.path, self.path)
+        inputs = [(path, size, self._source.store_hash)]
+        attrs = {
+            "schema": GRAPH_SCHEMA,
+            "cutoff": self._source.cutoff,
+            "cutoff_units": "angstrom",
+            "recipe": {"dedup": Dedup.EXACT.value, "limit": self._limit},
+            "relaxed_from": {"path": path, "store_hash": self._source.store_hash},
+            "relaxation": self.digest,
+            "inputs_sha256": inputs_digest(inputs),
+            "inputs": inputs,
+            "software": {name: version(name) for name in SOFTWARE},
+            "counts": {"read": size, "stored": size, "failed": 0, "duplicate": 0},
+        }
+        return finish_store(scratch, digests, attrs)
+
+    def publish(self, staging: Staging) -> None:
+        """Move the store to its final path, replacing an older one."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        (staging.work / GRAPHS).rename(self.path)

@@ -1,0 +1,222 @@
+"""Elastic moduli of binary crystals with 7net-0: the error against DFT, the rate, and MatCalc with SevenNet's own code.
+
+    python tests/benchmarks/elasticity.py --data DATA_FOLDER [--n 200] [--peer PYTHON] [--clamped 100] [--relaxed 30]
+        [--scratch FOLDER]
+
+The first --n crystals of `mp_binary_elasticity.json.gz`, in an order drawn at random, go through `properties --what
+elastic` with the presets `matcalc` (ions clamped) and `default` (ions relaxed), each in one Dask worker of one thread;
+the mean absolute errors of the bulk and shear moduli (Voigt, Reuss, Hill) against DFT are printed. Crystals of which a
+modulus is negative or above 600 GPa, in DFT or here, are counted and left out of the errors. All times are CPU times of
+the process that evaluates, so that other work on the machine does not count.
+
+PYTHON is the interpreter of an environment with matcalc and sevenn, in which `elasticity_matcalc.py` runs on one
+thread:
+
+- the whole protocol of `matcalc`, relaxation included, on the first --clamped crystals: the rates are compared, and the
+  moduli, which differ where the two relaxations stop at different points within the same criterion;
+- the same protocol without the relaxation, on the crystals that ours relaxed: what is left are the two codes;
+- the strains of the preset `default` with relaxed ions (0.001 eV/angstrom), on --relaxed crystals that ours relaxed.
+
+Without --peer only the first part runs. Prints the text of `elasticity.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import xarray as xr
+from distributed import LocalCluster
+from equiscreen.pipeline import GraphStore, Structure, featurize
+from equiscreen.screening import compute_properties
+from equiscreen.screening.properties.presets import PRESETS
+from numpy.typing import NDArray
+from pretrained import exported, header, kept_folder
+
+SOURCE = "benchmarks/mp_binary_elasticity.json.gz"
+MODEL = "7net-0"
+SEED = 11
+MODULI = ("bulk_modulus_vrh", "shear_modulus_vrh")
+LARGEST = 600.0  # GPa; diamond has 440 and 520
+TOLERANCE = 1.0  # GPa
+
+
+def references(data: Path, count: int) -> dict[str, dict[str, Any]]:
+    """Random entries of the file, by id; a smaller sample is the start of a larger one."""
+    with gzip.open(data / SOURCE) as file:
+        entries = json.load(file)
+    chosen = np.random.default_rng(SEED).permutation(len(entries))[:count]
+    return {entries[place]["mp_id"]: entries[place] for place in chosen.tolist()}
+
+
+def write_store(entries: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+    """A graph store of the crystals, in the order of the entries."""
+    images = []
+    for name, entry in entries.items():
+        sites = entry["structure"]["sites"]
+        symbols = [site["species"][0]["element"] for site in sites]
+        numbers = [ase.data.atomic_numbers[symbol] for symbol in symbols]
+        cell = entry["structure"]["lattice"]["matrix"]
+        atoms = Structure.from_fractional(numbers, cell, [site["abc"] for site in sites]).to_ase()
+        atoms.info["name"] = name
+        images.append(atoms)
+    ase.io.write(folder / "crystals.extxyz", images, format="extxyz")
+    shutil.rmtree(folder / "g.zarr", ignore_errors=True)
+    featurize(folder / "crystals.extxyz", folder / "g.zarr", cutoff=5.0, id_field="name", scheduler="threads")
+    return folder / "g.zarr"
+
+
+def ours(store: Path, model: Path, out: Path, preset: str) -> tuple[float, xr.Dataset]:
+    """Compute elastic tensors in one worker of one thread; returns its CPU time, in seconds, and the dataset."""
+    for path in (out, out.with_name(f"{out.stem}.graphs.zarr")):
+        shutil.rmtree(path, ignore_errors=True)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        found = compute_properties(
+            store, model, out, ["elastic"], preset=preset, scheduler=cluster.scheduler_address, progress=False
+        )
+    return 3600 * found.attrs["timing"]["core_hours"], found.load()
+
+
+def print_errors(title: str, found: xr.Dataset, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the errors of the moduli against DFT."""
+    names = found["structure_id"].to_numpy().tolist()
+    words = found["elastic_status"].attrs["flag_meanings"].split()
+    counts = np.bincount(found["elastic_status"].to_numpy(), minlength=len(words)).tolist()
+    print(f"{title}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True) if n))
+    mine = np.stack([found[name].to_numpy() for name in MODULI], axis=1)
+    dft = np.array([[entries[name][modulus] for modulus in MODULI] for name in names])
+    known = np.isfinite(mine).all(axis=1)
+    sound = known & ((mine > 0) & (mine < LARGEST) & (dft > 0) & (dft < LARGEST)).all(axis=1)
+    errors = mine[sound] - dft[sound]
+    stable = found["is_mechanically_stable"].to_numpy()[known].mean()
+    print(
+        f"  against DFT, {sound.sum()} crystals ({(known & ~sound).sum()} out of range): "
+        + ", ".join(
+            f"MAE of {name} {np.abs(values).mean():.1f} GPa (mean difference {values.mean():+.1f}, median absolute "
+            f"{np.median(np.abs(values)):.1f})"
+            for name, values in zip("KG", errors.T, strict=True)
+        )
+        + f"; {stable:.1%} mechanically stable"
+    )
+
+
+def matcalc(
+    python: Path, structures: Sequence[Structure], folder: Path, name: str, **settings: Any
+) -> tuple[float, NDArray[np.float64]]:
+    """Run MatCalc on some crystals in its own environment; returns its CPU seconds and the moduli K and G (GPa)."""
+    cells = [
+        {"numbers": s.atomic_number.tolist(), "cell": s.cell.tolist(), "frac": s.frac_coord.tolist()}
+        for s in structures
+    ]
+    given, made = folder / f"{name}.in.json", folder / f"{name}.out.json"
+    given.write_text(json.dumps({"model": MODEL, "cells": cells, "settings": settings}))
+    script = Path(__file__).with_name("elasticity_matcalc.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([python, script, given, made], check=True, env=environment)
+    found = json.loads(made.read_text())
+    return float(found["seconds"]), np.array(found["moduli"])
+
+
+def print_agreement(title: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> None:
+    """Print how far the moduli of two codes differ."""
+    difference = np.abs(mine - theirs).max(axis=1)
+    known = np.isfinite(difference)
+    equal = int((difference[known] <= TOLERANCE).sum())
+    print(
+        f"{title}: K and G of {equal} of {known.sum()} crystals within {TOLERANCE:g} GPa; median difference "
+        f"{np.median(difference[known]):.3f} GPa, 95 % below {np.quantile(difference[known], 0.95):.3f}, largest "
+        f"{difference[known].max():.3f}"
+    )
+    for place in np.argsort(-np.where(known, difference, -1)).tolist()[:10]:
+        if difference[place] > TOLERANCE:
+            own, other = ("/".join(f"{value:.1f}" for value in values) for values in (mine[place], theirs[place]))
+            print(f"  {names[place]}: ours {own}, MatCalc {other}")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--peer", type=Path)
+    parser.add_argument("--clamped", type=int, default=100)
+    parser.add_argument("--relaxed", type=int, default=30)
+    parser.add_argument("--scratch", type=Path)
+    arguments = parser.parse_args()
+    print(header("moyopy"))
+    entries = references(arguments.data, arguments.n)
+    with kept_folder(arguments.scratch) as folder:
+        model, store = exported(MODEL, folder), write_store(entries, folder)
+        graphs = GraphStore(store)
+        print(f"{len(graphs)} crystals, {graphs.n_atoms.sum()} atoms, {graphs.n_edges.sum():,} edges")
+        found, rates = {}, {}
+        for preset in ("matcalc", "default"):
+            seconds, found[preset] = ours(store, model, folder / f"{preset}.zarr", preset)
+            rates[preset] = 60 * len(graphs) / seconds
+            each = found[preset].attrs["timing"]["evaluations"] / len(graphs)
+            print_errors(
+                f"preset {preset}, {seconds:.0f} s, {rates[preset]:.1f} crystals per core-minute, {each:.0f} "
+                "evaluations each",
+                found[preset],
+                entries,
+            )
+        if arguments.peer is not None:
+            compare(arguments, folder, graphs, found, rates)
+
+
+def compare(
+    arguments: argparse.Namespace,
+    folder: Path,
+    graphs: GraphStore,
+    found: Mapping[str, xr.Dataset],
+    rates: Mapping[str, float],
+) -> None:
+    """Run MatCalc, and compare its moduli and its rate."""
+    names = found["matcalc"]["structure_id"].to_numpy().tolist()
+    moduli = {preset: np.stack([one[name].to_numpy() for name in MODULI], axis=1) for preset, one in found.items()}
+    relaxed = {
+        preset: GraphStore(folder / f"{preset}.graphs.zarr").block(0, len(graphs), labels=False) for preset in found
+    }
+    few = min(arguments.clamped, len(names))
+    given = graphs.block(0, few, labels=False)
+    protocol = {"norm_strains": [-0.01, -0.005, 0.005, 0.01], "shear_strains": [-0.06, -0.03, 0.03, 0.06], "fmax": 0.05}
+    cells = [given.structure(row) for row in range(few)]
+    seconds, theirs = matcalc(arguments.peer, cells, folder, "whole", **protocol)
+    rate = 60 * few / seconds
+    print(
+        f"MatCalc, SevenNet's calculator, one thread, relaxation included: {few} crystals in {seconds:.0f} s, "
+        f"{rate:.2f} per core-minute; ours on all: {rates['matcalc'] / rate:.1f} times as many"
+    )
+    print_agreement("each with its own relaxation", moduli["matcalc"][:few], theirs, names)
+    cells = [relaxed["matcalc"].structure(row) for row in range(few)]
+    _, theirs = matcalc(arguments.peer, cells, folder, "clamped", **protocol, relax_structure=False)
+    print_agreement("the same relaxed crystals, ions clamped", moduli["matcalc"][:few], theirs, names)
+    few = min(arguments.relaxed, len(names))
+    (elastic,) = PRESETS["default"].chosen(["elastic"])
+    strains = {"norm_strains": list(elastic.normal_strains), "shear_strains": list(elastic.shear_strains)}  # type: ignore[attr-defined]
+    cells = [relaxed["default"].structure(row) for row in range(few)]
+    seconds, theirs = matcalc(
+        arguments.peer,
+        cells,
+        folder,
+        "relaxed",
+        **strains,
+        fmax=elastic.relax_ions.fmax,  # type: ignore[attr-defined]
+        relax_structure=False,
+        relax_deformed_structures=True,
+    )
+    print_agreement("the same relaxed crystals, ions relaxed", moduli["default"][:few], theirs, names)
+    print(f"  MatCalc: {60 * few / seconds:.2f} crystals per core-minute, without the relaxation of the crystals")
+
+
+if __name__ == "__main__":
+    main()

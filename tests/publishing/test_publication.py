@@ -1,0 +1,204 @@
+"""Publications: complete, checked when they are opened, without local paths, resumed, in folders and in buckets."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3fs
+from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.publishing import open_catalogue, publish
+from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, PAGE_FILE, RANKING, SCORES
+from equiscreen.publishing.publication import MARK_FILE
+from equiscreen.publishing.ranked_store import chunk_rows
+from equiscreen.screening import open_scores
+from moto.server import ThreadedMotoServer
+
+from .datasets import HOSTILE, PRIVATE, write_dataset
+
+HOST = "127.0.0.1"
+COUNT = 40
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """A web server without folder listings and without range requests."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def list_directory(self, path: object) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.send_error(http.HTTPStatus.NOT_FOUND)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("scores"), COUNT)
+
+
+@pytest.fixture
+def published(dataset: Path, tmp_path: Path) -> Path:
+    publish(dataset, tmp_path / "public", title="<b>Alloys</b>", report=False)
+    return tmp_path / "public"
+
+
+@pytest.fixture
+def address(published: Path) -> Iterator[str]:
+    handler = functools.partial(QuietHandler, directory=str(published))
+    with http.server.ThreadingHTTPServer((HOST, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://{HOST}:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_publication_is_read_over_http(dataset: Path, address: str) -> None:
+    catalogue = open_catalogue(address)
+    scores = open_scores(dataset)
+    assert catalogue.content.rows == COUNT
+    assert catalogue.scores()["structure_id"].values.tolist() == scores["structure_id"].values.tolist()
+    ranking = catalogue.ranking().load()
+    assert ranking["rank"].values.tolist() == list(range(1, COUNT + 1))
+    for name in ("structure_id", "formula", "max_force"):
+        assert ranking[name].values.tolist() == scores[name].values[ranking["scores_row"].values].tolist()
+    # Reliable values ascend; unreliable ones come after them, and missing ones last within each.
+    reliable = (ranking["status"] == 0).values
+    assert not (np.diff(reliable.astype(int)) > 0).any()
+    for kind in (reliable, ~reliable):
+        values = ranking["energy_above_hull"].values[kind]
+        finite = np.isfinite(values)
+        assert not (np.diff(finite.astype(int)) > 0).any()
+        assert (np.diff(values[finite]) >= 0).all()
+
+
+def test_all_files_have_their_checksums_and_no_local_paths(published: Path, dataset: Path) -> None:
+    listed = dict(line.split("  ", 1)[::-1] for line in (published / CHECKSUMS_FILE).read_text().splitlines())
+    files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
+    assert listed.keys() == files.keys() - {CATALOGUE_FILE, CHECKSUMS_FILE}
+    assert {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in listed} == listed
+    text = "".join(path.read_bytes().decode("latin-1") for path in files.values())
+    assert "7net-0.onnx" in text
+    assert not [word for word in (PRIVATE, "me:secret", str(dataset.parent)) if word in text]
+    page = (published / PAGE_FILE).read_text()
+    assert "&lt;b&gt;Alloys&lt;/b&gt;" in page
+    assert not [one for one in (*HOSTILE[:3:2], "<script", "<img", "<b>") if one in page]
+
+
+def test_a_publication_is_replaced_only_on_request(dataset: Path, published: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match=r"public is already published; .*--overwrite"):
+        publish(dataset, published, report=False)
+    found = publish(dataset, published, report=False, graphs=False, overwrite=True)
+    assert open_catalogue(published).content.stores.keys() == {SCORES, RANKING}
+    assert len([path for path in published.rglob("*") if path.is_file()]) == found.files
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputExistsError, match="already holds other files"):
+        publish(dataset, tmp_path / "others", overwrite=True)
+    with pytest.raises(OutputExistsError, match="is read by this run"):
+        publish(dataset, dataset / "public")
+
+
+def test_an_interrupted_publication_resumes(dataset: Path, tmp_path: Path) -> None:
+    place = tmp_path / "public"
+    (place / CHECKSUMS_FILE).mkdir(parents=True)  # so that the run ends when all stores are copied
+    with pytest.raises(OutputExistsError, match="cannot be written"):
+        publish(dataset, place, report=False)
+    with pytest.raises(StoreError, match=r"no catalogue\.json: .* publishing was interrupted"):
+        open_catalogue(place)
+    with pytest.raises(OutputExistsError, match="unfinished publication of other data"):
+        publish(dataset, place, report=False, by="max_force")
+    lost = sorted(path for path in place.rglob("c/*") if path.is_file())[:2]
+    before = [path.read_bytes() for path in lost]
+    lost[0].unlink()
+    lost[1].write_bytes(b"")
+    (place / CHECKSUMS_FILE).rmdir()
+    found = publish(dataset, place, report=False)
+    assert found.copied == len(lost) + 3 + 3  # the roots of three stores; the page, the checksums and the catalogue
+    assert [path.read_bytes() for path in lost] == before
+    assert open_catalogue(place).content.rows == COUNT
+    assert not (place / MARK_FILE).exists()
+
+
+def test_a_catalogue_older_than_its_data_is_refused(dataset: Path, published: Path, tmp_path: Path) -> None:
+    (tmp_path / "later").mkdir()
+    later = write_dataset(tmp_path / "later", COUNT, seed=1)
+    shutil.rmtree(published / SCORES)
+    shutil.copytree(later, published / SCORES)
+    with pytest.raises(StoreError, match=r"the catalogue is older than scores\.zarr"):
+        open_catalogue(published)
+    shutil.rmtree(published / SCORES)
+    shutil.copytree(dataset, published / SCORES)
+    (published / CHECKSUMS_FILE).write_text("")
+    with pytest.raises(StoreError, match=r"does not belong to checksums\.sha256"):
+        open_catalogue(published)
+    (published / CATALOGUE_FILE).write_text("{")
+    with pytest.raises(StoreError, match=r"catalogue\.json is damaged"):
+        open_catalogue(published)
+
+
+def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:
+    for length in (0, 1, 10**4, 10**6, 10**7, 10**8):
+        assert 8_192 <= chunk_rows(length) <= 65_536
+    assert 10**6 / chunk_rows(10**6) <= 128
+
+
+@pytest.mark.slow
+def test_a_killed_publication_resumes(dataset: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "equiscreen", "publish", str(dataset), str(tmp_path / "public")]
+    run = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while run.poll() is None and not (tmp_path / "public" / MARK_FILE).exists():
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    with pytest.raises(StoreError, match="publishing was interrupted"):
+        open_catalogue(tmp_path / "public")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{COUNT} structures" in done.stdout
+    assert open_catalogue(tmp_path / "public").ranking().sizes["structure"] == COUNT
+
+
+@pytest.mark.slow
+def test_a_publication_in_a_bucket_is_that_in_a_folder(
+    dataset: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = ThreadedMotoServer(HOST, port=0)
+    service.start()
+    host, port = service.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    files.mkdir("public")
+    place = "s3://public/alloys"
+    found = publish(dataset, place, title="<b>Alloys</b>", report=False)
+    here = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
+    there = {name.removeprefix("public/alloys/"): name for name in files.find("public/alloys")}
+    assert there.keys() == here.keys()
+    assert len(there) == found.files
+    assert all(files.cat(there[name]) == here[name].read_bytes() for name in here if "/" in name)
+    assert open_catalogue(place).ranking().identical(open_catalogue(published).ranking())
+    with pytest.raises(OutputExistsError, match="already published"):
+        publish(dataset, place, report=False)
+    publish(dataset, place, report=False, by="max_force", overwrite=True)
+    assert open_catalogue(place).content.ranked_by == "max_force, lowest first"
+    with pytest.raises(OutputExistsError, match=r"s3://nowhere/x cannot be written"):
+        publish(dataset, "s3://nowhere/x", report=False)
+    s3fs.S3FileSystem.clear_instance_cache()
+    service.stop()
