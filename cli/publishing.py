@@ -18,12 +18,19 @@ _SCORES_HELP = (
 
 
 def publish(
-    scores: Annotated[Path, typer.Argument(metavar="S.zarr|FOLDER", help=_SCORES_HELP)],
+    scores: Annotated[Path, typer.Argument(metavar="S.zarr", help=_SCORES_HELP)],
     place: Annotated[
         str,
-        typer.Argument(metavar="URL|FOLDER", help="Where to publish: s3://BUCKET/NAME, or a folder of a web server."),
+        typer.Argument(
+            metavar="URL|FOLDER",
+            help="Where to publish: s3://BUCKET/NAME, or a local folder, such as one that a web server serves.",
+        ),
     ],
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
+    license_url: Annotated[
+        str | None,
+        typer.Option("--license", metavar="URL", help="URL of the licence of the data.", show_default="not stated"),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -41,13 +48,14 @@ def publish(
     store: MovedStore = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier publication.")] = False,
 ) -> None:
-    """Publish scores, structures and a report as files for others.
+    """Publish scores, structures and a report as static files.
 
-    The folder holds scores.zarr, the ranked list ranking.zarr (in chunks so small that its first page is read at once),
+    The folder holds scores.zarr, the ranked list ranking.zarr (in small chunks, so that its first page loads quickly),
     the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
-    (catalogue.json) and the SHA-256 of every file (checksums.sha256). Any web server or S3 bucket can hand it out; read
-    it with xarray.open_zarr. Attributes hold no local paths and no secrets of URLs. Object stores need `pip install
-    'equiscreen[remote]'`. An interrupted run resumes when you run the same command again.
+    (catalogue.json), metadata for archives (an RO-Crate) and the SHA-256 of every file (checksums.sha256). Any web
+    server or S3 bucket can serve it; open its stores with xarray.open_zarr. Attributes contain no local paths and no
+    credentials from URLs. Object stores need `pip install 'equiscreen[remote]'`. An interrupted run resumes when you
+    run the same command again.
 
     \b
     Example:
@@ -60,6 +68,7 @@ def publish(
             scores,
             place,
             title=title,
+            license_url=license_url,
             by=by,
             graphs=graphs,
             report=report,

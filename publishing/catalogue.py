@@ -129,7 +129,8 @@ class OpenedCatalogue:
 
     def _dataset(self, name: str) -> xr.Dataset:
         # Without Dask, a slice reads the chunks that it touches and no graph of tasks is built.
-        return xr.open_zarr(f"{self._location.rstrip('/')}/{name}", chunks=None)
+        found: xr.Dataset = xr.open_zarr(f"{self._location.rstrip('/')}/{name}", chunks=None)
+        return found
 
 
 def open_catalogue(location: str | Path) -> OpenedCatalogue:

@@ -64,7 +64,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links:
 
 
 def cell_text(value: object) -> str:
-    """Text of a cell: a number with four significant decimals, or text on one line."""
+    """Text of a cell: a number with four decimals, or text on one line."""
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
     if isinstance(value, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,11 +99,13 @@ class Place:
         Raises:
             OutputExistsError: The file cannot be written.
         """
-        if self.path is not None:
-            self.write(name, file.read_bytes())  # a shard, which fits into memory
-            return
         with self._writing():
-            self._files.put_file(str(file), f"{self._root}/{name}")
+            if self.path is None:
+                self._files.put_file(str(file), f"{self._root}/{name}")
+                return
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.path / name) as scratch:
+                shutil.copyfile(file, scratch)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files.

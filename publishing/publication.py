@@ -38,13 +38,16 @@ from .catalogue import (
     PublishedStore,
 )
 from .catalogue_page import catalogue_page
+from .crate import CRATE_FILE, crate_metadata
 from .place import Place
 from .public_attributes import public_attributes, public_root
 from .ranked_store import ranked_rows, write_ranked_store
 
 # Holds the identity of a publication until it is complete.
 MARK_FILE = ".equiscreen-publishing.json"
-_OWN = frozenset({SCORES, RANKING, GRAPHS, REPORT_FILE, PAGE_FILE, CHECKSUMS_FILE, CATALOGUE_FILE, MARK_FILE})
+_OWN = frozenset(
+    {SCORES, RANKING, GRAPHS, REPORT_FILE, PAGE_FILE, CRATE_FILE, CHECKSUMS_FILE, CATALOGUE_FILE, MARK_FILE}
+)
 # Number of files that are copied at the same time, and the largest mark that is read, bytes.
 _COPIES, _MOST = 8, 1 << 20
 # Candidates in the table of the report: more make a page that is slow to load.
@@ -103,6 +106,7 @@ def publish(
     place: str | Path,
     *,
     title: str | None = None,
+    license_url: str | None = None,
     by: str | None = None,
     graphs: bool = True,
     report: bool = True,
@@ -114,9 +118,9 @@ def publish(
 
     The folder holds ``scores.zarr``, the ranked list ``ranking.zarr`` in chunks fit for reading from afar, the graph
     store ``scores.graphs.zarr``, ``report.html``, a page about all of it (``index.html``), the catalogue for programs
-    (``catalogue.json``) and the SHA-256 of every file (``checksums.sha256``). Attributes hold no local paths. The
-    catalogue is written last: without it, the publication is incomplete. An interrupted run resumes when `publish` is
-    called again with the same arguments.
+    (``catalogue.json``), one for archives (``ro-crate-metadata.json``) and the SHA-256 of every file
+    (``checksums.sha256``). Attributes hold no local paths. The catalogue is written last: without it, the publication
+    is incomplete. An interrupted run resumes when `publish` is called again with the same arguments.
 
     Example:
         >>> from equiscreen.publishing import publish
@@ -127,6 +131,7 @@ def publish(
         scores: Path of the dataset, or of a results folder that holds it.
         place: Folder to write, or its URL (``s3://bucket/name``).
         title: Title of the page.
+        license_url: URL of the license of the data, for the RO-Crate.
         by: Column to rank by, lowest first, or highest first if preceded by a minus; by default as in `select`. Without
             a column that can be compared between compositions there is no ranked list.
         graphs: Whether to publish the graph store, which holds the structures.
@@ -146,6 +151,8 @@ def publish(
         raise ConfigError(f"{scores}: only a dataset on this machine can be published; copy it here first")
     rows = ScoresReader(scores, store)
     target = Place(place)
+    if graphs and not isinstance(rows.graphs.path, Path):
+        raise ConfigError(f"{rows.graphs.path}: copy the graph store to this machine first, or use `--no-graphs`")
     inputs = [Path(scores), *([Path(rows.graphs.path)] if graphs else [])]
     if target.path is not None:
         check_place(target.path, inputs)
@@ -168,12 +175,16 @@ def publish(
         sums, copied = _copy(target, files, there, progress)
         rows.check_unchanged()
         catalogue = _catalogue(rows, measure, title or f"Screen of {Path(scores).name}", files, inputs)
-        page_text = catalogue_page(catalogue, _best(work / RANKING, measure), report=report).encode()
-        sums[PAGE_FILE] = hashlib.sha256(page_text).hexdigest()
+        attrs, written = public_attributes(rows.attrs), (Path(scores) / ROOT_FILE).stat().st_mtime
+        pages = {
+            PAGE_FILE: catalogue_page(catalogue, _best(work / RANKING, measure), report=report).encode(),
+            CRATE_FILE: crate_metadata(catalogue, attrs, _date(written), license_url, report=report),
+        }
+        sums |= {name: hashlib.sha256(content).hexdigest() for name, content in pages.items()}
         listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
         catalogue = catalogue.model_copy(update={"checksums_sha256": hashlib.sha256(listed).hexdigest()})
         last = {
-            PAGE_FILE: page_text,
+            **pages,
             CHECKSUMS_FILE: listed,
             CATALOGUE_FILE: catalogue.model_dump_json(indent=1).encode() + b"\n",
         }
@@ -296,7 +307,7 @@ def _catalogue(
     return Catalogue(
         schema_version=CATALOGUE_SCHEMA,
         title=title,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=_date(time.time()),
         rows=len(rows),
         kind=str(attrs.get("kind", "screened")),
         status_counts={str(word): int(count) for word, count in dict(attrs.get("status_counts") or {}).items()},
@@ -316,6 +327,11 @@ def _catalogue(
         checksums_sha256="",
         software=f"equiscreen {version('equiscreen')}",
     )
+
+
+def _date(seconds: float) -> str:
+    """Date and time in UTC, ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _best(store: Path, measure: Measure | None) -> ScoresReader | None:

@@ -35,7 +35,7 @@ assert int((scores["status"] == 0).sum()) == 4
 assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)
 print("clean")
 """
-PACKAGES = ("pipeline", "model", "export", "screening", "campaigns")
+PACKAGES = ("pipeline", "model", "export", "screening", "publishing", "campaigns")
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -58,6 +58,7 @@ def test_screening_and_pipeline_import_no_framework() -> None:
     script = f"""{FORBID}
 from equiscreen.screening import screen, relax, hull, select, report
 from equiscreen.screening import *
+from equiscreen.publishing import *
 from equiscreen.pipeline import *
 from equiscreen.export import OnnxCalculator, OnnxPotential
 import equiscreen.screening.relaxation.worker, equiscreen.screening.scoring.worker

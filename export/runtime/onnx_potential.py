@@ -133,10 +133,10 @@ class OnnxPotential:
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float] | None:
-        """Smallest distance of each pair of elements in the training data, angstrom.
+        """Smallest distance between atoms of each pair of elements in the training data, angstrom.
 
-        Keys are atomic numbers in ascending order. A pair that is never within the cutoff is absent. None if the
-        training data are unknown, as for imported weights.
+        Keys are pairs of atomic numbers, the smaller number first. A pair that is never within the cutoff is absent.
+        None if the training data are unknown, as for imported weights.
         """
         distances = self.metadata.minimum_distances
         return None if distances is None else {pair_numbers(pair): value for pair, value in distances.items()}

@@ -400,7 +400,7 @@ class AllegroConfig(Architecture):
         for text in self.edge_irreps:
             irreps = [ir for _, ir in parsed(text)]
             if any(mul != 1 for mul, _ in parsed(text)) or len(set(irreps)) != len(irreps) or str(irreps[0]) != "0e":
-                raise ValueError(f"edge_irreps {text}: must begin with 0e and contain each irrep once")
+                raise ValueError(f"edge_irreps {text} must begin with 0e and contain each irrep once")
             if not {ir for left in before for right in harmonics for ir in left * right}.issuperset(irreps):
                 raise ValueError(f"edge_irreps {text}: the layer cannot produce all these irreps; remove some")
             before = irreps

@@ -221,7 +221,7 @@ class _Reader:
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:
-        """Constants of functions of pairs of atoms."""
+        """Constants of the radial basis, the distance transform and the ZBL repulsion, by parameter name."""
         radial, out = "radial_embedding", {}
         if network.config.basis == "bessel":
             out["basis.frequencies"] = self.read(f"{radial}.bessel_fn.bessel_weights")

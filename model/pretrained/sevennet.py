@@ -255,7 +255,7 @@ def modality_name(settings: Mapping[str, Any], requested: str | None, path: str 
     name = requested or settings.get("default_modal")
     if name not in known:
         lacking = f"fidelity {name}" if name else "default fidelity"
-        raise CheckpointError(f"{path}: has no {lacking}; choose `--modality` from {', '.join(sorted(known))}")
+        raise CheckpointError(f"{path} has no {lacking}; choose `--modality` from {', '.join(sorted(known))}")
     return str(name)
 
 

@@ -294,8 +294,8 @@ class GraphStore:
         )
         if int(block.n_neighbors.sum(dtype=np.int64)) != len(block.neighbor):
             raise StoreError(
-                f"{self.path} is damaged: neighbour counts and edges of structures {start}-{stop} disagree; write the "
-                "store again"
+                f"{self.path} is damaged: neighbour counts and edges of structures {start} to {stop - 1} disagree; "
+                "write the store again"
             )
         return block
 
@@ -385,7 +385,7 @@ class GraphStore:
         first = self._rows(name, start, stop)
         if not np.array_equal(first, first[0] + starts(counts)):
             raise StoreError(
-                f"{self.path} is damaged: {name} and counts of structures {start}-{stop} disagree; write the store "
-                "again"
+                f"{self.path} is damaged: {name} and the counts of structures {start} to {stop - 1} disagree; "
+                "write the store again"
             )
         return int(first[0]), int(first[-1]) + int(counts[-1])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 from numpy.typing import NDArray
 
@@ -48,10 +49,8 @@ def answer(served: ServedScores, query: Query) -> bytes:
             raise ConfigError(
                 f"{wide[0]} holds several numbers per structure, which CSV cannot; use format=json or arrow"
             )
-        words = [pa.types.is_dictionary(field.type) for field in table.schema]
-        cast = [column.cast(pa.string()) if flag else column for column, flag in zip(table.columns, words, strict=True)]
         file = io.BytesIO()
-        pyarrow.csv.write_csv(pa.table(cast, names=table.schema.names), file)
+        pyarrow.csv.write_csv(pa.table([*map(_plain, table.columns)], names=table.column_names), file)
         return file.getvalue()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -106,6 +105,15 @@ def _table(served: ServedScores, found: Found, columns: Sequence[str]) -> pa.Tab
     values = {name: served.column(name)[found.rows] for name in columns}
     table = arrow_table(values, [served.reader.specs[name] for name in columns])
     return table.add_column(0, ROW, pa.array(found.rows))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column for CSV: flags as text, and missing numbers as empty cells."""
+    if pa.types.is_dictionary(column.type):
+        return column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        return pyarrow.compute.if_else(pyarrow.compute.is_nan(column), None, column)
+    return column
 
 
 def _json(served: ServedScores, query: Query, found: Found, table: pa.Table) -> bytes:

@@ -20,9 +20,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from xpublish import Plugin, SingleDatasetRest, hookimpl
 from xpublish.plugins import Dependencies
+from xpublish.plugins.hooks import Plugin, hookimpl
 from xpublish.plugins.included.dataset_info import DatasetInfoPlugin
+from xpublish.rest import SingleDatasetRest
 
 from ...pipeline.errors import ConfigError, EquiscreenError, StoreError
 from ...pipeline.runs.target import ROOT_FILE
@@ -52,7 +53,6 @@ class DatasetRoutes(Plugin):
         title: Title of the pages.
     """
 
-    name: str = "equiscreen"
     _served: ServedScores = PrivateAttr()
     _scores: Path = PrivateAttr()
     _title: str = PrivateAttr()
@@ -61,7 +61,7 @@ class DatasetRoutes(Plugin):
     _state: tuple[int, ...] = PrivateAttr()
 
     def __init__(self, scores: Path, store: Path | None, title: str) -> None:
-        super().__init__()
+        super().__init__(name="equiscreen")
         self._scores, self._title = scores, title
         self._state = _state_of(scores)
         self._served = ServedScores(ScoresReader(scores, store))
@@ -90,7 +90,8 @@ class DatasetRoutes(Plugin):
         add("/", self._browse, response_class=HTMLResponse, summary="Look at the structures")
         add("/query", self._query, response_class=Response, summary="Rows that meet conditions")
         add("/structures/{row}.cif", self._structure, response_class=Response, summary="A structure as CIF")
-        add("/zarr/{key:path}", self._file, methods=["GET", "HEAD"], response_class=Response, summary="The Zarr store")
+        add("/zarr/{key:path}", self._file, response_class=Response, summary="The Zarr store")
+        add("/zarr/{key:path}", self._file, methods=["HEAD"], include_in_schema=False)
         add("/docs", self._routes, response_class=HTMLResponse, summary="This page")
         return router
 

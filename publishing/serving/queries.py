@@ -36,7 +36,7 @@ _NOT_SHOWN = frozenset({"source", "source_index"})
 
 
 class Conditions(BaseModel):
-    """Conditions that must all hold, the order of the rows, and the page; empty conditions hold for every row.
+    """Conditions on the rows, sort order and page number; a row must meet all conditions, and empty ones are ignored.
 
     The attributes are the parameters of a request, and their descriptions are part of the OpenAPI document.
     """
@@ -181,15 +181,15 @@ class ServedScores:
         required, some = _bits(query.elements), _bits(query.any_elements)
         allowed, excluded = _bits(query.allowed_elements), _bits(query.excluded_elements)
         if system.any():
-            parts.append((self._elements() == system).all(axis=1))
+            parts.append(np.all(self._elements() == system, axis=1))
         if required.any():
-            parts.append(((self._elements() & required) == required).all(axis=1))
+            parts.append(np.all((self._elements() & required) == required, axis=1))
         if some.any():
-            parts.append((self._elements() & some).any(axis=1))
+            parts.append(np.any(self._elements() & some, axis=1))
         if allowed.any():
-            parts.append(~(self._elements() & ~allowed).any(axis=1))
+            parts.append(~np.any(self._elements() & ~allowed, axis=1))
         if excluded.any():
-            parts.append(~(self._elements() & excluded).any(axis=1))
+            parts.append(~np.any(self._elements() & excluded, axis=1))
         return parts
 
     def _elements(self) -> NDArray[np.uint64]:

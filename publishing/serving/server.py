@@ -16,7 +16,7 @@ from .application import application
 LOCAL_HOST, PORT = "127.0.0.1", 8000
 # Requests that are answered or wait at the same time; beyond them, clients are told to come back (503).
 _REQUESTS = 500
-_LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
+_LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
 
 def serve(
@@ -62,6 +62,7 @@ def serve(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            listening.listen()  # from now on, clients wait instead of being turned away
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot listen at {host}:{port} ({detail(error)}); choose another `--port`") from error
         name = f"[{host}]" if ":" in host else host

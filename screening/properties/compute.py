@@ -160,7 +160,9 @@ class _Plan:
     ) -> None:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
         if "://" in self.out:
-            raise ConfigError(f"{out}: properties are written only to local paths; write there, then copy the stores")
+            raise ConfigError(
+                f"{out}: properties can be written only to local paths; write them there, then copy the stores"
+            )
         chosen = preset_named(preset)
         self.record = {**chosen.record(what), "relax": relax, "where": where}
         self.potential = potential_for(model)

@@ -59,12 +59,12 @@ class Candidates:
             ConfigError: The filter is invalid, or there is a filter for a graph store; or the limit is below 1.
         """
         if limit is not None and limit < 1:
-            raise ConfigError(f"limit of {limit} structures; it must be at least 1")
+            raise ConfigError(f"the limit is {limit} structures; it must be at least 1")
         path = _store_in(source)
         if open_root(path, SCORES_SCHEMA, GRAPH_SCHEMA).attrs["schema"] == GRAPH_SCHEMA:
             if where is not None:
                 raise ConfigError(
-                    f"{path}: is a graph store, which has no columns for --where; give the dataset of "
+                    f"{path} is a graph store, which has no columns for --where; give the dataset of "
                     "`equiscreen relax`, `hull` or `select` instead"
                 )
             graphs, scores = GraphStore(path), None
@@ -169,7 +169,7 @@ def _scores(path: str, store_hash: str) -> ScoresReader:
     scores = ScoresReader(path)
     if scores.hash != store_hash:
         raise StoreError(
-            f"{path}: has changed during this run; run the command again and, if that reports an unfinished run, "
+            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
             "discard the unfinished run"
         )
     return scores
@@ -184,7 +184,7 @@ def _store_in(source: str | Path) -> str | Path:
     path = dataset_in(source)
     if "://" not in str(path) and Path(path).is_file():
         raise SourceError(
-            f"{path}: is a file; relax its structures first (`equiscreen relax {path} --model NAME --out R.zarr`), "
+            f"{path} is a file; relax its structures first (`equiscreen relax {path} --model NAME --out R.zarr`), "
             "and compute the properties of R.zarr"
         )
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import json
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import s3fs
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.publishing import open_catalogue, publish
 from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, PAGE_FILE, RANKING, SCORES
+from equiscreen.publishing.crate import CRATE_FILE
 from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
 from equiscreen.screening import open_scores
@@ -122,7 +125,7 @@ def test_an_interrupted_publication_resumes(dataset: Path, tmp_path: Path) -> No
     lost[1].write_bytes(b"")
     (place / CHECKSUMS_FILE).rmdir()
     found = publish(dataset, place, report=False)
-    assert found.copied == len(lost) + 3 + 3  # the roots of three stores; the page, the checksums and the catalogue
+    assert found.copied == len(lost) + 3 + 4  # the roots of three stores; two pages, the checksums and the catalogue
     assert [path.read_bytes() for path in lost] == before
     assert open_catalogue(place).content.rows == COUNT
     assert not (place / MARK_FILE).exists()
@@ -143,6 +146,25 @@ def test_a_catalogue_older_than_its_data_is_refused(dataset: Path, published: Pa
     (published / CATALOGUE_FILE).write_text("{")
     with pytest.raises(StoreError, match=r"catalogue\.json is damaged"):
         open_catalogue(published)
+
+
+def test_a_publication_is_a_research_object(published: Path) -> None:
+    graph = json.loads((published / CRATE_FILE).read_bytes())["@graph"]
+    entities = {entity["@id"]: entity for entity in graph}
+    assert len(entities) == len(graph)
+
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, list):
+            for one in value:
+                yield from references(one)
+        elif isinstance(value, dict):
+            yield value["@id"]
+
+    named = {name for entity in graph for key, value in entity.items() if key != "about" for name in references(value)}
+    assert named - entities.keys() == {"https://w3id.org/ro/crate/1.1"}
+    parts = {one["@id"] for one in entities["./"]["hasPart"]}
+    assert parts | {CRATE_FILE} == {f"{one.name}/" if one.is_dir() else one.name for one in published.iterdir()}
+    assert entities["#run"]["description"] == "equiscreen screen c.extxyz --out=s3://***@host/s.zarr"
 
 
 def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:

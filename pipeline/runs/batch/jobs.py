@@ -202,7 +202,7 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
     command = cluster_class.job_cls.submit_command
     if shutil.which(command) is None:
         raise EquiscreenError(
-            f"{command}: not found on this machine; run this command where jobs of {system} can be submitted, such as "
+            f"{command} was not found on this machine; run equiscreen where jobs of {system} can be submitted, such as "
             "a login node"
         )
     folder = Path(settings.folder)

@@ -116,7 +116,7 @@ class BatchSettings(BaseModel):
         if self.processes > self.cores:
             raise ValueError(f"workers: {self.processes} workers need at least as many cores; there are {self.cores}")
         if self.walltime_s < _SHORTEST_WALLTIME_S:
-            raise ValueError("walltime: must be at least one minute")
+            raise ValueError("walltime must be at least one minute")
         return self
 
     @property
@@ -154,9 +154,9 @@ class BatchSettings(BaseModel):
         try:
             content = load_yaml(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{path}: not a cluster file; it needs at least `memory:` and `walltime:`")
+            raise ConfigError(f"{path} is not a cluster file; it needs at least `memory:` and `walltime:`")
         try:
             return cls(**{str(name): value for name, value in content.items()})
         except ValidationError as error:

@@ -63,6 +63,8 @@ def relative_mode_error(predicted: ModeConductivities | None, reference: ModeCon
     if predicted is None or not np.isfinite(predicted.total):
         return LARGEST_ERROR
     if predicted.modes.shape != reference.modes.shape or not np.array_equal(predicted.weights, reference.weights):
-        raise ValueError(f"modes of shape {predicted.modes.shape} and {reference.modes.shape}; both need the same mesh")
+        raise ValueError(
+            f"the modes have shapes {predicted.modes.shape} and {reference.modes.shape}; compute both on the same mesh"
+        )
     microscopic = np.abs(predicted.modes - reference.modes).sum() / predicted.weights.sum()
     return float(2 * microscopic / (predicted.total + reference.total))

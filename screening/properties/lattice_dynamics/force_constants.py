@@ -147,8 +147,8 @@ def nac_parameters(phonopy: Any, born: BornCharges) -> dict[str, Any]:
     n_atoms = len(phonopy.unitcell)
     if charges.shape != (n_atoms, 3, 3) or dielectric.shape != (3, 3):
         raise ConfigError(
-            f"Born charges of shape {charges.shape} and a dielectric tensor of shape {dielectric.shape} for a crystal "
-            f"of {n_atoms} atoms; give one 3x3 tensor per atom, and one 3x3 dielectric tensor"
+            f"the Born charges have shape {charges.shape} and the dielectric tensor has shape {dielectric.shape}, for "
+            f"a crystal of {n_atoms} atoms; give one 3x3 tensor per atom, and one 3x3 dielectric tensor"
         )
     supercell = phonopy.supercell
     atoms = [supercell.u2u_map[supercell.s2u_map[place]] for place in phonopy.primitive.p2s_map]

@@ -42,7 +42,7 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
     check_installed("a crystal with force constants", ["phonopy"])
     found = open_scores(dataset)
     if "phonon_supercell" not in found:
-        raise StoreError(f"{dataset}: it holds no phonons; run `equiscreen properties` with `--what phonons`")
+        raise StoreError(f"{dataset} holds no phonons; run `equiscreen properties` with `--what phonons`")
     rows = np.flatnonzero(found["structure_id"].values == structure_id)
     if len(rows) == 0:
         raise ConfigError(f"{dataset}: no structure is named {structure_id!r}; structure_id lists the names")
@@ -74,7 +74,9 @@ def band_figure(path: Bands, states: DensityOfStates) -> Figure:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ConfigError("figures need matplotlib: pip install 'equiscreen[report]'") from error
+        raise ConfigError(
+            "figures need matplotlib, which is not installed: pip install 'equiscreen[report]'"
+        ) from error
     figure = Figure(figsize=(7.0, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     ends = [place for place, label in enumerate(path.labels) if label]

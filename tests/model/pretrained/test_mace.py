@@ -343,7 +343,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
+        with pytest.raises(CheckpointError, match="damaged, or is not a weights file"):
             read_state(tmp_path / name)
     stream = io.BytesIO()
     torch.save({"epoch": 3}, stream)
@@ -351,7 +351,7 @@ def test_files_of_weights_that_are_damaged_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a state dict"):
         read_state(tmp_path / "other.pt")
     shutil.copy(MODULE, tmp_path / "module.pt")
-    with pytest.raises(CheckpointError, match="damaged, or not a weights file"):
+    with pytest.raises(CheckpointError, match="damaged, or is not a weights file"):
         read_state(tmp_path / "module.pt")
     assert pickle.HIGHEST_PROTOCOL >= 4
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from equiscreen.campaigns import model_file
 from equiscreen.cli.app import app
+from equiscreen.export import OnnxPotential
 from equiscreen.model import load_checkpoint, load_pretrained
 from equiscreen.model.networks.base import Network
 from equiscreen.model.networks.torch_potential import TorchPotential
@@ -134,6 +136,15 @@ def test_an_archive_is_imported_by_the_command_whatever_its_name(tmp_path: Path)
     assert card.origin["head"] == "dft"
     state = load_pretrained(LAMMPS)[0].state_dict()
     assert all(torch.equal(x, state[name]) for name, x in network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_an_archive_is_a_model_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUISCREEN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "potential.dat"
+    path.write_bytes(COMPILED[1].read_bytes())
+    potential = OnnxPotential.load(model_file(path), threads=1)
+    test_oracles.check(potential, results(COMPILED[1]), torch.float32)
 
 
 def test_settings_can_be_given(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_store_that_only_the_client_sees_is_named_with_the_worker(
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1
-    assert f"{case.folder / 'g.zarr'}: not found on " in err
+    assert f"{case.folder / 'g.zarr'} was not found on " in err
     assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in err
     for left in case.folder.glob("*.partial"):
         shutil.rmtree(left)

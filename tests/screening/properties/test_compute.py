@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(relaxed: Path, sevennet_model: Path, tmp_p
         compute_properties(relaxed.with_name("g.zarr"), sevennet_model, out, where="n_atoms < 3")
     with pytest.raises(StoreError, match="no structure meets --where"):
         compute_properties(relaxed, sevennet_model, out, where="n_atoms > 300")
-    with pytest.raises(ConfigError, match="limit of 0"):
+    with pytest.raises(ConfigError, match="the limit is 0"):
         compute_properties(relaxed, sevennet_model, out, limit=0)
     with pytest.raises(OutputExistsError):
         compute_properties(relaxed, sevennet_model, relaxed, scheduler="threads")

@@ -42,7 +42,7 @@ def loaded(folder: Path, text: str) -> BatchSettings:
         (LEAST + "qeue: long", "unknown key 'qeue'; did you mean 'queue'?"),
         ("memory: 8GB", "walltime: is missing; add it"),
         ("memory: 8GB\nwalltime: 8:00:00", 'walltime: must be HH:MM:SS or D-HH:MM:SS, in quotes, such as "08:00:00"'),
-        ('memory: 8GB\nwalltime: "00:00:59"', "walltime: must be at least one minute"),
+        ('memory: 8GB\nwalltime: "00:00:59"', "walltime must be at least one minute"),
         ('memory: 8\nwalltime: "02:00:00"', "memory: must be text; put it in quotes"),
         ('memory: "8"\nwalltime: "02:00:00"', "memory: must be an amount with a unit, such as 16GB"),
         (LEAST + "account: 1234", "account: must be text; put it in quotes"),
@@ -122,9 +122,9 @@ def test_a_job_with_a_gpu_runs_one_worker(tmp_path: Path) -> None:
     ("scheduler", "told"),
     [
         ("slurm", "slurm: the cluster file is missing; use --scheduler slurm:cluster.yaml"),
-        ("slurm:none.yaml", "none.yaml: cannot be read: No such file or directory"),
-        ("slurm:cluster.yaml", "sbatch: not found on this machine"),
-        ("lsf:cluster.yaml", "bsub: not found on this machine"),
+        ("slurm:none.yaml", "none.yaml cannot be read: No such file or directory"),
+        ("slurm:cluster.yaml", "sbatch was not found on this machine"),
+        ("lsf:cluster.yaml", "bsub was not found on this machine"),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line_and_leaves_nothing(

@@ -1,0 +1,87 @@
+"""Metadata that make a publication an RO-Crate, which archives and repositories of research data read.
+
+RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) with the profile Process Run Crate 0.5
+(https://w3id.org/ro/wfrun/process/0.5): data, and the run of a program that made them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, REPORT_FILE, Catalogue
+
+CRATE_FILE = "ro-crate-metadata.json"
+_CRATE, _PROFILE = "https://w3id.org/ro/crate/1.1", "https://w3id.org/ro/wfrun/process/0.5"
+_SOFTWARE, _MODEL, _RUN = "#equiscreen", "#model", "#run"
+_NO_LICENSE = "not stated; ask whoever published this dataset"
+_FORMATS = {
+    PAGE_FILE: ("text/html", "page about the publication"),
+    REPORT_FILE: ("text/html", "report of the best candidates"),
+    CATALOGUE_FILE: ("application/json", "catalogue for programs"),
+    CHECKSUMS_FILE: ("text/plain", "SHA-256 of every file"),
+}
+
+
+def crate_metadata(
+    catalogue: Catalogue, attrs: Mapping[str, Any], written: str, license_url: str | None, *, report: bool
+) -> bytes:
+    """Content of `ro-crate-metadata.json`.
+
+    Args:
+        catalogue: What the publication holds.
+        attrs: Public attributes of the scores.
+        written: When the scores were written, ISO 8601.
+        license_url: URL of the license; None if the user stated none.
+        report: Whether there is a report.
+    """
+    stores = [f"{name}/" for name in catalogue.stores]
+    files = [name for name in _FORMATS if report or name != REPORT_FILE]
+    version = str(dict(attrs.get("software") or {}).get("equiscreen", "")) or "unknown"
+    model = catalogue.model if isinstance(catalogue.model, Mapping) else {}
+    run = {
+        "@id": _RUN,
+        "@type": "CreateAction",
+        "name": f"equiscreen: structures {catalogue.kind}",
+        "description": str(attrs.get("command") or f"{catalogue.rows} structures were {catalogue.kind}"),
+        "endTime": written,
+        "instrument": {"@id": _SOFTWARE},
+        "object": _references([_MODEL, *(name for name in stores if name == f"{GRAPHS}/")]),
+        "result": _references([name for name in stores if name != f"{GRAPHS}/"]),
+    }
+    entities: list[dict[str, Any]] = [
+        {
+            "@id": CRATE_FILE,
+            "@type": "CreativeWork",
+            "conformsTo": {"@id": _CRATE},
+            "about": {"@id": "./"},
+        },
+        {
+            "@id": "./",
+            "@type": "Dataset",
+            "name": catalogue.title,
+            "description": f"Predicted properties of {catalogue.rows:,} crystal structures",
+            "datePublished": catalogue.created,
+            "license": _NO_LICENSE if license_url is None else {"@id": license_url},
+            "conformsTo": {"@id": _PROFILE},
+            "hasPart": _references([*stores, *files]),
+            "mentions": {"@id": _RUN},
+        },
+        {"@id": _PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
+        {"@id": _SOFTWARE, "@type": "SoftwareApplication", "name": "equiscreen", "softwareVersion": version},
+        {"@id": _MODEL, "@type": "CreativeWork", "name": str(model.get("name") or model.get("path") or "the model")},
+        run,
+        *({"@id": name, "@type": "Dataset", "name": f"Zarr store {name.rstrip('/')}"} for name in stores),
+        *(
+            {"@id": name, "@type": "File", "name": _FORMATS[name][1], "encodingFormat": _FORMATS[name][0]}
+            for name in files
+        ),
+    ]
+    if license_url is not None:
+        entities.append({"@id": license_url, "@type": "CreativeWork", "name": license_url})
+    return json.dumps({"@context": f"{_CRATE}/context", "@graph": entities}, indent=1).encode() + b"\n"
+
+
+def _references(names: Sequence[str]) -> list[dict[str, str]]:
+    return [{"@id": name} for name in names]
