@@ -31,6 +31,8 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.deploy.lost-worker-timeout": "365 days",
 }
+# Seconds in which a worker has to start and to find the scheduler; on a slow file system, Dask's 60 are too few.
+_START_S = 180
 # Seconds that the batch system may take to accept the first jobs.
 SUBMIT_S = 120
 _POLL_S = 0.05
@@ -252,6 +254,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
         "queue": settings.queue,
         "project" if system in (BatchSystem.LSF, BatchSystem.SGE) else "account": settings.account,
         "interface": settings.interface,
+        "death_timeout": _START_S,
         "job_script_prologue": list(settings.prologue),
         "job_extra_directives": directives,
         "worker_extra_args": [*lifetime, "--dashboard-address=127.0.0.1:0"],

@@ -99,7 +99,14 @@ def test_the_job_script_asks_for_what_the_file_says(
     assert written.index("module load python") < written.index("source env/bin/activate")
     (command,) = [line for line in written if "distributed.cli.dask_worker" in line]
     assert command.startswith(sys.executable)
-    for words in ("tls://10.0.0.1:8786", "--nthreads 2", "--nworkers 2", "--interface ib0", "--lifetime=85800s"):
+    for words in (
+        "tls://10.0.0.1:8786",
+        "--nthreads 2",
+        "--nworkers 2",
+        "--interface ib0",
+        "--death-timeout 180",
+        "--lifetime=85800s",
+    ):
         assert words in command
 
 
