@@ -30,12 +30,13 @@ PACKAGE := build/types/equiscreen
 PARTS := pipeline model export screening publishing campaigns conformance demo cli
 
 # Codes whose results tests/oracles holds, each in an environment of its own: they pin e3nn against each other.
-ORACLES := sevennet nequip allegro mace nequip_deploy
+ORACLES := sevennet nequip allegro mace nequip_deploy nequip_old
 PEER_sevennet := sevenn==0.13.0
 PEER_nequip := nequip==0.19.1
 PEER_allegro := nequip==0.19.1 nequip-allegro==0.8.3
 PEER_mace := mace-torch==0.3.16
 PEER_nequip_deploy := nequip==0.6.2
+PEER_nequip_old := nequip==0.7.1
 
 .PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
 
@@ -75,6 +76,7 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/screen_rate.py $(DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/hull_rate.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/select_rate.py
+	$(BIN)/python tests/benchmarks/serve_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)

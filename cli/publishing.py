@@ -1,4 +1,4 @@
-"""The commands that hand results on: `publish` and `serve`."""
+"""Commands that share results: `publish` and `serve`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCORES_HELP = (
 
 
 def publish(
-    scores: Annotated[Path, typer.Argument(metavar="S.zarr|FOLDER", help=_SCORES_HELP)],
+    scores: Annotated[Path, typer.Argument(metavar="S.zarr", help=_SCORES_HELP)],
     place: Annotated[
         str,
         typer.Argument(
@@ -87,9 +87,9 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in, without a password.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without a password.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
     title: Annotated[str | None, typer.Option(help="Title of the pages.", show_default="Screen of S.zarr")] = None,
     store: MovedStore = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue of a publication: what it holds, for programs, and the check that its data are those it describes."""
+"""The machine-readable catalogue of a publication, and the check that the data match it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Catalogue(_Record):
 
 
 class OpenedCatalogue:
-    """The catalogue of a publication whose data were found to be those it describes.
+    """The catalogue of a publication, after a check that the data match it.
 
     Args:
         place: Where the publication is.

@@ -33,7 +33,7 @@ def crate_metadata(
         catalogue: What the publication holds.
         attrs: Public attributes of the scores.
         written: When the scores were written, ISO 8601.
-        license_url: URL of the license; None if the user stated none.
+        license_url: URL of the licence; None if the user stated none.
         report: Whether there is a report.
     """
     stores = [f"{name}/" for name in catalogue.stores]

@@ -73,10 +73,13 @@ class Place:
             return None
         except Exception as error:  # every file system raises its own errors
             raise StoreError(
-                f"{self}/{name} cannot be read ({detail(error, self._secret_url)}); check the URL and your permissions"
+                f"{self}/{name} cannot be read ({detail(error, self._secret_url)}); check the path or URL and your "
+                "permissions"
             ) from error
         if len(content) > most:
-            raise StoreError(f"{self}/{name} is larger than {most:,} bytes, so equiscreen did not write it")
+            raise StoreError(
+                f"{self}/{name} is larger than {most:,} bytes, so equiscreen did not write it; check the path or URL"
+            )
         return content
 
     def write(self, name: str, content: bytes) -> None:

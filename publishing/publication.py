@@ -116,7 +116,7 @@ def publish(
 ) -> Publication:
     """Copy scores, with their structures and a report, to a folder or an object store from which others read them.
 
-    The folder holds ``scores.zarr``, the ranked list ``ranking.zarr`` in chunks fit for reading from afar, the graph
+    The folder holds ``scores.zarr``, the ranked list ``ranking.zarr`` in chunks that suit remote reading, the graph
     store ``scores.graphs.zarr``, ``report.html``, a page about all of it (``index.html``), the catalogue for programs
     (``catalogue.json``), one for archives (``ro-crate-metadata.json``) and the SHA-256 of every file
     (``checksums.sha256``). Attributes hold no local paths. The catalogue is written last: without it, the publication
@@ -131,7 +131,7 @@ def publish(
         scores: Path of the dataset, or of a results folder that holds it.
         place: Folder to write, or its URL (``s3://bucket/name``).
         title: Title of the page.
-        license_url: URL of the license of the data, for the RO-Crate.
+        license_url: URL of the licence of the data, for the RO-Crate.
         by: Column to rank by, lowest first, or highest first if preceded by a minus; by default as in `select`. Without
             a column that can be compared between compositions there is no ranked list.
         graphs: Whether to publish the graph store, which holds the structures.
@@ -142,7 +142,7 @@ def publish(
 
     Raises:
         ConfigError: The scores are behind a URL, or the column is unknown.
-        StoreError: The scores or the graph store cannot be read, or changed meanwhile.
+        StoreError: The scores or the graph store cannot be read, or changed during the run.
         OutputExistsError: The place holds something else or cannot be written.
     """
     begin = time.monotonic()

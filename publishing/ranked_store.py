@@ -1,8 +1,8 @@
-"""The ranked list of a publication: columns of the scores, best row first, in chunks fit for reading from afar.
+"""The ranked list of a publication: columns of the scores, best row first, in chunks that suit remote reading.
 
 In the scores themselves the best rows lie anywhere, so that the first page of a ranked list would need every chunk of
-every column. Here it needs one chunk of each column it shows, each a file of its own, which also a web server without
-range requests can hand out.
+every column. Here it needs one chunk of each column it shows, each a file of its own, which even a web server without
+range requests can serve.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _is_shown(spec: ArraySpec) -> bool:
 
 
 def chunk_rows(length: int) -> int:
-    """Rows per chunk of a list of some length."""
+    """Rows per chunk of a list of a given length."""
     rows = CHUNK_ROWS[STRUCTURE]
     while rows < _LARGEST_CHUNK and length > _CHUNKS * rows:
         rows *= 2

@@ -1,6 +1,6 @@
 """Allegro: features of edges instead of atoms (Musaelian et al., Nat. Commun. 14, 579 (2023)).
 
-An edge only interacts with the other edges of its receiver, so nothing but elements is read from neighbours, and the
+An edge only interacts with the other edges of its receiver, so only the elements of neighbours are read, and the
 network is strictly local. In each layer, the features of an edge are multiplied by a weighted sum of the spherical
 harmonics of all edges of the receiver. That sum and the coupling coefficients make one matrix per atom and channel,
 which acts on the features of every edge: no tensor over edges is wider than the features.
@@ -165,7 +165,7 @@ class AllegroNetwork(Network):
 
 
 class BesselEmbedding(nn.Module):
-    """Scalars of an edge: maps of Bessel functions, times factors of the receiver's and the sender's element.
+    """Scalars of an edge: linear maps of Bessel functions, times factors for the elements of receiver and sender.
 
     The Bessel functions are sin(k x) / x, with trained frequencies k, of the distance relative to the cutoff.
 
@@ -306,7 +306,7 @@ class AllegroInteraction(nn.Module):
         Args:
             features: float[C * N, K, components], features of all edges.
             total: float[C, N, (l_max + 1)^2], sum over the edges of each atom.
-            scalars: float[N * K, scalars] each, scalars of all edges from all layers before.
+            scalars: float[N * K, scalars] each, scalars of all edges from all previous layers.
             inside: float[N * K, 1], 1 within the cutoff and 0 beyond.
 
         Returns:
@@ -329,7 +329,7 @@ class AllegroInteraction(nn.Module):
 
 
 def edge_paths(left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep]) -> list[Path]:
-    """Paths of the products of a layer, in the order of Allegro, by their result.
+    """Paths of the products of a layer, sorted by their result as in Allegro.
 
     Args:
         left: Irreps of the features of an edge.

@@ -67,7 +67,7 @@ def e3nn_element_matrices(flat: Tensor, into: Channels, attributes: Tensor, out:
 def e3nn_paths(
     left: Sequence[Irrep], right: Sequence[Irrep], out: Collection[Irrep], *, by_result: bool
 ) -> list[IrrepPath]:
-    """Paths of a convolution in the order of codes based on e3nn; `by_result` sorts them by their last irrep."""
+    """Paths of a convolution, in the order that e3nn-based codes use; `by_result` sorts them by their last irrep."""
     paths = [IrrepPath(a, b, c) for a in left for b in right for c in a * b if c in out]
     return sorted(paths, key=lambda path: path.out) if by_result else paths
 
@@ -135,7 +135,7 @@ class InteractionShape:
 
 
 def nonzero_irreps(shapes: Sequence[InteractionShape]) -> list[dict[Irrep, int]]:
-    """Number of channels of each irrep after each interaction, without those that no path makes non-zero."""
+    """Number of channels of each irrep after each interaction, without irreps that are always zero."""
     made, kept = {SCALAR}, []
     for shape in shapes:
         made = {path.out for path in shape.paths if path.left in made} & {*shape.out}
@@ -162,7 +162,7 @@ def ordered_columns(
 def activation_gain(function: Callable[[Tensor], Tensor]) -> float:
     """Factor that e3nn multiplies an activation by, so that its second moment is one.
 
-    e3nn estimates the moment from samples of fixed seed, and does not rescale the function if it is close to one.
+    e3nn estimates the moment from samples with a fixed seed, and does not rescale the function if it is close to one.
     """
     gain = float(normalize2mom(function).cst)
     return 1.0 if abs(gain - 1) < IDENTITY_TOLERANCE else gain

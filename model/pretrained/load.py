@@ -63,14 +63,14 @@ def load_pretrained(
 
     Args:
         source: A name in `REGISTRY` of a file that is part of the package `sevenn`, or the path of a file: SevenNet's
-            .pth, Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, or with `config` a
-            state dict.
+            .pth, Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, a TorchScript archive
+            of MACE, NequIP or Allegro or, with `config`, a state dict of MACE.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
             `REGISTRY`, and ``own`` for any other file.
         trust: Unpickle everything in the file, which can run arbitrary code; MACE files are always read as plain data.
         config: File of settings, YAML or JSON, if `source` is a state dict (.pt, .safetensors or .npz) or a TorchScript
-            archive of a MACE.
+            archive of MACE.
         note: Called with a line about the next step, since each step may take a minute.
 
     Returns:
@@ -236,7 +236,10 @@ def _read_sevennet_or_nequip(path: Path, modality: str | None, *, trust: bool) -
     keys = content.keys() if isinstance(content, dict) else set()
     sevennet = {"config", "model_state_dict"} <= keys
     if not sevennet and not package and not {"hyper_parameters", "state_dict"} <= keys:
-        raise CheckpointError(f"{path} is not a checkpoint of {KNOWN_CODES}, and no other files can be imported")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of {KNOWN_CODES}; if it is a state dict of MACE, give its settings with "
+            "`--config`"
+        )
     if not sevennet and modality is not None:
         raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
     code, fidelity = "SevenNet" if sevennet else "NequIP", ""

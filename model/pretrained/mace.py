@@ -9,8 +9,8 @@ Conventions that differ from ours, and how they are converted:
 - radial functions follow the order of the paths, which depends on the version: reordered;
 - 3j symbols are those of e3nn 0.4.4, whose signs differ from the installed e3nn: the file holds those of the
   convolutions, and the sign is folded into the radial functions;
-- products are sums over all paths of couplings that the file holds; they are written in our basis of all different
-  products, exactly, which also takes care of their signs;
+- products are sums over all paths of couplings that the file holds; they are rewritten exactly in our basis of all
+  distinct products, which also takes care of their signs;
 - a head is one column of the readouts, with its own reference energies, scale and shift: one is chosen.
 """
 
@@ -91,15 +91,21 @@ def from_mace(
     chosen = _head(settings, head, path)
     for name, x in state.items():
         if x.is_floating_point() and not torch.isfinite(x).all():
-            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
+            raise CheckpointError(
+                f"{path} is damaged: the weights {name} contain NaN or infinite numbers; copy or download it again"
+            )
     try:
         return _Reader(settings, state, chosen).network(), (head or "") if len(settings.heads) > 1 else ""
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path}: the weights {error} are missing, or the settings are wrong") from error
+        raise CheckpointError(
+            f"{path}: the weights {error} are missing; check that the settings belong to this file"
+        ) from error
     except Exception as error:  # shapes that do not fit fail in many ways
-        raise CheckpointError(f"{path}: the weights do not fit the settings: {detail(error)}") from error
+        raise CheckpointError(
+            f"{path}: the weights do not fit the settings ({detail(error)}); check that they belong together"
+        ) from error
 
 
 def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
@@ -159,7 +165,7 @@ class _Reader:
         hidden = parsed(settings.hidden_irreps)
         channels = sum(mul for mul, ir in hidden if ir == SCALAR)
         if any(mul != channels for mul, _ in hidden):
-            raise CheckpointError("unsupported architecture: hidden_irreps: different numbers of channels")
+            raise CheckpointError("unsupported architecture: hidden_irreps has different numbers of channels")
         count = settings.num_interactions
         every, last = " + ".join(str(ir) for _, ir in hidden), str(hidden[0][1])
         blocks = [INTERACTIONS[settings.interaction_cls_first], *[INTERACTIONS[settings.interaction_cls]] * (count - 1)]
@@ -217,7 +223,7 @@ class _Reader:
     def of_head(self, values: Tensor) -> Tensor:
         """The row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"has constants for {len(values)} heads, but {self.n_heads} head names")
+            raise CheckpointError(f"it has constants for {len(values)} heads, but {self.n_heads} head names")
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:
@@ -350,7 +356,7 @@ def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, 
 def rewrite_products(
     contraction: SymmetricContraction, irrep: Irrep, couplings: Tensor, weights: Tensor, out: Tensor
 ) -> None:
-    """Write products of other couplings in the basis of ours.
+    """Rewrite products that use other coupling matrices in the basis of our products.
 
     Args:
         contraction: Our contraction.

@@ -1,6 +1,7 @@
 """TorchScript archives of MACE: files for LAMMPS (`-lammps.pt`) and CP2K (`-cp2k.pth`), and `_compiled.model` files.
 
-Weights and settings have the names that they have in a pickled module, so that `mace_settings` reads them likewise.
+Weights and settings have the names that they have in a pickled module, so that `mace_settings` reads them in the same
+way.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class MaceSettings(BaseModel):
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         if not isinstance(content, dict) or content.get("family") != "mace":
-            raise CheckpointError(f"{path}: not MACE settings, which contain `family: mace`")
+            raise CheckpointError(f"{path} does not contain `family: mace`; add this line if it holds MACE settings")
         return cls.checked(content, path)
 
 

@@ -1,4 +1,4 @@
-"""TorchScript archives of all codes: the network of one, whichever code wrote it."""
+"""Networks from TorchScript archives, whichever code wrote them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
         return read_mace_script(path, modality)
     if kind.startswith("sevenn."):
         raise CheckpointError(
-            f"{path}: a deployed network of SevenNet, whose weights have no names; import the checkpoint that it was "
+            f"{path} is a deployed network of SevenNet, whose weights have no names; import the checkpoint that it was "
             "made from"
         )
     if not kind.startswith("nequip."):
         raise CheckpointError(
-            f"{path}: a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
+            f"{path} is a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
         )
     if modality is not None:
         raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")
@@ -56,7 +56,8 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
         raise
     except Exception as error:  # modules of another version can lack anything
         raise CheckpointError(
-            f"{path} is damaged, or was written by an unsupported version of NequIP: {detail(error)}"
+            f"{path} is damaged, or was written by an unsupported version of NequIP ({detail(error)}); copy or "
+            "download it again, or try a newer version of equiscreen"
         ) from error
     return network.to(torch.float32), ""
 

@@ -127,7 +127,7 @@ def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
     if version > NEWEST:
         newest = ".".join(map(str, NEWEST))
         raise CheckpointError(
-            f"{path}: from SevenNet {settings['version']}, but only versions up to {newest} are supported; "
+            f"{path} is from SevenNet {settings['version']}, but only versions up to {newest} are supported; "
             "try a newer version of equiscreen"
         )
     return version

@@ -1,6 +1,6 @@
 """Published weights that equiscreen was never tested with: their addresses are known, but not their SHA-256.
 
-No name downloads anything without a known hash, so these are listed for people who download a file themselves.
+equiscreen downloads no file whose hash it does not know, so these are listed for people who download them.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class _KeptJobs:
     """Jobs that outlive the run that started them, until a block ends.
 
     Attributes:
-        stack: Ends with the block.
+        stack: Exit stack that closes the jobs at the end of the block.
         jobs: The jobs by the text of `scheduler`.
     """
 

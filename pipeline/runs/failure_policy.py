@@ -207,7 +207,7 @@ class _TasksInFlight(Generic[Item, Result]):
         return WITHOUT_WORKERS_S if self.client.cluster is None else min(WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S)
 
     def _wait_for_workers(self, without: int, limit: int) -> None:
-        """Tell the user what the run waits for, and do what can be done to have workers again.
+        """Tell the user what the run is waiting for, and try to get workers back.
 
         Raises:
             EquiscreenError: It waited too long, or jobs cannot start.

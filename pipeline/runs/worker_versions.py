@@ -72,7 +72,7 @@ def check_workers(client: Any) -> None:
 
 
 def _compare(wanted: Mapping[str, str], found: Mapping[str, str], worker: str) -> None:
-    """Compare versions of a worker with those of this run; of Python, only the first two numbers matter."""
+    """Compare versions of a worker with those of this run; for Python, only the first two numbers matter."""
     for name, expected in wanted.items():
         other = found.get(name, expected)  # a worker without ONNX Runtime can do everything but evaluate models
         if _significant(name, other) != _significant(name, expected):

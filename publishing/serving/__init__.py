@@ -1,1 +1,1 @@
-"""A web server for one scores dataset: queries, structures, the dataset's own files, and a page to look with."""
+"""A web server for one scores dataset: queries, structures, the dataset's own files, and a page to browse them."""

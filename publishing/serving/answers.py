@@ -47,7 +47,7 @@ def answer(served: ServedScores, query: Query) -> bytes:
         wide = [name for name in columns if len(served.reader.specs[name].dims) > 1]
         if wide:
             raise ConfigError(
-                f"{wide[0]} holds several numbers per structure, which CSV cannot; use format=json or arrow"
+                f"{wide[0]} holds several numbers per structure, which CSV cannot hold; use format=json or format=arrow"
             )
         file = io.BytesIO()
         pyarrow.csv.write_csv(pa.table([*map(_plain, table.columns)], names=table.column_names), file)

@@ -1,7 +1,7 @@
 """The web application: an xpublish server of one dataset, with routes of its own.
 
-The plugin xpublish-zarr 0.1.0 encodes chunks anew for each request and does not know shards: where the metadata promise
-a shard, it answers with one chunk. Therefore the files of the store are handed out as they are, with range requests.
+The files of the store are handed out as they are, with range requests. The plugin xpublish-zarr 0.1.0 would write the
+dataset anew, with new chunks, and fails for stores with shards: their Dask chunks overlap one chunk of the new store.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class DatasetRoutes(Plugin):
         return HTMLResponse(browse_page(self._served, self._title, conditions, found))
 
     def _query(self, query: Annotated[Query, InQuery()]) -> Response:
-        """Rows that meet all conditions, sorted, one page of them, as JSON, CSV or Arrow.
+        """One page of the rows that meet all conditions, sorted, as JSON, CSV or Arrow.
 
         The column `row` is the place of a structure in the dataset: `structures/ROW.cif` is its CIF.
         """
@@ -142,8 +142,9 @@ def application(scores: Path, store: Path | None = None, *, title: str, hosts: l
         scores: Path of the dataset.
         store: Graph store of the scores, if it was moved.
         title: Title of the pages.
-        hosts: Names by which clients may address the server; ``*`` for any. The names of this machine alone keep web
-            pages from elsewhere from reading the server through a name of theirs that points here.
+        hosts: Names by which clients may address the server; ``*`` for any. If only the names of this machine are
+            allowed, web pages from elsewhere cannot read the server through a host name that resolves to this machine
+            (DNS rebinding).
 
     Raises:
         StoreError: The dataset cannot be read.

@@ -30,7 +30,7 @@ _FIELDS = {
 
 
 def browse_page(served: ServedScores, title: str, query: Conditions, found: Found | None, problem: str = "") -> str:
-    """Return the page to look with.
+    """Return the page with the form and the table of rows.
 
     Args:
         served: The dataset.

@@ -1,4 +1,4 @@
-"""Queries to a scores dataset: which rows meet some conditions, in which order."""
+"""Queries to a scores dataset: which rows meet the conditions, and in which order."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class ServedScores:
 
     Attributes:
         reader: The dataset.
-        shown: Columns in an answer that does not name any.
+        shown: Columns of an answer if the query names none.
         default_sort: Column that answers are sorted by if a query names none; empty if energies cannot be compared.
 
     Raises:
@@ -215,8 +215,9 @@ class ServedScores:
     def _order(self, sort: str) -> NDArray[np.int64]:
         """All rows in the order of a column: int64[n].
 
-        As in a selection, rows whose status marks their values as unreliable come after all others; missing values are
-        last, and equal values in the order of the dataset.
+        Columns of numbers are sorted as in a selection: rows whose status marks their values as unreliable come after
+        all others, missing values are last, and equal values are in the order of the dataset. Text is sorted
+        alphabetically.
         """
         name, descending = sort.removeprefix("-").strip(), sort.startswith("-")
         if name not in self.reader.specs:
@@ -239,7 +240,7 @@ class ServedScores:
         return self._keep(("order", name, descending), read)
 
     def _keep(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """An array that was kept or, if it was not, is read; arrays that were not used for longest make room for it."""
+        """Return a kept array, or read and keep it; the least recently used arrays are dropped to make room."""
         with self._loading:  # so that many clients at once read a column only once; an order needs columns
             found = self._kept.get(key)
             if found is not None:

@@ -16,7 +16,7 @@ from .application import application
 LOCAL_HOST, PORT = "127.0.0.1", 8000
 # Requests that are answered or wait at the same time; beyond them, clients are told to come back (503).
 _REQUESTS = 500
-_LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
+_LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
 
 def serve(
@@ -35,11 +35,11 @@ def serve(
 
     Args:
         scores: Path of the dataset, of a results folder that holds it, or of a folder written by `publish`.
-        host: Address to listen at; ``0.0.0.0`` for all addresses of this machine.
-        port: Port to listen at; 0 for any that is free.
+        host: Address to listen on; ``0.0.0.0`` for all addresses of this machine.
+        port: Port to listen on; 0 for any that is free.
         title: Title of the pages.
         store: Graph store of the scores, if it was moved.
-        announce: Is called with the address when the server is ready.
+        announce: Called with the address when the server is ready.
 
     Raises:
         StoreError: The dataset cannot be read, or a catalogue beside it is older.
@@ -64,7 +64,9 @@ def serve(
             listening.bind((host, port))
             listening.listen()  # from now on, clients wait instead of being turned away
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot listen at {host}:{port} ({detail(error)}); choose another `--port`") from error
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({detail(error)}); choose another `--port` or `--host`"
+            ) from error
         name = f"[{host}]" if ":" in host else host
         announce(f"{dataset}: http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops the server)")
         config = uvicorn.Config(

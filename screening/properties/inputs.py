@@ -179,7 +179,7 @@ def _store_in(source: str | Path) -> str | Path:
     """The dataset at a path, or in a folder of results.
 
     Raises:
-        SourceError: There is a file of structures.
+        SourceError: The path is a file of structures.
     """
     path = dataset_in(source)
     if "://" not in str(path) and Path(path).is_file():

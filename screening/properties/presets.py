@@ -35,7 +35,7 @@ class Preset:
     properties: tuple[Property, ...]
 
     def chosen(self, names: Sequence[str]) -> tuple[Property, ...]:
-        """The properties with some names, in the order of the names.
+        """The properties with the given names, in the order of the names.
 
         Raises:
             ConfigError: A name is unknown or given twice, or there is none.
@@ -45,7 +45,9 @@ class Preset:
             if name not in known:
                 raise ConfigError(f"preset {self.name}: {unknown_name('property', name, known)}")
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"properties {', '.join(names) or 'none'}: name each of them once, and at least one")
+            raise ConfigError(
+                f"the chosen properties are {', '.join(names) or 'none'}; name at least one, and each only once"
+            )
         return tuple(known[name] for name in names)
 
     def record(self, names: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def preset_named(name: str) -> Preset:
     """Return a preset.
 
     Raises:
-        ConfigError: There is none with this name.
+        ConfigError: No preset has this name.
     """
     if name not in PRESETS:
         raise ConfigError(unknown_name("preset", name, PRESETS))

@@ -13,7 +13,8 @@ The run drives the generators of many materials and properties side by side and 
 `OutcomeError` to end with a status other than ok. A cell that has no graph, or for which the model predicts numbers
 that are not finite, ends the property of its material, so that `stages` sees valid results only.
 
-What a property returns belongs to arrays that it declares: `Property.arrays` with one row per structure (values that an
+Every value that a property returns belongs to an array that it declares: `Property.arrays` with one row per structure
+(values that an
 outcome lacks are NaN, zero, false or empty), and `Property.tables` with any number of rows per structure, such as force
 constants. Tables with the same first dim have the same number of rows for a structure; the dataset holds this number as
 ``n_<dim>``, and the rows of all structures one after another.
@@ -108,7 +109,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a property has found for a material.
+    """Result of a property for one material.
 
     Attributes:
         status: Index into `PROPERTY_STATUSES`.
@@ -179,7 +180,7 @@ class Property(ABC):
 
     @abstractmethod
     def workload(self, n_atoms: int) -> Workload:
-        """Estimate the cost for a crystal with some number of atoms, without looking at its structure."""
+        """Estimate the cost for a crystal with a given number of atoms, whatever its structure."""
 
     @abstractmethod
     def stages(self, material: Material) -> Stages:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -204,15 +204,15 @@ def test_pages_run_and_load_nothing(address: str) -> None:
     assert {one["name"] for one in paths["/query"]["get"]["parameters"]} >= {"where", "elements", "page_size", "format"}
 
 
-def test_a_server_that_cannot_start_says_why(address: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_says_why(
+    address: str, dataset: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     port = address.rsplit(":", 1)[1]
     for words, text in (
-        (["serve", str(dataset), "--port", port], "choose another `--port`"),
-        (["serve", str(tmp_path / "none.zarr")], "no such store"),
+        (("serve", dataset, "--port", port), "choose another `--port`"),
+        (("serve", tmp_path / "none.zarr"), "no such store"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "equiscreen", *words], capture_output=True, text=True, check=False, timeout=120
-        )
+        done = command_line(*words)
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert text in done.stderr

@@ -4,7 +4,8 @@
 
 - perceptrons multiply their weights by gains, and Bessel functions have a prefactor 1 / pi: folded into the weights;
 - the scalars of an edge are the input of two linear maps, which are folded into the perceptron before them;
-- sums over edges are divided by the square root of the mean number of neighbours, and energies by that of 2: folded
+- sums over edges are divided by the square root of the mean number of neighbours, and energies by the square root of 2:
+  folded
   into the weights of the edges and the readout; if there is one number for each element, it becomes a factor of the
   element;
 - the file holds the coupling coefficients: their signs are folded into the weights of the products.
@@ -77,8 +78,9 @@ class _Content:
         activations: Activations of the perceptrons in `PERCEPTRONS`; None and "None" are linear, but have different
             gains.
         mean_neighbors: Mean number of neighbours, for all elements or by type.
-        by_degree: Whether edges have weights for each degree of the harmonics, otherwise one for all.
-        forward: Whether the weights of a checkpoint are normalised by the widths of inputs, otherwise of outputs.
+        by_degree: Whether edges have a weight for each degree of the harmonics, rather than one for all degrees.
+        forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, rather than of their
+            outputs.
     """
 
     file: NequipFile
@@ -218,7 +220,7 @@ def _packaged(file: NequipFile, network: Record) -> _Content:
 
 
 def _packaged_neighbors(file: NequipFile, product: Record) -> float | list[float]:
-    """Mean number of neighbours; before 0.8.3 its place was another."""
+    """Mean number of neighbours, which versions before 0.8.3 store elsewhere."""
     factors = file.state.get("allegro.avg_num_neighbors_norm.norm_const")
     if factors is None:
         return float(product.fields["scatter_factor"]) ** -2

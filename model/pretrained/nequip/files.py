@@ -93,7 +93,7 @@ class NequipFile:
         return "allegro" if target.startswith("allegro.model.") else "nequip"
 
     def unsupported(self, name: str, what: str) -> CheckpointError:
-        """The error that a setting is not supported."""
+        """Return the error for a setting that is not supported."""
         return CheckpointError(f"{self.path}: unsupported architecture: {name} {what}")
 
     def check_settings(self, builders: set[str], known: set[str]) -> Mapping[str, Any]:
@@ -122,7 +122,7 @@ class NequipFile:
         """Return an exponent as an integer.
 
         Raises:
-            CheckpointError: It is none.
+            CheckpointError: It is not an integer.
         """
         if power != int(power):
             raise self.unsupported(name, f"is {power}, not an integer")
@@ -162,7 +162,7 @@ class NequipFile:
         Args:
             name: Name of the module.
             activation: Its activation; None and "None" are linear.
-            forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, otherwise of
+            forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, rather than of
                 their outputs; a package holds the factors.
         """
         pattern = re.escape(name) + r"\.mlp\.(?:weights\.)?(\d+)(?:\.weight)?"
@@ -216,11 +216,11 @@ class NequipFile:
     def module(self, *names: str) -> Record:
         """Return a module of a package by the names on the way to it."""
         if self.modules is None:
-            raise TypeError("only packages hold modules")
+            raise TypeError("checkpoints hold no modules")
         return self.modules.child(*names)
 
     def repulsion(self, *cutoff: str) -> int | None:
-        """Return the power of the envelope of the pair repulsion; None without it.
+        """Return the power of the envelope of the pair repulsion; None if the network has no pair repulsion.
 
         Args:
             *cutoff: Names of the modules on the way to the envelope that packages before `OWN_ENVELOPE` use for it.
@@ -291,7 +291,7 @@ def open_package(path: str | Path) -> NequipFile:
     number = int(metadata["package_version_id"])
     if number > NEWEST_PACKAGE:
         raise CheckpointError(
-            f"{path}: package version {number}, but only versions up to {NEWEST_PACKAGE} are supported; try a newer "
+            f"{path} has package version {number}, but only versions up to {NEWEST_PACKAGE} are supported; try a newer "
             "version of equiscreen"
         )
     version = check_version(metadata["versions"], path)
@@ -364,7 +364,7 @@ def check_version(versions: Mapping[str, Any], path: str | Path) -> tuple[int, .
     for code, newest in NEWEST.items():
         if code in versions and _numbers(versions[code]) > newest:
             raise CheckpointError(
-                f"{path}: from {CODES[code]} {versions[code]}, but only versions up to {'.'.join(map(str, newest))} "
+                f"{path} is from {CODES[code]} {versions[code]}, but only versions up to {'.'.join(map(str, newest))} "
                 "are supported; try a newer version of equiscreen"
             )
     return _numbers(versions["nequip"])
@@ -385,7 +385,7 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
         return found
     if not state["ema._extra_state"]["is_holding_ema_weights"]:
         raise CheckpointError(
-            f"{path} was saved during validation, when averaged and raw weights are exchanged; use another checkpoint"
+            f"{path} was saved during validation, when averaged and raw weights are swapped; use another checkpoint"
         )
     radial = settings.get("radial_chemical_embed") or settings
     trained = {

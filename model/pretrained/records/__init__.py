@@ -1,4 +1,4 @@
 """Pickled modules of PyTorch, read as inert records: no code in a file is run.
 
-`reader` makes records of a pickle; the other modules find pickles and tensors in the archives that hold them.
+`reader` turns a pickle into records; the other modules find pickles and tensors in the archives that hold them.
 """

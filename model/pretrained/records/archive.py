@@ -1,4 +1,4 @@
-"""ZIP files that others wrote: members are named and sized before they are read."""
+"""ZIP files from others: the names and sizes of members are checked before members are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Archive:
         names: Names of all members, with the folder.
 
     Raises:
-        RefusedError: The file is no ZIP file, is damaged, or has unexpected members.
+        RefusedError: The file is not a ZIP file, is damaged, or has unexpected members.
     """
 
     def __init__(self, file: Path | BinaryIO) -> None:
@@ -41,7 +41,7 @@ class Archive:
         for name in self.names:
             place = PurePosixPath(name.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts or ":" in (place.parts or ("",))[0]:
-                raise RefusedError(f"the archive has the member {name[:80]!r}, which lies outside of its folder")
+                raise RefusedError(f"the archive has the member {name[:80]!r}, which lies outside its folder")
         self.root = self.names[0].replace("\\", "/").partition("/")[0] if self.names else ""
 
     @property

@@ -33,7 +33,7 @@ class ModulePackage:
         try:
             self.archive = archive.Archive(path)
         except RefusedError as error:
-            raise CheckpointError(f"{path}: {error}; not imported") from error
+            raise CheckpointError(f"{path} was not imported: {error}") from error
 
     def text(self, name: str) -> str:
         """Read a text member, by its name in the package.
@@ -54,7 +54,7 @@ class ModulePackage:
         try:
             return read_pickle(content, self._storage, self.inert)
         except RefusedError as error:
-            raise CheckpointError(f"{self.path}: {error}; not imported") from error
+            raise CheckpointError(f"{self.path} was not imported: {error}") from error
         except Exception as error:  # a damaged pickle can fail in any way
             raise CheckpointError(
                 f"{self.path} is damaged: {name} cannot be read ({detail(error)}); copy or download it again"
@@ -71,4 +71,4 @@ class ModulePackage:
         try:
             return self.archive.read(name, limit)
         except RefusedError as error:
-            raise CheckpointError(f"{self.path}: {error}; not imported") from error
+            raise CheckpointError(f"{self.path} was not imported: {error}") from error

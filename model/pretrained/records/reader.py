@@ -1,6 +1,6 @@
 """Pickles as records and tensors.
 
-A pickle is a program: it names functions and calls them. Here every name must be on a list. Classes of the list become
+A pickle is a program: it names functions and calls them. Here every name must be on a list. Classes on the list become
 records, the few functions that are called are our own, and names and operations are checked before anything is read.
 """
 
@@ -69,7 +69,7 @@ def read_pickle(content: bytes, storage: StorageReader, inert: Sequence[str] = (
             reader.find_class(*str(argument).split(" ", 1))
         # A large index would make the unpickler allocate a large table.
         if operation.name in MEMO_OPERATIONS and int(str(argument)) > count:
-            raise RefusedError("its pickle is damaged")
+            raise RefusedError("its pickle is damaged; copy or download the file again")
     return reader.load()
 
 
@@ -83,7 +83,7 @@ class _Reader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find what a name of the list stands for."""
+        """Find what a name on the list stands for."""
         dotted = f"{module}.{name}"
         if dotted in _CALLED:
             return _CALLED[dotted]
@@ -103,7 +103,7 @@ class _Reader(pickle.Unpickler):
             raise RefusedError("the file contains compiled code instead of modules")
         _, dtype, key, _, count = pid
         if not re.fullmatch(r"\d{1,9}", str(key)) or not isinstance(dtype, torch.dtype):
-            raise RefusedError("its pickle is damaged")
+            raise RefusedError("its pickle is damaged; copy or download the file again")
         if key not in self.storages:
             self.storages[key] = self.storage(str(key), dtype, int(count))
         return self.storages[key]
@@ -122,7 +122,7 @@ def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[
         or math.prod(size) > max(len(storage), MAX_REPEATED)
         or (0 not in size and last >= len(storage))
     ):
-        raise RefusedError("a tensor is larger than its part of the file")
+        raise RefusedError("a tensor is larger than the data stored for it; copy or download the file again")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -135,7 +135,7 @@ def _encode(text: str, *_: Any) -> bytes:
 
 
 def _number(kind: Record, content: bytes) -> float:
-    """A number of NumPy."""
+    """A NumPy scalar."""
     code = str(kind.args[0])
     if code not in {"f4", "f8", "i4", "i8"}:
         raise RefusedError(f"it contains a number of the unsupported type {code[:20]}")

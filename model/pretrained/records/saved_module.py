@@ -23,7 +23,7 @@ COMPILED = ("torch.fx.", "opt_einsum_fx.", "torch.jit.", "__torch__.")
 
 
 def root_class(path: str | Path) -> str:
-    """Name of the class of a pickled object, "" if the file is no archive of PyTorch or holds something else."""
+    """Name of the class of a pickled object, "" if the file is not an archive of PyTorch or holds something else."""
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -35,7 +35,7 @@ def root_class(path: str | Path) -> str:
 
 
 def read_module(path: str | Path, inert: Sequence[str]) -> Record:
-    """Read a file that `torch.save` made of a module.
+    """Read a module that `torch.save` wrote.
 
     Compiled code of e3nn is not run; the constants that it holds become buffers of submodules.
 
@@ -63,7 +63,7 @@ def read_module(path: str | Path, inert: Sequence[str]) -> Record:
 
 
 def _attach_compiled(module: Record, inert: Sequence[str]) -> None:
-    """Make submodules of what e3nn compiled; it pickles each as the bytes of a separate archive."""
+    """Turn the modules that e3nn compiled into submodules; each is pickled as the bytes of a separate archive."""
     for child in module.children().values():
         _attach_compiled(child, inert)
     codes = module.get("__codegen__")
@@ -86,7 +86,7 @@ def _read_archive(file: BinaryIO, inert: Sequence[str], limit: int = MAX_ARCHIVE
         name = next(name for name in (f"data/{key}", f"constants/{key}") if name in archive)
         data = archive.read(name, limit)
         if len(data) < count * dtype.itemsize:
-            raise RefusedError("a tensor is larger than its part of the file")
+            raise RefusedError("a tensor is larger than the data stored for it; copy or download the file again")
         return numbers_of(data, dtype)
 
     return read_pickle(archive.read("data.pkl", MAX_PICKLE_BYTES), storage, (*inert, *COMPILED))

@@ -31,6 +31,8 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.deploy.lost-worker-timeout": "365 days",
 }
+# Seconds in which a worker has to start and to find the scheduler; on a slow file system, Dask's 60 are too few.
+_START_S = 180
 # Seconds that the batch system may take to accept the first jobs.
 SUBMIT_S = 120
 _POLL_S = 0.05
@@ -103,7 +105,7 @@ class BatchJobs:
             )
 
     def waiting(self) -> str:
-        """The jobs, with their states if the batch system tells them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
+        """The jobs, with their states if the batch system reports them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
         states, jobs = self._states or {}, list(self.cluster.workers.values())
         known = [job.job_id for job in jobs if job.job_id]
         named = [f"{one} ({states[one]})" if one in states else one for one in known[:3]]
@@ -207,7 +209,10 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: the folder of the jobs cannot be made ({detail(error)}); set `folder`") from error
+        raise ConfigError(
+            f"{folder}: cannot create the folder of the jobs ({detail(error)}); set another `folder` in the "
+            "cluster file"
+        ) from error
     try:
         return cluster_class(
             job_cls=_recorded(cluster_class.job_cls),
@@ -221,7 +226,10 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
             **job_options(system, settings),
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise EquiscreenError(f"the Dask scheduler cannot start ({detail(error.__cause__ or error)})") from error
+        raise EquiscreenError(
+            f"the Dask scheduler cannot start ({detail(error.__cause__ or error)}); check `interface` in the "
+            "cluster file"
+        ) from error
 
 
 def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
@@ -233,7 +241,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
     directives = list(settings.directives)
     if settings.gpus and system != BatchSystem.SLURM:
         raise ConfigError(
-            f"gpus: {system} has no common option for GPUs; ask for one with `directives` and set `workers: 1`"
+            f"gpus: {system} has no standard option for GPUs; request a GPU with `directives` and set `workers: 1`"
         )
     if settings.gpus:
         directives.insert(0, f"--gres=gpu:{settings.gpus}")
@@ -246,6 +254,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
         "queue": settings.queue,
         "project" if system in (BatchSystem.LSF, BatchSystem.SGE) else "account": settings.account,
         "interface": settings.interface,
+        "death_timeout": _START_S,
         "job_script_prologue": list(settings.prologue),
         "job_extra_directives": directives,
         "worker_extra_args": [*lifetime, "--dashboard-address=127.0.0.1:0"],

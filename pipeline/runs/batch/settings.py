@@ -66,7 +66,7 @@ class BatchSettings(BaseModel):
         prologue: Shell commands that a job runs before its workers start, such as ``module load`` or ``source``.
         directives: Further options of the batch system, as after ``#SBATCH``.
         folder: Folder for the output of jobs and the certificates of the run, which all nodes must share.
-        wait: Time without a single worker after which the run ends, as HH:MM:SS.
+        wait: How long the run waits without any worker before it ends, as HH:MM:SS.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,7 +136,7 @@ class BatchSettings(BaseModel):
 
     @property
     def stagger_s(self) -> float:
-        """Half of the interval in which the workers of one start end, seconds."""
+        """Half of the interval in which workers that started together end, seconds."""
         return min(_STAGGER * self.walltime_s, _LONGEST_STAGGER_S)
 
     @property

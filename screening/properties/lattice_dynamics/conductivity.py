@@ -70,8 +70,8 @@ class Kappa(Property):
             angstrom.
         min_length_third: The same for the third-order force constants; the number of their supercells grows with the
             number of atoms in one.
-        max_atoms: Crystals with a larger supercell are too large.
-        max_displacements: Crystals with more third-order displacements are too large.
+        max_atoms: Crystals that need a larger supercell have the status ``too_large``.
+        max_displacements: Crystals that need more third-order displacements have the status ``too_large``.
         mesh: Length that sets the mesh of wave vectors, angstrom; its numbers of points are the products of this length
             with the lengths of the reciprocal lattice vectors (without 2 pi).
         phonondb: Use the supercells and meshes of the benchmark phonondb-103 for crystals in its three space groups;
@@ -109,7 +109,8 @@ class Kappa(Property):
             value = getattr(self, one.name)
             positive = one.name != "tolerance"
             if isinstance(value, float) and not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
-                raise ConfigError(f"{one.name} is {value}; it must be a {'positive' if positive else 'finite'} number")
+                sign = "positive" if positive else "non-negative"
+                raise ConfigError(f"{one.name} is {value}; it must be a finite {sign} number")
         if min(self.max_atoms, self.max_displacements) < 1:
             raise ConfigError("max_atoms and max_displacements must be at least 1")
 
@@ -188,7 +189,7 @@ class Kappa(Property):
         )
 
     def workload(self, n_atoms: int) -> Workload:
-        """See `Property.workload`; two third-order displacements for each pair of an atom and one in its supercell."""
+        """See `Property.workload`; two third-order displacements per pair of cell atom and supercell atom."""
         size = max(n_atoms, round(self.min_length_third**3 * _ATOMS_PER_VOLUME))
         cells = min(_DISPLACEMENTS_PER_PAIR * n_atoms * size, self.max_displacements)
         return Workload(cells, cells * min(size, self.max_atoms))
@@ -228,7 +229,7 @@ class Kappa(Property):
         """Supercells of a material.
 
         Raises:
-            OutcomeError: The material is no crystal, or exceeds the settings.
+            OutcomeError: The material is not a crystal, or exceeds the limits.
         """
         check_crystal(material.structure)
         crystal = symmetrized(material.structure, material.symprec)

@@ -1,4 +1,4 @@
-"""Errors of thermal conductivities, in all and by mode (Póta et al., arXiv:2408.00755)."""
+"""Errors of thermal conductivities, in total and by mode (Póta et al., arXiv:2408.00755)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Force constants of a crystal by finite displacements, and whether the crystal is dynamically stable.
 
-phonopy (Togo et al., J. Phys.: Condens. Matter 35, 353001 (2023)) finds the displacements that the symmetry of the
-crystal leaves, and turns their forces into force constants. The forces are computed elsewhere, for many crystals at a
+phonopy (Togo et al., J. Phys.: Condens. Matter 35, 353001 (2023)) finds the displacements that are not equivalent by
+symmetry, and turns their forces into force constants. The forces are computed elsewhere, for many crystals at a
 time. Frequencies are in THz; those of imaginary modes are negative.
 """
 
@@ -102,7 +102,8 @@ def set_force_constants(supercells: DisplacedSupercells, forces: ArrayLike, born
     """Compute the force constants of a crystal, and return phonopy's object with them.
 
     The forces of the supercell without displacements, which a relaxation does not remove completely, are subtracted.
-    Force constants are symmetrized: they fulfil the acoustic sum rule, and permutations of the atoms.
+    Force constants are symmetrized: they fulfil the acoustic sum rule, and are symmetric under permutations of the
+    atoms.
 
     Args:
         supercells: The supercells.

@@ -57,14 +57,14 @@ class Phonons(Property):
     Attributes:
         displacement: Length of the displacements, angstrom.
         min_length: Smallest distance of an atom from its images in the supercell, angstrom.
-        supercell: Repetitions of the cell along its three vectors, instead of a size by `min_length`.
-        max_atoms: Crystals whose supercell has more atoms are too large.
-        max_displacements: Crystals with more displacements are too large.
+        supercell: Repetitions of the cell along its three vectors; None chooses the supercell by `min_length`.
+        max_atoms: Crystals that need a larger supercell have the status ``too_large``.
+        max_displacements: Crystals that need more displacements have the status ``too_large``.
         mesh: Length that sets the mesh of wave vectors, angstrom; its numbers of points are the products of this length
             with the lengths of the reciprocal lattice vectors (without 2 pi).
         tolerance: A crystal is dynamically stable if no frequency is below minus this value, THz.
         temperature: Temperature of the thermodynamic functions with one value per crystal, K.
-        temperatures: Temperatures of those with a value for each of several, K.
+        temperatures: Temperatures of the thermodynamic functions with several values per crystal, K.
 
     Raises:
         ConfigError: A value is out of range.
@@ -87,7 +87,7 @@ class Phonons(Property):
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, float) and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{one.name} is {value}; it must be a positive number")
+                raise ConfigError(f"{one.name} is {value}; it must be a finite positive number")
         if min(self.max_atoms, self.max_displacements, *(self.supercell or (1,))) < 1:
             raise ConfigError("max_atoms, max_displacements and the repetitions of a supercell must be at least 1")
         if not self.temperatures or not all(math.isfinite(value) and value >= 0 for value in self.temperatures):
@@ -237,7 +237,7 @@ class Phonons(Property):
         return np.diag(self.supercell)
 
     def _thermal(self, phonopy: Any) -> tuple[dict[str, Any], NDArray[np.float64]]:
-        """Values of what depends on the temperature, and the displacement tensors of the atoms."""
+        """Quantities that depend on the temperature, and the displacement tensors of the atoms."""
         here = thermal_functions(phonopy, [self.temperature])
         table = thermal_functions(phonopy, self.temperatures)
         tensors = thermal_displacements(phonopy, [self.temperature])[0]
@@ -260,7 +260,7 @@ def check_size(n_atoms: int, largest: int) -> None:
         OutcomeError: It has more atoms than the settings allow.
     """
     if n_atoms > largest:
-        raise OutcomeError(TOO_LARGE, f"a supercell of {n_atoms:,} atoms, more than {largest:,}")
+        raise OutcomeError(TOO_LARGE, f"the supercell has {n_atoms:,} atoms; the limit is {largest:,}")
 
 
 def check_displacements(count: int, largest: int) -> None:
@@ -270,7 +270,7 @@ def check_displacements(count: int, largest: int) -> None:
         OutcomeError: It has more displacements than the settings allow.
     """
     if count > largest:
-        raise OutcomeError(TOO_LARGE, f"{count:,} displacements, more than {largest:,}")
+        raise OutcomeError(TOO_LARGE, f"the crystal needs {count:,} displacements; the limit is {largest:,}")
 
 
 def _stability_values(found: Stability) -> Mapping[str, Any]:

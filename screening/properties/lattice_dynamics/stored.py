@@ -51,7 +51,7 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
     start = int(ends[row - 1]) if row else 0
     if start == int(ends[row]):
         raise StoreError(
-            f"{dataset}: {structure_id} has no phonons ({found['status_note'].values[row] or 'no reason'})"
+            f"{dataset}: {structure_id} has no phonons ({found['status_note'].values[row] or 'no reason was recorded'})"
         )
     structure = GraphStore(place_of_graphs(dataset, found.attrs, None)).block(row, row + 1, labels=False).structure(0)
     crystal = symmetrized(structure, float(found.attrs["settings"]["relaxation"]["symprec"]))

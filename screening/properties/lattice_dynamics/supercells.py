@@ -58,7 +58,7 @@ def supercell_matrix(structure: Structure, min_length: float, symprec: float) ->
 
 
 def _repetitions(basis: NDArray[np.float64], cell: NDArray[np.float64], min_length: float) -> Iterator[NDArray[Any]]:
-    """Yield the smallest supercell made from each of some lengths of its axes, if it is one of the given cell.
+    """Yield the smallest supercell that repeats a basis to about equal lengths, if it is also a supercell of the cell.
 
     Args:
         basis: Lattice vectors to repeat, as rows, in lattice vectors of the cell: float64[3, 3].

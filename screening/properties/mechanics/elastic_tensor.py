@@ -91,7 +91,7 @@ def _share(basis: NDArray[np.float64], modes: Sequence[int]) -> float:
 
 
 def fitted_tensor(modes: Sequence[int], slopes: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The elastic tensor of a symmetry that fits the derivatives of the stress best, by least squares.
+    """The elastic tensor with a given symmetry that best fits the derivatives of the stress, by least squares.
 
     Args:
         modes: Voigt components of strain that were applied.
@@ -121,9 +121,9 @@ def rotated_tensor(tensor: NDArray[np.float64], rotation: NDArray[np.float64]) -
 class Moduli:
     """Averages of an elastic tensor over orientations; moduli in the unit of the tensor.
 
-    The averages of Voigt (uniform strain) and Reuss (uniform stress) are bounds of the moduli of a polycrystal, and
-    that of Hill is their mean (R. Hill, Proc. Phys. Soc. A 65, 349 (1952)). The averages of Reuss are NaN if the tensor
-    is singular.
+    The Voigt (uniform strain) and Reuss (uniform stress) averages are bounds on the moduli of a polycrystal, and the
+    Hill average is their mean (R. Hill, Proc. Phys. Soc. A 65, 349 (1952)). The Reuss averages are NaN if the tensor is
+    singular.
 
     Attributes:
         bulk_voigt, bulk_reuss: Bulk moduli.
@@ -152,22 +152,22 @@ class Moduli:
 
     @property
     def bulk(self) -> float:
-        """Bulk modulus of Hill."""
+        """Bulk modulus, Hill average."""
         return (self.bulk_voigt + self.bulk_reuss) / 2
 
     @property
     def shear(self) -> float:
-        """Shear modulus of Hill."""
+        """Shear modulus, Hill average."""
         return (self.shear_voigt + self.shear_reuss) / 2
 
     @property
     def young(self) -> float:
-        """Young's modulus of an isotropic solid with the bulk and shear moduli of Hill."""
+        """Young's modulus of an isotropic solid, from the Hill averages of the moduli."""
         return 9 * self.bulk * self.shear / (3 * self.bulk + self.shear)
 
     @property
     def poisson(self) -> float:
-        """Poisson's ratio of an isotropic solid with the bulk and shear moduli of Hill."""
+        """Poisson's ratio of an isotropic solid, from the Hill averages of the moduli."""
         return (3 * self.bulk - 2 * self.shear) / (6 * self.bulk + 2 * self.shear)
 
     @property
@@ -179,7 +179,7 @@ class Moduli:
 def _averages(kelvin: NDArray[np.float64]) -> tuple[float, float]:
     """Invariants of a tensor in Kelvin notation: mean of the hydrostatic part, and half of that of the deviatoric one.
 
-    Of a stiffness they are K and G; of a compliance 1 / (9 K) and 1 / (4 G).
+    For a stiffness tensor they are K and G; for a compliance tensor, 1 / (9 K) and 1 / (4 G).
     """
     hydrostatic = float(kelvin[:3, :3].sum())  # 9 K
     deviatoric = float(np.trace(kelvin)) - hydrostatic / 3  # 10 G: five equal eigenvalues 2 G

@@ -1,4 +1,4 @@
-"""Equations of state: the energy of a crystal at several volumes, and the fit of Birch and Murnaghan to it."""
+"""Equations of state: the energy of a crystal at several volumes, and the Birch-Murnaghan fit."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class EquationOfState(Property):
         for volume, result in zip(self.volumes, results, strict=True):
             if not result.converged:
                 raise OutcomeError(
-                    NOT_RELAXED, f"the ions did not relax within {result.evaluations} evaluations at {volume:g} V"
+                    NOT_RELAXED,
+                    f"the ions did not relax within {result.evaluations} evaluations at {volume:g} times the volume of "
+                    "the relaxed crystal",
                 )
         volumes = np.array([result.structure.volume for result in results])
         energies = np.array([result.energy for result in results])
@@ -126,7 +128,7 @@ class BirchMurnaghan:
 
 
 def birch_murnaghan(volumes: NDArray[np.float64], energies: NDArray[np.float64]) -> BirchMurnaghan | None:
-    """Fit the third-order equation of state of Birch and Murnaghan (F. Birch, Phys. Rev. 71, 809 (1947)).
+    """Fit the third-order Birch-Murnaghan equation of state (F. Birch, Phys. Rev. 71, 809 (1947)).
 
     The energy is a cubic polynomial of x = V^(-2/3), so this is a linear least-squares fit.
 

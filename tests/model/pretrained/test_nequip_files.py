@@ -17,6 +17,8 @@ from equiscreen.model import load_checkpoint, load_pretrained
 from equiscreen.model.networks.nequip import NequipNetwork
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.model.pretrained.load import import_weights
+from equiscreen.model.pretrained.nequip.files import open_checkpoint
+from equiscreen.model.pretrained.nequip.nequip import nequip_network
 from equiscreen.pipeline.errors import CheckpointError
 
 from ...conftest import ROOT
@@ -74,6 +76,18 @@ def test_a_trained_network_gives_the_numbers_of_nequip(path: Path) -> None:
     check(TorchPotential(network), expected, torch.float32, factor=2)
     assert (card.symmetry, card.energy_scheme, card.origin) == ("o3", "matpes-pbe", {"file": path.name})
     assert network.elements == (1, 6, 8, 14, 29)
+
+
+@pytest.mark.parametrize("number", ["00", "01"])
+def test_checkpoints_of_the_oldest_version_give_its_numbers(number: str) -> None:
+    """With parity, whose irreps it sorts differently, and without, where it has even irreps only."""
+    folder = ROOT / "tests/oracles/nequip_old"
+    path = folder / f"{number}.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert content["hyper_parameters"]["info_dict"]["versions"]["nequip"] == "0.7.1"
+    network = nequip_network(open_checkpoint(content, path))
+    assert network.config.symmetry == {"00": "o3", "01": "so3"}[number]
+    check(TorchPotential(network), dict(np.load(folder / f"{number}.npz")), torch.float64)
 
 
 def test_checkpoint_and_package_are_the_same_network() -> None:

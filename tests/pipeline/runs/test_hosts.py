@@ -165,7 +165,7 @@ def command(case: Case, source: str, out: str) -> subprocess.Popen[str]:
 
 
 def wait_for_parts(case: Case, process: subprocess.Popen[str], count: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400  # on a busy machine, workers start slowly
     while time.monotonic() < deadline and process.poll() is None:
         if len(list(case.folder.glob("*.partial/*/parts/[0-9]*.json"))) >= count:
             return

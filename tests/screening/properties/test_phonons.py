@@ -158,7 +158,7 @@ def test_imaginary_modes_are_reported() -> None:
 def test_what_is_too_large_or_no_crystal_has_a_status() -> None:
     copper = bulk("Cu", a=LATTICE["Cu"])
     large = found(copper, replace(SETTINGS, max_atoms=20))
-    assert (status(large), large.note) == ("too_large", "a supercell of 64 atoms, more than 20")
+    assert (status(large), large.note) == ("too_large", "the supercell has 64 atoms; the limit is 20")
     many = copper.repeat((2, 2, 1))
     many.rattle(0.05, seed=1)
     assert status(found(many, replace(SETTINGS, max_displacements=3))) == "too_large"

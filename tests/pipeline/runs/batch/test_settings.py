@@ -99,7 +99,14 @@ def test_the_job_script_asks_for_what_the_file_says(
     assert written.index("module load python") < written.index("source env/bin/activate")
     (command,) = [line for line in written if "distributed.cli.dask_worker" in line]
     assert command.startswith(sys.executable)
-    for words in ("tls://10.0.0.1:8786", "--nthreads 2", "--nworkers 2", "--interface ib0", "--lifetime=85800s"):
+    for words in (
+        "tls://10.0.0.1:8786",
+        "--nthreads 2",
+        "--nworkers 2",
+        "--interface ib0",
+        "--death-timeout 180",
+        "--lifetime=85800s",
+    ):
         assert words in command
 
 
@@ -107,7 +114,7 @@ def test_a_job_with_a_gpu_runs_one_worker(tmp_path: Path) -> None:
     settings = loaded(tmp_path, LEAST + "cores: 8\ngpus: 1")
     assert settings.processes == 1
     assert "#SBATCH --gres=gpu:1" in script(BatchSystem.SLURM, settings)
-    with pytest.raises(ConfigError, match="gpus: pbs has no common option for GPUs"):
+    with pytest.raises(ConfigError, match="gpus: pbs has no standard option for GPUs"):
         job_options(BatchSystem.PBS, settings)
 
 

@@ -110,7 +110,7 @@ class Run:
 
     def wait_for_parts(self, process: subprocess.Popen[str], count: int) -> None:
         """Wait until `count` parts are done."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500  # on a busy machine, workers start slowly
         while time.monotonic() < deadline and process.poll() is None:
             if len(list(self.folder.glob("s.zarr.partial/*/parts/[0-9]*.json"))) >= count:
                 return
