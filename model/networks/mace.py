@@ -82,7 +82,7 @@ class MaceNetwork(Network):
             table: Inputs of the network.
 
         Returns:
-            By irrep, float[N, 2 l + 1, channels] each.
+            Features by irrep, each float[N, 2 l + 1, channels].
         """
         slots = Slots(table)
         flat = table.vectors.reshape(-1, 3)

@@ -210,7 +210,7 @@ class _TasksInFlight(Generic[Item, Result]):
         """Tell the user what the run is waiting for, and try to get workers back.
 
         Raises:
-            EquiscreenError: It waited too long, or jobs cannot start.
+            EquiscreenError: The run has waited too long, or jobs cannot start.
         """
         lost = "no workers are left, and none has joined" if self.had_workers else "no worker has joined"
         if self.jobs is not None:

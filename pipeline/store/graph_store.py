@@ -117,7 +117,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
         files, path = url_to_fs(url)
         return root, files.cat_file(f"{path}/{ROOT_FILE}")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise StoreError(f"{url}: no such store") from error
+        raise StoreError(f"{redact_urls(url)}: no such store") from error
     except Exception as error:  # every file system raises its own errors
         raise StoreError(
             f"{redact_urls(url)} cannot be opened ({_first_line(error, url)}); check the URL and your permissions"
@@ -125,7 +125,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
 
 
 def _first_line(error: Exception, path: str | Path) -> str:
-    """Type of an error and the first line of its message, without secrets of the URL that was read."""
+    """Type of an error and the first line of its message, with any secrets in the URL hidden."""
     lines = redact_text(str(error), str(path)).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])[:200]
 

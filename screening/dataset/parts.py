@@ -55,7 +55,7 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
 
     Args:
         graphs: The graph store.
-        arrays: Arrays of the scores; a column with the name of one of them is not copied.
+        arrays: Arrays of the scores; columns with the same name as one of these are not copied.
     """
     taken = {spec.name for spec in arrays}
     return tuple(

@@ -210,8 +210,7 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot create the folder of the jobs ({detail(error)}); set another `folder` in the "
-            "cluster file"
+            f"{folder}: cannot create the job folder ({detail(error)}); set another `folder` in the cluster file"
         ) from error
     try:
         return cluster_class(
