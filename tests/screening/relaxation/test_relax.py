@@ -354,7 +354,7 @@ def test_each_trajectory_is_published_once(
         if published:
             patch.setattr(relax_module.Staging, "publish", killed)
         else:
-            patch.setattr(relax_module._RelaxPlan, "write_graphs", killed)
+            patch.setattr(relax_module.RelaxedGraphs, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             relax(metals, exported("float32"), tmp_path / "r.zarr", settings, scheduler="threads")
     if not published:
