@@ -177,9 +177,9 @@ def test_a_bad_checkpoint_is_refused(change: Callable[[dict[str, Any]], object],
 
 HARMFUL, NEWER = (pickle.dumps(Harmful(), protocol) for protocol in (2, 4))
 BAD_PACKAGES: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes], str]] = {
-    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside of its folder"),
-    "absolute": (same, {"/etc/evil": b""}, "which lies outside of its folder"),
-    "drive": (same, {"C:/evil": b""}, "which lies outside of its folder"),
+    "outside": (same, {"last.nequip/../../evil": b""}, "which lies outside its folder"),
+    "absolute": (same, {"/etc/evil": b""}, "which lies outside its folder"),
+    "drive": (same, {"C:/evil": b""}, "which lies outside its folder"),
     "harmful": (
         lambda name, content: HARMFUL if name.endswith(".pkl") else content,
         {},

@@ -274,7 +274,7 @@ def test_damaged_and_unsafe_archives_are_refused(tmp_path: Path) -> None:
     empty = changed(tmp_path / "empty.pt", lambda name, x: x[:200] if name.endswith("/data.pkl") else x)
     for path, message in (
         (cut, "damaged"),
-        (outside, "which lies outside of its folder"),
+        (outside, "which lies outside its folder"),
         (short, "a tensor is larger than the data stored for it"),
         (empty, "damaged"),
     ):
