@@ -207,7 +207,7 @@ def test_a_member_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text(
         '{"schema": "equiscreen-ensemble/1", "members": ["member-0", "member-1"], "card": {}}'
     )
-    with pytest.raises(CheckpointError, match=r"member-0: no model\.ckpt in this folder"):
+    with pytest.raises(CheckpointError, match=r"member-0: there is no model\.ckpt in this folder"):
         load_members(tmp_path)
 
 

@@ -156,7 +156,7 @@ def test_replayed_atoms_are_rattled_and_another_seed_draws_other_ones(
 def test_the_summary_tells_both_domains(new: Path, old: Path, start: Path, tmp_path: Path) -> None:
     report = train(new, tmp_path / "run", settings(start, old))
     text = str(report)
-    assert "epochs on 18 structures and 18 replayed ones in" in text
+    assert "epochs on 18 structures and 18 replayed structures in" in text
     assert re.search(r" \(before fine-tuning: energy [\d.e-]+ eV/atom, forces", text)
     assert re.search(r"mean change on 8 replayed structures that were held out: energy [\d.e-]+ eV/atom, forces", text)
     assert report.drift.keys() == report.before.keys() == {"energy", "forces", "stress"}
