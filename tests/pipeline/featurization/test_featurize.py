@@ -471,7 +471,7 @@ def test_one_bad_label_costs_only_its_structure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["n_atoms", "volume", "source", "energy", "structure", "a/b", "..", ""])
 def test_names_that_are_taken_or_that_no_array_can_have_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(LabelError, match=r"is taken|is empty, contains"):
+    with pytest.raises(LabelError, match=r"already in use|is empty, contains"):
         run(make_source("CSV", tmp_path), tmp_path / "g.zarr", labels=LabelMapping(columns=(name,)))
 
 
