@@ -192,7 +192,7 @@ def test_a_selection_that_is_replaced_meanwhile_is_an_error(
         select(found, tmp_path / "best", top=4, overwrite=True)
 
     monkeypatch.setattr("equiscreen.screening.reporting.report.labelled_energies", replace_it)
-    with pytest.raises(StoreError, match=r"best/scores\.zarr: "):
+    with pytest.raises(StoreError, match=r"best/scores\.zarr has changed"):
         report(found, tmp_path / "r.html", selection=tmp_path / "best")
     assert not (tmp_path / "r.html").exists()
 

@@ -82,7 +82,7 @@ def test_the_rest_behind_a_limit_is_appended(store: Path, model: Path, tmp_path:
     found = screen(store, model, tmp_path / "s.zarr", limit=6, append=True, scheduler="threads")
     assert found.sizes["structure"] == 6
     same(screen(store, model, tmp_path / "s.zarr", append=True, scheduler="threads"), screen_of(store, model, tmp_path))
-    with pytest.raises(StoreError, match="9 rows for 6 structures"):
+    with pytest.raises(StoreError, match="9 rows, but only 6 structures"):
         screen(store, model, tmp_path / "s.zarr", limit=6, append=True, scheduler="threads")
 
 
