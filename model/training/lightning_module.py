@@ -221,7 +221,7 @@ class TrainingModule(lightning.LightningModule):
             where = f"the gradient became infinite or NaN in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
         rows = np.flatnonzero(np.concatenate([self._not_finite(part) for part in batch.split(len(batch))]))
         if 0 < len(rows) < len(batch):
-            return f"{where}, caused by {self.data.names(batch, rows.tolist())}: check the labels and distances"
+            return f"{where}, caused by {self.data.names(batch, rows.tolist())}; check the labels and distances"
         # A label of 1e30 corrupts references and scales, so that other structures can fail before its own structure.
         hint = largest_label(self.data, self.network, self.config)
         if not hint and self._before is not None:

@@ -342,7 +342,7 @@ def test_a_structure_without_a_finite_prediction_is_named_among_its_batch(tmp_pa
         start.embedding.weight[start.elements.index(79)] = torch.nan
     save_checkpoint(tmp_path / "m.ckpt", start, ModelCard())
     fine_tune = {"checkpoint": str(tmp_path / "m.ckpt"), "references": "keep"}
-    with pytest.raises(EquiscreenError, match=r"loss became nan in epoch 1, .*, caused by crystal-5 \(row 5 of .*\): "):
+    with pytest.raises(EquiscreenError, match=r"loss became nan in epoch 1, .*, caused by crystal-5 \(row 5 of .*\); "):
         train(store, tmp_path / "run", config(fine_tune=fine_tune, batch_size=16, split={"validation": 0.1}))
 
 
