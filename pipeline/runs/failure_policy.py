@@ -22,8 +22,8 @@ TASKS_IN_FLIGHT = 3
 # its jobs wait in a queue; processes on this machine start at once. After the first interval, LOOK_EVERY_S, the user is
 # informed.
 WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S, LOOK_EVERY_S = 300, 60, 10
-# A worker restarts within a few seconds; its nanny notices a moment later.
-RESTART_S, SETTLE_S = 20, 0.5
+# A worker restarts within a few seconds, on a busy machine within half a minute; its nanny notices a moment later.
+RESTART_S, SETTLE_S = 60, 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,14 @@ def check_workers(client: Any) -> None:
     for worker, found in client.run(platform.python_version).items():
         there.setdefault(worker, {})[_PYTHON] = found
     for module, distributions in _DISTRIBUTIONS.items():
+        missing = [*there]
         for distribution in distributions:
-            for worker, found in client.run(version, distribution, on_error="return").items():
+            # Only workers that lack the first package are asked for the next: a worker logs each failure.
+            answers = client.run(version, distribution, workers=missing, on_error="return") if missing else {}
+            for worker, found in answers.items():
                 if isinstance(found, str):
-                    there.setdefault(worker, {})[module] = found
+                    there[worker][module] = found
+            missing = [worker for worker in missing if module not in there[worker]]
     for worker, found in there.items():
         if PACKAGE not in found:
             raise EquiscreenError(
