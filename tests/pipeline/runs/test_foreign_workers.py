@@ -98,8 +98,9 @@ def other_worker(folder: Path, address: str, package: str) -> Iterator[None]:
     (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
     paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     words = ["-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+    # Elsewhere than in the checkout, where an editable installation leaves the metadata of this version.
     process = subprocess.Popen(
-        [sys.executable, *words], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+        [sys.executable, *words], cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
     )
     try:
         yield
