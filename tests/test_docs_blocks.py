@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 import yaml
 from equiscreen.campaigns import RankSettings
 from equiscreen.model import Config
 from equiscreen.screening import open_scores
-from moto.server import ThreadedMotoServer
 
 from .conftest import ROOT
 from .documentation.blocks import CONSOLE, OUTPUT, PYTHON, SHELL, YAML, Block, blocks
 from .documentation.inputs import GIVEN, write_cifs
 from .documentation.shell import Shell, short_trainings, without_installation
+from .local_servers import s3_environment, s3_server
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -155,21 +154,11 @@ def cache(shared_folder: Path) -> Path:
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A bucket on a local server, which holds a few CIFs."""
-    service = ThreadedMotoServer("127.0.0.1", port=0)
-    service.start()
-    host, port = service.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
     write_cifs(tmp_path / "crystals", 4)
-    s3fs.S3FileSystem().mkdir(BUCKET)
-    s3fs.S3FileSystem().put(str(tmp_path / "crystals"), f"{BUCKET}/crystals", recursive=True)
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
-    service.stop()
+    with s3_server() as url, s3_environment(url, monkeypatch) as fs:
+        fs.mkdir(BUCKET)
+        fs.put(str(tmp_path / "crystals"), f"{BUCKET}/crystals", recursive=True)
+        yield
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import s3fs
 from equiscreen.pipeline import featurize
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.scoring import screen as screening
-from moto.server import ThreadedMotoServer
 
 from ...conftest import CUTOFF, write_extxyz
+from ...local_servers import s3_environment, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -69,21 +69,9 @@ def _hosts() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[s3fs.S3FileSystem]:
     """A bucket on a server that all hosts reach."""
-    service = ThreadedMotoServer(f"{NETWORK}.1", port=0)
-    service.start()
-    host, port = service.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3fs.S3FileSystem.clear_instance_cache()
-        fs = s3fs.S3FileSystem()
+    with s3_server(f"{NETWORK}.1") as url, pytest.MonkeyPatch.context() as patch, s3_environment(url, patch) as fs:
         fs.mkdir("hosts")
         yield fs
-        s3fs.S3FileSystem.clear_instance_cache()
-    service.stop()
 
 
 @dataclass(frozen=True, slots=True)

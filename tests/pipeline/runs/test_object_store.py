@@ -17,35 +17,25 @@ from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.runs.staging import Staging
 from equiscreen.pipeline.store.writer import StoreRun
-from moto.server import ThreadedMotoServer
 
 from ...conftest import write_extxyz
+from ...local_servers import s3_environment, s3_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    service = ThreadedMotoServer("127.0.0.1", port=0)
-    service.start()
-    host, port = service.get_host_and_port()
-    yield f"http://{host}:{port}"
-    service.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    fs = s3fs.S3FileSystem()
-    fs.invalidate_cache()
-    if fs.exists("screening"):
-        fs.rm("screening", recursive=True)
-    fs.mkdir("screening")
-    yield fs
-    s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the credentials
+    with s3_environment(server, monkeypatch) as fs:
+        fs.invalidate_cache()
+        if fs.exists("screening"):
+            fs.rm("screening", recursive=True)
+        fs.mkdir("screening")
+        yield fs
 
 
 def test_from_bucket_to_bucket_is_as_from_disk_to_disk(

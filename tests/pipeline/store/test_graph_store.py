@@ -18,9 +18,9 @@ from equiscreen.pipeline import GraphBlock, GraphStore, featurize
 from equiscreen.pipeline.errors import StoreError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from ...conftest import write_extxyz
+from ...local_servers import s3_environment, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -205,28 +205,14 @@ def test_a_store_behind_a_url_reads_as_a_local_one(store: Path) -> None:
 @pytest.fixture
 def bucket(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URL of the store in a bucket on a local server, with the environment to reach it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_SHARED_CREDENTIALS_FILE": str(store.parent / "none"),
-        "AWS_CONFIG_FILE": str(store.parent / "none"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the environment they were made in
-    files = s3fs.S3FileSystem()
-    files.mkdir("bucket")
-    upload(store, files, "bucket/g.zarr")
-    yield "s3://bucket/g.zarr"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(store.parent / "none"))
+    with s3_server() as url, s3_environment(url, monkeypatch) as files:
+        files.mkdir("bucket")
+        upload(store, files, "bucket/g.zarr")
+        yield "s3://bucket/g.zarr"
 
 
 def test_a_store_in_a_bucket(bucket: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

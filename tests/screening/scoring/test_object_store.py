@@ -15,40 +15,16 @@ from equiscreen.cli.terminal.describe import describe
 from equiscreen.pipeline import featurize
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.screening import labels_and_predictions, open_scores, screen
-from moto.server import ThreadedMotoServer
 
 from ...conftest import CUTOFF, write_extxyz
-
-HOST = "127.0.0.1"
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves files but no folder listings."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def list_directory(self, path: object) -> None:  # type: ignore[override]  # noqa: ARG002
-        self.send_error(http.HTTPStatus.NOT_FOUND)
+from ...local_servers import HOST, QuietHandler, s3_environment, s3_server
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[s3fs.S3FileSystem]:
-    service = ThreadedMotoServer(HOST, port=0)
-    service.start()
-    host, port = service.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3fs.S3FileSystem.clear_instance_cache()
-        fs = s3fs.S3FileSystem()
+    with s3_server() as url, pytest.MonkeyPatch.context() as patch, s3_environment(url, patch) as fs:
         fs.mkdir("scored")
         yield fs
-        s3fs.S3FileSystem.clear_instance_cache()  # cached instances keep the credentials
-    service.stop()
 
 
 @pytest.fixture(scope="module")
