@@ -18,6 +18,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,15 @@ import torch
 import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.neighborlist import primitive_neighbor_list
 from hydra.utils import get_method
-from nequip.data import AtomicDataDict
 from nequip.model import ModelFromPackage
 from nequip.model.inference_models.torchscript import save_torchscript_model
 from nequip.utils.global_state import set_global_state
-from numpy.typing import NDArray
-from torch import Tensor
 
 from .archives import compressed
 from .grid import pairwise_grid
-from .structures import NUMBERS, SYMBOLS, Case, structures
+from .nequip_graphs import evaluated, graph
+from .structures import SYMBOLS
 
 FOLDER = Path(__file__).parent / "nequip"
 CUTOFF = 4.0
@@ -125,34 +123,6 @@ def settings_of(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
         config |= copy.deepcopy(setting)
     kind = "Preset" if "preset" in config else "Full" if "irreps_edge_sh" in config else ""
     return {"_target_": f"nequip.model.{kind}NequIPGNNModel", **config}
-
-
-def graph(case: Case, types: Sequence[str]) -> dict[str, Tensor]:
-    """Input of NequIP for one structure."""
-    cell = case.cell if any(case.pbc) else 100 * np.eye(3)
-    i, j, shifts = primitive_neighbor_list("ijS", case.pbc, cell, case.positions, CUTOFF, self_interaction=False)
-    places = {number: types.index(symbol) for number, symbol in zip(NUMBERS, SYMBOLS, strict=True)}
-    return {
-        AtomicDataDict.POSITIONS_KEY: torch.tensor(case.positions),
-        AtomicDataDict.CELL_KEY: torch.tensor(cell).view(1, 3, 3),
-        AtomicDataDict.EDGE_INDEX_KEY: torch.tensor(np.array([i, j])),
-        AtomicDataDict.EDGE_CELL_SHIFT_KEY: torch.tensor(shifts, dtype=torch.float64).reshape(-1, 3),
-        AtomicDataDict.ATOM_TYPE_KEY: torch.tensor([places[number] for number in case.numbers.tolist()]),
-        AtomicDataDict.BATCH_KEY: torch.zeros(len(case.numbers), dtype=torch.int64),
-        AtomicDataDict.NUM_NODES_KEY: torch.tensor([len(case.numbers)]),
-    }
-
-
-def evaluated(model: torch.nn.Module, types: Sequence[str] = TYPES) -> dict[str, NDArray[np.float64]]:
-    """Energies (eV), forces (eV/angstrom) and stresses (eV/angstrom^3; of crystals) of all structures."""
-    energies, forces, stresses = [], [], []
-    for case in structures():
-        out = model(graph(case, types))
-        energies.append(float(out[AtomicDataDict.TOTAL_ENERGY_KEY].detach()))
-        forces.append(out[AtomicDataDict.FORCE_KEY].detach().numpy())
-        stress = out[AtomicDataDict.STRESS_KEY].detach().numpy().reshape(3, 3)
-        stresses.append(stress if all(case.pbc) else np.full((3, 3), np.nan))
-    return {"energy": np.array(energies), "forces": np.concatenate(forces), "stress": np.array(stresses)}
 
 
 def built(config: dict[str, Any]) -> torch.nn.Module:
@@ -248,16 +218,16 @@ def write(folder: Path, number: int, config: dict[str, Any], versions: dict[str,
         for name, value in state.items()
         if not any(constant in name for constant in ("w3j", "output_mask"))
     }
-    results = {f"result {name}": value for name, value in evaluated(model).items()}
+    results = evaluated(model, partial(graph, types=TYPES, cutoff=CUTOFF))
     stem = folder / f"{number:02d}"
-    np.savez_compressed(f"{stem}.npz", **weights, **results)
+    np.savez_compressed(f"{stem}.npz", **weights, **{f"result {name}": value for name, value in results.items()})
     written = {"model": config, "versions": versions}
     stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
     if scripted:
         archive = stem.with_suffix(".nequip.pth")
         save_torchscript_model(model, model.metadata, str(archive), "cpu")
         archive.write_bytes(compressed(archive.read_bytes()))
-    print(f"{number:02d}: largest force {np.abs(results['result forces']).max():.2g} eV/angstrom")
+    print(f"{number:02d}: largest force {np.abs(results['forces']).max():.2g} eV/angstrom")
 
 
 def train(folder: Path, settings: dict[str, Any]) -> None:
@@ -289,7 +259,7 @@ def keep_trained(out: Path, folder: Path) -> None:
             if name.endswith((".storage", "/eager_model.pkl", "/package_metadata.txt", "/config.yaml")):
                 new.writestr(zipfile.ZipInfo(name), old.read(name), zipfile.ZIP_DEFLATED)
     model = ModelFromPackage(str(out / "last.nequip.zip"))["sole_model"].eval()
-    np.savez_compressed(folder / "trained.npz", **evaluated(model, SYMBOLS))
+    np.savez_compressed(folder / "trained.npz", **evaluated(model, partial(graph, types=SYMBOLS, cutoff=CUTOFF)))
 
 
 def write_all(

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from ase.neighborlist import primitive_neighbor_list
 from nequip.model import model_from_config
 from nequip.scripts import deploy
 from nequip.scripts.train import default_config
 from nequip.utils import Config
-from numpy.typing import NDArray
 
 from .archives import compressed
-from .structures import NUMBERS, SYMBOLS, Case, structures
+from .nequip_graphs import evaluated, graph
+from .structures import Case
 
 FOLDER = Path(__file__).parent / "nequip_deploy"
 CUTOFF = 4.0
@@ -64,30 +63,14 @@ NETWORKS: list[dict[str, Any]] = [
 ]
 
 
-def graph(case: Case) -> dict[str, torch.Tensor]:
-    """Input of NequIP for one structure."""
-    cell = case.cell if any(case.pbc) else 100 * np.eye(3)
-    i, j, shifts = primitive_neighbor_list("ijS", case.pbc, cell, case.positions, CUTOFF, self_interaction=False)
-    places = {number: TYPES.index(symbol) for number, symbol in zip(NUMBERS, SYMBOLS, strict=True)}
+def graph_of(case: Case) -> dict[str, torch.Tensor]:
+    """Input of this version for one structure, which has no axis for several structures."""
+    given = graph(case, TYPES, CUTOFF)
     return {
-        "pos": torch.tensor(case.positions),
-        "cell": torch.tensor(cell),
-        "edge_index": torch.tensor(np.array([i, j])),
-        "edge_cell_shift": torch.tensor(shifts, dtype=torch.float64).reshape(-1, 3),
-        "atom_types": torch.tensor([[places[number]] for number in case.numbers.tolist()]),
+        **{name: given[name] for name in ("pos", "edge_index", "edge_cell_shift")},
+        "cell": given["cell"].view(3, 3),
+        "atom_types": given["atom_types"].view(-1, 1),
     }
-
-
-def evaluated(model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
-    """Energies (eV), forces (eV/angstrom) and stresses (eV/angstrom^3; of crystals) of all structures."""
-    energies, forces, stresses = [], [], []
-    for case in structures():
-        out = model(graph(case))
-        energies.append(float(out["total_energy"].detach()))
-        forces.append(out["forces"].detach().numpy())
-        stress = out["stress"].detach().numpy().reshape(3, 3)
-        stresses.append(stress if all(case.pbc) else np.full((3, 3), np.nan))
-    return {"energy": np.array(energies), "forces": np.concatenate(forces), "stress": np.array(stresses)}
 
 
 def built(config: dict[str, Any]) -> torch.nn.Module:
@@ -121,7 +104,7 @@ def main() -> None:
         # Tuples, which YAML would turn into lists.
         del config["_jit_fusion_strategy"]
         model = built(config)
-        results = evaluated(model)
+        results = evaluated(model, graph_of)
         np.savez_compressed(FOLDER / f"{number:02d}.npz", **results)
         (FOLDER / f"{number:02d}.pth").write_bytes(deployed(config, model))
         print(f"{number:02d}: largest force {np.abs(results['forces']).max():.2g} eV/angstrom")

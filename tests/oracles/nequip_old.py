@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nequip
 import numpy as np
 import torch
-from ase.neighborlist import primitive_neighbor_list
 from nequip.model import NequIPGNNModel
 from nequip.utils.global_state import set_global_state
-from numpy.typing import NDArray
 
-from .structures import NUMBERS, SYMBOLS, Case, structures
+from .nequip_graphs import evaluated, graph
 
 FOLDER = Path(__file__).parent / "nequip_old"
 CUTOFF = 4.0
@@ -42,34 +41,6 @@ COMMON: dict[str, Any] = {
 NETWORKS: list[dict[str, Any]] = [{"l_max": 1, "parity": True}, {"l_max": 2, "parity": False}]
 
 
-def graph(case: Case) -> dict[str, torch.Tensor]:
-    """Input of NequIP for one structure."""
-    cell = case.cell if any(case.pbc) else 100 * np.eye(3)
-    i, j, shifts = primitive_neighbor_list("ijS", case.pbc, cell, case.positions, CUTOFF, self_interaction=False)
-    places = {number: TYPES.index(symbol) for number, symbol in zip(NUMBERS, SYMBOLS, strict=True)}
-    return {
-        "pos": torch.tensor(case.positions),
-        "cell": torch.tensor(cell).view(1, 3, 3),
-        "edge_index": torch.tensor(np.array([i, j])),
-        "edge_cell_shift": torch.tensor(shifts, dtype=torch.float64).reshape(-1, 3),
-        "atom_types": torch.tensor([places[number] for number in case.numbers.tolist()]),
-        "batch": torch.zeros(len(case.numbers), dtype=torch.int64),
-        "num_atoms": torch.tensor([len(case.numbers)]),
-    }
-
-
-def evaluated(model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
-    """Energies (eV), forces (eV/angstrom) and stresses (eV/angstrom^3; of crystals) of all structures."""
-    energies, forces, stresses = [], [], []
-    for case in structures():
-        out = model(graph(case))
-        energies.append(float(out["total_energy"].detach()))
-        forces.append(out["forces"].detach().numpy())
-        stress = out["stress"].detach().numpy().reshape(3, 3)
-        stresses.append(stress if all(case.pbc) else np.full((3, 3), np.nan))
-    return {"energy": np.array(energies), "forces": np.concatenate(forces), "stress": np.array(stresses)}
-
-
 def main() -> None:
     """Write all files anew."""
     warnings.simplefilter("ignore")
@@ -85,7 +56,7 @@ def main() -> None:
                 if not name.endswith((".scales", ".shifts")):
                     noise = torch.randn_like(weight)
                     weight.copy_((weight + 0.1 * noise if "bessel" in name else noise).to(torch.bfloat16))
-        results = evaluated(model)
+        results = evaluated(model, partial(graph, types=TYPES, cutoff=CUTOFF))
         info = {
             "versions": {"nequip": nequip.__version__},
             "training_module": {"_target_": "nequip.train.NequIPLightningModule"},
