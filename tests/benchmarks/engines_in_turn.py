@@ -58,6 +58,30 @@ def measure(
     print(f"{name} {sum(edges) / (time.perf_counter() - begin):.0f} edges/s at batch {size}", flush=True)
 
 
+def measure_file(name: str, file: Path, structures: Sequence[Atoms], cutoff: float, slots: Sequence[int]) -> None:
+    """Measure an ONNX file, in the environment of equiscreen.
+
+    Args:
+        name: Name of the engine.
+        file: The file.
+        structures: Structures to evaluate.
+        cutoff: Cutoff radius (angstrom).
+        slots: Numbers of neighbour slots per table to try.
+    """
+    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - other engines have environments without it
+    from equiscreen.pipeline import GraphBlock, Structure  # noqa: PLC0415
+
+    potential = OnnxPotential.load(file, threads=1)
+
+    def run(some: list[GraphBlock], size: int) -> None:
+        potential.slots = size
+        potential.evaluate(GraphBlock.concatenate(some))
+
+    graphs = [GraphBlock.from_structures([Structure.from_ase(atoms)], cutoff) for atoms in structures]
+    graphs.sort(key=lambda graph: len(graph.neighbor))
+    measure(name, run, graphs, [len(graph.neighbor) for graph in graphs], slots)
+
+
 def compare(commands: Mapping[str, Sequence[str | Path]], turns: int) -> None:
     """Run the engines in turn on one thread, and print their rates and how much faster the first one is.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from engines_in_turn import ELEMENTS, compare, crystals, measure
+from engines_in_turn import ELEMENTS, compare, crystals, measure, measure_file
 
 CUTOFF = 6.0
 # Structures per batch, or neighbour slots per table.
@@ -93,9 +93,8 @@ def theirs(engine: str, structures: Sequence[Atoms], out: Path) -> None:
 
 def ours(structures: Sequence[Atoms], out: Path) -> None:
     """Import, export and measure our file."""
-    from equiscreen.export import OnnxPotential, export_onnx  # noqa: PLC0415 - of this environment
+    from equiscreen.export import export_onnx  # noqa: PLC0415 - of this environment
     from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415
-    from equiscreen.pipeline import GraphBlock, Structure  # noqa: PLC0415
 
     target = out / "medium.onnx"
     if not target.exists():
@@ -105,17 +104,7 @@ def ours(structures: Sequence[Atoms], out: Path) -> None:
         print(f"export with all checks: {time.perf_counter() - begin:.0f} s, {time.process_time() - cpu:.0f} s of CPU")
         weights, file = ((out / name).stat().st_size / 1e6 for name in ("medium.ckpt", "medium.onnx"))
         print(f"weights: {weights:.1f} MB, ONNX file: {file:.1f} MB, {file / weights:.2f} times as large")
-    potential = OnnxPotential.load(target, threads=1)
-    made = [Structure.from_ase(atoms) for atoms in structures]
-    edges = GraphBlock.from_structures(made, CUTOFF).n_edges
-    order = np.argsort(edges)
-
-    def run(some: list[GraphBlock], slots: int) -> None:
-        potential.slots = slots
-        potential.evaluate(GraphBlock.concatenate(some))
-
-    graphs = [GraphBlock.from_structures([made[place]], CUTOFF) for place in order]
-    measure("equiscreen", run, graphs, edges[order].tolist(), BATCHES["equiscreen"])
+    measure_file("equiscreen", target, structures, CUTOFF, BATCHES["equiscreen"])
 
 
 def main() -> None:

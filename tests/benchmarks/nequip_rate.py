@@ -28,7 +28,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.neighborlist import primitive_neighbor_list
-from engines_in_turn import ELEMENTS, compare, crystals, measure
+from engines_in_turn import ELEMENTS, compare, crystals, measure, measure_file
 
 CUTOFF = 5.0
 SYMBOLS = [chemical_symbols[number] for number in ELEMENTS]
@@ -124,24 +124,12 @@ def theirs(structures: Sequence[Atoms], out: Path) -> None:
 
 def ours(name: str, structures: Sequence[Atoms], out: Path) -> None:
     """Import, export and measure 7net-0 or the package."""
-    from equiscreen.export import OnnxPotential  # noqa: PLC0415 - of this environment
-    from equiscreen.pipeline import GraphBlock, Structure  # noqa: PLC0415
-    from pretrained import exported  # noqa: PLC0415
+    from pretrained import exported  # noqa: PLC0415 - of this environment
 
     begin = time.perf_counter()
     target = exported(name if name == "7net-0" else out / PACKAGE, out)
     print(f"  {name}: {target.stat().st_size / 1e6:.1f} MB; import and export took {time.perf_counter() - begin:.0f} s")
-    potential = OnnxPotential.load(target, threads=1)
-    made = [Structure.from_ase(atoms) for atoms in structures]
-    edges = GraphBlock.from_structures(made, CUTOFF).n_edges
-    order = np.argsort(edges)
-
-    def run(some: list[GraphBlock], slots: int) -> None:
-        potential.slots = slots
-        potential.evaluate(GraphBlock.concatenate(some))
-
-    graphs = [GraphBlock.from_structures([made[place]], CUTOFF) for place in order]
-    measure(name, run, graphs, edges[order].tolist(), BATCHES[name])
+    measure_file(name, target, structures, CUTOFF, BATCHES[name])
 
 
 def main() -> None:
