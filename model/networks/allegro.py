@@ -81,11 +81,6 @@ class AllegroNetwork(Network):
         rows = [self.config.pair_cutoffs.get(symbol, {}) for symbol in symbols]
         return torch.tensor([[row.get(other, self.cutoff) for other in symbols] for row in rows], dtype=torch.float64)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of weights and features."""
-        return next(self.parameters()).dtype
-
     def interaction(self, layer: int) -> AllegroInteraction:
         """Return a layer, counted from 0."""
         found = self.interactions[layer]

@@ -71,9 +71,9 @@ class Network(Float64Buffers):
     config: Architecture
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Data type of weights and features."""
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def layers(self, species: Tensor, table: Table) -> list[Features]:

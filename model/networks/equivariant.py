@@ -92,11 +92,6 @@ class EquivariantNetwork(Network):
             }
         )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of weights and features."""
-        return self.embedding.weight.dtype
-
     def named_heads(self) -> list[tuple[str, Head]]:
         """Names and heads, in the order of the outputs."""
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]

@@ -62,11 +62,6 @@ class MaceNetwork(Network):
         self.readouts = nn.ModuleList(Readout(kind, config) for kind in config.readouts)
         self.to(dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of weights and features."""
-        return self.embedding.dtype
-
     def interaction(self, layer: int) -> MaceInteraction:
         """Return an interaction, counted from 0."""
         found = self.interactions[layer]

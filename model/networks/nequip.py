@@ -78,11 +78,6 @@ class NequipNetwork(Network):
         self.repulsion = PairRepulsion(self.elements, self.energy_scales, power) if power else None
         self.to(dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of weights and features."""
-        return self.readout.dtype
-
     def convolution(self, layer: int) -> Convolution:
         """Return the convolution of an interaction; interactions are numbered from 0."""
         interaction = self.interactions[layer]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...pipeline.errors import ConfigError
@@ -93,11 +92,6 @@ class MirrorAveraged(Network):
             )
         super().__init__(network.config, network.elements, network.statistics)
         self.config, self.network = network.config, network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of weights and features."""
-        return self.network.dtype
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:
         """Compute the features after each interaction, first of the structures and then of their inverted images."""

@@ -5,9 +5,8 @@
 - perceptrons multiply their weights by gains, and Bessel functions have a prefactor 1 / pi: folded into the weights;
 - the scalars of an edge are the input of two linear maps, which are folded into the perceptron before them;
 - sums over edges are divided by the square root of the mean number of neighbours, and energies by the square root of 2:
-  folded
-  into the weights of the edges and the readout; if there is one number for each element, it becomes a factor of the
-  element;
+  folded into the weights of the edges and the readout; if there is one number for each element, it becomes a factor of
+  the element;
 - the file holds the coupling coefficients: their signs are folded into the weights of the products.
 """
 
