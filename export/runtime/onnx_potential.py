@@ -201,6 +201,25 @@ def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path
         )
 
 
+def check_gradients(potential: OnnxPotential, model: str | Path, needed_by: str) -> None:
+    """Reject a model that does not predict energies, forces and stresses.
+
+    Args:
+        potential: The model.
+        model: Path of its file, for the message.
+        needed_by: Beginning of the message, such as "a relaxation needs".
+
+    Raises:
+        ModelFileError: An output is missing.
+    """
+    absent = {"energy", "forces", "stress"} - {spec.name for spec in potential.outputs}
+    if absent:
+        raise ModelFileError(
+            f"{model}: {needed_by} {', '.join(sorted(absent))}, which this model does not predict; export it with "
+            "--outputs energy,forces,stress"
+        )
+
+
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
     """The model that results come from, for the attributes of a dataset: its name and hashes, not its folder."""
     return {

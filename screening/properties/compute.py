@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ...export.runtime.onnx_potential import OnnxPotential, model_provenance
+from ...export.runtime.onnx_potential import OnnxPotential, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
-from ...pipeline.errors import ConfigError, ModelFileError
+from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy, run_tasks
@@ -357,12 +357,7 @@ def potential_for(model: str | Path) -> OnnxPotential:
         ModelFileError: The model has no energy, forces or stress.
     """
     potential = OnnxPotential.load(model, threads=1)
-    absent = {"energy", "forces", "stress"} - {spec.name for spec in potential.outputs}
-    if absent:
-        raise ModelFileError(
-            f"{model}: properties need {', '.join(sorted(absent))}, which this model does not predict; export it "
-            "with --outputs energy,forces,stress"
-        )
+    check_gradients(potential, model, "properties need")
     return potential
 
 

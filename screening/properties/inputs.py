@@ -19,7 +19,7 @@ from ...pipeline.store.row_sources import absolute, opened
 from ...pipeline.store.schema import GRAPH_SCHEMA, STRUCTURE, ArraySpec
 from ...pipeline.store.writer import InputStore
 from ..dataset.paths import dataset_in
-from ..dataset.reader import ScoresReader
+from ..dataset.reader import ScoresReader, read_structures
 from ..dataset.scores import CARRIED, SCORES_SCHEMA
 from ..selection.filter_expression import parse_filter
 from ..selection.variables import variables_of
@@ -138,11 +138,13 @@ class RowsOnDisk:
     def block(self, rows: NDArray[np.int64]) -> GraphBlock:
         """Graphs of some structures."""
         graphs = self.graph_store
-        return GraphBlock.concatenate([graphs.block(row, row + 1, labels=False) for row in rows.tolist()])
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        return GraphBlock.concatenate([graphs.block(int(run[0]), int(run[-1]) + 1, labels=False) for run in runs])
 
     def graph_columns(self, names: Collection[str], rows: NDArray[np.int64]) -> dict[str, PartArray]:
         """Identifiers and sources of some structures, and further columns of the graph store."""
-        return {name: _listed(_scattered(self.graph_store, name, rows)) for name in (*CARRIED, *names)}
+        found = read_structures(self.graph_store, rows, (*CARRIED, *names))
+        return {name: _listed(values) for name, values in found.items()}
 
     def columns(self, names: Collection[str], rows: NDArray[np.int64]) -> dict[str, PartArray]:
         """Identifiers and sources of some structures, and columns that are carried along.
@@ -158,10 +160,6 @@ class RowsOnDisk:
 
 def _listed(values: NDArray[Any]) -> PartArray:
     return values.tolist() if values.dtype.kind in "TO" else values
-
-
-def _scattered(graphs: GraphStore, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    return np.concatenate([graphs.column(name, row, row + 1) for row in rows.tolist()])
 
 
 @lru_cache(maxsize=2)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, model_provenance
+from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
-from ...pipeline.errors import ConfigError, EquiscreenError, ModelFileError, OutputExistsError
+from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
@@ -339,12 +339,7 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
     """
     potential = OnnxPotential.load(model, threads=1)
     check_cutoff(graphs, potential, model)
-    absent = {"energy", "forces", "stress"} - {spec.name for spec in potential.outputs}
-    if absent:
-        raise ModelFileError(
-            f"{model}: a relaxation needs {', '.join(sorted(absent))}, which this model does not predict; export it "
-            "with --outputs energy,forces,stress"
-        )
+    check_gradients(potential, model, "a relaxation needs")
     return potential
 
 
