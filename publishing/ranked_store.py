@@ -20,7 +20,7 @@ from ..pipeline.store.checksums import rows_digest
 from ..pipeline.store.compaction import finish_store
 from ..pipeline.store.schema import CHUNK_ROWS, STRUCTURE, TEXT, ArraySpec, structure_array
 from ..screening.dataset.reader import ScoresReader
-from ..screening.dataset.scores import RANKED_STATUSES, SCORES_SCHEMA
+from ..screening.dataset.scores import SCORES_SCHEMA
 from ..screening.dataset.ties import best_first
 from ..screening.selection.ranking import Measure
 
@@ -37,12 +37,11 @@ def ranked_rows(scores: ScoresReader, measure: Measure) -> NDArray[np.int64]:
 
     Rows whose status marks their values as unreliable come after all others, and rows without a value last.
     """
-    ranked = [value for word, value in scores.meanings("status").items() if word in RANKED_STATUSES]
     values, last = [np.empty(0)], [np.empty(0, dtype=np.bool_)]
     for start, stop in scores.chunks():
         columns = {name: scores.column(name, start, stop) for name in {"status", *measure.columns}}
         values.append(measure.values(columns))
-        last.append(~np.isin(columns["status"], ranked))
+        last.append(~scores.is_ranked(columns["status"]))
     rows = np.arange(len(scores))
     return rows[best_first(scores, rows, np.concatenate(last), np.nan_to_num(np.concatenate(values), nan=np.inf))]
 

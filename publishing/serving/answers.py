@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ConfigError, StoreError
+from ...pipeline.errors import ConfigError
 from ...pipeline.store.schema import TEXT
 from ...pipeline.structures.cif_text import cif_text
 from ...screening.dataset.parquet import arrow_table, as_words
@@ -90,14 +90,6 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
             facts[name] = value
     name = file_names([str(facts.get("structure_id", ""))], row, 1)[0]
     return cif_text(structure, name, facts), name
-
-
-def has_structures(served: ServedScores) -> bool:
-    """Whether the graph store of the scores can be read."""
-    try:
-        return len(served.reader.graphs) > 0
-    except StoreError:
-        return False
 
 
 def _table(served: ServedScores, found: Found, columns: Sequence[str]) -> pa.Table:

@@ -19,7 +19,6 @@ from ...screening.chemistry.composition import Compositions
 from ...screening.chemistry.elements import elements_of, parse_elements
 from ...screening.dataset.default_ranking import default_ranking
 from ...screening.dataset.reader import ScoresReader
-from ...screening.dataset.scores import RANKED_STATUSES
 from ...screening.selection.filter_expression import parse_filter
 from ...screening.selection.variables import numeric_column, variables_of
 
@@ -232,9 +231,7 @@ class ServedScores:
                 order = np.argsort(values, kind="stable")
                 return order[::-1].copy() if descending else order
             numbers = values.astype(np.float64)
-            meanings = self.reader.meanings("status")
-            ranked = [value for word, value in meanings.items() if word in RANKED_STATUSES]
-            last = ~np.isin(self.column("status"), ranked)
+            last = ~self.reader.is_ranked(self.column("status"))
             return np.lexsort((-numbers if descending else numbers, last))
 
         return self._keep(("order", name, descending), read)

@@ -17,7 +17,7 @@ from ...pipeline.store.graph_store import GraphStore, check_unchanged, location,
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
-from .scores import SCORES_SCHEMA
+from .scores import RANKED_STATUSES, SCORES_SCHEMA
 
 # Maximum number of rows of a column that are in memory at once.
 ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
@@ -82,6 +82,15 @@ class ScoresReader:
     def meanings(self, name: str) -> dict[str, int]:
         """Value of each word of a flag column."""
         return flag_meanings(self.specs[name].attrs)
+
+    def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether rows are ranked by their values, which some statuses mark as unreliable: bool[n].
+
+        Args:
+            statuses: Rows of the column ``status``.
+        """
+        ranked = [value for word, value in self.meanings("status").items() if word in RANKED_STATUSES]
+        return np.isin(statuses, ranked)
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Consecutive rows of an array.

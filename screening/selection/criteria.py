@@ -15,7 +15,6 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ..chemistry.elements import chemical_system, elements_of, parse_elements
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import RANKED_STATUSES
 from ..dataset.ties import best_first
 from .derived_columns import OF_FORMULA, OF_KNOWN, OF_STRUCTURE, ROLE, DerivedColumns
 from .filter_expression import parse_filter
@@ -264,7 +263,6 @@ def _by_front(
 def _survey(scores: ScoresReader, plan: SelectionPlan) -> _Survivors:
     """Read every row once, chunk by chunk and only in the columns that are needed."""
     found = _Survivors(np.empty(0, dtype=np.int64), np.empty((0, 1 + len(plan.pareto))), np.empty(0, dtype=np.bool_))
-    ranked = [value for word, value in scores.meanings("status").items() if word in RANKED_STATUSES]
     rows, points, last = [found.rows], [found.points], [found.last]
     kept = 0
     for start, stop in scores.chunks():
@@ -272,7 +270,7 @@ def _survey(scores: ScoresReader, plan: SelectionPlan) -> _Survivors:
         places, values = _surviving(scores, plan, columns, stop - start, found.left_out)
         rows.append(places + start)
         points.append(values)
-        last.append(~np.isin(columns["status"][places], ranked))
+        last.append(~scores.is_ranked(columns["status"][places]))
         kept += len(places)
         if plan.simple and plan.criteria.top is not None and kept > plan.criteria.top + _SLACK:
             found.rows, found.points, found.last = np.concatenate(rows), np.concatenate(points), np.concatenate(last)
