@@ -18,7 +18,7 @@ from ..pipeline.energy_schemes import SCHEMES
 from ..pipeline.errors import DISK_FULL, ConfigError, OutputExistsError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
-from ..pipeline.suggestions import unknown_name
+from ..pipeline.suggestions import problem_text, unknown_name
 from ..screening.convex_hull.hull import NEAR
 from ..screening.relaxation.batched import RelaxSettings
 from .models.catalog import is_known
@@ -188,11 +188,7 @@ def _moved(source: str, move: Callable[[str], str | Path], servers: frozenset[st
 
 
 def _words(problem: Any, known: Mapping[str, Any]) -> str:
-    name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return unknown_name("setting", name, known)
     if problem["type"] == "unexpected_keyword_argument":
         section, key = problem["loc"]
         return f"{section}: {unknown_name('setting', str(key), [one.name for one in fields(RelaxSettings)])}"
-    text = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    return f"{name}: {text[:1].lower()}{text[1:]}" if name else text
+    return problem_text(problem, "setting", known, _EXPECTED)

@@ -1,9 +1,10 @@
-"""Did-you-mean hints for names that do not exist."""
+"""Messages about mistakes in settings, with did-you-mean hints for names that do not exist."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -23,3 +24,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         return f"unknown {kind} {name!r}; did you mean {near[0]!r}?"
     choices = " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
     return f"unknown {kind} {name!r}" + (f"; choose {choices}" if choices else "")
+
+
+def problem_text(problem: Mapping[str, Any], kind: str, known: Iterable[str], expected: Mapping[str, str]) -> str:
+    """Message about a mistake that pydantic found: ``NAME: what is wrong``.
+
+    Args:
+        problem: One of the errors of a `ValidationError`.
+        kind: Kind of thing that has a name: "setting", "key".
+        known: The names that exist.
+        expected: Replacements for the messages of pydantic, which name Python types, by the type of the error.
+    """
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return unknown_name(kind, name, known)
+    text = expected.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{name}: {text[:1].lower()}{text[1:]}" if name else str(text)

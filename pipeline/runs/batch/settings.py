@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ...bounded_yaml import load_yaml
 from ...errors import ConfigError, detail
-from ...suggestions import unknown_name
+from ...suggestions import problem_text
 
 # Time between the end of a worker and the walltime of its job, and the spread of the ends of workers: fractions of the
 # walltime, and at most this many seconds. The time before the end covers the start of the worker, too, which on a
@@ -160,8 +160,8 @@ class BatchSettings(BaseModel):
         try:
             return cls(**{str(name): value for name, value in content.items()})
         except ValidationError as error:
-            told = "; ".join(_words(problem, cls.model_fields) for problem in error.errors())
-            raise ConfigError(f"{path}: {told}") from error
+            told = (problem_text(problem, "key", cls.model_fields, _EXPECTED) for problem in error.errors())
+            raise ConfigError(f"{path}: {'; '.join(told)}") from error
 
 
 def batch_system_of(scheduler: str | None) -> tuple[BatchSystem, str] | None:
@@ -183,11 +183,3 @@ def _seconds(text: str) -> int:
     assert found is not None  # noqa: S101 - validated
     days, hours, minutes, seconds = (int(found[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
     return ((24 * days + hours) * 60 + minutes) * 60 + seconds
-
-
-def _words(problem: Any, known: Mapping[str, Any]) -> str:
-    name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return unknown_name("key", name, known)
-    text = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    return f"{name}: {text[:1].lower()}{text[1:]}" if name else text
