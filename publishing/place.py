@@ -33,7 +33,7 @@ class Place:
         self.path = None if "://" in text else Path(text).resolve()
         try:
             found: tuple[Any, str] = url_to_fs(text if self.path is None else str(self.path))
-        except (ValueError, OSError) as error:
+        except Exception as error:  # every file system raises its own errors, also if its package is missing
             raise OutputExistsError(f"{self.url} is not a folder or URL ({detail(error, text)}); check it") from error
         self._files, self._root = found
 

@@ -213,17 +213,19 @@ def _prepared(target: Place, identity: Mapping[str, Any], *, overwrite: bool) ->
     mark = target.read(MARK_FILE, _MOST) if MARK_FILE in there else None
     same = mark is not None and mark == _mark(identity)
     own = [name for name in there if name.split("/", maxsplit=1)[0] in _OWN]
-    if there and not own:
+    if there and not {CATALOGUE_FILE, MARK_FILE} & there.keys():
         raise OutputExistsError(f"{target} already holds other files; choose an empty folder")
-    if own and not same:
+    if there and not same:
         if not overwrite:
             state = (
                 "is already published" if CATALOGUE_FILE in there else "holds an unfinished publication of other data"
             )
             raise OutputExistsError(f"{target} {state}; choose another folder, or use `--overwrite`")
-        # The catalogue goes first, so that nobody reads one that does not describe its data.
+        # The catalogue goes first, so that nobody reads one that does not describe its data; a mark, which fits no
+        # publication, stays until the end, so that what is left after an interruption can be told from other files.
+        target.write(MARK_FILE, _mark({}))
         target.remove([name for name in own if name == CATALOGUE_FILE])
-        target.remove([name for name in own if name != CATALOGUE_FILE])
+        target.remove([name for name in own if name not in (CATALOGUE_FILE, MARK_FILE)])
         there = {}
     if not same:
         target.write(MARK_FILE, _mark(identity))

@@ -26,22 +26,11 @@ from equiscreen.publishing.crate import CRATE_FILE
 from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
 from equiscreen.screening import open_scores
-from moto.server import ThreadedMotoServer
 
+from ..local_servers import HOST, QuietHandler, s3_environment, s3_server
 from .datasets import HOSTILE, PRIVATE, write_dataset
 
-HOST = "127.0.0.1"
 COUNT = 40
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """A web server without folder listings and without range requests."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def list_directory(self, path: object) -> None:  # type: ignore[override]  # noqa: ARG002
-        self.send_error(http.HTTPStatus.NOT_FOUND)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +95,11 @@ def test_a_publication_is_replaced_only_on_request(dataset: Path, published: Pat
     (tmp_path / "others" / "thesis.tex").write_text("mine")
     with pytest.raises(OutputExistsError, match="already holds other files"):
         publish(dataset, tmp_path / "others", overwrite=True)
+    # Scores of the user, as in a folder of results, are not an earlier publication.
+    shutil.copytree(dataset, tmp_path / "results" / SCORES)
+    with pytest.raises(OutputExistsError, match="results already holds other files"):
+        publish(dataset, tmp_path / "results", overwrite=True)
+    assert open_scores(tmp_path / "results" / SCORES).sizes["structure"] == COUNT
     with pytest.raises(OutputExistsError, match="is read by this run"):
         publish(dataset, dataset / "public")
 
@@ -193,21 +187,12 @@ def test_a_killed_publication_resumes(dataset: Path, tmp_path: Path) -> None:
 def test_a_publication_in_a_bucket_is_that_in_a_folder(
     dataset: Path, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = ThreadedMotoServer(HOST, port=0)
-    service.start()
-    host, port = service.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    files.mkdir("public")
+    with s3_server() as url, s3_environment(url, monkeypatch) as files:
+        files.mkdir("public")
+        check_bucket(files, dataset, published)
+
+
+def check_bucket(files: s3fs.S3FileSystem, dataset: Path, published: Path) -> None:
     place = "s3://public/alloys"
     found = publish(dataset, place, title="<b>Alloys</b>", report=False)
     here = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
@@ -222,5 +207,3 @@ def test_a_publication_in_a_bucket_is_that_in_a_folder(
     assert open_catalogue(place).content.ranked_by == "max_force, lowest first"
     with pytest.raises(OutputExistsError, match=r"s3://nowhere/x cannot be written"):
         publish(dataset, "s3://nowhere/x", report=False)
-    s3fs.S3FileSystem.clear_instance_cache()
-    service.stop()
