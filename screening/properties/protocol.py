@@ -26,9 +26,10 @@ interrupted run repeats only the tasks that had not ended.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -211,6 +212,37 @@ def status_array(owner: Property) -> ArraySpec:
     return structure_array(
         f"{owner.name}_status", "uint8", f"outcome of the property {owner.name}", **flags(PROPERTY_STATUSES)
     )
+
+
+def table_array(name: str, dim: str, description: str, units: str, *dims: str) -> ArraySpec:
+    """A float64 table of a property.
+
+    Args:
+        name: Name of the table.
+        dim: Its first dim, along which a structure has any number of rows.
+        description: What it holds.
+        units: Its unit.
+        *dims: Its further dims.
+    """
+    return ArraySpec(name, (dim, *dims), "float64", {"description": description, "units": units})
+
+
+def check_numbers(settings: Property, zero_allowed: Sequence[str] = ()) -> None:
+    """Check that the settings that are float numbers are finite and positive.
+
+    Args:
+        settings: A property.
+        zero_allowed: Names of settings that may also be zero.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for one in fields(settings):  # type: ignore[arg-type]  # every property is a dataclass
+        value = getattr(settings, one.name)
+        can_be_zero = one.name in zero_allowed
+        if isinstance(value, float) and not (math.isfinite(value) and (value > 0 or (can_be_zero and value == 0))):
+            sign = "non-negative" if can_be_zero else "positive"
+            raise ConfigError(f"{one.name} is {value}; it must be a finite {sign} number")
 
 
 def check_crystal(structure: Structure) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,18 @@ from ....pipeline.store.schema import CARTESIAN, VOIGT_NOTE, ArraySpec, structur
 from ....pipeline.structures.structure import Structure
 from ....pipeline.structures.symmetry import find_symmetry
 from ...relaxation.symmetry import symmetrized
-from ..protocol import IMAGINARY_MODES, Cells, Material, Outcome, Property, Stages, Workload, check_crystal
+from ..protocol import (
+    IMAGINARY_MODES,
+    Cells,
+    Material,
+    Outcome,
+    Property,
+    Stages,
+    Workload,
+    check_crystal,
+    check_numbers,
+    table_array,
+)
 from .phonons import check_displacements, check_size
 from .supercells import supercell_matrix
 from .transport import (
@@ -54,10 +64,6 @@ _CUBIC = ProtocolCells((4, 4, 4), (2, 2, 2), (19, 19, 19))
 # Cells and meshes of the 103 binary compounds of phonondb (Togo et al., Phys. Rev. B 91, 094306 (2015); Póta et al.,
 # arXiv:2408.00755), by the number of the space group: rocksalt, zincblende and wurtzite.
 PHONONDB_CELLS = {225: _CUBIC, 216: _CUBIC, 186: ProtocolCells((5, 5, 3), (3, 3, 2), (19, 19, 15))}
-
-
-def _table(name: str, dim: str, description: str, units: str, *dims: str) -> ArraySpec:
-    return ArraySpec(name, (dim, *dims), "float64", {"description": description, "units": units})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +111,7 @@ class Kappa(Property):
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            positive = one.name != "tolerance"
-            if isinstance(value, float) and not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
-                sign = "positive" if positive else "non-negative"
-                raise ConfigError(f"{one.name} is {value}; it must be a finite {sign} number")
+        check_numbers(self, zero_allowed=("tolerance",))
         if min(self.max_atoms, self.max_displacements) < 1:
             raise ConfigError("max_atoms and max_displacements must be at least 1")
 
@@ -153,14 +154,14 @@ class Kappa(Property):
     def tables(self) -> tuple[ArraySpec, ...]:
         """See `Property.tables`."""
         return (
-            _table(
+            table_array(
                 "kappa_harmonic_force",
                 _HARMONIC,
                 "forces in the supercells of second-order force constants, first without displacements",
                 "eV/angstrom",
                 CARTESIAN,
             ),
-            _table(
+            table_array(
                 "kappa_anharmonic_force",
                 _ANHARMONIC,
                 "forces in the supercells of third-order force constants, first without displacements",
@@ -177,9 +178,11 @@ class Kappa(Property):
                 },
                 (3,),
             ),
-            _table("kappa_weight", _WAVE_VECTOR, "number of wave vectors that an irreducible one represents", "1"),
-            _table("kappa_frequency", _MODE, "frequencies of all modes at the first wave vector, then the next", "THz"),
-            _table(
+            table_array("kappa_weight", _WAVE_VECTOR, "number of wave vectors that an irreducible one represents", "1"),
+            table_array(
+                "kappa_frequency", _MODE, "frequencies of all modes at the first wave vector, then the next", "THz"
+            ),
+            table_array(
                 "mode_kappa",
                 _MODE,
                 "contributions of these modes to the conductivity, averaged over directions, times the number of wave "

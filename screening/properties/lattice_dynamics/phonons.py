@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from ..protocol import (
     Stages,
     Workload,
     check_crystal,
+    check_numbers,
+    table_array,
 )
 from .force_constants import Stability, displaced_supercells, set_force_constants, stability
 from .spectra import bands, density_of_states, thermal_displacements, thermal_functions
@@ -38,10 +40,6 @@ _ATOMS_PER_VOLUME = 1 / 15.0  # 1/angstrom^3
 # and pairs of an atom of the primitive cell and one of the supercell.
 _FREQUENCY, _POINT, _MODE = "dos_point", "band_point", "band_mode"
 _ATOM, _PAIR = "phonon_atom", "force_constant_pair"
-
-
-def _table(name: str, dim: str, description: str, units: str, *dims: str) -> ArraySpec:
-    return ArraySpec(name, (dim, *dims), "float64", {"description": description, "units": units})
 
 
 def _scalar(name: str, description: str, units: str, temperature: float) -> ArraySpec:
@@ -84,10 +82,7 @@ class Phonons(Property):
     temperatures: tuple[float, ...] = tuple(float(value) for value in range(0, 1001, 100))
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, float) and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{one.name} is {value}; it must be a finite positive number")
+        check_numbers(self)
         if min(self.max_atoms, self.max_displacements, *(self.supercell or (1,))) < 1:
             raise ConfigError("max_atoms, max_displacements and the repetitions of a supercell must be at least 1")
         if not self.temperatures or not all(math.isfinite(value) and value >= 0 for value in self.temperatures):
@@ -176,14 +171,14 @@ class Phonons(Property):
         """See `Property.tables`."""
         label = {"description": "name of a wave vector that ends a segment"}
         return (
-            _table("dos_frequency", _FREQUENCY, "frequency", "THz"),
-            _table("dos", _FREQUENCY, "states per atom and frequency", "1/THz"),
-            _table("band_distance", _POINT, "distance along the path, without 2 pi", "1/angstrom"),
+            table_array("dos_frequency", _FREQUENCY, "frequency", "THz"),
+            table_array("dos", _FREQUENCY, "states per atom and frequency", "1/THz"),
+            table_array("band_distance", _POINT, "distance along the path, without 2 pi", "1/angstrom"),
             ArraySpec("band_label", (_POINT,), TEXT, label),
-            _table(
+            table_array(
                 "band_frequency", _MODE, "frequencies of all modes at the first point of the path, then the next", "THz"
             ),
-            _table(
+            table_array(
                 "displacement_tensor",
                 _ATOM,
                 "mean-square displacements of an atom",
@@ -191,7 +186,7 @@ class Phonons(Property):
                 CARTESIAN,
                 CARTESIAN_2,
             ),
-            _table(
+            table_array(
                 "force_constants",
                 _PAIR,
                 "force constants of an atom of the primitive cell with all atoms of the supercell, then the next",
