@@ -132,7 +132,10 @@ def test_a_scale_of_zero_does_not_harm_the_repulsion() -> None:
         ({"pair_potential": {"_target_": "x.LennardJones"}}, r"pair_potential is x\.LennardJones"),
         ({"type_names": ["H", "C", "O", "Si", "Xx"], "pair_potential": None}, "atom type Xx is not an element"),
         ({"attention": True}, "unknown setting attention"),
-        ({"_target_": "allegro.model.AllegroForces"}, "_target_ is .*; .* modified Allegro network"),
+        (
+            {"_target_": "allegro.model.AllegroForces"},
+            r"_target_ is allegro\.model\.AllegroForces; .* modified Allegro network",
+        ),
         ({"num_layers": 10**9}, "at most 32 items|damaged"),
         ({"l_max": 10**9}, "less than or equal to 6|damaged"),
         ({"num_layers": 2}, "damaged, or was written by an unsupported version of Allegro"),
