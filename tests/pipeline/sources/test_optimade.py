@@ -388,7 +388,7 @@ def test_fields_of_the_user_come_first_and_those_of_structures_too() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://x.org/v1", "file:///etc/passwd", "x.org/v1", "http://", "http://[::1", ""])
 def test_only_the_web_is_asked(url: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"not an http or https URL|is invalid"):
+    with pytest.raises(SourceError, match="is not an http or https URL"):
         fetch(url, tmp_path / "x.jsonl")
     assert not list(tmp_path.iterdir())
 
