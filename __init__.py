@@ -2,16 +2,16 @@
 
 The names that matter most, each imported on first use:
 
-* ``rank``: the whole job, from structure files to a ranked list with a report.
-* ``featurize``: structure files to a graph store.
-* ``train``: a network, trained on graph stores.
-* ``export_onnx``: the network as one ONNX file, which needs no PyTorch.
-* ``screen``: energies, forces and stresses of all structures of a graph store.
-* ``relax``: energies, forces and stresses of the relaxed structures.
-* ``hull``: formation energies and energies above the convex hull.
-* ``select``: the best structures, as files and as a table.
-* ``open_scores``: the result of any of these as an xarray dataset.
-* ``OnnxCalculator``: a model file as an ASE calculator.
+* ``rank``: do the whole job, from structure files to a ranked list with a report.
+* ``featurize``: convert structure files to a graph store.
+* ``train``: train a network on graph stores.
+* ``export_onnx``: write a trained network to one ONNX file, which runs without PyTorch.
+* ``screen``: compute energies, forces and stresses of all structures of a graph store.
+* ``relax``: relax all structures of a graph store, and compute the same for the relaxed structures.
+* ``hull``: compute formation energies and energies above the convex hull.
+* ``select``: write the best structures to files and to a table.
+* ``open_scores``: open the scores that `screen`, `relax` or `hull` wrote as an xarray dataset.
+* ``OnnxCalculator``: use a model file as an ASE calculator.
 
 Example:
     >>> import equiscreen
@@ -21,14 +21,14 @@ Example:
     >>> scores["formula"].values.tolist()
     ['Al', 'Cu', 'AlCu', 'AlCu3']
 
-More in ``equiscreen.pipeline`` (structures to neighbour graphs), ``equiscreen.model`` (networks and their training),
-``equiscreen.export`` (the ONNX file and what evaluates it), ``equiscreen.screening`` (candidates to a ranked list),
-``equiscreen.publishing`` (results for others) and ``equiscreen.campaigns`` (whole jobs, and models by name). The
-command line offers the same steps; see ``equiscreen --help``.
+See also ``equiscreen.pipeline`` (from structures to neighbour graphs), ``equiscreen.model`` (networks and their
+training), ``equiscreen.export`` (the ONNX file and its evaluation), ``equiscreen.screening`` (from candidates to a
+ranked list), ``equiscreen.publishing`` (sharing of results) and ``equiscreen.campaigns`` (whole jobs, and models by
+name). The command line offers the same steps; see ``equiscreen --help``.
 """
 
-# Imports point one way: pipeline <- model <- export <- screening <- publishing <- campaigns <- demo <- cli <- __main__.
-# The code below this line imports none of these packages before one of their names is used.
+# Imports go one way: pipeline <- model <- export <- screening <- publishing <- campaigns <- demo <- cli <- __main__.
+# Apart from `pipeline.lazy_names`, the code below imports a module only when one of its names is first used.
 
 from typing import TYPE_CHECKING
 

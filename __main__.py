@@ -5,7 +5,7 @@ from .cli.terminal.interruption import interruptible
 
 def main() -> None:
     """Run the command line."""
-    with interruptible():  # from the first import on, since imports take a second
+    with interruptible():  # also during the next import, which takes a second
         from .cli.app import main as run  # noqa: PLC0415 - see above
 
         run()

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Writing of files that appear under their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Longest suffix (bytes) that is kept as a file extension.
+# Longest suffix (bytes) that a scratch file takes over from its target.
 _SUFFIX = 32
 
 
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path: File to write, in an existing folder.
 
     Yields:
-        The scratch path: a hidden file in the same folder with the same suffix.
+        The scratch path: a hidden file in the same folder, with the same suffix unless that is very long.
     """
     target = Path(os.path.realpath(path))
     # A file name has at most 255 bytes, and `path` may use them all.

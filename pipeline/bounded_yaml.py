@@ -1,6 +1,6 @@
-"""YAML of bounded size and depth, without aliases: otherwise, a file of a few lines could exhaust the memory.
+"""Reading of YAML with limits on its size and depth and without aliases: a file of a few lines could exhaust memory.
 
-A duplicate key is rejected, because YAML parsers silently keep only its last value.
+Duplicate keys are rejected, because YAML parsers silently keep only the last value of a key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # rejected by the parser
+                continue  # rejected by the base class
             if key in seen:
                 raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1})")
             seen.add(key)

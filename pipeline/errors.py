@@ -10,7 +10,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class EquiscreenError(Exception):
-    """Base class of all errors that state what is wrong and what to do about it.
+    """Base class of the errors that users can fix.
 
     Example:
         >>> from equiscreen.pipeline import EquiscreenError, GraphStore
@@ -29,10 +29,10 @@ class EquiscreenError(Exception):
 
 
 def detail(error: BaseException, about: str = "") -> str:
-    """Shorten the text of a library's error to one line, to be quoted in another message.
+    """Shorten the text of a library's error to one line of at most 200 characters, to be quoted in another message.
 
     Secrets in URLs are hidden. The path in an operating-system error is left out, because the message that quotes the
-    error already names the file.
+    error already names the file. If the error has no text, the name of its type is returned.
 
     Args:
         error: The error.
@@ -48,7 +48,7 @@ class SourceError(EquiscreenError):
 
 
 class UnreachableError(SourceError):
-    """A remote file could not be fetched; a later attempt may succeed."""
+    """A remote file could not be fetched, or a worker does not see a file; a later attempt may succeed."""
 
 
 class LabelError(EquiscreenError):
@@ -56,7 +56,7 @@ class LabelError(EquiscreenError):
 
 
 class InvalidStructureError(EquiscreenError):
-    """A structure cannot be turned into a graph; it is recorded in the failures table."""
+    """A structure cannot be read or turned into a graph; `featurize` records it in the failures table."""
 
 
 class OutputExistsError(EquiscreenError):

@@ -7,9 +7,10 @@ from typing import Any
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path, or None. A number in the path is the index of a list item.
+    """Return the value at a dotted path, or None if there is none.
 
-    A key of `fields` that equals the whole path, dots included, takes precedence.
+    A number in the path is the index of a list item. A key of `fields` that equals the whole path, dots included, takes
+    precedence.
     """
     if path in fields:
         return fields[path]
@@ -25,7 +26,7 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
 
 
 def key_paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List all dotted paths that hold a value, for messages."""
+    """List the dotted paths of all fields that are not mappings, for messages."""
     paths: list[str] = []
     for key, value in fields.items():
         inner = key_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]

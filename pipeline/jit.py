@@ -16,6 +16,6 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
 
     `fastmath` is off: sums are taken in the order in which they are written, so that results are identical to the last
     bit wherever they are computed. The GIL is released, so other threads keep running. The code is cached beside the
-    module or, if that folder is not writable, in the user's cache folder (set NUMBA_CACHE_DIR for another).
+    module or, if that folder is not writable, in the user's cache folder; set NUMBA_CACHE_DIR to choose another folder.
     """
     return cast("Callable[Parameters, Result]", numba.njit(cache=True, nogil=True)(function))

@@ -17,8 +17,8 @@ def lazy_names(
     Args:
         package: Name of the package (`__name__`).
         modules: Relative name of the module that defines each public name.
-        needed: Packages from extras that some public names need, by name. If a package is not installed, `dir` leaves
-            the name out, because `help` of the package, which imports whatever `dir` lists, would fail.
+        needed: For each public name that needs optional packages, these packages. If one of them is not installed,
+            `dir` leaves the name out; otherwise `help`, which imports whatever `dir` lists, would fail.
     """
 
     def get(name: str) -> Any:

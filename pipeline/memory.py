@@ -18,14 +18,14 @@ _MESSAGES = (
     "failed to launch worker thread",
 )
 
-# Errors that no record of an input causes: a lack of memory, or a library that cannot be loaded.
+# Errors that the content of an input cannot cause: a lack of memory, or a library that cannot be loaded.
 MACHINE_ERRORS = (MemoryError, ImportError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that there was not enough memory, on the CPU or on a GPU.
 
-    `torch.OutOfMemoryError` is recognised by its name, so that this needs no PyTorch.
+    `torch.OutOfMemoryError` is recognised by its name, so that this function does not need PyTorch.
     """
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True

@@ -14,7 +14,7 @@ _FILE = re.compile(r"^(?:file|local):(?://|(?=/))")
 
 
 def unrecorded_folders(sources: Sequence[str]) -> list[str]:
-    """The part of each source that a store does not record.
+    """Return the part of each source that a store does not record.
 
     A relative path and a URL are recorded as given. An absolute path inside the working folder is recorded relative to
     the working folder. All other absolute paths are recorded relative to the folder that contains them all, so that
@@ -37,7 +37,7 @@ def unrecorded_folders(sources: Sequence[str]) -> list[str]:
 
 
 def without_folder(source: str, folder: str) -> str:
-    """A source, or a file found in it, as a store records it.
+    """Return the name under which a store records a source or a file found in it.
 
     Args:
         source: Path or URL.
@@ -64,12 +64,12 @@ def _split(source: str) -> tuple[str, PurePath]:
 
 
 def _without_file(path: str) -> str:
-    """A path without a leading ``file://``."""
+    """Return a path without a leading ``file://``."""
     return _FILE.sub("", path, count=1)
 
 
 def recorded_path(path: str | Path, dataset: str | Path) -> str:
-    """Path under which a dataset records a store that it depends on.
+    """Return the path under which a dataset records a store that it depends on.
 
     A URL is recorded without its secrets. A path is recorded relative to the folder of the dataset, so that the two can
     be moved together; if they have no folder in common but the root, only the name of the store is recorded. The same
@@ -94,7 +94,7 @@ def recorded_path(path: str | Path, dataset: str | Path) -> str:
 
 
 def resolved_path(recorded: str, dataset: str | Path) -> str:
-    """The path or URL that `recorded_path` recorded.
+    """Return the path or URL of a store that `recorded_path` recorded.
 
     Args:
         recorded: Path as recorded in the attributes of the dataset.

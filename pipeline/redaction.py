@@ -38,8 +38,8 @@ _PIECES, _SHORTEST = re.compile(r"[/?#@:&=]"), 4
 def redact_urls(text: str, keep: Collection[str] = ()) -> str:
     """Hide passwords and the values of query parameters in all URLs of a word.
 
-    User, password and the value of every query parameter, secret or harmless, become ``***``; names of parameters are
-    kept. Text that is not part of a URL is returned unchanged.
+    The user name, the password and the value of every query parameter that is not in `keep`, secret or harmless, become
+    ``***``; names of parameters are kept. Text that is not part of a URL is returned unchanged.
 
     Example:
         >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")
@@ -53,7 +53,10 @@ def redact_urls(text: str, keep: Collection[str] = ()) -> str:
 
 
 def without_query(url: str) -> str:
-    """A URL without query and fragment, which are not part of the name of its file; other text unchanged."""
+    """Return a URL without its query and, on the web, its fragment: neither belongs to the name of the file.
+
+    Text that is not a URL is returned unchanged.
+    """
     scheme, found, _ = url.partition("://")
     if not found:
         return url
@@ -80,7 +83,7 @@ def redact_text(text: str, about: str = "") -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """The texts that `redact_urls` hides in a URL, as written and decoded, whole and in pieces; the longest first."""
+    """Return the texts to hide from a URL, as written and decoded, whole and in pieces; the longest first."""
     if "://" not in url:
         return []
     pattern = re.escape(redact_urls(url, QUERY_PARAMETERS)).replace(re.escape(HIDDEN), "(.*?)")
@@ -93,7 +96,7 @@ def _secrets(url: str) -> list[str]:
 
 
 def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
-    """A URL without secrets."""
+    """Return a URL without its secrets."""
     place = _PLACE.match(url[0])
     named = url[0] if place is not None else _USER.sub(f"{HIDDEN}@", url[0])
     address, mark, fragment = named.partition("#")
@@ -104,7 +107,7 @@ def _redacted(url: re.Match[str], keep: Collection[str]) -> str:
 
 
 def _hidden(parameters: str, alone: str | None, keep: Collection[str]) -> str:
-    """Parameters with their values hidden.
+    """Return query parameters with their values hidden.
 
     Args:
         parameters: ``name=value`` pairs with "&" or ";" between them.

@@ -8,10 +8,10 @@ from typing import Any
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message about a name that does not exist, with the most similar name or, if none is similar, all known names.
+    """Return a message about an unknown name that suggests the most similar known name or, if none is similar, all.
 
     Args:
-        kind: Kind of thing that has the name: "column", "key".
+        kind: Kind of thing that has the name, such as "column" or "key".
         name: The unknown name.
         known: The names that exist.
 
@@ -27,13 +27,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def problem_text(problem: Mapping[str, Any], kind: str, known: Iterable[str], expected: Mapping[str, str]) -> str:
-    """Message about a mistake that pydantic found: ``NAME: what is wrong``.
+    """Return a message about a mistake that pydantic found: ``NAME: what is wrong``.
 
     Args:
         problem: One of the errors of a `ValidationError`.
-        kind: Kind of thing that has a name: "setting", "key".
+        kind: Kind of thing that has a name, such as "setting" or "key".
         known: The names that exist.
-        expected: Replacements for the messages of pydantic, which name Python types, by the type of the error.
+        expected: Replacements for messages of pydantic, which name Python types; the keys are pydantic's error types.
     """
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
